@@ -1,0 +1,149 @@
+"""The words that every part speaks: how rows lie in a pack, what was hidden, what was lost.
+
+A pack is ``T`` rows, one token each, with no padding dimension: sequences lie one behind the other and a
+``Layout`` says where each begins. Everything here is a small frozen record; nothing here computes with weights.
+
+Letters in shapes: ``T`` rows of a pack, ``S`` sequences, ``M`` targets, ``N`` hidden rows, ``R`` = ``T`` - ``N``
+visible rows, ``K`` sampled teacher tokens, ``D`` width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
+from torch import Tensor
+
+
+class OnDevice:
+    """Moves every tensor of a frozen record; records inside it are moved too."""
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)  # type: ignore[arg-type]
+            if hasattr(value := getattr(self, f.name), "to")
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Layout(OnDevice):
+    """Where the sequences of a pack begin and end, and the position of each row in its sequence.
+
+    ``cu_seqlens`` may end in repeats of ``T``: empty sequences that keep its length, and so every shape, the
+    same from pack to pack. ``max_seqlen`` is a bound, not the longest length found, for the same reason.
+    """
+
+    cu_seqlens: Int32[Tensor, " S1"]
+    max_seqlen: int
+    positions: Int32[Tensor, " T"]
+
+    @property
+    def rows(self) -> int:
+        """T, the number of rows."""
+        return self.positions.shape[0]
+
+    @cached_property
+    def lengths(self) -> Int64[Tensor, " S"]:
+        """Rows in each sequence."""
+        return self.cu_seqlens.diff().long()
+
+    @cached_property
+    def sequence(self) -> Int64[Tensor, " T"]:
+        """The number of the sequence that each row belongs to."""
+        numbers = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
+        return torch.repeat_interleave(numbers, self.lengths, output_size=self.rows)
+
+    @cached_property
+    def offset(self) -> Int64[Tensor, " T"]:
+        """How many rows of its sequence lie before each row. Not ``positions``, once rows were left out."""
+        return torch.arange(self.rows, device=self.cu_seqlens.device) - self.cu_seqlens[self.sequence]
+
+    def keep(self, rows: Int64[Tensor, " R"]) -> Layout:
+        """The layout of the ascending ``rows`` alone; each keeps the position it had."""
+        starts = torch.searchsorted(rows, self.cu_seqlens.long()).int()
+        return Layout(starts, self.max_seqlen, self.positions[rows])
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The ids of a tokenizer that megamask must know: how many there are and which are special."""
+
+    size: int
+    cls: int
+    sep: int
+    pad: int
+    mask: int
+    special: tuple[int, ...]
+    """Every id that is never masked and never drawn as a random replacement, the four above included."""
+
+
+@dataclass(frozen=True)
+class PackedBatch(OnDevice):
+    """``T`` rows of text: one pack, the unit of a micro-step.
+
+    A function of (seed, pack number) alone. Rows that fill up the pack are a sequence of padding of their own
+    with ``maskable`` false, so no other row can see them.
+    """
+
+    number: int
+    tokens: Int64[Tensor, " T"]
+    layout: Layout
+    starts_word: Bool[Tensor, " T"]
+    maskable: Bool[Tensor, " T"]
+    tags: UInt8[Tensor, " T"] | None = None
+    entropy: UInt8[Tensor, " T"] | None = None
+
+
+@dataclass(frozen=True)
+class MaskPlan(OnDevice):
+    """What a model may see of a pack and what it must say about it.
+
+    ``inputs`` holds [MASK] at the ``hidden`` rows, other tokens at rows corrupted by replacement.
+    All row lists are ascending; ``hidden`` is a subset of ``targets``; ``visible`` is the rest of the pack.
+    """
+
+    inputs: Int64[Tensor, " T"]
+    targets: Int64[Tensor, " M"]
+    labels: Int64[Tensor, " M"]
+    hidden: Int64[Tensor, " N"]
+    visible: Int64[Tensor, " R"]
+
+    @classmethod
+    def hide_nothing(cls, batch: PackedBatch) -> MaskPlan:
+        """The plan under which every row is seen and asked for: what entropy on clean text means."""
+        rows = torch.arange(batch.layout.rows, device=batch.tokens.device)
+        return cls(batch.tokens, rows, batch.tokens, rows[:0], rows)
+
+
+@dataclass(frozen=True)
+class SoftTargets(OnDevice):
+    """What a teacher says at the targets: hidden states with its head, or a sample of its tokens.
+
+    Exactly one of the two forms is present. ``hidden`` with ``weight`` and ``bias`` lets the student's loss
+    form the teacher's logits chunk by chunk; ``tokens`` with ``counts`` is an unbiased stored sample.
+    """
+
+    hidden: Float[Tensor, "M D"] | None = None
+    weight: Float[Tensor, "V D"] | None = None
+    bias: Float[Tensor, " V"] | None = None
+    tokens: Int64[Tensor, "M K"] | None = None
+    counts: Float[Tensor, "M K"] | None = None
+
+
+@dataclass(frozen=True)
+class Losses(OnDevice):
+    """``total`` is the sum over targets that is differentiated; the rest is detached and for the record.
+
+    Units are nats. ``entropy`` is that of the model's own prediction at each target.
+    """
+
+    total: Float[Tensor, ""]
+    nll: Float[Tensor, " M"]
+    entropy: Float[Tensor, " M"]
+    correct: Bool[Tensor, " M"]
+    distill: Float[Tensor, ""] | None = None

@@ -1,0 +1,76 @@
+"""The errors that a user may meet, as sentences: the name, the rule, the value found, the cure.
+
+Checks collect every problem before they raise, so a user mends a configuration once and not five times.
+Each class has the exit code with which a command line ends, for scripts that decide what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MegamaskError(ValueError):
+    """One or more problems that a user can mend; ``str`` has a line for each."""
+
+    exit_code = 1
+
+    def __init__(self, *problems: str):
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+class ConfigError(MegamaskError):
+    """A setting, flag or combination of them that cannot be run."""
+
+    exit_code = 2
+
+
+class DataError(MegamaskError):
+    """Text, a tokenizer or shards that are missing, damaged or do not fit together."""
+
+    exit_code = 3
+
+
+class CheckpointError(MegamaskError):
+    """A checkpoint or run folder that is missing, damaged or of another run."""
+
+    exit_code = 4
+
+
+class NonFiniteError(MegamaskError):
+    """A loss or gradient that is no number; the weights have not been moved by it."""
+
+    exit_code = 5
+
+
+class StorageError(MegamaskError):
+    """No space, no permission, or a file system that does not answer."""
+
+    exit_code = 7
+
+
+def must(name: str, rule: str, found: object, cure: str = "") -> str:
+    """The sentence "`name` must <rule>, but is <found>. <cure>"."""
+    shown = found if isinstance(found, (int, float)) else repr(found) if isinstance(found, str) else str(found)
+    return f"`{name}` must {rule}, but is {shown}." + (f" {cure}" if cure else "")
+
+
+def unknown(name: str, known: Iterable[str], where: str = "") -> str:
+    """The sentence for a name that is not known, with the nearest that is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], n=1, cutoff=0.5)
+    place = f" in {where}" if where else ""
+    if near:
+        full = next(k for k in known if k.rsplit(".", 1)[-1] == near[0])
+        return f"`{name}` is not known{place}. Did you mean `{full}`?"
+    return f"`{name}` is not known{place}. Known are: {', '.join(f'`{k}`' for k in known)}."
+
+
+def raise_all(error: type[MegamaskError], problems: list[str]) -> None:
+    """Raise ``error`` with all problems, or return if there are none."""
+    if problems:
+        raise error(*problems)

@@ -1,0 +1,142 @@
+"""The door to torch.distributed: who am I, how many are we, and sums over all of us.
+
+Works the same under `deepspeed`, `torchrun`, `srun` (ranks from Slurm's environment) and plain `python`,
+where one process needs no port at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megamask.errors import ConfigError
+
+Answer = TypeVar("Answer")
+
+
+def environment() -> dict[str, str]:
+    """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of this process.
+
+    Taken from the launcher if it set them, else from Slurm, else those of a single process.
+    """
+    if "RANK" in os.environ:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        found = {name: os.environ[name] for name in names if name in os.environ}
+        # the deepspeed launcher calls it LOCAL_SIZE
+        found.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
+        return {"LOCAL_RANK": "0", "WORLD_SIZE": "1"} | found
+    if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
+        slurm = os.environ
+        return {
+            "RANK": slurm["SLURM_PROCID"],
+            "LOCAL_RANK": slurm["SLURM_LOCALID"],
+            "WORLD_SIZE": slurm["SLURM_NTASKS"],
+            "LOCAL_WORLD_SIZE": slurm["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0],
+            "MASTER_ADDR": slurm.get("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),
+            # below the ephemeral ports, and another for each job that shares a node
+            "MASTER_PORT": slurm.get("MASTER_PORT", str(12000 + int(slurm["SLURM_JOB_ID"]) % 20000)),
+        }
+    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+
+
+def join(timeout: timedelta = timedelta(minutes=10)) -> None:
+    """Meet the other ranks; a second call does nothing. Sets the environment that DeepSpeed reads."""
+    if dist.is_initialized():
+        return
+    os.environ.update(environment())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if world() == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "0")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        if "EADDRINUSE" not in str(error) and "in use" not in str(error):
+            raise
+        raise ConfigError(
+            f"MASTER_PORT {os.environ.get('MASTER_PORT')} is taken on {os.environ.get('MASTER_ADDR')}. "
+            "Another run uses it: choose another with `deepspeed --master_port N` or `torchrun --master-port N`."
+        ) from None
+
+
+def leave() -> None:
+    """Say goodbye to the other ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process among all."""
+    return int(environment()["RANK"])
+
+
+def world() -> int:
+    """The number of processes."""
+    return int(environment()["WORLD_SIZE"])
+
+
+def is_main() -> bool:
+    """Whether this process speaks for all: it prints and publishes."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """Where this process computes."""
+    return torch.device("cuda", int(environment()["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def sum(values: Tensor) -> Tensor:
+    """The element-wise sum over all ranks, on every rank; ``values`` itself is left alone."""
+    return _reduce(values, dist.ReduceOp.SUM)
+
+
+def maximum(values: Tensor) -> Tensor:
+    """The element-wise maximum over all ranks, on every rank."""
+    return _reduce(values, dist.ReduceOp.MAX)
+
+
+def _reduce(values: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
+    total = values.clone()
+    if dist.is_initialized() and world() > 1:
+        dist.all_reduce(total, how)
+    return total
+
+
+def gather(value: Answer) -> list[Answer]:
+    """What each rank says, in the order of the ranks, on every rank."""
+    if not dist.is_initialized() or world() == 1:
+        return [value]
+    said: list[Answer] = [value] * world()
+    dist.all_gather_object(said, value)
+    return said
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized() and world() > 1:
+        dist.barrier()
+
+
+def by_main(act: Callable[[], Answer]) -> Answer:
+    """What ``act`` returned on rank 0, on every rank; if it raised there, every rank raises the same error."""
+    answer: list = [None, None]
+    if is_main():
+        try:
+            answer[0] = act()
+        except Exception as error:  # every rank must hear of it, or the others would wait for ever
+            answer[1] = error
+    if dist.is_initialized() and world() > 1:
+        dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
