@@ -26,9 +26,9 @@ def choose(
 ) -> Int64[Tensor, " M"]:
     """Exactly ``budget`` rows, ascending: whole pieces, highest score first, each sequence its fair share.
 
-    A sequence's share is in proportion to its maskable rows, rounded at random, and so is the piece that would
-    step over it: taken with a chance equal to the part that fits, so long pieces are not passed over. What this
-    gives or takes in all is set right with whole pieces of the whole pack. Only if none fits is one cut.
+    A sequence's share is in proportion to its maskable rows, rounded at random. The piece that steps over it is
+    taken or left so that long pieces are chosen as often as short ones; what this gives or takes in all is set
+    right with whole pieces of the whole pack. Only if none fits is one cut.
     """
     available = int(batch.maskable.sum())
     if budget > available:
@@ -47,7 +47,7 @@ def choose(
     size = rows.long()
 
     share = _shares(batch, budget, rng)
-    taken = _within_shares(priority, size, home, free, share, rng)
+    taken = _within_shares(priority, size, home, free, share, budget / available)
     taken &= ~_worst(priority, size, taken, int(size[taken].sum()) - budget)
     left = budget - int(size[taken].sum())
     while left:
@@ -77,8 +77,13 @@ def _shares(batch: PackedBatch, budget: int, rng: PackRng) -> Int64[Tensor, " S"
     return torch.diff(marks, prepend=marks.new_zeros(1)).minimum(maskable.long())
 
 
-def _within_shares(priority, size, home, free, share, rng) -> Bool[Tensor, " P"]:
-    """The best pieces of each sequence up to its share, the one that steps over it by chance."""
+def _within_shares(priority, size, home, free, share, ratio: float) -> Bool[Tensor, " P"]:
+    """The best pieces of each sequence up to its share.
+
+    Among pieces in random order, a piece of n rows in a sequence of L has about v (L - n) rows before it, v uniform.
+    It must be taken with the chance ``ratio`` = share / L whatever its size, so the limit for the rows before it is
+    ratio (L - n) = share - ratio n.
+    """
     best = torch.argsort(priority.masked_fill(~free, -torch.inf), descending=True, stable=True)
     order = best[torch.argsort(home[best], stable=True)]
     size = torch.where(free, size, 0)[order]
@@ -87,7 +92,7 @@ def _within_shares(priority, size, home, free, share, rng) -> Bool[Tensor, " P"]
     first = torch.cumsum(counts, 0) - counts
     before = total - size
     room = share[home[order]] - (before - before[first.clamp(max=len(before) - 1)][home[order]])
-    fits = rng.uniform(len(order), room.device) * size < room
+    fits = ratio * size < room
     return torch.zeros_like(free).index_put_((order,), fits & free[order])
 
 
