@@ -1,0 +1,42 @@
+# Two words: `make pretrain` trains the tiny model, `make test` runs every check. Both set up .venv first.
+#   make pretrain ARGS="--steps 50"      make test ARGS="tests/unit -x"      make PYTHON=/path/to/python3.12 test
+
+SHELL := /bin/bash
+BIN := .venv/bin
+SUITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+# by running each: a name on PATH may be a stand-in that fails, or lack venv
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c '$(SUITS)' 2>/dev/null && { echo $$name; break; }; done)
+ARGS ?=
+
+.PHONY: pretrain test lint clean
+
+# Scripts of a virtual environment cannot start under a path with spaces, so python starts them. Operators that
+# DeepSpeed compiles stay in .venv: in the usual place two environments would rebuild each other's for ever.
+pretrain: .venv/installed
+	PATH="$$PWD/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR="$$PWD/.venv/torch_extensions" \
+	python $(BIN)/deepspeed megamask/pretrain.py --deepspeed ds_configs/zero2.json $(ARGS)
+
+test: lint
+	PATH="$$PWD/$(BIN):$$PATH" python -m pytest $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+	$(BIN)/python $(BIN)/lint-imports --no-logo
+
+clean:
+	rm -rf .venv build .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache megamask.egg-info
+
+# An install that was interrupted leaves .venv/installing and begins anew: pip takes a half-written package for whole.
+.venv/installed: pyproject.toml constraints.txt
+	@'$(or $(strip $(PYTHON)),false)' -c '$(SUITS)' || { \
+		echo 'No Python 3.11, 3.12 or 3.13 with the module venv was found$(if $(strip $(PYTHON)), under $(PYTHON)).' \
+		'Install one (Debian, Ubuntu: python3 and python3-venv) or name it: make PYTHON=/path/to/python3.12' >&2; exit 1; }
+	@echo 'Installing torch, DeepSpeed and megamask into .venv, a few minutes and gigabytes the first time ...'
+	@if [ -e .venv/installing ]; then clear=--clear; fi; '$(PYTHON)' -m venv $${clear:-} .venv
+	@touch .venv/installing
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@mv .venv/installing $@

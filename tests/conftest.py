@@ -1,0 +1,57 @@
+"""What holds for every test: no network, nothing written outside temporary folders, shapes checked, seeds set."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SCRATCH = tempfile.TemporaryDirectory(prefix="megamask-tests-")  # removed when Python ends
+
+# Libraries read these when they are imported, so they come before any import; processes that tests start inherit them.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HOME": f"{SCRATCH.name}/huggingface",
+    "HYPOTHESIS_STORAGE_DIRECTORY": str(ROOT / ".cache" / "hypothesis"),
+    "MPLBACKEND": "agg",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # a build that was killed leaves a lock on which every later one would wait
+    "TORCH_EXTENSIONS_DIR": f"{SCRATCH.name}/torch_extensions",
+}
+
+# Every call into megamask checks the shapes and types it was given. MEGAMASK_CHECK_SHAPES=0 leaves that out.
+if os.environ.get("MEGAMASK_CHECK_SHAPES", "1") != "0":
+    import jaxtyping
+
+    jaxtyping.install_import_hook("megamask", "beartype.beartype")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# No time limits, since a busy machine is no bug; in CI the same examples each time.
+settings.register_profile("megamask", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+settings.load_profile("megamask")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Each test draws the same numbers, alone or among others."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,123 @@
+"""The rules of the house that no library checks by itself: names, doors, and nothing that runs the code of others."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parent.parent.parent
+SOURCES = [*sorted((ROOT / "megamask").rglob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
+# parts of torch that one file alone may name; the doors of whole libraries are contracts of import-linter
+DOORS = {
+    "torch.distributed": {"megamask/ranks.py", "megamask/engine.py"},
+    "torch.utils.tensorboard": {"megamask/metrics.py"},
+}
+
+
+def named(source: str) -> Iterator[str]:
+    """The dotted names that ``source`` imports or reads, as they are written."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def doors(source: str) -> set[str]:
+    """Which of the ``DOORS`` the ``source`` passes."""
+    return {door for door in DOORS for name in named(source) if f"{name}.".startswith(f"{door}.")}
+
+
+def dangers(source: str) -> list[str]:
+    """Calls that may unpickle a file or run a model's own code, of which ruff knows nothing."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if ast.unparse(call.func) == "torch.load" and given.get("weights_only") != "True":
+            found.append(f"line {call.lineno}: torch.load without weights_only=True")
+        for name in ("allow_pickle", "trust_remote_code"):
+            if given.get(name, "False") != "False":
+                found.append(f"line {call.lineno}: {name}")
+    return found
+
+
+def ruff(source: str) -> subprocess.CompletedProcess[str]:
+    """Ruff's verdict on ``source`` if it stood in megamask/."""
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--stdin-filename", "megamask/new.py", "-"]
+    return subprocess.run(command, cwd=ROOT, input=source, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("folder", ["megamask", "tools"])
+def test_no_name_shadows_a_library(folder: str) -> None:
+    """`deepspeed megamask/pretrain.py` puts megamask/ first on the path: a `types.py` there would be everyone's."""
+    names = {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not names & (set(sys.stdlib_module_names) | set(packages_distributions())) - {"__init__"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_keeps_to_its_doors(path: Path) -> None:
+    place, source = path.relative_to(ROOT).as_posix(), path.read_text()
+    assert not [door for door in doors(source) if place not in DOORS[door]]
+    assert not dangers(source)
+
+
+def test_floors_hold() -> None:
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True) == 0
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch.distributed as dist",
+        "from torch import distributed",
+        "from torch.distributed.nn import all_reduce",
+        "import torch\ntorch.distributed.barrier()",
+    ],
+)
+def test_every_way_through_a_door_is_seen(source: str) -> None:
+    assert doors(source) == {"torch.distributed"}
+    assert not doors(source.replace("distributed", "distributions"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ("torch.load(file)", "torch.load(file, weights_only=True)"),
+        ("torch.load(file, weights_only=False)", "torch.load(file, weights_only=True)"),
+        ("np.load(file, allow_pickle=True)", "np.load(file)"),
+        ("AutoModel.from_pretrained(name, trust_remote_code=flag)", "AutoModel.from_pretrained(name)"),
+    ],
+)
+def test_calls_that_run_the_code_of_others_are_seen(bad: str, good: str) -> None:
+    assert dangers(bad)
+    assert not dangers(good)
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ("import pickle\n\nprint(pickle)\n", "import json\n\nprint(json)\n"),
+        ("print(eval('1'))\n", "print(float('1'))\n"),
+        ("exec('1')\n", "print('1')\n"),
+        ("import os\n\nos.system('ls')\n", "import os\n\nos.listdir('.')\n"),
+        (
+            "import subprocess\n\nsubprocess.run('ls', shell=True)\n",
+            "import subprocess\n\nsubprocess.run(['ls'])\n",
+        ),
+        ("import yaml\n\nyaml.load('a', yaml.Loader)\n", "import yaml\n\nyaml.safe_load('a')\n"),
+        ("import yaml\n\nyaml.unsafe_load('a')\n", "import yaml\n\nyaml.safe_load('a')\n"),
+    ],
+)
+def test_ruff_refuses_what_runs_the_code_of_others(bad: str, good: str) -> None:
+    assert ruff(bad).returncode
+    assert not (fine := ruff(good)).returncode, fine.stdout
