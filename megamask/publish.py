@@ -1,0 +1,125 @@
+"""Publishing: a checkpoint becomes visible whole, or not at all.
+
+The order is the whole matter. A temporary folder; every rank's file, synced; the manifest with every hash, synced;
+the folder, synced; one rename; the parent, synced: durable. Then ``latest``, which is a hint and never believed
+over the manifests, and last the removal of what is older than the newest ``keep``. A kill, a full disk or a power
+cut between any two leaves the older checkpoints as they were. Saving streams one tensor at a time: it needs no
+memory beyond the largest tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from megamask import files, ranks
+from megamask.checkpoint import (
+    MANIFEST,
+    STATE,
+    Manifest,
+    RunFolder,
+    complete,
+    render,
+    serialise,
+    storage_sentence,
+    together,
+)
+from megamask.errors import CheckpointError, ConfigError, StorageError, must
+from megamask.files import Entry
+
+PATIENCE = 60.0
+"""Seconds that a rank waits for a folder which another rank made to become visible."""
+
+
+def publish(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int = 2) -> str:
+    """Make the checkpoint of ``step`` durable and return the line that says so. Collective.
+
+    ``tensors`` are those that this rank writes: each whole tensor is given by exactly one rank. ``state`` is small,
+    JSON, and taken from rank 0. The newest ``keep`` checkpoints stay, the others go.
+
+    Raises, on every rank alike, StorageError if any rank could not write (the older checkpoints are untouched and
+    training can go on) and CheckpointError if another launch took the run folder over.
+    """
+    if keep < 2:
+        raise ConfigError(must("keep", "be at least 2, since the newest checkpoint may be damaged", keep))
+    began = time.monotonic()
+    temporary = ranks.by_main(lambda: _prepare(run, step))
+    if temporary is None:
+        return f"checkpoint {step} was durable already"
+    need = sum(tensor.nbytes for tensor in tensors.values())
+    try:
+        written = together(lambda: _write_share(temporary, tensors, state), f"save checkpoint {step}", run.path, need)
+        names = [name for _, its_names in written for name in its_names]
+        assert len(set(names)) == len(names), "a tensor was given by two ranks"
+        entries = [entry for its_entries, _ in written for entry in its_entries]
+        notes = ranks.by_main(lambda: _commit(run, step, temporary, entries, keep))
+    except BaseException:
+        if ranks.is_main():
+            files.remove(temporary)
+        raise
+    size = sum(entry.size for entry in entries)
+    line = f"checkpoint {step} durable: {size / 1e6:,.1f} MB in {time.monotonic() - began:.1f} s"
+    return "; ".join([line, *notes])
+
+
+def _prepare(run: RunFolder, step: int) -> Path | None:
+    try:
+        if complete(run.checkpoint(step)):
+            return None  # the same run at the same step has the same content
+        temporary = run.checkpoints / f".tmp-step-{step}-{run.launch}"
+        files.remove(temporary)
+        files.make(temporary)
+    except OSError as error:
+        raise StorageError(storage_sentence(error, f"save checkpoint {step}", run.path)) from None
+    return temporary
+
+
+def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: dict) -> tuple[list[Entry], list[str]]:
+    _wait_for(folder)
+    entries = [files.write(folder / f"rank-{ranks.rank():05d}.safetensors", serialise(tensors))]
+    if ranks.is_main():
+        entries.append(files.write(folder / STATE, [json.dumps(state, indent=1).encode()]))
+    files.sync(folder)
+    return entries, list(tensors)
+
+
+def _wait_for(folder: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while not folder.is_dir():
+        if time.monotonic() > until:
+            raise StorageError(f"{folder} did not become visible within {PATIENCE:g} s; is it on a shared file system?")
+        time.sleep(0.05)
+
+
+def _commit(run: RunFolder, step: int, temporary: Path, entries: list[Entry], keep: int) -> list[str]:
+    final = run.checkpoint(step)
+    try:
+        files.write(temporary / MANIFEST, [render(Manifest(step, run.launch, tuple(entries)))])
+        files.sync(temporary)
+        if run.launch and not files.holds(run.lock, run.launch):
+            raise CheckpointError(f"{run.path} was taken over by another launch; this one may write there no more.")
+        if final.exists():
+            run.set_aside(final, "bad")
+        files.rename(temporary, final)
+        files.sync(run.checkpoints)
+    except OSError as error:
+        raise StorageError(storage_sentence(error, f"save checkpoint {step}", run.path)) from None
+    # from here on the checkpoint is durable: what fails below is a remark, not an error
+    try:
+        files.replace(run.latest, final.name + "\n")
+        _prune(run, keep)
+    except OSError as error:
+        return [storage_sentence(error, "tidy up", run.path)]
+    return []
+
+
+def _prune(run: RunFolder, keep: int) -> None:
+    whole = [step for step in run.steps() if complete(run.checkpoint(step))]
+    for step in whole[keep:]:
+        trash = run.checkpoints / f".trash-step-{step}-{run.launch}"
+        files.rename(run.checkpoint(step), trash)
+        files.remove(trash)

@@ -1,0 +1,283 @@
+"""The run folder, opened: fresh, or to go on from the newest checkpoint that is whole.
+
+    config.json  environment.json  run.lock  latest     what was asked for, on what, by whom, the newest checkpoint
+    logs/  tensorboard/  checkpoints/step-N/  export/
+
+Nothing is ever overwritten or believed unread: a folder that holds another run is refused, a damaged checkpoint is
+named and set aside, and a run with checkpoints never starts afresh by itself. Rank 0 decides and tells the others;
+no rank looks for itself. Costs one reading of the checkpoint, shared out among the ranks.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from megamask import files, ranks
+from megamask.checkpoint import MANIFEST, NewerFormat, RunFolder, storage_sentence, verify_together
+from megamask.errors import CheckpointError, ConfigError, StorageError
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a launch begins: fresh at step 0, or from a verified checkpoint."""
+
+    run: RunFolder
+    checkpoint: Path | None
+    step: int
+    notes: tuple[str, ...]
+    """A sentence for whatever was set aside or passed over."""
+    lock: files.Lock | None
+    """Held by rank 0 until ``close`` or the end of the process."""
+
+    def close(self) -> None:
+        """Let another launch have the folder."""
+        if self.lock:
+            self.lock.close()
+
+
+@dataclass(frozen=True)
+class _Choice:
+    candidates: list[Path]
+    """Newest first."""
+    own: bool
+    """Whether they lie in the folder of this very run, so that a bad one may be set aside."""
+
+
+def open_run(path: Path | str, config: dict, resume: str | Path = "auto", may_differ: Iterable[str] = ()) -> Start:
+    """Take the run folder ``path`` and find where to start. Collective.
+
+    ``resume`` is ``auto`` (the newest valid checkpoint, or fresh if there never was one), ``must`` (an error if there
+    is none), ``never`` (an error if there is one), or a checkpoint or run folder to start from; going back to an older
+    checkpoint of this run sets the newer ones aside. ``config`` must be JSON and equal to that of the run which the
+    folder holds, except under the dotted keys ``may_differ`` (``"output"``, ``"log"`` for all of ``log.*``).
+
+    Raises, on all ranks alike: ConfigError for another run's folder, with each field that differs; CheckpointError if
+    the wanted checkpoint is missing or damaged, if none of several is whole, or if another launch writes here;
+    StorageError.
+    """
+    launch = ranks.by_main(lambda: f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}")
+    run = RunFolder(Path(path), launch)
+    lock: files.Lock | None = None
+
+    def take() -> None:
+        nonlocal lock
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        lock = files.Lock(run.lock, launch)
+
+    try:
+        _by_main(run, take)
+        choice = _by_main(run, _choose, run, config, resume, tuple(may_differ))
+        checkpoint, step, notes = _first_whole(run, choice)
+        _by_main(run, _record, run, config, checkpoint, step)
+    except BaseException:
+        if lock:
+            lock.close()
+        raise
+    return Start(run, checkpoint, step, tuple(notes), lock)
+
+
+def check_space(path: Path | str, checkpoint_bytes: int, checkpoints: int = 3) -> None:
+    """Raise StorageError unless ``path`` can be written and has room for that many checkpoints. Collective.
+
+    Three, since the two that are kept are deleted only after the next is durable.
+    """
+    folder = Path(path).absolute()
+
+    def act() -> None:
+        probe = folder / f".tmp-probe-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                files.write(probe, [b"probe"])
+            finally:
+                probe.unlink(missing_ok=True)
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise StorageError(storage_sentence(error, "write to the output folder", folder)) from None
+        if free < checkpoint_bytes * checkpoints:
+            raise StorageError(
+                f"{folder} has {free:,} bytes free, but {checkpoints} checkpoints of {checkpoint_bytes:,} bytes need "
+                f"{checkpoint_bytes * checkpoints:,}. Free some space or choose another output folder."
+            )
+
+    ranks.by_main(act)
+
+
+def _by_main(run: RunFolder, act: Callable[..., Answer], *given) -> Answer:
+    def guarded() -> Answer:
+        try:
+            return act(*given)
+        except OSError as error:
+            raise StorageError(storage_sentence(error, "open the run folder", run.path)) from None
+
+    return ranks.by_main(guarded)
+
+
+def _choose(run: RunFolder, config: dict, resume: str | Path, may_differ: tuple[str, ...]) -> _Choice:
+    _sweep(run)
+    _refuse_other_run(run, config, may_differ)
+    steps = run.steps()
+    mine = [run.checkpoint(step) for step in steps]
+    if resume == "never":
+        if steps:
+            raise CheckpointError(
+                f"{run.path} holds a run with a checkpoint of step {steps[0]}, and `resume` is 'never'. "
+                "Choose another output folder, or resume it with 'auto'."
+            )
+        return _Choice([], True)
+    if resume not in ("auto", "must"):
+        return _choose_path(run, Path(resume), mine)
+    damaged = sorted(path.name for path in run.checkpoints.glob(".bad-step-*"))
+    if not mine and damaged:
+        raise CheckpointError(
+            f"{run.path} holds no checkpoint that is whole, only damaged ones ({', '.join(damaged)}). "
+            "Restore one from a copy, or choose another output folder to start afresh."
+        )
+    if not mine and resume == "must":
+        raise CheckpointError(f"{run.path} holds no checkpoint, and `resume` is 'must'. Use 'auto' to start afresh.")
+    return _Choice(mine, True)
+
+
+def _sweep(run: RunFolder) -> None:
+    """Delete what dead launches left half done; the lock says that none lives."""
+    for leftover in run.checkpoints.iterdir():
+        if leftover.name.startswith((".tmp-", ".trash-")):
+            files.remove(leftover)
+    for leftover in run.path.glob(".tmp-*"):
+        leftover.unlink()
+
+
+def _choose_path(run: RunFolder, source: Path, mine: list[Path]) -> _Choice:
+    source = source.resolve()
+    if (source / MANIFEST).exists():
+        candidates = [source]
+    else:
+        folder = RunFolder(source)
+        candidates = [folder.checkpoint(step) for step in folder.steps()]
+    if not candidates:
+        raise CheckpointError(
+            f"`resume` must be 'auto', 'must', 'never' or hold a checkpoint, but {source} holds none."
+        )
+    own = candidates[0].parent.resolve() == run.checkpoints.resolve()
+    if mine and not own:
+        raise CheckpointError(
+            f"{run.path} holds a run with checkpoints already; starting it from {source} would mix two runs. "
+            "Choose another output folder."
+        )
+    return _Choice(candidates, own)
+
+
+def _refuse_other_run(run: RunFolder, config: dict, may_differ: tuple[str, ...]) -> None:
+    if not run.config.exists():
+        if run.steps():
+            raise ConfigError(f"{run.path} holds checkpoints but no config.json, so it cannot be told of which run.")
+        return
+    try:
+        there = flatten(json.loads(run.config.read_bytes()))
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{run.config} is damaged: it is no JSON object. Restore it from a copy.") from None
+    here = flatten(json.loads(json.dumps(config)))
+    keys = [k for k in sorted(there | here) if not any(k == free or k.startswith(free + ".") for free in may_differ)]
+    different = [k for k in keys if there.get(k, "absent") != here.get(k, "absent")]
+    if different:
+        fields = [f"`{k}` is {here.get(k, 'absent')!r} here, but {there.get(k, 'absent')!r} there." for k in different]
+        raise ConfigError(f"{run.path} holds another run. Choose another output folder, or undo the changes:", *fields)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """{"model": {"depth": 2}} -> {"model.depth": 2}."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _first_whole(run: RunFolder, choice: _Choice) -> tuple[Path | None, int, list[str]]:
+    notes: list[str] = []
+    for folder in choice.candidates:
+        try:
+            manifest = verify_together(folder)
+        except NewerFormat:
+            raise  # whole, and newer than anything older that we could read
+        except CheckpointError as error:
+            notes += error.problems
+            if choice.own:
+                aside = _by_main(run, run.set_aside, folder, "bad")
+                notes.append(f"{folder} was set aside as {aside.name}.")
+            continue
+        if choice.own:
+            notes += _by_main(run, _set_newer_aside, run, manifest.step)
+        return folder, manifest.step, notes
+    if choice.candidates:
+        raise CheckpointError("There is no checkpoint that is whole, so nothing was started:", *notes)
+    return None, 0, notes
+
+
+def _set_newer_aside(run: RunFolder, step: int) -> list[str]:
+    newer = [run.checkpoint(other) for other in run.steps() if other > step]
+    names = [(folder, run.set_aside(folder, "newer").name) for folder in newer]
+    return [f"{folder} is newer than the start and was set aside as {name}." for folder, name in names]
+
+
+def _record(run: RunFolder, config: dict, checkpoint: Path | None, step: int) -> None:
+    for folder in (run.logs, run.tensorboard):
+        folder.mkdir(exist_ok=True)
+    files.replace(run.config, json.dumps(config, indent=2) + "\n")
+    launches = []
+    if run.environment.exists():
+        try:
+            launches = json.loads(run.environment.read_bytes())["launches"]
+        except (ValueError, KeyError, TypeError):
+            launches = []  # a record for people; its loss must not stop a run
+    launches.append({"launch": run.launch, "step": step, "from": checkpoint and str(checkpoint), **environment()})
+    files.replace(run.environment, json.dumps({"launches": launches}, indent=2) + "\n")
+
+
+def environment() -> dict:
+    """What this process runs on: versions, hardware (without the host's name), git commit, command line."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    hardware = {
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "devices": devices,
+        "ranks": ranks.world(),
+    }
+    return {"versions": versions, "hardware": hardware, "commit": _commit(), "command": sys.argv}
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that megamask runs from, if it is one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # installed into an environment inside someone else's repository, it has no commit of its own
+        subprocess.run([*git, "ls-files", "--error-unmatch", "errors.py"], capture_output=True, timeout=10, check=True)
+        ask = [*git, "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
