@@ -37,6 +37,6 @@ clean:
 	@echo 'Installing torch, DeepSpeed and megamask into .venv, a few minutes and gigabytes the first time ...'
 	@if [ -e .venv/installing ]; then clear=--clear; fi; '$(PYTHON)' -m venv $${clear:-} .venv
 	@touch .venv/installing
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@mv .venv/installing $@
