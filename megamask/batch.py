@@ -11,23 +11,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
 
+Record = TypeVar("Record", bound="OnDevice")
+
+
 class OnDevice:
     """Moves every tensor of a frozen record; records inside it are moved too."""
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: Record, device: torch.device | str) -> Record:
         moved = {
             f.name: value.to(device)
             for f in fields(self)  # type: ignore[arg-type]
             if hasattr(value := getattr(self, f.name), "to")
         }
         return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class LengthGroup(OnDevice):
+    """Sequences of like length as a padded grid: the row at each place, and whether a row is there at all."""
+
+    rows: Int64[Tensor, "G L"]
+    present: Bool[Tensor, "G L"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,30 @@ class Layout(OnDevice):
     def offset(self) -> Int64[Tensor, " T"]:
         """How many rows of its sequence lie before each row. Not ``positions``, once rows were left out."""
         return torch.arange(self.rows, device=self.cu_seqlens.device) - self.cu_seqlens[self.sequence]
+
+    @cached_property
+    def groups(self) -> tuple[LengthGroup, ...]:
+        """The sequences gathered by length, for attention that must pad; empty sequences are left out.
+
+        A group holds lengths within a factor of two, so padding at most doubles it, however mixed the pack is.
+        """
+        if self.rows == 0:
+            return ()
+        octave = torch.where(self.lengths > 0, (self.lengths.double() - 0.5).log2().ceil().long(), -1)
+        return tuple(self._group((octave == n).nonzero().squeeze(1)) for n in octave.unique().tolist() if n >= 0)
+
+    @cached_property
+    def places(self) -> Int64[Tensor, " T"]:
+        """Where each row stands when the grids of all groups are flattened and laid one behind the other."""
+        rows = torch.cat([group.rows.flatten() for group in self.groups])
+        present = torch.cat([group.present.flatten() for group in self.groups]).nonzero().squeeze(1)
+        return torch.empty_like(present).index_copy_(0, rows[present], present)
+
+    def _group(self, sequences: Int64[Tensor, " G"]) -> LengthGroup:
+        lengths, starts = self.lengths[sequences], self.cu_seqlens[sequences].long()
+        places = torch.arange(int(lengths.max()), device=lengths.device)
+        present = places < lengths[:, None]
+        return LengthGroup(torch.where(present, starts[:, None] + places, starts[:, None]), present)
 
     def keep(self, rows: Int64[Tensor, " R"]) -> Layout:
         """The layout of the ascending ``rows`` alone; each keeps the position it had."""

@@ -1,0 +1,115 @@
+"""Attention of each row to the rows of its own sequence, on packed rows.
+
+Three back ends behind one signature:
+
+- ``varlen``: torch's variable-length flash attention; no padding anywhere. CUDA, 16-bit, no dropout.
+- ``padded``: sequences of like length are laid out as padded grids, and the rows taken back afterwards. In 32 bits
+  and on CUDA the grid goes through torch's fused attention. In 16 bits on a CPU it is two matrix products around a
+  softmax, because the backward pass of the fused kernel is about three times slower there. The grids hold at most
+  twice the rows of the pack, the scores at most four times what is needed.
+- ``reference``: one block-diagonal mask over the whole pack. Quadratic in the pack; for tests, in any precision.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from megamask.batch import Layout, LengthGroup
+
+Backend = Literal["auto", "reference", "padded", "varlen"]
+
+
+def attend(
+    q: Float[Tensor, "T H E"],
+    k: Float[Tensor, "T H E"],
+    v: Float[Tensor, "T H E"],
+    layout: Layout,
+    backend: Backend = "auto",
+    *,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "T H E"]:
+    """softmax(q k' / sqrt(E)) v within each sequence.
+
+    ``window`` limits a row to rows at most that far away on either side, counted in rows that are present.
+    ``dropout`` is the probability with which an attention weight is dropped; the caller passes 0 in evaluation.
+    """
+    if backend == "auto":
+        backend = "varlen" if _varlen_can(q, window, dropout) else "padded"
+    if backend == "varlen":
+        return _varlen(q, k, v, layout, window)
+    if backend == "padded":
+        return _padded(q, k, v, layout, window, dropout)
+    return _reference(q, k, v, layout, window, dropout)
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
+    mask = layout.sequence[:, None] == layout.sequence
+    if window is not None:
+        mask = mask & _near(layout.offset, window)
+    scores = torch.einsum("qhe,khe->hqk", q, k) * q.shape[-1] ** -0.5
+    weights = F.dropout(scores.masked_fill(~mask, -torch.inf).softmax(-1), dropout)
+    return torch.einsum("hqk,khe->qhe", weights, v)
+
+
+def _near(places: Tensor, window: int) -> Bool[Tensor, "L L"]:
+    return (places[:, None] - places).abs() <= window
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
+    rows, heads, width = q.shape
+    by_products = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
+    grid_attention = _by_products if by_products else _by_fused_kernel
+    qkv = torch.stack((q, k, v), 1).flatten(1)
+    outputs = []
+    for group in layout.groups:
+        size, length = group.rows.shape
+        grid = qkv.index_select(0, group.rows.flatten()).view(size, length, 3, heads, width)
+        out = grid_attention(grid.permute(2, 0, 3, 1, 4), group, window, dropout)  # (3, G, H, L, E) -> (G, H, L, E)
+        outputs.append(out.transpose(1, 2).reshape(size * length, heads * width))
+    return torch.cat(outputs).index_select(0, layout.places).view(rows, heads, width)
+
+
+def _by_products(qkv: Tensor, group: LengthGroup, window: int | None, dropout: float) -> Tensor:
+    _, size, heads, length, width = qkv.shape
+    q, k, v = qkv.contiguous().flatten(1, 2)
+    # a large finite number: a row of padding may see no one, and infinities there would spread as NaN
+    hide = torch.finfo(q.dtype).min / 4
+    absent = torch.zeros(size, 1, length, dtype=q.dtype).masked_fill_(~group.present[:, None], hide)
+    scores = torch.baddbmm(absent.repeat_interleave(heads, 0), q, k.transpose(1, 2), alpha=width**-0.5)
+    if window is not None and window < length - 1:
+        scores = scores.masked_fill_(~_near(torch.arange(length), window), hide)
+    weights = F.dropout(scores.softmax(-1), dropout)
+    return torch.bmm(weights, v).view(size, heads, length, width)
+
+
+def _by_fused_kernel(qkv: Tensor, group: LengthGroup, window: int | None, dropout: float) -> Tensor:
+    mask = group.present[:, None, None, :]
+    if window is not None and window < qkv.shape[3] - 1:
+        near = _near(torch.arange(qkv.shape[3], device=qkv.device), window)
+        # a row of padding may look at all, for a row that sees no one would be NaN
+        mask = mask & (near | ~group.present[:, None, :, None])
+    q, k, v = qkv
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _varlen_can(q: Tensor, window: int | None, dropout: float) -> bool:
+    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16) or dropout:
+        return False
+    # torch 2.11 may come without windows
+    return window is None or "window_size" in inspect.signature(varlen_attn).parameters
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
+    sides: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
+    ends, longest = layout.cu_seqlens, layout.max_seqlen
+    out = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), ends, ends, longest, longest, **sides)
+    assert isinstance(out, Tensor)
+    return out

@@ -1,0 +1,212 @@
+"""The encoder: packed rows of token ids in, one state per row out.
+
+Two presets, each a subset of a class of transformers, so that export is a renaming: ``bert`` is BertForMaskedLM
+(Devlin et al. 2019), ``modern`` is ModernBertForMaskedLM (Warner et al. 2024). Cost of a forward pass per row, in
+multiply-adds: layers x (12 x width^2 + 2 x width x length of the sequence).
+
+Few and large parameters (queries, keys and values in one; gate and value of the feed-forward block in one), because
+DeepSpeed pays per tensor. Parameters live in leaf modules that are called, never used raw from outside, because
+ZeRO-3 gathers them in the hooks of a call.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megamask.batch import Layout
+from megamask.model.attention import attend
+from megamask.model.shape import EncoderShape, ModelConfig
+
+Rotary = tuple[Tensor, Tensor]
+
+
+class Encoder(nn.Module):
+    """The stack of layers with the embedding below it.
+
+    ``config`` says how it is run (dropout, attention, checkpointing, compilation) and initialised; all else is
+    ``shape``'s.
+    """
+
+    def __init__(self, shape: EncoderShape, config: ModelConfig | None = None):
+        super().__init__()
+        config = config or ModelConfig()
+        self.shape = shape
+        self.checkpointing = config.activation_checkpointing
+        self.keep_rng = config.dropout > 0
+        self.embedding = Embedding(shape, config)
+        kind: type[Layer] = BertLayer if shape.preset == "bert" else ModernLayer
+        self.layers = nn.ModuleList(kind(shape, config, number) for number in range(shape.num_layers))
+        self.final_norm = norm(shape) if shape.preset == "modern" else nn.Identity()
+        initialise(self, config.init_std)
+        if shape.preset == "modern":
+            self._scale_outputs()
+
+    @torch.no_grad()
+    def _scale_outputs(self) -> None:
+        # what each layer adds is scaled so that the sum keeps its size with depth, as in Megatron-LM and ModernBERT
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention_out.weight", "mlp_out.weight")):
+                parameter.mul_(1 / math.sqrt(2 * self.shape.num_layers))
+
+    def embed(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
+        """The rows that enter the first layer."""
+        return self.embedding(tokens, layout.positions)
+
+    def run(self, x: Float[Tensor, "T D"], layout: Layout, layers: slice = slice(None)) -> Float[Tensor, "T D"]:
+        """``x`` through the given ``layers``, and through the final norm if the last layer is among them."""
+        numbers = range(*layers.indices(len(self.layers)))
+        turns = self._rotary(x, layout, numbers)
+        for number in numbers:
+            call = functools.partial(self.layers[number], layout=layout, rotary=turns.get(self.shape.theta(number)))
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(call, x, use_reentrant=False, preserve_rng_state=self.keep_rng)
+            else:
+                x = call(x)
+        return self.final_norm(x) if len(self.layers) - 1 in numbers else x
+
+    def _rotary(self, x: Tensor, layout: Layout, numbers: range) -> dict[float, Rotary]:
+        if self.shape.preset == "bert":
+            return {}
+        width = self.shape.hidden_size // self.shape.num_heads
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        return {theta: rotary(layout, theta, width, dtype) for theta in {self.shape.theta(n) for n in numbers}}
+
+
+class Embedding(nn.Module):
+    """Tokens to rows: the token table, in ``bert`` plus a learned position and token type 0, then a norm."""
+
+    def __init__(self, shape: EncoderShape, config: ModelConfig):
+        super().__init__()
+        self.tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.learned = shape.preset == "bert"
+        if self.learned:
+            self.positions = nn.Embedding(shape.max_positions, shape.hidden_size)
+            self.token_types = nn.Embedding(shape.token_types, shape.hidden_size)
+        self.norm = norm(shape)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Int64[Tensor, " T"], positions: Tensor) -> Float[Tensor, "T D"]:
+        x = self.tokens(tokens)
+        if self.learned:
+            x = x + self.token_types(positions.new_zeros(1)) + self.positions(positions)
+        return self.dropout(self.norm(x))
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward block; subclasses say what comes before and after attention.
+
+    The two sides have static shapes and are what ``compile`` compiles. Attention stays outside: the number and
+    lengths of the sequences change from pack to pack.
+    """
+
+    def __init__(self, shape: EncoderShape, config: ModelConfig, number: int):
+        super().__init__()
+        bert = shape.preset == "bert"
+        width, inner = shape.hidden_size, shape.intermediate_size
+        self.heads, self.backend, self.window = shape.num_heads, config.attention, shape.window(number)
+        self.compile_sides = config.compile
+        # ModernBERT's first layer has no norm here, for the embedding ends in one
+        self.attention_norm = norm(shape) if bert or number else nn.Identity()
+        self.qkv = nn.Linear(width, 3 * width, bias=bert)
+        self.attention_out = nn.Linear(width, width, bias=bert)
+        self.mlp_norm = norm(shape)
+        self.mlp_in = nn.Linear(width, inner if bert else 2 * inner, bias=bert)
+        self.mlp_out = nn.Linear(inner, width, bias=bert)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "T D"], layout: Layout, rotary: Rotary | None) -> Float[Tensor, "T D"]:
+        before, after = type(self).before, type(self).after
+        if self.compile_sides:
+            before, after = compiled(before), compiled(after)
+        q, k, v = before(self, x, rotary)
+        dropout = self.dropout.p if self.training else 0.0
+        return after(self, x, attend(q, k, v, layout, self.backend, window=self.window, dropout=dropout))
+
+    # From here on no shapes in signatures: tests check those with code that the compiler cannot read.
+
+    def _heads(self, qkv: Tensor) -> Tensor:
+        """(T, 3 H E) -> (T, 3, H, E)."""
+        return qkv.view(qkv.shape[0], 3, self.heads, -1)
+
+    def before(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (T, H, E) of ``x``."""
+        raise NotImplementedError
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The output of the layer for input ``x``."""
+        raise NotImplementedError
+
+
+class BertLayer(Layer):
+    """Norm after each sum."""
+
+    def before(self, x, rotary):
+        q, k, v = self._heads(self.qkv(x)).unbind(1)
+        return q, k, v
+
+    def after(self, x, attended):
+        x = self.attention_norm(x + self.dropout(self.attention_out(attended.flatten(1))))
+        return self.mlp_norm(x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(x)))))
+
+
+class ModernLayer(Layer):
+    """Norm at the entry of each branch, rotated queries and keys, a gated feed-forward block."""
+
+    def before(self, x, rotary):
+        assert rotary is not None
+        qkv = self._heads(self.qkv(self.attention_norm(x)))
+        q, k = rotate(qkv[:, :2], rotary).unbind(1)
+        return q, k, qkv[:, 2]
+
+    def after(self, x, attended):
+        x = x + self.dropout(self.attention_out(attended.flatten(1)))
+        value, gate = self.mlp_in(self.mlp_norm(x)).chunk(2, -1)
+        return x + self.mlp_out(self.dropout(F.gelu(value) * gate))
+
+
+def norm(shape: EncoderShape) -> nn.LayerNorm:
+    """A layer norm; ModernBERT's have no bias."""
+    return nn.LayerNorm(shape.hidden_size, eps=shape.norm_eps, bias=shape.preset == "bert")
+
+
+def rotary(layout: Layout, theta: float, width: int, dtype: torch.dtype) -> Rotary:
+    """Cosines and sines (T, 1, 1, E/2) of the angle of each pair at each row's position (Su et al. 2021).
+
+    Angles are always formed in 32 bits, as transformers does: in 16 bits positions above 256 would fall together.
+    """
+    exponents = torch.arange(0, width, 2, device=layout.positions.device, dtype=torch.float32) / width
+    angles = (layout.positions.float()[:, None] * (1.0 / theta**exponents))[:, None, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, turn: Rotary) -> Tensor:
+    """Each head of ``x`` (T, n, H, E) turned by its row's angles; pairs are (i, i + E/2), transformers' order."""
+    cos, sin = turn
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, std: float) -> None:
+    """Tables and matrices from a normal cut off at two ``std``, as BERT's own code; biases 0, norms 1."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+@functools.cache
+def compiled(function: Callable) -> Callable:
+    """``function`` compiled once for all layers: parameters are inputs of its graph, not constants in it."""
+    # a graph per kind of layer, length of input, and with and without gradients
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(function, dynamic=False)

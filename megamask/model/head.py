@@ -1,0 +1,56 @@
+"""The head: states at the target rows to a prediction of their tokens.
+
+The decoder's weight *is* the encoder's token table, one parameter registered in both places.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from megamask.model.encoder import Encoder, initialise, norm
+from megamask.model.shape import ModelConfig
+from megamask.model.vocabulary import Scores, chunked_cross_entropy
+
+
+class Head(nn.Module):
+    """A dense layer, GELU and a norm, then the decoder tied to the token table of ``encoder``."""
+
+    def __init__(self, encoder: Encoder, config: ModelConfig | None = None):
+        super().__init__()
+        shape = encoder.shape
+        # ModernBERT's dense layer here has no bias
+        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size, bias=shape.preset == "bert")
+        self.norm = norm(shape)
+        initialise(self, (config or ModelConfig()).init_std)
+        self.decoder = Decoder(encoder.embedding.tokens.weight)
+
+    def transform(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+        """What the decoder multiplies with the token table."""
+        return self.norm(F.gelu(self.dense(rows)))
+
+    def forward(self, rows: Float[Tensor, "M D"], labels: Int64[Tensor, " M"]) -> Scores:
+        """How well ``rows`` predict ``labels``: see `chunked_cross_entropy`."""
+        return self.decoder(self.transform(rows), labels)
+
+    def logits(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        """All logits at once; for a few rows, as in comparing models."""
+        return self.decoder(self.transform(rows))
+
+
+class Decoder(nn.Module):
+    """The token table seen from above, with a bias per token."""
+
+    def __init__(self, table: Tensor):
+        super().__init__()
+        assert isinstance(table, nn.Parameter)
+        self.weight = table
+        self.bias = nn.Parameter(torch.zeros(table.shape[0], device=table.device, dtype=table.dtype))
+
+    def forward(self, rows: Float[Tensor, "M D"], labels: Int64[Tensor, " M"] | None = None) -> Scores | Tensor:
+        """The scores of ``labels``, or the logits if there are none."""
+        if labels is None:
+            return F.linear(rows, self.weight, self.bias)
+        return chunked_cross_entropy(rows, self.weight, self.bias, labels)

@@ -1,0 +1,164 @@
+"""The numbers of an encoder: what the user may set (`ModelConfig`) and what follows from it (`EncoderShape`).
+
+A shape says all that the weights need to be read again, so it travels with them; how they are run (dropout, attention
+back end, compilation) is the config's alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from megamask.batch import TokenIds
+from megamask.errors import must
+from megamask.model.attention import Backend
+
+HEAD_WIDTH = 64
+# layers and width; base and large are BERT's (Devlin et al. 2019), xl and xxl are Megatron-LM's 1.3B and 3.9B BERT
+# (Shoeybi et al. 2020). Heads are 64 wide everywhere.
+SIZES = {
+    "tiny": (4, 256),
+    "small": (6, 384),
+    "base": (12, 768),
+    "large": (24, 1024),
+    "xl": (24, 2048),
+    "xxl": (48, 2560),
+}
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Every number that decides the names and shapes of the weights and what they compute."""
+
+    preset: Literal["bert", "modern"]
+    """Which class of transformers the weights fit: BertForMaskedLM or ModernBertForMaskedLM."""
+    vocab_size: int
+    """Rows of the embedding table."""
+    pad_id: int
+    """Id of the padding token; written on export, not computed with."""
+    num_layers: int
+    """Layers."""
+    hidden_size: int
+    """Width of a row."""
+    num_heads: int
+    """Attention heads."""
+    intermediate_size: int
+    """Width inside the feed-forward block; of each half of the gate in `modern`."""
+    max_positions: int
+    """Longest sequence; rows of the position table in `bert`."""
+    norm_eps: float
+    """Added to the variance in layer norms."""
+    token_types: int = 2
+    """Rows of the token-type table of `bert`, of which row 0 is used."""
+    global_every: int = 1
+    """Every n-th layer, from the first, attends to the whole sequence; `modern` alone."""
+    local_window: int = 128
+    """Rows that the other layers attend to, half on each side; `modern` alone."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wave lengths in global layers; `modern` alone."""
+    local_rope_theta: float = 10_000.0
+    """Base of the rotary wave lengths in local layers; `modern` alone."""
+
+    def window(self, layer: int) -> int | None:
+        """How far to either side ``layer`` looks; None is the whole sequence."""
+        return self.local_window // 2 if layer % self.global_every else None
+
+    def theta(self, layer: int) -> float:
+        """The rotary base of ``layer``."""
+        return self.local_rope_theta if layer % self.global_every else self.rope_theta
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder. `size` sets the numbers; each can be overridden."""
+
+    preset: Literal["bert", "modern"] = "modern"
+    """`bert`: learned positions, post-norm, biases, GELU. `modern`: rotary positions, pre-norm, gated GELU, no bias."""
+    size: Literal["tiny", "small", "base", "large", "xl", "xxl"] = "tiny"
+    """Layers x width: tiny 4x256 (11M parameters with 30,522 tokens), small 6x384 (23M), base 12x768 (109M),
+    large 24x1024 (335M), xl 24x2048 (1.3B), xxl 48x2560 (3.9B)."""
+    num_layers: int | None = None
+    """Layers; from `size` if not given."""
+    hidden_size: int | None = None
+    """Width of a row; from `size` if not given."""
+    num_heads: int | None = None
+    """Attention heads; as many as are 64 wide if not given."""
+    intermediate_size: int | None = None
+    """Width inside the feed-forward block; 4 times the width if not given, in `modern` 8/3 times, up to a multiple of
+    64, which costs the same."""
+    max_positions: int | None = None
+    """Longest sequence in tokens; 512 in `bert` and 1024 in `modern` if not given."""
+    dropout: float = 0.0
+    """Share of hidden values and of attention weights dropped in training. Not 0 costs 20-30 % of the speed."""
+    global_every: int = 1
+    """Every n-th layer, from the first, attends to the whole sequence, the others locally; 1 makes all global."""
+    local_window: int = 128
+    """Tokens that a local layer attends to, half on each side."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights, a normal cut off at twice that."""
+    attention: Backend = "auto"
+    """How attention is computed: `varlen` (CUDA, 16 bits, no dropout), `padded`, `reference` (slow, for tests)."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer for the backward pass and compute the rest again: less memory, 1/3 slower."""
+    compile: bool = False
+    """Compile what surrounds attention in each layer with torch.compile; minutes at the start, then faster."""
+
+    def shape(self, token_ids: TokenIds) -> EncoderShape:
+        """All numbers, for the vocabulary of ``token_ids``."""
+        layers, width = SIZES[self.size]
+        width = self.hidden_size or width
+        bert = self.preset == "bert"
+        return EncoderShape(
+            preset=self.preset,
+            vocab_size=token_ids.size,
+            pad_id=token_ids.pad,
+            num_layers=self.num_layers or layers,
+            hidden_size=width,
+            num_heads=self.num_heads or width // HEAD_WIDTH,
+            intermediate_size=self.intermediate_size or (4 * width if bert else 64 * math.ceil(width / 24)),
+            max_positions=self.max_positions or (512 if bert else 1024),
+            norm_eps=1e-12 if bert else 1e-5,
+            global_every=self.global_every,
+            local_window=self.local_window,
+        )
+
+    def problems(self, name: str = "model") -> list[str]:
+        """Sentences for what is wrong."""
+        found = [
+            must(f"{name}.{part}", "be at least 1", value)
+            for part in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions", "global_every")
+            if (value := getattr(self, part)) is not None and value < 1
+        ]
+        if not found:
+            found += self._division(name)
+        if not 0 <= self.dropout < 1:
+            found.append(must(f"{name}.dropout", "lie in [0, 1)", self.dropout))
+        if not 0 < self.init_std < 1:
+            found.append(must(f"{name}.init_std", "lie in (0, 1)", self.init_std))
+        if self.local_window < 2 or self.local_window % 2:
+            found.append(must(f"{name}.local_window", "be even and at least 2", self.local_window))
+        if self.preset == "bert" and self.global_every != 1:
+            found.append(f"`{name}.global_every` has an effect on the preset 'modern' alone. Remove it.")
+        if self.local_window != ModelConfig.local_window and (self.preset == "bert" or self.global_every == 1):
+            found.append(
+                f"`{name}.local_window` has an effect only where the preset is 'modern' and `{name}.global_every` is "
+                "above 1. Remove it."
+            )
+        if self.attention == "varlen" and self.dropout:
+            found.append(must(f"{name}.dropout", f"be 0 when `{name}.attention` is 'varlen'", self.dropout))
+        return found
+
+    def _division(self, name: str) -> list[str]:
+        width = self.hidden_size or SIZES[self.size][1]
+        if self.num_heads is None and width % HEAD_WIDTH:
+            return [
+                must(f"{name}.hidden_size", f"be divisible by {HEAD_WIDTH}", width, f"Or set `{name}.num_heads` too.")
+            ]
+        heads = self.num_heads or width // HEAD_WIDTH
+        if width % heads:
+            return [must(f"{name}.hidden_size", f"be divisible by `{name}.num_heads` ({heads})", width)]
+        if self.preset == "modern" and width // heads % 2:
+            rule = "be an even multiple of `num_heads`, for positions are rotations of pairs"
+            return [must(f"{name}.hidden_size", rule, width)]
+        return []

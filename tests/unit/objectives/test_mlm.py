@@ -1,0 +1,72 @@
+"""Masked language modelling as relations: nothing hidden is seen, nothing but targets is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megamask.batch import MaskPlan
+from megamask.objectives.objective import ObjectiveConfig, build
+from tests.batches import IDS, pack
+from tests.tolerances import assert_close
+from tests.unit.model.models import PRESETS, objective, plan
+
+LENGTHS = [17, 3, 40, 9]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("lengths", [LENGTHS, LENGTHS[2:3]])
+def test_the_token_under_a_mask_changes_nothing(preset, lengths):
+    model, batch = objective(preset), pack(lengths)
+    hidden = plan(batch).hidden
+    others = batch.tokens.clone()
+    others[hidden] = len(IDS.special) + (others[hidden] + 1) % (IDS.size - len(IDS.special))
+    assert (others[hidden] != batch.tokens[hidden]).all()
+    changed = dataclasses.replace(batch, tokens=others)
+    assert torch.equal(model.represent(batch, plan(batch)), model.represent(changed, plan(changed)))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_loss_is_the_sum_of_cross_entropies_at_the_targets(preset):
+    model, batch = objective(preset), pack(LENGTHS, padding=4)
+    asked = plan(batch)
+    losses = model(batch, asked)
+    x = model.encoder.run(model.encoder.embed(asked.inputs, batch.layout), batch.layout)
+    logits = model.head.logits(x[asked.targets])
+    nll = F.cross_entropy(logits, asked.labels, reduction="none")
+    assert_close(losses.nll, nll)
+    assert_close(losses.total, nll.sum())
+    assert_close(losses.entropy, torch.distributions.Categorical(logits=logits).entropy())
+    assert torch.equal(losses.correct, logits.argmax(-1) == asked.labels)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_entropy_of_a_batch_is_that_under_a_plan_that_hides_nothing_without_dropout(preset):
+    model, batch = objective(preset, dropout=0.3), pack(LENGTHS)
+    found = model.entropy(batch)
+    assert model.training and not found.requires_grad
+    model.eval()
+    assert torch.equal(found, model(batch, MaskPlan.hide_nothing(batch)).entropy)
+
+
+def test_the_loss_of_a_pack_is_that_of_its_sequences():
+    model = objective("modern")
+    together = pack([12, 30])
+    ends = together.layout.cu_seqlens.tolist()
+    hidden = plan(together).inputs
+    total = 0
+    for start, end in [(0, 12), (12, 42)]:
+        alone = dataclasses.replace(pack([end - start]), tokens=together.tokens[start:end])
+        targets = (hidden[start:end] == IDS.mask).nonzero().squeeze(1)
+        labels = alone.tokens[targets]
+        total += model(alone, MaskPlan(hidden[start:end], targets, labels, targets, targets[:0])).total
+    assert ends[2] == 42
+    assert_close(model(together, plan(together)).total, total)
+
+
+def test_the_config_names_the_objective():
+    model = objective("bert")
+    assert build(ObjectiveConfig("mlm"), model.encoder, model.head).head is model.head
