@@ -80,9 +80,8 @@ class Layout(OnDevice):
 
         A group holds lengths within a factor of two, so padding at most doubles it, however mixed the pack is.
         """
-        if self.rows == 0:
-            return ()
-        octave = torch.where(self.lengths > 0, (self.lengths.double() - 0.5).log2().ceil().long(), -1)
+        # the n with 2^(n-1) < length <= 2^n
+        octave = torch.where(self.lengths > 0, torch.frexp(self.lengths - 0.5).exponent, -1)
         return tuple(self._group((octave == n).nonzero().squeeze(1)) for n in octave.unique().tolist() if n >= 0)
 
     @cached_property

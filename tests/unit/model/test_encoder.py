@@ -18,7 +18,7 @@ from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.model.models import PRESETS, config, objective, plan
 
-LENGTHS = [17, 3, 64, 9, 33, 2]
+LENGTHS = [17, 3, 1, 64, 9, 33, 2]
 BACKENDS = ["reference", "padded"]
 LOCAL = {"global_every": 3, "local_window": 8}
 KINDS = [("bert", {}), ("modern", {}), ("modern", LOCAL)]
