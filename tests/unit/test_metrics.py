@@ -1,0 +1,227 @@
+"""Figures are what they say: counted against independent counts, and written once for each step."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForMaskedLM
+
+from megamask import metrics
+from megamask.batch import Layout, Losses, MaskPlan, PackedBatch
+from megamask.metrics import Cost, Log, Meters, Window, peak_flops, plot_curve, read_metrics
+
+WINDOW = Window(
+    steps=5, skipped=1, grad_norm=0.5, seconds=2.0, waited=0.1, ranks=2,
+    nll=600.0, correct=50.0, targets=100, tokens=400, pairs=40_000,
+)  # fmt: skip
+
+
+def pack(lengths: list[int], padding: list[int], rng: torch.Generator) -> PackedBatch:
+    """Sequences that begin and end with a special token, then sequences of padding."""
+    every = lengths + padding
+    starts = torch.tensor([0, *every]).cumsum(0).int()
+    rows = int(starts[-1])
+    maskable = torch.ones(rows, dtype=torch.bool)
+    maskable[starts[: len(lengths)].long()] = False
+    maskable[starts[1 : len(lengths) + 1].long() - 1] = False
+    maskable[sum(lengths) :] = False
+    positions = torch.cat([torch.arange(n) for n in every]).int()
+    tokens = torch.randint(5, 50, (rows,), generator=rng)
+    return PackedBatch(0, tokens, Layout(starts, max(every), positions), maskable.clone(), maskable)
+
+
+def some_losses(targets: int, rng: torch.Generator) -> tuple[MaskPlan, Losses]:
+    rows = torch.arange(targets)
+    nll = torch.rand(targets, generator=rng)
+    plan = MaskPlan(rows, rows, rows, rows, rows[:0])
+    return plan, Losses(nll.sum().requires_grad_(), nll, nll, nll > 0.5)
+
+
+@pytest.mark.parametrize("masked", [1, 7, 32])
+def test_cost_is_what_torch_counts_in_another_implementation(masked):
+    """Hugging Face's BERT, whose head sees every row: all rows are targets there, and a head alone is subtracted."""
+    shape = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 40, "vocab_size": 64}
+    model = BertForMaskedLM(BertConfig(**shape, num_attention_heads=2, attn_implementation="eager"))
+    batch, length = 2, 32
+    tokens = torch.randint(64, (batch, length))
+    with FlopCounterMode(display=False) as counted:
+        model(tokens).logits.sum().backward()
+    head = model.cls(rows := torch.randn(batch * (length - masked), 16, requires_grad=True))
+    with FlopCounterMode(display=False) as unmasked:
+        model.cls(rows).sum().backward()
+    assert head.shape[1] == 64
+    cost = Cost.of(layers=3, width=16, inner=40, gated=False, vocab=64)
+    found = cost.training(batch * length, batch * length**2, batch * masked)
+    assert found == counted.get_total_flops() - unmasked.get_total_flops()
+
+
+def test_local_layers_cost_at_most_what_global_ones_do():
+    shape = {"layers": 6, "width": 16, "inner": 24, "gated": True, "vocab": 64}
+    everywhere = Cost.of(**shape)
+    local = Cost.of(**shape, local_layers=4, window=8)
+    assert local.training(100, 100 * 50, 10) < everywhere.training(100, 100 * 50, 10)
+    assert local.training(100, 100 * 8, 10) == everywhere.training(100, 100 * 8, 10)
+    assert local.training(100, 100 * 5, 10) == everywhere.training(100, 100 * 5, 10)
+
+
+def test_mfu_is_one_when_a_device_does_its_peak():
+    cost = Cost.of(layers=2, width=8, inner=16, gated=True, vocab=32)
+    done = cost.training(WINDOW.tokens, WINDOW.pairs, WINDOW.targets)
+    peak = done / WINDOW.seconds / WINDOW.ranks
+    assert WINDOW.figures(1e-3, cost, peak)["mfu"] == 1.0
+    assert "mfu" not in WINDOW.figures(1e-3, cost, None)
+
+
+def test_a_stated_peak_goes_before_a_known_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert peak_flops() is None
+    assert peak_flops(5e12) == 5e12
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, peak in (("NVIDIA H200", metrics.PEAKS["H200"]), ("NVIDIA A100-SXM4-80GB", metrics.PEAKS["A100"])):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        assert peak_flops() == peak
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some Other GPU")
+    assert peak_flops() is None
+
+
+def test_meters_count_what_is_in_the_packs():
+    rng = torch.Generator().manual_seed(0)
+    meters = Meters()
+    nlls, lengths = [], []
+    for sequences, padding in (([5, 9, 3], [4, 2]), ([8], []), ([3, 3], [0, 6])):
+        plan, losses = some_losses(4, rng)
+        meters.add(pack(sequences, padding, rng), plan, losses)
+        nlls.append(losses.nll)
+        lengths += sequences
+    assert torch.equal(meters.loss, sum(nll.sum() for nll in nlls)) and not meters.loss.requires_grad
+    meters.step(2.0)
+    meters.step(math.inf, skipped=True)
+    meters.step(4.0)
+    assert meters.loss == 0
+    window = meters.take(lambda own: 3 * own)  # as three ranks that say the same
+    nll = torch.cat(nlls).double()
+    assert window.nll == pytest.approx(3 * nll.sum().item(), rel=1e-12)
+    assert window.correct == 3 * (nll > 0.5).sum()
+    assert (window.targets, window.tokens) == (3 * 12, 3 * sum(lengths))
+    assert window.pairs == 3 * sum(n * n for n in lengths)
+    assert (window.steps, window.skipped, window.ranks, window.grad_norm) == (3, 1, 3, 3.0)
+    figures = window.figures(0.1)
+    assert figures["train/loss"] == pytest.approx(nll.mean().item())
+    assert figures["mask_ratio"] == 12 / sum(lengths)
+    meters.step(1.0)
+    assert meters.take().nll == 0  # and all began again
+
+
+def test_pauses_and_waiting_are_told_apart():
+    class Loader:
+        waited = 5.0
+
+    loader = Loader()
+    meters = Meters(loader)
+    began = time.perf_counter()
+    with meters.paused():
+        time.sleep(0.05)
+    paused_at_least = 0.05
+    loader.waited = 5.5
+    meters.step(1.0)
+    window = meters.take()
+    assert 0 < window.seconds <= time.perf_counter() - began - paused_at_least
+    assert window.waited == 0.5
+    meters.step(1.0)
+    assert meters.take().waited == 0
+
+
+def events(folder) -> dict[str, list[tuple[int, float]]]:
+    board = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0})
+    board.Reload()
+    return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"]}
+
+
+def test_every_figure_goes_to_all_three_places(tmp_path, capsys):
+    cost = Cost.of(layers=2, width=8, inner=16, gated=True, vocab=32)
+    log = Log(tmp_path, 0, 100, cost=cost, peak=1e12)
+    figures = log.train(10, WINDOW, 1e-3)
+    log.validation(10, 2.0, 0.25, 7.0)
+    log.close()
+    valid = {"valid/loss": 2.0, "valid/perplexity": math.exp(2), "valid/accuracy": 0.25, "valid/unigram_loss": 7.0}
+    assert read_metrics(log.path) == [{"step": 10, **figures}, {"step": 10, **valid}]
+    board = events(tmp_path)
+    assert board.keys() == (figures | valid).keys()
+    for name, value in (figures | valid).items():
+        assert board[name] == [(10, pytest.approx(value, rel=1e-6))]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("step 10/100  ") for line in lines)
+    for word, _ in metrics._SHOWN.values():
+        assert f"  {word} " in lines[0] + lines[1]
+    assert lines[0].endswith("left 00:36")  # 90 steps at 2 s for 5
+
+
+def test_a_resumed_run_doubles_and_loses_nothing(tmp_path):
+    def launch(start: int, end: int) -> None:
+        log = Log(tmp_path, start, 100)
+        for step in range(start + 10, end + 1, 10):
+            log.train(step, WINDOW, step + start / 1000)
+        log.close()
+
+    launch(0, 30)  # of an earlier try that never saved
+    launch(0, 50)
+    with (tmp_path / "logs" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "train/lo')  # killed while it wrote
+    launch(30, 60)
+    rates = [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.03), (50, 50.03), (60, 60.03)]
+    assert [(line["step"], line["lr"]) for line in read_metrics(tmp_path / "logs" / "metrics.jsonl")] == rates
+    assert events(tmp_path)["lr"] == [(step, pytest.approx(rate)) for step, rate in rates]
+
+
+def test_what_is_no_number_is_valid_json(tmp_path):
+    log = Log(tmp_path, 0, 10)
+    log.validation(1, 1e4, 0.0, math.nan)
+    log.close()
+    (line,) = read_metrics(log.path)
+    assert line["valid/perplexity"] is None and line["valid/unigram_loss"] is None
+    json.dumps(line, allow_nan=False)
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    log = Log(tmp_path, 0, 10)
+    assert log.train(1, WINDOW, 1.0)["train/loss"] == 6.0
+    log.validation(1, 1.0, 1.0, 1.0)
+    log.advance(1), log.say("x"), log.close()
+    assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_gets_a_bar_and_the_lines(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    console = Terminal()
+    monkeypatch.setattr("sys.stdout", console)
+    log = Log(tmp_path, 20, 100)
+    log.train(60, WINDOW, 1.0)
+    log.close()
+    assert "60/100" in console.getvalue() and "loss 6.000, 200 tokens/s" in console.getvalue()
+    assert "step 60/100  loss 6.0000" in console.getvalue()
+
+
+def test_the_curve_is_drawn(tmp_path):
+    from matplotlib.image import imread
+
+    log = Log(tmp_path, 0, 100)
+    plot_curve(log.path, tmp_path / "empty.png")
+    for step in (10, 20):
+        log.train(step, WINDOW, 1.0)
+        log.validation(step, 5.0, 0.1, 7.0)
+    log.close()
+    plot_curve(log.path, tmp_path / "curve.png")
+    empty, curve = imread(tmp_path / "empty.png"), imread(tmp_path / "curve.png")
+    assert empty.shape == curve.shape and (empty != curve).any()
