@@ -60,7 +60,7 @@ def ruff(source: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("folder", ["megamask", "tools"])
 def test_no_name_shadows_a_library(folder: str) -> None:
     """`deepspeed megamask/pretrain.py` puts megamask/ first on the path: a `types.py` there would be everyone's."""
-    names = {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or path.is_dir()}
+    names = {path.stem for path in (ROOT / folder).glob("*") if path.suffix == ".py" or path.is_dir()}
     assert not names & (set(sys.stdlib_module_names) | set(packages_distributions())) - {"__init__"}
 
 
