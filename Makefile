@@ -17,7 +17,7 @@ pretrain: .venv/installed
 	PATH="$$PWD/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR="$$PWD/.venv/torch_extensions" \
 	python $(BIN)/deepspeed megamask/pretrain.py --deepspeed ds_configs/zero2.json $(ARGS)
 
-test: lint
+test: .venv/installed lint
 	PATH="$$PWD/$(BIN):$$PATH" python -m pytest $(ARGS)
 
 lint: .venv/installed
