@@ -1,0 +1,371 @@
+"""Token shards on disk: memory-mapped ids with document offsets, and a manifest that vouches for every file.
+
+A folder of shards, for the splits ``train`` and ``valid``::
+
+    manifest.json             counts, token ids, tokenizer hash, size and sha256 of each file
+    tokenizer/                tokenizer.json, tokenizer_config.json
+    starts_word.npy           (V,) bool: whether a token of this id begins a word
+    train.unigram.npy         (V,) int64: how often each id occurs in train
+    train-00000.tokens.npy    ids of whole documents, without special tokens; uint16, or uint32 above 65,535 ids
+    train-00000.offsets.npy   (documents + 1,) int64: where each document begins
+    train-00000.tags.npy      sidecars, where there are any: uint8, one for each token
+
+Opening costs a look at the size of each file, no read of the tokens; ``verify`` reads all of them. A token id that
+the vocabulary lacks is found when shards are written, and again for free by whoever looks it up in a (V,) table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int64, Shaped
+
+from megamask.batch import TokenIds
+from megamask.data.tokenizer import Tokenizer, folder_hash, token_ids, word_starts
+from megamask.errors import DataError, must, raise_all
+
+FORMAT, VERSION = "megamask shards", 1
+SPLITS = ("train", "valid")
+SIDECARS = ("tags", "entropy")
+SHARD_TOKENS = 2**27
+CURE = "Prepare the data again with tools/prepare_data.py."
+
+Split = Literal["train", "valid"]
+Manifest = dict[str, Any]
+
+
+def id_type(vocab_size: int) -> np.dtype:
+    """The integer type of token ids: the narrower of uint16 and uint32 that holds them."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 - 1 else np.uint32)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One split of a prepared folder, opened read-only."""
+
+    folder: Path
+    split: Split
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path | str, split: Split = "train", *, verify: bool = False) -> Shards:
+        """The shards in ``folder``, checked; raises DataError with every problem. ``verify`` checks each sha256."""
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        problems = list(_problems(folder, manifest, verify))
+        raise_all(DataError, problems)
+        if not manifest["splits"].get(split, {}).get("tokens"):
+            raise DataError(
+                f"{folder} holds no documents in the split {split!r}. Prepare it with more text"
+                + (" or a larger `valid_share`." if split == "valid" else ".")
+            )
+        return cls(folder, split, manifest)
+
+    @cached_property
+    def token_ids(self) -> TokenIds:
+        """Size of the vocabulary and ids of the special tokens."""
+        said = self.manifest["token_ids"]
+        return TokenIds(**{**said, "special": tuple(said["special"])})
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the split, without special tokens."""
+        return self.manifest["splits"][self.split]["tokens"]
+
+    @property
+    def documents(self) -> int:
+        """Documents of the split."""
+        return self.manifest["splits"][self.split]["documents"]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of what the manifest says, sidecars aside: the same for the same text, tokenizer and settings."""
+        content = {key: value for key, value in self.manifest.items() if key != "sidecars"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def unigram(self) -> Int64[np.ndarray, " V"]:
+        """How often each id occurs in the train split, whichever split this is."""
+        return np.load(self.folder / "train.unigram.npy", allow_pickle=False)
+
+    @cached_property
+    def starts_word(self) -> Bool[np.ndarray, " V"]:
+        """Whether a token of each id begins a word."""
+        return np.load(self.folder / "starts_word.npy", allow_pickle=False)
+
+    @property
+    def names(self) -> list[str]:
+        """The shards' names, such as ``train-00000``, in order."""
+        return [shard["name"] for shard in self.manifest["splits"][self.split]["shards"]]
+
+    @cached_property
+    def parts(self) -> list[Shaped[np.ndarray, " n"]]:
+        """The token ids of each shard, memory-mapped."""
+        return [self._map(f"{name}.tokens.npy") for name in self.names]
+
+    @cached_property
+    def starts(self) -> Int64[np.ndarray, " shards+1"]:
+        """The number of the first token of each shard in the stream of all, and the end."""
+        return np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def offsets(self) -> Iterator[Int64[np.ndarray, " documents+1"]]:
+        """For each shard, where its documents begin, counted from the start of the shard."""
+        for name, part in zip(self.names, self.parts, strict=True):
+            found = self._map(f"{name}.offsets.npy")
+            if len(found) == 0 or found[0] != 0 or found[-1] != len(part) or (np.diff(found) < 0).any():
+                raise DataError(f"{self.folder / name}.offsets.npy does not fit its tokens. {CURE}")
+            yield found
+
+    def sidecar(self, name: str) -> list[Shaped[np.ndarray, " n"]] | None:
+        """The sidecar ``tags`` or ``entropy`` of each shard, memory-mapped, or None if the split has none."""
+        if self.split not in self.manifest.get("sidecars", {}).get(name, {}):
+            return None
+        return [self._map(f"{shard}.{name}.npy") for shard in self.names]
+
+    def read(self, parts: list[Shaped[np.ndarray, " n"]], places: Int64[np.ndarray, " T"]) -> Shaped[np.ndarray, " T"]:
+        """What ``parts`` (``self.parts`` or a sidecar) hold at ``places`` of the stream of all shards."""
+        if len(parts) == 1:
+            return parts[0][places]
+        first, last = np.searchsorted(self.starts, [places.min(), places.max()], side="right") - 1
+        if first == last:
+            return parts[first][places - self.starts[first]]
+        found = np.empty(len(places), parts[0].dtype)
+        for number in range(first, last + 1):
+            here = (places >= self.starts[number]) & (places < self.starts[number + 1])
+            found[here] = parts[number][places[here] - self.starts[number]]
+        return found
+
+    def stray(self, places: Int64[np.ndarray, " T"]) -> DataError:
+        """The error for a token at ``places`` that the vocabulary lacks."""
+        ids = self.read(self.parts, places).astype(np.int64)
+        at = int(np.argmax(ids >= self.token_ids.size))
+        shard = int(np.searchsorted(self.starts, places[at], side="right") - 1)
+        return DataError(
+            f"{self.folder / self.names[shard]}.tokens.npy holds the id {ids[at]} at token "
+            f"{places[at] - self.starts[shard]}, but the vocabulary has {self.token_ids.size}. {CURE}"
+        )
+
+    def _map(self, name: str) -> Shaped[np.ndarray, " n"]:
+        # a plain view: indexing a memmap object costs more than the read
+        return np.asarray(np.load(self.folder / name, mmap_mode="r", allow_pickle=False))
+
+
+# ---- checks
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of ``folder``; raises DataError if there is none of this format and version."""
+    path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder. Prepare data into it with tools/prepare_data.py.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no manifest.json, so no finished shards. {CURE}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}. {CURE}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path} is no manifest of megamask shards.")
+    if manifest.get("version") != VERSION:
+        raise DataError(must(f"{path}: version", f"be {VERSION}", str(manifest.get("version")), CURE))
+    return manifest
+
+
+def _problems(folder: Path, manifest: Manifest, verify: bool) -> Iterator[str]:
+    """Sentences for whatever in ``folder`` is not as its manifest says."""
+    path = folder / "manifest.json"
+    try:
+        files = dict(manifest["files"])
+        for sidecar in manifest.get("sidecars", {}).values():
+            for listed in sidecar.values():
+                files |= dict(listed)
+        expected = dict(_expected(manifest))
+        facts = {name: (int(fact["bytes"]), str(fact["sha256"])) for name, fact in files.items()}
+        ids = manifest["token_ids"]
+        size, special = int(ids["size"]), [int(i) for i in ids["special"]]
+        named = [int(ids[role]) for role in ("cls", "sep", "pad", "mask")]
+        dtype = str(manifest["dtype"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        yield f"{path} is damaged: {type(error).__name__} {error}. {CURE}"
+        return
+    if dtype not in ("uint16", "uint32") or size - 1 > np.iinfo(dtype).max:
+        yield f"{path}: a vocabulary of {size} tokens does not fit into the shards' integer type {dtype}. {CURE}"
+    if not all(0 <= number < size for number in named + special) or not set(named) <= set(special):
+        yield f"{path}: a special token's id lies outside the vocabulary of {size} tokens. {CURE}"
+    for name in sorted(expected.keys() - facts.keys()):
+        yield f"{path} does not list {name}. {CURE}"
+    sound = True
+    for name, (size_there, digest) in sorted(facts.items()):
+        file = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or not _is_inside(file, folder):
+            yield f"{path} lists {name!r}, which leads out of the folder. Do not use this folder."
+        elif not file.is_file():
+            yield f"{file} is missing. {CURE}"
+        elif file.stat().st_size != size_there:
+            yield f"{file} must have {size_there} bytes, but has {file.stat().st_size}. Copy it again, or: {CURE}"
+        elif verify and file_hash(file) != digest:
+            yield f"{file} is damaged: its sha256 is not that in manifest.json. Copy it again, or: {CURE}"
+        else:
+            if name in expected:
+                yield from _array_problems(file, *expected[name])
+            continue
+        sound = False
+    for shard in (shard for split in manifest["splits"].values() for shard in split["shards"]):
+        if shard["largest"] >= size:
+            yield f"{folder / shard['name']} holds the id {shard['largest']}, but the vocabulary has {size}. {CURE}"
+    if sound and folder_hash(folder / "tokenizer") != manifest["tokenizer"]:
+        yield f"{folder / 'tokenizer'} is not the tokenizer that these shards were made with. {CURE}"
+
+
+def _expected(manifest: Manifest) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Each array that there must be, with its type and length."""
+    size = manifest["token_ids"]["size"]
+    yield "starts_word.npy", ("bool", size)
+    yield "train.unigram.npy", ("int64", size)
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            yield f"{shard['name']}.tokens.npy", (manifest["dtype"], shard["tokens"])
+            yield f"{shard['name']}.offsets.npy", ("int64", shard["documents"] + 1)
+    for name, splits in manifest.get("sidecars", {}).items():
+        for split in splits:
+            for shard in manifest["splits"][split]["shards"]:
+                yield f"{shard['name']}.{name}.npy", ("uint8", shard["tokens"])
+
+
+def _array_problems(file: Path, dtype: str, length: int) -> Iterator[str]:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        yield f"{file} is no array: {error}. {CURE}"
+        return
+    if array.dtype != dtype or array.shape != (length,):
+        yield f"{file} must hold {length} numbers of type {dtype}, but holds {array.shape} of {array.dtype}. {CURE}"
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    return file.resolve().is_relative_to(folder.resolve())
+
+
+def file_hash(file: Path) -> str:
+    """sha256 of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+# ---- writing
+
+Unit = tuple[Shaped[np.ndarray, " tokens"], Int64[np.ndarray, " documents"]]
+"""The ids of some whole documents, one behind the other, and how many each has."""
+
+
+def write(
+    folder: Path,
+    tokenizer: Tokenizer,
+    splits: dict[Split, Iterable[Unit]],
+    *,
+    facts: Manifest,
+    shard_tokens: int = SHARD_TOKENS,
+) -> None:
+    """Write shards, tokenizer and, last, the manifest into the empty ``folder``; ``facts`` goes into the manifest.
+
+    A unit is never split over two shards, so a shard may exceed ``shard_tokens`` by at most one unit. Memory: a shard.
+    """
+    ids = token_ids(tokenizer)
+    dtype = id_type(ids.size)
+    tokenizer.save(folder / "tokenizer")
+    save_array(folder / "starts_word.npy", word_starts(tokenizer))
+    unigram = np.zeros(ids.size, np.int64)
+    written: dict[str, Any] = {}
+    for split, units in splits.items():
+        shards: list[dict[str, Any]] = []
+        for number, (tokens, lengths) in enumerate(_gathered(units, shard_tokens)):
+            name = f"{split}-{number:05d}"
+            largest = int(tokens.max(initial=0))
+            if largest >= ids.size:
+                raise DataError(f"The tokenizer gave the id {largest}, but its vocabulary has {ids.size}.")
+            if split == "train":
+                unigram += np.bincount(tokens, minlength=ids.size)
+            save_array(folder / f"{name}.tokens.npy", tokens.astype(dtype, copy=False))
+            save_array(folder / f"{name}.offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+            shards.append({"name": name, "documents": len(lengths), "tokens": len(tokens), "largest": largest})
+        totals = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens")}
+        written[split] = totals | {"shards": shards}
+    save_array(folder / "train.unigram.npy", unigram)
+    manifest = {
+        "format": FORMAT, "version": VERSION, "tokenizer": folder_hash(folder / "tokenizer"),
+        "token_ids": asdict(ids), "dtype": str(dtype), "splits": written,
+    } | facts | {"files": _listed(folder, sorted(p for p in folder.rglob("*") if p.is_file()))}  # fmt: skip
+    _write_manifest(folder, manifest)
+
+
+def write_sidecar(folder: Path, name: str, split: Split, parts: Iterable[Shaped[np.ndarray, " n"]]) -> None:
+    """Put a sidecar (uint8, one for each token, an array for each shard in order) beside finished shards.
+
+    The manifest is replaced last, so a folder has the whole sidecar or none. The fingerprint stays the same.
+    """
+    if name not in SIDECARS:
+        raise DataError(must("sidecar", f"be one of {', '.join(SIDECARS)}", name))
+    shards = Shards.open(folder, split)
+    files = []
+    for shard, tokens, values in zip(shards.names, shards.parts, parts, strict=True):
+        if values.dtype != np.uint8 or values.shape != tokens.shape:
+            raise DataError(
+                f"The sidecar {name!r} of {shard} must hold {len(tokens)} numbers of type uint8, "
+                f"but holds {values.shape} of {values.dtype}."
+            )
+        files.append(Path(folder) / f"{shard}.{name}.npy")
+        save_array(files[-1], values)
+    manifest = read_manifest(Path(folder))
+    manifest.setdefault("sidecars", {}).setdefault(name, {})[split] = _listed(Path(folder), files)
+    _write_manifest(Path(folder), manifest)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file that is whole or absent, also after a crash."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _gathered(units: Iterable[Unit], shard_tokens: int) -> Iterator[Unit]:
+    """Units joined until they have ``shard_tokens`` tokens."""
+    waiting: list[Unit] = []
+    count = 0
+    for unit in units:
+        waiting.append(unit)
+        count += len(unit[0])
+        if count >= shard_tokens:
+            yield np.concatenate([t for t, _ in waiting]), np.concatenate([n for _, n in waiting])
+            waiting, count = [], 0
+    if count:
+        yield np.concatenate([t for t, _ in waiting]), np.concatenate([n for _, n in waiting])
+
+
+def _listed(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, int | str]]:
+    return {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_hash(file)} for file in files
+    }
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    beside = folder / ".manifest.json.part"
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(folder / "manifest.json")

@@ -1,0 +1,35 @@
+#!/usr/bin/env python
+"""Raw text -> tokenizer -> shards: ``tools/prepare_data.py --input FILE_OR_DIR_OR_DATASET... --output DIR``."""
+
+from __future__ import annotations
+
+import sys
+
+import tyro
+
+from megamask.data.shards import Shards
+from megamask.errors import MegamaskError
+from megamask.prepare import PrepareConfig, prepare
+
+
+def main() -> int:
+    config = tyro.cli(PrepareConfig, description=__doc__)
+    try:
+        folder = prepare(config)
+        train = Shards.open(folder)
+    except MegamaskError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    read = train.manifest["read"]
+    dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in read.items() if why != "documents")
+    print(f"{folder}: {read['documents']} documents read ({dropped})")
+    for split, found in train.manifest["splits"].items():
+        print(f"  {split}: {found['documents']} documents, {found['tokens']} tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
