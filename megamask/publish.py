@@ -119,7 +119,10 @@ def _commit(run: RunFolder, step: int, temporary: Path, entries: list[Entry], ke
 
 def _prune(run: RunFolder, keep: int) -> None:
     whole = [step for step in run.steps() if complete(run.checkpoint(step))]
-    for step in whole[keep:]:
-        trash = run.checkpoints / f".trash-step-{step}-{run.launch}"
-        files.rename(run.checkpoint(step), trash)
-        files.remove(trash)
+    trash = [run.checkpoints / f".trash-step-{step}-{run.launch}" for step in whole[keep:]]
+    for step, folder in zip(whole[keep:], trash, strict=True):
+        files.rename(run.checkpoint(step), folder)
+    if trash:
+        files.sync(run.checkpoints)  # or a power cut could leave a checkpoint's name over half its files
+    for folder in trash:
+        files.remove(folder)

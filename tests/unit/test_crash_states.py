@@ -1,0 +1,187 @@
+"""Whenever the power goes: every state that a disk may be in after three saves is built and read.
+
+A kill leaves the page cache to the kernel and so cannot see a missing fsync; this can. The operations of ``files``
+are recorded. Then, for each moment, every image that the file system may hold is made: a name that was not synced
+into its folder may be there or not (as any prefix of what was done to that folder, each folder for itself), bytes
+that were not synced may be absent, half or whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from megamask import files
+from megamask.checkpoint import RunFolder, read_weights, verify
+from megamask.errors import CheckpointError
+from megamask.publish import publish
+
+
+@dataclass
+class File:
+    data: bytes
+    synced: bool = True
+
+    def images(self) -> list[bytes]:
+        return [self.data] if self.synced else [b"", self.data[: len(self.data) // 2], self.data]
+
+
+@dataclass
+class Folder:
+    durable: dict = field(default_factory=dict)
+    """Names that are on the disk."""
+    pending: list = field(default_factory=list)
+    """Changes since: functions of the names."""
+
+    def live(self) -> dict:
+        return self.names(len(self.pending))
+
+    def names(self, done: int) -> dict:
+        names = dict(self.durable)
+        for change in self.pending[:done]:
+            change(names)
+        return names
+
+    def images(self) -> Iterator[dict]:
+        for done in range(len(self.pending) + 1):
+            names = self.names(done)
+            choices = [list(node.images()) for node in names.values()]
+            for chosen in itertools.product(*choices):
+                yield dict(zip(names, chosen, strict=True))
+
+
+class Disk:
+    """A model of what ``files`` did below ``root``; ``forget`` names the syncs that are left out."""
+
+    def __init__(self, root: Path, forget: str = ""):
+        self.root, self.forget = root, forget
+        self.top = Folder({"checkpoints": Folder()})
+
+    def folder(self, path: Path) -> Folder:
+        found = self.top
+        for part in path.relative_to(self.root).parts:
+            found = found.live()[part]
+        return found
+
+    def write(self, path: Path, data: bytes, whole: bool) -> None:
+        synced = whole and not (self.forget and self.forget in path.name)
+        self.folder(path.parent).pending.append(lambda names: names.update({path.name: File(data, synced)}))
+
+    def make(self, path: Path) -> None:
+        made = Folder()
+        self.folder(path.parent).pending.append(lambda names: names.update({path.name: made}))
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.folder(old.parent).pending.append(lambda names: names.update({new.name: names.pop(old.name)}))
+
+    def sync(self, path: Path) -> None:
+        if self.forget and self.forget in f"folder {path.name}":
+            return
+        folder = self.folder(path)
+        folder.durable, folder.pending = folder.live(), []
+
+    def remove(self, path: Path) -> None:
+        if path.name not in self.folder(path.parent).live():
+            return
+        inside = self.folder(path)
+        for name in inside.live():
+            inside.pending.append(lambda names, name=name: names.pop(name))
+        self.folder(path.parent).pending.append(lambda names: names.pop(path.name))
+
+
+def weights(step: int) -> dict[str, torch.Tensor]:
+    return {"weights/a": torch.full((4,), float(step))}
+
+
+def record(run: RunFolder, monkeypatch) -> list[tuple]:
+    """The operations of three saves that keep two, with the acknowledgements among them."""
+    done: list[tuple] = []
+    real = {name: getattr(files, name) for name in ("write", "make", "rename", "sync", "remove")}
+
+    def write(path, chunks):
+        entry = real["write"](path, chunks)
+        data = path.read_bytes()
+        done.append(("write", path, data[: len(data) // 2], False))  # the power may go in the middle
+        done.append(("write", path, data, True))
+        return entry
+
+    def other(name):
+        def act(*paths):
+            real[name](*paths)
+            done.append((name, *paths))
+
+        return act
+
+    monkeypatch.setattr(files, "write", write)
+    for name in ("make", "rename", "sync", "remove"):
+        monkeypatch.setattr(files, name, other(name))
+    for step in (8, 9, 10):
+        publish(run, step, weights(step), {"step": step}, keep=2)
+        done.append(("acknowledged", step))
+    monkeypatch.undo()
+    return done
+
+
+def lay_out(image: dict, folder: Path) -> None:
+    folder.mkdir()
+    for name, content in image.items():
+        if isinstance(content, dict):
+            lay_out(content, folder / name)
+        else:
+            (folder / name).write_bytes(content)
+
+
+def states(done: list[tuple], root: Path, forget: str = "") -> Iterator[tuple[dict, tuple[int, ...]]]:
+    """Each different image of the disk, with the steps that were acknowledged by then."""
+    disk, acknowledged = Disk(root, forget), ()
+    seen = set()
+    for act, *given in done:
+        if act == "acknowledged":
+            acknowledged += tuple(given)
+        else:
+            getattr(disk, act)(*given)
+        for image in disk.top.images():
+            if (key := (repr(image), acknowledged)) not in seen:
+                seen.add(key)
+                yield image, acknowledged
+
+
+def keeps_promise(image: dict, promised: tuple[int, ...], place: Path) -> bool:
+    """Every folder that bears a checkpoint's name is whole and right; two are, and none newer was promised."""
+    lay_out(image, place)
+    run = RunFolder(place)
+    steps = run.steps()
+    try:
+        right = all(verify(run.checkpoint(step)).step == step for step in steps)
+        right = right and all(torch.equal(read_weights(run.path, s)["a"], weights(s)["weights/a"]) for s in steps)
+    except CheckpointError:
+        return False
+    return right and (steps or [0])[0] >= (promised or (0,))[-1] and len(steps) >= min(2, len(promised))
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    run = RunFolder(tmp_path / "run", "launch")
+    run.checkpoints.mkdir(parents=True)
+    run.lock.write_text('{"launch": "launch"}')
+    return run
+
+
+def test_no_power_cut_costs_a_checkpoint(run, tmp_path, monkeypatch):
+    number = 0
+    for number, (image, promised) in enumerate(states(record(run, monkeypatch), run.path)):
+        assert keeps_promise(image, promised, tmp_path / str(number)), image
+    assert number > 50
+
+
+@pytest.mark.parametrize(
+    "forget", ["rank-00000", "state.json", "MANIFEST.json", "folder .tmp-step-", "folder checkpoints"]
+)
+def test_each_forgotten_sync_is_seen(run, tmp_path, monkeypatch, forget):
+    numbered = enumerate(states(record(run, monkeypatch), run.path, forget))
+    assert not all(keeps_promise(image, promised, tmp_path / str(number)) for number, (image, promised) in numbered)
