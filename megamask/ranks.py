@@ -85,6 +85,12 @@ def world() -> int:
     return int(environment()["WORLD_SIZE"])
 
 
+def several() -> bool:
+    """Whether there is anybody to talk to; if so, `join` must have been called."""
+    assert world() == 1 or dist.is_initialized(), "ranks.join() comes before anything collective"
+    return world() > 1
+
+
 def is_main() -> bool:
     """Whether this process speaks for all: it prints and publishes."""
     return rank() == 0
@@ -107,14 +113,14 @@ def maximum(values: Tensor) -> Tensor:
 
 def _reduce(values: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
     total = values.clone()
-    if dist.is_initialized() and world() > 1:
+    if several():
         dist.all_reduce(total, how)
     return total
 
 
 def gather(value: Answer) -> list[Answer]:
     """What each rank says, in the order of the ranks, on every rank."""
-    if not dist.is_initialized() or world() == 1:
+    if not several():
         return [value]
     said: list[Answer] = [value] * world()
     dist.all_gather_object(said, value)
@@ -123,7 +129,7 @@ def gather(value: Answer) -> list[Answer]:
 
 def barrier() -> None:
     """Wait for all ranks."""
-    if dist.is_initialized() and world() > 1:
+    if several():
         dist.barrier()
 
 
@@ -135,7 +141,7 @@ def by_main(act: Callable[[], Answer]) -> Answer:
             answer[0] = act()
         except Exception as error:  # every rank must hear of it, or the others would wait for ever
             answer[1] = error
-    if dist.is_initialized() and world() > 1:
+    if several():
         dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise answer[1]

@@ -39,9 +39,7 @@ class Corruption:
         return masks, min(round(self.random * targets), targets - masks)
 
 
-def corrupt(
-    batch: PackedBatch, targets: Int64[Tensor, " M"], mix: Corruption, ids: TokenIds, rng: PackRng
-) -> MaskPlan:
+def corrupt(batch: PackedBatch, targets: Int64[Tensor, " M"], mix: Corruption, ids: TokenIds, rng: PackRng) -> MaskPlan:
     """The plan for the ascending ``targets``.
 
     Differs from BERT: counts are exact and not drawn token by token, so that shapes are the same in every pack.
@@ -52,7 +50,9 @@ def corrupt(
     hidden = shuffled[:masks].sort().values
     inputs = batch.tokens.clone()
     inputs[hidden] = ids.mask
-    inputs[shuffled[masks : masks + randoms]] = _ordinary(ids, rng.integers(ids.size - len(ids.special), randoms, device))
+    inputs[shuffled[masks : masks + randoms]] = _ordinary(
+        ids, rng.integers(ids.size - len(ids.special), randoms, device)
+    )
     visible = batch.maskable.new_ones(batch.layout.rows).index_fill_(0, hidden, False).nonzero().squeeze(1)
     return MaskPlan(inputs, targets, batch.tokens[targets], hidden, visible)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +21,7 @@ RATIO_STEPS = 64
 """A moving ratio moves in this many steps from 0 to 1 over the run, so that a run has few shapes."""
 
 
+@runtime_checkable
 class Score(Protocol):
     """Which rows come first: a number per row, higher is sooner. Only what it learns from losses is state."""
 

@@ -1,0 +1,62 @@
+"""The command line of pretrain.py: a recipe, then a file of overrides, then flags; later ones win."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from megamask import config as configuration
+from megamask import recipes
+from megamask.config import PretrainConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """Pretrain a masked-language-model encoder. Without any argument: the tiny model, on text this machine holds."""
+
+    recipe: str = "tiny"
+    """Experiment to start from; --list-recipes shows them."""
+    config: Path | None = None
+    """YAML or JSON file of settings that differ from the recipe; a run's own config.json is one."""
+    deepspeed: Path | None = None
+    """DeepSpeed file, such as ds_configs/zero2.json; without one: plain data parallel in fp32."""
+    resume: str = "auto"
+    """auto: go on with the run in OUTPUT, or start; must: only go on; never: only start; or a checkpoint's path."""
+    list_recipes: bool = False
+    """Print the recipes, a line each, and end."""
+    print_config: bool = False
+    """Print the whole resolved configuration and end."""
+    local_rank: Annotated[int, tyro.conf.Suppress] = 0
+    run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
+
+
+def parse(arguments: list[str] | None = None) -> Command:
+    """The command, checked for unknown flags and values; ConfigError for an unknown recipe or a bad file."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # the deepspeed launcher adds it; ranks come from the environment
+    arguments = [a for a in arguments if not a.startswith(("--local_rank=", "--local-rank="))]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="tiny")
+    first.add_argument("--config", type=Path)
+    known, _ = first.parse_known_args(arguments)
+    base = recipes.named(known.recipe)
+    if known.config is not None:
+        base = configuration.read(known.config, base)
+    return tyro.cli(Command, args=arguments, default=Command(run=base), prog="pretrain.py")
+
+
+def show_recipes() -> str:
+    """The recipes, a line each."""
+    width = max(len(name) for name in recipes.RECIPES)
+    return "\n".join(f"{name:{width}}  {recipes.summary(name)}" for name in recipes.RECIPES)
+
+
+def show_config(config: PretrainConfig) -> str:
+    """The configuration as JSON that --config takes."""
+    return json.dumps(configuration.as_dict(config), indent=2)

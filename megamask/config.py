@@ -1,0 +1,206 @@
+"""The whole run in one record, and the checks between its parts.
+
+Each section is a frozen dataclass that stands beside the code that reads it. This module composes them, reads
+overrides from files, and finds every problem before any device is touched. It builds nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megamask.batch import TokenIds
+from megamask.engine import ds_file
+from megamask.engine.optimizer import OptimizerConfig
+from megamask.errors import ConfigError, must, raise_all, unknown
+from megamask.masking.masker import MaskingConfig
+from megamask.model.shape import ModelConfig
+from megamask.objectives.objective import ObjectiveConfig
+
+FREE = frozenset({"data", "output", "init", "log", "checkpoint", "validation", "export"})
+"""Settings that may differ between a run and its continuation: none of them moves a weight."""
+
+
+@dataclass(frozen=True)
+class PacksConfig:
+    """How much text a micro-step and a step hold."""
+
+    tokens: int = 8192
+    """Rows of a pack; a micro-batch is one pack."""
+    length: int = 512
+    """Longest sequence in rows, special tokens included; longer documents are cut."""
+    per_step: int = 8
+    """Packs of one optimizer step, over all ranks and micro-steps."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        found = []
+        if self.length < 8:
+            found.append(must(f"{name}.length", "be at least 8", self.length))
+        if self.tokens < self.length:
+            found.append(must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens))
+        if self.per_step < 1:
+            found.append(must(f"{name}.per_step", "be at least 1", self.per_step))
+        return found
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """How often and on how much text the fixed evaluation runs: uniform 15 %, all [MASK], the same for every recipe."""
+
+    every: int = 200
+    """Steps between two evaluations; one more comes at the end."""
+    packs: int = 16
+    """Packs of the validation split, at most."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        return [must(f"{name}.{p}", "be at least 1", value) for p, value in vars(self).items() if value < 1]
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often the run is saved."""
+
+    every: int = 500
+    """Steps between two checkpoints; one more comes at the end and at every signal to stop."""
+    keep: int = 3
+    """Newest checkpoints that stay; at least 2."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        found = [must(f"{name}.every", "be at least 1", self.every)] if self.every < 1 else []
+        return found + ([must(f"{name}.keep", "be at least 2", self.keep)] if self.keep < 2 else [])
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is told while the run goes on."""
+
+    every: int = 10
+    """Steps between two lines of figures."""
+    peak_flops: float | None = None
+    """Floating-point operations per second of one device, for MFU; known GPUs need no number, a CPU has none."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        found = [must(f"{name}.every", "be at least 1", self.every)] if self.every < 1 else []
+        if self.peak_flops is not None and not self.peak_flops > 0:
+            found.append(must(f"{name}.peak_flops", "be above 0", self.peak_flops))
+        return found
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A whole pretraining run."""
+
+    data: Path | None = None
+    """Folder of token shards (tools/prepare_data.py makes it); without it, English text that this machine holds."""
+    output: Path = Path("runs/tiny")
+    """Folder of the run: configuration, logs, checkpoints, exported model."""
+    steps: int = 400
+    """Optimizer steps of the whole run."""
+    seed: int = 1
+    """Seeds the first weights, the order of the text, the masks and dropout."""
+    init: Path | None = None
+    """Folder of first weights (tools/convert_from_hf.py makes it); without it they are random."""
+    export: bool = True
+    """Whether the finished model is written for transformers to OUTPUT/export."""
+    packs: PacksConfig = field(default_factory=PacksConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def check(config: PretrainConfig, ds: dict[str, Any], world: int) -> None:
+    """Raise ConfigError with every problem of the configuration, the DeepSpeed file and the number of ranks."""
+    found = []
+    if config.steps < 1:
+        found.append(must("steps", "be at least 1", config.steps))
+    if not 0 <= config.seed < 2**63:
+        found.append(must("seed", "lie in [0, 2**63)", config.seed))
+    found += config.packs.problems("packs") + config.model.problems("model")
+    found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
+    found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
+    found += config.log.problems("log") + ds_file.problems(config.optimizer, ds)
+    per_step = config.packs.per_step
+    if per_step >= 1 and per_step % world:
+        cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}."
+        found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
+    if not config.model.problems("model"):
+        longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
+        if config.packs.length > longest:
+            found.append(must("packs.length", f"be at most `model.max_positions` ({longest})", config.packs.length))
+    if config.init is not None and not (config.init / "model.safetensors").is_file():
+        found.append(
+            f"`init` names {config.init}, which holds no model.safetensors. Make it with tools/convert_from_hf.py."
+        )
+    raise_all(ConfigError, found)
+
+
+def read(path: Path, base: PretrainConfig) -> PretrainConfig:
+    """``base`` with the values of a YAML or JSON file, such as a run's own config.json; checked all at once."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"`{path}` cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"`{path}` is neither YAML nor JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(must(str(path), "hold a table of settings", type(found).__name__))
+    return override(base, found, str(path))
+
+
+def override(base: PretrainConfig, values: dict[str, Any], source: str) -> PretrainConfig:
+    """``base`` with ``values`` laid over it; ConfigError names every unknown key and every wrong type."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    merged = _merge(as_dict(base), values)
+    names = _names(as_dict(base))
+    strangers = [key for key in _names(values) if key not in names]
+    raise_all(ConfigError, [unknown(key, names, f"`{source}`") for key in strangers])
+    try:
+        adapter = TypeAdapter(PretrainConfig, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+    except Exception:  # pydantic takes no outer config for a dataclass
+        adapter = TypeAdapter(PretrainConfig)
+    try:
+        return adapter.validate_python(merged)
+    except ValidationError as error:
+        raise ConfigError(
+            *(
+                f"`{'.'.join(str(part) for part in p['loc'])}` in `{source}`: {p['msg']}, but is {p['input']!r}."
+                for p in error.errors()
+            )
+        ) from None
+
+
+def as_dict(config: PretrainConfig) -> dict[str, Any]:
+    """The configuration as JSON can hold it; `read` takes it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged
+
+
+def _names(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """The full path of every setting and section."""
+    found = []
+    for key, value in values.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            found += _names(value, f"{prefix}{key}.")
+    return found

@@ -1,0 +1,153 @@
+"""DeepSpeed's file: how to run (stage, offload, communication, precision), never what to train.
+
+What to train is filled in here, from one source; a file that names it too is refused, and so is a key that DeepSpeed
+would ignore in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megamask.engine.optimizer import OptimizerConfig
+from megamask.errors import ConfigError, must, raise_all, unknown
+
+OURS = {
+    "train_batch_size": "`packs.per_step` decides it",
+    "train_micro_batch_size_per_gpu": "a micro-batch is one pack of `packs.tokens` rows",
+    "gradient_accumulation_steps": "`packs.per_step` and the number of ranks decide it",
+    "gradient_clipping": "`optimizer.clip` decides it",
+    "optimizer": "the section `optimizer` decides it",
+    "scheduler": "`optimizer.rate` decides it",
+    "steps_per_print": "`log.every` decides it",
+    "fp16": "megamask trains in bf16 or fp32",
+    "tensorboard": "megamask writes its own",
+}
+"""Keys of a DeepSpeed file that would be a second source of truth, and which is the first."""
+
+KNOWN = [
+    "zero_optimization",
+    "bf16",
+    "torch_autocast",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "data_types",
+    "aio",
+    "comms_logger",
+    "flops_profiler",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+]
+"""Top-level keys of a DeepSpeed file that have an effect here; DeepSpeed ignores unknown ones in silence."""
+
+
+def read_ds_config(path: Path) -> dict[str, Any]:
+    """A file of `ds_configs/`, checked: ConfigError for all that is doubled, unknown or not its to set."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            wrong.append(f"`{path}` has the key `{name}` twice. Keep one of them.")
+        return dict(pairs)
+
+    wrong: list[str] = []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+    except OSError as error:
+        raise ConfigError(
+            f"`{path}` cannot be read: {error.strerror}. Name a file such as ds_configs/zero2.json."
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"`{path}` is not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(must(str(path), "hold one JSON object", type(found).__name__))
+    wrong += [f"`{path}` must not set `{key}`: {OURS[key]}. Remove the key." for key in found if key in OURS]
+    wrong += [unknown(key, KNOWN, f"`{path}`") for key in found if key not in OURS and key not in KNOWN]
+    wrong += _zero_problems(path, found.get("zero_optimization", {}))
+    if zero_stage(found) == 0 and found.get("bf16", {}).get("enabled"):
+        wrong.append(
+            f"`{path}` sets `bf16` at ZeRO stage 0, where DeepSpeed's first Adam step is 0.744 of what it should be. "
+            'Use `"torch_autocast": {"enabled": true, "dtype": "bfloat16"}` or stage 1.'
+        )
+    raise_all(ConfigError, wrong)
+    return found
+
+
+def _zero_problems(path: Path, section: Any) -> list[str]:
+    if not isinstance(section, dict):
+        return [must(f"{path}: zero_optimization", "be an object", type(section).__name__)]
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**section)
+    except ValidationError as error:
+        names = [f"zero_optimization.{name}" for name in DeepSpeedZeroConfig.model_fields]
+        return [
+            unknown(where, names, f"`{path}`")
+            if problem["type"] == "extra_forbidden"
+            else f"`{path}`: `{where}`: {problem['msg']}, but is {problem['input']!r}."
+            for problem in error.errors()
+            for where in ["zero_optimization." + ".".join(str(part) for part in problem["loc"])]
+        ]
+    return []
+
+
+def zero_stage(ds: dict[str, Any]) -> int:
+    """The ZeRO stage that a DeepSpeed file asks for."""
+    section = ds.get("zero_optimization", {})
+    return int(section.get("stage", 0)) if isinstance(section, dict) else 0
+
+
+def problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimizer") -> list[str]:
+    """Sentences for what the optimizer and the DeepSpeed file cannot do together."""
+    found = []
+    stage = zero_stage(ds)
+    if config.kind == "lamb" and stage > 0:
+        found.append(
+            f"`{name}.kind` 'lamb' needs ZeRO stage 0, but the DeepSpeed file says {stage}: its trust ratio is a "
+            "norm of whole tensors, which ZeRO cuts up. Use ds_configs/zero0.json or another optimizer."
+        )
+    if config.kind == "muon" and stage == 0:
+        found.append(
+            f"`{name}.kind` 'muon' needs ZeRO stage 1, 2 or 3, but the DeepSpeed file says 0: there DeepSpeed's Muon "
+            "is not sure to orthogonalise. Use ds_configs/zero1.json."
+        )
+    section = ds.get("zero_optimization", {})
+    offloads = [str(section.get(key, {}).get("device")) for key in ("offload_optimizer", "offload_param")]
+    if config.kind == "muon" and any(device in ("cpu", "nvme") for device in offloads):
+        found.append(f"`{name}.kind` 'muon' does not run with offloading. Use a DeepSpeed file without it, or 'adamw'.")
+    if "nvme" in offloads and stage != 3:
+        found.append(
+            f"Offloading to NVMe needs ZeRO stage 3, but the DeepSpeed file says {stage}: DeepSpeed would ignore it."
+        )
+    if "nvme" in offloads and not _has_async_io():
+        found.append(
+            "Offloading to NVMe needs libaio (Debian: libaio-dev) and a C++ compiler, which are not found here."
+        )
+    return found
+
+
+def _has_async_io() -> bool:
+    from deepspeed.accelerator import get_accelerator
+
+    return get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible()
+
+
+def filled(ds: dict[str, Any], config: OptimizerConfig, accumulate: int, packs_per_step: int) -> dict[str, Any]:
+    """A DeepSpeed file with what the run decides."""
+    filled = {
+        **ds,
+        "train_batch_size": packs_per_step,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulate,
+        "gradient_clipping": config.clip,
+        "steps_per_print": 10**9,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+    }
+    if config.kind == "muon" and zero_stage(ds) == 3:
+        filled["zero_optimization"] = {**ds["zero_optimization"], "reduce_scatter": False}
+    return filled

@@ -1,0 +1,131 @@
+"""A small MLM trained under the engine, and the same in plain PyTorch, on packs made up from their number."""
+
+from __future__ import annotations
+
+import torch
+
+from megamask import ranks
+from megamask.checkpoint import read_tensors
+from megamask.engine.engine import Engine
+from megamask.engine.optimizer import OptimizerConfig, parameter_groups
+from megamask.masking.masker import Masker, MaskingConfig
+from megamask.masking.rng import PackRng
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.model.shape import ModelConfig
+from megamask.objectives.mlm import MLM
+from megamask.publish import publish
+from megamask.runs import open_run
+from megamask.schedules import LearningRate, Schedule
+from tests.batches import IDS, pack
+
+PACKS = 4
+STEPS = 20
+
+
+def objective(preset: str, dropout: float = 0.0) -> MLM:
+    torch.manual_seed(0)
+    # 21 is no multiple of any number of ranks: parts of ZeRO 3 end in padding
+    config = ModelConfig(preset, num_layers=2, hidden_size=12, num_heads=2, intermediate_size=21, dropout=dropout)
+    encoder = Encoder(config.shape(IDS), config)
+    return MLM(encoder, Head(encoder, config))
+
+
+def optimizer(kind: str = "adamw", clip: float = 1.0) -> OptimizerConfig:
+    return OptimizerConfig(kind=kind, rate=LearningRate(peak=1e-2, warmup=0.2), clip=clip)
+
+
+def micro(step: int, place: int):
+    """Pack and plan at a place of a step: uneven sequences, another layout in each."""
+    number = step * PACKS + place
+    lengths = [9 + number % 5, 20 - number % 5, 11, 3 + number % 3]
+    batch = pack(lengths, padding=50 - sum(lengths), number=number, seed=number)
+    masker = Masker(MaskingConfig(Schedule("linear", 0.3, 0.15)), IDS)
+    progress = step / STEPS
+    plan = masker(batch, progress=progress, rng=PackRng(0, number))
+    return batch, plan, PACKS * masker.budget(progress, batch.layout.rows)
+
+
+def train(engine: Engine, start: int, end: int) -> list[float]:
+    """The mean loss of each step, as hex so that no bit is lost."""
+    found = []
+    for step in range(start, end):
+        total = torch.zeros(())
+        for index in range(engine.accumulate):
+            batch, plan, targets = micro(step, index * ranks.world() + ranks.rank())
+            torch.manual_seed(batch.number)
+            total += engine.train_micro(batch, plan, targets=targets).total.detach().float()
+        engine.step(step, STEPS, total)
+        found.append(float(ranks.sum(total) / targets))
+    return found
+
+
+def kept(engine: Engine) -> dict[str, torch.Tensor]:
+    return {name: get().clone().cpu() for name, get in engine.tensors()}
+
+
+def runs(cases: list[dict]) -> list[dict]:
+    """`run` of each case in turn: starting the processes takes longer than a run."""
+    found = [run(**case) for case in cases]
+    ranks.leave()
+    return found
+
+
+def run(ds: dict, preset: str = "modern", kind: str = "adamw", clip: float = 1.0, dropout: float = 0.0) -> dict:
+    """20 steps in one go; then 10, a restore into a fresh engine, and 10 more; whether all that is kept is the same."""
+    whole = Engine(objective(preset, dropout), optimizer(kind, clip), ds, packs_per_step=PACKS)
+    losses = train(whole, 0, STEPS)
+    weights = kept(whole)
+    whole.close()
+
+    first = Engine(objective(preset, dropout), optimizer(kind, clip), ds, packs_per_step=PACKS)
+    halves = train(first, 0, STEPS // 2)
+    state, steps = kept(first), first.steps
+    first.close()
+    second = Engine(objective(preset, dropout), optimizer(kind, clip), ds, packs_per_step=PACKS)
+    second.restore(state.get, steps=steps)
+    halves += train(second, STEPS // 2, STEPS)
+    again = kept(second)
+    same = all(torch.equal(weights[name], again[name]) for name in weights)
+    second.close()
+    return {"losses": losses, "halves": halves, "same": same, "moments": sorted({n.split("/")[0] for n in weights})}
+
+
+def plain(preset: str, clip: float, dtype: str = "float32") -> list[float]:
+    """The same 20 steps by one process of plain PyTorch."""
+    model = objective(preset).to(getattr(torch, dtype))
+    config = optimizer(clip=clip)
+    groups = parameter_groups(model, config)
+    adam = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
+    found = []
+    for step in range(STEPS):
+        for group in adam.param_groups:
+            group["lr"] = config.rate(step, STEPS)
+        total = 0.0
+        for place in range(PACKS):
+            batch, plan, targets = micro(step, place)
+            logits = model.head.logits(model.represent(batch, plan))
+            loss = torch.nn.functional.cross_entropy(logits, plan.labels, reduction="sum") / targets
+            loss.backward()
+            total += loss.item()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        adam.step()
+        adam.zero_grad()
+        found.append(total)
+    return found
+
+
+def elastic(folder: str, ds: dict, end: int) -> list[float]:
+    """Steps up to ``end`` from the newest checkpoint in ``folder``, if there is one; then one is made."""
+    ranks.join()
+    start = open_run(folder, {})
+    engine = Engine(objective("modern"), optimizer(), ds, packs_per_step=PACKS)
+    if start.checkpoint:
+        engine.restore(dict(read_tensors(start.checkpoint)).get, steps=start.step)
+    losses = train(engine, start.step, end)
+    publish(start.run, end, engine.share(), {})
+    start.close()
+    engine.close()
+    ranks.leave()
+    return losses
