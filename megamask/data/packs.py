@@ -143,7 +143,7 @@ class Index:
 
     starts: Int64[np.ndarray, " pieces"]
     sizes: Int32[np.ndarray, " pieces"]
-    first: Int64[np.ndarray, " packs+1"]
+    first: Int64[np.ndarray, " packs1"]
 
 
 def _cached_index(shards: Shards, tokens: int, length: int) -> Index:

@@ -107,16 +107,16 @@ class Shards:
         return [shard["name"] for shard in self.manifest["splits"][self.split]["shards"]]
 
     @cached_property
-    def parts(self) -> list[Shaped[np.ndarray, " n"]]:
+    def parts(self) -> list[np.ndarray]:
         """The token ids of each shard, memory-mapped."""
         return [self._map(f"{name}.tokens.npy") for name in self.names]
 
     @cached_property
-    def starts(self) -> Int64[np.ndarray, " shards+1"]:
+    def starts(self) -> Int64[np.ndarray, " shards1"]:
         """The number of the first token of each shard in the stream of all, and the end."""
         return np.cumsum([0, *(len(part) for part in self.parts)])
 
-    def offsets(self) -> Iterator[Int64[np.ndarray, " documents+1"]]:
+    def offsets(self) -> Iterator[Int64[np.ndarray, " documents1"]]:
         """For each shard, where its documents begin, counted from the start of the shard."""
         for name, part in zip(self.names, self.parts, strict=True):
             found = self._map(f"{name}.offsets.npy")
@@ -124,13 +124,13 @@ class Shards:
                 raise DataError(f"{self.folder / name}.offsets.npy does not fit its tokens. {CURE}")
             yield found
 
-    def sidecar(self, name: str) -> list[Shaped[np.ndarray, " n"]] | None:
+    def sidecar(self, name: str) -> list[np.ndarray] | None:
         """The sidecar ``tags`` or ``entropy`` of each shard, memory-mapped, or None if the split has none."""
         if self.split not in self.manifest.get("sidecars", {}).get(name, {}):
             return None
         return [self._map(f"{shard}.{name}.npy") for shard in self.names]
 
-    def read(self, parts: list[Shaped[np.ndarray, " n"]], places: Int64[np.ndarray, " T"]) -> Shaped[np.ndarray, " T"]:
+    def read(self, parts: list[np.ndarray], places: Int64[np.ndarray, " T"]) -> Shaped[np.ndarray, " T"]:
         """What ``parts`` (``self.parts`` or a sidecar) hold at ``places`` of the stream of all shards."""
         if len(parts) == 1:
             return parts[0][places]
@@ -306,7 +306,7 @@ def write(
     _write_manifest(folder, manifest)
 
 
-def write_sidecar(folder: Path, name: str, split: Split, parts: Iterable[Shaped[np.ndarray, " n"]]) -> None:
+def write_sidecar(folder: Path, name: str, split: Split, parts: Iterable[np.ndarray]) -> None:
     """Put a sidecar (uint8, one for each token, an array for each shard in order) beside finished shards.
 
     The manifest is replaced last, so a folder has the whole sidecar or none. The fingerprint stays the same.

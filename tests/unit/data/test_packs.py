@@ -1,0 +1,176 @@
+"""Packs: every piece of every document once an epoch, whole and alone in its sequence, whatever the seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megamask.data import packs as packing
+from megamask.data.packs import Packs, best_fit
+from megamask.data.shards import Shards, write_sidecar
+from megamask.errors import ConfigError, DataError
+
+
+def sequences(batch) -> list[list[int]]:
+    """The ids of each sequence of a pack that is not empty."""
+    bounds = batch.layout.cu_seqlens.tolist()
+    return [batch.tokens[a:b].tolist() for a, b in pairwise(bounds) if a < b]
+
+
+def texts(packs: Packs, numbers) -> list[list[int]]:
+    """The pieces in the packs of these numbers, without special tokens and padding."""
+    ids = packs.token_ids
+    found = [sequence for number in numbers for sequence in sequences(packs.batch(number))]
+    return [sequence[1:-1] for sequence in found if sequence[0] != ids.pad]
+
+
+def pieces(documents: list[list[int]], length: int) -> Counter:
+    """What the documents are cut into, by the plainest code."""
+    body = length - 2
+    return Counter(tuple(document[at : at + body]) for document in documents for at in range(0, len(document), body))
+
+
+LENGTHS = [1, 5, 200, 31, 30, 29, 62, 63, *range(3, 90), *[7] * 200]
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(256, 32), (64, 64), (100, 33), (512, 512)])
+@pytest.mark.parametrize("shard_tokens", [2**27, 1500])
+def test_an_epoch_holds_every_piece_once(make_shards, documents_of, tokens, length, shard_tokens):
+    shards = Shards.open(make_shards(LENGTHS, shard_tokens=shard_tokens))
+    packs = Packs(shards, tokens=tokens, length=length, seed=3)
+    expected = pieces(documents_of(shards), length)
+    found = Counter(map(tuple, texts(packs, range(len(packs)))))
+    assert not found - expected
+    missing = expected - found
+    assert sum(len(piece) * count for piece, count in missing.items()) == packs.left_out
+    assert found.total() > 0.8 * expected.total()
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, 1000])
+def test_rows_are_what_they_should_be(make_shards, number):
+    packs = Packs(Shards.open(make_shards(LENGTHS)), tokens=128, length=48, seed=0)
+    batch, ids = packs.batch(number), packs.token_ids
+    assert batch.number == number
+    for sequence in sequences(batch):
+        assert len(sequence) <= 48 == batch.layout.max_seqlen
+        if ids.pad in sequence:
+            assert set(sequence) == {ids.pad}
+        else:
+            assert (sequence[0], sequence[-1]) == (ids.cls, ids.sep) and len(sequence) > 2
+    # positions count from the start of each sequence
+    assert torch.equal(batch.layout.positions.long(), batch.layout.offset)
+    assert torch.equal(batch.maskable, ~torch.isin(batch.tokens, torch.tensor(ids.special)))
+    # words: every token but "##", and the first of each piece
+    continues = (batch.tokens % 3 == 0) & batch.maskable
+    first = torch.zeros_like(continues)
+    first[1:] = batch.tokens[:-1] == ids.cls
+    assert torch.equal(batch.starts_word, ~continues | first)
+    assert batch.tags is None and batch.entropy is None
+
+
+def test_types_and_shapes_do_not_change_from_pack_to_pack(make_shards):
+    packs = Packs(Shards.open(make_shards(LENGTHS)), tokens=128, length=48, seed=0)
+    batches = [packs.batch(number) for number in range(len(packs))]
+    assert len({batch.layout.cu_seqlens.shape for batch in batches}) == 1
+    # no longer than needed
+    assert any(batch.layout.cu_seqlens[-2] < 128 for batch in batches)
+    batch = batches[0]
+    assert (batch.tokens.dtype, batch.starts_word.dtype) == (torch.int64, torch.bool)
+    assert (batch.layout.cu_seqlens.dtype, batch.layout.positions.dtype) == (torch.int32, torch.int32)
+
+
+def test_a_pack_is_a_function_of_seed_and_number(make_shards):
+    folder = make_shards(LENGTHS)
+    first, again = (Packs(Shards.open(folder), tokens=128, length=48, seed=5) for _ in range(2))
+    other = Packs(Shards.open(folder), tokens=128, length=48, seed=6)
+    epochs = [[first.batch(n).tokens for n in range(e * len(first), (e + 1) * len(first))] for e in range(2)]
+    # read backwards, by another object, from the cached index
+    for number in reversed(range(2 * len(first))):
+        epoch, place = divmod(number, len(first))
+        assert torch.equal(again.batch(number).tokens, epochs[epoch][place])
+    as_sets = [{tuple(tokens.tolist()) for tokens in epoch} for epoch in epochs]
+    elsewhere = [tuple(other.batch(n).tokens.tolist()) for n in range(len(other))]
+    assert as_sets[0] == as_sets[1] == set(elsewhere)
+    assert [tuple(t.tolist()) for t in epochs[0]] != [tuple(t.tolist()) for t in epochs[1]]
+    assert [tuple(t.tolist()) for t in epochs[0]] != elsewhere
+
+
+def test_the_index_is_cached_and_a_damaged_one_made_anew(make_shards, monkeypatch):
+    folder = make_shards(LENGTHS)
+    made = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
+    first = next((folder / "packs").glob("*/first.npy"))
+    first.write_bytes(first.read_bytes()[:-8])
+    assert torch.equal(Packs(Shards.open(folder), tokens=128, length=48, seed=0).batch(3).tokens, made.batch(3).tokens)
+    # a folder that cannot be written is no obstacle
+    monkeypatch.setattr(packing.tempfile, "mkdtemp", lambda **_: (_ for _ in ()).throw(PermissionError()))
+    Packs(Shards.open(folder), tokens=256, length=48, seed=0).batch(0)
+    assert not list((folder / "packs").glob("*-256-48-*"))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(50, 120))
+def test_best_fit_is_best_fit(rows, capacity):
+    """Against the definition, piece by piece: the same rooms are left."""
+    rooms: list[int] = []
+    for size in sorted(rows, reverse=True):
+        fitting = [number for number, room in enumerate(rooms) if room >= size]
+        if not fitting:
+            rooms.append(capacity)
+            fitting = [len(rooms) - 1]
+        rooms[min(fitting, key=lambda number: rooms[number])] -= size
+    pack = best_fit(np.array(rows), capacity)
+    assert sorted(capacity - np.bincount(pack, weights=rows)) == sorted(rooms)
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(128, 128), (512, 512), (1024, 1024), (8192, 512)])
+def test_packs_are_full(make_shards, tokens, length):
+    rng = np.random.default_rng(1)
+    lengths = rng.lognormal(np.log(300), 1.2, 2000).astype(int) + 1
+    packs = Packs(Shards.open(make_shards(lengths)), tokens=tokens, length=length, seed=0)
+    assert packs.fill >= 0.99
+    rows = np.mean([(packs.batch(n).tokens != packs.token_ids.pad).float().mean() for n in range(len(packs))])
+    assert packs.fill == pytest.approx(rows, rel=1e-5)
+
+
+def test_sidecars_come_with_their_tokens(make_shards, documents_of):
+    folder = make_shards(LENGTHS, shard_tokens=1500)
+    shards = Shards.open(folder)
+    plain = Packs(shards, tokens=128, length=48, seed=0)
+    write_sidecar(folder, "entropy", "train", [(part % 251).astype(np.uint8) for part in shards.parts])
+    beside = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
+    for number in range(len(plain)):
+        batch = beside.batch(number)
+        assert batch.tags is None
+        assert torch.equal(batch.tokens, plain.batch(number).tokens)
+        assert torch.equal(batch.entropy.long(), torch.where(batch.maskable, batch.tokens % 251, 0))
+
+
+def test_an_id_outside_the_vocabulary_is_named(make_shards):
+    folder = make_shards([126] * 10)
+    file = folder / "train-00000.tokens.npy"
+    damaged = np.load(file)
+    damaged[123] = 300
+    np.save(file, damaged)
+    packs = Packs(Shards.open(folder), tokens=128, length=128, seed=0)
+    with pytest.raises(DataError, match=r"train-00000\.tokens\.npy holds the id 300 at token 123, .* has 300\."):
+        for number in range(len(packs)):
+            packs.batch(number)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "length", "error", "sentence"),
+    [
+        ([20, 30], 64, 32, DataError, "holds 50 tokens in the split 'train', fewer than one pack of 64"),
+        ([70] * 1000, 128, 128, DataError, "70000 of 70000 tokens would be left out"),
+        ([70] * 10, 64, 128, ConfigError, "`tokens` must lie between the length of a sequence"),
+        ([70] * 10, 64, 2, ConfigError, "`length` must be at least 3"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(make_shards, lengths, tokens, length, error, sentence):
+    with pytest.raises(error, match=sentence):
+        Packs(Shards.open(make_shards(lengths)), tokens=tokens, length=length, seed=0)

@@ -1,0 +1,194 @@
+"""Shards: what was written is read, and every kind of damage is a sentence."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from megamask.data.shards import Shards, id_type, write, write_sidecar
+from megamask.errors import DataError
+
+
+@pytest.fixture
+def folder(make_shards):
+    return make_shards(range(1, 60), shard_tokens=400)
+
+
+def change(folder, act):
+    """Change the manifest in place."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    act(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_what_was_written_is_read(folder, documents_of):
+    shards = Shards.open(folder, verify=True)
+    assert len(shards.names) > 2
+    documents = documents_of(shards)
+    assert [len(d) for d in documents] == list(range(1, 60))
+    assert (shards.documents, shards.tokens) == (59, sum(range(1, 60)))
+    stream = np.concatenate(documents)
+    assert np.array_equal(np.concatenate(shards.parts), stream)
+    assert np.array_equal(shards.unigram, np.bincount(stream, minlength=300))
+    # places of the whole stream, within a shard and over several
+    for places in (np.arange(5, 90), np.random.default_rng(0).permutation(len(stream)), np.arange(len(stream))):
+        assert np.array_equal(shards.read(shards.parts, places), stream[places])
+    assert np.array_equal(Shards.open(folder, "valid").unigram, shards.unigram)
+
+
+def test_words_and_special_ids(folder, tiny_tokenizer):
+    shards = Shards.open(folder)
+    ids = shards.token_ids
+    assert (ids.pad, ids.cls, ids.sep, ids.mask, ids.size) == (0, 2, 3, 4, 300)
+    assert ids.special == (0, 1, 2, 3, 4)
+    words = tiny_tokenizer.backend.get_vocab()
+    assert all(shards.starts_word[number] == (not word.startswith("##")) for word, number in words.items())
+
+
+def test_the_integer_type_is_the_narrowest():
+    assert [str(id_type(size)) for size in (300, 65_535, 65_536, 2**20)] == ["uint16", "uint16", "uint32", "uint32"]
+
+
+def test_the_same_text_has_the_same_fingerprint_with_and_without_sidecars(make_shards):
+    first, second, other = (
+        make_shards(lengths, name=name) for name, lengths in (("a", [5, 6]), ("b", [5, 6]), ("c", [6, 5]))
+    )
+    prints = [Shards.open(found).fingerprint for found in (first, second, other)]
+    assert prints[0] == prints[1] != prints[2]
+    write_sidecar(first, "tags", "train", [np.zeros(11, np.uint8)])
+    assert Shards.open(first, verify=True).fingerprint == prints[0]
+    assert Shards.open(first).sidecar("tags") is not None
+    assert Shards.open(first).sidecar("entropy") is None
+    assert Shards.open(first, "valid").sidecar("tags") is None
+
+
+def test_a_sidecar_of_the_wrong_shape_is_refused(make_shards):
+    folder = make_shards([5, 6])
+    for wrong in (np.zeros(10, np.uint8), np.zeros(11, np.int64)):
+        with pytest.raises(DataError, match="must hold 11 numbers of type uint8"):
+            write_sidecar(folder, "tags", "train", [wrong])
+    with pytest.raises(DataError, match="must be one of tags, entropy"):
+        write_sidecar(folder, "colours", "train", [])
+    assert Shards.open(folder).sidecar("tags") is None
+
+
+def test_ids_outside_the_vocabulary_are_not_written(tmp_path, tiny_tokenizer):
+    with pytest.raises(DataError, match="gave the id 300, but its vocabulary has 300"):
+        write(tmp_path, tiny_tokenizer, {"train": [(np.array([7, 300]), np.array([2]))]}, facts={})
+
+
+def cut_short(folder):
+    file = folder / "train-00001.tokens.npy"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def grown(folder):
+    with (folder / "train-00001.offsets.npy").open("ab") as file:
+        file.write(b"x")
+
+
+def other_tokenizer(folder):
+    path = folder / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"w7"', '"w_"'))
+
+
+def linked_away(folder):
+    file = folder / "train-00000.tokens.npy"
+    outside = folder.parent / "outside.npy"
+    file.rename(outside)
+    file.symlink_to(outside)
+
+
+def leads_out(folder):
+    change(folder, lambda m: m["files"].update({"../outside.npy": {"bytes": 1, "sha256": ""}}))
+
+
+def absolute(folder):
+    change(folder, lambda m: m["files"].update({"/outside.npy": {"bytes": 1, "sha256": ""}}))
+
+
+def too_many_words(folder):
+    change(folder, lambda m: m["token_ids"].update(size=70_000))
+
+
+def too_large_id(folder):
+    change(folder, lambda m: m["splits"]["train"]["shards"][0].update(largest=300))
+
+
+def unlisted(folder):
+    change(folder, lambda m: m["files"].pop("train-00000.tokens.npy"))
+
+
+def half_a_sidecar(folder):
+    shards = Shards.open(folder)
+    write_sidecar(folder, "tags", "train", [np.zeros(len(part), np.uint8) for part in shards.parts])
+    change(folder, lambda m: m["sidecars"]["tags"]["train"].pop("train-00001.tags.npy"))
+
+
+def other_counts(folder):
+    change(folder, lambda m: m["splits"]["train"]["shards"][0].update(tokens=1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (cut_short, r"train-00001\.tokens\.npy must have \d+ bytes, but has \d+"),
+        (grown, r"train-00001\.offsets\.npy must have \d+ bytes"),
+        (lambda f: (f / "starts_word.npy").unlink(), r"starts_word\.npy is missing"),
+        (other_tokenizer, r"is not the tokenizer that these shards were made with"),
+        (linked_away, r"lists 'train-00000\.tokens\.npy', which leads out of the folder"),
+        (leads_out, r"lists '\.\./outside\.npy', which leads out of the folder"),
+        (absolute, r"lists '/outside\.npy', which leads out of the folder"),
+        (too_many_words, r"70000 tokens does not fit into the shards' integer type uint16"),
+        (too_large_id, r"holds the id 300, but the vocabulary has 300"),
+        (unlisted, r"does not list train-00000\.tokens\.npy"),
+        (half_a_sidecar, r"does not list train-00001\.tags\.npy"),
+        (other_counts, r"train-00000\.tokens\.npy must hold 1 numbers of type uint16"),
+        (lambda f: (f / "manifest.json").unlink(), "holds no manifest.json"),
+        (lambda f: (f / "manifest.json").write_text('{"format"'), "manifest.json is damaged"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json is damaged"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "is no manifest of megamask shards"),
+        (lambda f: change(f, lambda m: m.update(version=2)), "version` must be 1, but is '2'"),
+        (lambda f: change(f, lambda m: m.pop("token_ids")), "manifest.json is damaged: KeyError 'token_ids'"),
+    ],
+)
+def test_damage_is_a_sentence(folder, damage, sentence):
+    damage(folder)
+    with pytest.raises(DataError, match=sentence):
+        Shards.open(folder)
+
+
+def test_all_damage_is_said_at_once(folder):
+    cut_short(folder)
+    grown(folder)
+    (folder / "starts_word.npy").unlink()
+    with pytest.raises(DataError) as caught:
+        Shards.open(folder)
+    assert len(caught.value.problems) == 3
+
+
+def test_a_flipped_bit_is_found_by_verify(folder):
+    file = folder / "train-00001.tokens.npy"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match=r"train-00001\.tokens\.npy is damaged: its sha256"):
+        Shards.open(folder, verify=True)
+
+
+def test_a_missing_folder_and_an_empty_split(tmp_path, make_shards):
+    with pytest.raises(DataError, match="is no folder"):
+        Shards.open(tmp_path / "nothing")
+    with pytest.raises(DataError, match="holds no documents in the split 'valid'"):
+        Shards.open(make_shards([5, 6], valid=[]), "valid")
+
+
+def test_offsets_that_do_not_fit_are_refused(folder):
+    file = folder / "train-00000.offsets.npy"
+    offsets = np.load(file)
+    offsets[1] = offsets[-1] + 1
+    np.save(file, offsets)
+    with pytest.raises(DataError, match="does not fit its tokens"):
+        list(Shards.open(folder).offsets())
