@@ -28,7 +28,9 @@ os.environ |= {
 if os.environ.get("MEGAMASK_CHECK_SHAPES", "1") != "0":
     import jaxtyping
 
-    jaxtyping.install_import_hook("megamask", "beartype.beartype")
+    # the tower: where a float is asked for, an int will do, as everywhere in Python
+    checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    jaxtyping.install_import_hook("megamask", checker)
 
 import numpy as np
 import pytest

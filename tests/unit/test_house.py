@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import torch
 from importlinter.cli import lint_imports
+
+from megamask.batch import Layout
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = [*sorted((ROOT / "megamask").rglob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
@@ -73,6 +78,15 @@ def test_source_keeps_to_its_doors(path: Path) -> None:
 
 def test_floors_hold() -> None:
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True) == 0
+
+
+@pytest.mark.skipif(os.environ.get("MEGAMASK_CHECK_SHAPES") == "0", reason="switched off")
+def test_shapes_and_types_are_checked() -> None:
+    whole = torch.arange(3, dtype=torch.int32)
+    Layout(whole, 3, whole)
+    for wrong in (whole.long(), whole[None]):
+        with pytest.raises(jaxtyping.TypeCheckError):
+            Layout(whole, 3, wrong)
 
 
 @pytest.mark.parametrize(
