@@ -6,14 +6,17 @@ back end, compilation) is the config's alone.
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from megamask.batch import TokenIds
-from megamask.errors import must
+from megamask.errors import CheckpointError, must
 from megamask.model.attention import Backend
 
+SHAPE = "shape.json"
 HEAD_WIDTH = 64
 # layers and width; base and large are BERT's (Devlin et al. 2019), xl and xxl are Megatron-LM's 1.3B and 3.9B BERT
 # (Shoeybi et al. 2020). Heads are 64 wide everywhere.
@@ -67,6 +70,26 @@ class EncoderShape:
     def theta(self, layer: int) -> float:
         """The rotary base of ``layer``."""
         return self.local_rope_theta if layer % self.global_every else self.rope_theta
+
+    def save(self, folder: Path) -> None:
+        """Write ``shape.json``, which lies beside weights."""
+        (folder / SHAPE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> EncoderShape:
+        """The shape in ``folder``; raises CheckpointError if there is none or it is of another version."""
+        try:
+            values = json.loads((folder / SHAPE).read_bytes())
+            names = {field.name for field in fields(cls)}
+            if set(values) != names:
+                raise CheckpointError(f"{folder / SHAPE} must hold {sorted(names)}, but holds {sorted(values)}.")
+            return cls(**values)
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder} holds no {SHAPE}, so the shape of its weights is not known.") from None
+        except (ValueError, TypeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{folder / SHAPE} is no description of an encoder: {error}.") from None
 
 
 @dataclass(frozen=True)

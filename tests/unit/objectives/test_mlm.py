@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from megamask.batch import MaskPlan
-from megamask.objectives.objective import ObjectiveConfig, build
+from megamask.errors import CheckpointError
+from megamask.objectives.objective import ObjectiveConfig, build, load_weights
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.model.models import PRESETS, objective, plan
@@ -70,3 +72,25 @@ def test_the_loss_of_a_pack_is_that_of_its_sequences():
 def test_the_config_names_the_objective():
     model = objective("bert")
     assert build(ObjectiveConfig("mlm"), model.encoder, model.head).head is model.head
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_loaded_weights_make_the_same_model_or_are_named(preset):
+    source, target, batch = objective(preset, seed=1), objective(preset, seed=2), pack(LENGTHS)
+    weights = dict(source.named_parameters())
+    before = copy.deepcopy(target)
+    wrong = {name: tensor for name, tensor in weights.items() if name != "head.dense.weight"} | {
+        "encoder.layers.9.qkv.weight": torch.zeros(1),
+        "head.decoder.bias": torch.zeros(1),
+    }
+    with pytest.raises(CheckpointError) as error:
+        load_weights(target, wrong)
+    assert error.value.problems == (
+        "The weights lack the tensor head.dense.weight.",
+        "The weights have a tensor encoder.layers.9.qkv.weight, which this model does not have.",
+        f"`head.decoder.bias` must have the shape ({IDS.size},), but is (1,).",
+    )
+    assert torch.equal(target(batch, plan(batch)).nll, before(batch, plan(batch)).nll)
+    load_weights(target, weights)
+    assert torch.equal(target(batch, plan(batch)).nll, source(batch, plan(batch)).nll)
+    assert target.head.decoder.weight is target.encoder.embedding.tokens.weight

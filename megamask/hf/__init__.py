@@ -1,0 +1,18 @@
+"""The door to transformers: our names and theirs, export and import.
+
+A preset is a subset of one class of transformers, so a model crosses by renaming, with queries, keys and values
+glued or cut, which loses no bit. What the subset lacks is refused by name. An export is compared with the original,
+as transformers loads it, before it is published.
+
+Only safetensors are read, and no code that comes with a model is ever run.
+
+    names.py       our name of each tensor and theirs
+    settings.py    EncoderShape and config.json
+    exporting.py   a folder that ``from_pretrained`` loads
+    importing.py   a checkpoint of theirs as first weights
+"""
+
+from megamask.hf.exporting import Card, export_model
+from megamask.hf.importing import import_model, save_start
+
+__all__ = ["Card", "export_model", "import_model", "save_start"]

@@ -1,0 +1,341 @@
+"""Crossing to transformers and back: the same logits, the same bytes, or a refusal that names what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, ModernBertConfig, pipeline
+
+from megamask.batch import Layout
+from megamask.checkpoint import RunFolder
+from megamask.data import tokenizer as tokenizers
+from megamask.errors import CheckpointError, ConfigError
+from megamask.hf import Card, exporting, import_model, save_start
+from megamask.hf import export_model as export
+from megamask.hf.names import WEIGHTS
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.model.shape import EncoderShape, ModelConfig
+from megamask.objectives.mlm import MLM
+from megamask.objectives.objective import load_weights
+from megamask.publish import publish
+from tests.tolerances import assert_close
+from tools import convert_from_hf, convert_to_hf
+
+CARD = Card("a test", recipe="random weights", steps=7, data="0123abcd")
+SMALL = {"num_layers": 4, "hidden_size": 32, "num_heads": 4, "max_positions": 80}
+LOCAL = {"global_every": 3, "local_window": 8}
+KINDS = [("bert", {}), ("modern", {}), ("modern", LOCAL), ("bert", {"num_layers": 1}), ("modern", {"num_layers": 1})]
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs and some water."]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizers.train("wordpiece", TEXTS * 5, size=90).save(folder)
+    return folder
+
+
+@pytest.fixture
+def make(tokenizer):
+    """Makes an objective for the tokenizer with random numbers in every tensor."""
+    ids = tokenizers.token_ids(tokenizers.load(tokenizer))
+
+    def make(preset, dtype=torch.float32, **settings):
+        config = ModelConfig(preset=preset, init_std=0.2, **{**SMALL, **settings})
+        encoder = Encoder(config.shape(ids), config)
+        model = MLM(encoder, Head(encoder, config)).to(dtype).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim < 2:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        return model
+
+    return make
+
+
+def weights(model):
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def theirs(preset, **changes):
+    """A folder's worth of a transformers model: its config with random weights."""
+    common = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "pad_token_id": 0}
+    common |= {"intermediate_size": 48, "max_position_embeddings": 80, "initializer_range": 0.2}
+    kind = BertConfig if preset == "bert" else ModernBertConfig
+    special = (
+        {} if preset == "bert" else dict.fromkeys(("cls_token_id", "bos_token_id", "sep_token_id", "eos_token_id"))
+    )
+    model = AutoModelForMaskedLM.from_config(kind(**common | special | changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim < 2:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    """Saves a model of theirs with the tokenizer; returns the folder."""
+
+    def save(model, name="theirs"):
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def packed_logits(model, sequences):
+    lengths = [len(sequence) for sequence in sequences]
+    ends = torch.tensor([0, *lengths]).cumsum(0).int()
+    layout = Layout(ends, max(lengths), torch.cat([torch.arange(n) for n in lengths]).int())
+    states = model.encoder.run(model.encoder.embed(torch.cat(sequences), layout), layout)
+    return model.head.logits(states)
+
+
+def in_64_bits(model, other, sequences):
+    """The logits of both and the precision of the less precise: transformers turns by positions in 32 bits always."""
+    rotary = model.encoder.shape.preset == "modern"
+    pair = packed_logits(model.double(), sequences), padded_logits(other.double(), sequences)
+    return *pair, torch.float32 if rotary else torch.float64
+
+
+def padded_logits(model, sequences):
+    padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    present = torch.arange(padded.shape[1]) < torch.tensor([len(sequence) for sequence in sequences])[:, None]
+    return model(input_ids=padded, attention_mask=present.long()).logits[present]
+
+
+@pytest.mark.parametrize("backend", ["padded", "reference"])
+@pytest.mark.parametrize("preset, settings", KINDS)
+@torch.no_grad()
+def test_packed_here_equals_padded_there(make, tokenizer, tmp_path, preset, settings, backend):
+    model = make(preset, attention=backend, **settings)
+    export(weights(model), model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
+    other = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    sequences = [torch.randint(model.encoder.shape.vocab_size, (length,)) for length in (5, 80, 1, 33, 12)]
+    assert_close(packed_logits(model, sequences), padded_logits(other, sequences))
+    assert_close(*in_64_bits(model, other, sequences))
+
+
+@pytest.mark.parametrize("preset", ["bert", "modern"])
+def test_the_body_loads_alone_and_the_pipeline_fills_masks(make, tokenizer, tmp_path, preset):
+    model = make(preset)
+    out = tmp_path / "out"
+    assert export(weights(model), model.encoder.shape, tokenizer, out, card=CARD) < 1e-3
+    body = AutoModel.from_pretrained(out)
+    assert body.config.hidden_size == 32
+    answers = pipeline("fill-mask", str(out))(
+        "The quick [MASK] fox " + "jumps over " * 200, top_k=3, tokenizer_kwargs={"truncation": True}
+    )
+    assert len(answers) == 3 and all(0 < answer["score"] < 1 for answer in answers)
+    card = (out / "README.md").read_text()
+    assert all(text in card for text in (CARD.name, CARD.recipe, str(CARD.steps), CARD.data))
+
+
+@pytest.mark.parametrize(
+    "preset, changes",
+    [
+        ("bert", {}),
+        ("bert", {"type_vocab_size": 3, "layer_norm_eps": 1e-6}),
+        ("modern", {}),
+        ("modern", {"global_attn_every_n_layers": 2, "local_attention": 16}),
+        ("modern", {"layer_types": ["full_attention"] * 4}),
+    ],
+)
+def test_imported_and_exported_again_the_weights_are_the_same_bytes(saved, tmp_path, preset, changes):
+    source = saved(theirs(preset, **changes))
+    shape, ours, tokenizer = import_model(source)
+    export(ours, shape, tokenizer, tmp_path / "out", card=CARD)
+    before, after = load_file(source / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
+    assert before.keys() == after.keys()
+    assert all(before[name].numpy().tobytes() == after[name].numpy().tobytes() for name in before)
+    assert import_model(tmp_path / "out")[0] == shape
+
+
+@pytest.mark.parametrize("preset", ["bert", "modern"])
+@torch.no_grad()
+def test_an_imported_model_computes_what_the_original_does(saved, preset):
+    other = theirs(preset)
+    shape, ours, _ = import_model(saved(other))
+    encoder = Encoder(shape)
+    model = MLM(encoder, Head(encoder)).eval()
+    assert not model.load_state_dict(ours, strict=False).unexpected_keys
+    sequences = [torch.randint(shape.vocab_size, (length,)) for length in (5, 70, 33)]
+    assert_close(*in_64_bits(model, other, sequences))
+
+
+def test_old_names_and_parts_without_use_are_understood(saved):
+    folder = saved(theirs("bert"))
+    wanted = import_model(folder)[1]
+    tensors = load_file(folder / WEIGHTS)
+    old = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        for n, t in tensors.items()
+    }
+    old["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
+    old["bert.pooler.dense.weight"] = torch.zeros(32, 32)
+    old["bert.embeddings.position_ids"] = torch.arange(80)[None]
+    save_file(old, folder / WEIGHTS)
+    found = import_model(folder)[1]
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_16_bit_weights_stay_as_they_are(saved):
+    _, ours, _ = import_model(saved(theirs("modern").bfloat16()))
+    assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
+
+
+def test_a_mismatch_is_not_published(make, tokenizer, tmp_path, monkeypatch):
+    model = make("bert")
+    rename = exporting.to_theirs
+
+    def swapped(weights, shape):
+        found = rename(weights, shape)
+        one, two = (f"bert.encoder.layer.2.attention.self.{part}.weight" for part in ("query", "value"))
+        return found | {one: found[two], two: found[one]}
+
+    monkeypatch.setattr(exporting, "to_theirs", swapped)
+    with pytest.raises(CheckpointError, match="logits that differ from ours by"):
+        export(weights(model), model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_not_published(make, tokenizer, tmp_path):
+    model = make("modern")
+    found = weights(model)
+    found["encoder.layers.1.mlp_out.weight"] = found["encoder.layers.1.mlp_out.weight"] * torch.nan
+    with pytest.raises(CheckpointError, match="differ from ours by nan"):
+        export(found, model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_missing_strange_or_of_another_shape_are_named_at_once(make, tokenizer, tmp_path):
+    model = make("modern")
+    found = weights(model)
+    del found["head.norm.weight"]
+    found["head.norm.strange"] = torch.zeros(3)
+    found["encoder.layers.0.qkv.weight"] = torch.zeros(3, 4)
+    with pytest.raises(CheckpointError) as error:
+        export(found, model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
+    assert error.value.problems == (
+        "the model to be exported lacks the tensor head.norm.weight.",
+        "the model to be exported has a tensor head.norm.strange, which this encoder does not have.",
+        "`encoder.layers.0.qkv.weight` must have the shape (96, 32), but is (3, 4). It lies in the model to "
+        "be exported.",
+    )
+
+
+def test_parts_of_another_objective_are_left_out(make, tokenizer, tmp_path):
+    model = make("modern")
+    export(
+        weights(model) | {"decoder.layers.0.qkv.weight": torch.zeros(2)},
+        model.encoder.shape, tokenizer, tmp_path / "out", card=CARD,
+    )  # fmt: skip
+    assert not any(name.startswith("decoder.layers") for name in load_file(tmp_path / "out" / WEIGHTS))
+
+
+def test_an_export_is_replaced_and_any_other_folder_kept(make, tokenizer, tmp_path):
+    model = make("bert")
+    out = tmp_path / "out"
+    export(weights(model), model.encoder.shape, tokenizer, out, card=CARD)
+    export(weights(model), model.encoder.shape, tokenizer, out, card=dataclasses.replace(CARD, name="again"))
+    assert "# again" in (out / "README.md").read_text()
+    (out / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"holds thesis\.tex, so it is no earlier export"):
+        export(weights(model), model.encoder.shape, tokenizer, out, card=CARD)
+    assert (out / "thesis.tex").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(make, tokenizer, tmp_path):
+    shape = dataclasses.replace(make("bert").encoder.shape, vocab_size=20)
+    found = weights(MLM(encoder := Encoder(shape), Head(encoder)))
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        export(found, shape, tokenizer, tmp_path / "out", card=CARD)
+
+
+@pytest.mark.parametrize(
+    "preset, changes, named",
+    [
+        (
+            "bert",
+            {"hidden_act": "relu", "position_embedding_type": "relative_key"},
+            ["hidden_act", "position_embedding_type"],
+        ),
+        ("bert", {"is_decoder": True, "tie_word_embeddings": False}, ["is_decoder", "tie_word_embeddings"]),
+        ("modern", {"norm_bias": True, "decoder_bias": False}, ["norm_bias", "decoder_bias"]),
+        (
+            "modern",
+            {"layer_types": ["sliding_attention", "full_attention"] * 2, "local_attention": 7},
+            ["layer_types", "local_attention"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_preset_has_is_refused_by_its_key(saved, preset, changes, named):
+    folder = saved(theirs(preset))
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as error:
+        import_model(folder)
+    assert len(error.value.problems) == len(named)
+    assert all(f"config.json: {key}`" in problem for key, problem in zip(named, error.value.problems, strict=True))
+
+
+def test_other_models_formats_and_damage_are_refused(saved, tmp_path):
+    folder = saved(theirs("bert"))
+    config, tensors = (folder / "config.json").read_text(), (folder / WEIGHTS).read_bytes()
+    (folder / "config.json").write_text(json.dumps({"model_type": "roberta", "auto_map": {"AutoConfig": "evil.py"}}))
+    with pytest.raises(CheckpointError, match="`model_type` must be 'bert' or 'modernbert', but is 'roberta'"):
+        import_model(folder)
+    (folder / "config.json").write_text(config)
+    (folder / WEIGHTS).write_bytes(tensors[:-100])
+    with pytest.raises(CheckpointError, match="is no safetensors file"):
+        import_model(folder)
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+        import_model(folder)
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        import_model(tmp_path)
+    with pytest.raises(CheckpointError, match="must be a folder or the name of a model"):
+        import_model("no/such-model")
+
+
+def test_a_body_without_a_head_is_refused(saved):
+    with pytest.raises(CheckpointError, match=r"lacks the tensor cls\.predictions\.bias"):
+        import_model(saved(theirs("bert").bert))
+
+
+def test_first_weights_hold_all_that_pretraining_needs(saved, tmp_path):
+    folder, out = saved(theirs("modern")), tmp_path / "start"
+    assert convert_from_hf.main(["--model", str(folder), "--output", str(out)]) == 0
+    shape = EncoderShape.load(out)
+    encoder = Encoder(shape)
+    load_weights(MLM(encoder, Head(encoder)), load_file(out / WEIGHTS))
+    assert tokenizers.load(out / "tokenizer").hash() == tokenizers.load(folder).hash()
+    with pytest.raises(ConfigError, match="must be a new or empty folder"):
+        save_start(folder, out)
+
+
+def test_a_checkpoint_of_a_run_is_exported_by_one_command(make, tokenizer, tmp_path, capsys):
+    model = make("modern")
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.config.write_text(json.dumps({"recipe": "quick", "text": "feed5eed"}))
+    model.encoder.shape.save(run.path)
+    (run.path / "tokenizer").symlink_to(tokenizer)
+    run.checkpoints.mkdir()
+    publish(run, 12, {f"weights/{name}": tensor for name, tensor in weights(model).items()}, {})
+    out = tmp_path / "out"
+    assert convert_to_hf.main(["--run", str(run.path), "--output", str(out)]) == 0
+    assert "differ by at most" in capsys.readouterr().out
+    assert "| steps | 12 |" in (out / "README.md").read_text()
+    assert (
+        convert_to_hf.main(["--run", str(run.path), "--output", str(out), "--step", "13"]) == CheckpointError.exit_code
+    )
+    assert "has no checkpoint of step 13" in capsys.readouterr().err

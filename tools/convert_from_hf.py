@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+"""A BERT or ModernBERT checkpoint -> first weights: ``tools/convert_from_hf.py --model DIR_OR_NAME --output DIR``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from megamask.errors import MegamaskError
+from megamask.hf import save_start
+
+
+@dataclass(frozen=True)
+class Arguments:
+    model: str
+    """Folder of a model of transformers, or its name on the Hugging Face Hub."""
+    output: Path
+    """New folder for weights, shape and tokenizer, which `pretrain.py --init` takes."""
+
+
+def main(args: list[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, description=__doc__, args=args)
+    try:
+        shape = save_start(arguments.model, arguments.output)
+    except MegamaskError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(
+        f"{arguments.output}: {shape.preset}, {shape.num_layers} layers of width {shape.hidden_size}. Go on with "
+        f"megamask/pretrain.py --init {arguments.output} and text prepared with its tokenizer: tools/prepare_data.py "
+        f"--tokenizer {arguments.output / 'tokenizer'}."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
