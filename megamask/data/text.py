@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal
 
 from megamask.data.zstd import ZstdReader, ZstdTruncated
 from megamask.errors import DataError, raise_all
@@ -31,6 +31,8 @@ PACKED = (".gz", ".xz", ".zst")
 BLOCK = 2**16
 
 Documents = Literal["blocks", "files"]
+Bytes = io.BufferedIOBase
+"""An open file, unpacked on the way or not."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Source:
         """Bytes of the file as it lies on disk; 0 for a data set."""
         return self.path.stat().st_size if self.is_file and self.path else 0
 
-    def open(self) -> AbstractContextManager[IO[bytes] | None]:
+    def open(self) -> AbstractContextManager[Bytes | None]:
         """The file as it lies on disk; None for a data set."""
         return self.path.open("rb") if self.is_file and self.path else nullcontext()
 
@@ -144,7 +146,7 @@ def _endings() -> str:
 # ---- reading
 
 
-def documents(source: Source, reading: Reading, raw: IO[bytes] | None) -> Iterator[str | Bad]:
+def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[str | Bad]:
     """The documents of ``source`` in order, as they stand there; a fault gives a ``Bad`` in their midst.
 
     ``raw`` is ``source.open()``; its ``tell()`` says how far the file is read.
@@ -173,18 +175,18 @@ def documents(source: Source, reading: Reading, raw: IO[bytes] | None) -> Iterat
         yield Bad(f"{path} cannot be read: {error.strerror or error}.")
 
 
-def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
+def _unpacked(path: Path, raw: Bytes) -> Bytes:
     ending = path.suffix.lower()
     if ending == ".gz":
-        return cast(IO[bytes], gzip.open(raw, "rb"))
+        return gzip.GzipFile(fileobj=raw)
     if ending == ".xz":
-        return lzma.open(raw, "rb")
+        return lzma.LZMAFile(raw)  # type: ignore[arg-type]
     if ending == ".zst":
         return io.BufferedReader(ZstdReader(raw), BLOCK)
     return raw
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, int, str | Bad]]:
+def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
     """For each line: the byte at which it begins (of the unpacked text), its number from 1, its text or its fault."""
     at = 0
     for number, raw in enumerate(file, start=1):
@@ -196,7 +198,7 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, int, str | Bad]]:
         at += len(raw)
 
 
-def _blocks(path: Path, file: IO[bytes]) -> Iterator[str | Bad]:
+def _blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
     block: list[str] = []
     bad: Bad | None = None
     for _, _, text in _lines(path, file):
@@ -242,7 +244,7 @@ def _field(place: str, record: dict[str, Any], field: str) -> str | Bad:
     return text
 
 
-def _parquet(path: Path, file: IO[bytes], field: str) -> Iterator[str | Bad]:
+def _parquet(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
     import pyarrow
     from pyarrow import parquet
 

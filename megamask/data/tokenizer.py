@@ -13,7 +13,7 @@ import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,7 +57,7 @@ class Tokenizer:
         self.backend.encode_special_tokens = False
         return [np.array(one.ids, np.int64) for one in found]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ``ids``, special tokens included."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import IO
 
 import zstandard
 
@@ -17,7 +16,7 @@ class ZstdTruncated(Exception):
 class ZstdReader(io.RawIOBase):
     """The unpacked bytes of ``file``, one frame behind the other."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: io.BufferedIOBase):
         self.file = file
         self.frame = zstandard.ZstdDecompressor().decompressobj()
         self.has_begun = False

@@ -1,0 +1,228 @@
+"""Documents: the same from every format and packing, and every fault named with its place."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import unicodedata
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megamask.data import text
+from megamask.data.text import Bad, Reading
+from megamask.data.zstd import ZstdReader
+from megamask.errors import DataError
+
+TEXTS = ["The first.\nTwo lines.", "Zażółć gęślą jaźń.", "Third, with “quotes”."]
+PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+
+
+def read(path, **reading) -> list[str | Bad]:
+    [source] = text.find([str(path)])
+    with source.open() as raw:
+        return list(text.documents(source, Reading(**reading), raw))
+
+
+def kept(path, **reading) -> list[str]:
+    return [text.normalise(found) for found in read(path, **reading)]
+
+
+def as_parquet(texts) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"id": list(range(len(texts))), "text": texts}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def as_jsonl(texts) -> bytes:
+    return "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
+
+
+FORMATS = {
+    ".txt": lambda texts: "\n\n  \n".join(texts).encode(),
+    ".jsonl": as_jsonl,
+    ".parquet": as_parquet,
+}
+
+
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_and_packing_gives_the_same_documents(tmp_path, kind, packing):
+    path = tmp_path / f"some{kind}{packing}"
+    path.write_bytes(PACK[packing](FORMATS[kind](TEXTS)))
+    assert kept(path) == TEXTS
+
+
+def test_a_document_may_be_a_whole_file(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(TEXTS))
+    assert kept(tmp_path / "a.txt", documents="files") == ["\n\n".join(TEXTS)]
+
+
+@pytest.mark.parametrize("raw", ["\ufeffOne.\r\nTwo.\r\n\r\nThree.".encode(), b"One.\nTwo.\n\n\n\nThree.\n\n"])
+def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, raw):
+    (tmp_path / "a.txt").write_bytes(raw)
+    assert kept(tmp_path / "a.txt") == ["One.\nTwo.", "Three."]
+
+
+def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "below").mkdir()
+    for name in ("b.txt", "a.jsonl.gz", "below/c.txt", "notes.pdf"):
+        (tmp_path / name).write_bytes(gzip.compress(as_jsonl(["x"])) if name.endswith("gz") else b"x")
+    names = [source.name for source in text.find([str(tmp_path)])]
+    assert names == [f"{tmp_path.name}/{name}" for name in ("a.jsonl.gz", "b.txt", "below/c.txt")]
+
+
+def test_a_saved_data_set(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_dict({"body": TEXTS})
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved, "test": saved.select([1])}).save_to_disk(tmp_path / "two")
+    assert kept(tmp_path / "one", text_field="body") == TEXTS
+    assert kept(tmp_path / "two", text_field="body") == TEXTS
+    assert kept(tmp_path / "two", text_field="body", dataset_split="test") == TEXTS[1:2]
+    [bad] = read(tmp_path / "two", text_field="body", dataset_split="dev")
+    assert "cannot be read (split 'dev')" in bad.problem
+
+
+def test_a_data_set_that_cannot_be_found_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [bad] = read("somebody/some-data")
+    assert "is neither a file nor a folder here, and as a data set cannot be read" in bad.problem
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b'{"text": "cut', "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b'["text"]', "must be a JSON object, but is list"),
+        (b"7", "must be a JSON object, but is int"),
+        (b'{"body": "x", "id": 3}', "lacks the field 'text'; its fields are 'body', 'id'"),
+        (b'{"text": null}', "the field 'text' must be a string, but is NoneType"),
+        (b'{"text": ["a"]}', "must be a string, but is list"),
+        (b'{"text": "\\ud800"}', "holds half a surrogate pair at character 0"),
+    ],
+)
+def test_a_bad_line_is_named_and_its_neighbours_read(tmp_path, line, sentence):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(as_jsonl(["before"]) + b"\n" + line + b"\n" + as_jsonl(["after"]))
+    before, bad, after = read(path)
+    assert (before, after) == ("before", "after")
+    start = len(as_jsonl(["before"])) + 1
+    assert bad.problem.startswith(f"{path}, line 3 (byte {start})")
+    assert sentence in bad.problem
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_the_byte_that_is_not_utf8_is_named(tmp_path_factory, raw):
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes(b"A line.\n" + raw)
+    whole, found = b"A line.\n" + raw, read(path)
+    try:
+        whole.decode()
+    except UnicodeDecodeError as error:
+        assert any(
+            isinstance(f, Bad) and f"byte {error.start} is 0x{whole[error.start]:02x}" in f.problem for f in found
+        )
+    else:
+        assert not any(isinstance(f, Bad) for f in found)
+
+
+def test_a_bad_block_does_not_harm_its_neighbours(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"One.\n\nTwo \xff.\nMore of two.\n\nThree.")
+    one, bad, three = read(path)
+    assert (one.strip(), three) == ("One.", "Three.")
+    assert bad.problem == f"{path}, line 3 is not UTF-8: byte 10 is 0xff."
+
+
+@pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_packed_file_cut_anywhere_is_named(tmp_path, kind, packing):
+    # texts that do not pack well, so that cuts fall inside of the data too
+    raw = PACK[packing](FORMATS[kind]([f"Text {n**7} {n}" for n in range(300)]))
+    path = tmp_path / f"a{kind}{packing}"
+    for cut in (1, 5, len(raw) // 2, len(raw) - 9, len(raw) - 1):
+        path.write_bytes(raw[:cut])
+        *_, last = read(path)
+        assert isinstance(last, Bad) and str(path) in last.problem, cut
+
+
+def test_a_packed_file_that_is_none_is_named(tmp_path):
+    for packing in (".gz", ".xz", ".zst"):
+        path = tmp_path / f"a.txt{packing}"
+        path.write_bytes(b"plain text, not packed at all")
+        [bad] = read(path)
+        assert "is damaged or cut short" in bad.problem
+
+
+def test_parquet_faults(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(as_parquet(["one", None, "three"]))
+    one, bad, three = read(path)
+    assert (one, three) == ("one", "three")
+    assert bad.problem == f"{path}, row 2: the field 'text' must be a string, but is NoneType."
+    [bad] = read(path, text_field="body")
+    assert "has no column 'body'; its columns are 'id', 'text'" in bad.problem
+    path.write_bytes(path.read_bytes()[:-20])
+    [bad] = read(path)
+    assert "is damaged or cut short" in bad.problem
+
+
+def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "a.pdf").write_text("x")
+    (tmp_path / "folder").mkdir()
+    given = [str(tmp_path / name) for name in ("empty.txt", "a.pdf", "folder", "missing.txt")]
+    with pytest.raises(DataError) as caught:
+        text.find([*given, "missing.jsonl.zst"])
+    said = str(caught.value)
+    assert len(caught.value.problems) == 5
+    for name, sentence in (
+        ("a.pdf", "is of no known kind"),
+        ("folder", "holds no .txt, .jsonl, .parquet file"),
+        ("missing.txt", "does not exist."),
+        ("missing.jsonl.zst", "does not exist."),
+        ("empty.txt", "is empty."),
+    ):
+        assert f"{name} {sentence}" in said
+
+
+# ---- cleaning and splitting
+
+
+@given(st.text())
+def test_normalised_text_is_nfc_and_stays_as_it_is(raw):
+    clean = text.normalise(raw)
+    assert unicodedata.is_normalized("NFC", clean)
+    assert clean == clean.strip() == text.normalise(clean)
+    assert text.digest(clean) == text.digest(text.normalise(unicodedata.normalize("NFD", raw)))
+
+
+def test_the_validation_share_is_the_share():
+    digests = [text.digest(str(n)) for n in range(5000)]
+    for share in (0.0, 0.01, 0.3):
+        count = sum(text.is_valid(d, share) for d in digests)
+        # five standard deviations of a binomial
+        assert abs(count - share * 5000) <= 5 * (share * (1 - share) * 5000) ** 0.5
+    # a larger share only adds documents
+    assert all(text.is_valid(d, 0.3) for d in digests if text.is_valid(d, 0.01))
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.integers(1, 50))
+def test_zstd_frames_follow_each_other(tmp_path_factory, parts, step):
+    path = tmp_path_factory.mktemp("zstd") / "a.zst"
+    path.write_bytes(b"".join(map(zstandard.compress, parts)))
+    found = b""
+    with ZstdReader(path.open("rb")) as file:
+        while block := file.read(step):
+            found += block
+    assert found == b"".join(parts)

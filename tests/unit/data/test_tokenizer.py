@@ -1,0 +1,228 @@
+"""Tokenizers: trained ones load in transformers and give its ids; sentencepiece's ids survive the conversion."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer as Backend
+
+from megamask.data import local_text
+from megamask.data import tokenizer as tokenizers
+from megamask.data.tokenizer import SPECIAL, Tokenizer, folder_hash, load, token_ids, train, word_starts
+from megamask.errors import DataError
+
+KINDS = ("wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe")
+SIZE = 1000
+STRANGE = [
+    "Zażółć gęślą jaźń; façade, naïve, 北京 and 😀 don't re-read (it) <0x41> ▁.",
+    "Tabs\tand\u00a0spaces  here,\nnew\n\nlines, III and XXIII, aaaaaaa.",
+]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """Real English, which this machine holds, and a few strange characters."""
+    return [*local_text.collect(100_000), *STRANGE]
+
+
+@pytest.fixture(scope="module")
+def trained(texts) -> dict[str, Tokenizer]:
+    return {kind: train(kind, texts, size=SIZE) for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def tokenizer(trained, kind):
+    return trained[kind]
+
+
+def test_size_and_special_ids(tokenizer):
+    ids = token_ids(tokenizer)
+    assert ids.size == tokenizer.size == SIZE
+    assert sorted(tokenizer.backend.get_vocab().values()) == list(range(SIZE))
+    assert (ids.pad, ids.cls, ids.sep, ids.mask) == (0, 2, 3, 4)
+    assert ids.special == tuple(tokenizer.backend.token_to_id(token) for token in SPECIAL)
+
+
+def test_training_again_gives_the_same(tokenizer, kind, texts, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    assert train(kind, texts, size=SIZE).hash() == tokenizer.hash()
+
+
+def test_saved_and_loaded_it_is_the_same(tokenizer, texts, tmp_path):
+    tokenizer.save(tmp_path)
+    again = load(tmp_path)
+    assert again.roles == tokenizer.roles
+    assert again.hash() == tokenizer.hash() == folder_hash(tmp_path)
+    for one, other in zip(tokenizer.encode(texts), again.encode(texts), strict=True):
+        assert one.tolist() == other.tolist()
+    # the hash is that of the content, not of the layout, and sees every change of it
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content, indent=7))
+    assert folder_hash(tmp_path) == tokenizer.hash()
+    content["normalizer"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert folder_hash(tmp_path) != tokenizer.hash()
+
+
+def test_transformers_loads_it_and_gives_the_same_ids(tokenizer, texts, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.is_fast and len(theirs) == SIZE
+    ids = token_ids(tokenizer)
+    assert (theirs.mask_token_id, theirs.pad_token_id) == (ids.mask, ids.pad)
+    assert tuple(sorted(theirs.all_special_ids)) == ids.special
+    for text, ours in zip(texts, tokenizer.encode(texts), strict=True):
+        assert theirs(text)["input_ids"] == [ids.cls, *ours.tolist(), ids.sep]
+    pair = theirs("One.", "Two.")
+    assert pair["input_ids"].count(ids.sep) == 2
+
+
+def test_a_mask_stands_for_a_word(tokenizer, tmp_path):
+    """Around [MASK] the ids are those of the sentence with a word in its place."""
+    from transformers import AutoTokenizer
+
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    before, after = tokenizer.encode(["The value of the"])[0].tolist(), tokenizer.encode(["x is used."])[0].tolist()
+    one = len(tokenizer.encode(["x"])[0])
+    masked = theirs("The value of the [MASK] is used.", add_special_tokens=False)["input_ids"]
+    assert masked == [*before, theirs.mask_token_id, *after[one:]]
+
+
+def test_special_tokens_written_in_a_text_are_text(tokenizer):
+    written = "[CLS] a [MASK] b [SEP] [PAD] [UNK]"
+    [ids] = tokenizer.encode([written])
+    assert not set(ids.tolist()) & (set(token_ids(tokenizer).special) - {tokenizer.backend.token_to_id("[UNK]")})
+    # and the switch is back where transformers expects it
+    assert token_ids(tokenizer).mask in tokenizer.backend.encode(written).ids
+
+
+def test_composed_and_decomposed_letters_are_the_same(tokenizer):
+    composed, decomposed = tokenizer.encode([unicodedata.normalize(form, STRANGE[0]) for form in ("NFC", "NFD")])
+    assert composed.tolist() == decomposed.tolist()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "sentencepiece-bpe"])
+def test_nothing_is_unknown_and_text_comes_back(trained, texts, kind):
+    tokenizer = trained[kind]
+    unknown = tokenizer.backend.token_to_id("[UNK]")
+    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+        assert unknown not in ids
+        if kind == "bpe":
+            assert tokenizer.decode(ids) == text
+        else:
+            assert tokenizer.decode(ids).split() == text.replace("▁", " ").split()
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_the_ids_of_sentencepiece_survive_the_conversion(texts, algorithm):
+    model = tokenizers.train_sentencepiece(texts, size=SIZE, lowercase=False, algorithm=algorithm)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    converted = Tokenizer(tokenizers.convert_sentencepiece(model, lowercase=False), {})
+    front = tokenizers.sentencepiece_front(False)
+    lines = [line.strip() for text in texts for line in text.split("\n") if line.strip()]
+    theirs = [processor.encode(front.normalize_str(line)) for line in lines]
+    assert [ids.tolist() for ids in converted.encode(lines)] == theirs
+    assert [converted.backend.id_to_token(i) for i in range(SIZE)] == [processor.id_to_piece(i) for i in range(SIZE)]
+
+
+def test_lowercase(texts, kind):
+    tokenizer = train(kind, texts, size=SIZE, lowercase=True)
+    upper, lower = tokenizer.encode([STRANGE[0].upper(), STRANGE[0].lower()])
+    assert upper.tolist() == lower.tolist()
+
+
+# ---- words
+
+
+def test_words_begin_where_the_rule_says(tokenizer, kind):
+    starts = word_starts(tokenizer)
+    assert starts.shape == (SIZE,) and starts[list(token_ids(tokenizer).special)].all()
+    text = "The value, which is used (in all examples) here, isn't the name."
+    [ids] = tokenizer.encode([text])
+    pieces = [tokenizer.backend.id_to_token(int(i)).lstrip("▁Ġ").removeprefix("##") for i in ids]
+    words: list[str] = []
+    for piece, start in zip(pieces, starts[ids], strict=True):
+        if start or not words:
+            words.append(piece)
+        else:
+            words[-1] += piece
+    # a table by id cannot see that "(" and "'" are followed by letters; in WordPiece these carry the mark of a word
+    whole = "The value , which is used ( in all examples ) here , isn ' t the name ."
+    joined = "The value , which is used (in all examples ) here , isn 't the name ."
+    assert [word for word in words if word] == (whole if kind == "wordpiece" else joined).split()
+
+
+def test_byte_pieces_inside_a_character_begin_no_word(trained):
+    for kind in ("bpe", "sentencepiece", "sentencepiece-bpe"):
+        tokenizer = trained[kind]
+        [ids] = tokenizer.encode(["x\U0001f9ea"])
+        assert len(ids) > 4
+        assert not word_starts(tokenizer)[ids[-3:]].any()
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("role", ["mask", "pad", "cls", "sep"])
+def test_a_tokenizer_without_a_special_token_is_refused(tiny_tokenizer, tmp_path, role):
+    without = Tokenizer(tiny_tokenizer.backend, {r: t for r, t in tiny_tokenizer.roles.items() if r != role})
+    with pytest.raises(DataError, match=f"The tokenizer has no {role} token"):
+        token_ids(without)
+
+
+def test_all_that_is_missing_is_said_at_once(tiny_tokenizer):
+    with pytest.raises(DataError) as caught:
+        token_ids(Tokenizer(tiny_tokenizer.backend, {"mask": "<none>"}))
+    assert len(caught.value.problems) == 4
+    assert "says '<none>', which is not in its vocabulary" in "".join(caught.value.problems)
+
+
+def test_an_older_folder_without_roles_has_the_usual_names(tiny_tokenizer, tmp_path):
+    tiny_tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert token_ids(load(tmp_path)) == token_ids(tiny_tokenizer)
+    assert isinstance(load(tmp_path).backend, Backend)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("tokenizer.json", None, "holds no tokenizer.json, so it is no fast tokenizer"),
+        ("tokenizer.json", "{", "is no JSON"),
+        ("tokenizer.json", "[]", "must hold a JSON object"),
+        ("tokenizer.json", "{}", "is no tokenizer"),
+        ("tokenizer_config.json", "{", "is no JSON"),
+    ],
+)
+def test_a_damaged_folder_is_refused(tiny_tokenizer, tmp_path, name, content, sentence):
+    tiny_tokenizer.save(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=sentence):
+        load(tmp_path)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(DataError, match=r"`tokenizer` must be 'wordpiece', .* but is 'wordpeice'\. Looking for"):
+        load("wordpeice")
+
+
+SIZES = [("wordpiece", 50), ("bpe", 200), ("sentencepiece", 100), ("sentencepiece", 10**6)]
+
+
+@pytest.mark.parametrize(("kind", "size"), SIZES)
+def test_sizes_that_cannot_be_are_refused(texts, kind, size):
+    with pytest.raises(DataError, match="`vocab_size`"):
+        train(kind, texts[-20:], size=size)
