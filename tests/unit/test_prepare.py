@@ -1,0 +1,272 @@
+"""Preparation: nothing lost, the same bytes however it ran, and refusals in sentences."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megamask import prepare as preparing
+from megamask.data import local_text
+from megamask.data.shards import Shards
+from megamask.data.tokenizer import load
+from megamask.errors import ConfigError, DataError, StorageError
+from megamask.prepare import PrepareConfig, local_data, prepare
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def paragraphs() -> list[str]:
+    """Real English of this machine, a paragraph a document."""
+    return [line for document in local_text.collect(60_000) for line in document.split("\n")]
+
+
+@pytest.fixture
+def corpus(tmp_path, paragraphs) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    half = len(paragraphs) // 2
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in paragraphs[:half]))
+    (folder / "b.txt").write_text("\n\n".join(paragraphs[half:]))
+    return folder
+
+
+@pytest.fixture
+def config(corpus, tmp_path) -> PrepareConfig:
+    return PrepareConfig((str(corpus),), tmp_path / "out", vocab_size=600, valid_share=0.1, workers=1)
+
+
+def change(config: PrepareConfig, **values) -> PrepareConfig:
+    return replace(config, **values)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    monkeypatch.setattr(preparing, "UNIT_BYTES", 5000)
+
+
+def test_every_document_is_there_with_the_ids_of_its_text(config, paragraphs):
+    folder = prepare(config)
+    tokenizer = load(folder / "tokenizer")
+    found = {}
+    for split in ("train", "valid"):
+        shards = Shards.open(folder, split, verify=True)
+        [bounds], [ids] = list(shards.offsets()), shards.parts
+        found[split] = [tuple(ids[begin:end].tolist()) for begin, end in pairwise(bounds)]
+        assert sum(map(len, found[split])) == shards.tokens and len(found[split]) == shards.documents
+    expected = [tuple(ids.tolist()) for ids in tokenizer.encode(paragraphs)]
+    assert sorted(found["train"] + found["valid"]) == sorted(expected)
+    # the order within a split is that of the text
+    assert [ids for ids in expected if ids in set(found["train"])] == found["train"]
+    assert abs(len(found["valid"]) - 0.1 * len(expected)) < 5 * (0.09 * len(expected)) ** 0.5
+    assert not list(folder.parent.glob(".*partial*"))
+
+
+def test_the_bytes_do_not_depend_on_the_workers(config, tmp_path, small_units):
+    alone = contents(prepare(config))
+    together = contents(prepare(change(config, output=tmp_path / "other", workers=2)))
+    assert alone == together and len(alone) > 8
+
+
+def test_the_bytes_do_not_depend_on_the_size_of_units(config, tmp_path, monkeypatch):
+    one = contents(prepare(config))
+    monkeypatch.setattr(preparing, "UNIT_BYTES", 5000)
+    assert contents(prepare(change(config, output=tmp_path / "other"))) == one
+
+
+def test_killed_and_started_again_it_gives_the_same_bytes(config, tmp_path, corpus):
+    """SIGKILL at several moments, for real; each run must find the finished units of those before it."""
+    whole = contents(prepare(config))
+    output = tmp_path / "killed"
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from megamask import prepare as p\n"
+        "p.UNIT_BYTES = 2000\n"
+        "encode = p._encode_unit\n"
+        "def slowly(*a):\n"
+        "    time.sleep(0.02)\n"
+        "    encode(*a)\n"
+        "p._encode_unit = slowly\n"
+        f"p.prepare(p.PrepareConfig(({str(corpus)!r},), Path({str(output)!r}), vocab_size=600, valid_share=0.1,"
+        " workers=1))\n"
+    )
+    units = tmp_path / ".killed.partial" / "units"
+
+    def count() -> int:
+        return len(list(units.glob("*.npz")))
+
+    for wanted in (1, 5, 9):
+        process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT)})
+        deadline = time.monotonic() + 120
+        while count() < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert process.poll() is None, "it must not be finished yet"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert count() >= wanted and not output.exists()
+    kept = {file: file.stat().st_mtime_ns for file in units.glob("*.npz")}
+    encoded = []
+    encode_unit = preparing._encode_unit
+
+    def seen(work, number, unit):
+        encoded.append(number)
+        encode_unit(work, number, unit)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "UNIT_BYTES", 2000)
+        patch.setattr(preparing, "_encode_unit", seen)
+        prepare(change(config, output=output))
+    assert contents(output) == whole
+    assert encoded and not set(encoded) & {int(file.stem) for file in kept}
+
+
+def test_what_becomes_of_each_document_is_counted(tmp_path, paragraphs):
+    lines = [json.dumps({"text": p}) for p in paragraphs]
+    lines += [lines[0], lines[3], json.dumps({"text": f"  {paragraphs[5]}\n"})]  # the same again
+    lines += [json.dumps({"text": " \n"}), json.dumps({"text": ""})]
+    lines += ["{", '{"body": "x"}', "7", '{"text": 3}']
+    lines += [json.dumps({"text": "\u0001\u0002"})]  # WordPiece drops control characters
+    file = tmp_path / "a.jsonl"
+    file.write_bytes("\n".join(lines).encode() + b'\n{"text": "\xff"}\n')
+    config = PrepareConfig((str(file),), tmp_path / "out", vocab_size=600, valid_share=0.1, workers=1)
+    with pytest.raises(DataError, match=rf"line {len(paragraphs) + 6} .* is no JSON"):
+        prepare(config)
+    train = Shards.open(prepare(change(config, on_bad_document="skip")))
+    read = train.manifest["read"]
+    assert read == {
+        "documents": len(lines) + 1, "bad": 5, "blank": 2, "duplicate": 3, "without_tokens": 1
+    }  # fmt: skip
+    kept = sum(split["documents"] for split in train.manifest["splits"].values())
+    assert kept == len(paragraphs) == read["documents"] - sum(n for why, n in read.items() if why != "documents")
+
+
+def test_a_finished_folder_is_used_again_and_another_refused(config, corpus):
+    folder = prepare(config)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert prepare(change(config, workers=2)) == folder
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+    for other in (change(config, vocab_size=601), change(config, valid_share=0.2)):
+        with pytest.raises(DataError, match="was prepared from other text or with other settings"):
+            prepare(other)
+    with (corpus / "b.txt").open("a") as file:
+        file.write("\n\nMore text.")
+    with pytest.raises(DataError, match="was prepared from other text"):
+        prepare(config)
+
+
+def test_another_folder_is_not_touched(config):
+    config.output.mkdir()
+    (config.output / "thesis.tex").write_text("precious")
+    with pytest.raises(DataError, match="exists and holds no prepared data"):
+        prepare(config)
+    assert [p.name for p in config.output.iterdir()] == ["thesis.tex"]
+
+
+def test_leftovers_of_another_request_are_not_used(config, tmp_path, small_units, monkeypatch):
+    whole = contents(prepare(config))
+    other = change(config, output=tmp_path / "other", lowercase=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "_publish", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(other)
+    assert list((tmp_path / ".other.partial" / "units").iterdir())
+    assert contents(prepare(change(other, lowercase=False))) == whole
+
+
+def test_two_at_once_are_refused(config):
+    with (
+        preparing._work_folder(config.output, "x"),
+        pytest.raises(DataError, match="being prepared by another process"),
+    ):
+        prepare(config)
+
+
+def test_an_existing_tokenizer_is_kept(config, tmp_path):
+    first = prepare(config)
+    again = prepare(change(config, tokenizer=str(first / "tokenizer"), vocab_size=None, output=tmp_path / "again"))
+    assert np.array_equal(Shards.open(again).parts[0], Shards.open(first).parts[0])
+    assert Shards.open(again).manifest["tokenizer"] == Shards.open(first).manifest["tokenizer"]
+
+
+def test_the_tokenizer_learns_from_a_sample_that_does_not_depend_on_order(config, corpus, tmp_path):
+    small = change(config, tokenizer_bytes=20_000)
+    text_of = lambda c: preparing._sample(c, preparing.text.find(c.input))  # noqa: E731
+    sample = text_of(small)
+    assert 0 < sum(len(t.encode()) for t in sample) <= 20_000
+    files = tuple(str(corpus / name) for name in ("b.txt", "a.jsonl"))
+    assert text_of(change(small, input=files)) == sample
+
+
+def test_all_wrong_settings_are_said_at_once(config):
+    wrong = change(config, input=(), valid_share=1.0, workers=-1, tokenizer_bytes=0, vocab_size=3)
+    with pytest.raises(ConfigError) as caught:
+        prepare(wrong)
+    assert [p.split("`")[1] for p in caught.value.problems] == [
+        "input", "valid_share", "workers", "tokenizer_bytes", "vocab_size"
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="`vocab_size` has no effect on the existing tokenizer 'x'"):
+        prepare(change(config, tokenizer="x"))
+
+
+def test_no_validation_document_is_an_error(tmp_path, paragraphs):
+    (tmp_path / "a.txt").write_text("\n\n".join(paragraphs[:20]))
+    config = PrepareConfig((str(tmp_path / "a.txt"),), tmp_path / "out", tokenizer="bpe", vocab_size=300, workers=1)
+    with pytest.raises(DataError, match="None of the 20 documents fell into the split 'valid'"):
+        prepare(change(config, valid_share=1e-9))
+    assert Shards.open(prepare(change(config, valid_share=0.0))).manifest["splits"].keys() == {"train"}
+
+
+def test_no_space_is_a_sentence(config, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "some/file")
+
+    monkeypatch.setattr(preparing.shards, "save_array", full)
+    with pytest.raises(StorageError, match=r"some/file cannot be written: No space left on device\."):
+        prepare(config)
+    monkeypatch.undo()
+    Shards.open(prepare(config), verify=True)
+
+
+def test_local_data_is_made_once(tmp_path, monkeypatch, paragraphs):
+    documents = ["\n".join(paragraphs[at : at + 4]) for at in range(0, len(paragraphs), 4)]
+    calls = []
+    monkeypatch.setattr(local_text, "collect", lambda: calls.append(1) or iter(documents))
+    monkeypatch.setattr(PrepareConfig, "valid_share", 0.1)
+    folder = local_data(tmp_path, vocab_size=600)
+    assert local_data(tmp_path, vocab_size=600) == folder and len(calls) == 1
+    assert Shards.open(folder, verify=True).token_ids.size == 600
+    assert Shards.open(folder, "valid").documents
+
+
+def command(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "prepare_data.py"), *map(str, arguments)],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_the_command_line(corpus, tmp_path):
+    out = tmp_path / "out"
+    done = command("--input", corpus, "--output", out, "--vocab-size", 600, "--valid-share", 0.1, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert f"{Shards.open(out).tokens} tokens" in done.stdout
+    missing = command("--input", corpus / "c.txt", corpus / "d.pdf", "--output", tmp_path / "o")
+    assert missing.returncode == DataError.exit_code
+    assert missing.stderr == f"{corpus / 'c.txt'} does not exist.\n{corpus / 'd.pdf'} does not exist.\n"
+    typo = command("--input", corpus, "--output", tmp_path / "o", "--vocab-sise", 600)
+    assert typo.returncode == ConfigError.exit_code and "--vocab-size" in typo.stderr
