@@ -352,8 +352,8 @@ def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: 
         if not written[split]["tokens"]:
             count = sum(found["documents"] for found in written.values())
             raise DataError(
-                f"None of the {count} documents fell into the split {split!r} "
-                + must("valid_share", "be larger or smaller for so few documents, or 0", config.valid_share)
+                f"None of the {count} documents fell into the split {split!r}: "
+                + must("valid_share", "be larger, or 0" if split == "valid" else "be smaller", config.valid_share)
             )
     if config.output.exists():
         config.output.rmdir()  # it is empty
