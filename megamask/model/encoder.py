@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from megamask.batch import Layout
 from megamask.model.attention import attend
 from megamask.model.shape import EncoderShape, ModelConfig
+from megamask.model.sums import LayerNorm, Table
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -85,11 +86,11 @@ class Embedding(nn.Module):
 
     def __init__(self, shape: EncoderShape, config: ModelConfig):
         super().__init__()
-        self.tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.tokens = Table(shape.vocab_size, shape.hidden_size)
         self.learned = shape.preset == "bert"
         if self.learned:
-            self.positions = nn.Embedding(shape.max_positions, shape.hidden_size)
-            self.token_types = nn.Embedding(shape.token_types, shape.hidden_size)
+            self.positions = Table(shape.max_positions, shape.hidden_size)
+            self.token_types = Table(shape.token_types, shape.hidden_size)
         self.norm = norm(shape)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -172,9 +173,9 @@ class ModernLayer(Layer):
         return x + self.mlp_out(self.dropout(F.gelu(value) * gate))
 
 
-def norm(shape: EncoderShape) -> nn.LayerNorm:
+def norm(shape: EncoderShape) -> LayerNorm:
     """A layer norm; ModernBERT's have no bias."""
-    return nn.LayerNorm(shape.hidden_size, eps=shape.norm_eps, bias=shape.preset == "bert")
+    return LayerNorm(shape.hidden_size, eps=shape.norm_eps, bias=shape.preset == "bert")
 
 
 def rotary(layout: Layout, theta: float, width: int, dtype: torch.dtype) -> Rotary:
