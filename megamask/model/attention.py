@@ -68,11 +68,13 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None,
     by_products = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     grid_attention = _by_products if by_products else _by_fused_kernel
     qkv = torch.stack((q, k, v), 1).flatten(1)
+    # one gather for all groups, since the gradient of each gather is as long as the pack
+    gathered = qkv.index_select(0, torch.cat([group.rows.flatten() for group in layout.groups]))
     outputs = []
-    for group in layout.groups:
+    for group, grid in zip(layout.groups, gathered.split([group.rows.numel() for group in layout.groups]), strict=True):
         size, length = group.rows.shape
-        grid = qkv.index_select(0, group.rows.flatten()).view(size, length, 3, heads, width)
-        out = grid_attention(grid.permute(2, 0, 3, 1, 4), group, window, dropout)  # (3, G, H, L, E) -> (G, H, L, E)
+        grid = grid.view(size, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+        out = grid_attention(grid, group, window, dropout)  # (3, G, H, L, E) -> (G, H, L, E)
         outputs.append(out.transpose(1, 2).reshape(size * length, heads * width))
     return torch.cat(outputs).index_select(0, layout.places).view(rows, heads, width)
 

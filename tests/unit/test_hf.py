@@ -187,6 +187,24 @@ def test_old_names_and_parts_without_use_are_understood(saved):
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_a_modernbert_configuration_of_transformers_4_is_understood(saved):
+    folder = saved(theirs("modern", global_attn_every_n_layers=2, local_attention=16))
+    wanted = import_model(folder)[0]
+    config = json.loads((folder / "config.json").read_text())
+    thetas = {kind: rope["rope_theta"] for kind, rope in config.pop("rope_parameters").items()}
+    del config["layer_types"]
+    config |= {
+        "global_attn_every_n_layers": 2,
+        "global_rope_theta": thetas["full_attention"],
+        "local_rope_theta": thetas["sliding_attention"],
+        "reference_compile": False,
+        "position_embedding_type": "absolute",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    assert import_model(folder)[0] == wanted
+    assert wanted.rope_theta != wanted.local_rope_theta and wanted.global_every == 2
+
+
 def test_16_bit_weights_stay_as_they_are(saved):
     _, ours, _ = import_model(saved(theirs("modern").bfloat16()))
     assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
