@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
-
 Record = TypeVar("Record", bound="OnDevice")
 
 

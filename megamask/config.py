@@ -106,7 +106,8 @@ class PretrainConfig:
     seed: int = 1
     """Seeds the first weights, the order of the text, the masks and dropout."""
     init: Path | None = None
-    """Folder of first weights (tools/convert_from_hf.py makes it); without it they are random."""
+    """Folder of first weights (tools/convert_from_hf.py makes it), which then say the encoder's preset and size;
+    without it they are random."""
     export: bool = True
     """Whether the finished model is written for transformers to OUTPUT/export."""
     packs: PacksConfig = field(default_factory=PacksConfig)
@@ -134,7 +135,7 @@ def check(config: PretrainConfig, ds: dict[str, Any], world: int) -> None:
     if per_step >= 1 and per_step % world:
         cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}."
         found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
-    if not config.model.problems("model"):
+    if config.init is None and not config.model.problems("model"):
         longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
         if config.packs.length > longest:
             found.append(must("packs.length", f"be at most `model.max_positions` ({longest})", config.packs.length))

@@ -8,30 +8,30 @@ seed and of the number of its packs, so a run that was stopped and resumed takes
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from megamask import command, prepare, ranks, report, runs
 from megamask import config as configuration
-from megamask.batch import TokenIds
-from megamask.checkpoint import read_state, read_tensors
+from megamask.batch import PackedBatch, TokenIds
+from megamask.checkpoint import RunFolder, read_state, read_tensors
 from megamask.config import PretrainConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config
 from megamask.engine.engine import Engine
-from megamask.errors import ConfigError, MegamaskError, raise_all
+from megamask.errors import ConfigError, MegamaskError, StorageError, must, raise_all
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.metrics import Log, Meters, peak_flops
@@ -71,26 +71,72 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str = "auto", recipe: str = "") -> None:
-    """Train, or go on training, until the last step or a signal to stop."""
+    """Train, or go on training, until the last step or a signal to stop; at the end, show what came of it."""
     ranks.join()
     stop = Stop()
+    text = read_text(config)
+    identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
+    start = runs.open_run(config.output, identity, resume, configuration.FREE)
+    parts = build(config, ds, text, start)
+    for line in (*start.notes, *report.opening(config, text.packs, parts.engine.weights, start.step)):
+        parts.log.say(line)
+    finished = train(parts, start.step, stop) == config.steps
+    parts.log.close()
+    parts.engine.close()
+    if finished:
+        ranks.by_main(lambda: report.ending(start.run, config, text.train))
+    start.close()
 
-    # ---- text: shards, checked, and the packs that they make
+
+# ---- what a run consists of
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a run, checked, and the packs that it makes."""
+
+    train: Shards
+    packs: Packs
+    held_out: Packs
+    unigram: Float[Tensor, " V"]
+    """What guessing by frequency costs, in nats."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that the loop needs."""
+
+    config: PretrainConfig
+    text: Text
+    run: RunFolder
+    masker: Masker
+    engine: Engine
+    log: Log
+    meters: Meters
+    batches: Iterator[PackedBatch]
+
+
+def read_text(config: PretrainConfig) -> Text:
+    """Open and check the shards; without `data`, those of the English that this machine holds."""
     folder = config.data or ranks.by_main(lambda: prepare.local_data(CACHE))
     train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
     sizes = {"tokens": config.packs.tokens, "length": config.packs.length}
     packs, held_out = Packs(train, **sizes, seed=config.seed), Packs(valid, **sizes, seed=SEED)
-    ids = train.token_ids
-    unigram = unigram_nll(torch.from_numpy(train.unigram))
+    return Text(train, packs, held_out, unigram_nll(torch.from_numpy(train.unigram)))
 
-    # ---- the run folder: fresh, or where to go on
-    identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": train.fingerprint}
-    start = runs.open_run(config.output, identity, resume, configuration.FREE)
-    objective = build(config, ids)
-    weights = sum(p.numel() for p in objective.parameters())
-    runs.check_space(config.output, 12 * weights)
 
-    # ---- model, masker, engine
+def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.Start) -> Parts:
+    """Model, masker, engine and telling, with the state of the checkpoint to start from, if there is one."""
+    ids = text.packs.token_ids
+    torch.manual_seed(config.seed)
+    encoder = Encoder(shape_of(config, ids), config.model)
+    objective = objectives.build(config.objective, encoder, Head(encoder, config.model))
+    if config.init is not None:
+        load_weights(objective, config.init)
+    # a weight and two moments, 4 bytes each
+    runs.check_space(config.output, 12 * sum(p.numel() for p in objective.parameters()))
+    ranks.by_main(lambda: report.describe(start.run, encoder.shape, text.train))
+
     masker = Masker(config.masking, ids)
     engine = Engine(objective, config.optimizer, ds, packs_per_step=config.packs.per_step)
     if start.checkpoint:
@@ -98,41 +144,57 @@ def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str = "auto", r
         engine.restore(tensors.get, steps=read_state(start.checkpoint)["optimizer_steps"])
         masker.load_state_dict({n.removeprefix(MASKER): t for n, t in tensors.items() if n.startswith(MASKER)})
 
-    log = Log(
-        start.run.path,
-        start.step,
-        config.steps,
-        cost=report.cost(config.model.shape(ids)),
-        peak=peak_flops(config.log.peak_flops),
-    )
-    for line in (*start.notes, *report.opening(config, packs, weights, start.step)):
-        log.say(line)
-
-    def evaluate(step: int) -> None:
-        with meters.paused():
-            found = validate(engine, held_out, config.validation.packs, ids, unigram)
-            log.validation(step, found.loss, found.accuracy, found.unigram_loss)
-
-    def save(step: int) -> None:
-        with meters.paused():
-            tensors = engine.share() | (
-                {MASKER + n: t for n, t in masker.state_dict().items()} if ranks.is_main() else {}
-            )
-            state = {"step": step, "optimizer_steps": engine.steps, "packs": step * config.packs.per_step}
-            log.say(publish(start.run, step, tensors, state, config.checkpoint.keep))
-
-    # ---- the loop
-    loader = Loader(packs, ranks.device())
+    peak = peak_flops(config.log.peak_flops)
+    log = Log(start.run.path, start.step, config.steps, cost=report.cost(encoder.shape), peak=peak)
+    loader = Loader(text.packs, ranks.device())
     batches = loader.batches(numbers(config, start.step, engine.accumulate))
-    meters = Meters(loader)
-    step = start.step
+    return Parts(config, text, start.run, masker, engine, log, Meters(loader), batches)
+
+
+def shape_of(config: PretrainConfig, ids: TokenIds) -> EncoderShape:
+    """The encoder's numbers: those of `model`, or of the first weights, which `model` must then not contradict."""
+    if config.init is None:
+        return config.model.shape(ids)
+    shape = EncoderShape.load(config.init)
+    problems = [
+        f"`model.{key}` is {asked}, but the weights of `init` have {getattr(shape, key)}. Remove it."
+        for key in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
+        if (asked := getattr(config.model, key)) not in (None, getattr(shape, key))
+    ]
+    if shape.vocab_size < ids.size:
+        problems.append(
+            f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}. "
+            f"Prepare the text with their tokenizer: --tokenizer {config.init / 'tokenizer'}."
+        )
+    if config.packs.length > shape.max_positions:
+        rule = f"be at most {shape.max_positions}, the positions of the weights of `init`"
+        problems.append(must("packs.length", rule, config.packs.length))
+    raise_all(ConfigError, problems)
+    return shape
+
+
+def load_weights(objective: nn.Module, folder: Path) -> None:
+    """First weights from a folder that tools/convert_from_hf.py made."""
+    missing, strange = objective.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    lost = [name for name in missing if name != "head.decoder.weight"]  # which is the token table
+    if lost or strange:
+        raise ConfigError(f"`init`: {folder}/model.safetensors lacks {lost} and has {strange}, which is not known.")
+
+
+# ---- the loop
+
+
+def train(parts: Parts, step: int, stop: Stop) -> int:
+    """Steps from ``step`` to the last, or to a signal to stop; returns how many steps the run has."""
+    config, masker, engine, meters, log = parts.config, parts.masker, parts.engine, parts.meters, parts.log
+    failures = 0
     if step == 0:
-        evaluate(step)
+        evaluate(parts, step)
     while step < config.steps:
         progress = step / config.steps
         targets = config.packs.per_step * masker.budget(progress, config.packs.tokens)
         for _ in range(engine.accumulate):
-            batch = next(batches)
+            batch = next(parts.batches)
             plan = masker(batch, progress=progress, rng=PackRng(config.seed, batch.number))
             torch.manual_seed(seed_of(config.seed, batch.number))  # dropout
             losses = engine.train_micro(batch, plan, targets=targets)
@@ -147,42 +209,42 @@ def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str = "auto", r
         if step % config.log.every == 0 or last:
             log.train(step, meters.take(), config.optimizer.rate(step - 1, config.steps))
         if step % config.validation.every == 0 or last:
-            evaluate(step)
+            evaluate(parts, step)
         if step % config.checkpoint.every == 0 or last or stopping:
-            save(step)
+            failures = save(parts, step, failures, final=last or stopping)
         if stopping and not last:
             log.say(f"Stopped after step {step} of {config.steps}, as asked. The same command goes on from there.")
             break
-    log.close()
-    engine.close()
-    if step == config.steps:
-        ranks.by_main(lambda: report.ending(start.run, config, train, recipe))
-    start.close()
+    return step
 
 
-def build(config: PretrainConfig, ids: TokenIds) -> nn.Module:
-    """The objective with first weights that depend on the seed alone, or on `init`."""
-    torch.manual_seed(config.seed)
-    encoder = Encoder(config.model.shape(ids), config.model)
-    objective = objectives.build(config.objective, encoder, Head(encoder, config.model))
-    if config.init is not None:
-        load_weights(objective, config.init, encoder.shape)
-    return objective
+def evaluate(parts: Parts, step: int) -> None:
+    """Evaluate on held-out text, and tell."""
+    with parts.meters.paused():
+        text = parts.text
+        found = validate(parts.engine, text.held_out, parts.config.validation.packs, text.packs.token_ids, text.unigram)
+        parts.log.validation(step, found.loss, found.accuracy, found.unigram_loss)
 
 
-def load_weights(objective: nn.Module, folder: Path, shape: EncoderShape) -> None:
-    """First weights from a folder that tools/convert_from_hf.py made; ConfigError if they are of another shape."""
-    there = json.loads((folder / "shape.json").read_text())
-    here = dataclasses.asdict(shape)
-    raise_all(
-        ConfigError,
-        [
-            f"`model` has {key} {here[key]}, but the weights of `init` have {there.get(key)}."
-            for key in here
-            if here[key] != there.get(key)
-        ],
-    )
-    objective.load_state_dict(load_file(folder / "model.safetensors"))
+def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
+    """Publish a checkpoint; returns how many attempts in a row have failed.
+
+    A full disk is no reason to stop training while older checkpoints stand: StorageError is raised only at the third
+    failure in a row, or if no later attempt will come (``final``).
+    """
+    with parts.meters.paused():
+        tensors = parts.engine.share()
+        if ranks.is_main():
+            tensors |= {MASKER + name: tensor for name, tensor in parts.masker.state_dict().items()}
+        state = {"optimizer_steps": parts.engine.steps, "packs": step * parts.config.packs.per_step}
+        try:
+            parts.log.say(publish(parts.run, step, tensors, state, parts.config.checkpoint.keep))
+            return 0
+        except StorageError as error:
+            if final or failures == 2:
+                raise
+            parts.log.say(f"{error} Training goes on; the next checkpoint is tried as usual.")
+            return failures + 1
 
 
 def numbers(config: PretrainConfig, start: int, accumulate: int) -> Iterator[int]:

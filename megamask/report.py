@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from megamask import ranks
-from megamask.checkpoint import RunFolder
+import json
+import shutil
+from pathlib import Path
+
+from megamask import hf, ranks
+from megamask.checkpoint import RunFolder, find, read_manifest, read_weights
 from megamask.config import PretrainConfig
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
+from megamask.errors import CheckpointError
 from megamask.metrics import Cost, plot_curve
 from megamask.model.shape import EncoderShape
+
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer, beside shards and in a run."""
+SENTENCES = (
+    "The function returns a [MASK] of strings.",
+    "If the file does not [MASK], an error is raised.",
+    "This is one of the [MASK] important questions of all.",
+    "The capital of France is [MASK].",
+)
+"""Asked of every exported model; [MASK] stands for the tokenizer's own."""
 
 
 def cost(shape: EncoderShape) -> Cost:
@@ -43,8 +58,41 @@ def opening(config: PretrainConfig, packs: Packs, weights: int, step: int) -> li
     return lines
 
 
-def ending(run: RunFolder, config: PretrainConfig, text: Shards, recipe: str) -> None:
-    """The curve as a picture; the exported model and its answers."""
+def describe(run: RunFolder, shape: EncoderShape, text: Shards) -> None:
+    """Leave in the run folder what an export needs besides weights: the shape of the encoder and the tokenizer."""
+    shape.save(run.path)
+    shutil.copytree(text.folder / TOKENIZER, run.path / TOKENIZER, dirs_exist_ok=True)
+
+
+def export(run: Path, output: Path, step: int | None = None) -> float:
+    """Write a checkpoint of ``run`` (else the newest) for transformers; returns the largest difference of logits.
+
+    Needs nothing but the run folder, whatever ZeRO stage and number of ranks made it, and no GPU.
+    """
+    try:
+        config = json.loads((run / "config.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        raise CheckpointError(f"{run} holds no config.json that can be read, so it is no run.") from None
+    checkpoint = find(run, step)
+    card = hf.Card(
+        name=run.resolve().name,
+        recipe=config.get("recipe") or "none",
+        steps=read_manifest(checkpoint).step,
+        data=config.get("text", "unknown"),
+    )
+    return hf.export_model(read_weights(checkpoint), EncoderShape.load(run), run / TOKENIZER, output, card=card)
+
+
+def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
+    """The curve as a picture; the exported model, and what it puts in the place of [MASK]."""
     picture = run.path / "curve.png"
     plot_curve(run.logs / "metrics.jsonl", picture)
     print(f"curve: {picture}")
+    if not config.export:
+        return
+    difference = export(run.path, run.export)
+    print(f"model: {run.export} (logits of transformers and ours differ by at most {difference:.2g})")
+    guess = ", ".join(hf.common_words(run.export, text.unigram, 3))
+    for sentence, answers in zip(SENTENCES, hf.fill_masks(run.export, SENTENCES, 3), strict=True):
+        print(f"  {sentence}")
+        print(f"    model: {', '.join(f'{word} ({share:.0%})' for word, share in answers)}   unigram guess: {guess}")

@@ -66,6 +66,11 @@ class Engine:
         self.restore(lambda name: start.get(name.removeprefix("weights/")), steps=0)
 
     @property
+    def weights(self) -> int:
+        """How many numbers the model has to learn."""
+        return sum(_shape(p).numel() for p in self._parameters.values())
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type in which the weights are used."""
         return next(iter(self._parameters.values())).dtype

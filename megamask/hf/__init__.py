@@ -10,9 +10,11 @@ Only safetensors are read, and no code that comes with a model is ever run.
     settings.py    EncoderShape and config.json
     exporting.py   a folder that ``from_pretrained`` loads
     importing.py   a checkpoint of theirs as first weights
+    asking.py      what an exported model puts in the place of [MASK]
 """
 
+from megamask.hf.asking import common_words, fill_masks
 from megamask.hf.exporting import Card, export_model
 from megamask.hf.importing import import_model, save_start
 
-__all__ = ["Card", "export_model", "import_model", "save_start"]
+__all__ = ["Card", "common_words", "export_model", "fill_masks", "import_model", "save_start"]
