@@ -25,7 +25,5 @@ def fill_masks(folder: Path, sentences: Sequence[str], top: int) -> list[list[tu
 def common_words(folder: Path, counts: Int64[np.ndarray, " V"], top: int) -> list[str]:
     """The ``top`` most frequent tokens, which is what a guess by frequency answers everywhere."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return [
-        tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(int(i))]).strip()
-        for i in np.argsort(-counts, kind="stable")[:top]
-    ]
+    tokens = [str(tokenizer.convert_ids_to_tokens(int(i))) for i in np.argsort(-counts, kind="stable")[:top]]
+    return [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
