@@ -26,17 +26,24 @@ OURS = {
 }
 """Keys of a DeepSpeed file that would be a second source of truth, and which is the first."""
 
+SECTIONS: dict[str, list[str]] = {
+    "zero_optimization": [],
+    "bf16": [],
+    "comms_logger": [],
+    "torch_autocast": ["enabled", "dtype", "lower_precision_safe_modules"],
+    "data_types": ["grad_accum_dtype"],
+    "aio": ["block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events", "use_gds"],
+    "flops_profiler": [
+        "enabled", "recompute_fwd_factor", "profile_step", "module_depth", "top_modules", "detailed", "output_file",
+    ],
+}  # fmt: skip
+"""Sections of a DeepSpeed file and their keys; those of the first three DeepSpeed knows itself."""
+
 KNOWN = [
-    "zero_optimization",
-    "bf16",
-    "torch_autocast",
+    *SECTIONS,
     "communication_data_type",
     "prescale_gradients",
     "gradient_predivide_factor",
-    "data_types",
-    "aio",
-    "comms_logger",
-    "flops_profiler",
     "wall_clock_breakdown",
     "memory_breakdown",
 ]
@@ -45,6 +52,16 @@ KNOWN = [
 
 def read_ds_config(path: Path) -> dict[str, Any]:
     """A file of `ds_configs/`, checked: ConfigError for all that is doubled, unknown or not its to set."""
+    found, wrong = parse(path)
+    raise_all(ConfigError, wrong)
+    return found
+
+
+def parse(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a file of `ds_configs/` says, and a sentence for each thing that is wrong with it.
+
+    Sections with something wrong inside are left out. Raises ConfigError if the file holds no JSON object.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -65,40 +82,55 @@ def read_ds_config(path: Path) -> dict[str, Any]:
         raise ConfigError(must(str(path), "hold one JSON object", type(found).__name__))
     wrong += [f"`{path}` must not set `{key}`: {OURS[key]}. Remove the key." for key in found if key in OURS]
     wrong += [unknown(key, KNOWN, f"`{path}`") for key in found if key not in OURS and key not in KNOWN]
-    wrong += _zero_problems(path, found.get("zero_optimization", {}))
+    for name in [name for name in found if name in SECTIONS]:
+        problems = _section_problems(path, name, found[name])
+        if problems:
+            del found[name]
+        wrong += problems
+    if found.get("torch_autocast", {}).get("dtype", "bfloat16") not in ("bfloat16", "bf16"):
+        wrong.append(must(f"{path}: torch_autocast.dtype", "be 'bfloat16'", str(found["torch_autocast"]["dtype"])))
     if zero_stage(found) == 0 and found.get("bf16", {}).get("enabled"):
         wrong.append(
             f"`{path}` sets `bf16` at ZeRO stage 0, where DeepSpeed's first Adam step is 0.744 of what it should be. "
             'Use `"torch_autocast": {"enabled": true, "dtype": "bfloat16"}` or stage 1.'
         )
-    raise_all(ConfigError, wrong)
-    return found
+    return found, wrong
 
 
-def _zero_problems(path: Path, section: Any) -> list[str]:
+def _section_problems(path: Path, name: str, section: Any) -> list[str]:
+    """What is wrong inside of a section: no object, an unknown key, or a value that DeepSpeed would refuse later."""
     if not isinstance(section, dict):
-        return [must(f"{path}: zero_optimization", "be an object", type(section).__name__)]
+        return [must(f"{path}: {name}", "be an object", type(section).__name__)]
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
 
+    models: dict[str, type[BaseModel]] = {
+        "zero_optimization": DeepSpeedZeroConfig,
+        "bf16": DeepSpeedBF16Config,
+        "comms_logger": CommsLoggerConfig,
+    }
+    if name not in models:
+        known = [f"{name}.{key}" for key in SECTIONS[name]]
+        return [unknown(f"{name}.{key}", known, f"`{path}`") for key in section if f"{name}.{key}" not in known]
     try:
-        DeepSpeedZeroConfig(**section)
+        models[name](**section)
     except ValidationError as error:
-        names = [f"zero_optimization.{name}" for name in DeepSpeedZeroConfig.model_fields]
+        names = [f"{name}.{key}" for key in models[name].model_fields]
         return [
             unknown(where, names, f"`{path}`")
             if problem["type"] == "extra_forbidden"
             else f"`{path}`: `{where}`: {problem['msg']}, but is {problem['input']!r}."
             for problem in error.errors()
-            for where in ["zero_optimization." + ".".join(str(part) for part in problem["loc"])]
+            for where in [".".join(str(part) for part in (name, *problem["loc"]))]
         ]
-    return []
+    return [f"`{path}`: `{name}.{key}` must be a value, but is 'auto'." for key in section if section[key] == "auto"]
 
 
 def zero_stage(ds: dict[str, Any]) -> int:
     """The ZeRO stage that a DeepSpeed file asks for."""
-    section = ds.get("zero_optimization", {})
-    return int(section.get("stage", 0)) if isinstance(section, dict) else 0
+    return int(ds.get("zero_optimization", {}).get("stage", 0))
 
 
 def problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimizer") -> list[str]:
@@ -116,7 +148,7 @@ def problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimizer
             "is not sure to orthogonalise. Use ds_configs/zero1.json."
         )
     section = ds.get("zero_optimization", {})
-    offloads = [str(section.get(key, {}).get("device")) for key in ("offload_optimizer", "offload_param")]
+    offloads = [str((section.get(key) or {}).get("device")) for key in ("offload_optimizer", "offload_param")]
     if config.kind == "muon" and any(device in ("cpu", "nvme") for device in offloads):
         found.append(f"`{name}.kind` 'muon' does not run with offloading. Use a DeepSpeed file without it, or 'adamw'.")
     if "nvme" in offloads and stage != 3:

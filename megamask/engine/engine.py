@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from megamask import ranks
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
+from megamask.engine import muon
 from megamask.engine.ds_file import filled, zero_stage
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer
 from megamask.errors import NonFiniteError
@@ -172,25 +173,27 @@ class Engine:
 
     def _make_moments(self) -> None:
         """Make the moments now, at zero; left alone, the optimizers make them in their first step."""
-        for group in self._inner.param_groups:
+        zero = self._engine.optimizer
+        for index, group in enumerate(self._inner.param_groups):
             held = group["params"]
             if self.stage == 3:
-                held = [
-                    flat
-                    for index, flat in enumerate(self._engine.optimizer.fp32_partitioned_groups_flat)
-                    if self._inner.param_groups[self._engine.optimizer.sub_group_to_group_id[index]] is group
-                ]
-            keys = moments_of(self.config.kind, group.get("use_muon", False))
+                flats = enumerate(zero.fp32_partitioned_groups_flat)
+                held = [flat for part, flat in flats if zero.sub_group_to_group_id[part] == index]
             if self.config.kind == "lamb":
                 group["step"] = 0
+            keys = moments_of(self.config.kind, group.get("use_muon", False))
+            if keys == MOMENTS["muon"] and self.stage < 3:
+                continue
             for flat in held:
                 state = self._inner.state[flat]
                 for key in keys:
                     state.setdefault(key, torch.zeros_like(flat, dtype=torch.float32))
-                if self.config.kind != "lamb" and keys != MOMENTS["muon"]:
+                if keys == MOMENTS["adamw"] and self.config.kind != "lamb":
                     state.setdefault("step", torch.zeros((), dtype=torch.float32))
         if self.stage in (1, 2):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+            zero._lazy_init_hp_params_optimizer_state()
+            if self.config.kind == "muon":
+                muon.make(zero)
 
     def _get(self, parameter: nn.Parameter, key: str | None) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -199,6 +202,8 @@ class Engine:
             return (parameter if key is None else self._inner.state[parameter][key]).detach().float()
         if key is None:
             return safe_get_full_fp32_param(parameter).detach()
+        if key == muon.BUFFER and self.stage < 3:
+            return muon.get(self._engine.optimizer, parameter)
         return safe_get_full_optimizer_state(parameter, key).detach().view(_shape(parameter))
 
     def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -219,6 +224,8 @@ class Engine:
                 (parameter if key is None else self._inner.state[parameter][key]).copy_(value)
         elif self.stage == 3:
             self._set_part(parameter, value, key)
+        elif key == muon.BUFFER:
+            muon.put(self._engine.optimizer, parameter, value)
         elif key is None:
             safe_set_full_fp32_param(parameter, value)
         else:

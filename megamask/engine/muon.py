@@ -1,0 +1,53 @@
+"""Muon's momentum under ZeRO stages 1 and 2, which DeepSpeed keeps unlike any other state.
+
+A rank holds the momentum of every tensor that touches its part, whole, one behind the other; a tensor that touches two
+parts is held, and updated alike, by both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megamask import ranks
+
+BUFFER = "momentum_buffer"
+
+
+def make(zero: Any) -> None:
+    """Momentum of zero for every group under Muon of DeepSpeed's ZeRO optimizer ``zero``."""
+    for index, group in enumerate(zero.optimizer.param_groups):
+        if group["use_muon"]:
+            held = zero.params_in_partition[index]
+            size = sum(parameter.numel() for parameter in held)
+            zero.optimizer.state[group["params"][0]][BUFFER] = torch.zeros(size, device=ranks.device())
+
+
+def get(zero: Any, parameter: nn.Parameter) -> Tensor:
+    """The momentum of ``parameter``, whole, in fp32. Collective."""
+    slot, first = _slot(zero, parameter)
+    said = torch.zeros(parameter.shape, device=ranks.device())
+    if slot is not None and first:
+        said += slot.view(parameter.shape)
+    return ranks.sum(said)
+
+
+def put(zero: Any, parameter: nn.Parameter, value: Tensor) -> None:
+    """Set the momentum of ``parameter`` wherever it is held."""
+    slot, _ = _slot(zero, parameter)
+    if slot is not None:
+        slot.copy_(value.flatten())
+
+
+def _slot(zero: Any, parameter: nn.Parameter) -> tuple[Tensor | None, bool]:
+    """Where this rank holds the momentum of ``parameter``, and whether the parameter begins in its part."""
+    for index, group in enumerate(zero.optimizer.param_groups):
+        begin = 0
+        for place, held in enumerate(zero.params_in_partition[index]):
+            if held is parameter:
+                buffer = zero.optimizer.state[group["params"][0]][BUFFER]
+                return buffer[begin : begin + held.numel()], place > 0 or zero.first_offset[index] == 0
+            begin += held.numel()
+    return None, False
