@@ -23,7 +23,8 @@ class Command:
     recipe: str = "tiny"
     """Experiment to start from; --list-recipes shows them."""
     config: Path | None = None
-    """YAML or JSON file of settings that differ from the recipe; a run's own config.json is one."""
+    """YAML or JSON file of settings that differ from the recipe, which it may name too; a run's own config.json is
+    one."""
     deepspeed: Path | None = None
     """DeepSpeed file, such as ds_configs/zero2.json; without one: plain data parallel in fp32."""
     resume: str = "auto"
@@ -42,13 +43,14 @@ def parse(arguments: list[str] | None = None) -> Command:
     # the deepspeed launcher adds it; ranks come from the environment
     arguments = [a for a in arguments if not a.startswith(("--local_rank=", "--local-rank="))]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", default="tiny")
+    first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
     known, _ = first.parse_known_args(arguments)
-    base = recipes.named(known.recipe)
-    if known.config is not None:
-        base = configuration.read(known.config, base)
-    return tyro.cli(Command, args=arguments, default=Command(run=base), prog="pretrain.py")
+    said = configuration.read(known.config) if known.config else {}
+    named = said.pop("recipe", Command.recipe)
+    recipe = known.recipe or str(named)
+    base = configuration.override(recipes.named(recipe), said, str(known.config))
+    return tyro.cli(Command, args=arguments, default=Command(recipe, run=base), prog="pretrain.py")
 
 
 def show_recipes() -> str:

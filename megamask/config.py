@@ -22,6 +22,8 @@ from megamask.objectives.objective import ObjectiveConfig
 
 FREE = frozenset({"data", "output", "init", "log", "checkpoint", "validation", "export"})
 """Settings that may differ between a run and its continuation: none of them moves a weight."""
+RECORDED = frozenset({"deepspeed", "text"})
+"""What a run's own config.json records beside its settings: what its DeepSpeed file said, the hash of its text."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ class PretrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
 
-def check(config: PretrainConfig, ds: dict[str, Any], world: int) -> None:
-    """Raise ConfigError with every problem of the configuration, the DeepSpeed file and the number of ranks."""
-    found = []
+def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
+    """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
+    ds, found = ds_file.parse(deepspeed) if deepspeed else ({}, [])
     if config.steps < 1:
         found.append(must("steps", "be at least 1", config.steps))
     if not 0 <= config.seed < 2**63:
@@ -144,10 +146,11 @@ def check(config: PretrainConfig, ds: dict[str, Any], world: int) -> None:
             f"`init` names {config.init}, which holds no model.safetensors. Make it with tools/convert_from_hf.py."
         )
     raise_all(ConfigError, found)
+    return ds
 
 
-def read(path: Path, base: PretrainConfig) -> PretrainConfig:
-    """``base`` with the values of a YAML or JSON file, such as a run's own config.json; checked all at once."""
+def read(path: Path) -> dict[str, Any]:
+    """What a YAML or JSON file says, such as a run's own config.json; `override` checks and takes it."""
     import yaml
 
     try:
@@ -158,34 +161,30 @@ def read(path: Path, base: PretrainConfig) -> PretrainConfig:
         raise ConfigError(f"`{path}` is neither YAML nor JSON: {error}.") from None
     if not isinstance(found, dict):
         raise ConfigError(must(str(path), "hold a table of settings", type(found).__name__))
-    return override(base, found, str(path))
+    return found
 
 
 def override(base: PretrainConfig, values: dict[str, Any], source: str) -> PretrainConfig:
     """``base`` with ``values`` laid over it; ConfigError names every unknown key and every wrong type."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
-    merged = _merge(as_dict(base), values)
+    if values.keys() >= RECORDED:
+        values = {key: value for key, value in values.items() if key not in RECORDED}
     names = _names(as_dict(base))
-    strangers = [key for key in _names(values) if key not in names]
-    raise_all(ConfigError, [unknown(key, names, f"`{source}`") for key in strangers])
+    wrong = [unknown(key, names, f"`{source}`") for key in _names(values) if key not in names]
     try:
-        adapter = TypeAdapter(PretrainConfig, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
-    except Exception:  # pydantic takes no outer config for a dataclass
-        adapter = TypeAdapter(PretrainConfig)
-    try:
-        return adapter.validate_python(merged)
+        found = TypeAdapter(PretrainConfig).validate_python(_merge(as_dict(base), values))
     except ValidationError as error:
-        raise ConfigError(
-            *(
-                f"`{'.'.join(str(part) for part in p['loc'])}` in `{source}`: {p['msg']}, but is {p['input']!r}."
-                for p in error.errors()
-            )
-        ) from None
+        wrong += [
+            f"`{'.'.join(str(part) for part in p['loc'])}` in `{source}`: {p['msg']}, but is {p['input']!r}."
+            for p in error.errors()
+        ]
+    raise_all(ConfigError, wrong)
+    return found
 
 
 def as_dict(config: PretrainConfig) -> dict[str, Any]:
-    """The configuration as JSON can hold it; `read` takes it back."""
+    """The configuration as JSON can hold it; `override` takes it back."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 

@@ -42,7 +42,7 @@ class CheckpointError(MegamaskError):
 
 
 class NonFiniteError(MegamaskError):
-    """A loss or gradient that is no number; the weights have not been moved by it."""
+    """A loss or gradient that is no number; no checkpoint holds weights that it moved."""
 
     exit_code = 5
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from megamask.config import PretrainConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
-from megamask.engine.ds_file import read_ds_config
 from megamask.engine.engine import Engine
 from megamask.errors import ConfigError, MegamaskError, StorageError, must, raise_all
 from megamask.masking.masker import Masker
@@ -58,34 +58,30 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.print_config:
             print(command.show_config(asked.run))
             return 0
-        ds = read_ds_config(asked.deepspeed) if asked.deepspeed else {}
-        configuration.check(asked.run, ds, ranks.world())
+        ds = configuration.check(asked.run, asked.deepspeed, ranks.world())
         pretrain(asked.run, ds, asked.resume, asked.recipe)
         return 0
     except MegamaskError as error:
         if ranks.is_main() or not isinstance(error, ConfigError):
             print(error, file=sys.stderr)
         return error.exit_code
-    finally:
-        ranks.leave()
 
 
 def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str = "auto", recipe: str = "") -> None:
     """Train, or go on training, until the last step or a signal to stop; at the end, show what came of it."""
     ranks.join()
-    stop = Stop()
     text = read_text(config)
     identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
-    start = runs.open_run(config.output, identity, resume, configuration.FREE)
-    parts = build(config, ds, text, start)
-    for line in (*start.notes, *report.opening(config, text.packs, parts.engine.weights, start.step)):
-        parts.log.say(line)
-    finished = train(parts, start.step, stop) == config.steps
-    parts.log.close()
-    parts.engine.close()
-    if finished:
-        ranks.by_main(lambda: report.ending(start.run, config, text.train))
-    start.close()
+    with closing(runs.open_run(config.output, identity, resume, configuration.FREE)) as start:
+        with Stop() as stop:
+            parts = build(config, ds, text, start)
+            for line in (*start.notes, *report.opening(config, text.packs, parts.engine.weights, start.step)):
+                parts.log.say(line)
+            finished = train(parts, start.step, stop) == config.steps
+        parts.log.close()
+        parts.engine.close()
+        if finished:
+            ranks.by_main(lambda: report.ending(start.run, config, text.train))
 
 
 # ---- what a run consists of
@@ -132,7 +128,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     encoder = Encoder(shape_of(config, ids), config.model)
     objective = objectives.build(config.objective, encoder, Head(encoder, config.model))
     if config.init is not None:
-        load_weights(objective, config.init)
+        objectives.load_weights(objective, load_file(config.init / "model.safetensors"))
     # a weight and two moments, 4 bytes each
     runs.check_space(config.output, 12 * sum(p.numel() for p in objective.parameters()))
     ranks.by_main(lambda: report.describe(start.run, encoder.shape, text.train))
@@ -171,14 +167,6 @@ def shape_of(config: PretrainConfig, ids: TokenIds) -> EncoderShape:
         problems.append(must("packs.length", rule, config.packs.length))
     raise_all(ConfigError, problems)
     return shape
-
-
-def load_weights(objective: nn.Module, folder: Path) -> None:
-    """First weights from a folder that tools/convert_from_hf.py made."""
-    missing, strange = objective.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    lost = [name for name in missing if name != "head.decoder.weight"]  # which is the token table
-    if lost or strange:
-        raise ConfigError(f"`init`: {folder}/model.safetensors lacks {lost} and has {strange}, which is not known.")
 
 
 # ---- the loop
@@ -260,12 +248,17 @@ def seed_of(seed: int, number: int) -> int:
 
 
 class Stop:
-    """Whether somebody asked the run to stop: a signal to any rank stops all after the same step."""
+    """Whether somebody asked the run to stop: inside of this, a signal to any rank stops all after the same step."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> Stop:
         self._asked = False
-        for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(name, self._ask)
+        names = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        self._before = {name: signal.signal(name, self._ask) for name in names}
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         self._asked = True  # and nothing more: a handler that prints can die of it
@@ -276,4 +269,7 @@ class Stop:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        ranks.leave()

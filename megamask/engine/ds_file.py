@@ -31,7 +31,7 @@ SECTIONS: dict[str, list[str]] = {
     "bf16": [],
     "comms_logger": [],
     "torch_autocast": ["enabled", "dtype", "lower_precision_safe_modules"],
-    "data_types": ["grad_accum_dtype"],
+    "data_types": ["grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"],
     "aio": ["block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events", "use_gds"],
     "flops_profiler": [
         "enabled", "recompute_fwd_factor", "profile_step", "module_depth", "top_modules", "detailed", "output_file",

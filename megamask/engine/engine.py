@@ -11,6 +11,7 @@ and moment once.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from megamask.engine import muon
 from megamask.engine.ds_file import filled, zero_stage
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer
 from megamask.errors import NonFiniteError
+
+CURE = "Lower `optimizer.rate.peak`, lengthen `optimizer.rate.warmup`, or lower `optimizer.clip`."
 
 
 @dataclass(frozen=True)
@@ -92,24 +95,33 @@ class Engine:
         return losses
 
     def step(self, step: int, steps: int, loss: Float[Tensor, ""]) -> StepStats:
-        """Move the weights; NonFiniteError before that if ``loss``, any rank's sum over the step, is no number."""
+        """Move the weights; NonFiniteError before that if ``loss``, any rank's sum over the step, is no number.
+
+        NonFiniteError too if the gradient is none: then the weights may have moved, and must not be saved.
+        """
         assert self._micros == self.accumulate, "a step is a fixed number of micro-steps"
         self._micros = 0
         finite = ranks.maximum((~torch.isfinite(loss)).float())
         if finite.item():
             raise NonFiniteError(
-                f"The loss of step {step} is not a number on at least one rank. The weights are those of the step "
-                "before. Lower `optimizer.rate.peak`, lengthen `optimizer.rate.warmup`, or lower `optimizer.clip`."
+                f"The loss of step {step} is not a number on at least one rank. No checkpoint holds it: the same "
+                f"command goes on from the newest. {CURE}"
             )
         rate = self.config.rate(step, steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        norm = self._own_norm() if self.stage == 0 else None
+        own = self._own_norm() if self.stage == 0 else None
         before = self._engine.skipped_steps
         self._engine.step()
         skipped = self._engine.skipped_steps > before
         self.steps += not skipped
-        return StepStats(float(self._engine.get_global_grad_norm() if norm is None else norm), skipped)
+        norm = float(self._engine.get_global_grad_norm() if own is None else own)
+        if not skipped and not 0 <= norm < math.inf:  # DeepSpeed's sign for what is no number is -1
+            raise NonFiniteError(
+                f"The gradient of step {step} is not a number. No checkpoint holds it: the same command goes on from "
+                f"the newest. {CURE}"
+            )
+        return StepStats(norm, skipped)
 
     @torch.no_grad()
     def evaluate(self, batch: PackedBatch, plan: MaskPlan) -> Losses:
