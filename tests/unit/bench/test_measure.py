@@ -1,0 +1,71 @@
+"""Rounds in turn, medians, ratios."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from megamask.bench.measure import BenchConfig, Figures, Round, in_turn
+from megamask.bench.table import markdown, ratios
+
+
+class Counted:
+    """A variant that notes its calls and whose rounds are of different speeds."""
+
+    def __init__(self, name: str, calls: list[str]):
+        self.name, self._calls = name, calls
+
+    def run(self, steps: int) -> Round:
+        self._calls.append(self.name)
+        seconds = float(len(self._calls))
+        return Round(tokens=6 * steps, rows=8 * steps, targets=2 * steps, wall=seconds, cpu=seconds / 2)
+
+
+def test_variants_take_turns_and_the_first_round_is_thrown_away():
+    calls: list[str] = []
+    found = in_turn([Counted(name, calls) for name in "abc"], rounds=5, steps=2)
+    assert "".join(calls) == "abc" * 6
+    for at, name in enumerate("abc"):
+        assert [one.wall for one in found[name]] == [3 * turn + at + 1 for turn in range(1, 6)]
+
+
+def test_figures_are_medians_over_rounds():
+    rounds = in_turn([Counted("a", [])], rounds=7, steps=1)["a"]
+    found = Figures.of(rounds)
+    assert found.per_second == statistics.median(6 / one.wall for one in rounds)
+    assert found.per_cpu_second == 2 * found.per_second
+    assert (found.fill, found.masked, found.flops_per_second) == (6 / 8, 2 / 6, None)
+
+
+def test_ratios_are_quotients_of_the_named_speed():
+    found = {
+        "slow": Figures(10, 40, 1, 0.15, None),
+        "fast": Figures(30, 60, 1, 0.15, 5e11),
+    }
+    assert ratios(found, ["slow"], by_cpu=False) == {"slow": [1], "fast": [3]}
+    assert ratios(found, ["slow", "fast"], by_cpu=True) == {"slow": [1, 40 / 60], "fast": [1.5, 1]}
+
+
+@pytest.mark.parametrize("peak", [None, 1e12])
+def test_every_line_of_the_table_has_every_column(peak):
+    found = {name: Figures(1, 2, 0.5, 0.15, flops) for name, flops in (("a", None), ("b", 5e11))}
+    head, rule, *lines = markdown(found, ["a", "b"], by_cpu=False, peak=peak)
+    assert {line.count("|") for line in (rule, *lines)} == {head.count("|")}
+    assert ("MFU" in head) == (peak is not None) == ("50.0% |" in lines[1].rsplit("masked")[-1][-10:])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"length": 4}, ["length"]),
+        ({"rows": 100}, ["rows"]),
+        ({"rounds": 0, "steps": 0, "threads": 0}, ["rounds", "steps", "threads"]),
+        ({"ratio": 1.0, "dropout": 1.0, "peak_flops": 0.0}, ["ratio", "dropout", "peak_flops"]),
+    ],
+)
+def test_all_problems_are_named(wrong, named):
+    found = BenchConfig(**wrong).problems()
+    assert len(found) == len(named)
+    assert all(f"`{name}`" in sentence for name, sentence in zip(named, found, strict=True))
+    assert not BenchConfig().problems()

@@ -1,0 +1,48 @@
+"""The two forms of the example's input, and that the same model stands on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertForMaskedLM
+
+from megamask.batch import TokenIds
+from megamask.bench.measure import BenchConfig
+from megamask.bench.theirs import alone, concatenated, settings
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.objectives.mlm import MLM
+
+IDS = TokenIds(size=50, cls=1, sep=2, pad=0, mask=3, special=(0, 1, 2, 3))
+texts = st.lists(st.lists(st.integers(4, 49), max_size=40).map(lambda ids: np.array(ids, np.int64)), max_size=8)
+
+
+@given(texts, st.integers(8, 20))
+def test_concatenated_blocks_are_full_and_lose_only_the_rest(given_texts, length):
+    blocks = list(concatenated(given_texts, IDS, length))
+    whole = [i for one in given_texts for i in [IDS.cls, *one.tolist(), IDS.sep]]
+    assert [i for block in blocks for i in block.tolist()] == whole[: len(whole) // length * length]
+    assert all(len(block) == length for block in blocks)
+
+
+@given(texts, st.integers(8, 20))
+def test_alone_every_text_is_a_sequence_with_its_end_cut_off(given_texts, length):
+    found = list(alone(given_texts, IDS, length))
+    assert len(found) == len(given_texts)
+    for one, sequence in zip(given_texts, found, strict=True):
+        assert sequence.tolist() == [IDS.cls, *one.tolist()[: length - 2], IDS.sep]
+
+
+@pytest.mark.parametrize("dropout", [None, 0.0])
+def test_both_sides_have_the_same_weights(dropout):
+    config = BenchConfig(dropout=dropout)
+    model = config.model("bert")
+    shape = model.shape(IDS)
+    theirs = BertForMaskedLM(settings(shape, dropout))
+    encoder = Encoder(shape, model)
+    ours = MLM(encoder, Head(encoder, model))
+    count = [sum(p.numel() for p in side.parameters()) for side in (theirs, ours)]
+    assert count[0] == count[1]
+    assert theirs.config.hidden_dropout_prob == (0.1 if dropout is None else dropout)

@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Tokens per second of megamask beside transformers' masked-language-model example, in one run: ``tools/bench.py``.
+
+Both train the same vocabulary, layers, width, sequence length, rows a step and share of masked tokens on the same
+text. Variants take turns. Prints the machine, what was done, and a Markdown table of medians. The package accelerate,
+which ``Trainer`` needs, comes with ``pip install -e '.[bench]'``; without it the Trainer's step is taken by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import tyro
+
+from megamask import prepare, ranks
+from megamask.bench import ours, table, theirs
+from megamask.bench.measure import BenchConfig, Figures, in_turn
+from megamask.data.shards import Shards
+from megamask.engine.ds_file import read_ds_config
+from megamask.errors import ConfigError, MegamaskError, raise_all
+from megamask.metrics import peak_flops
+from megamask.pretrain import CACHE
+
+HOW = Path(__file__).parent.parent / "ds_configs"
+
+
+def main(args: list[str] | None = None) -> int:
+    config = tyro.cli(BenchConfig, description=__doc__, args=args)
+    try:
+        bench(config)
+        return 0
+    except MegamaskError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        ranks.leave()
+
+
+def bench(config: BenchConfig) -> None:
+    """Measure, print, write."""
+    raise_all(ConfigError, config.problems())
+    torch.set_num_threads(config.threads)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # it prints to where the table goes
+    folder = config.data or prepare.local_data(CACHE)
+    raw = config.text or (None if config.data else folder.with_suffix(".jsonl"))
+    shards = Shards.open(folder)
+    trainer = table.version("accelerate") is not None
+
+    # theirs first: accelerate would take the single rank that our engine announces for one of several
+    lines = theirs.lines(raw, shards) if raw else theirs.documents(shards)
+    variants = theirs.variants(config, shards, lines, trainer=trainer)
+    ds = {"fp32": read_ds_config(HOW / "cpu.json"), "bf16": read_ds_config(HOW / "zero1.json")}
+    variants += ours.variants(config, shards, **ds)
+    bases = [variant.name for variant in variants[:3]]
+    for line in opening(config, shards, raw is not None, trainer):
+        print(line)
+    rounds = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
+
+    by_cpu = config.threads == 1 and not torch.cuda.is_available()
+    found = {name: Figures.of(some) for name, some in rounds.items()}
+    print(*table.markdown(found, bases, by_cpu=by_cpu, peak=peak_flops(config.peak_flops)), sep="\n")
+    print(f"\nRatios are of {'tokens per CPU second' if by_cpu else 'tokens/s'}.")
+    if config.json:
+        report = table.as_json(asdict(config), rounds, bases, by_cpu=by_cpu)
+        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+
+
+def opening(config: BenchConfig, shards: Shards, lines: bool, trainer: bool) -> list[str]:
+    """What the table below is of."""
+    here = table.machine()
+    versions = ", ".join(f"{name} {said or 'absent'}" for name, said in here["versions"].items())
+    padded = "lines of the raw text" if lines else "whole documents, cut off"
+    dropout = "0.1 in the Trainer, 0 in megamask" if config.dropout is None else f"{config.dropout} in both"
+    return [
+        f"- machine: {here['gpu'] or ''}{', ' if here['gpu'] else ''}{here['cpu']} ({', '.join(here['flags'])}), "
+        f"{here['cores']} cores, load {here['load']} at the start; {here['threads']} thread(s)",
+        f"- versions: Python {here['python']}, {versions}",
+        f"- text: {shards.folder.name}, {shards.token_ids.size:,} tokens in the vocabulary",
+        f"- model: {config.size}; {config.rows:,} rows a step in sequences of at most {config.length}; "
+        f"{config.ratio:.0%} masked; dropout {dropout}",
+        f"- concatenated: documents one behind the other, cut into full blocks; padded: {padded}, "
+        "to the longest of a batch; megamask: packs of whole pieces of documents",
+        "- theirs: " + ("transformers.Trainer" if trainer else "the Trainer's step by hand, for want of accelerate"),
+        f"- medians of {config.rounds} rounds of {config.steps} steps, in turn; only text counts as tokens",
+        "",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
