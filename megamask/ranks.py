@@ -47,9 +47,9 @@ def environment() -> dict[str, str]:
 
 def join(timeout: timedelta = timedelta(minutes=10)) -> None:
     """Meet the other ranks; a second call does nothing. Sets the environment that DeepSpeed reads."""
+    os.environ.update(environment())
     if dist.is_initialized():
         return
-    os.environ.update(environment())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if world() == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

@@ -12,8 +12,8 @@ from megamask.errors import MegamaskError
 from megamask.prepare import PrepareConfig, prepare
 
 
-def main() -> int:
-    config = tyro.cli(PrepareConfig, description=__doc__)
+def main(args: list[str] | None = None) -> int:
+    config = tyro.cli(PrepareConfig, description=__doc__, args=args)
     try:
         folder = prepare(config)
         train = Shards.open(folder)

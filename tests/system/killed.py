@@ -1,0 +1,24 @@
+"""``killed.py SIGNAL STEP ARGUMENTS...``: pretrain.py, to whose last rank the signal comes in the midst of a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from megamask import pretrain, ranks
+from megamask.engine.engine import Engine
+
+if __name__ == "__main__":
+    which, last = signal.Signals[sys.argv[1]], int(sys.argv[2])
+    move = Engine.step
+
+    def step(self, number, *rest):
+        if number == last and ranks.rank() == ranks.world() - 1:
+            os.kill(os.getpid(), which)
+        return move(self, number, *rest)
+
+    Engine.step = step  # type: ignore[method-assign]
+    code = pretrain.main(sys.argv[3:])
+    ranks.leave()
+    sys.exit(code)

@@ -1,0 +1,143 @@
+"""The README's story, from text to an exported model and on from there, by the command lines that it names."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from megamask.batch import Layout
+from megamask.checkpoint import RunFolder, read_tensors, read_weights
+from megamask.hf.names import bare, to_theirs
+from megamask.model.shape import EncoderShape
+from tests.system.commands import free_port, metrics, run, shell, train, training
+from tests.system.conftest import STEPS
+from tests.tolerances import assert_close
+from tools import convert_from_hf, convert_to_hf
+
+SENTENCE = "qo [MASK] w."
+
+
+def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return dict(read_tensors(RunFolder(folder).checkpoint(step)))
+
+
+def assert_same_run(found: Path, expected: Path, step: int) -> None:
+    """Every weight, moment and figure, to the bit."""
+    ours, theirs = tensors(found, step), tensors(expected, step)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert metrics(found) == metrics(expected)
+
+
+def our_model(folder: Path, step: int | None = None) -> torch.nn.ModuleDict:
+    model = bare(EncoderShape.load(folder))
+    model.load_state_dict(read_weights(folder, step), strict=False)
+    return model.eval()
+
+
+@torch.no_grad()
+def our_states(model: torch.nn.ModuleDict, ids: torch.Tensor) -> torch.Tensor:
+    layout = Layout(torch.tensor([0, len(ids)]).int(), len(ids), torch.arange(len(ids)).int())
+    encoder = model["encoder"]
+    return encoder.run(encoder.embed(ids, layout), layout)
+
+
+@pytest.fixture(scope="module")
+def disturbed(folder: Path, data: Path) -> Path:
+    """The finished run once more: stopped, then killed, and gone on with each time by the same command."""
+    output = folder / "disturbed"
+    command = training(data, output, steps=STEPS, checkpoint__every=4, validation__every=4)
+    stopped = shell(sys.executable, "tests/system/killed.py", "SIGTERM", 2, *command)
+    assert stopped.code == 0, stopped.err
+    assert f"Stopped after step 3 of {STEPS}, as asked. The same command goes on from there." in stopped.out
+    assert RunFolder(output).steps() == [3]
+    killed = shell(sys.executable, "tests/system/killed.py", "SIGKILL", 9, *command)
+    assert killed.code == -9
+    assert "going on after step 3 of" in killed.out
+    assert RunFolder(output).steps() == [8, 4, 3]
+    ended = shell(sys.executable, "megamask/pretrain.py", *command)
+    assert ended.code == 0, ended.err
+    assert "going on after step 8 of" in ended.out
+    return output
+
+
+def test_a_run_that_was_stopped_and_killed_is_the_run_that_was_not(disturbed: Path, finished: Path) -> None:
+    assert_same_run(disturbed, finished, STEPS)
+
+
+def test_a_finished_run_started_again_changes_nothing(copy: Path, data: Path, finished: Path) -> None:
+    again = train(data, copy, steps=STEPS, checkpoint__every=4, validation__every=4)
+    assert again.code == 0, again.err
+    assert_same_run(copy, finished, STEPS)
+
+
+@pytest.fixture(scope="module")
+def exported(disturbed: Path, folder: Path) -> Path:
+    output = folder / "exported"
+    made = shell(sys.executable, "tools/convert_to_hf.py", "--run", disturbed, "--output", output)
+    assert made.code == 0, made.err
+    assert "logits of transformers and ours differ by at most" in made.out
+    return output
+
+
+def test_transformers_computes_what_we_compute(exported: Path, disturbed: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    ids = tokenizer(SENTENCE, return_tensors="pt")["input_ids"]
+    at = (ids[0] == tokenizer.mask_token_id).nonzero().item()
+    model = our_model(disturbed)
+    states = our_states(model, ids[0])
+    with torch.no_grad():
+        logits = model["head"].logits(states)
+        assert_close(AutoModelForMaskedLM.from_pretrained(exported)(ids).logits[0], logits)
+        assert_close(AutoModel.from_pretrained(exported)(ids).last_hidden_state[0], states)
+    answers = pipeline("fill-mask", str(exported), top_k=5)(SENTENCE)
+    chances, best = logits[at].softmax(0).topk(5)
+    assert [answer["token"] for answer in answers] == best.tolist()
+    assert_close(torch.tensor([answer["score"] for answer in answers]), chances)
+    card = (exported / "README.md").read_text()
+    assert "tiny" in card
+    assert str(STEPS) in card
+
+
+def test_an_older_checkpoint_is_exported_as_it_was(disturbed: Path, exported: Path, tmp_path: Path) -> None:
+    made = run(convert_to_hf.main, "--run", disturbed, "--step", 8, "--output", tmp_path / "older")
+    assert made.code == 0, made.err
+    older = load_file(tmp_path / "older" / "model.safetensors")
+    newer = load_file(exported / "model.safetensors")
+    shape = EncoderShape.load(disturbed)
+    for found, step in ((older, 8), (newer, STEPS)):
+        expected = to_theirs(read_weights(disturbed, step), shape)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert any(not torch.equal(older[name], newer[name]) for name in newer)
+
+
+def test_training_goes_on_from_an_export(exported: Path, disturbed: Path, data: Path, tmp_path: Path) -> None:
+    start, output = tmp_path / "start", tmp_path / "run"
+    made = run(convert_from_hf.main, "--model", exported, "--output", start)
+    assert made.code == 0, made.err
+    ended = train(data, output, init=start, steps=2)
+    assert ended.code == 0, ended.err
+    found, expected = metrics(output, "valid/loss"), metrics(disturbed, "valid/loss")
+    assert_close(torch.tensor(found[0, "valid/loss"]), torch.tensor(expected[STEPS, "valid/loss"]))
+
+
+def test_a_run_of_two_ranks_in_stage_3_is_exported_by_one_process(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    launcher = ["deepspeed", "--num_accelerators", 2, "--master_port", free_port()]
+    more = ["--deepspeed", "ds_configs/zero3.json"]
+    ended = shell(*launcher, "megamask/pretrain.py", *training(data, output), *more)
+    assert ended.code == 0, ended.out + ended.err
+    assert len(list(RunFolder(output).checkpoint(4).glob("*.safetensors"))) == 2
+    made = run(convert_to_hf.main, "--run", output, "--output", tmp_path / "exported")
+    assert made.code == 0, made.err
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    ids = tokenizer(SENTENCE, return_tensors="pt")["input_ids"]
+    model = our_model(output)
+    with torch.no_grad():
+        theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "exported")(ids).logits[0]
+        assert_close(theirs, model["head"].logits(our_states(model, ids[0])))
