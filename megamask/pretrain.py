@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from megamask import command, prepare, ranks, report, runs
 from megamask import config as configuration
