@@ -49,6 +49,9 @@ class OptimizerConfig:
         for part in ("weight_decay", "clip"):
             if not 0 <= getattr(self, part) < math.inf:
                 found.append(must(f"{name}.{part}", "be 0 or more", getattr(self, part)))
+        if self.kind == "muon" and self.clip:
+            cure = "DeepSpeed clips what Muon has already made orthogonal, which would shrink every step."
+            found.append(must(f"{name}.clip", "be 0 when the kind is 'muon'", self.clip, cure))
         if self.kind != "muon" and self.muon_rate != OptimizerConfig.muon_rate:
             found.append(f"`{name}.muon_rate` has an effect on the kind 'muon' alone. Remove it.")
         return found
