@@ -1,11 +1,12 @@
 """Everything of the vocabulary's size: statistics of a prediction and the training loss, in chunks.
 
-A tensor of all rows by all tokens never exists. Rows are taken in blocks, and within a block in pieces small enough
-that their 32-bit logits stay in a CPU's cache. Gradients are formed in the forward pass, while the probabilities are
-at hand (Liger-Kernel does the same), so nothing of the vocabulary's size by rows waits for the backward pass.
+A tensor of all rows by all tokens never exists. Rows are taken in blocks with one product each, since products of few
+rows are slow; on a CPU what is made of the logits is made in pieces small enough to stay in its cache. Gradients are
+formed in the forward pass, while the probabilities are at hand (Liger-Kernel does the same), so nothing of the
+vocabulary's size by rows waits for the backward pass.
 
 Cost for M rows: 2 M V D multiply-adds without gradients, 6 M V D in all with them; memory ``BLOCK`` logits in the
-precision of the inputs, ``PIECE`` (on a CPU) or ``BLOCK`` in 32 bits, and the gradient of the weight.
+precision of the inputs, a few ``PIECE`` (on a CPU) or ``BLOCK`` in 32 bits, and the gradient of the weight.
 
 Logits, sums and losses are in 32 bits (64 for 64-bit input); matrix products take their inputs as they are. On a CPU
 a bfloat16 product rounds its result before it is widened: with logits of standard deviation 4 and 30,522 tokens that
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 BLOCK = 2**25
-PIECE = 2**21
+PIECE = 2**19
 
 
 class TokenStats(NamedTuple):
@@ -56,8 +57,11 @@ def token_stats(
     rows, weight, bias = _common_precision(rows, weight, bias)
     found = _Results(rows, bias)
     with torch.autocast(rows.device.type, enabled=False):
-        for piece in _spans(0, len(rows), _rows_of(PIECE if rows.device.type == "cpu" else BLOCK, weight)):
-            found.put(piece, *_softmax(_logits(rows[piece], weight, bias), labels[piece])[1:])
+        for block in _spans(0, len(rows), _rows_of(BLOCK, weight)):
+            logits = _products(rows[block], weight, bias)
+            for piece in _pieces(logits):
+                values = logits[piece].to(bias.dtype).add_(bias)
+                found.put(_within(block, piece), *_softmax(values, labels[block][piece])[1:])
     return TokenStats(found.logsumexp, found.entropy, -found.nll)
 
 
@@ -82,15 +86,19 @@ class _CrossEntropy(torch.autograd.Function):
         d_rows, d_weight, d_bias = torch.empty_like(rows), None, torch.zeros_like(bias)
         with torch.autocast(rows.device.type, enabled=False):
             for block in _spans(0, len(rows), _rows_of(BLOCK, weight)):
-                d_logits = rows.new_empty(block.stop - block.start, len(weight)) if learn else None
-                for piece in _spans(block.start, block.stop, _rows_of(PIECE, weight) if rows.is_cpu else len(rows)):
-                    probs, *stats = _softmax(_logits(rows[piece], weight, bias), labels[piece])
-                    found.put(piece, *stats)
-                    if d_logits is not None:
-                        gradient = probs.scatter_add_(1, labels[piece, None], probs.new_full((len(probs), 1), -1.0))
+                logits = _products(rows[block], weight, bias)
+                # where types allow, gradients take the room of the logits, piece by piece
+                reuse = not learn or logits.dtype == rows.dtype
+                d_logits = logits if reuse else torch.empty_like(logits, dtype=rows.dtype)
+                for piece in _pieces(logits):
+                    target = labels[block][piece]
+                    probs, *stats = _softmax(logits[piece].to(bias.dtype).add_(bias), target)
+                    found.put(_within(block, piece), *stats)
+                    if learn:
+                        gradient = probs.scatter_add_(1, target[:, None], probs.new_full((len(probs), 1), -1.0))
                         d_bias += gradient.sum(0)
-                        d_logits[piece.start - block.start : piece.stop - block.start] = gradient
-                if d_logits is not None:
+                        d_logits[piece] = gradient
+                if learn:
                     d_rows[block] = d_logits @ weight
                     product = d_logits.t() @ rows[block]
                     d_weight = product if d_weight is None else d_weight.to(bias.dtype).add_(product)
@@ -135,10 +143,19 @@ def _spans(start: int, stop: int, step: int) -> Iterator[slice]:
     return (slice(at, min(at + step, stop)) for at in range(start, stop, step))
 
 
-def _logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Float[Tensor, "m V"]:
+def _pieces(logits: Tensor) -> Iterator[slice]:
+    return _spans(0, len(logits), max(1, PIECE // logits.shape[1]) if logits.is_cpu else len(logits))
+
+
+def _within(block: slice, piece: slice) -> slice:
+    return slice(block.start + piece.start, block.start + piece.stop)
+
+
+def _products(rows: Tensor, weight: Tensor, bias: Tensor) -> Float[Tensor, "m V"]:
+    """Logits without their bias; of 16-bit factors 32-bit ones where the device can."""
     if rows.is_cuda and rows.dtype != bias.dtype:
-        return torch.mm(rows, weight.t(), out_dtype=bias.dtype).add_(bias)
-    return (rows @ weight.t()).to(bias.dtype).add_(bias)
+        return torch.mm(rows, weight.t(), out_dtype=bias.dtype)
+    return rows @ weight.t()
 
 
 def _softmax(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
