@@ -12,8 +12,12 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipelin
 
 from megamask.batch import Layout
 from megamask.checkpoint import RunFolder, read_tensors, read_weights
-from megamask.hf.names import bare, to_theirs
-from megamask.model.shape import EncoderShape
+from megamask.hf.names import to_theirs
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.model.shape import EncoderShape, ModelConfig
+from megamask.objectives.mlm import MLM
+from megamask.objectives.objective import load_weights
 from tests.system.commands import free_port, metrics, run, shell, train, training
 from tests.system.conftest import STEPS
 from tests.tolerances import assert_close
@@ -34,17 +38,18 @@ def assert_same_run(found: Path, expected: Path, step: int) -> None:
     assert metrics(found) == metrics(expected)
 
 
-def our_model(folder: Path, step: int | None = None) -> torch.nn.ModuleDict:
-    model = bare(EncoderShape.load(folder))
-    model.load_state_dict(read_weights(folder, step), strict=False)
+def our_model(folder: Path, step: int | None = None) -> MLM:
+    config = ModelConfig()
+    encoder = Encoder(EncoderShape.load(folder), config)
+    model = MLM(encoder, Head(encoder, config))
+    load_weights(model, read_weights(folder, step))
     return model.eval()
 
 
 @torch.no_grad()
-def our_states(model: torch.nn.ModuleDict, ids: torch.Tensor) -> torch.Tensor:
+def our_states(model: MLM, ids: torch.Tensor) -> torch.Tensor:
     layout = Layout(torch.tensor([0, len(ids)]).int(), len(ids), torch.arange(len(ids)).int())
-    encoder = model["encoder"]
-    return encoder.run(encoder.embed(ids, layout), layout)
+    return model.encoder.run(model.encoder.embed(ids, layout), layout)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +97,7 @@ def test_transformers_computes_what_we_compute(exported: Path, disturbed: Path) 
     model = our_model(disturbed)
     states = our_states(model, ids[0])
     with torch.no_grad():
-        logits = model["head"].logits(states)
+        logits = model.head.logits(states)
         assert_close(AutoModelForMaskedLM.from_pretrained(exported)(ids).logits[0], logits)
         assert_close(AutoModel.from_pretrained(exported)(ids).last_hidden_state[0], states)
     answers = pipeline("fill-mask", str(exported), top_k=5)(SENTENCE)
@@ -140,4 +145,4 @@ def test_a_run_of_two_ranks_in_stage_3_is_exported_by_one_process(data: Path, tm
     model = our_model(output)
     with torch.no_grad():
         theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "exported")(ids).logits[0]
-        assert_close(theirs, model["head"].logits(our_states(model, ids[0])))
+        assert_close(theirs, model.head.logits(our_states(model, ids[0])))
