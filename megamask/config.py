@@ -20,8 +20,9 @@ from megamask.masking.masker import MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.objective import ObjectiveConfig
 
-FREE = frozenset({"data", "output", "init", "log", "checkpoint", "validation", "export"})
-"""Settings that may differ between a run and its continuation: none of them moves a weight."""
+FREE = frozenset({"data", "output", "init", "log", "checkpoint", "validation", "export", "recipe", "deepspeed"})
+"""What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed file only
+how exactly the same is computed. The text itself is told by its hash."""
 RECORDED = frozenset({"deepspeed", "text"})
 """What a run's own config.json records beside its settings: what its DeepSpeed file said, the hash of its text."""
 
