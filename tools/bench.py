@@ -48,7 +48,10 @@ def bench(config: BenchConfig) -> None:
     """Measure, print, write."""
     raise_all(ConfigError, config.problems())
     torch.set_num_threads(config.threads)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # it prints to where the table goes
+    # DeepSpeed prints to where the table goes
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     folder = config.data or prepare.local_data(CACHE)
     raw = config.text or (None if config.data else folder.with_suffix(".jsonl"))
     shards = Shards.open(folder)
