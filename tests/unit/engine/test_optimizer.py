@@ -1,0 +1,82 @@
+"""Groups of parameters: everything once, decay on matrices alone, Muon inside layers alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer, parameter_groups
+from megamask.schedules import LearningRate
+from tests.unit.model.models import PRESETS, objective
+
+KINDS = list(MOMENTS)
+
+
+def config(kind: str, **more) -> OptimizerConfig:
+    return OptimizerConfig(kind=kind, weight_decay=0.1, clip=0.0 if kind == "muon" else 1.0, **more)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_in_one_group(preset: str, kind: str) -> None:
+    model = objective(preset)
+    grouped = [p for group in parameter_groups(model, config(kind)) for p in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped})
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_and_biases_do_not_decay(preset: str, kind: str) -> None:
+    model = objective(preset)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in parameter_groups(model, config(kind)):
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["weight_decay"] == (0.0 if "norm" in name or name.endswith("bias") else 0.1), name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_muon_has_the_matrices_of_the_layers_and_nothing_else(preset: str) -> None:
+    model = objective(preset)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, config("muon", muon_rate=7.0))
+    under = {names[id(p)] for group in groups if group["use_muon"] for p in group["params"]}
+    assert under == {name for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
+    assert not any("embedding" in name or "head" in name for name in under)
+    assert all(group["scale"] == (7.0 if group["use_muon"] else 1.0) for group in groups)
+    assert {name for name, p in model.named_parameters() if p.use_muon} == under
+    for kind in ("adamw", "lamb"):
+        parameter_groups(model, config(kind))
+        assert not any(p.use_muon for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lamb"])
+def test_the_moments_are_those_that_the_optimizer_keeps(kind: str) -> None:
+    model = objective("modern", dtype=torch.float32)
+    made = optimizer(model, config(kind))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    for parameter in model.parameters():
+        kept = {name for name, value in made.state[parameter].items() if torch.is_tensor(value) and value.ndim}
+        assert kept <= set(moments_of(kind, False)) | {"step"}
+        assert set(moments_of(kind, False)) <= set(made.state[parameter])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"rate": LearningRate(peak=-1)}, ["rate.peak"]),
+        ({"beta1": 1.0, "beta2": -0.1}, ["beta1", "beta2"]),
+        ({"eps": 0.0}, ["eps"]),
+        ({"weight_decay": -1.0, "clip": float("inf")}, ["weight_decay", "clip"]),
+        ({"muon_rate": 3.0}, ["muon_rate"]),
+        ({"kind": "muon"}, ["clip"]),
+    ],
+)
+def test_every_problem_is_named(wrong: dict, names: list[str]) -> None:
+    found = OptimizerConfig(**wrong).problems("optimizer")
+    assert len(found) == len(names)
+    assert all(f"`optimizer.{name}`" in sentence for name, sentence in zip(names, found, strict=True))
+    assert OptimizerConfig().problems("optimizer") == []
