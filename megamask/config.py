@@ -138,7 +138,7 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
     if per_step >= 1 and per_step % world:
         cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}."
         found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
-    if config.init is None and not config.model.problems("model"):
+    if config.init is None:
         longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
         if config.packs.length > longest:
             found.append(must("packs.length", f"be at most `model.max_positions` ({longest})", config.packs.length))

@@ -1,0 +1,121 @@
+"""The same run under every launcher: the losses of one process, and a signal to one rank stops all."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from megamask.checkpoint import RunFolder
+from tests.system.commands import ROOT, Ended, clean, free_port, metrics, shell, text, training
+from tests.tolerances import assert_close
+
+STEPS = 4
+PRETRAIN = "megamask/pretrain.py"
+ZERO = ["--deepspeed", "ds_configs/cpu.json"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launchers")
+    (folder / "corpus.txt").write_text(text(documents=60))
+    more = ["--tokenizer", "wordpiece", "--vocab-size", 300, "--valid-share", 0.2, "--workers", 1]
+    command = [sys.executable, "tools/prepare_data.py", "--input", folder / "corpus.txt", "--output", folder / "data"]
+    made = shell(*command, *more)
+    assert made.code == 0, made.err
+    return folder / "data"
+
+
+def deepspeed(script: str, *arguments: str) -> Ended:
+    return shell("deepspeed", "--num_accelerators", 2, "--master_port", free_port(), script, *arguments)
+
+
+def torchrun(script: str, *arguments: str) -> Ended:
+    port = ["--master-port", free_port(), "--rdzv-backend", "static"]
+    return shell("torchrun", "--nproc_per_node", 2, *port, script, *arguments)
+
+
+def srun(script: str, *arguments: str) -> Ended:
+    """What Slurm's srun tells each of two processes on one node."""
+    slurm = {
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_ID": "0",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    ranks = []
+    for rank in range(2):
+        own = clean() | slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        command = [sys.executable, script, *map(str, arguments)]
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env=own, text=True, stdout=-1, stderr=subprocess.STDOUT))
+    try:
+        said = [rank.communicate(timeout=300)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return Ended(max(abs(rank.returncode) for rank in ranks), said[0], said[1])
+
+
+LAUNCHERS: dict[str, Callable[..., Ended]] = {"deepspeed": deepspeed, "torchrun": torchrun, "srun": srun}
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], float]:
+    """The figures of one process without any launcher."""
+    output = tmp_path_factory.mktemp("alone") / "run"
+    ended = shell(sys.executable, PRETRAIN, *training(data, output, steps=STEPS), *ZERO)
+    assert ended.code == 0, ended.err
+    return metrics(output)
+
+
+@pytest.fixture(scope="module")
+def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[tuple[int, str], float]]:
+    """The figures of two ranks under each launcher."""
+    found = {}
+    for name, launch in LAUNCHERS.items():
+        output = tmp_path_factory.mktemp(name) / "run"
+        ended = launch(PRETRAIN, *training(data, output, steps=STEPS), *ZERO)
+        assert ended.code == 0, f"{name}: {ended.out}{ended.err}"
+        assert len(list(RunFolder(output).checkpoint(STEPS).glob("*.safetensors"))) == 2
+        found[name] = metrics(output)
+    return found
+
+
+def test_every_launcher_makes_the_same_run(together: dict[str, dict[tuple[int, str], float]]) -> None:
+    assert together["deepspeed"] == together["torchrun"] == together["srun"]
+
+
+def test_two_ranks_take_the_steps_of_one(
+    alone: dict[tuple[int, str], float], together: dict[str, dict[tuple[int, str], float]]
+) -> None:
+    assert alone.keys() == together["torchrun"].keys()
+    for name in alone:
+        assert_close(torch.tensor(together["torchrun"][name]), torch.tensor(alone[name]))
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(data: Path, tmp_path: Path) -> None:
+    arguments = training(data, tmp_path / "run", steps=STEPS)
+    ended = srun("tests/system/killed.py", "SIGUSR1", 1, *arguments, *ZERO)
+    assert ended.code == 0, ended.out + ended.err
+    assert "Stopped after step 2 of 4, as asked." in ended.out
+    assert RunFolder(tmp_path / "run").steps() == [2]
+
+
+def test_a_taken_port_is_a_sentence(data: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ended = shell(sys.executable, PRETRAIN, *training(data, tmp_path / "run"), env=rank)
+    assert ended.code == 2
+    assert f"MASTER_PORT {port} is taken" in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "run").exists()

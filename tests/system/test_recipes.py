@@ -1,0 +1,74 @@
+"""Every recipe and every file of ds_configs/ trains, made small enough for a test."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+
+from megamask.engine.ds_file import problems, read_ds_config
+from megamask.engine.optimizer import OptimizerConfig
+from megamask.model.shape import SIZES, ModelConfig
+from megamask.pretrain import main
+from megamask.recipes import RECIPES, named
+from tests.batches import IDS
+from tests.system.commands import ROOT, metrics, run, train
+
+FILES = sorted((ROOT / "ds_configs").glob("*.json"))
+
+
+@pytest.fixture(autouse=True)
+def eager():
+    """Muon compiles its iteration for every shape, which takes longer than all the rest; its own tests do that."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def trained(data: Path, output: Path, *arguments: object) -> None:
+    ended = train(data, output, *arguments, steps=3)
+    assert ended.code == 0, ended.err
+    losses = metrics(output, "train/loss")
+    assert [step for step, _ in losses] == [1, 2, 3]
+    assert all(0 < loss < 2 * math.log(300) for loss in losses.values())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_trains(recipe: str, data: Path, tmp_path: Path) -> None:
+    # where Muon or LAMB need a stage of ZeRO, there is one that suits
+    suits = next(p for p in FILES if not problems(named(recipe).optimizer, read_ds_config(p)))
+    trained(data, tmp_path / "run", "--recipe", recipe, "--deepspeed", suits)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_a_deepspeed_file_trains(file: Path, data: Path, tmp_path: Path) -> None:
+    found = read_ds_config(file)
+    sentences = problems(OptimizerConfig(), found)
+    if sentences:
+        assert "nvme" in file.stem
+        pytest.skip(sentences[0])
+    trained(data, tmp_path / "run", "--deepspeed", file)
+
+
+def test_without_a_deepspeed_file_it_trains(data: Path, tmp_path: Path) -> None:
+    trained(data, tmp_path / "run")
+
+
+@pytest.mark.parametrize("preset", get_args(get_type_hints(ModelConfig)["preset"]))
+@pytest.mark.parametrize("size", SIZES)
+def test_every_preset_and_size_resolves(preset: str, size: str) -> None:
+    ended = run(main, "--model.preset", preset, "--model.size", size, "--print-config")
+    assert ended.code == 0, ended.err
+    config = ModelConfig(preset=preset, size=size)
+    assert config.problems() == []
+    shape = config.shape(IDS)
+    assert shape.hidden_size == 64 * shape.num_heads
+    assert (shape.num_layers, shape.hidden_size) == SIZES[size]
+
+
+def test_every_recipe_is_listed_with_what_it_says_of_itself() -> None:
+    lines = run(main, "--list-recipes").out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert all(len(line.split()) > 5 for line in lines)
