@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -205,33 +205,35 @@ class Log:
     """Figures of a run, by step: TensorBoard, ``logs/metrics.jsonl``, the console. Rank 0 writes, the others do not.
 
     What was written for steps after ``start``, by a launch that was killed before it saved them, is dropped, so a
-    resumed run doubles nothing.
+    resumed run doubles nothing. A disk that cannot take a figure is told of on the console and stops nothing.
     """
 
     def __init__(self, folder: Path, start: int, steps: int, *, cost: Cost | None = None, peak: float | None = None):
         self.steps, self.cost, self.peak = steps, cost, peak
         self.path = folder / "logs" / "metrics.jsonl"
         self._board: SummaryWriter | None = None
-        if not ranks.is_main():
+        self._tells = ranks.is_main()
+        if not self._tells:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _drop_after(self.path, start)
         self._lines = self.path.open("a", buffering=1)
         # TensorBoard hides older events from this step on
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else 0)
+        self._events = folder / "tensorboard"
+        self._purge: int | None = start + 1 if start else 0
         hide = not sys.stdout.isatty()
         self._bar = tqdm(total=steps, initial=start, unit="step", file=sys.stdout, disable=hide, leave=False)
 
     def advance(self, step: int) -> None:
         """Move the progress bar, where there is one."""
-        if self._board:
+        if self._tells:
             self._bar.update(step - self._bar.n)
 
     def train(self, step: int, window: Window, lr: float) -> dict[str, float]:
         """Write the figures of a window that ends after ``step`` steps; returns them, on every rank."""
         found = window.figures(lr, self.cost, self.peak)
         left = window.seconds / window.steps * (self.steps - step)
-        if self._board:
+        if self._tells:
             loss, speed = found["train/loss"], found["tokens_per_second"]
             self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             self.advance(step)
@@ -246,26 +248,37 @@ class Log:
 
     def say(self, line: str) -> None:
         """A line for people, above the progress bar."""
-        if self._board:
+        if self._tells:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
     def close(self) -> None:
         """Write all that is left."""
-        if self._board:
+        if self._tells:
             self._bar.close()
-            self._board.close()
-            self._lines.close()
+            for file in (self._board, self._lines):
+                with suppress(OSError):  # told of when it was written
+                    if file:
+                        file.close()
 
     def _write(self, step: int, found: dict[str, float], more: str = "") -> None:
-        if not self._board:
+        if not self._tells:
             return
+        try:
+            self._keep(step, found)
+        except OSError as error:
+            self._board = None  # its thread has died of it; the next figures make a new one
+            self.say(f"The figures of step {step} could not be written: {error.strerror}. Training goes on.")
+        self.say("  ".join(part for part in (f"step {step}/{self.steps}", as_line(found), more) if part))
+
+    def _keep(self, step: int, found: dict[str, float]) -> None:
+        kept = {name: value if math.isfinite(value) else None for name, value in found.items()}  # JSON has no NaN
+        self._lines.write(json.dumps({"step": step, **kept}) + "\n")
+        if not self._board:
+            self._board, self._purge = SummaryWriter(str(self._events), purge_step=self._purge), None
         for name, value in found.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()
-        kept = {name: value if math.isfinite(value) else None for name, value in found.items()}  # JSON has no NaN
-        self._lines.write(json.dumps({"step": step, **kept}) + "\n")
-        self.say("  ".join(part for part in (f"step {step}/{self.steps}", as_line(found), more) if part))
 
 
 _SHOWN: dict[str, tuple[str, str]] = {

@@ -75,7 +75,8 @@ def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str = "auto", r
     with closing(runs.open_run(config.output, identity, resume, configuration.FREE)) as start:
         with Stop() as stop:
             parts = build(config, ds, text, start)
-            for line in (*start.notes, *report.opening(config, text.packs, parts.engine.weights, start.step)):
+            opening = report.opening(config, parts.shape, text.packs, parts.engine.weights, start.step)
+            for line in (*start.notes, *opening):
                 parts.log.say(line)
             finished = train(parts, start.step, stop) == config.steps
         parts.log.close()
@@ -104,6 +105,7 @@ class Parts:
 
     config: PretrainConfig
     text: Text
+    shape: EncoderShape
     run: RunFolder
     masker: Masker
     engine: Engine
@@ -144,7 +146,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     log = Log(start.run.path, start.step, config.steps, cost=report.cost(encoder.shape), peak=peak)
     loader = Loader(text.packs, ranks.device())
     batches = loader.batches(numbers(config, start.step, engine.accumulate))
-    return Parts(config, text, start.run, masker, engine, log, Meters(loader), batches)
+    return Parts(config, text, encoder.shape, start.run, masker, engine, log, Meters(loader), batches)
 
 
 def shape_of(config: PretrainConfig, ids: TokenIds) -> EncoderShape:

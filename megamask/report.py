@@ -11,7 +11,7 @@ from megamask.checkpoint import RunFolder, find, read_manifest, read_weights
 from megamask.config import PretrainConfig
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
-from megamask.errors import CheckpointError
+from megamask.errors import CheckpointError, StorageError
 from megamask.metrics import Cost, plot_curve
 from megamask.model.shape import EncoderShape
 
@@ -40,11 +40,11 @@ def cost(shape: EncoderShape) -> Cost:
     )
 
 
-def opening(config: PretrainConfig, packs: Packs, weights: int, step: int) -> list[str]:
+def opening(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: int, step: int) -> list[str]:
     """Lines that say what is trained, on what, and where."""
     per_step = config.packs.per_step * config.packs.tokens
     lines = [
-        f"{config.model.preset} encoder, size {config.model.size}: {weights:,} parameters, "
+        f"{shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: {weights:,} parameters, "
         f"{packs.token_ids.size:,} tokens in the vocabulary",
         f"text: {packs.shards.folder}: {packs.shards.tokens:,} tokens in {packs.shards.documents:,} documents, "
         f"{len(packs):,} packs of {config.packs.tokens:,} rows, {packs.fill:.1%} full",
@@ -71,7 +71,9 @@ def export(run: Path, output: Path, step: int | None = None) -> float:
     """
     try:
         config = json.loads((run / "config.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+        if not isinstance(config, dict):
+            raise ValueError
+    except (OSError, ValueError):
         raise CheckpointError(f"{run} holds no config.json that can be read, so it is no run.") from None
     checkpoint = find(run, step)
     card = hf.Card(
@@ -86,7 +88,10 @@ def export(run: Path, output: Path, step: int | None = None) -> float:
 def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
     """The curve as a picture; the exported model, and what it puts in the place of [MASK]."""
     picture = run.path / "curve.png"
-    plot_curve(run.logs / "metrics.jsonl", picture)
+    try:
+        plot_curve(run.logs / "metrics.jsonl", picture)
+    except OSError as error:
+        raise StorageError(f"{picture} cannot be written: {error.strerror}.") from None
     print(f"curve: {picture}")
     if not config.export:
         return

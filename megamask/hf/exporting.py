@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from megamask import files
 from megamask.batch import Layout
-from megamask.errors import CheckpointError, ConfigError, must, raise_all
+from megamask.errors import CheckpointError, ConfigError, StorageError, must, raise_all
 from megamask.hf.names import DECODER, EMBEDDING, TOKENIZER_FILES, WEIGHTS, bare, misfits, to_theirs
 from megamask.hf.settings import write_config
 from megamask.model.encoder import Encoder
@@ -65,11 +66,10 @@ def export_model(
     raise_all(CheckpointError, misfits(weights, shape, "the model to be exported"))
     raise_all(ConfigError, _obstacles(output))
     output = Path(os.path.abspath(output))
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".tmp-{output.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         tokenizer = _write_tokenizer(tokenizer_folder, temporary, shape)
         write_config(shape, tokenizer, temporary)
         save_file(to_theirs(weights, shape), temporary / WEIGHTS, metadata={"format": "pt"})
@@ -79,6 +79,10 @@ def export_model(
             shutil.rmtree(output)
         os.rename(temporary, output)
         files.sync(output.parent)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # of transformers, not of the disk
+        raise StorageError(f"{output} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return difference

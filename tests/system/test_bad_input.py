@@ -19,6 +19,8 @@ from tokenizers import Tokenizer as Backend
 from megamask import command, files, pretrain, publish
 from megamask.checkpoint import RunFolder, read_tensors
 from megamask.engine import ds_file
+from megamask.hf import exporting
+from megamask.metrics import SummaryWriter
 from megamask.objectives.mlm import MLM
 from tests.system.commands import Ended, content, metrics, run, train, training
 from tests.system.conftest import STEPS
@@ -346,6 +348,9 @@ def test_exports_of_what_is_no_run(copy: Path, tmp_path: Path) -> None:
     said(ended, CHECKPOINT, "no checkpoint of step 5; it has 12, 8, 4")
     damage(RunFolder(copy).checkpoint(STEPS))
     said(run(convert_to_hf.main, "--run", copy, "--output", output), CHECKPOINT, "rank-00000.safetensors is damaged")
+    for no_record in ("[]", "{", "3"):
+        (copy / "config.json").write_text(no_record)
+        said(run(convert_to_hf.main, "--run", copy, "--output", output), CHECKPOINT, "so it is no run")
     assert not output.exists()
 
 
@@ -399,6 +404,37 @@ def test_a_disk_that_stays_full(
     said(resumed(tmp_path / "run", data, checkpoint__every=2), 0, f"going on after step {kept[0]}")
 
 
+def test_figures_that_cannot_be_written_do_not_stop_training(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = SummaryWriter.add_scalar
+
+    def failing(self, name, value, step):
+        if step == 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, name, value, step)
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", failing)
+    said(resumed(tmp_path / "run", data), 0, "The figures of step 6 could not be written: No space left on device.")
+    assert metrics(tmp_path / "run") == metrics(finished)
+
+
+def test_an_export_that_cannot_be_written_leaves_the_older_one(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "exported"
+    said(run(convert_to_hf.main, "--run", finished, "--output", output), 0)
+    before = content(tmp_path)
+
+    def failing(*given, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(exporting, "save_file", failing)
+    ended = run(convert_to_hf.main, "--run", finished, "--output", output)
+    said(ended, STORAGE, f"{output} cannot be written: No space left on device")
+    assert content(tmp_path) == before
+
+
 # ---- numbers that are none
 
 
@@ -425,7 +461,7 @@ def test_what_is_no_number_is_never_saved(
     what: str, ds: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, what, step=5)
-    arguments = {"deepspeed": f"ds_configs/{ds}.json", "steps": 8, "checkpoint__every": 1}
+    arguments = {"deepspeed": f"ds_configs/{ds}.json", "steps": 8, "checkpoint__every": 5}
     ended = train(data, tmp_path / "run", **arguments)
     said(ended, NUMBERS, f"The {what} of step 5 is not a number", "`optimizer.rate.peak`")
     assert RunFolder(tmp_path / "run").steps()[0] == 5
