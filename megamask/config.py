@@ -19,6 +19,7 @@ from megamask.errors import ConfigError, must, raise_all, unknown
 from megamask.masking.masker import MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.objective import ObjectiveConfig
+from megamask.runs import flatten
 
 FREE = frozenset({"data", "output", "init", "log", "checkpoint", "validation", "export", "recipe", "deepspeed"})
 """What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed file only
@@ -175,6 +176,13 @@ def override(base: PretrainConfig, values: dict[str, Any], source: str) -> Pretr
     wrong = [unknown(key, names, f"`{source}`") for key in _names(values) if key not in names]
     try:
         found = TypeAdapter(PretrainConfig).validate_python(_merge(as_dict(base), values))
+        kept = flatten(as_dict(found))
+        # to pydantic True is the number 1
+        wrong += [
+            must(name, "be a number or a word", value)
+            for name, value in flatten(values).items()
+            if isinstance(value, bool) and name in kept and not isinstance(kept[name], bool)
+        ]
     except ValidationError as error:
         wrong += [
             f"`{'.'.join(str(part) for part in p['loc'])}` in `{source}`: {p['msg']}, but is {p['input']!r}."

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megamask.config import PacksConfig, PretrainConfig, as_dict, check, override, read
@@ -30,6 +30,7 @@ def test_a_recipe_is_sound_and_read_back_from_what_is_written(recipe: str, tmp_p
     assert summary(recipe).endswith(".")
 
 
+@settings(max_examples=20)  # each builds the whole schema
 @given(st.integers(1, 10**6), st.floats(1e-6, 1), st.sampled_from(["token", "word", "span"]))
 def test_what_a_file_says_is_laid_over_and_the_rest_stays(steps: int, peak: float, unit: str) -> None:
     values = {"steps": steps, "optimizer": {"rate": {"peak": peak}}, "masking": {"unit": unit}}
@@ -63,6 +64,11 @@ def test_every_unknown_key_and_wrong_type_is_named() -> None:
     for name in ("`stepz`", "`model.widht`", "`model.size`", "`packs`", "`seed`"):
         assert name in str(caught.value)
     assert all("`file`" in problem for problem in caught.value.problems)
+
+
+def test_a_truth_value_is_no_number() -> None:
+    with pytest.raises(ConfigError, match=r"`packs.tokens` must be a number or a word, but is True"):
+        override(PretrainConfig(), {"packs": {"tokens": True}, "export": False}, "file")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
