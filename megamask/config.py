@@ -21,7 +21,9 @@ from megamask.model.shape import ModelConfig
 from megamask.objectives.objective import ObjectiveConfig
 from megamask.runs import flatten
 
-FREE = frozenset({"data", "output", "init", "log", "checkpoint", "validation", "export", "recipe", "deepspeed"})
+FREE = frozenset(
+    {"data", "verify", "output", "init", "log", "checkpoint", "validation", "export", "recipe", "deepspeed"}
+)
 """What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed file only
 how exactly the same is computed. The text itself is told by its hash."""
 RECORDED = frozenset({"deepspeed", "text"})
@@ -103,6 +105,8 @@ class PretrainConfig:
 
     data: Path | None = None
     """Folder of token shards (tools/prepare_data.py makes it); without it, English text that this machine holds."""
+    verify: bool = True
+    """Whether every byte of the shards is held against its sha256 before the run starts; costs one reading of them."""
     output: Path = Path("runs/tiny")
     """Folder of the run: configuration, logs, checkpoints, exported model."""
     steps: int = 400

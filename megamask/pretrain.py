@@ -29,7 +29,7 @@ from megamask.checkpoint import RunFolder, read_state, read_tensors
 from megamask.config import PretrainConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
-from megamask.data.shards import Shards
+from megamask.data.shards import Shards, verify
 from megamask.engine.engine import Engine
 from megamask.errors import ConfigError, MegamaskError, StorageError, must, raise_all
 from megamask.masking.masker import Masker
@@ -118,6 +118,8 @@ def read_text(config: PretrainConfig) -> Text:
     """Open and check the shards; without `data`, those of the English that this machine holds."""
     folder = config.data or ranks.by_main(lambda: prepare.local_data(CACHE))
     train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
+    if config.verify:
+        ranks.by_main(lambda: verify(folder))
     sizes = {"tokens": config.packs.tokens, "length": config.packs.length}
     packs, held_out = Packs(train, **sizes, seed=config.seed), Packs(valid, **sizes, seed=SEED)
     return Text(train, packs, held_out, unigram_nll(torch.from_numpy(train.unigram)))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from megamask import ranks
 from megamask.config import CheckpointConfig, PacksConfig, PretrainConfig, ValidationConfig
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError, unknown
@@ -20,7 +21,8 @@ def tiny() -> PretrainConfig:
     return PretrainConfig(
         output=Path("runs/tiny"),
         steps=600,
-        packs=PacksConfig(tokens=2048, length=128, per_step=1),
+        # a pack for each rank, so that the same command runs on any number of GPUs
+        packs=PacksConfig(tokens=2048, length=128, per_step=ranks.world()),
         # most layers look at near words alone: a small model learns these first anyway, and far sooner so
         model=ModelConfig(preset="modern", size="tiny", global_every=4, local_window=8),
         masking=MaskingConfig(Schedule(start=0.2), corruption=Corruption(1.0, 0.0, 0.0)),

@@ -161,6 +161,11 @@ class Shards:
 # ---- checks
 
 
+def verify(folder: Path) -> None:
+    """Hold every byte of the shards in ``folder``, of all splits, against its sha256; DataError names what is not."""
+    raise_all(DataError, list(_problems(folder, read_manifest(folder), verify=True)))
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of ``folder``; raises DataError if there is none of this format and version."""
     path = folder / "manifest.json"
