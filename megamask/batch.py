@@ -9,9 +9,10 @@ visible rows, ``K`` sampled teacher tokens, ``D`` width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
@@ -21,15 +22,22 @@ Record = TypeVar("Record", bound="OnDevice")
 
 
 class OnDevice:
-    """Moves every tensor of a frozen record; records inside it are moved too."""
+    """A frozen record of tensors that can be moved; records inside it go along."""
+
+    def each(self: Record, act: Callable[[Tensor], Tensor]) -> Record:
+        """The record with ``act`` done to every tensor."""
+        changed: dict[str, Any] = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                changed[f.name] = act(value)
+            elif isinstance(value, OnDevice):
+                changed[f.name] = value.each(act)
+        return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self: Record, device: torch.device | str) -> Record:
-        moved = {
-            f.name: value.to(device)
-            for f in fields(self)  # type: ignore[arg-type]
-            if hasattr(value := getattr(self, f.name), "to")
-        }
-        return replace(self, **moved)  # type: ignore[type-var]
+        """The record on ``device``."""
+        return self.each(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)

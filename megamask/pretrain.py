@@ -27,9 +27,10 @@ from megamask import config as configuration
 from megamask.batch import PackedBatch, TokenIds
 from megamask.checkpoint import RunFolder, read_state, read_tensors
 from megamask.config import PretrainConfig
+from megamask.data import shards
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
-from megamask.data.shards import Shards, verify
+from megamask.data.shards import Shards
 from megamask.engine.engine import Engine
 from megamask.errors import ConfigError, MegamaskError, StorageError, must, raise_all
 from megamask.masking.masker import Masker
@@ -119,7 +120,7 @@ def read_text(config: PretrainConfig) -> Text:
     folder = config.data or ranks.by_main(lambda: prepare.local_data(CACHE))
     train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
     if config.verify:
-        ranks.by_main(lambda: verify(folder))
+        ranks.by_main(lambda: shards.check(folder, verify=True))
     sizes = {"tokens": config.packs.tokens, "length": config.packs.length}
     packs, held_out = Packs(train, **sizes, seed=config.seed), Packs(valid, **sizes, seed=SEED)
     return Text(train, packs, held_out, unigram_nll(torch.from_numpy(train.unigram)))

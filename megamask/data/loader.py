@@ -9,8 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ class Loader:
                     raise error
                 if batch is None:
                     return
-                yield _each_tensor(batch, lambda t: t.to(self.device, non_blocking=True))
+                yield batch.each(lambda t: t.to(self.device, non_blocking=True))
         finally:
             stop.set()
             while thread.is_alive():
@@ -62,22 +61,10 @@ class Loader:
             for number in numbers:
                 batch = self.packs.batch(number)
                 if self.device.type == "cuda":
-                    batch = _each_tensor(batch, Tensor.pin_memory)
+                    batch = batch.each(Tensor.pin_memory)
                 ready.put((batch, None))
                 if stop.is_set():
                     return
             ready.put((None, None))
         except Exception as error:  # to be raised where it can be caught
             ready.put((None, error))
-
-
-def _each_tensor(record, act: Callable[[Tensor], Tensor]):
-    """The record with ``act`` done to every tensor, those of records inside it too."""
-    changed = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, Tensor):
-            changed[field.name] = act(value)
-        elif is_dataclass(value):
-            changed[field.name] = _each_tensor(value, act)
-    return replace(record, **changed)

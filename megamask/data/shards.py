@@ -59,9 +59,7 @@ class Shards:
     def open(cls, folder: Path | str, split: Split = "train", *, verify: bool = False) -> Shards:
         """The shards in ``folder``, checked; raises DataError with every problem. ``verify`` checks each sha256."""
         folder = Path(folder)
-        manifest = read_manifest(folder)
-        problems = list(_problems(folder, manifest, verify))
-        raise_all(DataError, problems)
+        manifest = check(folder, verify=verify)
         if not manifest["splits"].get(split, {}).get("tokens"):
             raise DataError(
                 f"{folder} holds no documents in the split {split!r}. Prepare it with more text"
@@ -161,9 +159,14 @@ class Shards:
 # ---- checks
 
 
-def verify(folder: Path) -> None:
-    """Hold every byte of the shards in ``folder``, of all splits, against its sha256; DataError names what is not."""
-    raise_all(DataError, list(_problems(folder, read_manifest(folder), verify=True)))
+def check(folder: Path, *, verify: bool) -> Manifest:
+    """The manifest of ``folder``, if all splits are as it says; DataError with every problem.
+
+    ``verify`` holds every byte against its sha256; else sizes are compared.
+    """
+    manifest = read_manifest(folder)
+    raise_all(DataError, list(_problems(folder, manifest, verify)))
+    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -74,11 +74,6 @@ class Engine:
         """How many numbers the model has to learn."""
         return sum(_shape(p).numel() for p in self._parameters.values())
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type in which the weights are used."""
-        return next(iter(self._parameters.values())).dtype
-
     def train_micro(
         self, batch: PackedBatch, plan: MaskPlan, soft: SoftTargets | None = None, *, targets: int
     ) -> Losses:

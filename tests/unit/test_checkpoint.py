@@ -28,14 +28,6 @@ def some_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def run(tmp_path) -> RunFolder:
-    run = RunFolder(tmp_path / "run", "launch")
-    run.checkpoints.mkdir(parents=True)
-    run.lock.write_text('{"launch": "launch"}')
-    return run
-
-
-@pytest.fixture
 def saved(run):
     publish(run, 7, some_tensors(), {"step": 7, "loss": 0.1 + 0.2})
     return run.checkpoint(7)

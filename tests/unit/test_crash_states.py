@@ -164,14 +164,6 @@ def keeps_promise(image: dict, promised: tuple[int, ...], place: Path) -> bool:
     return right and (steps or [0])[0] >= (promised or (0,))[-1] and len(steps) >= min(2, len(promised))
 
 
-@pytest.fixture
-def run(tmp_path) -> RunFolder:
-    run = RunFolder(tmp_path / "run", "launch")
-    run.checkpoints.mkdir(parents=True)
-    run.lock.write_text('{"launch": "launch"}')
-    return run
-
-
 def test_no_power_cut_costs_a_checkpoint(run, tmp_path, monkeypatch):
     number = 0
     for number, (image, promised) in enumerate(states(record(run, monkeypatch), run.path)):

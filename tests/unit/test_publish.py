@@ -23,14 +23,6 @@ def holds(run: RunFolder, step: int) -> bool:
     return torch.equal(read_weights(run.path, step)["a"], weights(step)["weights/a"])
 
 
-@pytest.fixture
-def run(tmp_path) -> RunFolder:
-    run = RunFolder(tmp_path / "run", "launch")
-    run.checkpoints.mkdir(parents=True)
-    run.lock.write_text('{"launch": "launch"}')
-    return run
-
-
 def test_the_newest_stay_counted_as_numbers(run):
     for step in (8, 9, 10, 99, 100):
         line = publish(run, step, weights(step), {}, keep=2)
