@@ -4,7 +4,7 @@ A pack is ``T`` rows, one token each, with no padding dimension: sequences lie o
 ``Layout`` says where each begins. Everything here is a small frozen record; nothing here computes with weights.
 
 Letters in shapes: ``T`` rows of a pack, ``S`` sequences, ``M`` targets, ``N`` hidden rows, ``R`` = ``T`` - ``N``
-visible rows, ``K`` sampled teacher tokens, ``D`` width.
+visible rows, ``Q`` rows that a teacher speaks of, ``K`` sampled teacher tokens, ``D`` width.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
 Record = TypeVar("Record", bound="OnDevice")
+
+Measure = Literal["shannon", "renyi", "min", "margin", "loss"]
+"""How unsure a prediction p is, in nats; more is less sure. ``shannon``: -sum p log p; ``renyi``: of order 2,
+-log sum p^2; ``min``: min-entropy, -log max p; ``margin``: log of the second likeliest over the likeliest, at most 0;
+``loss``: -log p(true token), which needs the answer."""
 
 
 class OnDevice:
@@ -138,6 +143,9 @@ class PackedBatch(OnDevice):
     maskable: Bool[Tensor, " T"]
     tags: UInt8[Tensor, " T"] | None = None
     entropy: UInt8[Tensor, " T"] | None = None
+    """The sidecar's byte for each row."""
+    text: int | None = None
+    """The number of the text, if several packs hold the same text under different masks; else None."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,8 @@ class MaskPlan(OnDevice):
 
     ``inputs`` holds [MASK] at the ``hidden`` rows, other tokens at rows corrupted by replacement.
     All row lists are ascending; ``hidden`` is a subset of ``targets``; ``visible`` is the rest of the pack.
+    ``probability`` is the chance that each target had of being chosen, where it is known: what is learnt from the
+    targets alone speaks for all rows when it is weighted by its inverse.
     """
 
     inputs: Int64[Tensor, " T"]
@@ -153,6 +163,7 @@ class MaskPlan(OnDevice):
     labels: Int64[Tensor, " M"]
     hidden: Int64[Tensor, " N"]
     visible: Int64[Tensor, " R"]
+    probability: Float[Tensor, " M"] | None = None
 
     @classmethod
     def hide_nothing(cls, batch: PackedBatch) -> MaskPlan:
@@ -163,24 +174,33 @@ class MaskPlan(OnDevice):
 
 @dataclass(frozen=True)
 class SoftTargets(OnDevice):
-    """What a teacher says at the targets: hidden states with its head, or a sample of its tokens.
+    """What a teacher says, and how much it counts: the loss becomes
 
-    Exactly one of the two forms is present. ``hidden`` with ``weight`` and ``bias`` lets the student's loss
-    form the teacher's logits chunk by chunk; ``tokens`` with ``counts`` is an unbiased stored sample.
+        (1 - share) * sum over targets of nll + share * scale * temperature^2 * sum over rows of KL(teacher, student)
+
+    with both distributions softened by the temperature. ``rows`` are the rows of the pack that the teacher speaks of,
+    None for the targets. Exactly one of two forms is present. ``hidden`` with ``weight`` and ``bias`` lets the
+    student's loss form the teacher's logits chunk by chunk; ``tokens`` with ``counts`` is an unbiased stored sample of
+    its distribution (counts over their sum), made at the same temperature.
     """
 
-    hidden: Float[Tensor, "M D"] | None = None
+    share: float
+    temperature: float = 1.0
+    scale: float = 1.0
+    rows: Int64[Tensor, " Q"] | None = None
+    hidden: Float[Tensor, "Q D"] | None = None
     weight: Float[Tensor, "V D"] | None = None
     bias: Float[Tensor, " V"] | None = None
-    tokens: Int64[Tensor, "M K"] | None = None
-    counts: Float[Tensor, "M K"] | None = None
+    tokens: Int64[Tensor, "Q K"] | None = None
+    counts: Float[Tensor, "Q K"] | None = None
 
 
 @dataclass(frozen=True)
 class Losses(OnDevice):
     """``total`` is the sum over targets that is differentiated; the rest is detached and for the record.
 
-    Units are nats. ``entropy`` is that of the model's own prediction at each target.
+    Units are nats. ``entropy`` is how unsure the model's own prediction is at each target, by the measure in use.
+    ``distill`` is the sum over the teacher's rows of KL(teacher || student) at the temperature, without any factor.
     """
 
     total: Float[Tensor, ""]
