@@ -275,6 +275,6 @@ class Stop:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        ranks.end(main())
     finally:
         ranks.leave()

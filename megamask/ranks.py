@@ -7,9 +7,10 @@ where one process needs no port at all.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -73,6 +74,18 @@ def leave() -> None:
     """Say goodbye to the other ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end(code: int) -> NoReturn:
+    """Say goodbye and end the process at once with ``code``, without the interpreter's own ending.
+
+    A thread of gloo may still hold a tensor of the last message. If it lets go of it while Python is being taken
+    down, the process aborts, after all its work was done (seen in one or two of a hundred runs of two ranks).
+    """
+    leave()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def rank() -> int:
