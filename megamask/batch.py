@@ -145,7 +145,7 @@ class PackedBatch(OnDevice):
     entropy: UInt8[Tensor, " T"] | None = None
     """The sidecar's byte for each row."""
     text: int | None = None
-    """The number of the text, if several packs hold the same text under different masks; else None."""
+    """The number of the text: packs of one text, each under a mask of its own, have the same. None: not known."""
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,17 @@ METHOD = 1
 class Packs:
     """The packs of a split, by number. Number n is pack ``n % len(self)`` of the order of epoch ``n // len(self)``."""
 
-    def __init__(self, shards: Shards, *, tokens: int, length: int, seed: int):
-        """``tokens`` rows a pack, pieces of at most ``length`` rows; raises ConfigError, DataError."""
+    def __init__(
+        self, shards: Shards, *, tokens: int, length: int, seed: int, per_step: int = 1, views: int = 1
+    ) -> None:
+        """``tokens`` rows a pack, pieces of at most ``length`` rows; raises ConfigError, DataError.
+
+        With ``views``, the ``per_step`` packs of a step hold ``per_step / views`` texts, each that many times.
+        """
         raise_all(ConfigError, _problems(tokens, length))
+        assert per_step % views == 0
         self.shards, self.tokens, self.length, self.seed = shards, tokens, length, seed
+        self.per_step, self.views = per_step, views
         self.token_ids = shards.token_ids
         self._index = index = _cached_index(shards, tokens, length)
         self._check()
@@ -65,13 +72,22 @@ class Packs:
         """Tokens of text in no pack, because theirs was filled under 90 %."""
         return self.shards.tokens - int(self._index.sizes.sum(dtype=np.int64))
 
+    def text_of(self, number: int) -> int:
+        """The number of the text that pack ``number`` holds: its own, unless a step shows each text several times."""
+        if self.views == 1:
+            return number
+        step, place = divmod(number, self.per_step)
+        texts = self.per_step // self.views
+        return step * texts + place % texts
+
     def batch(self, number: int) -> PackedBatch:
         """Pack ``number`` (from 0, over all epochs) as CPU tensors.
 
         Rows left over are sequences of [PAD] of at most ``length`` rows. Special tokens are not maskable; they begin
         words, as does the first token of each piece. Sidecars hold 0 at special tokens.
         """
-        epoch, place = divmod(number, len(self))
+        text = self.text_of(number)
+        epoch, place = divmod(text, len(self))
         pack = self._order(epoch)[place]
         pieces = slice(self._index.first[pack], self._index.first[pack + 1])
         sizes, starts = self._index.sizes[pieces].astype(np.int64), self._index.starts[pieces]
@@ -100,6 +116,7 @@ class Packs:
         return PackedBatch(
             number, torch.from_numpy(tokens), layout, torch.from_numpy(starts_word), torch.from_numpy(maskable),
             **{name: self._beside(parts, places, maskable) for name, parts in self._sidecars.items()},
+            text=text,
         )  # fmt: skip
 
     def _beside(self, parts, places: np.ndarray, maskable: np.ndarray) -> Tensor | None:

@@ -174,3 +174,18 @@ def test_an_id_outside_the_vocabulary_is_named(make_shards):
 def test_what_cannot_be_packed_is_refused(make_shards, lengths, tokens, length, error, sentence):
     with pytest.raises(error, match=sentence):
         Packs(Shards.open(make_shards(lengths)), tokens=tokens, length=length, seed=0)
+
+
+def test_with_views_a_step_shows_each_text_several_times_and_the_texts_go_on_in_order(make_shards):
+    shards = Shards.open(make_shards([62] * 160))
+    sizes = {"tokens": 256, "length": 64, "seed": 0}
+    plain, viewed = Packs(shards, **sizes), Packs(shards, **sizes, per_step=6, views=3)
+    for step in range(3):
+        texts = [viewed.batch(6 * step + place).text for place in range(6)]
+        assert sorted(texts) == sorted(3 * [2 * step, 2 * step + 1])
+        # ranks that take every second pack of the step meet the same texts again
+        assert texts[0::2] == 3 * texts[:1]
+        for place, text in enumerate(texts):
+            batch = viewed.batch(6 * step + place)
+            assert batch.number == 6 * step + place
+            assert torch.equal(batch.tokens, plain.batch(text).tokens)
