@@ -1,36 +1,29 @@
-"""What a run says of itself: sums gathered on the device, figures made of them, and where these are written.
+"""What a run says of itself: sums gathered on the device, and figures made of them.
 
-``Meters`` add up on the device and wait for it once per line of figures, not once per step. ``Log`` writes each
-line to TensorBoard (this is the only door to it), to ``logs/metrics.jsonl`` and to the console, on rank 0 alone.
-Costs about fifteen small kernels per pack.
+``Meters`` add up on the device and wait for it once per line of figures, not once per step. Costs about fifteen small
+kernels per pack, and ten more where entropies guide the masks.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from megamask import files, ranks
-from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask import ranks
+from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "V100": 125e12}
 """Dense 16-bit FLOP/s of one device by a part of its name, from the makers' data sheets (SXM form; fp16 for V100)."""
-
-
-# ------------------------------------------------------------------------------------------------------ counting
+FLAT = 0.02
+"""Entropies are flat if, inside a sequence, they spread by less than this share of their mean (or of one nat)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +95,21 @@ class Window:
     """Real ones: padding is not counted."""
     pairs: int
     """Sum of squared sequence lengths."""
+    distill: float = 0.0
+    """Sum over the teacher's rows of its divergence from the model, in nats."""
+    taught: int = 0
+    """The teacher's rows."""
+    guided: int = 0
+    """Rows whose entropy was known before they could be masked."""
+    entropy: float = 0.0
+    """Sum over these rows, in nats (or what the measure gives)."""
+    spread: float = 0.0
+    """Sum over these rows of the squared distance from the mean of their sequence."""
+
+    @property
+    def flat(self) -> bool:
+        """Whether the entropies say next to nothing: inside a sequence, they hardly differ."""
+        return self.guided > 0 and math.sqrt(self.spread / self.guided) < FLAT * max(abs(self.entropy / self.guided), 1)
 
     def figures(self, lr: float, cost: Cost | None = None, peak: float | None = None) -> dict[str, float]:
         """The figures by the names under which they are written. Without a cost or peak there is no MFU."""
@@ -117,6 +125,11 @@ class Window:
         if cost and peak:
             done = cost.training(self.tokens, self.pairs, self.targets)
             found["mfu"] = done / self.seconds / (self.ranks * peak)
+        if self.taught:
+            found["train/distill"] = self.distill / self.taught
+        if self.guided:
+            found["entropy/mean"] = self.entropy / self.guided
+            found["entropy/spread"] = math.sqrt(self.spread / self.guided)
         return found | {"data_wait": self.waited / self.seconds, "skipped_steps": self.skipped}
 
 
@@ -137,19 +150,31 @@ class Meters:
         self._reset()
 
     def _reset(self) -> None:
-        self._sums = torch.zeros(5, dtype=torch.float64, device=ranks.device())
+        self._sums = torch.zeros(10, dtype=torch.float64, device=ranks.device())
         self._steps, self._skipped, self._norms = 0, 0, 0.0
         self._since, self._paused = time.perf_counter(), 0.0
         self._waited = self._loader.waited if self._loader else 0.0
 
-    def add(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
-        """Count a pack."""
+    def add(
+        self,
+        batch: PackedBatch,
+        plan: MaskPlan,
+        losses: Losses,
+        entropy: Float[Tensor, " T"] | None = None,
+        soft: SoftTargets | None = None,
+    ) -> None:
+        """Count a pack, the ``entropy`` that guided its mask and what its teacher said, where there were any."""
         self.loss = self.loss + losses.total.detach()
         lengths = _real_lengths(batch).double()
-        targets = torch.full((), len(plan.targets), dtype=torch.float64, device=lengths.device)
-        self._sums += torch.stack(
-            [losses.nll.double().sum(), losses.correct.double().sum(), targets, lengths.sum(), (lengths**2).sum()]
-        )
+        sums = [losses.nll.double().sum(), losses.correct.double().sum(), float(len(plan.targets))]
+        sums += [lengths.sum(), (lengths**2).sum()]
+        if losses.distill is not None and soft is not None:
+            rows = plan.targets if soft.rows is None else soft.rows
+            sums += [losses.distill.double(), float(len(rows))]
+        else:
+            sums += [0.0, 0.0]
+        sums += _spread(batch, entropy) if entropy is not None else [0.0, 0.0, 0.0]
+        self._sums += torch.stack([torch.as_tensor(v, dtype=torch.float64, device=lengths.device) for v in sums])
 
     def step(self, grad_norm: float, skipped: bool = False) -> None:
         """Count an optimizer step."""
@@ -173,7 +198,8 @@ class Meters:
         seconds = time.perf_counter() - self._since - self._paused
         waited = (self._loader.waited if self._loader else 0.0) - self._waited
         own = torch.tensor([*mine, seconds, waited, 1.0], dtype=torch.float64, device=self._sums.device)
-        nll, correct, targets, tokens, pairs, seconds, waited, world = add_over_ranks(own).tolist()
+        nll, correct, targets, tokens, pairs, *guidance, seconds, waited, world = add_over_ranks(own).tolist()
+        distill, taught, guided, entropy, spread = guidance
         moved = self._steps - self._skipped
         window = Window(
             steps=self._steps,
@@ -187,157 +213,27 @@ class Meters:
             targets=int(targets),
             tokens=int(tokens),
             pairs=int(pairs),
+            distill=distill,
+            taught=int(taught),
+            guided=int(guided),
+            entropy=entropy,
+            spread=spread,
         )
         self._reset()
         return window
+
+
+def _spread(batch: PackedBatch, entropy: Float[Tensor, " T"]) -> list[Tensor]:
+    """Number, sum of entropies and of their squared distances from the mean of their sequence, of rows to mask."""
+    free, value = batch.maskable.double(), entropy.double() * batch.maskable
+    empty = torch.zeros(len(batch.layout.lengths), dtype=torch.float64, device=value.device)
+    count = empty.index_add(0, batch.layout.sequence, free)
+    mean = empty.index_add(0, batch.layout.sequence, value) / count.clamp(min=1)
+    apart = (value - mean[batch.layout.sequence]) * free
+    return [free.sum(), value.sum(), (apart**2).sum()]
 
 
 def _real_lengths(batch: PackedBatch) -> Int64[Tensor, " S"]:
     """The length of each sequence, 0 for those of padding: they have no row that may be masked."""
     upto = torch.cat([batch.maskable.new_zeros(1, dtype=torch.int64), batch.maskable.cumsum(0)])
     return batch.layout.lengths * (upto[batch.layout.cu_seqlens.long()].diff() > 0)
-
-
-# ------------------------------------------------------------------------------------------------------- telling
-
-
-class Log:
-    """Figures of a run, by step: TensorBoard, ``logs/metrics.jsonl``, the console. Rank 0 writes, the others do not.
-
-    What was written for steps after ``start``, by a launch that was killed before it saved them, is dropped, so a
-    resumed run doubles nothing. A disk that cannot take a figure is told of on the console and stops nothing.
-    """
-
-    def __init__(self, folder: Path, start: int, steps: int, *, cost: Cost | None = None, peak: float | None = None):
-        self.steps, self.cost, self.peak = steps, cost, peak
-        self.path = folder / "logs" / "metrics.jsonl"
-        self._board: SummaryWriter | None = None
-        self._tells = ranks.is_main()
-        if not self._tells:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_after(self.path, start)
-        self._lines = self.path.open("a", buffering=1)
-        # TensorBoard hides older events from this step on
-        self._events = folder / "tensorboard"
-        self._purge: int | None = start + 1 if start else 0
-        hide = not sys.stdout.isatty()
-        self._bar = tqdm(total=steps, initial=start, unit="step", file=sys.stdout, disable=hide, leave=False)
-
-    def advance(self, step: int) -> None:
-        """Move the progress bar, where there is one."""
-        if self._tells:
-            self._bar.update(step - self._bar.n)
-
-    def train(self, step: int, window: Window, lr: float) -> dict[str, float]:
-        """Write the figures of a window that ends after ``step`` steps; returns them, on every rank."""
-        found = window.figures(lr, self.cost, self.peak)
-        left = window.seconds / window.steps * (self.steps - step)
-        if self._tells:
-            loss, speed = found["train/loss"], found["tokens_per_second"]
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-            self.advance(step)
-        self._write(step, found, f"left {tqdm.format_interval(left)}")
-        return found
-
-    def validation(self, step: int, loss: float, accuracy: float, unigram_loss: float) -> None:
-        """Write what the model of ``step`` loses on held-out text, in nats per target, beside a unigram guess."""
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        found = {"valid/loss": loss, "valid/perplexity": perplexity, "valid/accuracy": accuracy}
-        self._write(step, found | {"valid/unigram_loss": unigram_loss})
-
-    def say(self, line: str) -> None:
-        """A line for people, above the progress bar."""
-        if self._tells:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
-
-    def close(self) -> None:
-        """Write all that is left."""
-        if self._tells:
-            self._bar.close()
-            for file in (self._board, self._lines):
-                with suppress(OSError):  # told of when it was written
-                    if file:
-                        file.close()
-
-    def _write(self, step: int, found: dict[str, float], more: str = "") -> None:
-        if not self._tells:
-            return
-        try:
-            self._keep(step, found)
-        except OSError as error:
-            self._board = None  # its thread has died of it; the next figures make a new one
-            self.say(f"The figures of step {step} could not be written: {error.strerror}. Training goes on.")
-        self.say("  ".join(part for part in (f"step {step}/{self.steps}", as_line(found), more) if part))
-
-    def _keep(self, step: int, found: dict[str, float]) -> None:
-        kept = {name: value if math.isfinite(value) else None for name, value in found.items()}  # JSON has no NaN
-        self._lines.write(json.dumps({"step": step, **kept}) + "\n")
-        if not self._board:
-            self._board, self._purge = SummaryWriter(str(self._events), purge_step=self._purge), None
-        for name, value in found.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
-
-
-_SHOWN: dict[str, tuple[str, str]] = {
-    "train/loss": ("loss", "{:.4f}"),
-    "train/accuracy": ("accuracy", "{:.1%}"),
-    "valid/loss": ("validation loss", "{:.4f}"),
-    "valid/perplexity": ("perplexity", "{:,.2f}"),
-    "valid/accuracy": ("accuracy", "{:.1%}"),
-    "valid/unigram_loss": ("unigram loss", "{:.4f}"),
-    "lr": ("lr", "{:.2e}"),
-    "grad_norm": ("grad norm", "{:.3g}"),
-    "mask_ratio": ("masked", "{:.1%}"),
-    "tokens_per_second": ("tokens/s", "{:,.0f}"),
-    "masked_per_second": ("masked/s", "{:,.0f}"),
-    "mfu": ("mfu", "{:.1%}"),
-    "data_wait": ("waiting", "{:.1%}"),
-    "skipped_steps": ("skipped", "{:.0f}"),
-}
-
-
-def as_line(found: dict[str, float]) -> str:
-    """All figures in one line."""
-    return "  ".join(f"{word} {form.format(found[name])}" for name, (word, form) in _SHOWN.items() if name in found)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; one that a kill cut short is left out."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
-
-
-def _drop_after(path: Path, start: int) -> None:
-    """Keep what was written up to step ``start``; nothing if the run starts afresh."""
-    kept = [line for line in read_metrics(path) if start and line["step"] <= start]
-    files.replace(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def plot_curve(metrics: Path, picture: Path) -> None:
-    """Draw training and validation loss against steps, with the unigram baseline, from a ``metrics.jsonl``."""
-    from matplotlib.figure import Figure  # half a second that only the end of a run needs
-
-    lines = read_metrics(metrics)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for name, label, style in (
-        ("train/loss", "training", {"linewidth": 1.0, "alpha": 0.6}),
-        ("valid/loss", "validation", {"marker": "o", "markersize": 3.5}),
-        ("valid/unigram_loss", "unigram guess", {"linestyle": "--", "color": "grey"}),
-    ):
-        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.set(title="Masked-language-model loss", xlabel="step", ylabel="loss (nats per masked token)")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    figure.savefig(picture, dpi=150)

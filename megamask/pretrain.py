@@ -35,7 +35,8 @@ from megamask.engine.engine import Engine
 from megamask.errors import ConfigError, MegamaskError, StorageError, must, raise_all
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
-from megamask.metrics import Log, Meters, peak_flops
+from megamask.log import Log
+from megamask.metrics import Meters, peak_flops
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape

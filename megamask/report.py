@@ -12,7 +12,8 @@ from megamask.config import PretrainConfig
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.errors import CheckpointError, StorageError
-from megamask.metrics import Cost, plot_curve
+from megamask.log import plot_curve
+from megamask.metrics import Cost
 from megamask.model.shape import EncoderShape
 
 TOKENIZER = "tokenizer"

@@ -1,0 +1,109 @@
+"""Figures reach the board, the file and the console once each, whatever is killed in between."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megamask import log as telling
+from megamask.log import Log, plot_curve, read_metrics
+from megamask.metrics import Cost, Window
+
+WINDOW = Window(
+    steps=5, skipped=1, grad_norm=0.5, seconds=2.0, waited=0.1, ranks=2,
+    nll=600.0, correct=50.0, targets=100, tokens=400, pairs=40_000,
+    distill=30.0, taught=100, guided=400, entropy=800.0, spread=100.0,
+)  # fmt: skip
+
+
+def events(folder) -> dict[str, list[tuple[int, float]]]:
+    board = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0})
+    board.Reload()
+    return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"]}
+
+
+def test_every_figure_goes_to_all_three_places(tmp_path, capsys):
+    cost = Cost.of(layers=2, width=8, inner=16, gated=True, vocab=32)
+    log = Log(tmp_path, 0, 100, cost=cost, peak=1e12)
+    figures = log.train(10, WINDOW, 1e-3)
+    log.validation(10, 2.0, 0.25, 7.0)
+    log.close()
+    valid = {"valid/loss": 2.0, "valid/perplexity": math.exp(2), "valid/accuracy": 0.25, "valid/unigram_loss": 7.0}
+    assert read_metrics(log.path) == [{"step": 10, **figures}, {"step": 10, **valid}]
+    board = events(tmp_path)
+    assert board.keys() == (figures | valid).keys()
+    for name, value in (figures | valid).items():
+        assert board[name] == [(10, pytest.approx(value, rel=1e-6))]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("step 10/100  ") for line in lines)
+    for word, _ in (told for name, told in telling._SHOWN.items() if not name.startswith("audit/")):
+        assert f"  {word} " in lines[0] + lines[1]
+    assert lines[0].endswith("left 00:36")  # 90 steps at 2 s for 5
+
+
+def test_a_resumed_run_doubles_and_loses_nothing(tmp_path):
+    def launch(start: int, end: int) -> None:
+        log = Log(tmp_path, start, 100)
+        for step in range(start + 10, end + 1, 10):
+            log.train(step, WINDOW, step + start / 1000)
+        log.close()
+
+    launch(0, 30)  # of an earlier try that never saved
+    launch(0, 50)
+    with (tmp_path / "logs" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "train/lo')  # killed while it wrote
+    launch(30, 60)
+    rates = [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.03), (50, 50.03), (60, 60.03)]
+    assert [(line["step"], line["lr"]) for line in read_metrics(tmp_path / "logs" / "metrics.jsonl")] == rates
+    assert events(tmp_path)["lr"] == [(step, pytest.approx(rate)) for step, rate in rates]
+
+
+def test_what_is_no_number_is_valid_json(tmp_path):
+    log = Log(tmp_path, 0, 10)
+    log.validation(1, 1e4, 0.0, math.nan)
+    log.close()
+    (line,) = read_metrics(log.path)
+    assert line["valid/perplexity"] is None and line["valid/unigram_loss"] is None
+    json.dumps(line, allow_nan=False)
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    log = Log(tmp_path, 0, 10)
+    assert log.train(1, WINDOW, 1.0)["train/loss"] == 6.0
+    log.validation(1, 1.0, 1.0, 1.0)
+    log.advance(1), log.say("x"), log.close()
+    assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_gets_a_bar_and_the_lines(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    console = Terminal()
+    monkeypatch.setattr("sys.stdout", console)
+    log = Log(tmp_path, 20, 100)
+    log.train(60, WINDOW, 1.0)
+    log.close()
+    assert "60/100" in console.getvalue() and "loss 6.000, 200 tokens/s" in console.getvalue()
+    assert "step 60/100  loss 6.0000" in console.getvalue()
+
+
+def test_the_curve_is_drawn(tmp_path):
+    from matplotlib.image import imread
+
+    log = Log(tmp_path, 0, 100)
+    plot_curve(log.path, tmp_path / "empty.png")
+    for step in (10, 20):
+        log.train(step, WINDOW, 1.0)
+        log.validation(step, 5.0, 0.1, 7.0)
+    log.close()
+    plot_curve(log.path, tmp_path / "curve.png")
+    empty, curve = imread(tmp_path / "empty.png"), imread(tmp_path / "curve.png")
+    assert empty.shape == curve.shape and (empty != curve).any()
