@@ -124,6 +124,20 @@ class Engine:
         self._engine.eval()
         return self._engine(batch, plan, None)
 
+    @torch.no_grad()
+    def embed(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
+        """The rows that enter the first layer when nothing is hidden, without dropout: what a probe looks at."""
+        self._engine.eval()
+        return self._engine.module.encoder.embed(batch.tokens, batch.layout)
+
+    def current(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight by name as this rank computes with it, in the precision of the forward pass.
+
+        Not for stage 3, where a rank holds parts alone.
+        """
+        assert self.stage < 3, "stage 3 has no whole weights at hand"
+        return ((name, parameter.detach()) for name, parameter in self._parameters.items())
+
     def close(self) -> None:
         """Let go of the memory that DeepSpeed holds."""
         self._engine.destroy()
