@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from megamask.schedules import LearningRate, Schedule
 
-MOVING = ["linear", "cosine", "step"]
+MOVING = ["linear", "cosine", "step", "ramp"]
 RATES = ["linear", "cosine", "wsd"]
 shares = st.floats(0, 1)
 
 
 def moving(kind: str, start: float, end: float) -> Schedule:
-    return Schedule(kind, start, end, 0.5 if kind == "step" else None)
+    return Schedule(kind, start, end, 0.5 if kind in ("step", "ramp") else None, 0.8 if kind == "ramp" else None)
 
 
 @given(st.sampled_from(MOVING), shares, shares)
@@ -42,6 +42,17 @@ def test_what_each_kind_is(progress: float) -> None:
     # the cosine is its own mirror image about the middle
     assert moving("cosine", 0.0, 1.0)(progress) == pytest.approx(1 - moving("cosine", 0.0, 1.0)(1 - progress))
     assert Schedule("step", 0.3, 0.1, at=0.4)(progress) == (0.3 if progress < 0.4 else 0.1)
+    # a ramp from beginning to end of its stretch is the linear schedule of that stretch
+    assert Schedule("ramp", 1.0, 0.1, at=0.2, until=0.7)(0.2 + 0.5 * progress) == pytest.approx(
+        Schedule("linear", 1.0, 0.1)(progress)
+    )
+
+
+@given(shares, shares)
+def test_a_ramp_rests_before_and_behind_its_stretch(start: float, end: float) -> None:
+    ramp = Schedule("ramp", start, end, at=0.25, until=0.5)
+    assert [ramp(progress) for progress in (0.0, 0.1, 0.25)] == [start] * 3
+    assert [ramp(progress) for progress in (0.5, 0.75, 1.0)] == [end] * 3
 
 
 @pytest.mark.parametrize(
@@ -55,13 +66,27 @@ def test_what_each_kind_is(progress: float) -> None:
         (Schedule("step", 0.3, 0.1), ["ratio.at"]),
         (Schedule("step", 0.3, 0.1, at=1.0), ["ratio.at"]),
         (Schedule("constant", float("nan")), ["ratio.start"]),
+        (Schedule("ramp", 0.3, 0.1), ["ratio.at", "ratio.until"]),
+        (Schedule("ramp", 0.3, 0.1, at=0.0, until=1.5), ["ratio.at", "ratio.until"]),
+        (Schedule("ramp", 0.3, 0.1, at=0.5, until=0.5), ["ratio.at"]),
+        (Schedule("ramp", 0.3, at=0.5, until=1.0), ["ratio.end"]),
+        (Schedule("step", 0.3, 0.1, at=0.5, until=0.6), ["ratio.until"]),
+        (Schedule("constant", 0.3, at=0.5, until=0.6), ["ratio.at", "ratio.until"]),
     ],
 )
 def test_every_problem_of_a_schedule_is_named(schedule: Schedule, names: list[str]) -> None:
     found = schedule.problems("ratio", 0, 1)
     assert len(found) == len(names)
     assert all(f"`{name}`" in sentence for name, sentence in zip(names, found, strict=True))
-    assert moving("cosine", 0.3, 0.1).problems("ratio", 0, 1) == []
+    assert all(moving(kind, 0.3, 0.1).problems("ratio", 0, 1) == [] for kind in MOVING)
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_closed_bounds_allow_the_ends_themselves(kind: str) -> None:
+    ends = moving(kind, 1.0, 0.0)
+    assert ends.problems("share", 0, 1, closed=True) == []
+    assert len(ends.problems("share", 0, 1)) == 2
+    assert len(moving(kind, 1.1, -0.1).problems("share", 0, 1, closed=True)) == 2
 
 
 @pytest.mark.parametrize("kind", RATES)
