@@ -86,17 +86,8 @@ class Packs:
         Rows left over are sequences of [PAD] of at most ``length`` rows. Special tokens are not maskable; they begin
         words, as does the first token of each piece. Sidecars hold 0 at special tokens.
         """
-        text = self.text_of(number)
-        epoch, place = divmod(text, len(self))
-        pack = self._order(epoch)[place]
-        pieces = slice(self._index.first[pack], self._index.first[pack + 1])
-        sizes, starts = self._index.sizes[pieces].astype(np.int64), self._index.starts[pieces]
-        ends = np.cumsum(sizes + 2)
-        begins = ends - sizes - 2
-        used = ends[-1]
-        # the place in the stream of tokens of each row; [CLS] and [SEP] look at their piece's first for now
-        places = np.repeat(starts - begins - 1, sizes + 2) + self._rows[:used]
-        places[begins] = places[ends - 1] = starts
+        places, begins, ends = self._stream(number)
+        used = len(places)
 
         tokens = np.full(self.tokens, self.token_ids.pad, np.int64)
         tokens[:used] = self.shards.read(self.shards.parts, places)
@@ -116,8 +107,31 @@ class Packs:
         return PackedBatch(
             number, torch.from_numpy(tokens), layout, torch.from_numpy(starts_word), torch.from_numpy(maskable),
             **{name: self._beside(parts, places, maskable) for name, parts in self._sidecars.items()},
-            text=text,
+            text=self.text_of(number),
         )  # fmt: skip
+
+    def places(self, number: int) -> Int64[Tensor, " T"]:
+        """Where the token of each row of pack ``number`` stands in the split's stream of tokens; -1 if it is no text."""
+        inside, begins, ends = self._stream(number)
+        inside[begins] = inside[ends - 1] = -1
+        places = np.full(self.tokens, -1)
+        places[: len(inside)] = inside
+        return torch.from_numpy(places)
+
+    def _stream(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The place in the stream of tokens of each row up to the padding; where the pieces of the pack begin and end.
+
+        [CLS] and [SEP] look at their piece's first token.
+        """
+        epoch, place = divmod(self.text_of(number), len(self))
+        pack = self._order(epoch)[place]
+        pieces = slice(self._index.first[pack], self._index.first[pack + 1])
+        sizes, starts = self._index.sizes[pieces].astype(np.int64), self._index.starts[pieces]
+        ends = np.cumsum(sizes + 2)
+        begins = ends - sizes - 2
+        places = np.repeat(starts - begins - 1, sizes + 2) + self._rows[: ends[-1]]
+        places[begins] = places[ends - 1] = starts
+        return places, begins, ends
 
     def _beside(self, parts, places: np.ndarray, maskable: np.ndarray) -> Tensor | None:
         if parts is None:

@@ -74,6 +74,18 @@ def test_rows_are_what_they_should_be(make_shards, number):
     assert batch.tags is None and batch.entropy is None
 
 
+@pytest.mark.parametrize("shard_tokens", [2**27, 1500])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("number", [0, 3, 1000])
+def test_places_say_where_each_token_stands_in_the_stream(make_shards, shard_tokens, views, number):
+    shards = Shards.open(make_shards(LENGTHS, shard_tokens=shard_tokens))
+    packs = Packs(shards, tokens=128, length=48, seed=0, per_step=4, views=views)
+    batch, places = packs.batch(number), packs.places(number)
+    stream = torch.from_numpy(np.concatenate(shards.parts).astype(np.int64))
+    assert torch.equal(places >= 0, batch.maskable)
+    assert torch.equal(stream[places[places >= 0]], batch.tokens[batch.maskable])
+
+
 def test_types_and_shapes_do_not_change_from_pack_to_pack(make_shards):
     packs = Packs(Shards.open(make_shards(LENGTHS)), tokens=128, length=48, seed=0)
     batches = [packs.batch(number) for number in range(len(packs))]
