@@ -10,11 +10,15 @@ Only safetensors are read, and no code that comes with a model is ever run.
     settings.py    EncoderShape and config.json
     exporting.py   a folder that ``from_pretrained`` loads
     importing.py   a checkpoint of theirs as first weights
+    foreign.py     any other masked language model, asked for its states
+    comparing.py   whether two tokenizers are one
+    layers.py      a shallower model out of some layers of a deep one
     asking.py      what an exported model puts in the place of [MASK]
 """
 
 from megamask.hf.asking import common_words, fill_masks
 from megamask.hf.exporting import Card, export_model
 from megamask.hf.importing import import_model, save_start
+from megamask.hf.layers import pick_layers
 
-__all__ = ["Card", "common_words", "export_model", "fill_masks", "import_model", "save_start"]
+__all__ = ["Card", "common_words", "export_model", "fill_masks", "import_model", "pick_layers", "save_start"]

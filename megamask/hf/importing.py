@@ -22,11 +22,9 @@ def import_model(source: str | Path) -> tuple[EncoderShape, dict[str, Tensor], P
     ``source`` is a folder or the name of a model on the Hugging Face Hub. Weights keep their precision. Raises
     CheckpointError with everything that a preset lacks.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = _from_hub(str(source))
+    folder = fetch(source, "model")
     shape = read_shape(folder)
-    theirs = _read_tensors(folder)
+    theirs = read_tensors(folder)
     for name in [name for name in theirs if name.endswith((".gamma", ".beta"))]:
         # BERT's first checkpoints call the two vectors of a norm so
         renamed = name.replace(".gamma", ".weight").replace(".beta", ".bias")
@@ -48,7 +46,14 @@ def import_model(source: str | Path) -> tuple[EncoderShape, dict[str, Tensor], P
     return shape, ours, folder
 
 
-def _from_hub(name: str) -> Path:
+def fetch(source: str | Path, setting: str) -> Path:
+    """The folder ``source``, or where the model of that name on the Hugging Face Hub was brought; no code comes along.
+
+    Raises CheckpointError, which calls it by the name of the ``setting``.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    name = str(source)
     from huggingface_hub import snapshot_download
 
     wanted = ["config.json", "*.safetensors", *TOKENIZER_FILES]
@@ -57,12 +62,13 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # no such name, no network, no permission: one sentence for all
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"`model` must be a folder or the name of a model on the Hugging Face Hub, but {name!r} is "
+            f"`{setting}` must be a folder or the name of a model on the Hugging Face Hub, but {name!r} is "
             f"neither: {reason}"
         ) from None
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the safetensors files in ``folder``; CheckpointError for none or a damaged one."""
     paths = sorted(folder.glob("model*.safetensors"))
     if not paths:
         raise CheckpointError(

@@ -70,6 +70,15 @@ def _name_it_the_old_way_too(shape: EncoderShape, path: Path) -> None:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
+def has_preset(folder: Path) -> bool:
+    """Whether the checkpoint in ``folder`` is a BERT or ModernBERT that our encoder can compute."""
+    try:
+        read_shape(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
 def read_shape(folder: Path) -> EncoderShape:
     """The shape of the checkpoint in ``folder``; raises CheckpointError with all that no preset has."""
     try:

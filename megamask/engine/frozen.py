@@ -1,0 +1,81 @@
+"""A module that is asked and never trained: whole on every device, or cut up by DeepSpeed's ZeRO stage 3.
+
+Stage 3 is the only one that DeepSpeed runs without an optimizer. A file in `ds_configs/` says how: shared out among
+the ranks (teacher_shard.json), or on the host and brought to the device a few layers at a time (teacher_offload.json).
+Then each pass moves all weights once, and is collective: every rank must make the same number of passes, with the same
+calls of modules inside.
+
+Costs: whole, the weights on each device; shared out, a part of them, and an all-gather of each layer a pass; on the
+host, the copy of each layer to the device a pass. Every rank reads the whole module into its host's memory first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megamask import ranks
+from megamask.engine.ds_file import parse, zero_stage
+
+OURS = ("bf16", "torch_autocast", "data_types")
+
+
+def problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the DeepSpeed file of the setting ``name`` says, and sentences for what is wrong with it.
+
+    Raises ConfigError if the file holds no JSON object.
+    """
+    ds, found = parse(path)
+    found += [
+        f"`{path}` must not set `{key}`: the teacher's `precision` decides it. Remove it." for key in OURS if key in ds
+    ]
+    if zero_stage(ds) != 3:
+        found.append(
+            f"`{name}` needs ZeRO stage 3, the only one that DeepSpeed runs without an optimizer, but {path} says "
+            f"{zero_stage(ds)}. Use ds_configs/teacher_shard.json, or leave `{name}` out to hold the teacher whole."
+        )
+    if "offload_optimizer" in ds.get("zero_optimization", {}):
+        found.append(f"`{path}` has `offload_optimizer`, but a teacher has no optimizer. Remove it.")
+    return ds, found
+
+
+class Frozen:
+    """``module`` in ``dtype``, without dropout and gradients; ``ds`` is DeepSpeed's file, None to hold it whole."""
+
+    def __init__(self, module: nn.Module, ds: dict[str, Any] | None, dtype: torch.dtype):
+        module = module.eval().requires_grad_(False).to(dtype)
+        self._engine = None if ds is None else _cut_up(module, ds, dtype)
+        self._module = module.to(ranks.device()) if self._engine is None else self._engine
+
+    @torch.no_grad()
+    def __call__(self, *arguments: Any) -> Tensor:
+        """What the module returns."""
+        return self._module(*arguments)
+
+    def close(self) -> None:
+        """Let go of the memory that DeepSpeed holds."""
+        if self._engine is not None:
+            self._engine.destroy()
+
+
+def _cut_up(module: nn.Module, ds: dict[str, Any], dtype: torch.dtype) -> Any:
+    import deepspeed
+
+    # as in the engine: it would compile a C++ extension that only tensor-parallel inference uses
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    ranks.join()
+    deepspeed.init_distributed(verbose=False)
+    filled = {
+        **ds,
+        # DeepSpeed asks for both, and uses neither without an optimizer
+        "train_batch_size": ranks.world(),
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "steps_per_print": 10**9,
+    }
+    engine = deepspeed.initialize(model=module, config=filled, dist_init_required=False)[0]
+    engine.eval()
+    return engine

@@ -1,0 +1,112 @@
+"""Any masked language model, read for the states that its last matrix turns into logits.
+
+What it may be, and how it is told apart:
+
+- a run of megamask (``checkpoints/``): its newest checkpoint; or one checkpoint inside of a run (``MANIFEST.json``);
+- first weights (``shape.json`` beside ``model.safetensors``, as tools/convert_from_hf.py makes them);
+- a folder or hub name of transformers: BERT and ModernBERT go through our own encoder, any other class is asked as
+  transformers computes it (`hf.foreign`).
+
+Only safetensors are read, and no code that comes with a model is run. Costs the whole model in the host's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from megamask import checkpoint, hf
+from megamask.batch import Layout
+from megamask.errors import CheckpointError, raise_all
+from megamask.hf.foreign import load_foreign, model_type
+from megamask.hf.importing import fetch, read_tensors
+from megamask.hf.names import DECODER, EMBEDDING, bare, misfits
+from megamask.hf.settings import has_preset
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.model.shape import SHAPE, EncoderShape
+
+
+@dataclass(frozen=True)
+class MaskedLM:
+    """``states``: (tokens (T,), layout, rows (Q,)) -> (Q, D); times ``weight``' plus ``bias``: the logits of the rows.
+
+    ``longest`` is the longest sequence it can read, None if there is no limit; ``tokenizer`` is the folder of its own.
+    """
+
+    states: nn.Module
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"]
+    longest: int | None
+    tokenizer: Path
+
+
+class States(nn.Module):
+    """Our encoder and head, up to the decoder."""
+
+    def __init__(self, encoder: Encoder, head: Head):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, tokens: Int64[Tensor, " T"], layout: Layout, rows: Int64[Tensor, " Q"]) -> Float[Tensor, "Q D"]:
+        """The states at ``rows`` that the decoder turns into logits."""
+        x = self.encoder.run(self.encoder.embed(tokens, layout), layout)
+        return self.head.transform(x.index_select(0, rows))
+
+
+def read(path: str | Path, setting: str) -> MaskedLM:
+    """The model at ``path``, which the user gave as ``setting``; on the CPU, in 32 bits.
+
+    Raises CheckpointError with a sentence for everything that is missing, damaged, not known or not a number.
+    """
+    folder = Path(path)
+    if (folder / checkpoint.MANIFEST).exists() or (folder / "checkpoints").is_dir():
+        found = checkpoint.find(folder)
+        # a checkpoint lies in RUN/checkpoints/step-N
+        run = found.parent.parent
+        return _own(EncoderShape.load(run), checkpoint.read_weights(found), run / "tokenizer", found)
+    if (folder / SHAPE).exists():
+        return _own(EncoderShape.load(folder), read_tensors(folder), folder / "tokenizer", folder)
+    folder = fetch(path, setting)
+    if model_type(folder) is None:
+        raise CheckpointError(
+            f"`{setting}` is {folder}, which is neither a run of megamask (checkpoints), nor first weights ({SHAPE}), "
+            "nor a model of transformers (config.json)."
+        )
+    if has_preset(folder):
+        shape, weights, tokenizer = hf.import_model(folder)
+        return _own(shape, weights, tokenizer, folder)
+    _all_finite(read_tensors(folder), folder)
+    return MaskedLM(*load_foreign(folder), tokenizer=folder)
+
+
+def _own(shape: EncoderShape, weights: Mapping[str, Tensor], tokenizer: Path, where: Path) -> MaskedLM:
+    # what other parts an objective has are of no use here
+    kept = {name: tensor.float() for name, tensor in weights.items() if name.startswith(("encoder.", "head."))}
+    kept.pop(DECODER, None)
+    raise_all(CheckpointError, misfits(kept, shape, str(where)))
+    _all_finite(kept, where)
+    model = bare(shape)
+    model.load_state_dict(kept | {DECODER: kept[EMBEDDING]}, assign=True)
+    encoder, head = model["encoder"], model["head"]
+    assert isinstance(encoder, Encoder) and isinstance(head, Head)
+    table = encoder.embedding.tokens.weight
+    assert isinstance(table, nn.Parameter)
+    head.decoder.weight = table  # one parameter again, which moves and changes type once
+    weight, bias = head.decoder.weight.detach(), head.decoder.bias.detach()
+    return MaskedLM(States(encoder, head), weight, bias, shape.max_positions, tokenizer)
+
+
+def _all_finite(weights: Mapping[str, Tensor], where: Path) -> None:
+    raise_all(
+        CheckpointError,
+        [
+            f"{where} holds numbers in the tensor {name} that are not finite (NaN or infinity). Use another checkpoint."
+            for name, tensor in weights.items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()
+        ],
+    )
