@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from megamask.batch import Measure, SoftTargets
 from megamask.model.encoder import Encoder, initialise, norm
 from megamask.model.shape import ModelConfig
 from megamask.model.vocabulary import Scores, chunked_cross_entropy
@@ -28,12 +29,18 @@ class Head(nn.Module):
         self.decoder = Decoder(encoder.embedding.tokens.weight)
 
     def transform(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-        """What the decoder multiplies with the token table."""
+        """What the decoder multiplies with the token table: ``hidden`` of `SoftTargets`, if this head teaches."""
         return self.norm(F.gelu(self.dense(rows)))
 
-    def forward(self, rows: Float[Tensor, "M D"], labels: Int64[Tensor, " M"]) -> Scores:
-        """How well ``rows`` predict ``labels``: see `chunked_cross_entropy`."""
-        return self.decoder(self.transform(rows), labels)
+    def forward(
+        self,
+        rows: Float[Tensor, "N D"],
+        labels: Int64[Tensor, " M"],
+        measure: Measure = "shannon",
+        soft: SoftTargets | None = None,
+    ) -> Scores:
+        """How well ``rows`` predict ``labels`` and agree with a teacher: see `chunked_cross_entropy`."""
+        return self.decoder(self.transform(rows), labels, measure, soft)
 
     def logits(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """All logits at once; for a few rows, as in comparing models."""
@@ -49,8 +56,14 @@ class Decoder(nn.Module):
         self.weight = table
         self.bias = nn.Parameter(torch.zeros(table.shape[0], device=table.device, dtype=table.dtype))
 
-    def forward(self, rows: Float[Tensor, "M D"], labels: Int64[Tensor, " M"] | None = None) -> Scores | Tensor:
+    def forward(
+        self,
+        rows: Float[Tensor, "N D"],
+        labels: Int64[Tensor, " M"] | None = None,
+        measure: Measure = "shannon",
+        soft: SoftTargets | None = None,
+    ) -> Scores | Tensor:
         """The scores of ``labels``, or the logits if there are none."""
         if labels is None:
             return F.linear(rows, self.weight, self.bias)
-        return chunked_cross_entropy(rows, self.weight, self.bias, labels)
+        return chunked_cross_entropy(rows, self.weight, self.bias, labels, measure, soft)

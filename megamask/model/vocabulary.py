@@ -1,41 +1,50 @@
-"""Everything of the vocabulary's size: statistics of a prediction and the training loss, in chunks.
+"""The training loss: cross-entropy with the labels, divergence from a teacher, or both, in chunks.
 
-A tensor of all rows by all tokens never exists. Rows are taken in blocks with one product each, since products of few
-rows are slow; on a CPU what is made of the logits is made in pieces small enough to stay in its cache. Gradients are
-formed in the forward pass, while the probabilities are at hand (Liger-Kernel does the same), so nothing of the
-vocabulary's size by rows waits for the backward pass.
+A tensor of all rows by all tokens never exists, neither of the student nor of the teacher: both sides' logits are
+formed block by block from hidden states, as in `statistics`. Gradients are formed in the forward pass, while the
+probabilities are at hand (Liger-Kernel does the same), so nothing of the vocabulary's size by rows waits for the
+backward pass.
 
 Cost for M rows: 2 M V D multiply-adds without gradients, 6 M V D in all with them; memory ``BLOCK`` logits in the
-precision of the inputs, a few ``PIECE`` (on a CPU) or ``BLOCK`` in 32 bits, and the gradient of the weight.
-
-Logits, sums and losses are in 32 bits (64 for 64-bit input); matrix products take their inputs as they are. On a CPU
-a bfloat16 product rounds its result before it is widened: with logits of standard deviation 4 and 30,522 tokens that
-moves the entropy of a row by 0.02 nats on average, 0.1 at worst, and by nothing on average over rows.
+precision of the inputs, a few ``PIECE`` (on a CPU) or ``BLOCK`` in 32 bits, and the gradient of the weight. A teacher
+of width D' adds 2 M V D', one softmax (two unless the temperature is 1) and as many logits again; a stored sample of K
+tokens a row adds next to nothing. What needs no gradient costs what `statistics` costs. Precision is as there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from megamask.batch import Measure, SoftTargets
+from megamask.model import statistics
+from megamask.model.statistics import (
+    Softmax,
+    TokenStats,
+    common_precision,
+    fused,
+    pieces,
+    products,
+    rows_of,
+    softmax,
+    spans,
+    token_stats,
+    within,
+)
+
+__all__ = ["Scores", "TokenStats", "chunked_cross_entropy", "token_stats"]
+
 BLOCK = 2**25
-PIECE = 2**19
-
-
-class TokenStats(NamedTuple):
-    """Of each row's predicted distribution, in nats."""
-
-    logsumexp: Float[Tensor, " M"]
-    entropy: Float[Tensor, " M"]
-    log_prob: Float[Tensor, " M"]
+"""Logits of one product where gradients are formed: each block adds to the gradient of the whole weight."""
 
 
 class Scores(NamedTuple):
-    """``total`` is the sum of ``nll`` and carries the gradient; the rest is detached. Nats.
+    """``total`` carries the gradient; the rest is detached. Nats. The fields are those of `Losses`.
 
     ``correct``: no token is likelier than the label.
     """
@@ -44,58 +53,62 @@ class Scores(NamedTuple):
     nll: Float[Tensor, " M"]
     entropy: Float[Tensor, " M"]
     correct: Bool[Tensor, " M"]
-
-
-@torch.no_grad()
-def token_stats(
-    rows: Float[Tensor, "M D"],
-    weight: Float[Tensor, "V D"],
-    bias: Float[Tensor, " V"],
-    labels: Int64[Tensor, " M"],
-) -> TokenStats:
-    """Log-sum-exp and entropy of softmax(rows weight' + bias), and the log-probability of ``labels``."""
-    rows, weight, bias = _common_precision(rows, weight, bias)
-    found = _Results(rows, bias)
-    with torch.autocast(rows.device.type, enabled=False):
-        for block in _spans(0, len(rows), _rows_of(BLOCK, weight)):
-            logits = _products(rows[block], weight, bias)
-            for piece in _pieces(logits):
-                values = logits[piece].to(bias.dtype).add_(bias)
-                found.put(_within(block, piece), *_softmax(values, labels[block][piece])[1:])
-    return TokenStats(found.logsumexp, found.entropy, -found.nll)
+    distill: Float[Tensor, ""] | None = None
 
 
 def chunked_cross_entropy(
-    rows: Float[Tensor, "M D"],
+    rows: Float[Tensor, "N D"],
     weight: Float[Tensor, "V D"],
     bias: Float[Tensor, " V"],
     labels: Int64[Tensor, " M"],
+    measure: Measure = "shannon",
+    soft: SoftTargets | None = None,
 ) -> Scores:
-    """The summed cross-entropy of softmax(rows weight' + bias) at ``labels``, with what else it tells.
+    """The summed loss of softmax(rows weight' + bias) at ``labels``, with how unsure it is by ``measure``.
 
-    Equal to ``F.cross_entropy(rows @ weight.T + bias, labels, reduction="sum")`` in value and gradients.
+    Without ``soft``, and with N = M, equal to ``F.cross_entropy(rows @ weight.T + bias, labels, reduction="sum")`` in
+    value and gradients. With ``soft``, ``total`` is the sum that `SoftTargets` gives. Its teacher speaks of the same
+    M rows if ``soft.rows`` is None; else ``rows`` are the M labelled ones and behind them the Q that it speaks of.
+
+    The teacher's logits are formed in the precision of its weight. With a stored sample, ``distill`` and its part of
+    ``total`` are the cross-entropy of the sample with the student (the entropy of the teacher is not known from it);
+    its gradient is on average that of the divergence (Sparse Logit Sampling, 2025).
     """
-    return Scores(*_CrossEntropy.apply(*_common_precision(rows, weight, bias), labels))
+    _check(len(rows), len(labels), soft)
+    factors = common_precision(rows, weight, bias)
+    learn = torch.is_grad_enabled() and any(t.requires_grad for t in factors)
+    if not learn and soft is None and fused(factors[0]):
+        stats = token_stats(rows, weight, bias, labels)
+        return Scores(-stats.log_prob.sum(), -stats.log_prob, stats.of(measure), stats.log_prob >= -stats.min)
+    total, nll, entropy, correct, distill = _Loss.apply(*factors, labels, measure, soft, learn)
+    return Scores(total, nll, entropy, correct, None if soft is None else distill)
 
 
-class _CrossEntropy(torch.autograd.Function):
+def _check(rows: int, labels: int, soft: SoftTargets | None) -> None:
+    """What only a bug can break: as many rows as are spoken of, and one form of teacher."""
+    if soft is None:
+        assert rows == labels
+        return
+    assert (soft.hidden is None) != (soft.tokens is None)
+    taught = next(len(t) for t in (soft.hidden, soft.tokens) if t is not None)
+    assert (taught, rows) == ((labels, labels) if soft.rows is None else (len(soft.rows), labels + taught))
+
+
+class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, weight, bias, labels):
-        learn = any(ctx.needs_input_grad)
-        found = _Results(rows, bias)
-        d_rows, d_weight, d_bias = torch.empty_like(rows), None, torch.zeros_like(bias)
+    def forward(ctx, rows, weight, bias, labels, measure, soft, learn):
+        tally = _Tally(labels, bias, measure, soft)
+        d_rows, d_weight, d_bias = torch.empty_like(rows if learn else rows[:0]), None, torch.zeros_like(bias)
         with torch.autocast(rows.device.type, enabled=False):
-            for block in _spans(0, len(rows), _rows_of(BLOCK, weight)):
-                logits = _products(rows[block], weight, bias)
+            for block in tally.blocks(len(rows), rows_of(BLOCK if learn else statistics.BLOCK, weight)):
+                logits, teacher = products(rows[block], weight), tally.teacher(block)
                 # where types allow, gradients take the room of the logits, piece by piece
                 reuse = not learn or logits.dtype == rows.dtype
                 d_logits = logits if reuse else torch.empty_like(logits, dtype=rows.dtype)
-                for piece in _pieces(logits):
-                    target = labels[block][piece]
-                    probs, *stats = _softmax(logits[piece].to(bias.dtype).add_(bias), target)
-                    found.put(_within(block, piece), *stats)
-                    if learn:
-                        gradient = probs.scatter_add_(1, target[:, None], probs.new_full((len(probs), 1), -1.0))
+                for piece in pieces(logits):
+                    values = logits[piece].to(bias.dtype).add_(bias)
+                    gradient = tally.add(values, within(block, piece), teacher(piece) if teacher else None, learn)
+                    if gradient is not None:
                         d_bias += gradient.sum(0)
                         d_logits[piece] = gradient
                 if learn:
@@ -105,67 +118,106 @@ class _CrossEntropy(torch.autograd.Function):
         if learn:
             d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
             ctx.save_for_backward(d_rows, d_weight, d_bias)
-        ctx.mark_non_differentiable(found.nll, found.entropy, found.correct)
-        return found.nll.sum(), found.nll, found.entropy, found.correct
+        record = tally.nll, tally.entropy, tally.correct, tally.distill
+        ctx.mark_non_differentiable(*record)
+        return tally.total(), *record
 
     @staticmethod
     def backward(ctx, upstream, *_):
-        return *(upstream.to(gradient.dtype) * gradient for gradient in ctx.saved_tensors), None
+        return *(upstream.to(gradient.dtype) * gradient for gradient in ctx.saved_tensors), None, None, None, None
 
 
-class _Results:
-    """Room for the answers of all rows, filled piece by piece."""
+class _Tally:
+    """The losses of all rows, piece by piece: the first M are held against labels, the last Q against a teacher."""
 
-    def __init__(self, rows: Tensor, bias: Tensor):
-        self.logsumexp, self.nll, self.entropy = bias.new_empty(3, len(rows))
-        self.correct = torch.empty(len(rows), dtype=torch.bool, device=rows.device)
+    def __init__(self, labels: Tensor, bias: Tensor, measure: Measure, soft: SoftTargets | None):
+        self.labels, self.measure, self.soft = labels, measure, soft
+        self.nll, self.entropy = bias.new_empty(2, len(labels))
+        self.correct = torch.empty_like(labels, dtype=torch.bool)
+        self.distill = bias.new_zeros(())
+        self.hard, self.gentle, self.temperature = 1.0, 0.0, 1.0
+        if soft is not None:
+            self.hard, self.gentle = 1 - soft.share, soft.share * soft.scale * soft.temperature**2
+            self.temperature = soft.temperature
 
-    def put(self, piece: slice, logsumexp: Tensor, nll: Tensor, entropy: Tensor, correct: Tensor) -> None:
-        self.logsumexp[piece], self.nll[piece] = logsumexp, nll
-        self.entropy[piece], self.correct[piece] = entropy, correct
+    def total(self) -> Tensor:
+        """The loss that is differentiated."""
+        return self.hard * self.nll.sum() + self.gentle * self.distill
+
+    def blocks(self, rows: int, step: int) -> Iterator[slice]:
+        """Blocks of up to ``step`` of the ``rows``, each either wholly labelled or wholly not."""
+        return itertools.chain(spans(0, len(self.labels), step), spans(len(self.labels), rows, step))
+
+    def teacher(self, block: slice) -> Callable[[slice], _Known | _Sampled] | None:
+        """What the teacher says of the pieces of a block, if anything."""
+        soft, dtype = self.soft, self.nll.dtype
+        if soft is None or (soft.rows is not None and block.start < len(self.labels)):
+            return None
+        before = 0 if soft.rows is None else len(self.labels)
+        rows = slice(block.start - before, block.stop - before)
+        if soft.tokens is not None:
+            assert soft.counts is not None
+            tokens, counts = soft.tokens[rows], soft.counts[rows].to(dtype)
+            shares = counts / counts.sum(-1, keepdim=True)
+            return lambda piece: _Sampled(tokens[piece], shares[piece])
+        assert soft.hidden is not None and soft.weight is not None
+        logits = products(soft.hidden[rows].to(soft.weight.dtype), soft.weight)
+        bias = 0 if soft.bias is None else soft.bias.to(dtype)
+        return lambda piece: _Known(softmax(logits[piece].to(dtype).add_(bias).div_(soft.temperature)))
+
+    def add(self, values: Tensor, at: slice, teacher: _Known | _Sampled | None, learn: bool) -> Tensor | None:
+        """Count the rows ``at``, whose logits are ``values`` (overwritten); their gradient if one is wanted."""
+        labelled = at.start < len(self.labels)
+        p = softmax(values if labelled else values.div_(self.temperature))
+        if labelled:
+            target = p.at(self.labels[at])
+            self.nll[at], self.correct[at] = p.log_total - target, target == 0
+            self.entropy[at] = self.nll[at] if self.measure == "loss" else p.doubt(self.measure)
+        q = p  # the student's distribution, as soft as the teacher's
+        if teacher:
+            q = softmax(p.shifted.div_(self.temperature)) if labelled and self.temperature != 1 else p
+            self.distill += teacher.divergence(q).sum()
+        if not learn:
+            return None
+        hard, gentle = self.hard if labelled else 0.0, self.gentle / self.temperature if teacher else 0.0
+        gradient = p.probs
+        if q is not p:
+            gradient.mul_(hard).add_(q.probs, alpha=gentle)
+        elif hard + gentle != 1:
+            gradient *= hard + gentle
+        if labelled:
+            gradient.scatter_add_(1, self.labels[at][:, None], gradient.new_full((len(gradient), 1), -hard))
+        if teacher:
+            teacher.subtract(gradient, gentle)
+        return gradient
 
 
-def _common_precision(rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors in the precision of the product, autocast's if that is on; the bias in the precision of sums."""
-    device = rows.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    else:
-        dtype = torch.promote_types(rows.dtype, weight.dtype)
-    return rows.to(dtype), weight.to(dtype), bias.to(torch.promote_types(dtype, torch.float32))
+class _Known:
+    """A teacher's distribution of some rows, whole."""
+
+    def __init__(self, p: Softmax):
+        self.p = p
+
+    def divergence(self, q: Softmax) -> Float[Tensor, " m"]:
+        """KL(p || q) of each row. To be called once."""
+        gap = self.p.shifted.sub_(q.shifted)  # first, so that nothing at all is left where p is q
+        return (torch.linalg.vecdot(self.p.probs, gap) + q.log_total - self.p.log_total).clamp_min_(0)
+
+    def subtract(self, gradient: Tensor, factor: float) -> None:
+        """Take ``factor`` times p off ``gradient``."""
+        gradient.add_(self.p.probs, alpha=-factor)
 
 
-def _rows_of(logits: int, weight: Tensor) -> int:
-    return max(1, logits // len(weight))
+class _Sampled:
+    """A sample of a teacher's distribution of some rows."""
 
+    def __init__(self, tokens: Tensor, shares: Tensor):
+        self.tokens, self.shares = tokens, shares
 
-def _spans(start: int, stop: int, step: int) -> Iterator[slice]:
-    return (slice(at, min(at + step, stop)) for at in range(start, stop, step))
+    def divergence(self, q: Softmax) -> Float[Tensor, " m"]:
+        """The cross-entropy of the sample with q of each row."""
+        return q.log_total - torch.linalg.vecdot(self.shares, q.shifted.gather(1, self.tokens))
 
-
-def _pieces(logits: Tensor) -> Iterator[slice]:
-    return _spans(0, len(logits), max(1, PIECE // logits.shape[1]) if logits.is_cpu else len(logits))
-
-
-def _within(block: slice, piece: slice) -> slice:
-    return slice(block.start + piece.start, block.start + piece.stop)
-
-
-def _products(rows: Tensor, weight: Tensor, bias: Tensor) -> Float[Tensor, "m V"]:
-    """Logits without their bias; of 16-bit factors 32-bit ones where the device can."""
-    if rows.is_cuda and rows.dtype != bias.dtype:
-        return torch.mm(rows, weight.t(), out_dtype=bias.dtype)
-    return rows @ weight.t()
-
-
-def _softmax(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Probabilities, log-sum-exp, negative log-likelihood, entropy, correctness. Overwrites ``logits``."""
-    top = logits.amax(-1, keepdim=True)
-    logits -= top  # before anything is multiplied or exponentiated: heads drift by large constants
-    probs = logits.exp()
-    total = probs.sum(-1, keepdim=True)
-    probs /= total
-    log_total = total.log().squeeze(1)
-    entropy = (log_total - torch.linalg.vecdot(probs, logits)).clamp_min_(0)
-    target = logits.gather(1, labels[:, None]).squeeze(1)
-    return probs, log_total + top.squeeze(1), log_total - target, entropy, target == 0
+    def subtract(self, gradient: Tensor, factor: float) -> None:
+        """Take ``factor`` times the sample off ``gradient``."""
+        gradient.scatter_add_(1, self.tokens, self.shares * -factor)

@@ -6,33 +6,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
+from megamask.batch import Losses, MaskPlan, Measure, PackedBatch, SoftTargets
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 
 
 class MLM(nn.Module):
-    """The whole pack runs through the encoder, the target rows through the head."""
+    """The whole pack runs through the encoder, the rows that are asked for through the head."""
 
-    def __init__(self, encoder: Encoder, head: Head):
+    def __init__(self, encoder: Encoder, head: Head, measure: Measure = "shannon"):
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.measure: Measure = measure
+
+    def states(self, batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, "T D"]:
+        """The encoder's states of all rows under ``plan``."""
+        return self.encoder.run(self.encoder.embed(plan.inputs, batch.layout), batch.layout)
 
     def represent(self, batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, "M D"]:
         """The encoder's states at the targets."""
-        x = self.encoder.run(self.encoder.embed(plan.inputs, batch.layout), batch.layout)
-        return x.index_select(0, plan.targets)
+        return self.states(batch, plan).index_select(0, plan.targets)
 
     def forward(self, batch: PackedBatch, plan: MaskPlan, soft: SoftTargets | None = None) -> Losses:
-        """The loss of predicting the labels; ``total`` is a sum over the targets."""
-        if soft is not None:
-            raise NotImplementedError("distillation is not part of this objective yet")
-        return Losses(*self.head(self.represent(batch, plan), plan.labels))
+        """The loss of predicting the labels, and of differing from a teacher: ``total`` as `SoftTargets` gives it."""
+        asked = plan.targets if soft is None or soft.rows is None else torch.cat((plan.targets, soft.rows))
+        rows = self.states(batch, plan).index_select(0, asked)
+        return Losses(*self.head(rows, plan.labels, self.measure, soft))
 
     @torch.no_grad()
     def entropy(self, batch: PackedBatch) -> Float[Tensor, " T"]:
-        """The entropy in nats of the prediction at every row when nothing is hidden; without dropout."""
+        """How unsure the prediction at every row is by the measure when nothing is hidden; without dropout."""
         training = self.training
         self.eval()
         try:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from megamask.batch import Measure
 from megamask.errors import CheckpointError, must, raise_all
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
@@ -28,10 +29,10 @@ class ObjectiveConfig:
     """`mlm`: [MASK] enters at the embedding."""
 
 
-def build(config: ObjectiveConfig, encoder: Encoder, head: Head) -> MLM:
-    """The objective that ``config`` names."""
+def build(config: ObjectiveConfig, encoder: Encoder, head: Head, measure: Measure = "shannon") -> MLM:
+    """The objective that ``config`` names; ``Losses.entropy`` is by ``measure``."""
     assert config.kind == "mlm"
-    return MLM(encoder, head)
+    return MLM(encoder, head, measure)
 
 
 @torch.no_grad()

@@ -1,48 +1,14 @@
-"""Chunked statistics and loss against torch's own in 64 bits."""
+"""The chunked cross-entropy against torch's own in 64 bits."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
-from megamask.model import vocabulary
 from megamask.model.vocabulary import chunked_cross_entropy, token_stats
-from tests.tolerances import NATS, assert_close
-
-WIDTH = 8
-
-
-def problem(rows=13, tokens=101, shift=0.0, dtype=torch.float64):
-    bias = shift + torch.randn(tokens)
-    inputs = 2 * torch.randn(rows, WIDTH), torch.randn(tokens, WIDTH), bias
-    labels = torch.randint(tokens, (rows,))
-    return *(t.to(dtype).requires_grad_() for t in inputs), labels
-
-
-def exact(rows, weight, bias, labels):
-    """Log-sum-exp, entropy and log-probability, each from its definition."""
-    logits = rows.double() @ weight.double().T + bias.double()
-    log_probs = logits.log_softmax(-1)
-    return logits.logsumexp(-1), -(log_probs.exp() * log_probs).sum(-1), log_probs.gather(1, labels[:, None]).squeeze(1)
-
-
-@pytest.fixture
-def chunks(monkeypatch):
-    """Sets how many logits make a block and a piece."""
-
-    def set_sizes(block, piece):
-        monkeypatch.setattr(vocabulary, "BLOCK", block)
-        monkeypatch.setattr(vocabulary, "PIECE", piece)
-
-    return set_sizes
-
-
-SIZES = [(1, 1), (101 * 4, 101), (101 * 5, 101 * 2), (10**9, 10**9)]
+from tests.tolerances import assert_close
+from tests.unit.model.vocabularies import MEASURES, SIZES, Largest, problem
 
 
 @pytest.mark.parametrize("block, piece", SIZES)
@@ -70,27 +36,6 @@ def test_only_what_is_asked_for_is_differentiated():
     found.total.backward()
     assert weight.grad is None and rows.grad is not None
     assert not (found.nll.requires_grad or found.entropy.requires_grad)
-
-
-@given(st.integers(1, 300), st.sampled_from([-20.0, 0.0, 20.0]), st.sampled_from(SIZES))
-def test_statistics_from_32_bits_equal_the_definitions_in_64(tokens, shift, sizes):
-    inputs = problem(tokens=tokens, shift=shift, dtype=torch.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabulary, "BLOCK", sizes[0])
-        patch.setattr(vocabulary, "PIECE", sizes[1])
-        stats = token_stats(*inputs)
-        scores = chunked_cross_entropy(*inputs)
-    for found, expected in zip(stats, exact(*inputs), strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=NATS)
-    torch.testing.assert_close(scores.nll, -stats.log_prob, rtol=0, atol=NATS)
-    torch.testing.assert_close(scores.entropy, stats.entropy, rtol=0, atol=NATS)
-
-
-def test_the_entropy_of_equal_logits_is_the_logarithm_of_their_number():
-    rows, weight, bias, labels = problem(tokens=77)
-    stats = token_stats(rows, torch.zeros_like(weight), torch.full_like(bias, 5.0), labels)
-    assert_close(stats.entropy, torch.full_like(stats.entropy, math.log(77)))
-    assert_close(stats.log_prob, torch.full_like(stats.entropy, -math.log(77)))
 
 
 def test_a_certain_prediction_has_no_entropy_and_is_correct():
@@ -124,3 +69,26 @@ def test_16_bits_are_close_to_32(chunks, autocast):
     for gradient, want, value in zip(torch.autograd.grad(found.total, inputs), wanted, inputs, strict=True):
         assert gradient.dtype == value.dtype
         assert_close(gradient / want.abs().max(), want / want.abs().max(), torch.bfloat16)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_measure_in_use_is_that_of_the_statistics_with_and_without_gradients(measure):
+    rows, weight, bias, labels = problem()
+    expected = token_stats(rows, weight, bias, labels).of(measure)
+    found = chunked_cross_entropy(rows, weight, bias, labels, measure)
+    assert_close(found.entropy, expected)
+    with torch.no_grad():
+        still = chunked_cross_entropy(rows, weight, bias, labels, measure)
+    assert not still.total.requires_grad
+    for one, other in zip(found[:4], still[:4], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_gradients_are_formed_only_where_one_is_wanted(chunks):
+    chunks(101, 101)
+    inputs = problem(rows=40, tokens=101)
+    with Largest() as learning:
+        chunked_cross_entropy(*inputs)
+    with torch.no_grad(), Largest() as looking:
+        chunked_cross_entropy(*inputs)
+    assert looking.numbers < learning.numbers <= 101 * 8  # the gradient of the weight

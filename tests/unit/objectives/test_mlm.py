@@ -9,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megamask.batch import MaskPlan
+from megamask.batch import MaskPlan, SoftTargets
 from megamask.errors import CheckpointError
+from megamask.model.statistics import token_stats
 from megamask.objectives.objective import ObjectiveConfig, build, load_weights
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.model.models import PRESETS, objective, plan
+from tests.unit.model.vocabularies import MEASURES
 
 LENGTHS = [17, 3, 40, 9]
 
@@ -69,9 +71,60 @@ def test_the_loss_of_a_pack_is_that_of_its_sequences():
     assert_close(model(together, plan(together)).total, total)
 
 
-def test_the_config_names_the_objective():
-    model = objective("bert")
-    assert build(ObjectiveConfig("mlm"), model.encoder, model.head).head is model.head
+def taught(batch, asked, **settings):
+    """A wider teacher's say at the targets, or at ``rows`` of the pack, and its whole logits there."""
+    teacher = objective("modern", seed=7, hidden_size=48)
+    rows = settings.get("rows", asked.targets)
+    with torch.no_grad():
+        hidden = teacher.head.transform(teacher.states(batch, asked)[rows])
+    decoder = teacher.head.decoder
+    soft = SoftTargets(**settings, hidden=hidden, weight=decoder.weight.detach(), bias=decoder.bias.detach())
+    return soft, hidden @ soft.weight.T + soft.bias
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_teacher_adds_its_divergence_at_the_targets_or_at_rows_of_its_own(preset, everywhere):
+    model, batch = objective(preset), pack(LENGTHS)
+    asked = plan(batch)
+    rows = {"rows": torch.arange(batch.layout.rows)} if everywhere else {}
+    soft, teachers = taught(batch, asked, share=0.4, temperature=2.0, scale=1.5, **rows)
+    losses, plain = model(batch, asked, soft), model(batch, asked)
+    states = model.states(batch, asked)[rows.get("rows", asked.targets)]
+    q = (model.head.logits(states) / 2).log_softmax(-1)
+    kl = F.kl_div(q, (teachers / 2).softmax(-1), reduction="sum")
+    assert_close(losses.distill, kl)
+    total = 0.6 * plain.total + 0.4 * 1.5 * 2**2 * kl
+    assert_close(losses.total, total)
+    assert plain.distill is None and torch.equal(losses.nll, plain.nll) and torch.equal(losses.entropy, plain.entropy)
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad(total, parameters)
+    for gradient, want in zip(torch.autograd.grad(losses.total, parameters), wanted, strict=True):
+        assert_close(gradient, want)
+
+
+def test_a_teacher_of_all_rows_is_one_of_the_targets_where_all_rows_are_targets():
+    model, batch = objective("bert"), pack(LENGTHS)
+    asked = MaskPlan.hide_nothing(batch)
+    at_targets, _ = taught(batch, asked, share=0.4, temperature=2.0)
+    everywhere = dataclasses.replace(at_targets, rows=asked.targets)
+    one, other = model(batch, asked, at_targets), model(batch, asked, everywhere)
+    assert_close(one.total, other.total)
+    parameters = list(model.parameters())
+    gradients = (torch.autograd.grad(losses.total, parameters) for losses in (one, other))
+    for gradient, same in zip(*gradients, strict=True):
+        assert_close(gradient, same)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_an_objective_speaks_in_the_measure_it_was_built_with(measure):
+    model, batch = objective("modern"), pack(LENGTHS)
+    built = build(ObjectiveConfig("mlm"), model.encoder, model.head, measure)
+    assert built.head is model.head
+    rows = model.head.transform(model.states(batch, MaskPlan.hide_nothing(batch)))
+    stats = token_stats(rows, model.head.decoder.weight, model.head.decoder.bias, batch.tokens)
+    assert_close(built.entropy(batch), stats.of(measure))
+    assert_close(built(batch, plan(batch)).nll, model(batch, plan(batch)).nll)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,0 +1,158 @@
+"""What a prediction tells of itself: log-sum-exp, measures of doubt and the log-probability of the label, in one pass.
+
+A tensor of all rows by all tokens never exists. Rows are taken in blocks with one product each, since products of few
+rows are slow; on a CPU what is made of the logits is made in pieces small enough to stay in its cache. On CUDA one
+kernel (`kernels`) does it all and no logit is ever stored.
+
+Cost for M rows: 2 M V D multiply-adds; memory ``BLOCK`` logits in the precision of the inputs and a few ``PIECE`` in
+32 bits. Beyond the product, a piece is read about five times from cache; ``margin`` is the dearest of the measures.
+
+Logits and sums are in 32 bits (64 for 64-bit input), and the maximum is taken off before anything is multiplied or
+exponentiated, since heads drift by large constants; matrix products take their inputs as they are. On a CPU a bfloat16
+product rounds its result before it is widened: with logits of standard deviation 4 and 30,522 tokens that moves the
+entropy of a row by 0.02 nats on average, 0.1 at worst, and by nothing on average over rows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from megamask.batch import Measure
+
+BLOCK = 2**23
+"""Logits of one product where no gradient is formed."""
+PIECE = 2**19
+"""Logits that are worked on at a time on a CPU."""
+
+TRITON = importlib.util.find_spec("triton") is not None
+
+
+class TokenStats(NamedTuple):
+    """Of each row's predicted distribution p, in nats: see `Measure`.
+
+    ``margin`` is -inf where there is but one token.
+    """
+
+    logsumexp: Float[Tensor, " M"]
+    entropy: Float[Tensor, " M"]
+    log_prob: Float[Tensor, " M"]
+    renyi: Float[Tensor, " M"]
+    min: Float[Tensor, " M"]
+    margin: Float[Tensor, " M"]
+
+    def of(self, measure: Measure) -> Float[Tensor, " M"]:
+        """How unsure each prediction is by ``measure``."""
+        if measure == "loss":
+            return -self.log_prob
+        return self.entropy if measure == "shannon" else getattr(self, measure)
+
+
+@torch.no_grad()
+def token_stats(
+    rows: Float[Tensor, "M D"],
+    weight: Float[Tensor, "V D"],
+    bias: Float[Tensor, " V"],
+    labels: Int64[Tensor, " M"],
+) -> TokenStats:
+    """Every statistic of softmax(rows weight' + bias), with the log-probability of ``labels``."""
+    rows, weight, bias = common_precision(rows, weight, bias)
+    if fused(rows):
+        from megamask.model import kernels  # needs Triton, which comes with torch for CUDA alone
+
+        return kernels.token_stats(rows, weight, bias, labels)
+    found = bias.new_empty(len(TokenStats._fields), len(rows))
+    with torch.autocast(rows.device.type, enabled=False):
+        for block in spans(0, len(rows), rows_of(BLOCK, weight)):
+            logits = products(rows[block], weight)
+            for piece in pieces(logits):
+                p = softmax(logits[piece].to(bias.dtype).add_(bias))
+                at = within(block, piece)
+                found[0, at], found[2, at] = p.log_total + p.top, p.at(labels[at]) - p.log_total
+                found[1, at], found[3, at] = p.doubt("shannon"), p.doubt("renyi")
+                found[4, at], found[5, at] = p.doubt("min"), p.doubt("margin")
+    return TokenStats(*found)
+
+
+def fused(rows: Tensor) -> bool:
+    """Whether the kernel takes these rows."""
+    return TRITON and rows.is_cuda and rows.dtype != torch.float64
+
+
+class Softmax(NamedTuple):
+    """Some rows' distributions: probabilities, and logits with their maximum ``top`` taken off."""
+
+    probs: Float[Tensor, "m V"]
+    shifted: Float[Tensor, "m V"]
+    log_total: Float[Tensor, " m"]
+    """Log-sum-exp of ``shifted``."""
+    top: Float[Tensor, " m"]
+
+    def at(self, labels: Int64[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """``shifted`` at ``labels``: 0 where no token is likelier."""
+        return self.shifted.gather(1, labels[:, None]).squeeze(1)
+
+    def doubt(self, measure: Measure) -> Float[Tensor, " m"]:
+        """How unsure each row is by ``measure``, of those that need no label."""
+        if measure == "shannon":
+            return (self.log_total - torch.linalg.vecdot(self.probs, self.shifted)).clamp_min_(0)
+        if measure == "renyi":
+            return torch.linalg.vecdot(self.probs, self.probs).log_().neg_().clamp_min_(0)
+        if measure == "min":
+            return self.log_total
+        assert measure == "margin"
+        if self.shifted.shape[1] < 2:
+            return torch.full_like(self.top, -torch.inf)
+        return self.shifted.topk(2, sorted=True).values[:, 1]
+
+
+def softmax(logits: Float[Tensor, "m V"]) -> Softmax:
+    """The distributions of ``logits``, which it overwrites."""
+    top = logits.amax(-1, keepdim=True)
+    logits -= top
+    probs = logits.exp()
+    total = probs.sum(-1, keepdim=True)
+    probs /= total
+    return Softmax(probs, logits, total.log_().squeeze(1), top.squeeze(1))
+
+
+def common_precision(rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors in the precision of the product, autocast's if that is on; the bias in the precision of sums."""
+    device = rows.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    else:
+        dtype = torch.promote_types(rows.dtype, weight.dtype)
+    return rows.to(dtype), weight.to(dtype), bias.to(torch.promote_types(dtype, torch.float32))
+
+
+def products(rows: Tensor, weight: Tensor) -> Float[Tensor, "m V"]:
+    """Logits without their bias; of 16-bit factors 32-bit ones where the device can."""
+    if rows.is_cuda and rows.dtype.itemsize < 4:
+        return torch.mm(rows, weight.t(), out_dtype=torch.float32)
+    return rows @ weight.t()
+
+
+def rows_of(logits: int, weight: Tensor) -> int:
+    """How many rows have about so many ``logits``."""
+    return max(1, logits // len(weight))
+
+
+def spans(start: int, stop: int, step: int) -> Iterator[slice]:
+    """From ``start`` to ``stop``, ``step`` at a time."""
+    return (slice(at, min(at + step, stop)) for at in range(start, stop, step))
+
+
+def pieces(logits: Tensor) -> Iterator[slice]:
+    """The rows of a block that are worked on at a time: all of them but on a CPU."""
+    return spans(0, len(logits), max(1, PIECE // logits.shape[1]) if logits.is_cpu else len(logits))
+
+
+def within(block: slice, piece: slice) -> slice:
+    """The ``piece`` of a ``block`` as a slice of the whole."""
+    return slice(block.start + piece.start, block.start + piece.stop)
