@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, tensor
 
 from megamask.batch import MaskPlan, PackedBatch, TokenIds
@@ -39,8 +39,15 @@ class Corruption:
         return masks, min(round(self.random * targets), targets - masks)
 
 
-def corrupt(batch: PackedBatch, targets: Int64[Tensor, " M"], mix: Corruption, ids: TokenIds, rng: PackRng) -> MaskPlan:
-    """The plan for the ascending ``targets``.
+def corrupt(
+    batch: PackedBatch,
+    targets: Int64[Tensor, " M"],
+    mix: Corruption,
+    ids: TokenIds,
+    rng: PackRng,
+    probability: Float[Tensor, " M"] | None = None,
+) -> MaskPlan:
+    """The plan for the ascending ``targets``; ``probability``, the chance each had of being one, is passed on.
 
     Differs from BERT: counts are exact and not drawn token by token, so that shapes are the same in every pack.
     """
@@ -54,7 +61,7 @@ def corrupt(batch: PackedBatch, targets: Int64[Tensor, " M"], mix: Corruption, i
         ids, rng.integers(ids.size - len(ids.special), randoms, device)
     )
     visible = batch.maskable.new_ones(batch.layout.rows).index_fill_(0, hidden, False).nonzero().squeeze(1)
-    return MaskPlan(inputs, targets, batch.tokens[targets], hidden, visible)
+    return MaskPlan(inputs, targets, batch.tokens[targets], hidden, visible, probability)
 
 
 def _ordinary(ids: TokenIds, index: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:

@@ -6,26 +6,36 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import MaskPlan, PackedBatch, TokenIds
+from megamask.errors import ConfigError, DataError, NonFiniteError
 from megamask.masking.choose import choose
 from megamask.masking.corrupt import Corruption, corrupt
+from megamask.masking.entropy import Entropy, EntropyScoreConfig
 from megamask.masking.rng import PackRng
 from megamask.masking.uniform import Uniform
 from megamask.masking.units import Unit, pieces
 from megamask.schedules import Schedule
 
-RATIO_STEPS = 64
-"""A moving ratio moves in this many steps from 0 to 1 over the run, so that a run has few shapes."""
+STEPS = 64
+"""Moving schedules move in this many steps from 0 to 1 over the run, so that a run has few shapes."""
 
 
 @runtime_checkable
 class Score(Protocol):
-    """Which rows come first: a number per row, higher is sooner. Only what it learns from losses is state."""
+    """Which pieces come first: a number per row, higher is sooner; None says that all are alike.
 
-    def __call__(self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None = None) -> Float[Tensor, " T"]: ...
+    ``temperature`` is that of the Gumbel noise in the selection; 0 takes the top. A score knows the ``piece`` of each
+    row, so that it can give all rows of a piece one number. Only what it learns from losses is state.
+    """
+
+    temperature: float
+
+    def __call__(
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
+    ) -> Float[Tensor, " T"] | None: ...
     def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None: ...
     def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None: ...
     def state_dict(self) -> dict[str, Tensor]: ...
@@ -40,28 +50,46 @@ class MaskingConfig:
     """Share of a pack's rows that are targets."""
     unit: Unit = "token"
     """The pieces that are masked whole: tokens, words, or spans of words."""
-    score: Literal["uniform"] = "uniform"
-    """Which pieces come first; `uniform` is random masking."""
+    score: Literal["uniform", "entropy"] = "uniform"
+    """Which pieces come first; `uniform` is random masking, `entropy` asks a model's entropy at each token."""
     corruption: Corruption = field(default_factory=Corruption)
     """What stands in the place of the targets."""
+    entropy: EntropyScoreConfig = field(default_factory=EntropyScoreConfig)
+    """How entropy decides; for the score `entropy` alone."""
+    explore: Schedule = field(default_factory=lambda: Schedule("ramp", 1.0, 0.1, at=0.05, until=0.15))
+    """Share of the targets chosen at random, whatever the score; for every score but `uniform`. 1 is random masking,
+    needed at first where a model's own entropy still says nothing (cold start); the rest keeps every token within
+    reach, so that what is learnt at targets holds for all."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong."""
-        return self.ratio.problems(f"{name}.ratio", 0, 1) + self.corruption.problems(f"{name}.corruption")
+        found = self.ratio.problems(f"{name}.ratio", 0, 1) + self.corruption.problems(f"{name}.corruption")
+        if self.score == "uniform":
+            plain = MaskingConfig()
+            return found + [
+                f"`{name}.{part}` has no effect on random masking. Remove it or set `{name}.score`."
+                for part in ("entropy", "explore")
+                if getattr(self, part) != getattr(plain, part)
+            ]
+        found += self.explore.problems(f"{name}.explore", 0, 1, closed=True)
+        return found + self.entropy.problems(f"{name}.entropy")
 
 
-@dataclass(frozen=True)
 class Masker:
-    """Makes plans. The plan of a pack depends on (seed, pack number, progress) and on what the score has learnt."""
+    """Makes plans. A plan depends on (seed, pack number, progress), the entropy, and what the score has learnt."""
 
-    config: MaskingConfig
-    ids: TokenIds
-    score: Score = field(default_factory=Uniform)
+    def __init__(self, config: MaskingConfig, ids: TokenIds, score: Score | None = None):
+        """``score`` is by default the one that ``config`` names."""
+        self.config, self.ids = config, ids
+        self.score: Score = score or (Entropy(config.entropy) if config.score == "entropy" else Uniform())
 
     def budget(self, progress: float, rows: int) -> int:
         """Targets in a pack of ``rows``: the same for every pack of a step, on every rank."""
-        coarse = round(progress * RATIO_STEPS) / RATIO_STEPS
-        return max(1, round(self.config.ratio(coarse) * rows))
+        return max(1, round(self.config.ratio(_coarse(progress)) * rows))
+
+    def needs_entropy(self, progress: float) -> bool:
+        """Whether plans at ``progress`` depend on entropy; while they do not, nobody need compute it."""
+        return isinstance(self.score, Entropy) and self.config.explore(_coarse(progress)) < 1
 
     def __call__(
         self,
@@ -70,12 +98,27 @@ class Masker:
         progress: float,
         rng: PackRng,
         entropy: Float[Tensor, " T"] | None = None,
+        rows: int | None = None,
     ) -> MaskPlan:
-        """The plan for ``batch`` at ``progress`` in [0, 1]."""
+        """The plan for ``batch`` at ``progress`` in [0, 1].
+
+        ``entropy`` is in nats, any finite value at rows that are not maskable. Whether it is finite is checked on the
+        CPU alone: on a device that would mean waiting for it, so whoever made it there must check it once per step.
+        The ratio is a share of ``rows``, by default all of the pack's.
+
+        Raises ConfigError if entropy is needed but missing, DataError if it is of another length or the pack has too
+        few tokens that can be masked, NonFiniteError.
+        """
+        if self.needs_entropy(progress):
+            _check(entropy, batch)
         piece = pieces(self.config.unit, batch, rng)
-        budget = self.budget(progress, batch.layout.rows)
-        targets = choose(self.score(batch, entropy), piece, budget, batch, rng)
-        return corrupt(batch, targets, self.config.corruption, self.ids, rng)
+        budget = self.budget(progress, batch.layout.rows if rows is None else rows)
+        explore = self.config.explore(_coarse(progress))
+        score = None if explore == 1 else self.score(batch, entropy, piece, rng)
+        targets, probability = choose(
+            score, piece, budget, batch, rng, temperature=self.score.temperature, explore=explore
+        )
+        return corrupt(batch, targets, self.config.corruption, self.ids, rng, probability)
 
     def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
         """Show the score what the targets cost, in nats."""
@@ -92,6 +135,29 @@ class Masker:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with what was learnt."""
         self.score.load_state_dict(state)
+
+
+def _coarse(progress: float) -> float:
+    return round(progress * STEPS) / STEPS
+
+
+def _check(entropy: Tensor | None, batch: PackedBatch) -> None:
+    """Refuse an entropy that does not fit ``batch``."""
+    if entropy is None:
+        raise ConfigError(
+            "`masking.score` is 'entropy', which needs the entropy at each token, but none was given. Name a source of "
+            "entropy, or keep `masking.explore` at 1."
+        )
+    if entropy.shape != batch.tokens.shape:
+        raise DataError(
+            f"Pack {batch.number} has {batch.layout.rows} rows, but the entropy given for it has the shape "
+            f"{tuple(entropy.shape)}. It must have one number for each row."
+        )
+    if entropy.device.type == "cpu" and not entropy.isfinite().all():
+        raise NonFiniteError(
+            f"The entropy given for pack {batch.number} is not finite at {int((~entropy.isfinite()).sum())} of "
+            f"{batch.layout.rows} rows. Its source is at fault: look at the model that it asked."
+        )
 
 
 EVALUATION = MaskingConfig(Schedule(start=0.15), "token", "uniform", Corruption(1.0, 0.0, 0.0))

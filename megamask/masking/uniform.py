@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import MaskPlan, PackedBatch
+from megamask.masking.rng import PackRng
 
 
 class Uniform:
-    """Score 0 for every row; nothing to learn, nothing to save."""
+    """No score; nothing to learn, nothing to save."""
 
-    def __call__(self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None = None) -> Float[Tensor, " T"]:
-        return torch.zeros(batch.layout.rows, device=batch.tokens.device)
+    temperature = 1.0
+
+    def __call__(
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
+    ) -> None:
+        """All pieces are alike."""
 
     def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
         """Losses teach this score nothing."""

@@ -72,7 +72,7 @@ def test_at_most_one_piece_is_cut(unit):
         batch = pack([50, 31, 64, 20], number=number, seed=number)
         rng = PackRng(0, number)
         piece = pieces(unit, batch, rng)
-        chosen = choose(torch.zeros(batch.layout.rows), piece, 45, batch, rng)
+        chosen = choose(torch.zeros(batch.layout.rows), piece, 45, batch, rng).rows
         hits = torch.bincount(piece[chosen], minlength=int(piece[-1]) + 1)
         sizes = torch.bincount(piece)
         assert int(((hits > 0) & (hits < sizes)).sum()) <= 1
@@ -83,7 +83,7 @@ def test_words_stay_whole_where_single_token_words_are_left_to_fill_up():
         batch = pack([50, 31, 64, 20], number=number, seed=number)
         rng = PackRng(0, number)
         piece = pieces("word", batch, rng)
-        chosen = choose(torch.zeros(batch.layout.rows), piece, 30, batch, rng)
+        chosen = choose(torch.zeros(batch.layout.rows), piece, 30, batch, rng).rows
         hits = torch.bincount(piece[chosen], minlength=int(piece[-1]) + 1)
         assert ((hits == 0) | (hits == torch.bincount(piece))).all()
 
@@ -101,7 +101,7 @@ def test_pieces_never_join_two_sequences_and_spans_are_whole_words():
 def test_at_temperature_zero_the_top_rows_of_each_sequence_are_taken():
     batch = pack([22, 22, 22])
     score = torch.rand(66, generator=torch.Generator().manual_seed(3))
-    chosen = choose(score, torch.arange(66), 15, batch, PackRng(0, 0), temperature=0.0)
+    chosen = choose(score, torch.arange(66), 15, batch, PackRng(0, 0), temperature=0.0).rows
     for number in range(3):
         inside = (batch.layout.sequence == number) & batch.maskable
         best = score.masked_fill(~inside, -1).topk(5).indices
@@ -136,7 +136,7 @@ def test_long_pieces_are_masked_as_often_as_short_ones(unit):
         rng = PackRng(0, number)
         piece = pieces(unit, batch, rng)
         chosen = torch.zeros(batch.layout.rows)
-        chosen[choose(torch.zeros(batch.layout.rows), piece, 2304, batch, rng)] = 1
+        chosen[choose(torch.zeros(batch.layout.rows), piece, 2304, batch, rng).rows] = 1
         size = torch.bincount(piece)[piece]
         long = size > size[batch.maskable].double().median()
         for which in (True, False):

@@ -1,0 +1,99 @@
+"""What the chance of a chosen row means: weighed by its inverse, the chosen rows speak for all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from megamask.masking.choose import choose
+from megamask.masking.rng import PackRng
+from megamask.masking.units import pieces
+from tests.batches import pack
+
+UNITS = ["token", "word", "span"]
+LENGTHS = [40, 3, 25, 64, 7, 12]  # so short that some have a share of no row at all in many draws
+
+
+def scores(batch):
+    return torch.randn(batch.layout.rows, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("given", "temperature", "explore"),
+    [(False, 1.0, 0.0), (True, 1.0, 0.0), (True, 0.5, 0.2), (True, 0.0, 0.3), (True, 0.0, 0.1)],
+)
+def test_weighed_by_inverse_chance_the_chosen_tokens_speak_for_all(given, temperature, explore):
+    batch = pack(LENGTHS, padding=7)
+    score = scores(batch) if given else None
+    rows, truth, draws = torch.arange(batch.layout.rows), int(batch.maskable.sum()), 600
+    counts = []
+    for number in range(draws):
+        one = dataclasses.replace(batch, number=number)
+        chosen = choose(score, rows, 30, one, PackRng(2, number), temperature=temperature, explore=explore)
+        counts.append((1 / chosen.probability.double()).sum())
+    found = torch.stack(counts)
+    assert (found.mean() - truth).abs() <= 5 * found.std() / draws**0.5 + 1e-4
+
+
+def test_chances_speak_for_each_sequence_also_one_with_less_than_a_row():
+    batch = pack(LENGTHS)
+    score, draws = scores(batch), 600
+    home = batch.layout.sequence
+    truth = torch.bincount(home[batch.maskable], minlength=6).double()
+    found = torch.zeros(draws, 6, dtype=torch.float64)
+    for number in range(draws):
+        one = dataclasses.replace(batch, number=number)
+        chosen = choose(score, torch.arange(len(home)), 15, one, PackRng(0, number), temperature=0.7, explore=0.1)
+        found[number].index_add_(0, home[chosen.rows], 1 / chosen.probability.double())
+    error = found.std(0) / draws**0.5
+    assert ((found.mean(0) - truth[:6]).abs() <= 5 * error).all()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_under_uniform_masking_every_row_has_the_chance_of_the_mean(unit):
+    batch = pack(LENGTHS)
+    rng = PackRng(0, 0)
+    chosen = choose(None, pieces(unit, batch, rng), 30, batch, rng)
+    expected = torch.full((30,), 30 / int(batch.maskable.sum()))
+    assert torch.equal(chosen.probability, expected)
+
+
+def test_without_noise_and_exploration_what_is_taken_was_certain():
+    batch = pack([42, 82])
+    chosen = choose(scores(batch), torch.arange(124), 30, batch, PackRng(0, 0), temperature=0)
+    assert int((chosen.probability == 1).sum()) >= 29  # one row may have hung on how a share was rounded
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_score_of_zeros_masks_as_no_score_does(unit):
+    batch = pack(LENGTHS)
+    plain, zeros = (
+        choose(score, pieces(unit, batch, PackRng(0, 0)), 40, batch, PackRng(0, 1))
+        for score in (None, torch.zeros(batch.layout.rows))
+    )
+    assert torch.equal(plain.rows, zeros.rows)
+
+
+@pytest.mark.parametrize("explore", [0.0, 0.3])
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_at_most_one_piece_is_cut_under_any_score(unit, explore):
+    for number in range(30):
+        batch = pack([50, 31, 64, 20], number=number, seed=number)
+        rng = PackRng(0, number)
+        piece = pieces(unit, batch, rng)
+        rows = choose(scores(batch), piece, 45, batch, rng, temperature=0.5, explore=explore).rows
+        hits = torch.bincount(piece[rows], minlength=int(piece[-1]) + 1)
+        assert int(((hits > 0) & (hits < torch.bincount(piece))).sum()) <= 1
+
+
+@pytest.mark.parametrize("explore", [0.0, 0.2, 0.9])
+def test_every_sequence_gets_its_share_to_within_one_row_under_any_score(explore):
+    batch = pack(LENGTHS, padding=9)
+    counts = torch.bincount(batch.layout.sequence[batch.maskable], minlength=7).double()
+    score = 3 * batch.layout.sequence.float() + scores(batch)  # later sequences score higher by far
+    for number in range(50):
+        rows = choose(score, torch.arange(len(score)), 45, batch, PackRng(0, number), explore=explore).rows
+        got = torch.bincount(batch.layout.sequence[rows], minlength=7).double()
+        assert ((got - counts * 45 / counts.sum()).abs() < 1).all()
