@@ -221,7 +221,7 @@ def make_index(shards: Shards, *, tokens: int, length: int) -> Index:
     window_rows = max(WINDOW_ROWS, WINDOW_PACKS * tokens)
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     over = np.empty(0, np.int64), np.empty(0, np.int64)
-    for window in _windows(_pieces(shards, length), window_rows):
+    for window in windows(pieces(shards, length), window_rows):
         starts, sizes = (np.concatenate(pair) for pair in zip(over, window, strict=True))
         pack = best_fit(sizes + 2, tokens)
         rows = np.bincount(pack, weights=sizes + 2)
@@ -240,7 +240,7 @@ Pieces = tuple[np.ndarray, np.ndarray]
 """Where pieces begin in the stream of tokens, and how many tokens each has; both int64."""
 
 
-def _pieces(shards: Shards, length: int) -> Iterator[Pieces]:
+def pieces(shards: Shards, length: int) -> Iterator[Pieces]:
     """The pieces of each shard, in the order of the text."""
     body = length - 2
     for shard, offsets in zip(shards.starts, shards.offsets(), strict=False):
@@ -250,7 +250,7 @@ def _pieces(shards: Shards, length: int) -> Iterator[Pieces]:
         yield shard + np.repeat(offsets[:-1], counts) + cut, np.minimum(body, np.repeat(lengths, counts) - cut)
 
 
-def _windows(shards: Iterator[Pieces], rows: int) -> Iterator[Pieces]:
+def windows(shards: Iterator[Pieces], rows: int) -> Iterator[Pieces]:
     """Runs of consecutive pieces with about ``rows`` rows."""
     for starts, sizes in shards:
         ends = np.cumsum(sizes + 2)

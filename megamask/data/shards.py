@@ -9,6 +9,7 @@ A folder of shards, for the splits ``train`` and ``valid``::
     train-00000.tokens.npy    ids of whole documents, without special tokens; uint16, or uint32 above 65,535 ids
     train-00000.offsets.npy   (documents + 1,) int64: where each document begins
     train-00000.tags.npy      sidecars, where there are any: uint8, one for each token
+    train.entropy.json        what such a sidecar holds, if that must be known
 
 Opening costs a look at the size of each file, no read of the tokens; ``verify`` reads all of them. A token id that
 the vocabulary lacks is found when shards are written, and again for free by whoever looks it up in a (V,) table.
@@ -127,6 +128,13 @@ class Shards:
         if self.split not in self.manifest.get("sidecars", {}).get(name, {}):
             return None
         return [self._map(f"{shard}.{name}.npy") for shard in self.names]
+
+    def sidecar_facts(self, name: str) -> dict[str, Any] | None:
+        """What was written down about a sidecar, or None if the split has none or nothing was."""
+        path = self.folder / f"{self.split}.{name}.json"
+        if path.name not in self.manifest.get("sidecars", {}).get(name, {}).get(self.split, {}):
+            return None
+        return json.loads(path.read_bytes())
 
     def read(self, parts: list[np.ndarray], places: Int64[np.ndarray, " T"]) -> Shaped[np.ndarray, " T"]:
         """What ``parts`` (``self.parts`` or a sidecar) hold at ``places`` of the stream of all shards."""
@@ -314,14 +322,20 @@ def write(
     _write_manifest(folder, manifest)
 
 
-def write_sidecar(folder: Path, name: str, split: Split, parts: Iterable[np.ndarray]) -> None:
+def write_sidecar(
+    folder: Path, name: str, split: Split, parts: Iterable[np.ndarray], facts: dict[str, Any] | None = None
+) -> None:
     """Put a sidecar (uint8, one for each token, an array for each shard in order) beside finished shards.
 
-    The manifest is replaced last, so a folder has the whole sidecar or none. The fingerprint stays the same.
+    ``facts`` say what it holds, and are kept as ``<split>.<name>.json``, of which the manifest has the hash. The
+    manifest is replaced last, so a folder has the whole sidecar or none. The fingerprint stays the same.
     """
     if name not in SIDECARS:
         raise DataError(must("sidecar", f"be one of {', '.join(SIDECARS)}", name))
     shards = Shards.open(folder, split)
+    earlier = read_manifest(Path(folder))
+    if earlier.get("sidecars", {}).get(name, {}).pop(split, None):
+        _write_manifest(Path(folder), earlier)  # half of it will soon be overwritten
     files = []
     for shard, tokens, values in zip(shards.names, shards.parts, parts, strict=True):
         if values.dtype != np.uint8 or values.shape != tokens.shape:
@@ -331,6 +345,9 @@ def write_sidecar(folder: Path, name: str, split: Split, parts: Iterable[np.ndar
             )
         files.append(Path(folder) / f"{shard}.{name}.npy")
         save_array(files[-1], values)
+    if facts is not None:
+        files.append(Path(folder) / f"{split}.{name}.json")
+        _write_json(files[-1], facts)
     manifest = read_manifest(Path(folder))
     manifest.setdefault("sidecars", {}).setdefault(name, {})[split] = _listed(Path(folder), files)
     _write_manifest(Path(folder), manifest)
@@ -370,10 +387,14 @@ def _listed(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, int | st
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    beside = folder / ".manifest.json.part"
+    _write_json(folder / "manifest.json", manifest)
+
+
+def _write_json(path: Path, said: dict[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}.part")
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, sort_keys=True, ensure_ascii=False)
+        json.dump(said, file, indent=1, sort_keys=True, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(folder / "manifest.json")
+    beside.replace(path)

@@ -64,6 +64,34 @@ def test_the_same_text_has_the_same_fingerprint_with_and_without_sidecars(make_s
     assert Shards.open(first, "valid").sidecar("tags") is None
 
 
+def test_a_sidecar_says_what_it_holds_and_a_later_one_takes_its_place_or_none_is_left(make_shards):
+    folder = make_shards([5, 6], shard_tokens=4)
+    names = Shards.open(folder).names
+    assert len(names) == 2
+    sizes = [len(part) for part in Shards.open(folder).parts]
+    write_sidecar(folder, "entropy", "train", [np.zeros(n, np.uint8) for n in sizes], {"top": 1.5})
+    write_sidecar(folder, "tags", "train", [np.zeros(n, np.uint8) for n in sizes])
+    found = Shards.open(folder, verify=True)
+    assert found.sidecar_facts("entropy") == {"top": 1.5}
+    assert found.sidecar_facts("tags") is None and Shards.open(folder, "valid").sidecar_facts("entropy") is None
+
+    def half():
+        yield np.ones(sizes[0], np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_sidecar(folder, "entropy", "train", half(), {"top": 2.5})
+    assert Shards.open(folder, verify=True).sidecar("entropy") is None
+    write_sidecar(folder, "entropy", "train", [np.ones(n, np.uint8) for n in sizes], {"top": 2.5})
+    found = Shards.open(folder, verify=True)
+    assert found.sidecar_facts("entropy") == {"top": 2.5}
+    assert all((part == 1).all() for part in found.sidecar("entropy"))
+    said = folder / "train.entropy.json"
+    said.write_text(said.read_text().replace("2.5", "3.5"))
+    with pytest.raises(DataError, match=r"train\.entropy\.json is damaged"):
+        Shards.open(folder, verify=True)
+
+
 def test_a_sidecar_of_the_wrong_shape_is_refused(make_shards):
     folder = make_shards([5, 6])
     for wrong in (np.zeros(10, np.uint8), np.zeros(11, np.int64)):
