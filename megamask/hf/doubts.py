@@ -1,0 +1,54 @@
+"""How unsure a model of transformers is of each token of a sentence: two questions that have two answers.
+
+Costs one pass over the sentence for the clean signal, one for each token for the masked one: for the eye, not for
+training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import AutoModelForMaskedLM
+
+from megamask.errors import DataError
+
+AT_ONCE = 32
+"""Copies of the sentence in one pass."""
+
+
+@torch.no_grad()
+def doubts(
+    folder: Path, tokens: Int64[Tensor, " n"], mask_id: int, signal: Literal["clean", "masked"]
+) -> Float[Tensor, " n"]:
+    """Shannon entropy, in nats, of what the model in ``folder`` predicts at each of ``tokens``, special ones included.
+
+    clean: the sentence as it stands. masked: each token in turn replaced by [MASK], alone. A model that was trained
+    with [MASK] at all targets has never been asked for a token that it sees, so its clean entropies say little.
+    Raises DataError if the model's vocabulary or length does not reach.
+    """
+    model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    size, longest = model.config.vocab_size, model.config.max_position_embeddings
+    if int(tokens.max()) >= size:
+        raise DataError(f"{folder} has {size} tokens, but the sentence holds the id {int(tokens.max())}: "
+                        "model and tokenizer do not belong together.")  # fmt: skip
+    if len(tokens) > longest:
+        raise DataError(f"The sentence has {len(tokens)} tokens, but {folder} takes at most {longest}.")
+    if signal == "clean":
+        return _entropy(model(input_ids=tokens[None]).logits[0])
+    each = torch.arange(len(tokens))
+    masked = tokens.repeat(len(tokens), 1)
+    masked[each, each] = mask_id
+    found = [
+        _entropy(model(input_ids=some).logits[torch.arange(len(some)), places])
+        for some, places in zip(masked.split(AT_ONCE), each.split(AT_ONCE), strict=True)
+    ]
+    return torch.cat(found)
+
+
+def _entropy(logits: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
+    p = logits.double().log_softmax(-1)
+    return -(p.exp() * p).sum(-1).float()

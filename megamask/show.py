@@ -1,0 +1,113 @@
+"""A sentence under each way to mask it, for the eye: the tokens, what is masked, the entropies beneath.
+
+Text with styles (rich), which reads as well without them: marks under the tokens say what colour says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from rich.cells import cell_len
+from rich.text import Text
+from torch import Tensor
+
+from megamask.batch import Layout, MaskPlan, PackedBatch, TokenIds
+from megamask.data.tokenizer import Tokenizer, token_ids, word_starts
+from megamask.masking.corrupt import Corruption
+from megamask.masking.entropy import EntropyScoreConfig, Strategy
+from megamask.masking.masker import Masker, MaskingConfig
+from megamask.masking.rng import PackRng
+from megamask.masking.units import Unit
+from megamask.schedules import Schedule
+
+MASKED, DIM = "bold black on yellow", "dim"
+MARK = "^"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence as a pack of its own, and how each of its tokens is written."""
+
+    batch: PackedBatch
+    words: list[str]
+    ids: TokenIds
+
+    @classmethod
+    def of(cls, tokens: Sequence[int] | Int64[np.ndarray, " n"], tokenizer: Tokenizer) -> Sentence:
+        """``tokens`` of a text, without special ones. Tokens that carry on a word are written with ## before them."""
+        ids = token_ids(tokenizer)
+        row = torch.tensor([ids.cls, *(int(token) for token in tokens), ids.sep])
+        starts = torch.from_numpy(word_starts(tokenizer))[row]
+        maskable = ~torch.isin(row, torch.tensor(ids.special))
+        starts[1] = True
+        written = [_written(int(token), bool(start), tokenizer) for token, start in zip(row, starts, strict=True)]
+        layout = Layout(torch.tensor([0, len(row)]).int(), len(row), torch.arange(len(row)).int())
+        return cls(PackedBatch(0, row, layout, starts, maskable), written, ids)
+
+
+def _written(token: int, starts: bool, tokenizer: Tokenizer) -> str:
+    """A token as text where it is whole characters, else as the vocabulary writes it."""
+    text = tokenizer.decode([token]).strip()
+    if not text or "\N{REPLACEMENT CHARACTER}" in text:
+        text = str(tokenizer.backend.id_to_token(token))
+    return text if starts or text.startswith("##") else f"##{text}"
+
+
+def ways(ratio: float, score: EntropyScoreConfig) -> Iterator[tuple[str, MaskingConfig]]:
+    """Every strategy with every unit, nothing explored, all [MASK]; random masking first."""
+    for unit in get_args(Unit):
+        hide = Corruption(1.0, 0.0, 0.0)
+        yield f"random, {unit}", MaskingConfig(Schedule(start=ratio), unit, "uniform", hide)
+        for strategy in get_args(Strategy):
+            # proportions need a temperature; 1 is what the word says
+            temperature = score.temperature or float(strategy == "proportional")
+            entropy = replace(score, strategy=strategy, temperature=temperature)
+            config = MaskingConfig(Schedule(start=ratio), unit, "entropy", hide, entropy, Schedule(start=0.0))
+            yield f"{strategy}, {unit}", config
+
+
+def render(
+    sentence: Sentence, entropy: Float[Tensor, " T"], *, ratio: float, score: EntropyScoreConfig, seed: int, width: int
+) -> Iterator[Text]:
+    """The sentence under each of ``ways``, line by line, at most ``width`` cells wide where a token allows it.
+
+    The ratio is a share of the tokens that can be masked; at least one is.
+    """
+    rows = int(sentence.batch.maskable.sum())
+    for name, config in ways(ratio, score):
+        masker = Masker(config, sentence.ids)
+        plan = masker(sentence.batch, progress=0.0, rng=PackRng(seed, 0), entropy=entropy, rows=rows)
+        yield Text(f"{name}: {len(plan.targets)} of {rows} tokens", style="bold")
+        yield from _lines(sentence, entropy, plan, width)
+        yield Text()
+
+
+def _lines(sentence: Sentence, entropy: Float[Tensor, " T"], plan: MaskPlan, width: int) -> Iterator[Text]:
+    """Tokens, marks and entropies in columns, as many to a line as fit."""
+    masked = torch.zeros_like(sentence.batch.maskable).index_fill_(0, plan.targets, True)
+    numbers = [f"{value:.1f}" if known else "" for value, known in zip(entropy, sentence.batch.maskable, strict=True)]
+    columns = [max(cell_len(word), len(number)) + 1 for word, number in zip(sentence.words, numbers, strict=True)]
+    for places in _broken(columns, width):
+        words, marks, doubts = Text(), Text(), Text()
+        for place in places:
+            word, room = sentence.words[place], columns[place]
+            words.append(word, MASKED if masked[place] else "").append(" " * (room - cell_len(word)))
+            marks.append((MARK * cell_len(word) if masked[place] else "").ljust(room))
+            doubts.append(numbers[place].ljust(room), DIM)
+        yield from (words, marks, doubts)
+
+
+def _broken(columns: list[int], width: int) -> Iterator[list[int]]:
+    """The numbers of the columns on each line."""
+    line: list[int] = []
+    for place, column in enumerate(columns):
+        if line and sum(columns[n] for n in line) + column > width:
+            yield line
+            line = []
+        line.append(place)
+    yield line
