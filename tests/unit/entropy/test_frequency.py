@@ -1,0 +1,24 @@
+"""Minus log unigram probability."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from megamask.entropy.frequency import Frequency, surprise
+from tests.unit.entropy.models import counts, some_packs
+
+
+def test_it_is_minus_log_of_the_smoothed_share():
+    table = surprise(torch.tensor([0, 3, 4]))
+    assert torch.allclose(table, torch.tensor([math.log(10), math.log(10 / 4), math.log(2)]))
+    assert math.isclose(table.neg().exp().sum(), 1, rel_tol=1e-6)
+
+
+def test_rare_tokens_come_first_and_nothing_is_learnt():
+    source, batch = Frequency(counts()), some_packs()[0]
+    found = source([batch])[0]
+    order = found.argsort()
+    assert (counts()[batch.tokens[order]].diff() <= 0).all()
+    assert found.isfinite().all() and source.state_dict() == {}
