@@ -42,11 +42,12 @@ class EntropyScoreConfig:
     without replacement, the next piece with a chance in proportion to its entropy to the power 1 / `temperature`. For
     that, entropies of a sequence that holds negative ones (margins are) are counted from its lowest, and none counts
     as less than a millionth of a nat."""
-    temperature: float = 0.5
+    temperature: float = 0.25
     """Of the noise added to the score; 0 takes the top, as the paper's top 15 % does. Scores have a spread of 1 in
     each sequence if standardised, and under middle and both, so it is in units of that spread; under proportional it
     is the inverse of the exponent. By default not 0: greedy masks gather on the rarest tokens, and with noise every
-    piece keeps a chance, which weights by inverse chance need."""
+    piece keeps a chance, which weights by inverse chance need. On made-up entropies (gamma of shape 2, 15 % masked)
+    high at 0.25 keeps 0.96 of what the top gains over random, at 0.5 0.85, at 1 0.60."""
     standardise: bool = True
     """Whether high and low look at (entropy - mean) / standard deviation over the maskable pieces of the sequence, so
     that one temperature means the same in hard and in easy documents. A sequence's share of the masks never depends
