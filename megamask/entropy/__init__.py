@@ -9,11 +9,10 @@ All sources have one interface: nats per row for the packs of a step, and what t
     cache.py       what the loss said in the previous epoch, a byte per token in the run folder
     exact.py       a pass of the model itself, or of a teacher, or of a moving average
     audit.py       how well a source foretells the exact signal
-    building.py    from settings to a source
+    sequences.py   the maskable rows, sequence by sequence
 """
 
 from megamask.entropy.audit import Audit, Verdict, captured_gain, overlap, spearman
-from megamask.entropy.building import Given, build
 from megamask.entropy.cache import Cache
 from megamask.entropy.exact import Average, Exact, measured
 from megamask.entropy.frequency import Frequency
@@ -22,7 +21,6 @@ from megamask.entropy.sidecar import Sidecar, SidecarFacts
 from megamask.entropy.source import Ask, AuditConfig, EntropyConfig, Signal, Source
 
 __all__ = [
-    "Ask", "Audit", "AuditConfig", "Average", "Cache", "EntropyConfig", "Exact", "Frequency", "Given", "Probe",
-    "Sidecar", "SidecarFacts", "Signal", "Source", "Verdict", "build", "captured_gain", "measured", "overlap",
-    "spearman",
+    "Ask", "Audit", "AuditConfig", "Average", "Cache", "EntropyConfig", "Exact", "Frequency", "Probe", "Sidecar",
+    "SidecarFacts", "Signal", "Source", "Verdict", "captured_gain", "measured", "overlap", "spearman",
 ]  # fmt: skip

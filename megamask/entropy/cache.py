@@ -32,9 +32,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask import files, ranks
-from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.batch import Losses, MaskPlan, Measure, PackedBatch
 from megamask.entropy.frequency import surprise
-from megamask.entropy.sidecar import from_bytes, to_bytes
+from megamask.entropy.sidecar import from_bytes, to_bytes, top_of
 from megamask.entropy.source import text_of
 from megamask.errors import CheckpointError, StorageError
 
@@ -45,12 +45,24 @@ PAST = 0.999
 
 
 @runtime_checkable
+class Text(Protocol):
+    """What the cache needs of shards."""
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def unigram(self) -> Int64[np.ndarray, " V"]: ...
+
+
+@runtime_checkable
 class Places(Protocol):
     """What the cache needs of packs."""
 
     per_step: int
     views: int
 
+    @property
+    def shards(self) -> Text: ...
     def __len__(self) -> int: ...
     def places(self, number: int) -> Int64[Tensor, " T"]: ...
 
@@ -61,12 +73,13 @@ class Cache:
     In the checkpoint: which files are read and written, and the means of the token types.
     """
 
-    def __init__(self, folder: Path, packs: Places, tokens: int, counts: Int64[Tensor, " V"], top: float):
-        """``folder`` is the cache's own, in the run folder; ``tokens`` the length of the text; ``top`` as `top_of`."""
-        self.folder, self.packs, self.tokens, self.top = folder, packs, tokens, top
-        rare = surprise(counts)
+    def __init__(self, packs: Places, folder: Path, measure: Measure):
+        """``packs`` are those of the training text; ``folder`` is the cache's own, in the run folder."""
+        self.packs, self.folder, self.tokens = packs, folder, packs.shards.tokens
+        rare = surprise(torch.from_numpy(packs.shards.unigram))
+        self.top = top_of(measure, len(rare))
         # in codes: the rarest token is the least sure one, whichever way the measure runs
-        share = rare / rare.max() if top > 0 else 1 - rare / rare.max()
+        share = rare / rare.max() if self.top > 0 else 1 - rare / rare.max()
         self._guess = FIRST + (255 - FIRST) * share
         self._sums, self._counts = torch.zeros_like(rare), torch.zeros_like(rare)
         self._read_epoch = self._write_epoch = -1

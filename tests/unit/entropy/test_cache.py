@@ -25,7 +25,8 @@ class Text:
     """A text of LENGTH packs of ten tokens, each epoch in another order; the tokens stand in a stream."""
 
     def __init__(self, per_step: int, views: int = 1):
-        self.per_step, self.views = per_step, views
+        self.per_step, self.views, self.shards = per_step, views, self
+        self.tokens, self.unigram = LENGTH * 10, counts().numpy()
         draws = torch.Generator().manual_seed(0)
         self.stream = torch.randint(len(IDS.special), IDS.size, (LENGTH * 10,), generator=draws)
 
@@ -51,7 +52,7 @@ class Text:
 
 
 def make(folder: Path, per_step: int = 2, views: int = 1) -> Cache:
-    return Cache(folder, Text(per_step, views), LENGTH * 10, counts(), TOP)
+    return Cache(Text(per_step, views), folder, "shannon")
 
 
 def say(cache: Cache, number: int):
@@ -177,7 +178,7 @@ def test_before_anything_was_seen_rare_tokens_come_first(tmp_path):
 
 @pytest.mark.parametrize("measure", ["shannon", "margin", "loss"])
 def test_the_rarest_token_is_the_least_sure_by_every_measure(tmp_path, measure):
-    cache = Cache(tmp_path / "cache", Text(1), LENGTH * 10, counts(), top_of(measure, IDS.size))
+    cache = Cache(Text(1), tmp_path / "cache", measure)
     batch = cache.packs.batch(0)
     order = surprise(counts())[batch.tokens].argsort()
     assert (read(cache, 0)[order].diff() >= 0).all()

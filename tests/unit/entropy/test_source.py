@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import get_args
 
 import pytest
-import torch
 
-from megamask.entropy.building import Given, build
-from megamask.entropy.cache import Cache
-from megamask.entropy.exact import Exact
-from megamask.entropy.frequency import Frequency
-from megamask.entropy.probe import Probe
-from megamask.entropy.sidecar import Sidecar, SidecarFacts
-from megamask.entropy.source import AuditConfig, EntropyConfig, Kind, Source
-from megamask.errors import ConfigError
-from tests.batches import IDS
-from tests.unit.entropy.models import Asked, counts, some_packs
+from megamask.entropy import Cache, Exact, Frequency, Probe, Sidecar, Source
+from megamask.entropy.source import AuditConfig, EntropyConfig, Kind
 
 AUDIT = AuditConfig(every=100)
 
@@ -82,53 +73,7 @@ def test_without_a_source_each_setting_is_named():
     assert len(other.problems("entropy")) == len(fields(EntropyConfig)) - 1
 
 
-# ---- from settings to a source
-
-KINDS = {"frequency": Frequency, "probe": Probe, "sidecar": Sidecar, "cache": Cache, "exact": Exact, "teacher": Exact}
-
-
-class Nowhere:
-    per_step = views = 1
-
-    def __len__(self):
-        return 10
-
-    def places(self, number):
-        return torch.full((80,), -1)
-
-
-def given(tmp_path) -> Given:
-    return Given(
-        counts(), IDS.mask, 1, torch.device("cpu"), ask=Asked(), teacher=Asked(),
-        embed=lambda batch: torch.nn.functional.one_hot(batch.tokens, IDS.size), width=IDS.size,
-        facts=SidecarFacts("masked", "shannon", 4.0, "", 512), packs=Nowhere(), tokens=100,
-        folder=tmp_path / "cache", budget=lambda: 5,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_built_and_speaks_the_one_interface(tmp_path, kind):
-    source = build(EntropyConfig(kind), given(tmp_path))
-    assert isinstance(source, KINDS[kind]) and isinstance(source, Source)
-    batches = [replace(batch, entropy=torch.zeros(batch.layout.rows, dtype=torch.uint8)) for batch in some_packs(2)]
-    for batch, found in zip(batches, source(batches), strict=True):
-        assert found.shape == batch.tokens.shape and found.dtype == torch.float32 and found.isfinite().all()
-    source.load_state_dict(source.state_dict())
-
-
-@pytest.mark.parametrize("kind", ["probe", "sidecar", "cache", "exact", "teacher"])
-def test_what_a_run_lacks_is_a_sentence(kind):
-    bare = Given(counts(), IDS.mask, 1, torch.device("cpu"))
-    with pytest.raises(ConfigError, match=f"source '{kind}' needs"):
-        build(EntropyConfig(kind), bare)
-
-
-def test_none_is_none_and_another_kind_can_take_over(tmp_path):
-    assert build(EntropyConfig(), given(tmp_path)) is None
-    assert isinstance(build(EntropyConfig("probe"), given(tmp_path), "exact"), Exact)
-
-
-def test_candidates_come_from_the_probe(tmp_path):
-    exact = build(EntropyConfig("exact", candidates=2.0), given(tmp_path))
-    assert isinstance(exact.propose, Probe) and exact.candidates() == 10
-    assert exact.state_dict().keys() == exact.propose.state_dict().keys()
+@pytest.mark.parametrize("kind", [Frequency, Probe, Sidecar, Cache, Exact])
+def test_every_kind_speaks_the_one_interface(kind):
+    assert all(hasattr(kind, name) for name in dir(Source) if not name.startswith("_"))
+    assert issubclass(kind, Source)
