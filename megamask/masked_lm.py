@@ -12,10 +12,12 @@ Only safetensors are read, and no code that comes with a model is run. Costs the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -43,6 +45,15 @@ class MaskedLM:
     bias: Float[Tensor, " V"]
     longest: int | None
     tokenizer: Path
+
+    def fingerprint(self) -> str:
+        """sha256 of all its numbers, in their present precision: what was asked, however it came."""
+        digest = hashlib.sha256()
+        tensors = self.states.state_dict() | {"weight": self.weight, "bias": self.bias}
+        for name in sorted(tensors):
+            digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+            digest.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 class States(nn.Module):

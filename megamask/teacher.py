@@ -199,7 +199,7 @@ class Teacher:
             SoftTargets(
                 share,
                 self.distill.temperature,
-                _scale(self.distill, batch, plan, len(where), self.ids),
+                scale(self.distill, batch, plan, len(where), self.ids),
                 rows=where if everywhere else None,
                 hidden=states,
                 weight=self.weight,
@@ -299,7 +299,7 @@ def _text_rows(batch: PackedBatch, ids: TokenIds) -> Int64[Tensor, " Q"]:
     return (batch.tokens != ids.pad).nonzero().squeeze(1)
 
 
-def _scale(distill: DistillConfig, batch: PackedBatch, plan: MaskPlan, rows: int, ids: TokenIds) -> float:
+def scale(distill: DistillConfig, batch: PackedBatch, plan: MaskPlan, rows: int, ids: TokenIds) -> float:
     """What makes the sum over rows, divided by the number of targets, the mean that `reduction` names."""
     if distill.reduction == "token":
         return len(plan.targets) / rows

@@ -1,0 +1,293 @@
+"""The story of annotation: what a teacher says, written down once beside the text, for any number of runs.
+
+``entropies``: a byte per token beside the shards, by either signal, each token in the context that it has in training:
+its piece of at most ``length`` rows. ``samples``: a sample of the teacher's distribution at the targets of masks that
+are fixed in advance (`megamask.stored`).
+
+The work is cut into parts, which worker processes take one by one (`megamask.parts`): a killed annotation goes on where
+it was, and the bytes do not depend on the number of processes. Costs: the teacher's forward pass over the text (`clean`
+one, with the head at every row; `masked` ``passes`` of them), and the teacher once in the memory of each process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from megamask import masked_lm, parts, ranks, stored
+from megamask.batch import Layout, MaskPlan, Measure, PackedBatch
+from megamask.config import PretrainConfig
+from megamask.data import packs as packing
+from megamask.data.packs import Packs, Pieces
+from megamask.data.shards import Shards, Split, file_hash, write_sidecar
+from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
+from megamask.entropy.source import Signal
+from megamask.errors import ConfigError, DataError, must, raise_all
+from megamask.masking.masker import Masker
+from megamask.masking.rng import PackRng
+from megamask.parts import Part, Worker
+from megamask.schedules import Schedule
+from megamask.teacher import DistillConfig, Teacher, TeacherConfig
+
+ROWS, WINDOWS = 8192, 64
+"""Rows of a pass, about, and passes in a part of the entropies."""
+# part of the identity of a result: change it with whatever changes the bytes that are written
+METHOD = 1
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class EntropyAnnotation:
+    """What to ask of whom, about which text."""
+
+    data: Path
+    """Folder of token shards; the sidecar goes beside them."""
+    teacher: str
+    """A run of megamask (its newest checkpoint) or one of its checkpoints, first weights, or the folder or hub name of
+    any masked language model of transformers."""
+    signal: Signal = "masked"
+    """`masked`: each token is hidden once, in `passes` groups; `clean`: nothing is hidden."""
+    measure: Measure = "shannon"
+    """How unsure a prediction is: shannon, renyi, min, margin or loss."""
+    passes: int = 4
+    """Groups in which the tokens are hidden one after the other, for `masked`."""
+    length: int = 512
+    """Longest sequence in rows, special tokens included: `packs.length` of the runs that will use it."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Of the teacher's weights and states."""
+    workers: int = 0
+    """Processes; 0 is one for each GPU, or for each core where there is none. The result does not depend on it."""
+
+    def problems(self) -> list[str]:
+        """Sentences for what is wrong."""
+        found = [must("passes", "be at least 1", self.passes)] if self.passes < 1 else []
+        if self.signal == "clean" and self.passes != EntropyAnnotation.passes:
+            found.append("`passes` has an effect on the signal 'masked' alone. Remove it.")
+        if self.length < 8:
+            found.append(must("length", "be at least 8", self.length))
+        return found + parts.problems(self.workers)
+
+
+def entropies(config: EntropyAnnotation) -> Path:
+    """Write the sidecar `entropy` of all splits and return the folder; do nothing if it is there.
+
+    Raises ConfigError, DataError, CheckpointError.
+    """
+    raise_all(ConfigError, config.problems())
+    splits = [Shards.open(config.data, split) for split in get_args(Split) if _holds(config.data, split)]
+    facts = _facts(config, splits[0])
+    if all(shards.sidecar_facts("entropy") == facts for shards in splits):
+        return config.data
+    identity = _identity({"facts": facts, "text": splits[0].fingerprint, "rows": [ROWS, WINDOWS]})
+    # named after what is asked, so that what is finished of another request stays
+    with parts.work_folder(config.data / f".entropy-{identity[:16]}.partial", identity) as work:
+        by_shard = {shards.split: list(_entropy_parts(shards, config.length)) for shards in splits}
+        every = [part for some in by_shard.values() for each in some for part in each]
+        parts.make(every, work, partial(_entropy_worker, config), config.workers, "entropies")
+        for shards in splits:
+            joined = (parts.joined([name for name, _ in each], work) for each in by_shard[shards.split])
+            write_sidecar(config.data, "entropy", shards.split, joined, facts)
+    return config.data
+
+
+def _holds(folder: Path, split: Split) -> bool:
+    manifest = Shards.open(folder, "train").manifest
+    return bool(manifest["splits"].get(split, {}).get("tokens"))
+
+
+def _facts(config: EntropyAnnotation, shards: Shards) -> dict[str, Any]:
+    """What is kept beside the bytes: `SidecarFacts`, and how they were made."""
+    model = masked_lm.read(config.teacher, "teacher").fingerprint()
+    top = top_of(config.measure, shards.token_ids.size)
+    said = SidecarFacts(config.signal, config.measure, top, model, config.length).record()
+    how = {"passes": config.passes} if config.signal == "masked" else {}
+    return said | how | {"precision": config.precision, "method": METHOD}
+
+
+def _entropy_parts(shards: Shards, length: int) -> Iterator[list[Part]]:
+    """The parts of each shard: runs of windows of its pieces, in the order of the text, numbered over all shards."""
+    number = 0
+    for shard, pieces in zip(shards.names, packing.pieces(shards, length), strict=True):
+        some = list(packing.windows(iter([pieces]), ROWS))
+        tasks: list[Part] = []
+        for begin in range(0, len(some), WINDOWS):
+            run = some[begin : begin + WINDOWS]
+            tasks.append((f"{shard}-{begin // WINDOWS:06d}", (shards.split, number, run)))
+            number += len(run)
+        yield tasks
+
+
+def _entropy_worker(config: EntropyAnnotation) -> Worker:
+    """Asks the teacher about the windows of a part; gives a byte for each of its tokens, in the order of the text."""
+    train = Shards.open(config.data, "train")
+    asked = TeacherConfig(config.teacher, config.precision)
+    ids = train.token_ids
+    teacher = Teacher.load(
+        asked, DistillConfig(), tokenizer=config.data / TOKENIZER, ids=ids, length=config.length, vocab_size=ids.size
+    )
+    top = top_of(config.measure, ids.size)
+
+    def make(told: tuple[Split, int, list[Pieces]]) -> list[np.ndarray]:
+        split, first, some = told
+        shards = train if split == "train" else Shards.open(config.data, split)
+        found = []
+        for number, window in enumerate(some, start=first):
+            batch, text = window_batch(shards, window, number, config.length)
+            batch, text = batch.to(ranks.device()), text.to(ranks.device())
+            said = teacher.entropies([batch], config.signal, config.passes, config.measure, seed=0)[0]
+            codes = to_bytes(said, top) * batch.maskable  # special tokens in the text are never masked
+            found.append(codes[text].cpu().numpy())
+        return [np.concatenate(found)]
+
+    return make
+
+
+def window_batch(shards: Shards, window: Pieces, number: int, length: int) -> tuple[PackedBatch, Int64[Tensor, " N"]]:
+    """A run of consecutive pieces as a batch, and which of its rows are text, in the order of the text."""
+    starts, sizes = window
+    ids = shards.token_ids
+    ends = np.cumsum(sizes + 2)
+    begins = ends - sizes - 2
+    is_text = np.ones(ends[-1], bool)
+    is_text[begins] = is_text[ends - 1] = False
+    tokens = np.empty(ends[-1], np.int64)
+    tokens[begins], tokens[ends - 1] = ids.cls, ids.sep
+    tokens[is_text] = shards.read(shards.parts, starts[0] + np.arange(sizes.sum()))
+    positions = np.arange(ends[-1]) - np.repeat(begins, sizes + 2)
+    layout = Layout(
+        torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)), length,
+        torch.from_numpy(positions.astype(np.int32)),
+    )  # fmt: skip
+    ordinary = np.ones(ids.size, bool)
+    ordinary[list(ids.special)] = False
+    maskable, rows = torch.from_numpy(ordinary[tokens]), torch.from_numpy(is_text)
+    # where words begin makes no difference to a teacher
+    return PackedBatch(number, torch.from_numpy(tokens), layout, rows, maskable), rows.nonzero().squeeze(1)
+
+
+# ---- samples of the teacher at fixed masks
+
+
+@dataclass(frozen=True)
+class SampleAnnotation:
+    """How much of a teacher is stored; the run's own configuration says the rest."""
+
+    draws: int = 32
+    """Tokens drawn from the teacher's distribution at each target, with replacement; at most 255."""
+    packs: int | None = None
+    """Packs, from number 0; as many as the run asks about if not given."""
+    workers: int = 0
+    """Processes; 0 is one for each GPU, or for each core where there is none. The result does not depend on it."""
+
+    def problems(self) -> list[str]:
+        """Sentences for what is wrong."""
+        found = [] if 1 <= self.draws <= 255 else [must("draws", "lie between 1 and 255", self.draws)]
+        if self.packs is not None and self.packs < 1:
+            found.append(must("packs", "be at least 1", self.packs))
+        return found + parts.problems(self.workers)
+
+
+def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
+    """Store what ``config.teacher`` says at the targets of a run of ``config`` into ``config.distill.stored``.
+
+    ``data`` is the run's text. The run itself then names no teacher. Does nothing if the samples are there. Raises
+    ConfigError, DataError, CheckpointError.
+    """
+    raise_all(ConfigError, _sample_problems(config, how))
+    output = config.distill.stored
+    assert output is not None and config.teacher.path is not None
+    train = Shards.open(data, "train")
+    manifest = {
+        "format": stored.FORMAT, "version": stored.VERSION,
+        "facts": stored.facts_of(config, train.fingerprint),
+        "packs": how.packs or stored.needed(config), "draws": how.draws,
+        "model": masked_lm.read(config.teacher.path, "teacher.path").fingerprint(),
+        "precision": config.teacher.precision, "method": METHOD,
+    }  # fmt: skip
+    manifest = json.loads(json.dumps(manifest))
+    if output.exists():
+        held = {key: value for key, value in stored.read_manifest(output).items() if key != "files"}
+        if held != manifest:
+            raise DataError(
+                f"{output} holds other samples of a teacher. Choose another `distill.stored`, or delete it."
+            )
+        return output
+    identity = _identity(manifest)
+    work = output.with_name(f".{output.name}.partial")
+    with parts.work_folder(work, identity):
+        count = manifest["packs"]
+        tasks: list[Part] = [
+            (f"part-{n:05d}", range(n * stored.PART, min((n + 1) * stored.PART, count)))
+            for n in range(-(-count // stored.PART))
+        ]
+        parts.make(tasks, work, partial(_sample_worker, config, data, how.draws), how.workers, "samples", stored.KINDS)
+        # the teacher's samples appear whole, by a rename
+        ready = work.with_name(f".{output.name}.ready")
+        shutil.rmtree(ready, ignore_errors=True)
+        ready.mkdir()
+        files = {}
+        for name in (name for n in range(len(tasks)) for name in stored.names(n)):
+            os.link(work / name, ready / name)
+            files[name] = {"bytes": (ready / name).stat().st_size, "sha256": file_hash(ready / name)}
+        (ready / "manifest.json").write_text(json.dumps(manifest | {"files": files}, indent=1) + "\n")
+        ready.rename(output)
+    return output
+
+
+def _sample_problems(config: PretrainConfig, how: SampleAnnotation) -> list[str]:
+    found = how.problems() + config.distill.problems("distill") + config.teacher.problems("teacher")
+    found += config.masking.problems("masking") + config.packs.problems("packs") + stored.problems(config)
+    if config.distill.stored is None:
+        found.append("`distill.stored` must name the folder to write, but is missing.")
+    if config.teacher.path is None:
+        found.append("`teacher.path` must name the model to ask, but is missing.")
+    if config.teacher.deepspeed is not None:
+        found.append("`teacher.deepspeed` has no effect here: each process holds the teacher whole. Remove it.")
+    return found
+
+
+def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
+    """Asks the teacher about the packs of a part under the masks that the run will draw."""
+    train = Shards.open(data, "train")
+    sizes = config.packs
+    packs = Packs(
+        train, tokens=sizes.tokens, length=sizes.length, seed=config.seed, per_step=sizes.per_step, views=sizes.views
+    )
+    ids = packs.token_ids
+    masker = Masker(config.masking, ids)
+    # asked about every pack, whatever the weight is at its step
+    distill = DistillConfig(Schedule(start=1.0), config.distill.temperature)
+    teacher = Teacher.load(config.teacher, distill, tokenizer=data / TOKENIZER, ids=ids, length=sizes.length)
+
+    def plan_of(batch: PackedBatch) -> MaskPlan:
+        progress = batch.number // sizes.per_step / config.steps
+        return masker(batch, progress=progress, rng=PackRng(config.seed, batch.number))
+
+    def make(numbers: range) -> Sequence[np.ndarray]:
+        found = []
+        for begin in range(0, len(numbers), config.teacher.sweep):
+            some = numbers[begin : begin + config.teacher.sweep]
+            batches = [packs.batch(number).to(ranks.device()) for number in some]
+            softs = teacher.targets(batches, [plan_of(batch) for batch in batches], 0.0)
+            for number, soft in zip(some, softs, strict=True):
+                assert soft is not None
+                found.append(stored.sample(soft, draws, PackRng(config.seed, number, stored.PURPOSE)))
+        return stored.arrays(found, ids.size)
+
+    return make
+
+
+def _identity(said: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said | {"torch": torch.__version__}, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,218 @@
+"""Stored samples of a teacher: what it would put at the targets of masks that are fixed in advance.
+
+For each target of a pack, K tokens drawn with replacement from softmax(logits / temperature), as the tokens found and
+how often each (Anshumann et al. 2025, "Sparse Logit Sampling"). The shares of a sample are in expectation the
+teacher's probabilities, so the gradient of the student is unbiased; a renormalised top-k would be sharper than the
+teacher. Three or five bytes a token and K = 12 to 50 tokens a target; reading is a look into a mapped file.
+
+    manifest.json               of which run, how many packs and draws, size and sha256 of each file
+    part-00000.tokens.npy       (targets of the part's packs, K), uint16 or uint32
+    part-00000.counts.npy       the same shape, uint8; 0 fills up a row
+    part-00000.offsets.npy      where each pack begins
+
+A part holds ``PART`` packs. The samples are a function of (seed, pack number), as masks are; a folder fits the runs
+whose text, packs, masks, seed and temperature are the same, and is refused by every other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
+from megamask.config import PretrainConfig
+from megamask.data.shards import file_hash, id_type
+from megamask.errors import ConfigError, DataError, must, raise_all
+from megamask.masking.rng import PackRng
+from megamask.runs import flatten
+from megamask.teacher import DistillConfig, scale
+
+FORMAT, VERSION = "megamask teacher samples", 1
+PART = 64
+BLOCK = 2**22
+PURPOSE = "teacher"
+KINDS = ("tokens", "counts", "offsets")
+CURE = "Make them anew with tools/annotate_targets.py."
+
+
+def facts_of(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
+    """What the targets of every pack of a run depend on, and the temperature, as JSON can hold it."""
+    masking = asdict(config.masking)
+    for unused in ("score", "entropy", "explore"):  # random masking asks neither
+        masking.pop(unused, None)
+    moves = config.masking.ratio.kind != "constant"
+    views = config.packs.views
+    return {
+        "text": fingerprint,
+        "seed": config.seed,
+        "packs": {"tokens": config.packs.tokens, "length": config.packs.length, "views": views}
+        # which text a pack holds, and how far the run is, follow from the place in the step
+        | ({"per_step": config.packs.per_step} if moves or views > 1 else {}),
+        "masking": masking,
+        "distill": {"temperature": config.distill.temperature},
+    } | ({"steps": config.steps} if moves else {})
+
+
+def problems(config: PretrainConfig) -> list[str]:
+    """Sentences for why masks are not fixed in advance."""
+    if config.masking.score == "uniform":
+        return []
+    rule = "be 'uniform' with `distill.stored`, for other masks are not known in advance"
+    return [must("masking.score", rule, config.masking.score)]
+
+
+def needed(config: PretrainConfig) -> int:
+    """How many packs a run asks about, from pack 0: up to the last step at which the weight is above 0."""
+    weights = (config.distill.weight(step / config.steps) for step in range(config.steps - 1, -1, -1))
+    unused = next((n for n, weight in enumerate(weights) if weight > 0), config.steps)
+    return (config.steps - unused) * config.packs.per_step
+
+
+class Stored:
+    """What was stored of a teacher, in place of one."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], distill: DistillConfig, ids: TokenIds):
+        self.folder, self.manifest, self.distill, self.ids = folder, manifest, distill, ids
+        self._part = lru_cache(maxsize=8)(self._open)
+
+    @classmethod
+    def open(cls, config: PretrainConfig, fingerprint: str, ids: TokenIds, *, verify: bool = True) -> Stored:
+        """The folder ``config.distill.stored``, checked against the run; DataError or ConfigError with every problem.
+
+        ``fingerprint`` is that of the run's text; ``verify`` holds every byte against its sha256.
+        """
+        folder = config.distill.stored
+        assert folder is not None
+        manifest = read_manifest(folder)
+        raise_all(ConfigError, problems(config) + _differences(folder, manifest, facts_of(config, fingerprint)))
+        if manifest["packs"] < (count := needed(config)):
+            raise ConfigError(
+                f"`distill.stored` holds {manifest['packs']} packs, but the run asks about {count}. Store more, or let "
+                "`distill.weight` end earlier."
+            )
+        raise_all(DataError, list(_damage(folder, manifest, verify)))
+        return cls(folder, manifest, config.distill, ids)
+
+    def targets(
+        self, batches: Sequence[PackedBatch], plans: Sequence[MaskPlan], progress: float
+    ) -> list[SoftTargets | None]:
+        """What was stored for each pack; None while the weight is 0."""
+        share = self.distill.weight(progress)
+        if share == 0:
+            return [None] * len(batches)
+        found: list[SoftTargets | None] = []
+        for batch, plan in zip(batches, plans, strict=True):
+            tokens, counts = self._pack(batch.number, len(plan.targets), plan.targets.device)
+            factor = scale(self.distill, batch, plan, len(plan.targets), self.ids)
+            found.append(SoftTargets(share, self.distill.temperature, factor, tokens=tokens, counts=counts))
+        return found
+
+    def _pack(self, number: int, targets: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if number >= self.manifest["packs"]:
+            raise DataError(
+                f"{self.folder} holds {self.manifest['packs']} packs, but the run asks about pack {number}."
+            )
+        tokens, counts, offsets = self._part(number // PART)
+        rows = slice(*offsets[number % PART : number % PART + 2])
+        if rows.stop - rows.start != targets:
+            raise DataError(
+                f"{self.folder} holds {rows.stop - rows.start} targets of pack {number}, but its mask has {targets}. "
+                f"{CURE}"
+            )
+        return (
+            torch.from_numpy(tokens[rows].astype(np.int64)).to(device),
+            torch.from_numpy(counts[rows].astype(np.float32)).to(device),
+        )
+
+    def _open(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        files = (self.folder / name for name in names(part))
+        tokens, counts, offsets = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
+        return tokens, counts, offsets
+
+
+def names(part: int) -> list[str]:
+    """The files of a part: tokens, counts, offsets."""
+    return [f"part-{part:05d}.{kind}.npy" for kind in KINDS]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in ``folder``; DataError if there is none of this format."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{folder} holds no manifest.json, so no finished samples of a teacher. {CURE}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}. {CURE}") from None
+    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise DataError(f"{path} is no manifest of samples of a teacher, version {VERSION}. {CURE}")
+    return manifest
+
+
+def _differences(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    held, asked = flatten(manifest["facts"]), flatten(wanted)
+    return [
+        f"`distill.stored` ({folder}) was made with `{key}` {held.get(key)!r}, but the run has {asked.get(key)!r}: its "
+        "masks or its teacher would be others. Set it alike, or make the samples anew with tools/annotate_targets.py."
+        for key in sorted(held.keys() | asked.keys())
+        if held.get(key) != asked.get(key)
+    ]
+
+
+def _damage(folder: Path, manifest: dict[str, Any], verify: bool):
+    for name in (name for part in range(-(-manifest["packs"] // PART)) for name in names(part)):
+        file, said = folder / name, manifest["files"].get(name)
+        if said is None or not file.is_file():
+            yield f"{file} is missing. {CURE}"
+        elif file.stat().st_size != said["bytes"]:
+            yield f"{file} must have {said['bytes']} bytes, but has {file.stat().st_size}. {CURE}"
+        elif verify and file_hash(file) != said["sha256"]:
+            yield f"{file} is damaged: its sha256 is not that in manifest.json. {CURE}"
+
+
+@torch.no_grad()
+def sample(soft: SoftTargets, draws: int, rng: PackRng) -> tuple[Int64[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
+    """``draws`` tokens from the teacher's distribution at each row, as different tokens and how often each was drawn.
+
+    By inversion: a number in (0, 1) falls into one token's part of the cumulated probabilities, formed in 64 bits for
+    some rows at a time.
+    """
+    assert soft.hidden is not None and soft.weight is not None and soft.bias is not None
+    rows = len(soft.hidden)
+    places = rng.uniform(rows * draws, soft.hidden.device).view(rows, draws)
+    drawn = torch.empty(rows, draws, dtype=torch.long, device=soft.hidden.device)
+    step = max(1, BLOCK // len(soft.weight))
+    for begin in range(0, rows, step):
+        some = slice(begin, begin + step)
+        logits = (soft.hidden[some] @ soft.weight.t()).double() + soft.bias.double()
+        cumulated = (logits / soft.temperature).softmax(-1).cumsum(-1)
+        drawn[some] = torch.searchsorted(cumulated, places[some] * cumulated[:, -1:], right=True)
+    return counted(drawn.clamp_(max=len(soft.weight) - 1))
+
+
+def counted(drawn: Int64[Tensor, "Q K"]) -> tuple[Int64[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
+    """The different numbers of each row, ascending, and how often each stands there; 0 times fills up a row."""
+    drawn = drawn.sort(-1).values
+    new = torch.ones_like(drawn)
+    new[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
+    place = new.cumsum(-1) - 1
+    counts = torch.zeros_like(drawn).scatter_add_(1, place, torch.ones_like(drawn))
+    return torch.zeros_like(drawn).scatter_(1, place, drawn), counts
+
+
+def arrays(
+    found: Sequence[tuple[Int64[Tensor, "_Q K"], Int64[Tensor, "_Q K"]]], vocab_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, counts and offsets of a part, from the samples of its packs."""
+    tokens = torch.cat([tokens for tokens, _ in found]).cpu().numpy().astype(id_type(vocab_size))
+    counts = torch.cat([counts for _, counts in found]).cpu().numpy().astype(np.uint8)
+    return tokens, counts, np.cumsum([0, *(len(tokens) for tokens, _ in found)]).astype(np.int64)

@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""A stored sample of a teacher at the targets of a run: ``tools/annotate_targets.py --data DIR --teacher.path PATH
+--distill.stored DIR --distill.weight.start 0.5 [what else the run is told]``.
+
+Takes the flags of megamask/pretrain.py, so that the masks are those of the run, and --draws, --packs, --workers. The
+run is then started with the same flags, without --teacher.path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from megamask import command, prepare
+from megamask.annotate import SampleAnnotation, samples
+from megamask.errors import MegamaskError
+from megamask.pretrain import CACHE
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--draws", type=int, default=SampleAnnotation.draws, help="tokens drawn at each target")
+    parser.add_argument("--packs", type=int, help="packs, from number 0; as many as the run asks about if not given")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one for each GPU or core")
+    own, rest = parser.parse_known_args(args)
+    try:
+        run = command.parse(rest).run
+        data = run.data or prepare.local_data(CACHE)
+        folder = samples(run, data, SampleAnnotation(own.draws, own.packs, own.workers))
+    except MegamaskError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    print(f"{folder}: samples of the teacher. Train with the same flags, without --teacher.path.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
