@@ -55,8 +55,9 @@ def parse(arguments: list[str] | None = None) -> Command:
 
 def show_recipes() -> str:
     """The recipes, a line each."""
-    width = max(len(name) for name in recipes.RECIPES)
-    return "\n".join(f"{name:{width}}  {recipes.summary(name)}" for name in recipes.RECIPES)
+    listed = recipes.listed()
+    width = max(len(name) for name in listed)
+    return "\n".join(f"{name:{width}}  {said}" for name, said in listed.items())
 
 
 def show_config(config: PretrainConfig) -> str:

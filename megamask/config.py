@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megamask import teacher as teachers
 from megamask.batch import TokenIds
+from megamask.checkpoint import RunFolder
 from megamask.engine import ds_file
 from megamask.engine.optimizer import OptimizerConfig
+from megamask.entropy.source import EntropyConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
 from megamask.masking.masker import MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.objective import ObjectiveConfig
 from megamask.runs import flatten
+from megamask.teacher import DistillConfig, TeacherConfig
 
 FREE = frozenset(
     {"data", "verify", "output", "init", "log", "checkpoint", "validation", "export", "recipe", "deepspeed"}
@@ -40,6 +44,9 @@ class PacksConfig:
     """Longest sequence in rows, special tokens included; longer documents are cut."""
     per_step: int = 8
     """Packs of one optimizer step, over all ranks and micro-steps."""
+    views: int = 1
+    """Packs of a step that hold the same text, each under a mask of its own: one pass of a model says how unsure it is
+    for all of them. A step then holds `per_step` / `views` different texts."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong."""
@@ -48,8 +55,8 @@ class PacksConfig:
             found.append(must(f"{name}.length", "be at least 8", self.length))
         if self.tokens < self.length:
             found.append(must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens))
-        if self.per_step < 1:
-            found.append(must(f"{name}.per_step", "be at least 1", self.per_step))
+        counts = {"per_step": self.per_step, "views": self.views}
+        found += [must(f"{name}.{part}", "be at least 1", count) for part, count in counts.items() if count < 1]
         return found
 
 
@@ -114,14 +121,20 @@ class PretrainConfig:
     seed: int = 1
     """Seeds the first weights, the order of the text, the masks and dropout."""
     init: Path | None = None
-    """Folder of first weights (tools/convert_from_hf.py makes it), which then say the encoder's preset and size;
-    without it they are random."""
+    """Folder of first weights (tools/convert_from_hf.py makes it) or of a run, whose newest checkpoint they are; they
+    then say the encoder's preset and size. Without it they are random."""
+    init_layers: tuple[int, ...] | None = None
+    """Layers of `init`, counted from 0, of which the first weights are made, such as 0 2 4 6 8 10 for half of a
+    teacher's (as DistilBERT does); None: all."""
     export: bool = True
     """Whether the finished model is written for transformers to OUTPUT/export."""
     packs: PacksConfig = field(default_factory=PacksConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -139,20 +152,53 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
     found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
     found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
     found += config.log.problems("log") + ds_file.problems(config.optimizer, ds)
+    found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
+    found += config.distill.problems("distill") + teachers.problems(config.teacher, config.distill, config.entropy)
+    found += _guided(config, ds)
     per_step = config.packs.per_step
     if per_step >= 1 and per_step % world:
         cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}."
         found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
+    views = config.packs.views
+    if min(per_step, views) >= 1 and per_step % (views * world):
+        rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
+        found.append(must("packs.views", rule, views))
+    if config.init_layers is not None and config.init is None:
+        found.append("`init_layers` has no effect without `init`. Remove it or name first weights.")
     if config.init is None:
         longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
         if config.packs.length > longest:
             found.append(must("packs.length", f"be at most `model.max_positions` ({longest})", config.packs.length))
-    if config.init is not None and not (config.init / "model.safetensors").is_file():
+    if config.init and not (config.init / "model.safetensors").is_file() and not _is_run(config.init):
         found.append(
-            f"`init` names {config.init}, which holds no model.safetensors. Make it with tools/convert_from_hf.py."
+            f"`init` names {config.init}, which holds neither model.safetensors nor checkpoints/. Make it with "
+            "tools/convert_from_hf.py, or name the folder of a run."
         )
     raise_all(ConfigError, found)
     return ds
+
+
+def _is_run(folder: Path) -> bool:
+    return RunFolder(folder).checkpoints.is_dir()
+
+
+def _guided(config: PretrainConfig, ds: dict[str, Any]) -> list[str]:
+    """What score, source of entropy and optimizer stage cannot do together."""
+    entropy, found = config.entropy, []
+    if config.masking.score == "entropy" and entropy.source == "none":
+        found.append("`masking.score` 'entropy' needs `entropy.source`. Name one, such as 'probe'.")
+    if config.masking.score != "entropy" and entropy.source != "none":
+        found.append(
+            f"`entropy.source` {entropy.source!r} has no effect on the score {config.masking.score!r}. Set "
+            "`masking.score` to 'entropy', or remove it."
+        )
+    strategy = config.masking.entropy.strategy
+    if entropy.candidates is not None and strategy not in ("high", "proportional"):
+        rule = f"be left out with the strategy {strategy!r}, which takes rows that the probe does not propose"
+        found.append(must("entropy.candidates", rule, entropy.candidates))
+    if entropy.average is not None and ds_file.zero_stage(ds) == 3:
+        found.append("`entropy.average` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
+    return found
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Packs:
         )  # fmt: skip
 
     def places(self, number: int) -> Int64[Tensor, " T"]:
-        """Where the token of each row of pack ``number`` stands in the split's stream of tokens; -1 if it is no text."""
+        """Where each row of pack ``number`` stands in the split's stream of tokens; -1 for a row that is no text."""
         inside, begins, ends = self._stream(number)
         inside[begins] = inside[ends - 1] = -1
         places = np.full(self.tokens, -1)

@@ -124,11 +124,21 @@ class Engine:
         self._engine.eval()
         return self._engine(batch, plan, None)
 
+    @property
+    def objective(self) -> Any:
+        """What is trained, as DeepSpeed holds it: in its precision, under stage 3 in parts."""
+        return self._engine.module
+
+    @property
+    def width(self) -> int:
+        """Of the rows that `embed` gives."""
+        return self.objective.encoder.shape.hidden_size
+
     @torch.no_grad()
     def embed(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
         """The rows that enter the first layer when nothing is hidden, without dropout: what a probe looks at."""
         self._engine.eval()
-        return self._engine.module.encoder.embed(batch.tokens, batch.layout)
+        return self.objective.encoder.embed(batch.tokens, batch.layout)
 
     def current(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight by name as this rank computes with it, in the precision of the forward pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -59,4 +60,14 @@ def test_what_is_shown_is_read_back(tmp_path: Path) -> None:
     config = parse(["--recipe", "whole-word", "--masking.ratio.start", "0.25", "--model.num-layers", "3"]).run
     (tmp_path / "shown.json").write_text(show_config(config))
     assert parse(["--config", str(tmp_path / "shown.json")]).run == config
-    assert [line.split()[0] for line in show_recipes().splitlines()] == list(RECIPES)
+
+
+def test_the_list_stands_for_every_recipe_and_no_other() -> None:
+    shown = [line.split()[0] for line in show_recipes().splitlines()]
+    every = []
+    for name in shown:
+        # NAME[-a|-b][-c]: each bracket holds what may follow, one of it or nothing
+        base, *brackets = name.replace("]", "").split("[")
+        endings = [("", *bracket.split("|")) for bracket in brackets]
+        every += ["".join((base, *chosen)) for chosen in itertools.product(*endings)]
+    assert sorted(every) == sorted(RECIPES)

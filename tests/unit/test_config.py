@@ -14,7 +14,8 @@ from megamask.config import PacksConfig, PretrainConfig, as_dict, check, overrid
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError
 from megamask.model.shape import ModelConfig
-from megamask.recipes import RECIPES, named, summary
+from megamask.recipes import RECIPES, listed, named
+from megamask.teacher import TeacherConfig
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -22,12 +23,19 @@ def test_a_recipe_is_sound_and_read_back_from_what_is_written(recipe: str, tmp_p
     config = named(recipe)
     (tmp_path / "config.json").write_text(json.dumps(as_dict(config)))
     found = read(tmp_path / "config.json")
-    for base in RECIPES:
+    for base in ("tiny", "bert", "entropy-kd-after-init-both"):
         assert override(named(base), found, "file") == config
     zero1 = tmp_path / "zero1.json"
     zero1.write_text('{"zero_optimization": {"stage": 1}}')
+    if config.distill.active or config.entropy.source == "teacher":
+        with pytest.raises(ConfigError, match=r"needs `teacher.path`"):
+            check(config, zero1, config.packs.per_step)
+        config = replace(config, teacher=TeacherConfig("a model"))
     assert check(config, zero1, config.packs.per_step) == {"zero_optimization": {"stage": 1}}
-    assert summary(recipe).endswith(".")
+
+
+def test_every_recipe_says_what_it_is() -> None:
+    assert all(said.endswith(".") and len(said.split()) > 5 for said in listed().values())
 
 
 @settings(max_examples=20)  # each builds the whole schema

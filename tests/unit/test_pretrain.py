@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from megamask import ranks
 from megamask.config import PacksConfig, PretrainConfig
-from megamask.pretrain import Stop, numbers, seed_of
+from megamask.pretrain import Stop, numbers
+from megamask.training import seed_of
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 5), st.integers(1, 6))

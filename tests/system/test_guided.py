@@ -1,0 +1,119 @@
+"""Runs whose masks follow an entropy, and that learn from a teacher: killed and gone on with, on one rank and two."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megamask.checkpoint import RunFolder
+from tests.system.commands import free_port, metrics, shell, train, training
+from tests.system.test_story import tensors
+from tests.tolerances import assert_close
+
+STEPS = 12
+ENTROPY = {"masking.score": "entropy", "masking.explore.start": 0.2, "masking.explore.end": 0.2}
+AUDIT = {"entropy.audit.every": 2}
+GUIDES: dict[str, dict[str, object]] = {
+    "frequency": {"entropy.source": "frequency"},
+    "probe": {"entropy.source": "probe", "optimizer.weight-decay": 0.0} | AUDIT,
+    # 8 packs a step: the second epoch begins in the middle of the run
+    "cache": {"entropy.source": "cache", "packs.per-step": 8},
+    "exact": {"entropy.source": "exact", "entropy.signal": "clean", "masking.unit": "word"},
+    "masked": {"entropy.source": "exact", "entropy.passes": 2, "packs.views": 2, "packs.per-step": 4},
+    "average": {"entropy.source": "exact", "entropy.signal": "clean", "entropy.average": 0.9} | AUDIT,
+    "candidates": {"entropy.source": "exact", "entropy.candidates": 2.0, "entropy.passes": 2},
+    "falls back": {"entropy.source": "frequency", "entropy.audit.fall-back": "probe", "entropy.audit.patience": 1}
+    | {"entropy.audit.threshold": 0.99}
+    | AUDIT,
+}
+FIGURES = ("train/loss", "valid/loss", "train/distill", "entropy/mean", "entropy/spread", "audit/gain", "audit/overlap")
+
+
+def words(settings: dict[str, object]) -> list[str]:
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def guided(guide: str) -> list[str]:
+    return words(ENTROPY | GUIDES[guide])
+
+
+@pytest.fixture(scope="module")
+def taught(finished: Path) -> list[str]:
+    """Settings of a run that has a finished one as its teacher."""
+    settings = {"teacher.path": finished, "teacher.precision": "fp32"}
+    settings |= {"distill.weight.kind": "step", "distill.weight.start": 0.0, "distill.weight.end": 0.5}
+    settings |= {"distill.weight.at": 0.3, "distill.temperature": 2.0, "entropy.source": "teacher"}
+    return words(ENTROPY | settings)
+
+
+def assert_resumes(data: Path, folder: Path, settings: list[str]) -> Path:
+    """A run that lost all after its first checkpoint, but for what it keeps beside, ends as it did before."""
+    whole, again = folder / "whole", folder / "again"
+    more = {"steps": STEPS, "checkpoint__every": 5, "checkpoint__keep": 9, "validation__every": 4}
+    ended = train(data, whole, *settings, **more)
+    assert ended.code == 0, ended.err
+    shutil.copytree(whole, again)
+    run = RunFolder(again)
+    for step in run.steps():
+        if step > 5:
+            shutil.rmtree(run.checkpoint(step))
+    ended = train(data, again, *settings, **more)
+    assert ended.code == 0, ended.err
+    assert f"going on after step 5 of {STEPS}" in ended.out
+    ours, theirs = tensors(again, STEPS), tensors(whole, STEPS)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert metrics(again, *FIGURES) == metrics(whole, *FIGURES)
+    return whole
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_guided_run_resumes_bit_for_bit(guide: str, data: Path, tmp_path: Path) -> None:
+    whole = assert_resumes(data, tmp_path, guided(guide))
+    told = metrics(whole, "entropy/spread", "audit/gain")
+    assert all((step, "entropy/spread") in told for step in range(1, STEPS + 1))
+    assert ((4, "audit/gain") in told) == ("entropy.audit.every" in GUIDES[guide])
+
+
+def test_a_run_with_a_teacher_resumes_bit_for_bit_and_learns_from_it_when_its_time_has_come(
+    data: Path, taught: list[str], tmp_path: Path
+) -> None:
+    whole = assert_resumes(data, tmp_path, taught)
+    told = [step for step, _ in metrics(whole, "train/distill")]
+    assert told == [step + 1 for step in range(STEPS) if step / STEPS >= 0.3]
+
+
+def test_the_next_source_takes_over_and_the_log_says_so(data: Path, tmp_path: Path) -> None:
+    ended = train(data, tmp_path / "run", *guided("falls back"), steps=STEPS)
+    assert "From now on 'probe' is used." in ended.out
+
+
+@pytest.mark.parametrize(("name", "stage"), [("probe", 3), ("exact", 0), ("teacher", 3)])
+def test_two_ranks_are_one(
+    name: str, stage: int, data: Path, finished: Path, taught: list[str], tmp_path: Path
+) -> None:
+    # of a model that has learnt something: at first entropies differ by little more than rounding
+    more = {"init": finished, "steps": 4, "optimizer__rate__peak": 1e-4}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    zero = ["--deepspeed", tmp_path / "zero.json"]
+    settings = taught if name == "teacher" else guided(name)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    ended = train(data, alone, *settings, *zero, **more)
+    assert ended.code == 0, ended.err
+    command = ["torchrun", "--nproc_per_node", 2, "--master-port", free_port(), "--rdzv-backend", "static"]
+    ended = shell(*command, "megamask/pretrain.py", *training(data, together, **more), *settings, *zero)
+    assert ended.code == 0, ended.out + ended.err
+    found, expected = metrics(together, *FIGURES), metrics(alone, *FIGURES)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert_close(torch.tensor(found[key]), torch.tensor(value))
+
+
+def test_help_names_every_source() -> None:
+    said = shell(sys.executable, "megamask/pretrain.py", "--help").out
+    assert all(source in said for source in ("frequency", "probe", "sidecar", "cache", "exact", "teacher"))
