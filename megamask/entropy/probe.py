@@ -9,8 +9,23 @@ It reads the model's own embedding of the unmasked text, detached, and how rare 
 The loss yields the entropy at every masked token anyway. Those tokens were chosen, not drawn evenly, so each counts by
 the inverse of the chance it had. It learns from each of the first ``EAGER`` steps, then from one in ``EVERY``.
 
-Cost per token: 2 (D W + 7 W + W^2) operations for the answer and three times that in a step that is learnt from:
-0.2 million at D = 768, 0.03 % of a step of a base model. On a GPU its price is its ~30 kernels a pack.
+Cost per token: 2 (D W + 7 W + W^2) operations for the answer and three times that in a step that is learnt from: in all
+0.2 million at D = 768, 0.03 % of a step of a base model. On one core beside a forward and backward pass of the small
+preset (packs of 4,096 rows, 16,384 tokens, bf16, 20 % targets; medians of interleaved runs): 1.017 of its time. On a
+GPU its price is its small kernels, about 30 for a pack and 70 more in one step of four.
+
+How good it is, on a frozen model of 6 layers of width 384 (100 % [MASK], 9 million tokens of English seen), after 400
+packs of 4,096 rows with 20 % targets, against the exact `masked` signal of four passes on 16 held-out packs:
+
+| | overlap of the top 20 % | captured gain | Spearman |
+|---|---|---|---|
+| -log unigram frequency | 0.43 | 0.63 | 0.62 |
+| exact entropy of the clean text | 0.52 | 0.69 | 0.70 |
+| this probe | 0.60 | 0.85 | 0.79 |
+| the exact signal, drawn a second time | 0.64 | 0.79 | 0.75 |
+
+It may pass the second drawing: what it foretells is a mean over drawings. With 32 channels the overlap was 0.589, with
+128 0.607, at three times the rate 0.599; with one step in four learnt from since the start 0.57.
 """
 
 from __future__ import annotations
@@ -184,13 +199,9 @@ def weights(plan: MaskPlan) -> Float[Tensor, " M"]:
 def convolve(x: Float[Tensor, "T C"], taps: Float[Tensor, "K C"], layout: Layout) -> Float[Tensor, "T C"]:
     """A depthwise convolution along each sequence by itself: beyond both its ends stand zeros.
 
-    Sequences are laid out with gaps of (K - 1) / 2 rows of zeros, so every tap is one shifted product.
+    Sequences are laid out with gaps of (K - 1) / 2 rows of zeros, so that one product of all windows serves the pack.
     """
     reach, rows = len(taps) // 2, layout.rows
     place = torch.arange(rows, device=x.device) + reach * (layout.sequence + 1)
     apart = x.new_zeros(rows + reach * (len(layout.lengths) + 1), x.shape[1]).index_copy(0, place, x)
-    span = len(apart) - 2 * reach
-    total = apart[:span] * taps[0]
-    for tap in range(1, len(taps)):
-        total = torch.addcmul(total, apart[tap : tap + span], taps[tap])
-    return total.index_select(0, place - reach)
+    return (apart.unfold(0, len(taps), 1) * taps.t()).sum(-1).index_select(0, place - reach)
