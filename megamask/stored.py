@@ -17,7 +17,7 @@ whose text, packs, masks, seed and temperature are the same, and is refused by e
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from megamask import ranks
 from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
 from megamask.config import PretrainConfig
 from megamask.data.shards import file_hash, id_type
@@ -88,7 +89,7 @@ class Stored:
     def open(cls, config: PretrainConfig, fingerprint: str, ids: TokenIds, *, verify: bool = True) -> Stored:
         """The folder ``config.distill.stored``, checked against the run; DataError or ConfigError with every problem.
 
-        ``fingerprint`` is that of the run's text; ``verify`` holds every byte against its sha256.
+        ``fingerprint`` is that of the run's text; ``verify`` holds every byte against its sha256. Collective.
         """
         folder = config.distill.stored
         assert folder is not None
@@ -99,7 +100,7 @@ class Stored:
                 f"`distill.stored` holds {manifest['packs']} packs, but the run asks about {count}. Store more, or let "
                 "`distill.weight` end earlier."
             )
-        raise_all(DataError, list(_damage(folder, manifest, verify)))
+        ranks.by_main(lambda: raise_all(DataError, list(_damage(folder, manifest, verify))))
         return cls(folder, manifest, config.distill, ids)
 
     def targets(
@@ -168,7 +169,7 @@ def _differences(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any])
     ]
 
 
-def _damage(folder: Path, manifest: dict[str, Any], verify: bool):
+def _damage(folder: Path, manifest: dict[str, Any], verify: bool) -> Iterator[str]:
     for name in (name for part in range(-(-manifest["packs"] // PART)) for name in names(part)):
         file, said = folder / name, manifest["files"].get(name)
         if said is None or not file.is_file():

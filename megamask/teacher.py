@@ -133,6 +133,10 @@ def problems(teacher: TeacherConfig, distill: DistillConfig, entropy: EntropyCon
 class Teacher:
     """A frozen model. Cut up by DeepSpeed, every method is collective: all ranks bring the same number of packs."""
 
+    fingerprint = ""
+    """sha256 of the weights that were loaded: a path may hold another model when a run goes on, such as a newer
+    checkpoint."""
+
     def __init__(self, model: MaskedLM, config: TeacherConfig, distill: DistillConfig, ids: TokenIds):
         """``model`` is changed in place and must not be used elsewhere."""
         self.config, self.distill, self.ids = config, distill, ids
@@ -181,7 +185,10 @@ class Teacher:
         if model.longest is not None and length > model.longest:
             found.append(must("packs.length", f"be at most {model.longest}, the positions of `teacher.path`", length))
         raise_all(CheckpointError, found)
-        return cls(_fitted(model, vocab_size or ids.size), config, distill, ids)
+        fingerprint = model.fingerprint()
+        teacher = cls(_fitted(model, vocab_size or ids.size), config, distill, ids)
+        teacher.fingerprint = fingerprint
+        return teacher
 
     # ---- what the student shall learn
 

@@ -165,7 +165,9 @@ def test_a_run_and_its_checkpoint_and_first_weights_are_one_teacher(student, fir
     for step, weights in ((2, older), (7, model)):
         tensors = {f"weights/{n}": p.detach() for n, p in weights.named_parameters()}
         publish(run, step, tensors | {"exp_avg/x": torch.zeros(1)}, {}, keep=3)
-    found = [load(path).targets(*packs, 0.0) for path in (run.path, run.checkpoint(7), run.checkpoint(2))]
+    teachers = [load(path) for path in (run.path, run.checkpoint(7), run.checkpoint(2))]
+    assert teachers[0].fingerprint == teachers[1].fingerprint != teachers[2].fingerprint
+    found = [teacher.targets(*packs, 0.0) for teacher in teachers]
     expected = [model.head.logits(model.represent(batch, plan)) for batch, plan in zip(*packs, strict=True)]
     for newest, same, old, logits in zip(*found, expected, strict=True):
         assert_close(logits_of(newest), logits)
