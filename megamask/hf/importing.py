@@ -56,7 +56,7 @@ def fetch(source: str | Path, setting: str) -> Path:
     name = str(source)
     from huggingface_hub import snapshot_download
 
-    wanted = ["config.json", "*.safetensors", *TOKENIZER_FILES]
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # no such name, no network, no permission: one sentence for all

@@ -186,6 +186,19 @@ def test_any_model_of_transformers_says_packed_what_it_says_alone(theirs, load, 
         assert_close(logits_of(soft).log_softmax(-1), expected.log_softmax(-1))
 
 
+@torch.no_grad()
+def test_a_model_in_several_files_is_one_model(theirs, load, packs):
+    folder, model = theirs("roberta")
+    whole = load(folder)
+    (folder / WEIGHTS).unlink()
+    model.save_pretrained(folder, max_shard_size="10KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    pieces = load(folder)
+    assert pieces.fingerprint == whole.fingerprint
+    for a, b in zip(whole.targets(*packs, 0.0), pieces.targets(*packs, 0.0), strict=True):
+        assert torch.equal(a.hidden, b.hidden)
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @torch.no_grad()
 def test_packs_in_one_sweep_are_packs_one_by_one(theirs, load, packs, kind):
