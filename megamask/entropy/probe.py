@@ -12,7 +12,7 @@ the inverse of the chance it had. It learns from each of the first ``EAGER`` ste
 Cost per token: 2 (D W + 7 W + W^2) operations for the answer and three times that in a step that is learnt from: in all
 0.2 million at D = 768, 0.03 % of a step of a base model. On one core beside a forward and backward pass of the small
 preset (packs of 4,096 rows, 16,384 tokens, bf16, 20 % targets; medians of interleaved runs): 1.017 of its time. On a
-GPU its price is its small kernels, about 30 for a pack and 70 more in one step of four.
+GPU its price is its small kernels: about 30 a pack and, in one step of four, 80 more a pack and 50 for its own step.
 
 How good it is, on a frozen model of 6 layers of width 384 (100 % [MASK], 9 million tokens of English seen), after 400
 packs of 4,096 rows with 20 % targets, against the exact `masked` signal of four passes on 16 held-out packs:
