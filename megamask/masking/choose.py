@@ -48,7 +48,7 @@ def choose(
     A ``score`` of None takes all pieces for alike, whatever the temperature. Of each share, round(``explore`` x
     ``budget``) rows in all, rounded at random too, go to pieces drawn by lot from those that the score did not take;
     so the score has the first choice, and every piece that it left has the same chance. If that is the whole budget,
-    the choice is that of a score of None, to the bit.
+    or the budget all that can be masked, the choice is that of a score of None, to the bit.
 
     The probability is budget / available for a score of None, else see ``chances``. What was set right for the pack
     as a whole has no chance that could be written down and is given that mean too: with tokens there is none of it,
@@ -62,8 +62,8 @@ def choose(
             "Lower `masking.ratio` or raise `packs.length`: very short documents are mostly special tokens."
         )
     explored = round(explore * budget)
-    if explored == budget:
-        score, explored = None, 0
+    if budget in (explored, available):
+        score = None  # it has no say
     pieces = Pieces.of(piece, batch, int(piece[-1]) + 1)
     noise = rng.gumbel(len(pieces.size), piece.device)
     share = _shares(pieces.maskable, budget, rng)

@@ -11,6 +11,7 @@ from megamask.masking.choose import choose
 from megamask.masking.rng import PackRng
 from megamask.masking.units import pieces
 from tests.batches import pack
+from tests.tolerances import assert_close
 
 UNITS = ["token", "word", "span"]
 LENGTHS = [40, 3, 25, 64, 7, 12]  # so short that some have a share of no row at all in many draws
@@ -21,17 +22,24 @@ def scores(batch):
 
 
 @pytest.mark.parametrize(
-    ("given", "temperature", "explore"),
-    [(False, 1.0, 0.0), (True, 1.0, 0.0), (True, 0.5, 0.2), (True, 0.0, 0.3), (True, 0.0, 0.1)],
+    ("given", "temperature", "explore", "budget"),
+    [
+        (False, 1.0, 0.0, 30),
+        (True, 1.0, 0.0, 30),
+        (True, 0.5, 0.2, 30),
+        (True, 0.0, 0.3, 30),
+        (True, 0.0, 0.1, 30),
+        (True, 1.0, 0.5, 100),  # so many that the lot matters beside the score
+    ],
 )
-def test_weighed_by_inverse_chance_the_chosen_tokens_speak_for_all(given, temperature, explore):
+def test_weighed_by_inverse_chance_the_chosen_tokens_speak_for_all(given, temperature, explore, budget):
     batch = pack(LENGTHS, padding=7)
     score = scores(batch) if given else None
     rows, truth, draws = torch.arange(batch.layout.rows), int(batch.maskable.sum()), 600
     counts = []
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
-        chosen = choose(score, rows, 30, one, PackRng(2, number), temperature=temperature, explore=explore)
+        chosen = choose(score, rows, budget, one, PackRng(2, number), temperature=temperature, explore=explore)
         counts.append((1 / chosen.probability.double()).sum())
     found = torch.stack(counts)
     assert (found.mean() - truth).abs() <= 5 * found.std() / draws**0.5 + 1e-4
@@ -64,6 +72,30 @@ def test_without_noise_and_exploration_what_is_taken_was_certain():
     batch = pack([42, 82])
     chosen = choose(scores(batch), torch.arange(124), 30, batch, PackRng(0, 0), temperature=0)
     assert int((chosen.probability == 1).sum()) >= 29  # one row may have hung on how a share was rounded
+
+
+@pytest.mark.parametrize("explore", [0.0, 0.4])
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_is_taken_whole_was_certain(unit, explore):
+    batch = pack(LENGTHS)
+    rng = PackRng(0, 0)
+    available = int(batch.maskable.sum())
+    chosen = choose(scores(batch), pieces(unit, batch, rng), available, batch, rng, explore=explore)
+    assert torch.equal(chosen.probability, torch.ones(available))
+
+
+@pytest.mark.parametrize("explore", [0.0, 0.4])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_only_token_of_a_sequence_has_the_chance_that_its_sequence_has_a_row(temperature, explore):
+    batch = pack([3] * 20 + [42])
+    score, seen = scores(batch), 0
+    for number in range(20):
+        rng = PackRng(0, number)
+        chosen = choose(score, torch.arange(102), 15, batch, rng, temperature=temperature, explore=explore)
+        found = chosen.probability[chosen.rows < 60]
+        seen += len(found)
+        assert_close(found, torch.full_like(found, 15 / 60))
+    assert seen
 
 
 @pytest.mark.parametrize("unit", UNITS)
