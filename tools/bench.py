@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 import tyro
 
 from megamask import prepare, ranks
-from megamask.bench import ours, table, theirs
+from megamask.bench import ours, overheads, table, theirs
 from megamask.bench.measure import BenchConfig, Figures, in_turn
 from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config
@@ -57,14 +58,15 @@ def bench(config: BenchConfig) -> None:
     shards = Shards.open(folder)
     trainer = table.version("accelerate") is not None
 
+    if config.what == "overheads":
+        return bench_overheads(config, shards)
     # theirs first: accelerate would take the single rank that our engine announces for one of several
     lines = theirs.lines(raw, shards) if raw else theirs.documents(shards)
     variants = theirs.variants(config, shards, lines, trainer=trainer)
     ds = {"fp32": read_ds_config(HOW / "cpu.json"), "bf16": read_ds_config(HOW / "zero1.json")}
     variants += ours.variants(config, shards, **ds)
     bases = [variant.name for variant in variants[:3]]
-    for line in opening(config, shards, raw is not None, trainer):
-        print(line)
+    print(*opening(config, shards), *beside(config, raw is not None, trainer), "", sep="\n")
     rounds = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
 
     by_cpu = config.threads == 1 and not torch.cuda.is_available()
@@ -76,24 +78,46 @@ def bench(config: BenchConfig) -> None:
         config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
-def opening(config: BenchConfig, shards: Shards, lines: bool, trainer: bool) -> list[str]:
+def bench_overheads(config: BenchConfig, shards: Shards) -> None:
+    """Measure and print what guidance adds to a step."""
+    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "cpu.json"))
+    with tempfile.TemporaryDirectory() as scratch:
+        variants = overheads.variants(config, shards, ds, Path(scratch))
+        print(*opening(config, shards), "", sep="\n")
+        rounds = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
+    by_cpu = config.threads == 1 and not torch.cuda.is_available()
+    found = {name: Figures.of(some) for name, some in rounds.items()}
+    print(*overheads.markdown(found, by_cpu=by_cpu), sep="\n")
+    print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}.")
+    if config.json:
+        report = table.as_json(asdict(config), rounds, [overheads.PLAIN], by_cpu=by_cpu)
+        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+
+
+def opening(config: BenchConfig, shards: Shards) -> list[str]:
     """What the table below is of."""
     here = table.machine()
     versions = ", ".join(f"{name} {said or 'absent'}" for name, said in here["versions"].items())
-    padded = "lines of the raw text" if lines else "whole documents, cut off"
-    dropout = "0.1 in the Trainer, 0 in megamask" if config.dropout is None else f"{config.dropout} in both"
     return [
         f"- machine: {here['gpu'] or ''}{', ' if here['gpu'] else ''}{here['cpu']} ({', '.join(here['flags'])}), "
         f"{here['cores']} cores, load {here['load']} at the start; {here['threads']} thread(s)",
         f"- versions: Python {here['python']}, {versions}",
         f"- text: {shards.folder.name}, {shards.token_ids.size:,} tokens in the vocabulary",
         f"- model: {config.size}; {config.rows:,} rows a step in sequences of at most {config.length}; "
-        f"{config.ratio:.0%} masked; dropout {dropout}",
+        f"{config.ratio:.0%} masked",
+        f"- medians of {config.rounds} rounds of {config.steps} steps, in turn; only text counts as tokens",
+    ]
+
+
+def beside(config: BenchConfig, lines: bool, trainer: bool) -> list[str]:
+    """What the two sides are."""
+    padded = "lines of the raw text" if lines else "whole documents, cut off"
+    return [
+        "- dropout: "
+        + ("0.1 in the Trainer, 0 in megamask" if config.dropout is None else f"{config.dropout} in both"),
         f"- concatenated: documents one behind the other, cut into full blocks; padded: {padded}, "
         "to the longest of a batch; megamask: packs of whole pieces of documents",
         "- theirs: " + ("transformers.Trainer" if trainer else "the Trainer's step by hand, for want of accelerate"),
-        f"- medians of {config.rounds} rounds of {config.steps} steps, in turn; only text counts as tokens",
-        "",
     ]
 
 

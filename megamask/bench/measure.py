@@ -26,6 +26,9 @@ from megamask.model.shape import ModelConfig
 class BenchConfig:
     """What to measure, and how long."""
 
+    what: Literal["trainer", "overheads"] = "trainer"
+    """`trainer`: our speed beside that of transformers' Trainer; `overheads`: what sources of entropy and a teacher
+    add to a plain step of the first `preset`."""
     data: Path | None = None
     """Folder of token shards (tools/prepare_data.py makes it); without it, English that this machine holds."""
     text: Path | None = None

@@ -1,4 +1,4 @@
-"""megamask's own side: the loop of ``pretrain`` with one pack a step, from the loader to the meters.
+"""megamask's own side: the steps of ``pretrain``, from the loader to the meters, on one process.
 
 Under DeepSpeed's engine as users run it (ZeRO 1; weights in bf16 with masters in fp32, or all in fp32), and once in
 plain PyTorch, which shows what the engine costs.
@@ -9,28 +9,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import count
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from megamask import ranks, report
-from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask import guidance, ranks, report
+from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.bench.measure import BenchConfig, Clock, Round, Variant, is_text
+from megamask.config import PacksConfig, PretrainConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.engine.engine import Engine, StepStats
 from megamask.engine.optimizer import OptimizerConfig, optimizer
+from megamask.guidance import Guidance
 from megamask.masking.masker import Masker, MaskingConfig
-from megamask.masking.rng import PackRng
 from megamask.metrics import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
-from megamask.model.shape import ModelConfig
 from megamask.objectives.mlm import MLM
 from megamask.schedules import Schedule
+from megamask.teacher import Teacher
+from megamask.training import Steps, take_step
 
 LONG = 10**6
 """Steps of the run of which the first are measured."""
@@ -40,41 +42,47 @@ DsFile = dict[str, Any]
 
 def variants(config: BenchConfig, shards: Shards, *, fp32: DsFile, bf16: DsFile) -> list[Variant]:
     """Every preset in bf16; `bert` also in fp32 and in plain PyTorch; each compiled too if that is asked for."""
-    packs = Packs(shards, tokens=config.rows, length=config.length, seed=0)
+    packs = PacksConfig(tokens=config.rows, length=config.length, per_step=1)
+    masking = MaskingConfig(Schedule(start=config.ratio))
     engines: dict[str, DsFile | None] = {"fp32": fp32, "bf16": bf16, "bf16, plain PyTorch": None}
     return [
-        Ours(f"megamask {preset}, {kind}" + ", compiled" * compiled, model, packs, config.ratio, engines[kind])
+        Ours(
+            f"megamask {preset}, {kind}" + ", compiled" * compiled,
+            PretrainConfig(packs=packs, masking=masking, model=config.model(preset, compiled=compiled), seed=0),
+            shards,
+            engines[kind],
+        )
         for preset in config.preset
         for compiled in ((False, True) if config.compile else (False,))
-        for model in (config.model(preset, compiled=compiled),)
         for kind in (engines if preset == "bert" else ("bf16",))
     ]
-
-
-@runtime_checkable
-class Steps(Protocol):
-    """What the loop needs of an engine."""
-
-    def train_micro(self, batch: PackedBatch, plan: MaskPlan, *, targets: int) -> Losses: ...
-    def step(self, step: int, steps: int, loss: Float[Tensor, ""]) -> StepStats: ...
 
 
 class Ours:
     """A variant that goes on from round to round."""
 
-    def __init__(self, name: str, model: ModelConfig, packs: Packs, ratio: float, ds: DsFile | None):
+    def __init__(
+        self, name: str, config: PretrainConfig, shards: Shards, ds: DsFile | None, teacher: Teacher | None = None
+    ):
         """``ds``: DeepSpeed's file, None for plain PyTorch."""
-        self.name, self._packs, self._step = name, packs, 0
-        ids = packs.token_ids
-        encoder = Encoder(model.shape(ids), model)
-        objective, config = MLM(encoder, Head(encoder, model)), OptimizerConfig()
-        self._engine: Steps = (
-            Plain(objective, config) if ds is None else Engine(objective, config, ds, packs_per_step=1)
+        self.name, self._config, self._step = name, config, 0
+        sizes = config.packs
+        self._packs = Packs(
+            shards, tokens=sizes.tokens, length=sizes.length, seed=0, per_step=sizes.per_step, views=sizes.views
         )
-        self._masker = Masker(MaskingConfig(Schedule(start=ratio)), ids)
+        ids = self._packs.token_ids
+        encoder = Encoder(config.model.shape(ids), config.model)
+        objective, rate = MLM(encoder, Head(encoder, config.model)), OptimizerConfig()
+        self._engine: Steps
+        if ds is None:
+            self._engine, self._guidance = Plain(objective, rate), Guidance()
+        else:
+            self._engine = engine = Engine(objective, rate, ds, packs_per_step=sizes.per_step)
+            self._guidance = guidance.build(config, engine, self._packs, teacher=teacher, stored=None)
+        self._masker = Masker(config.masking, ids)
         self._is_text = torch.from_numpy(is_text(ids))
         self._cost = report.cost(encoder.shape)
-        loader = Loader(packs, ranks.device())
+        loader = Loader(self._packs, ranks.device())
         self._batches: Iterator[PackedBatch] = loader.batches(count())
         self._meters = Meters(loader)
 
@@ -87,19 +95,18 @@ class Ours:
             self._one()
         seen = self._meters.take()
         clock.stop()
-        words = sum(int(self._is_text[self._packs.batch(n).tokens].sum()) for n in range(first + 1, self._step))
+        sizes = self._config.packs
+        numbers = range((first + 1) * sizes.per_step, self._step * sizes.per_step)
+        words = sum(int(self._is_text[self._packs.batch(number).tokens].sum()) for number in numbers)
         flops = self._cost.training(seen.tokens, seen.pairs, seen.targets)
-        return Round(words, steps * self._packs.tokens, seen.targets, clock.wall, clock.cpu, flops)
+        return Round(words, len(numbers) * sizes.tokens, seen.targets, clock.wall, clock.cpu, flops)
 
     def _one(self) -> None:
-        batch = next(self._batches)
-        plan = self._masker(batch, progress=0.0, rng=PackRng(0, batch.number))
-        losses = self._engine.train_micro(batch, plan, targets=len(plan.targets))
-        self._masker.observe(batch, plan, losses.nll)
-        self._meters.add(batch, plan, losses)
-        stats = self._engine.step(self._step, LONG, self._meters.loss)
-        self._masker.settle(ranks.sum)
-        self._meters.step(stats.grad_norm, stats.skipped)
+        batches = [next(self._batches) for _ in range(self._config.packs.per_step)]
+        take_step(
+            self._step, LONG, batches, engine=self._engine, masker=self._masker, guidance=self._guidance,
+            meters=self._meters, seed=0,
+        )  # fmt: skip
         self._step += 1
 
 
@@ -113,8 +120,10 @@ class Plain:
         self._objective = copy.deepcopy(masters).to(torch.bfloat16)
         self._masters, self._weights = list(masters.parameters()), list(self._objective.parameters())
 
-    def train_micro(self, batch: PackedBatch, plan: MaskPlan, *, targets: int) -> Losses:
-        losses = self._objective(batch, plan)
+    def train_micro(
+        self, batch: PackedBatch, plan: MaskPlan, soft: SoftTargets | None = None, *, targets: int
+    ) -> Losses:
+        losses = self._objective(batch, plan, soft)
         (losses.total / targets).backward()
         return losses
 

@@ -1,0 +1,117 @@
+"""What each source of entropy and a teacher cost: the time of a guided step as a multiple of a plain one.
+
+A step is `VIEWS` packs, alike for all, so that one pass can serve that many masks of one text. Teachers are untrained
+copies of the student: what they say is nonsense, what they cost is not.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megamask import ranks
+from megamask.batch import TokenIds
+from megamask.bench.measure import BenchConfig, Figures
+from megamask.bench.ours import DsFile, Ours
+from megamask.config import PacksConfig, PretrainConfig
+from megamask.data.shards import Shards, write_sidecar
+from megamask.entropy.sidecar import SidecarFacts, top_of
+from megamask.entropy.source import EntropyConfig
+from megamask.masked_lm import MaskedLM, States
+from megamask.masking.entropy import EntropyScoreConfig
+from megamask.masking.masker import MaskingConfig
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.schedules import Schedule
+from megamask.teacher import DistillConfig, Teacher, TeacherConfig
+
+VIEWS = 4
+PLAIN = "plain"
+GOALS = {
+    "frequency": 1.01, "probe": 1.02, "sidecar": 1.01, "exact, clean": 1.40, f"exact, clean, {VIEWS} views": 1.12,
+}  # fmt: skip
+"""Most that a step may take, of a plain one, from base size up."""
+
+
+def variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: Path) -> list[Ours]:
+    """A plain run, and one for each source and for a teacher; ``scratch`` is an empty folder for a sidecar."""
+    preset = config.preset[0]
+    plain = PretrainConfig(
+        packs=PacksConfig(tokens=config.rows, length=config.length, per_step=VIEWS),
+        model=config.model(preset, compiled=config.compile),
+        masking=MaskingConfig(Schedule(start=config.ratio)),
+        seed=0,
+    )
+    score = MaskingConfig(
+        Schedule(start=config.ratio), score="entropy", entropy=EntropyScoreConfig(), explore=Schedule(start=0.1)
+    )
+    guided = replace(plain, masking=score)
+    clean = EntropyConfig("exact", signal="clean")
+    with_views = replace(guided, packs=replace(plain.packs, views=VIEWS))
+    distils = DistillConfig(weight=Schedule(start=0.5))
+
+    def teacher(distill: DistillConfig) -> Teacher:
+        return untrained(plain, shards.token_ids, distill)
+
+    beside = annotated(shards, scratch, config.length)
+    # the score itself, from a table: what the selection costs is in all of them
+    return [
+        Ours(PLAIN, plain, shards, ds),
+        Ours("frequency", replace(guided, entropy=EntropyConfig("frequency")), shards, ds),
+        Ours("probe", replace(guided, entropy=EntropyConfig("probe")), shards, ds),
+        Ours("sidecar", replace(guided, entropy=EntropyConfig("sidecar")), beside, ds),
+        Ours("exact, clean", replace(guided, entropy=clean), shards, ds),
+        Ours(f"exact, clean, {VIEWS} views", replace(with_views, entropy=clean), shards, ds),
+        Ours(
+            "exact, clean, head at 2 x budget",
+            replace(guided, entropy=replace(clean, candidates=2.0)),
+            shards,
+            ds,
+        ),
+        Ours(
+            "teacher, clean",
+            replace(guided, entropy=EntropyConfig("teacher", signal="clean")),
+            shards,
+            ds,
+            teacher(DistillConfig()),
+        ),
+        Ours("distillation", replace(plain, distill=distils), shards, ds, teacher(distils)),
+    ]
+
+
+def untrained(config: PretrainConfig, ids: TokenIds, distill: DistillConfig) -> Teacher:
+    """A teacher of the student's shape."""
+    torch.manual_seed(1)
+    encoder = Encoder(config.model.shape(ids), replace(config.model, dropout=0.0))
+    head = Head(encoder, config.model)
+    weight, bias = head.decoder.weight.detach(), head.decoder.bias.detach()
+    asked = TeacherConfig("untrained", precision="bf16" if torch.cuda.is_available() else "fp32")
+    return Teacher(MaskedLM(States(encoder, head), weight, bias, None, Path()), asked, distill, ids)
+
+
+def annotated(shards: Shards, scratch: Path, length: int) -> Shards:
+    """A copy of the shards with a sidecar of entropies: some bytes, for it is the reading that is measured."""
+
+    def write() -> None:
+        shutil.copytree(shards.folder, scratch, dirs_exist_ok=True)
+        bytes_of = ((np.asarray(part) % 251).astype(np.uint8) for part in Shards.open(scratch, "train").parts)
+        facts = SidecarFacts("masked", "shannon", top_of("shannon", shards.token_ids.size), "none", length)
+        write_sidecar(scratch, "entropy", "train", bytes_of, facts.record())
+
+    ranks.by_main(write)
+    return Shards.open(scratch, "train")
+
+
+def markdown(found: Mapping[str, Figures], *, by_cpu: bool) -> list[str]:
+    """The table: the time of each variant for as much text, as a multiple of the plain one's."""
+    speed = {name: f.per_cpu_second if by_cpu else f.per_second for name, f in found.items()}
+    lines = ["| variant | tokens/s | time of a plain step | goal, from base size up |", "| --- | ---: | ---: | ---: |"]
+    for name, one in speed.items():
+        goal = f"{GOALS[name]:.2f}" if name in GOALS else ""
+        lines.append(f"| {name} | {one:,.0f} | {speed[PLAIN] / one:.3f} | {goal} |")
+    return lines
