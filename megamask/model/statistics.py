@@ -5,7 +5,7 @@ rows are slow; on a CPU what is made of the logits is made in pieces small enoug
 kernel (`kernels`) does it all and no logit is ever stored.
 
 Cost for M rows: 2 M V D multiply-adds; memory ``BLOCK`` logits in the precision of the inputs and a few ``PIECE`` in
-32 bits. Beyond the product, a piece is read about five times from cache; ``margin`` is the dearest of the measures.
+32 bits. Beyond the product, a piece is read about ten times from cache; ``margin`` is the dearest of the measures.
 
 Logits and sums are in 32 bits (64 for 64-bit input), and the maximum is taken off before anything is multiplied or
 exponentiated, since heads drift by large constants; matrix products take their inputs as they are. On a CPU a bfloat16
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from megamask.batch import Measure
 
-BLOCK = 2**23
+BLOCK = 2**22
 """Logits of one product where no gradient is formed."""
 PIECE = 2**19
 """Logits that are worked on at a time on a CPU."""
