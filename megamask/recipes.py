@@ -152,12 +152,12 @@ def shuffled_entropy(base: PretrainConfig) -> PretrainConfig:
 
 def entropy_teacher(base: PretrainConfig) -> PretrainConfig:
     """Masks where a teacher that reads the clean text is least sure; give --teacher.path."""
-    return _guided(base, EntropyConfig("teacher", signal="clean"), Schedule(start=0.0))
+    return _guided(base, EntropyConfig("teacher", signal="clean"), Schedule(start=0.0), temperature=0.0)
 
 
 def entropy_self(base: PretrainConfig) -> PretrainConfig:
     """Self-masking: where the model itself, reading the clean text, is least sure, after a random phase."""
-    return _guided(base, EntropyConfig("exact", signal="clean"), COLD)
+    return _guided(base, EntropyConfig("exact", signal="clean"), COLD, temperature=0.0)
 
 
 def entropy_self_probe(base: PretrainConfig) -> PretrainConfig:
