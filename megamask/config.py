@@ -27,9 +27,10 @@ from megamask.teacher import DistillConfig, TeacherConfig
 
 FREE = frozenset(
     {"data", "verify", "output", "init", "log", "checkpoint", "validation", "export", "recipe", "deepspeed"}
+    | {"teacher.path", "teacher.deepspeed", "teacher.sweep"}
 )
-"""What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed file only
-how exactly the same is computed. The text itself is told by its hash."""
+"""What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed files only
+how exactly the same is computed. The text and the teacher are told by their hashes."""
 RECORDED = frozenset({"deepspeed", "text"})
 """What a run's own config.json records beside its settings: what its DeepSpeed file said, the hash of its text."""
 

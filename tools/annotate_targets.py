@@ -13,8 +13,8 @@ import sys
 
 from megamask import command, prepare
 from megamask.annotate import SampleAnnotation, samples
+from megamask.building import CACHE
 from megamask.errors import MegamaskError
-from megamask.pretrain import CACHE
 
 
 def main(args: list[str] | None = None) -> int:

@@ -24,11 +24,11 @@ import tyro
 from megamask import prepare, ranks
 from megamask.bench import ours, overheads, table, theirs
 from megamask.bench.measure import BenchConfig, Figures, in_turn
+from megamask.building import CACHE
 from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config
 from megamask.errors import ConfigError, MegamaskError, raise_all
 from megamask.metrics import peak_flops
-from megamask.pretrain import CACHE
 
 HOW = Path(__file__).parent.parent / "ds_configs"
 

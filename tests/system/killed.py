@@ -19,6 +19,4 @@ if __name__ == "__main__":
         return move(self, number, *rest)
 
     Engine.step = step  # type: ignore[method-assign]
-    code = pretrain.main(sys.argv[3:])
-    ranks.leave()
-    sys.exit(code)
+    ranks.end(pretrain.main(sys.argv[3:]))

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask import ranks
+from megamask.building import numbers
 from megamask.config import PacksConfig, PretrainConfig
-from megamask.pretrain import Stop, numbers
+from megamask.stopping import Stop
 from megamask.training import seed_of
 
 

@@ -1,0 +1,185 @@
+"""What a run is made of: text, model, masker, guidance, engine, telling, in the state of the checkpoint to start from.
+
+Everything is checked as it is made; nothing here trains.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megamask import guidance, prepare, ranks, report, runs
+from megamask.batch import PackedBatch, TokenIds
+from megamask.checkpoint import RunFolder, find, read_state, read_tensors, read_weights
+from megamask.config import PretrainConfig
+from megamask.data import shards
+from megamask.data.loader import Loader
+from megamask.data.packs import Packs
+from megamask.data.shards import Shards
+from megamask.engine.engine import Engine
+from megamask.errors import CheckpointError, ConfigError, must, raise_all
+from megamask.guidance import Guidance
+from megamask.hf.layers import pick_layers
+from megamask.log import Log
+from megamask.masking.masker import Masker
+from megamask.metrics import Meters, peak_flops
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.model.shape import EncoderShape
+from megamask.objectives import objective as objectives
+from megamask.stored import Stored
+from megamask.teacher import Teacher
+from megamask.validation import SEED, unigram_nll
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megamask"
+"""Where text that this machine holds anyway is kept once it is prepared."""
+MASKER = "masker/"
+"""Before the names of what the masker has learnt, in a checkpoint."""
+GUIDANCE = "guidance/"
+"""Before the names of what sources of entropy have learnt."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a run, checked, and the packs that it makes."""
+
+    train: Shards
+    packs: Packs
+    held_out: Packs
+    unigram: Float[Tensor, " V"]
+    """What guessing by frequency costs, in nats."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that the loop needs."""
+
+    config: PretrainConfig
+    text: Text
+    shape: EncoderShape
+    run: RunFolder
+    masker: Masker
+    guidance: Guidance
+    teacher: Teacher | None
+    engine: Engine
+    log: Log
+    meters: Meters
+    batches: Iterator[PackedBatch]
+
+
+def read_text(config: PretrainConfig) -> Text:
+    """Open and check the shards; without `data`, those of the English that this machine holds."""
+    folder = config.data or ranks.by_main(lambda: prepare.local_data(CACHE))
+    train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
+    if config.verify:
+        ranks.by_main(lambda: shards.check(folder, verify=True))
+    sizes = {"tokens": config.packs.tokens, "length": config.packs.length}
+    per_step, views = config.packs.per_step, config.packs.views
+    packs = Packs(train, **sizes, seed=config.seed, per_step=per_step, views=views)
+    held_out = Packs(valid, **sizes, seed=SEED)
+    return Text(train, packs, held_out, unigram_nll(torch.from_numpy(train.unigram)))
+
+
+def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.Start) -> Parts:
+    """Model, masker, engine and telling, with the state of the checkpoint to start from, if there is one."""
+    ids = text.packs.token_ids
+    torch.manual_seed(config.seed)
+    shape, weights = first_shape(config, ids)
+    encoder = Encoder(shape, config.model)
+    objective = objectives.build(config.objective, encoder, Head(encoder, config.model), config.entropy.measure)
+    if weights:
+        objectives.load_weights(objective, weights)
+    # a weight and two moments, 4 bytes each
+    runs.check_space(config.output, 12 * sum(p.numel() for p in objective.parameters()))
+    ranks.by_main(lambda: report.describe(start.run, encoder.shape, text.train))
+
+    teacher = teacher_of(config, text, encoder.shape) if config.teacher.path is not None else None
+    stored = Stored.open(config, text.train.fingerprint, ids, verify=config.verify) if config.distill.stored else None
+    masker = Masker(config.masking, ids)
+    engine = Engine(objective, config.optimizer, ds, packs_per_step=config.packs.per_step)
+    guide = guidance.build(config, engine, text.packs, teacher=teacher, stored=stored)
+    if start.checkpoint:
+        tensors = dict(read_tensors(start.checkpoint))
+        state = read_state(start.checkpoint)
+        same_teacher(teacher, state.get("teacher", ""), start.checkpoint)
+        engine.restore(tensors.get, steps=state["optimizer_steps"])
+        masker.load_state_dict(part(tensors, MASKER))
+        guide.load_state_dict(part(tensors, GUIDANCE))
+
+    peak = peak_flops(config.log.peak_flops)
+    log = Log(start.run.path, start.step, config.steps, cost=report.cost(encoder.shape), peak=peak)
+    loader = Loader(text.packs, ranks.device())
+    batches = loader.batches(numbers(config, start.step, engine.accumulate))
+    return Parts(config, text, encoder.shape, start.run, masker, guide, teacher, engine, log, Meters(loader), batches)
+
+
+def teacher_of(config: PretrainConfig, text: Text, shape: EncoderShape) -> Teacher:
+    """The frozen model that `teacher` names, checked against the run."""
+    return Teacher.load(
+        config.teacher,
+        config.distill,
+        tokenizer=text.train.folder / report.TOKENIZER,
+        ids=text.packs.token_ids,
+        length=config.packs.length,
+        vocab_size=shape.vocab_size,
+    )
+
+
+def same_teacher(teacher: Teacher | None, before: str, checkpoint: Path) -> None:
+    """CheckpointError unless the teacher is the one of ``checkpoint``, of which the hash was ``before``."""
+    now = teacher.fingerprint if teacher else ""
+    if now != before:
+        raise CheckpointError(
+            f"{checkpoint} was made with a teacher of hash {before[:16] or 'none'}, but `teacher.path` has "
+            f"{now[:16] or 'none'}. Name the same model; if it is a run that goes on, name one checkpoint of it."
+        )
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of a checkpoint's tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def first_shape(config: PretrainConfig, ids: TokenIds) -> tuple[EncoderShape, dict[str, Tensor]]:
+    """The encoder's numbers and first weights: those of `init`, which `model` must then not contradict.
+
+    Without `init` the numbers of `model`, and no weights.
+    """
+    if config.init is None:
+        return config.model.shape(ids), {}
+    if RunFolder(config.init).checkpoints.is_dir():
+        shape, weights = EncoderShape.load(config.init), read_weights(find(config.init))
+    else:
+        shape, weights = EncoderShape.load(config.init), load_file(config.init / "model.safetensors")
+    if config.init_layers is not None:
+        shape, weights = pick_layers(weights, shape, config.init_layers)
+    problems = [
+        f"`model.{key}` is {asked}, but the weights of `init` have {getattr(shape, key)}. Remove it."
+        for key in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
+        if (asked := getattr(config.model, key)) not in (None, getattr(shape, key))
+    ]
+    if shape.vocab_size < ids.size:
+        problems.append(
+            f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}. "
+            f"Prepare the text with their tokenizer: --tokenizer {config.init / report.TOKENIZER}."
+        )
+    if config.packs.length > shape.max_positions:
+        rule = f"be at most {shape.max_positions}, the positions of the weights of `init`"
+        problems.append(must("packs.length", rule, config.packs.length))
+    raise_all(ConfigError, problems)
+    return shape, weights
+
+
+def numbers(config: PretrainConfig, start: int, accumulate: int) -> Iterator[int]:
+    """The packs of this rank from step ``start`` on: step x packs per step + place in the step."""
+    for step in range(start, config.steps):
+        for micro in range(accumulate):
+            yield step * config.packs.per_step + micro * ranks.world() + ranks.rank()
