@@ -1,17 +1,18 @@
-"""Padded batches of someone's own loop: in as a pack, out as a plan in their shape.
+"""Padded batches of someone's own loop: in as a pack, out as a plan in their shape, and their logits as losses.
 
 For a batch of ``B`` sequences padded to ``L`` tokens, as the collators of transformers make it, on either side. All
 ``B`` x ``L`` rows become one pack, so row lists of the plan index logits that were flattened to (B * L, V). Costs next
-to nothing beside a model, but waits for the device once, to see where sequences begin.
+to nothing beside a model, but waits for the device once, to see where sequences begin. Whoever has logits at all rows
+has paid for them already; `losses_at` reads those of the targets alone.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from megamask.batch import Layout, MaskPlan, PackedBatch, TokenIds
+from megamask.batch import Layout, Losses, MaskPlan, PackedBatch, TokenIds
 from megamask.errors import DataError, raise_all
 
 IGNORED = -100
@@ -69,3 +70,14 @@ def pad_plan(plan: MaskPlan, shape: tuple[int, int]) -> tuple[Int64[Tensor, "B L
     """
     labels = torch.full_like(plan.inputs, IGNORED).index_copy_(0, plan.targets, plan.labels)
     return plan.inputs.view(shape), labels.view(shape)
+
+
+def losses_at(logits: Float[Tensor, "B L V"], plan: MaskPlan) -> Losses:
+    """What a model's ``logits`` say at the targets, in 32 bits: cross-entropy, Shannon entropy, hits.
+
+    ``total`` over the number of targets is what such a model calls its loss when it is given the labels.
+    """
+    log_p = logits.flatten(0, 1)[plan.targets].float().log_softmax(-1)
+    nll = -log_p.gather(1, plan.labels[:, None]).squeeze(1)
+    doubt = torch.special.entr(log_p.detach().exp()).sum(-1)
+    return Losses(nll.sum(), nll.detach(), doubt, log_p.detach().argmax(-1) == plan.labels)

@@ -12,7 +12,7 @@ from megamask.errors import DataError
 from megamask.hf.tokens import as_ours
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import Masker, MaskingConfig
-from megamask.masking.padded import pack_padded, pad_plan
+from megamask.masking.padded import losses_at, pack_padded, pad_plan
 from megamask.masking.rng import PackRng
 from megamask.schedules import Schedule
 from tests.batches import IDS
@@ -91,6 +91,12 @@ def test_the_loss_of_a_padded_bert_is_the_cross_entropy_at_the_targets(side):
         out = model(input_ids=inputs, attention_mask=mask, labels=labels)
     expected = cross_entropy(out.logits.view(-1, IDS.size)[plan.targets], batch.tokens[plan.targets])
     assert_close(out.loss, expected)
+    said = losses_at(out.logits, plan)
+    assert_close(said.total / len(plan.targets), out.loss)
+    p = torch.distributions.Categorical(logits=out.logits.double().flatten(0, 1)[plan.targets])
+    assert_close(said.entropy, p.entropy())
+    assert_close(said.nll, -p.log_prob(plan.labels))
+    assert torch.equal(said.correct, p.logits.argmax(-1) == plan.labels)
     # and by the plainest loop: what differs from the text is a target, every target's label is the text
     for row in range(6):
         for place in range(12):
