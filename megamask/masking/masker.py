@@ -51,7 +51,8 @@ class MaskingConfig:
     unit: Unit = "token"
     """The pieces that are masked whole: tokens, words, or spans of words."""
     score: Literal["uniform", "entropy"] = "uniform"
-    """Which pieces come first; `uniform` is random masking, `entropy` asks a model's entropy at each token."""
+    """Which pieces come first: `uniform` is random masking; `entropy` goes by how unsure a model is of each token, as
+    `entropy.source` says it."""
     corruption: Corruption = field(default_factory=Corruption)
     """What stands in the place of the targets."""
     entropy: EntropyScoreConfig = field(default_factory=EntropyScoreConfig)
