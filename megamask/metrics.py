@@ -41,29 +41,44 @@ class Cost:
     """Per token and row of the window, of the layers that attend locally."""
     window: int = 0
     """Rows that those layers attend to."""
+    mask: int = 0
+    """Per row of [MASK], of layers that change no other."""
+    early: Cost | None = None
+    """Of the layers that [MASK] passes by; they cost only what the visible rows do."""
+    masks: float = 1.0
+    """Share of the targets that are [MASK]."""
 
     @classmethod
     def of(
         cls, *, layers: int, width: int, inner: int, gated: bool, vocab: int, local_layers: int = 0, window: int = 0
     ) -> Cost:
-        """Of an encoder with a BERT head (dense, then the vocabulary); ``inner`` is the feed-forward's width."""
+        """Of layers and, unless ``vocab`` is 0, a BERT head (dense, then the vocabulary).
+
+        ``inner`` is the width of the feed-forward blocks.
+        """
         weights = layers * (4 * width**2 + (3 if gated else 2) * width * inner)
         attention = 4 * width
         return cls(
             token=2 * weights,
             pair=attention * (layers - local_layers),
-            target=2 * width * (width + vocab),
+            target=2 * width * (width + vocab) if vocab else 0,
             local=attention * local_layers,
             window=window,
         )
 
-    def training(self, tokens: int, pairs: int, targets: int) -> float:
+    def training(self, tokens: float, pairs: float, targets: float) -> float:
         """FLOPs of forward and backward. ``pairs`` is the sum of squared sequence lengths.
 
-        With local layers an upper bound: how many rows a window holds is taken from the mean context.
+        With local layers an upper bound: how many rows a window holds is taken from the mean context. With [MASK]
+        entering late a lower one, by next to nothing: that it hides the same share of every sequence.
         """
-        seen = min(self.window * tokens, pairs)
-        return 3.0 * (self.token * tokens + self.pair * pairs + self.local * seen + self.target * targets)
+        seen, hidden = min(self.window * tokens, pairs), self.masks * targets
+        layers = self.token * tokens + self.pair * pairs + self.local * seen + self.mask * hidden
+        total = 3.0 * (layers + self.target * targets)
+        if self.early is not None:
+            left = 1 - hidden / tokens
+            total += self.early.training(left * tokens, left**2 * pairs, 0)
+        return total
 
 
 def peak_flops(stated: float | None = None) -> float | None:

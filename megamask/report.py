@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from megamask import hf, ranks
@@ -15,6 +16,7 @@ from megamask.errors import CheckpointError, StorageError
 from megamask.log import plot_curve
 from megamask.metrics import Cost
 from megamask.model.shape import EncoderShape
+from megamask.objectives.objective import ObjectiveConfig
 
 TOKENIZER = "tokenizer"
 """Folder of the tokenizer, beside shards and in a run."""
@@ -27,15 +29,34 @@ SENTENCES = (
 """Asked of every exported model; [MASK] stands for the tokenizer's own."""
 
 
-def cost(shape: EncoderShape) -> Cost:
-    """What an encoder of ``shape`` costs, for MFU."""
-    local = sum(shape.window(layer) is not None for layer in range(shape.num_layers))
+def cost(shape: EncoderShape, objective: ObjectiveConfig | None = None, masks: float = 1.0) -> Cost:
+    """What an ``objective`` (MLM if not given) with an encoder of ``shape`` costs, for MFU.
+
+    ``masks`` is the share of the targets that are [MASK].
+    """
+    objective = objective or ObjectiveConfig()
+    split = {"mlm": 0, "three_ml": objective.depth or 0, "mae_lm": shape.num_layers}[objective.kind]
+    if objective.kind == "mae_lm":
+        decoder = objective.decoder
+        late = _layers(replace(shape, num_layers=decoder.layers, global_every=1), 0, decoder.layers, shape.vocab_size)
+        if decoder.attention == "cross":
+            # queries, keys and values of all rows; the rest of a layer for [MASK] alone
+            kept = 2 * decoder.layers * 3 * shape.hidden_size**2
+            late = replace(late, token=kept, mask=late.token - kept)
+    else:
+        late = _layers(shape, split, shape.num_layers, shape.vocab_size)
+    return replace(late, early=_layers(shape, 0, split, 0) if split else None, masks=masks)
+
+
+def _layers(shape: EncoderShape, first: int, end: int, vocab: int) -> Cost:
+    """Of the layers from ``first`` up to ``end``, and a head if it has a vocabulary."""
+    local = sum(shape.window(layer) is not None for layer in range(first, end))
     return Cost.of(
-        layers=shape.num_layers,
+        layers=end - first,
         width=shape.hidden_size,
         inner=shape.intermediate_size,
         gated=shape.preset == "modern",
-        vocab=shape.vocab_size,
+        vocab=vocab,
         local_layers=local,
         window=shape.local_window if local else 0,
     )

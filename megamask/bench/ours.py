@@ -29,7 +29,7 @@ from megamask.masking.masker import Masker, MaskingConfig
 from megamask.metrics import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
-from megamask.objectives.mlm import MLM
+from megamask.objectives import objective as objectives
 from megamask.schedules import Schedule
 from megamask.teacher import Teacher
 from megamask.training import Steps, take_step
@@ -72,7 +72,8 @@ class Ours:
         )
         ids = self._packs.token_ids
         encoder = Encoder(config.model.shape(ids), config.model)
-        objective, rate = MLM(encoder, Head(encoder, config.model)), OptimizerConfig()
+        objective = objectives.build(config.objective, encoder, Head(encoder, config.model))
+        rate = OptimizerConfig()
         self._engine: Steps
         if ds is None:
             self._engine, self._guidance = Plain(objective, rate), Guidance()
@@ -81,7 +82,7 @@ class Ours:
             self._guidance = guidance.build(config, engine, self._packs, teacher=teacher, stored=None)
         self._masker = Masker(config.masking, ids)
         self._is_text = torch.from_numpy(is_text(ids))
-        self._cost = report.cost(encoder.shape)
+        self._cost = report.cost(encoder.shape, config.objective, config.masking.corruption.mask)
         loader = Loader(self._packs, ranks.device())
         self._batches: Iterator[PackedBatch] = loader.batches(count())
         self._meters = Meters(loader)

@@ -29,20 +29,19 @@ from megamask.model.sums import LayerNorm, Table
 Rotary = tuple[Tensor, Tensor]
 
 
-class Encoder(nn.Module):
-    """The stack of layers with the embedding below it.
+class Stack(nn.Module):
+    """Layers one upon the other; in `modern` a norm ends them.
 
-    ``config`` says how it is run (dropout, attention, checkpointing, compilation) and initialised; all else is
-    ``shape``'s.
+    ``config`` says how they are run (dropout, attention, checkpointing, compilation) and initialised; all else is
+    ``shape``'s. ``below`` is what stands below the layers, if anything does.
     """
 
-    def __init__(self, shape: EncoderShape, config: ModelConfig | None = None):
+    def __init__(self, shape: EncoderShape, config: ModelConfig, below: Embedding | None = None):
         super().__init__()
-        config = config or ModelConfig()
-        self.shape = shape
-        self.checkpointing = config.activation_checkpointing
-        self.keep_rng = config.dropout > 0
-        self.embedding = Embedding(shape, config)
+        self.shape, self.config = shape, config
+        self.checkpointing, self.keep_rng = config.activation_checkpointing, config.dropout > 0
+        if below is not None:
+            self.embedding = below
         kind: type[Layer] = BertLayer if shape.preset == "bert" else ModernLayer
         self.layers = nn.ModuleList(kind(shape, config, number) for number in range(shape.num_layers))
         self.final_norm = norm(shape) if shape.preset == "modern" else nn.Identity()
@@ -57,21 +56,29 @@ class Encoder(nn.Module):
             if name.endswith(("attention_out.weight", "mlp_out.weight")):
                 parameter.mul_(1 / math.sqrt(2 * self.shape.num_layers))
 
-    def embed(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
-        """The rows that enter the first layer."""
-        return self.embedding(tokens, layout.positions)
+    def run(
+        self,
+        x: Float[Tensor, "T D"],
+        layout: Layout,
+        layers: slice = slice(None),
+        rows: Int64[Tensor, " N"] | None = None,
+    ) -> Float[Tensor, "T D"]:
+        """``x`` through the given ``layers``, and through the final norm if the last layer is among them.
 
-    def run(self, x: Float[Tensor, "T D"], layout: Layout, layers: slice = slice(None)) -> Float[Tensor, "T D"]:
-        """``x`` through the given ``layers``, and through the final norm if the last layer is among them."""
+        With ``rows``, these alone move on: they attend to all rows, which else stay as they came in.
+        """
         numbers = range(*layers.indices(len(self.layers)))
         turns = self._rotary(x, layout, numbers)
         for number in numbers:
-            call = functools.partial(self.layers[number], layout=layout, rotary=turns.get(self.shape.theta(number)))
+            rotary = turns.get(self.shape.theta(number))
+            call = functools.partial(self.layers[number], layout=layout, rotary=rotary, rows=rows)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(call, x, use_reentrant=False, preserve_rng_state=self.keep_rng)
             else:
                 x = call(x)
-        return self.final_norm(x) if len(self.layers) - 1 in numbers else x
+        if len(self.layers) - 1 not in numbers:
+            return x
+        return self.final_norm(x) if rows is None else x.index_copy(0, rows, self.final_norm(x.index_select(0, rows)))
 
     def _rotary(self, x: Tensor, layout: Layout, numbers: range) -> dict[float, Rotary]:
         if self.shape.preset == "bert":
@@ -79,6 +86,18 @@ class Encoder(nn.Module):
         width = self.shape.hidden_size // self.shape.num_heads
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         return {theta: rotary(layout, theta, width, dtype) for theta in {self.shape.theta(n) for n in numbers}}
+
+
+class Encoder(Stack):
+    """The stack of layers with the embedding below it."""
+
+    def __init__(self, shape: EncoderShape, config: ModelConfig | None = None):
+        config = config or ModelConfig()
+        super().__init__(shape, config, Embedding(shape, config))
+
+    def embed(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
+        """The rows that enter the first layer."""
+        return self.embedding(tokens, layout.positions)
 
 
 class Embedding(nn.Module):
@@ -94,8 +113,11 @@ class Embedding(nn.Module):
         self.norm = norm(shape)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Int64[Tensor, " T"], positions: Tensor) -> Float[Tensor, "T D"]:
-        x = self.tokens(tokens)
+    def forward(
+        self, tokens: Int64[Tensor, " T"], positions: Tensor, vector: Float[Tensor, "1 D"] | None = None
+    ) -> Float[Tensor, "T D"]:
+        """The rows of ``tokens`` at ``positions``; with ``vector`` it stands for what the table has of each."""
+        x = self.tokens(tokens) if vector is None else vector.expand(len(tokens), -1)
         if self.learned:
             x = x + self.token_types(positions.new_zeros(1)) + self.positions(positions)
         return self.dropout(self.norm(x))
@@ -123,13 +145,23 @@ class Layer(nn.Module):
         self.mlp_out = nn.Linear(inner, width, bias=bert)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "T D"], layout: Layout, rotary: Rotary | None) -> Float[Tensor, "T D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "T D"],
+        layout: Layout,
+        rotary: Rotary | None,
+        rows: Int64[Tensor, " N"] | None = None,
+    ) -> Float[Tensor, "T D"]:
+        """``x`` one layer on; with ``rows``, these alone."""
         before, after = type(self).before, type(self).after
         if self.compile_sides:
             before, after = compiled(before), compiled(after)
         q, k, v = before(self, x, rotary)
         dropout = self.dropout.p if self.training else 0.0
-        return after(self, x, attend(q, k, v, layout, self.backend, window=self.window, dropout=dropout))
+        attended = attend(q, k, v, layout, self.backend, window=self.window, dropout=dropout)
+        if rows is None:
+            return after(self, x, attended)
+        return x.index_copy(0, rows, after(self, x.index_select(0, rows), attended.index_select(0, rows)))
 
     # From here on no shapes in signatures: tests check those with code that the compiler cannot read.
 

@@ -1,0 +1,116 @@
+"""MAE-LM (Meng et al. 2024): the encoder never sees [MASK]; a small decoder fills it in and is thrown away later.
+
+With cross-attention, or 50 % masked, this is the 3ML of Liao et al. (2022) with its own decoder: one architecture.
+The whole encoder runs on the visible rows alone, the decoder on all: at share m of hidden rows and D decoder layers
+behind L, about (1 - m) + D / L of MLM's time, so at 15 % and 4 / 12 it costs more than MLM.
+
+An export has encoder and head, and drops the decoder. The encoder is what was pretrained. The head learnt to read what
+the decoder makes of a row: on the states of the bare encoder its predictions mean nothing, it is only there because
+the classes of transformers have one. (With cross-attention, rows that were not [MASK] go to the head straight from
+the encoder.) So such a run is no teacher and no fill-mask model.
+
+Differs from the released code: specials such as [CLS] are never hidden; positions relative to each other (T5's
+buckets) are not built, `modern` turns queries and keys by position in the decoder too; the decoder of `modern` ends in
+a norm, as the encoder does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from megamask.batch import Layout, MaskPlan, Measure, PackedBatch
+from megamask.errors import must
+from megamask.model.encoder import Encoder, Stack, initialise, norm
+from megamask.model.head import Head
+from megamask.model.shape import EncoderShape
+from megamask.model.sums import Table
+from megamask.objectives.late import MaskVector, mask_rows, put_back, visible_states
+from megamask.objectives.mlm import MLM
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The small stack behind the encoder; layers as the encoder's, all of them global."""
+
+    layers: int = 4
+    """Its layers. The released code has 4 behind 12."""
+    attention: Literal["self", "cross"] = "self"
+    """`self`: all rows move on, as in the encoder. `cross`: the rows of [MASK] alone do; they attend to each other and
+    to what the encoder made of the rest, which stays as it is and costs about a quarter."""
+    positions: Literal["masks", "all"] = "masks"
+    """`masks`: a row of [MASK] brings its position along, through the encoder's embedding; the others have had theirs.
+    `all`: a learned position of the decoder's own is added to every row, and a norm follows, as in the released code;
+    for the preset `bert` alone, since `modern` turns queries and keys by position in every layer anyway."""
+    dropout: float = 0.0
+    """Share of hidden values and of attention weights dropped in the decoder; the released code has none there."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        found = [must(f"{name}.layers", "be at least 1", self.layers)] if self.layers < 1 else []
+        if not 0 <= self.dropout < 1:
+            found.append(must(f"{name}.dropout", "lie in [0, 1)", self.dropout))
+        return found
+
+
+class Entry(nn.Module):
+    """A learned position of its own for every row, a norm and dropout: what stands below the decoder's layers."""
+
+    def __init__(self, shape: EncoderShape, std: float, dropout: float):
+        super().__init__()
+        self.positions = Table(shape.max_positions, shape.hidden_size)
+        self.norm = norm(shape)
+        self.dropout = nn.Dropout(dropout)
+        initialise(self, std)
+
+    def forward(self, x: Float[Tensor, "T D"], layout: Layout) -> Float[Tensor, "T D"]:
+        return self.dropout(self.norm(x + self.positions(layout.positions)))
+
+
+class Decoder(nn.Module):
+    """All rows, those of [MASK] among them, to states that the head reads; widths and preset are the encoder's."""
+
+    def __init__(self, encoder: Encoder, config: DecoderConfig):
+        super().__init__()
+        self.cross = config.attention == "cross"
+        how = replace(encoder.config, dropout=config.dropout)
+        shape = replace(encoder.shape, num_layers=config.layers, global_every=1)
+        self.entry = Entry(shape, how.init_std, config.dropout) if config.positions == "all" else None
+        self.stack = Stack(shape, how)
+
+    def forward(self, x: Float[Tensor, "T D"], layout: Layout, plan: MaskPlan) -> Float[Tensor, "T D"]:
+        if self.entry is not None:
+            x = self.entry(x, layout)
+        return self.stack.run(x, layout, rows=plan.hidden if self.cross else None)
+
+
+class MAELM(MLM):
+    """The visible rows run through the encoder, all rows through ``decoder``."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: Head,
+        decoder: Decoder,
+        vector: MaskVector | None = None,
+        measure: Measure = "shannon",
+    ):
+        super().__init__(encoder, head, measure)
+        self.decoder, self.mask_vector = decoder, vector
+
+    def states(self, batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, "T D"]:
+        """The decoder's states of all rows under ``plan``."""
+        seen = visible_states(self.encoder, batch, plan)
+        return self.decoder(put_back(seen, self._masks(batch, plan), plan), batch.layout, plan)
+
+    def _masks(self, batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, "N D"]:
+        vector = self.mask_vector(plan) if self.mask_vector else None
+        if self.decoder.entry is None:
+            return mask_rows(self.encoder, batch, plan, vector)
+        # bare: the decoder adds the position and has the norm
+        if vector is None:
+            return self.encoder.embedding.tokens(plan.inputs.index_select(0, plan.hidden))
+        return vector.expand(len(plan.hidden), -1)
