@@ -11,6 +11,7 @@ Only safetensors are read, and no code that comes with a model is ever run.
     exporting.py   a folder that ``from_pretrained`` loads
     importing.py   a checkpoint of theirs as first weights
     foreign.py     any other masked language model, asked for its states
+    hidden.py      any encoder, asked for its states after every layer
     comparing.py   whether two tokenizers are one
     layers.py      a shallower model out of some layers of a deep one
     asking.py      what an exported model puts in the place of [MASK]

@@ -67,9 +67,9 @@ def load_foreign(folder: Path) -> tuple[Foreign, Float[Tensor, "V D"], Float[Ten
     model = _from_folder(folder)
     model.eval()
     name, decoder = _decoder(model, folder)
-    longest = _longest(model)
+    most = longest(model)
     pad = _number(model.config.pad_token_id)
-    tokens, layout = _probe(len(decoder.weight), pad, longest)
+    tokens, layout = _probe(len(decoder.weight), pad, most)
     expected = _logits(model, tokens)
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, nn.Identity())
@@ -77,7 +77,7 @@ def load_foreign(folder: Path) -> tuple[Foreign, Float[Tensor, "V D"], Float[Ten
     bias = torch.zeros(len(weight)) if decoder.bias is None else decoder.bias.detach()
     found = Foreign(model, pad)
     _compare(found, weight, bias, tokens, layout, expected, folder)
-    return found, weight, bias, longest
+    return found, weight, bias, most
 
 
 def _from_folder(folder: Path) -> PreTrainedModel:
@@ -107,7 +107,7 @@ def _decoder(model: PreTrainedModel, folder: Path) -> tuple[str, nn.Linear]:
     return name, decoder
 
 
-def _longest(model: PreTrainedModel) -> int | None:
+def longest(model: PreTrainedModel) -> int | None:
     """How many positions the model has; RoBERTa and its kin begin to count behind the padding token's id."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):

@@ -1,0 +1,96 @@
+"""tools/analyze_rank.py as a command: a run beside its own export, on shards and on raw text; sentences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megamask import report
+from tests.system.commands import Ended, run, text, train
+from tools import analyze_rank
+
+LESS = ("--tokens", 800, "--length", 32)
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, data: Path) -> tuple[Path, Path]:
+    """A short run, all its checkpoints and its export."""
+    output = folder / "ranked"
+    ended = train(data, output, steps=STEPS, checkpoint__every=1)
+    assert ended.code == 0, ended.err
+    report.export(output, folder / "ranked-export")
+    return output, folder / "ranked-export"
+
+
+def ranked(*arguments: object) -> Ended:
+    return run(analyze_rank.main, *arguments)
+
+
+def test_a_run_and_its_export_are_one_encoder(trained, tmp_path):
+    ours, export = trained
+    ended = ranked("--run", ours, "--model", export, "--output", tmp_path / "out", *LESS)
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    one, two = found["models"]
+    assert one["rows"] == two["rows"] and one["rows"]["clean"] >= 800
+    assert one["rows"]["mask"] == pytest.approx(0.15 * one["rows"]["clean"], abs=one["packs"])
+    for mine, its in zip(one["plain"], two["plain"], strict=True):
+        for name, ways in mine["ranks"].items():
+            assert ways["effective"]["all"] == pytest.approx(its["ranks"][name]["effective"]["all"], rel=1e-4)
+    assert found["made"]["arguments"]["ratio"] == 0.15
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ranks.json", "ranks.md", "ranks.png"]
+    table = (tmp_path / "out" / "ranks.md").read_text()
+    first = f"{one['plain'][0]['ranks']['clean']['effective']['all']:.1f} ±"
+    assert first in table and first in ended.out
+    assert "ranked, step 3" in table and "ranked-export" in table
+
+
+def test_the_same_command_says_the_same_and_another_step_something_else(trained, tmp_path):
+    for name, step in (("one", STEPS), ("two", STEPS), ("before", 1)):
+        ended = ranked("--run", trained[0], "--step", step, "--output", tmp_path / name, *LESS)
+        assert ended.code == 0, ended.err
+    one, two, before = (
+        json.loads((tmp_path / name / "ranks.json").read_text())["models"][0] for name in ("one", "two", "before")
+    )
+    assert one["plain"] == two["plain"] and one["sha256"] == two["sha256"]
+    assert one["plain"] != before["plain"] and one["sha256"] != before["sha256"]
+    assert one["rows"] == before["rows"]
+
+
+def test_raw_text_is_read_in_the_encoder_s_own_tokens(trained, tmp_path):
+    raw = tmp_path / "raw.txt"
+    raw.write_text(text(documents=60, seed=1))
+    ended = ranked("--model", trained[1], "--text", raw, "--output", tmp_path / "out", *LESS)
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    assert found["models"][0]["text"] == str(raw)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (("--ratio", 0), 2, "`ratio` must lie in (0, 1), but is 0"),
+        (("--threshold", 1e-9), 2, "`threshold` must lie in [1e-06, 1)"),
+        (("--tokens", 10_000_000), 3, "Lower `tokens`"),
+        (("--tokens", 100), 3, "`tokens` must be at least 427 for a width of 32"),
+        (("--step", 77), 4, "no checkpoint of step 77"),
+        (("--length", 5_000), 2, "`length` must be at most 1024"),
+        (("--data", "somewhere", "--text", "else"), 2, "Remove one."),
+    ],
+)
+def test_what_is_wrong_is_a_sentence(trained, tmp_path, more, code, said):
+    ended = ranked("--run", trained[0], "--output", tmp_path / "out", *LESS[2:], *more)
+    assert (ended.code, said in ended.err) == (code, True), ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_has_no_text_or_no_encoder_is_a_sentence(trained, tmp_path):
+    out = tmp_path / "out"
+    assert "name `data` or `text`" in ranked("--model", trained[1], "--output", out).err
+    assert "`run` or `model` must name" in ranked("--output", out).err
+    ended = ranked("--run", tmp_path / "a", "--run", tmp_path / "b", "--output", out)
+    assert ended.code and str(tmp_path / "a") in ended.err and str(tmp_path / "b") in ended.err
+    assert "two" in ranked("--run", trained[0], "--run", trained[0], "--output", out).err.lower()

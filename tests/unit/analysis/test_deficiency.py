@@ -1,0 +1,256 @@
+"""What is planted in an encoder is found; our code and transformers say the same; nothing masked, nothing to see."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megamask.analysis import deficiency, drawing
+from megamask.analysis.deficiency import MATRICES, Cuts
+from megamask.analysis.layers import Layered, OwnStates, open_model, open_run
+from megamask.batch import MaskPlan
+from megamask.data import tokenizer as tokenizers
+from megamask.errors import CheckpointError, DataError
+from megamask.hf import Card, export_model
+from megamask.hf.names import WEIGHTS
+from megamask.masking.masker import EVALUATION, Masker
+from megamask.masking.rng import PackRng
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.model.shape import ModelConfig
+from megamask.objectives.mlm import MLM
+from tests.batches import pack
+from tests.tolerances import TOLERANCES
+
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs and some water."]
+SIZES = {"num_layers": 3, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "max_positions": 64}
+CUTS = Cuts(energy=0.9, threshold=1e-4)
+RANK = 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizers.train("wordpiece", TEXTS * 5, size=90).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ids(tokenizer):
+    return tokenizers.token_ids(tokenizers.load(tokenizer))
+
+
+@pytest.fixture
+def texts(ids):
+    """Packs of several sequences with padding behind them, and uniform masks."""
+    batches = [pack([30, 41, 9], padding=6, number=n, seed=n, ids=ids) for n in range(8)]
+    masker = Masker(EVALUATION, ids)
+    return [(batch, masker(batch, progress=0.0, rng=PackRng(0, batch.number))) for batch in batches]
+
+
+@pytest.fixture
+def model(ids):
+    def make(preset="modern") -> MLM:
+        config = ModelConfig(preset, init_std=0.2, **SIZES)
+        encoder = Encoder(config.shape(ids), config)
+        return MLM(encoder, Head(encoder, config)).eval()
+
+    return make
+
+
+def layered(encoder: Encoder) -> Layered:
+    shape = encoder.shape
+    return Layered("ours", OwnStates(encoder), shape.num_layers, shape.hidden_size, 64, Path(), shape.vocab_size, "")
+
+
+def analysis(model: Layered, texts, cuts=CUTS):
+    return deficiency.analyse(deficiency.gather(model, texts), cuts)
+
+
+@torch.no_grad()
+def plant(encoder: Encoder, mask: int) -> None:
+    """Real tokens in the first RANK coordinates, up to the last layer; [MASK] in one more, which is nobody else's.
+
+    A norm takes the mean of a row off, so a coordinate that equals that mean becomes 0.
+    """
+    table = encoder.embedding.tokens.weight
+    table[:, RANK] = (table.sum(1) - table[:, RANK]) / (table.shape[1] - 1)
+    table[mask, RANK] += 3.0
+    encoder.embedding.norm.weight[RANK + 1 :] = 0
+    for layer in encoder.layers:
+        layer.attention_out.weight[RANK:] = 0
+        layer.mlp_out.weight[RANK:] = 0
+    encoder.final_norm.weight[RANK:] = 0
+
+
+def test_the_planted_subspaces_are_found(model, texts, ids):
+    encoder = model().encoder
+    plant(encoder, ids.mask)
+    found = analysis(layered(encoder), texts)
+    for layer in found.plain[1:-1]:
+        rank = {name: layer.ranks[name]["numerical"].all for name in MATRICES}
+        assert rank == {"clean": RANK, "masked": RANK + 1, "real": RANK, "mask": RANK + 1, "under": RANK}
+        assert layer.outside["mask"]["numerical"]["directions"].all == pytest.approx(1 / (RANK + 1), abs=1e-6)
+        assert layer.outside["under"]["numerical"]["directions"].all == pytest.approx(0, abs=1e-6)
+        assert layer.ranks["clean"]["effective"].all < RANK < layer.ranks["masked"]["numerical"].half
+    # at the embedding all [MASK] are one row; the final norm takes its coordinate away
+    assert found.plain[0].ranks["mask"]["effective"].all == pytest.approx(1, abs=1e-4)
+    assert found.centred[0].ranks["mask"]["effective"].all == 0
+    last = found.plain[-1]
+    assert last.ranks["masked"]["numerical"].all == RANK
+    assert last.outside["mask"]["numerical"]["norm"].all == pytest.approx(0, abs=1e-6)
+
+
+def test_figures_are_those_of_the_stacked_states(model, texts):
+    encoder = model().encoder
+    found = analysis(layered(encoder), texts)
+    with torch.no_grad():
+        for layer in range(encoder.shape.num_layers + 1):
+            rows = {name: [] for name in MATRICES}
+            for batch, plan in texts:
+                for name, tokens in (("clean", batch.tokens), ("masked", plan.inputs)):
+                    x = encoder.embed(tokens, batch.layout)
+                    if layer:
+                        x = encoder.run(x, batch.layout, slice(layer))
+                    hidden = torch.isin(torch.arange(len(x)), plan.hidden)
+                    rows[name].append(x[batch.maskable])
+                    if name == "masked":
+                        rows["real"].append(x[batch.maskable & ~hidden])
+                        rows["mask"].append(x[hidden])
+                    else:
+                        rows["under"].append(x[hidden])
+            for name, some in rows.items():
+                stacked = torch.cat(some).double()
+                assert found.plain[layer].rows[name] == len(stacked)
+                for centred, layers in ((False, found.plain), (True, found.centred)):
+                    matrix = stacked - stacked.mean(0) if centred else stacked
+                    values = torch.linalg.svdvals(matrix)
+                    scale = torch.linalg.matrix_norm(stacked).item()
+                    told = torch.tensor(layers[layer].values[name], dtype=torch.float64)
+                    rtol, _ = TOLERANCES[torch.float32]
+                    assert (told - values).abs().max() < rtol * scale
+
+
+def test_halves_say_how_far_the_figures_stand(model, texts):
+    cut = analysis(layered(model().encoder), texts)
+    twice = analysis(layered(model().encoder), [one for text in texts for one in (text, text)])
+    figures = [figure for layer in cut.plain for ways in layer.ranks.values() for figure in ways.values()]
+    assert any(figure.error > 0 for figure in figures)
+    # both halves have read the same
+    for layer in twice.plain:
+        for ways in layer.ranks.values():
+            for figure in ways.values():
+                assert figure.error == pytest.approx(0, abs=1e-6)
+                assert figure.half == pytest.approx(figure.all, rel=1e-6)
+
+
+def test_with_nothing_masked_both_inputs_are_one(model, texts):
+    plain = [(batch, MaskPlan.hide_nothing(batch)) for batch, _ in texts]
+    for layer in analysis(layered(model().encoder), plain).plain:
+        assert set(layer.ranks) == {"clean", "masked", "real"} and not layer.outside
+        assert layer.ranks["clean"] == layer.ranks["masked"] == layer.ranks["real"]
+
+
+def test_padding_and_special_tokens_are_no_rows(model, texts):
+    rows = analysis(layered(model().encoder), texts).plain[0].rows
+    assert rows["clean"] == rows["masked"] == sum(int(batch.maskable.sum()) for batch, _ in texts)
+    assert rows["mask"] == rows["under"] == sum(len(plan.hidden) for _, plan in texts)
+    assert rows["real"] == rows["masked"] - rows["mask"]
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    """A model of ours as first weights and as an export; returns both folders."""
+
+    def save(model: MLM) -> tuple[Path, Path]:
+        first, export = tmp_path / "first", tmp_path / "export"
+        tokenizers.load(tokenizer).save(first / "tokenizer")
+        model.encoder.shape.save(first)
+        weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        save_file(weights, first / WEIGHTS)
+        export_model(weights, model.encoder.shape, tokenizer, export, card=Card("test", "none", 0, "none"))
+        return first, export
+
+    return save
+
+
+@pytest.mark.parametrize("preset", ["modern", "bert"])
+def test_ours_and_the_export_through_transformers_agree(preset, model, texts, saved):
+    first, export = saved(model(preset))
+    ours, theirs = open_run(first), open_model(str(export))
+    assert (ours.layers, ours.width, ours.longest) == (theirs.layers, theirs.width, theirs.longest)
+    assert not isinstance(theirs.states, OwnStates)
+    one, two = analysis(ours, texts), analysis(theirs, texts)
+    rtol, _ = TOLERANCES[torch.float32]
+    for mine, its in zip(one.plain + one.centred, two.plain + two.centred, strict=True):
+        for name in MATRICES:
+            assert mine.ranks[name]["effective"].all == pytest.approx(its.ranks[name]["effective"].all, rel=rtol)
+            assert mine.values[name] == pytest.approx(its.values[name], rel=rtol, abs=rtol * mine.values[name][0])
+
+
+def test_tables_name_every_layer_and_matrix(model, texts):
+    found = analysis(layered(model().encoder), texts)
+    lines = drawing.tables("ours", found.plain, CUTS, centred=False)
+    heads = [line for line in lines if line.startswith("| layer")]
+    assert [all(name in head for name in MATRICES) for head in heads] == [True] * 3 + [False] * 2
+    assert sum(line.startswith("|") for line in lines) == len(heads) * (2 + len(found.plain))
+
+
+def test_several_encoders_are_drawn_in_one_picture(model, texts, tmp_path):
+    found = analysis(layered(model().encoder), texts)
+    drawing.picture({"one": found}, CUTS, tmp_path / "one.png")
+    drawing.picture({"one": found, "two": analysis(layered(model().encoder), texts)}, CUTS, tmp_path / "two.png")
+    one, two = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png"))
+    assert one[:4] == two[:4] == b"\x89PNG" and one != two
+
+
+class TestRefused:
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(CheckpointError, match="there is no folder"):
+            open_run(tmp_path / "nowhere")
+
+    def test_a_folder_without_checkpoints(self, tmp_path):
+        with pytest.raises(CheckpointError, match="holds no checkpoint"):
+            open_run(tmp_path)
+
+    def test_weights_of_another_width(self, model, saved):
+        first, _ = saved(model())
+        replace(model().encoder.shape, hidden_size=32).save(first)
+        with pytest.raises(CheckpointError, match=r"must have the shape .*32"):
+            open_run(first)
+
+    def test_a_model_without_mask(self, model, saved):
+        _, export = saved(model())
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            path = export / name
+            path.write_text(path.read_text().replace("[MASK]", "[NONE]"))
+        said = json.loads((export / "tokenizer_config.json").read_text())
+        said.pop("mask_token")
+        (export / "tokenizer_config.json").write_text(json.dumps(said))
+        with pytest.raises(DataError, match="no mask token"):
+            open_model(str(export))
+
+    def test_no_model_of_transformers(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"no config\.json"):
+            open_model(str(tmp_path))
+
+    def test_a_tensor_that_is_missing(self, model, saved):
+        _, export = saved(model())
+        tensors = load_file(export / WEIGHTS)
+        tensors.pop("model.layers.1.mlp.Wi.weight")
+        save_file(tensors, export / WEIGHTS, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.Wi"):
+            open_model(str(export))
+
+    def test_numbers_that_are_not_finite(self, model, saved):
+        _, export = saved(model())
+        tensors = load_file(export / WEIGHTS)
+        tensors["model.layers.1.mlp.Wi.weight"][0, 0] = torch.nan
+        save_file(tensors, export / WEIGHTS, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match="not finite"):
+            open_model(str(export))
