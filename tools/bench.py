@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from megamask import prepare, ranks
-from megamask.bench import ours, overheads, table, theirs
+from megamask.bench import late, ours, overheads, table, theirs
 from megamask.bench.measure import BenchConfig, Figures, in_turn
 from megamask.building import CACHE
 from megamask.data.shards import Shards
@@ -60,6 +60,8 @@ def bench(config: BenchConfig) -> None:
 
     if config.what == "overheads":
         return bench_overheads(config, shards)
+    if config.what == "late":
+        return bench_late(config, shards)
     # theirs first: accelerate would take the single rank that our engine announces for one of several
     lines = theirs.lines(raw, shards) if raw else theirs.documents(shards)
     variants = theirs.variants(config, shards, lines, trainer=trainer)
@@ -91,6 +93,24 @@ def bench_overheads(config: BenchConfig, shards: Shards) -> None:
     print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}.")
     if config.json:
         report = table.as_json(asdict(config), rounds, [overheads.PLAIN], by_cpu=by_cpu)
+        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+
+
+def bench_late(config: BenchConfig, shards: Shards) -> None:
+    """Measure and print what it saves that [MASK] enters late; a share of masked tokens at a time, to save memory."""
+    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "cpu.json"))
+    by_cpu = config.threads == 1 and not torch.cuda.is_available()
+    print(*opening(config, shards), "", *late.HEAD, sep="\n", flush=True)
+    rounds, bases = {}, []
+    for ratio in late.RATIOS:
+        variants = late.variants(config, shards, ds, ratio)
+        some = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
+        print(*late.markdown(some, by_cpu=by_cpu), sep="\n", flush=True)
+        bases.append(variants[0].name)
+        rounds |= some
+    print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}; goal: {late.GOAL}.")
+    if config.json:
+        report = table.as_json(asdict(config), rounds, bases, by_cpu=by_cpu)
         config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 

@@ -26,9 +26,9 @@ from megamask.model.shape import ModelConfig
 class BenchConfig:
     """What to measure, and how long."""
 
-    what: Literal["trainer", "overheads"] = "trainer"
+    what: Literal["trainer", "overheads", "late"] = "trainer"
     """`trainer`: our speed beside that of transformers' Trainer; `overheads`: what sources of entropy and a teacher
-    add to a plain step of the first `preset`."""
+    add to a plain step of the first `preset`; `late`: what 3ML and MAE-LM save of MLM's step, at 15, 30 and 50 %."""
     data: Path | None = None
     """Folder of token shards (tools/prepare_data.py makes it); without it, English that this machine holds."""
     text: Path | None = None
