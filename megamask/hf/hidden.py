@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 from megamask.batch import Layout
 from megamask.errors import CheckpointError
@@ -49,6 +50,8 @@ def load_hidden(source: str | Path, setting: str) -> tuple[HiddenStates, Path, i
     for name, tensor in read_tensors(folder).items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{folder} holds numbers in the tensor {name} that are not finite.")
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would list the head, which is left out; what matters is in the report
     try:
         model, report = AutoModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False,
@@ -57,6 +60,8 @@ def load_hidden(source: str | Path, setting: str) -> tuple[HiddenStates, Path, i
     except Exception as error:  # whatever a strange configuration makes the library raise
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder} is no model that transformers can load: {reason}") from None
+    finally:
+        logging.set_verbosity(loud)
     lacking = sorted(name for name in map(str, report["missing_keys"]) if not name.startswith(UNUSED))
     if lacking or report["mismatched_keys"]:
         wrong = lacking[:3] or sorted(map(str, report["mismatched_keys"]))[:3]
