@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +50,8 @@ def parse(arguments: list[str] | None = None) -> Command:
     named = said.pop("recipe", Command.recipe)
     recipe = known.recipe or str(named)
     base = configuration.override(recipes.named(recipe), said, str(known.config))
-    return tyro.cli(Command, args=arguments, default=Command(recipe, run=base), prog="pretrain.py")
+    asked = tyro.cli(Command, args=arguments, default=Command(recipe, run=base), prog="pretrain.py")
+    return replace(asked, run=configuration.tied(asked.run))
 
 
 def show_recipes() -> str:

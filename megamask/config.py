@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from megamask.engine import ds_file
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.entropy.source import EntropyConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
-from megamask.masking.masker import MaskingConfig
+from megamask.masking.masker import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.objective import ObjectiveConfig
 from megamask.runs import flatten
@@ -144,6 +144,7 @@ class PretrainConfig:
 
 def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
     """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
+    config = tied(config)
     ds, found = ds_file.parse(deepspeed) if deepspeed else ({}, [])
     if config.steps < 1:
         found.append(must("steps", "be at least 1", config.steps))
@@ -155,7 +156,7 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
     found += config.log.problems("log") + ds_file.problems(config.optimizer, ds)
     found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
     found += config.distill.problems("distill") + teachers.problems(config.teacher, config.distill, config.entropy)
-    found += _guided(config, ds)
+    found += _guided(config, ds) + _late(config)
     per_step = config.packs.per_step
     if per_step >= 1 and per_step % world:
         cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}."
@@ -179,6 +180,13 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
     return ds
 
 
+def tied(config: PretrainConfig) -> PretrainConfig:
+    """``config`` with numbers where schedules turn at a phase of the learning rate."""
+    rate, masking, distill = config.optimizer.rate, config.masking, config.distill
+    masking = replace(masking, ratio=masking.ratio.tied(rate), explore=masking.explore.tied(rate))
+    return replace(config, masking=masking, distill=replace(distill, weight=distill.weight.tied(rate)))
+
+
 def _is_run(folder: Path) -> bool:
     return RunFolder(folder).checkpoints.is_dir()
 
@@ -199,6 +207,28 @@ def _guided(config: PretrainConfig, ds: dict[str, Any]) -> list[str]:
         found.append(must("entropy.candidates", rule, entropy.candidates))
     if entropy.average is not None and ds_file.zero_stage(ds) == 3:
         found.append("`entropy.average` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
+    return found
+
+
+def _late(config: PretrainConfig) -> list[str]:
+    """What the objective cannot do with the encoder and with the masks; with `init`, the encoder is checked later."""
+    objective, masking, length = config.objective, config.masking, config.packs.length
+    found = objective.problems("objective", None if config.init else config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
+    if objective.decoder.dropout and config.model.attention == "varlen":
+        rule = "be 0 when `model.attention` is 'varlen'"
+        found.append(must("objective.decoder.dropout", rule, objective.decoder.dropout))
+    if not objective.late or masking.problems("masking") or length < 8:
+        return found
+    if masking.corruption.mask == 0:
+        return [*found, f"`objective.kind` {objective.kind!r} has no effect while `masking.corruption.mask` is 0."]
+    # the shares of a sequence that are [MASK], over the run; [CLS] and [SEP] never are
+    shares = [masking.ratio(step / STEPS) * masking.corruption.mask for step in range(STEPS + 1)]
+    if max(shares) * length > length - 3:
+        rule = f"leave a token in sight in a sequence of `packs.length` ({length}) rows"
+        found.append(must("masking.ratio", rule, max(shares), "Lower it."))
+    if min(shares) * length < 1:
+        rule = f"give a sequence of `packs.length` ({length}) rows a target under [MASK]"
+        found.append(must("masking.ratio", rule, min(shares), "Raise it, or lengthen sequences."))
     return found
 
 

@@ -48,7 +48,7 @@ CURE = "Make them anew with tools/annotate_targets.py."
 def facts_of(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
     """What the targets of every pack of a run depend on, and the temperature, as JSON can hold it."""
     masking = asdict(config.masking)
-    for unused in ("score", "entropy", "explore"):  # random masking asks neither
+    for unused in ("score", "entropy", "part_of_speech", "explore"):  # random masking asks none
         masking.pop(unused, None)
     moves = config.masking.ratio.kind != "constant"
     views = config.packs.views

@@ -119,6 +119,9 @@ class Entropy:
     def settle(self, add_over_ranks) -> None:
         """Nothing to sum."""
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from megamask.errors import ConfigError, DataError, NonFiniteError
 from megamask.masking.choose import choose
 from megamask.masking.corrupt import Corruption, corrupt
 from megamask.masking.entropy import Entropy, EntropyScoreConfig
+from megamask.masking.part_of_speech import PartOfSpeech, PartOfSpeechScoreConfig
 from megamask.masking.rng import PackRng
 from megamask.masking.uniform import Uniform
 from megamask.masking.units import Unit, pieces
@@ -21,6 +22,14 @@ from megamask.schedules import Schedule
 
 STEPS = 64
 """Moving schedules move in this many steps from 0 to 1 over the run, so that a run has few shapes."""
+
+
+UNUSED = {
+    "uniform": ("entropy", "part_of_speech", "explore"),
+    "entropy": ("part_of_speech",),
+    "part_of_speech": ("entropy",),
+}
+"""Settings of masking that have no effect under a score."""
 
 
 @runtime_checkable
@@ -40,6 +49,7 @@ class Score(Protocol):
     def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+    def figures(self) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -50,13 +60,15 @@ class MaskingConfig:
     """Share of a pack's rows that are targets."""
     unit: Unit = "token"
     """The pieces that are masked whole: tokens, words, or spans of words."""
-    score: Literal["uniform", "entropy"] = "uniform"
+    score: Literal["uniform", "entropy", "part_of_speech"] = "uniform"
     """Which pieces come first: `uniform` is random masking; `entropy` goes by how unsure a model is of each token, as
-    `entropy.source` says it."""
+    `entropy.source` says it; `part_of_speech` by how hard words of each tag were (PTW), for text with tags."""
     corruption: Corruption = field(default_factory=Corruption)
     """What stands in the place of the targets."""
     entropy: EntropyScoreConfig = field(default_factory=EntropyScoreConfig)
     """How entropy decides; for the score `entropy` alone."""
+    part_of_speech: PartOfSpeechScoreConfig = field(default_factory=PartOfSpeechScoreConfig)
+    """How the losses of tags decide; for the score `part_of_speech` alone."""
     explore: Schedule = field(default_factory=lambda: Schedule("ramp", 1.0, 0.1, at=0.05, until=0.15))
     """Share of the targets chosen at random, whatever the score; for every score but `uniform`. 1 is random masking,
     needed at first where a model's own entropy still says nothing (cold start); the rest keeps every token within
@@ -64,25 +76,31 @@ class MaskingConfig:
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong."""
-        found = self.ratio.problems(f"{name}.ratio", 0, 1) + self.corruption.problems(f"{name}.corruption")
-        if self.score == "uniform":
-            plain = MaskingConfig()
-            return found + [
-                f"`{name}.{part}` has no effect on random masking. Remove it or set `{name}.score`."
-                for part in ("entropy", "explore")
-                if getattr(self, part) != getattr(plain, part)
-            ]
-        found += self.explore.problems(f"{name}.explore", 0, 1, closed=True)
-        return found + self.entropy.problems(f"{name}.entropy")
+        found = self.ratio.problems(f"{name}.ratio", 0, 1, touch=True)
+        found += self.corruption.problems(f"{name}.corruption")
+        plain = MaskingConfig()
+        kind = "random masking" if self.score == "uniform" else f"the score {self.score!r}"
+        found += [
+            f"`{name}.{part}` has no effect on {kind}. Remove it or set `{name}.score`."
+            for part in UNUSED[self.score]
+            if getattr(self, part) != getattr(plain, part)
+        ]
+        if self.score != "uniform":
+            found += self.explore.problems(f"{name}.explore", 0, 1, closed=True)
+            found += getattr(self, self.score).problems(f"{name}.{self.score}")
+        return found
 
 
 class Masker:
     """Makes plans. A plan depends on (seed, pack number, progress), the entropy, and what the score has learnt."""
 
-    def __init__(self, config: MaskingConfig, ids: TokenIds, score: Score | None = None):
-        """``score`` is by default the one that ``config`` names."""
+    def __init__(self, config: MaskingConfig, ids: TokenIds, score: Score | None = None, *, tags: Sequence[str] = ()):
+        """``score`` is by default the one that ``config`` names; ``tags`` are the names of the text's tags from 1.
+
+        Raises ConfigError if the score needs tags and there are none.
+        """
         self.config, self.ids = config, ids
-        self.score: Score = score or (Entropy(config.entropy) if config.score == "entropy" else Uniform())
+        self.score: Score = score or _score(config, tags)
 
     def budget(self, progress: float, rows: int) -> int:
         """Targets in a pack of ``rows``: the same for every pack of a step, on every rank."""
@@ -136,6 +154,24 @@ class Masker:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with what was learnt."""
         self.score.load_state_dict(state)
+
+    def figures(self) -> dict[str, float]:
+        """What the score has to tell since the last call, by the names under which it is written."""
+        return self.score.figures()
+
+
+def _score(config: MaskingConfig, tags: Sequence[str]) -> Score:
+    """The score that ``config`` names."""
+    if config.score == "entropy":
+        return Entropy(config.entropy)
+    if config.score == "part_of_speech":
+        if not tags:
+            raise ConfigError(
+                "`masking.score` is 'part_of_speech', which needs a text with tags. Prepare it with "
+                "tools/prepare_data.py --tags, or choose another score."
+            )
+        return PartOfSpeech(config.part_of_speech, tags)
+    return Uniform()
 
 
 def _coarse(progress: float) -> float:

@@ -1,0 +1,164 @@
+"""The score by part of speech (PTW): words of the tags that the model finds hard come first.
+
+A running loss is kept for each tag. The weight of a tag says how its loss stands among those of all tags, and a piece
+is drawn without replacement, the next one with a chance in proportion to its weight.
+
+Source: "Learning Better Masking for Better Language Model Pre-training" (Yang, Zhang, Zhao 2023; the released code,
+repository mutonix/better_masking). Differs:
+
+- There words in random order are each accepted with their weight as the chance, in one pass, until the budget is full,
+  so an example may get fewer targets. Here the budget is exact; the weight is a chance among the pieces that are left.
+- Losses are means over the targets of a step on all ranks, there of one rank's packs; and the state is in checkpoints.
+- Words are those of the unit, so pieces as `masking.unit` says; the paper masks whole words. All tokens of a word
+  count by the tag of its first, as there; a span by the mean of the logarithms of its rows' weights.
+- Tokens without a tag, which there do not exist, weigh 1/2, as a tag of mean loss does.
+
+Costs a few lookups a pack and one message of 2 x tags numbers a step; nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from megamask.batch import MaskPlan, PackedBatch
+from megamask.errors import CheckpointError, DataError, must
+from megamask.masking.rng import PackRng
+from megamask.masking.units import pieces
+
+GRAIN = 2.0**-20
+"""Nats. Losses are summed in whole multiples of it: such sums are exact, so the same in any order on any ranks."""
+
+
+@dataclass(frozen=True)
+class PartOfSpeechScoreConfig:
+    """How the losses of tags become weights."""
+
+    momentum: float = 0.999
+    """How much of a tag's running loss stays at each step in which it had targets. Losses begin at 0."""
+    sharpness: float = 2.0
+    """The weight of a tag is sigmoid(sharpness x (loss - mean over tags) / standard deviation over tags)."""
+    temperature: float = 1.0
+    """Of the noise of the selection: pieces are drawn in proportion to weight to the power 1 / temperature, 1 is the
+    paper's; large ones come near random whole words."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        found = []
+        if not 0 <= self.momentum < 1:
+            found.append(must(f"{name}.momentum", "lie in [0, 1)", self.momentum))
+        for part in ("sharpness", "temperature"):
+            value = getattr(self, part)
+            if not 0 < value < math.inf:
+                found.append(must(f"{name}.{part}", "be above 0 and finite", value))
+        return found
+
+
+class PartOfSpeech:
+    """Score by the running losses of tags; K tags, numbered from 1 in the data, 0 for none."""
+
+    def __init__(self, config: PartOfSpeechScoreConfig, names: Sequence[str]):
+        """``names`` of the tags, by number from 1."""
+        assert len(names) > 1, "a deviation needs two"
+        self.config, self.names, self.temperature = config, tuple(names), config.temperature
+        self._losses = torch.zeros(len(names), dtype=torch.float64)
+        self._steps = 0
+        # loss and number of targets, by tag: of this step on this rank, of all since the last figures
+        self._own = torch.zeros(2, len(names) + 1, dtype=torch.float64)
+        self._all = torch.zeros_like(self._own)
+
+    def _follow(self, device: torch.device) -> None:
+        if self._losses.device != device:
+            self._losses, self._own, self._all = (t.to(device) for t in (self._losses, self._own, self._all))
+
+    def __call__(
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
+    ) -> Float[Tensor, " T"] | None:
+        """The logarithm of the weight of each row's word; None as long as nothing is learnt.
+
+        Raises DataError if ``batch`` has no tags.
+        """
+        tags = _tags(batch)
+        if not self._steps:
+            return None
+        self._follow(tags.device)
+        # 32 bits: a mean of some equal ones is then exact in 64, so equal weights are equal scores
+        table = torch.cat([self._losses.new_full((1,), 0.5).log(), self.log_weights]).float()
+        return table[tags[_first_rows(pieces("word", batch, rng))]]
+
+    @property
+    def log_weights(self) -> Float[Tensor, " K"]:
+        """The logarithm of the weight of each tag."""
+        spread = self._losses.std()
+        apart = (self._losses - self._losses.mean()) / torch.where(spread == 0, 1e-4, spread)
+        return F.logsigmoid(self.config.sharpness * apart)
+
+    def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
+        """Add the losses of the targets, in nats, to those of their tags."""
+        tags = _tags(batch)[plan.targets]
+        self._follow(tags.device)
+        losses = torch.round(nll.detach().double() / GRAIN) * GRAIN
+        self._own.index_add_(1, tags, torch.stack([losses, torch.ones_like(losses)]))
+
+    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Once per step: move the running loss of each tag that had targets, on whatever rank. Collective."""
+        found = add_over_ranks(self._own)
+        self._own = torch.zeros_like(self._own)
+        self._all = self._all + found
+        total, count = found[:, 1:]
+        kept = self.config.momentum
+        moved = kept * self._losses + (1 - kept) * total / count.clamp(min=1)
+        # a loss that is no number came from a step that was skipped or ends the run
+        self._losses = torch.where((count > 0) & total.isfinite(), moved, self._losses)
+        self._steps += 1
+
+    def figures(self) -> dict[str, float]:
+        """Since the last call, over all ranks: of each tag the mean loss, the share of the targets, and the weight.
+
+        Waits for the device.
+        """
+        total, count = self._all[:, 1:].tolist()
+        weights = self.log_weights.exp().tolist()
+        targets = max(1.0, float(self._all[1].sum()))
+        self._all = torch.zeros_like(self._all)
+        figures: dict[str, float] = {}
+        for name, loss, number, weight in zip(self.names, total, count, weights, strict=True):
+            figures |= {f"tags/{name}/share": number / targets, f"tags/{name}/weight": weight}
+            figures |= {f"tags/{name}/loss": loss / number} if number else {}
+        return figures
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running loss of each tag, and the steps that were learnt from."""
+        return {"losses": self._losses, "steps": torch.tensor([self._steps])}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from there; CheckpointError if it has no losses of as many tags."""
+        if "losses" not in state or state["losses"].shape != self._losses.shape:
+            raise CheckpointError(
+                f"The checkpoint holds no losses of {len(self.names)} parts of speech. It was made with another "
+                "`masking.score` or other tags: start a new run."
+            )
+        self._losses, self._steps = state["losses"].to(self._losses), int(state["steps"])
+
+
+def _tags(batch: PackedBatch) -> Int64[Tensor, " T"]:
+    if batch.tags is None:
+        raise DataError(
+            f"`masking.score` is 'part_of_speech', but pack {batch.number} has no tags. Prepare the text with "
+            "tools/prepare_data.py --tags."
+        )
+    return batch.tags.long()
+
+
+def _first_rows(word: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:
+    """The first row of each row's word; without a look at how many words there are, which would wait."""
+    begins = torch.ones_like(word, dtype=torch.bool)
+    begins[1:] = word[1:] != word[:-1]
+    rows = torch.arange(len(word), device=word.device)
+    return torch.where(begins, rows, 0).cummax(0).values
