@@ -8,23 +8,27 @@ import math
 import os
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
+from transformers import BertConfig, BertForMaskedLM
 
 from megamask import command, files, pretrain, publish
 from megamask.checkpoint import RunFolder, read_tensors
+from megamask.data.tokenizer import train as train_tokenizer
 from megamask.engine import ds_file
 from megamask.hf import exporting
-from megamask.metrics import SummaryWriter
+from megamask.log import SummaryWriter
 from megamask.objectives.mlm import MLM
-from tests.system.commands import Ended, content, metrics, run, train, training
+from tests.system.commands import Ended, content, flags, metrics, run, train, training
 from tests.system.conftest import STEPS
-from tools import convert_from_hf, convert_to_hf, prepare_data
+from tools import annotate_entropy, convert_from_hf, convert_to_hf, prepare_data
 
 CONFIG, DATA, CHECKPOINT, NUMBERS, STORAGE = 2, 3, 4, 5, 7
 
@@ -130,6 +134,39 @@ def test_everything_wrong_is_said_at_once(data: Path, tmp_path: Path, monkeypatc
     names = [f"`{name.replace('__', '.')}`" for name in wrong if name != "packs__tokens"]
     said(ended, CONFIG, *names, "`train_batch_size`", "`bf17`", "use 4")
     assert len(ended.err.splitlines()) == len(names) + 2
+    assert not (tmp_path / "run").exists()
+
+
+GUIDED = {"masking.score": "entropy", "entropy.source": "exact"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "culprits"),
+    [
+        ({"entropy.sorce": "probe"}, ["--entropy.sorce", "--entropy.source"]),
+        ({"entropy.source": "prob"}, ["'prob'", "--entropy.source", "'probe'"]),
+        ({"masking.score": "entropy"}, ["`masking.score` 'entropy' needs `entropy.source`"]),
+        ({"entropy.source": "probe"}, ["`entropy.source` 'probe' has no effect", "`masking.score`"]),
+        ({"entropy.measure": "min"}, ["`entropy.measure` has no effect without `entropy.source`"]),
+        ({"masking.entropy.cap": 0.1}, ["`masking.entropy` has no effect on random masking"]),
+        (GUIDED | {"masking.entropy.strategy": "low", "entropy.candidates": 2.0}, ["`entropy.candidates`", "'low'"]),
+        (GUIDED | {"entropy.source": "teacher"}, ["`entropy.source` 'teacher' needs `teacher.path`"]),
+        ({"teacher.path": "somewhere"}, ["`teacher.path` has no effect"]),
+        ({"teacher.sweep": 2}, ["`teacher.sweep` has no effect without `teacher.path`"]),
+        ({"distill.temperature": 2.0}, ["`distill.temperature` has no effect while `distill.weight` is 0"]),
+        ({"packs.views": 3, "packs.per-step": 8}, ["`packs.views` must divide `packs.per_step` (8)", "is 3"]),
+        ({"init-layers": 0}, ["`init_layers` has no effect without `init`"]),
+    ],
+    ids=lambda value: " ".join(map(str, value.items())) if isinstance(value, dict) else "",
+)
+def test_a_wrong_guide(settings: dict[str, object], culprits: list[str], data: Path, tmp_path: Path) -> None:
+    said(train(data, tmp_path / "run", *flags(settings)), CONFIG, *culprits)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_moving_average_needs_whole_weights(data: Path, tmp_path: Path) -> None:
+    settings = flags(GUIDED | {"entropy.average": 0.9, "deepspeed": "ds_configs/zero3.json"})
+    said(train(data, tmp_path / "run", *settings), CONFIG, "`entropy.average` needs whole weights", "use 0, 1 or 2")
     assert not (tmp_path / "run").exists()
 
 
@@ -282,6 +319,87 @@ def test_a_token_that_the_vocabulary_lacks(shards: Path, tmp_path: Path) -> None
     tokens.flush()
     ended = train(shards, tmp_path / "run", steps=1000, checkpoint__every=20, validation__every=1000, verify=False)
     said(ended, DATA, "train-00000.tokens.npy holds the id 60000", "but the vocabulary has 300")
+
+
+BY_SIDECAR = {"masking__score": "entropy", "entropy__source": "sidecar"}
+
+
+def test_entropies_that_nobody_wrote(shards: Path, tmp_path: Path) -> None:
+    culprits = ["has no entropies for the split 'train'", "tools/annotate_entropy.py"]
+    said(train(shards, tmp_path / "run", **BY_SIDECAR), DATA, *culprits)
+    assert not RunFolder(tmp_path / "run").steps()
+
+
+def test_entropies_of_another_kind(shards: Path, finished: Path, tmp_path: Path) -> None:
+    asked = ["--data", shards, "--teacher", finished, "--workers", 1, "--signal", "clean", "--measure", "min"]
+    said(run(annotate_entropy.main, *asked, "--length", 32), 0)
+    culprits = ["`entropy.signal` is 'masked'", "'clean'", "`entropy.measure` is 'shannon'", "'min'", "`packs.length`"]
+    said(train(shards, tmp_path / "run", **BY_SIDECAR), DATA, *culprits)
+    assert not RunFolder(tmp_path / "run").steps()
+
+
+# ---- teachers
+
+
+@pytest.fixture
+def teacher(data: Path, tmp_path: Path) -> Path:
+    """A model of transformers with the tokenizer of the text, to be spoilt."""
+    shutil.copytree(data / "tokenizer", tmp_path / "teacher")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=300, **sizes)).save_pretrained(tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def taught(data: Path, output: Path, teacher: Path) -> Ended:
+    return train(data, output, "--teacher.path", teacher, "--distill.weight.start", 0.5)
+
+
+def of_another_vocabulary(teacher: Path) -> None:
+    smaller = train_tokenizer("wordpiece", ["other words of another text"] * 20, size=60)
+    smaller.save(teacher)
+
+
+def of_another_tokenizer(teacher: Path) -> None:
+    path = teacher / "tokenizer.json"
+    path.write_text(path.read_text().replace('"[UNK]"', '"[ODD]"'))
+
+
+def without_weights(teacher: Path) -> None:
+    (teacher / "model.safetensors").unlink()
+
+
+def cut_short(teacher: Path) -> None:
+    weights = teacher / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+
+
+def with_a_nan(teacher: Path) -> None:
+    weights = load_file(teacher / "model.safetensors")
+    weights["bert.encoder.layer.0.output.dense.weight"][3, 5] = math.nan
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "culprits"),
+    [
+        (of_another_vocabulary, ["`teacher.path` has a vocabulary of", "tokens, but data's tokenizer has 300"]),
+        (of_another_tokenizer, ["`teacher.path` has '[ODD]'", "but data's tokenizer has '[UNK]'"]),
+        (without_weights, ["teacher holds no model.safetensors"]),
+        (cut_short, ["teacher/model.safetensors is no safetensors file"]),
+        (with_a_nan, ["teacher holds numbers", "layers.0.mlp_out.weight", "not finite"]),
+        (shutil.rmtree, ["`teacher.path`"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_teacher_that_cannot_be(
+    spoil: Callable[[Path], None], culprits: list[str], data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    whole = Path(shutil.copytree(teacher, tmp_path / "whole"))
+    spoil(teacher)
+    said(taught(data, tmp_path / "run", teacher), CHECKPOINT, *culprits)
+    assert not RunFolder(tmp_path / "run").steps()
+    # what was refused left nothing behind that a run with a sound one would stumble over
+    said(taught(data, tmp_path / "run", whole), 0)
 
 
 # ---- run folders and checkpoints

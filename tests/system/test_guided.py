@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from megamask.checkpoint import RunFolder
-from tests.system.commands import free_port, metrics, shell, train, training
+from tests.system.commands import TINY, free_port, metrics, run, shell, train, training
 from tests.system.test_story import tensors
 from tests.tolerances import assert_close
+from tools import annotate_entropy, annotate_targets
 
 STEPS = 12
 ENTROPY = {"masking.score": "entropy", "masking.explore.start": 0.2, "masking.explore.end": 0.2}
@@ -58,10 +59,10 @@ def assert_resumes(data: Path, folder: Path, settings: list[str]) -> Path:
     ended = train(data, whole, *settings, **more)
     assert ended.code == 0, ended.err
     shutil.copytree(whole, again)
-    run = RunFolder(again)
-    for step in run.steps():
+    kept = RunFolder(again)
+    for step in kept.steps():
         if step > 5:
-            shutil.rmtree(run.checkpoint(step))
+            shutil.rmtree(kept.checkpoint(step))
     ended = train(data, again, *settings, **more)
     assert ended.code == 0, ended.err
     assert f"going on after step 5 of {STEPS}" in ended.out
@@ -117,3 +118,53 @@ def test_two_ranks_are_one(
 def test_help_names_every_source() -> None:
     said = shell(sys.executable, "megamask/pretrain.py", "--help").out
     assert all(source in said for source in ("frequency", "probe", "sidecar", "cache", "exact", "teacher"))
+
+
+# ---- what was written down once
+
+
+def test_a_run_by_a_sidecar_resumes_bit_for_bit(data: Path, finished: Path, tmp_path: Path) -> None:
+    shards = shutil.copytree(data, tmp_path / "shards", ignore=shutil.ignore_patterns("packs"))
+    # a young model is equally unsure of every token, but not equally wrong
+    length = TINY["packs.length"]
+    ended = run(
+        annotate_entropy.main, "--data", shards, "--teacher", finished, "--length", length, "--passes", 2,
+        "--measure", "loss", "--workers", 1,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    said = "--entropy.source sidecar --entropy.signal masked --entropy.measure loss"
+    assert f"Train with {said} --packs.length {length}." in ended.out
+    whole = assert_resumes(shards, tmp_path, words(ENTROPY) + said.split())
+    told = metrics(whole, "entropy/spread")
+    assert len(told) == STEPS
+    assert min(told.values()) > 0
+
+
+def test_a_run_by_stored_samples_resumes_bit_for_bit_and_asks_nobody(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    settings = words({"distill.weight.start": 0.5, "distill.temperature": 2.0})
+    teacher, kept = words({"teacher.path": finished, "teacher.precision": "fp32"}), tmp_path / "samples"
+    ended = run(
+        annotate_targets.main, *training(data, tmp_path / "none", steps=STEPS), *settings, *teacher,
+        "--distill.stored", kept, "--draws", 200, "--workers", 1,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    whole = assert_resumes(data, tmp_path, [*settings, "--distill.stored", str(kept)])
+    ended = train(data, tmp_path / "taught", *settings, *teacher, steps=STEPS, validation__every=4)
+    assert ended.code == 0, ended.err
+    stored, asked = (metrics(folder, "train/distill") for folder in (whole, tmp_path / "taught"))
+    assert stored.keys() == asked.keys() == {(step + 1, "train/distill") for step in range(STEPS)}
+    # of samples the log has a cross-entropy, which is the divergence and the teacher's entropy
+    assert all(stored[step] > asked[step] for step in stored)
+
+
+def test_first_weights_may_be_some_layers_of_a_run(data: Path, finished: Path, tmp_path: Path) -> None:
+    still = {"steps": 1, "model__num_layers": 1, "optimizer__rate__peak": 1e-12}
+    ended = train(data, tmp_path / "run", "--init-layers", "0", init=finished, **still)
+    assert ended.code == 0, ended.err
+    ours, theirs = tensors(tmp_path / "run", 1), tensors(finished, STEPS)
+    kept = {name for name in theirs if name.startswith("weights/") and ".layers.1." not in name}
+    assert kept == {name for name in ours if name.startswith("weights/")}
+    for name in kept:
+        assert_close(ours[name], theirs[name])

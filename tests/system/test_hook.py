@@ -1,4 +1,4 @@
-"""The README's loop of someone's own, run as it stands there: masks by the probe, its audit, a model of transformers."""
+"""The README's loop of someone's own, run as it stands there: masks by the probe, its audit, a transformers model."""
 
 from __future__ import annotations
 
