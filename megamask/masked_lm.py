@@ -2,7 +2,9 @@
 
 What it may be, and how it is told apart:
 
-- a run of megamask (``checkpoints/``): its newest checkpoint; or one checkpoint inside of a run (``MANIFEST.json``);
+- a run of megamask (``checkpoints/``): its newest checkpoint; or one checkpoint inside of a run (``MANIFEST.json``).
+  Of any objective encoder and head are read: of 3ML in one stack an ordinary model, although its first layers were
+  trained without [MASK]; of MAE-LM one whose predictions mean nothing, which ``beside`` tells;
 - first weights (``shape.json`` beside ``model.safetensors``, as tools/convert_from_hf.py makes them);
 - a folder or hub name of transformers: BERT and ModernBERT go through our own encoder, any other class is asked as
   transformers computes it (`hf.foreign`).
@@ -45,6 +47,9 @@ class MaskedLM:
     bias: Float[Tensor, " V"]
     longest: int | None
     tokenizer: Path
+    beside: tuple[str, ...] = ()
+    """Parts of a run's objective that are left out. Where there are any, they filled in [MASK], and the encoder has
+    never seen it."""
 
     def fingerprint(self) -> str:
         """sha256 of all its numbers, in their present precision: what was asked, however it came."""
@@ -96,7 +101,6 @@ def read(path: str | Path, setting: str) -> MaskedLM:
 
 
 def _own(shape: EncoderShape, weights: Mapping[str, Tensor], tokenizer: Path, where: Path) -> MaskedLM:
-    # what other parts an objective has are of no use here
     kept = {name: tensor.float() for name, tensor in weights.items() if name.startswith(("encoder.", "head."))}
     kept.pop(DECODER, None)
     raise_all(CheckpointError, misfits(kept, shape, str(where)))
@@ -109,7 +113,8 @@ def _own(shape: EncoderShape, weights: Mapping[str, Tensor], tokenizer: Path, wh
     assert isinstance(table, nn.Parameter)
     head.decoder.weight = table  # one parameter again, which moves and changes type once
     weight, bias = head.decoder.weight.detach(), head.decoder.bias.detach()
-    return MaskedLM(States(encoder, head), weight, bias, shape.max_positions, tokenizer)
+    beside = sorted({name.split(".")[0] for name in weights} - {"encoder", "head"})
+    return MaskedLM(States(encoder, head), weight, bias, shape.max_positions, tokenizer, tuple(beside))
 
 
 def _all_finite(weights: Mapping[str, Tensor], where: Path) -> None:

@@ -177,6 +177,11 @@ class Teacher:
         assert config.path is not None
         model = masked_lm.read(config.path, "teacher.path")
         found = differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
+        if model.beside:
+            found.append(
+                f"`teacher.path` is {config.path}, a run whose encoder has never seen [MASK]: its {model.beside[0]} "
+                "filled it in. Train a run of the kind 'mlm' from it (`init`) first, or name another model."
+            )
         if len(model.weight) < ids.size:
             found.append(
                 f"`teacher.path` gives {len(model.weight)} tokens a logit, but its tokenizer has {ids.size} tokens. "

@@ -29,6 +29,7 @@ from megamask.model.head import Head
 from megamask.model.shape import ModelConfig
 from megamask.model.vocabulary import token_stats
 from megamask.objectives.mlm import MLM
+from megamask.objectives.objective import ObjectiveConfig, build
 from megamask.publish import publish
 from megamask.schedules import Schedule
 from megamask.teacher import DistillConfig, Teacher, TeacherConfig, TeacherEntropy, join, problems
@@ -173,6 +174,29 @@ def test_a_run_and_its_checkpoint_and_first_weights_are_one_teacher(student, fir
         assert_close(logits_of(newest), logits)
         assert torch.equal(logits_of(same), logits_of(newest))
         assert not torch.allclose(logits_of(old), logits)
+
+
+@torch.no_grad()
+def test_a_run_of_3ml_in_one_stack_teaches_as_an_ordinary_model_and_one_of_mae_lm_not_at_all(
+    student, first_weights, load, packs, run
+):
+    model = student()
+    folder = first_weights(model)
+    for name in ("shape.json", "tokenizer"):
+        (folder / name).rename(run.path / name)
+
+    def publish_run(step: int, config: ObjectiveConfig) -> Path:
+        learns = build(config, model.encoder, model.head)
+        publish(run, step, {f"weights/{n}": p.detach() for n, p in learns.named_parameters()}, {}, keep=4)
+        return run.checkpoint(step)
+
+    (batch, *_), (plan, *_) = packs
+    (soft,) = load(publish_run(1, ObjectiveConfig("three_ml", depth=1))).targets([batch], [plan], 0.0)
+    assert_close(logits_of(soft), model.head.logits(model.represent(batch, plan)))
+    for step, config in ((2, ObjectiveConfig("mae_lm")), (3, ObjectiveConfig("three_ml", depth=1, mask_vector="own"))):
+        with pytest.raises(CheckpointError, match=r"whose encoder has never seen \[MASK\]") as error:
+            load(publish_run(step, config))
+        assert len(error.value.problems) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""What may be asked of an objective, what is refused in which words, and what of it leaves with an export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+from megamask import report
+from megamask.config import PacksConfig, PretrainConfig, check
+from megamask.data import tokenizer as tokenizers
+from megamask.errors import CheckpointError, ConfigError
+from megamask.hf import Card, export_model
+from megamask.hf.names import WEIGHTS
+from megamask.masking.corrupt import Corruption
+from megamask.masking.masker import MaskingConfig
+from megamask.model.shape import ModelConfig
+from megamask.objectives.late import visible_states
+from megamask.objectives.mae_lm import DecoderConfig
+from megamask.objectives.objective import ObjectiveConfig, build, load_weights
+from megamask.schedules import Schedule
+from tests.batches import IDS, pack
+from tests.tolerances import assert_close
+from tests.unit.model.models import PRESETS, objective, plan
+from tests.unit.objectives.test_late import KINDS, LATE, PLACED, late
+
+THREE = ObjectiveConfig("three_ml", depth=2)
+MAE = ObjectiveConfig("mae_lm")
+BASE = ModelConfig("modern", "base")
+REFUSED = [
+    (replace(THREE, depth=14), "`objective.depth` must lie between 0 and 11, for one of the 12 layers of `model` must "
+     "see [MASK], but is 14."),
+    (replace(THREE, depth=12), "`objective.depth` must lie between 0 and 11"),
+    (replace(THREE, depth=-1), "`objective.depth` must lie between 0 and 11"),
+    (replace(THREE, depth=None), "`objective.depth` must be given when `objective.kind` is 'three_ml'"),
+    (replace(MAE, depth=2), "`objective.depth` has an effect on the kind 'three_ml' alone. Remove it."),
+    (ObjectiveConfig(depth=0), "`objective.depth` has an effect on the kind 'three_ml' alone. Remove it."),
+    (ObjectiveConfig(mask_vector="own"), "`objective.mask_vector` has no effect on the kind 'mlm'. Remove it."),
+    (ObjectiveConfig(decoder=DecoderConfig(2)), "`objective.decoder` has an effect on the kind 'mae_lm' alone"),
+    (replace(THREE, decoder=DecoderConfig(attention="cross")), "one stack has neither a decoder nor cross-attention"),
+    (replace(MAE, decoder=DecoderConfig(0)), "`objective.decoder.layers` must be at least 1, but is 0."),
+    (replace(MAE, decoder=DecoderConfig(dropout=1.0)), "`objective.decoder.dropout` must lie in [0, 1), but is 1.0."),
+    (PLACED["positions"], "`objective.decoder.positions` must be 'masks' with the preset 'modern', but is 'all'."),
+]  # fmt: skip
+
+
+def problems(config: ObjectiveConfig, **parts) -> tuple[str, ...]:
+    try:
+        check(PretrainConfig(objective=config, **{"model": BASE, **parts}), None, 1)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+@pytest.mark.parametrize("config, sentence", REFUSED)
+def test_what_cannot_be_is_one_sentence(config, sentence):
+    (found,) = problems(config)
+    assert sentence in found
+
+
+@pytest.mark.parametrize("config", [ObjectiveConfig(), *LATE.values()])
+def test_what_can_be_is_not_refused(config):
+    assert problems(config) == ()
+    assert problems(config, model=ModelConfig("bert", "base")) == ()
+
+
+@pytest.mark.parametrize("config", [THREE, MAE])
+def test_a_sequence_keeps_a_token_and_has_a_target(config):
+    packs, all_masks = PacksConfig(tokens=256, length=32), Corruption(1.0, 0.0, 0.0)
+
+    def found(start, end=None, mix=all_masks):
+        ratio = Schedule("linear", start, end) if end else Schedule(start=start)
+        return problems(config, packs=packs, masking=MaskingConfig(ratio, corruption=mix))
+
+    # 30 of 32 rows are tokens, of which one must stay
+    assert found(29 / 32) == found(1 / 32) == found(29 / 32, 1 / 32) == ()
+    (high,) = found(0.5, 30 / 32)
+    assert high.startswith("`masking.ratio` must leave a token in sight in a sequence of `packs.length` (32) rows")
+    (low,) = found(0.5, 0.9 / 32)
+    assert low.startswith("`masking.ratio` must give a sequence of `packs.length` (32) rows a target under [MASK]")
+    assert len(found(30 / 32, 0.9 / 32)) == 2
+    # what is not [MASK] stays in sight
+    assert found(30 / 32, mix=Corruption(0.5, 0.5, 0.0)) == ()
+    (none,) = found(0.5, mix=Corruption(0.0, 1.0, 0.0))
+    assert none == f"`objective.kind` {config.kind!r} has no effect while `masking.corruption.mask` is 0."
+
+
+def test_dropout_of_a_decoder_needs_attention_that_can_drop():
+    dropping = ObjectiveConfig("mae_lm", decoder=DecoderConfig(dropout=0.1))
+    (found,) = problems(dropping, model=ModelConfig(attention="varlen"))
+    assert found == "`objective.decoder.dropout` must be 0 when `model.attention` is 'varlen', but is 0.1."
+
+
+def test_first_weights_may_have_fewer_layers_than_the_depth():
+    mlm = objective("modern")
+    with pytest.raises(ConfigError, match="must lie between 0 and 2"):
+        build(ObjectiveConfig("three_ml", depth=3), mlm.encoder, mlm.head)
+
+
+@pytest.mark.parametrize("preset, settings, config", KINDS)
+def test_cost_is_what_torch_counts(preset, settings, config):
+    # local layers are counted as a bound; and in one block, where attention pads nothing
+    model = late(config, preset, attention="reference", **settings)
+    if settings:
+        model.encoder.shape = replace(model.encoder.shape, global_every=1)
+    batch = pack([40])
+    asked = plan(batch, every=2)
+    with FlopCounterMode(display=False) as counted:
+        model(batch, asked).total.backward()
+    cost = report.cost(model.encoder.shape, config)
+    assert counted.get_total_flops() == pytest.approx(cost.training(40, 40**2, len(asked.targets)), rel=1e-12)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", ["depth 2", "own vector", "decoder", "cross"])
+def test_an_export_drops_what_stands_beside_the_encoder_which_stays_what_it_is(preset, name, tmp_path):
+    text = ["Some words that make a vocabulary."]
+    tokenizers.train("wordpiece", text * 5, size=90).save(tmp_path / "tokenizer")
+    ids = tokenizers.token_ids(tokenizers.load(tmp_path / "tokenizer"))
+    assert ids.size <= IDS.size
+    model = late(LATE[name], preset).float()
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    export_model(weights, model.encoder.shape, tmp_path / "tokenizer", tmp_path / "out", card=Card("", "", 1, ""))
+    assert not [key for key in load_file(tmp_path / "out" / WEIGHTS) if "mask_vector" in key or "entry" in key]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == model.encoder.shape.num_layers
+    # of a sequence whose end alone is hidden, the encoder sees just what transformers is given: its beginning
+    theirs = AutoModel.from_pretrained(tmp_path / "out", **({"add_pooling_layer": False} if preset == "bert" else {}))
+    batch = pack([20])
+    asked = plan(batch)
+    first = asked.hidden[-1]
+    asked = replace(asked, hidden=torch.arange(first, 20), visible=torch.arange(first))
+    with torch.no_grad():
+        expected = theirs.eval()(input_ids=asked.inputs[None, :first]).last_hidden_state[0]
+        assert_close(visible_states(model.encoder, batch, asked), expected)
+
+
+def test_one_kind_of_run_begins_with_the_weights_of_another():
+    source, batch = late(LATE["decoder"], "modern"), pack([20, 9])
+    weights = dict(source.named_parameters())
+    mlm = objective("modern", seed=3)
+    load_weights(mlm, weights)
+    assert torch.equal(mlm.head.dense.weight, source.head.dense.weight)
+    again = late(LATE["decoder"], "modern")
+    load_weights(again, weights)
+    assert torch.equal(again.states(batch, plan(batch)), source.states(batch, plan(batch)))
+    # from MLM a decoder begins anew, from half of one it does not begin
+    load_weights(again, dict(mlm.named_parameters()))
+    half = {name: tensor for name, tensor in weights.items() if not name.startswith("decoder.stack.layers.1.")}
+    with pytest.raises(CheckpointError, match=r"lack the tensor decoder\.stack\.layers\.1\."):
+        load_weights(again, half)
+    shallow = build(ObjectiveConfig("mae_lm", decoder=DecoderConfig(1)), mlm.encoder, mlm.head)
+    with pytest.raises(CheckpointError, match=r"have a tensor decoder\.stack\.layers\.1\."):
+        load_weights(shallow, weights)
