@@ -5,6 +5,9 @@ ids; at the end the units are joined into shards, in order. So the bytes do not 
 is finished is kept in a hidden folder beside the output, so a killed preparation goes on where it was; the output
 appears whole, by a rename. Costs: reading runs at 20 to 100 MB of text a second and encoding at about 3 MB a second
 and worker; a new tokenizer needs a second reading; memory for duplicates is about 100 bytes a document.
+
+With `tags` the units have a part of speech for each token too, which becomes a sidecar of the shards; the shards and
+their fingerprint are the same with and without. A spaCy pipeline then sets the pace: about 0.1 MB a second and worker.
 """
 
 from __future__ import annotations
@@ -31,8 +34,10 @@ from typing import Literal, get_args
 import numpy as np
 from tqdm import tqdm
 
-from megamask.data import local_text, shards, text
+from megamask.data import local_text, shards, tagger, text
+from megamask.data.conllu import Tagged
 from megamask.data.shards import Shards, Split, Unit
+from megamask.data.tagger import Tagger, Words
 from megamask.data.text import Bad, Reading, Source
 from megamask.data.tokenizer import Kind, Tokenizer, load, quiet, token_ids, train
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
@@ -48,7 +53,8 @@ class PrepareConfig:
     """What to prepare, and how."""
 
     input: tuple[str, ...]
-    """Files (.txt, .jsonl, .parquet, each also .gz, .xz, .zst), folders of them, or data sets as NAME[:CONFIG]."""
+    """Files (.txt, .jsonl, .parquet, .conllu, each also .gz, .xz, .zst), folders of them, or data sets as
+    NAME[:CONFIG]."""
     output: Path
     """The folder to make."""
     tokenizer: str = "wordpiece"
@@ -63,13 +69,16 @@ class PrepareConfig:
     valid_share: float = 0.005
     """Share of documents, chosen by their hash, that make the validation split."""
     documents: text.Documents = "blocks"
-    """In .txt files: a document per blank-line-separated block, or per file."""
+    """In .txt files: a document per block between blank lines, or per file; in .conllu files `# newdoc` or file."""
     text_field: str = "text"
     """The field of .jsonl records and column of .parquet files and data sets that holds the text."""
     dataset_split: str = "train"
     """The split of a data set that is read."""
     on_bad_document: Literal["stop", "skip"] = "stop"
     """What to do at a document that cannot be read: stop with its place, or count it and go on."""
+    tags: str | None = None
+    """Parts of speech for the score `part_of_speech`: the name or folder of a spaCy pipeline (needs megamask[tags]), or
+    `conllu` for those of .conllu files; none if not given."""
     workers: int = 0
     """Processes that encode text; 0 is one for each core. The result does not depend on it."""
 
@@ -100,7 +109,8 @@ class PrepareConfig:
     def settings(self) -> dict:
         """What the result depends on, beside the text."""
         without = asdict(self)
-        for name in ("input", "output", "workers"):
+        # of tags the sidecar's facts speak
+        for name in ("input", "output", "workers", "tags"):
             del without[name]
         return without | {"vocab_size": self.vocab_size or (VOCAB_SIZE if self.trains else None)}
 
@@ -115,19 +125,21 @@ def prepare(config: PrepareConfig) -> Path:
     if existing:
         token_ids(existing)
     sources = text.find(config.input)
+    tags = _tag_facts(config, sources)
     request = {
         "inputs": [source.identity() for source in sources],
         "settings": config.settings() | ({"tokenizer": existing.hash()} if existing else {}),
         "versions": {name: version(name) for name in ("tokenizers", "sentencepiece")} | {"method": METHOD},
     }
     identity = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    if _is_there(config.output, identity):
+    if _is_there(config.output, identity, tags):
         return config.output
     try:
-        with _work_folder(config.output, identity) as work:
+        with _work_folder(config.output, identity + (json.dumps(tags, sort_keys=True) if tags else "")) as work:
             tokenizer = existing or _tokenizer(config, sources, work)
             read = _encode(config, sources, tokenizer, work)
-            _publish(config, tokenizer, work, facts=request | {"request": identity, "read": dict(sorted(read.items()))})
+            facts = request | {"request": identity, "read": dict(sorted(read.items()))}
+            _publish(config, tokenizer, work, facts=facts, tags=tags)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -135,7 +147,25 @@ def prepare(config: PrepareConfig) -> Path:
     return config.output
 
 
-def _is_there(output: Path, identity: str) -> bool:
+def _tag_facts(config: PrepareConfig, sources: list[Source]) -> dict | None:
+    """What tags there will be, and from where; None if none are wanted. Raises ConfigError, DataError."""
+    if config.tags is None:
+        return None
+    if config.tags != tagger.GIVEN:
+        return Tagger.load(config.tags).facts
+    without = [source.name for source in sources if not source.path or text.kind_of(source.path) != ".conllu"]
+    raise_all(
+        DataError,
+        [
+            f"{name} has no tags: with `tags` {tagger.GIVEN!r} every input must be a .conllu file. Leave it out, or "
+            "name a spaCy pipeline."
+            for name in without
+        ],
+    )
+    return tagger.given()
+
+
+def _is_there(output: Path, identity: str, tags: dict | None) -> bool:
     """Whether ``output`` holds this very result; raises DataError if it holds anything else."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
@@ -144,7 +174,8 @@ def _is_there(output: Path, identity: str) -> bool:
         raise DataError(f"{output} exists and holds no prepared data. {cure}")
     if shards.read_manifest(output).get("request") != identity:
         raise DataError(f"{output} was prepared from other text or with other settings. {cure}")
-    Shards.open(output)
+    if Shards.open(output).sidecar_facts("tags") != tags:
+        raise DataError(f"{output} was prepared with other tags, or without or with any. {cure}")
     return True
 
 
@@ -173,8 +204,12 @@ def _work_folder(output: Path, identity: str) -> Iterator[Path]:
 # ---- reading
 
 
-def _read(config: PrepareConfig, sources: list[Source], counts: Counter, label: str) -> Iterator[tuple[bytes, str]]:
-    """Hash and clean text of each document that is kept; ``counts`` says what became of all the others."""
+Kept = tuple[bytes, str, Words | None]
+"""Hash and clean text of a document, and its words if they came with it."""
+
+
+def _read(config: PrepareConfig, sources: list[Source], counts: Counter, label: str) -> Iterator[Kept]:
+    """Each document that is kept; ``counts`` says what became of all the others."""
     reading = Reading(config.documents, config.text_field, config.dataset_split)
     seen: set[bytes] = set()
     done = 0
@@ -188,7 +223,9 @@ def _read(config: PrepareConfig, sources: list[Source], counts: Counter, label: 
                             raise DataError(f"{found.problem} (`on_bad_document` skip would count it and go on.)")
                         counts["bad"] += 1
                         continue
-                    clean = text.normalise(found)
+                    clean, words = (
+                        (found.text, found.words) if isinstance(found, Tagged) else (text.normalise(found), None)
+                    )
                     digest = text.digest(clean)
                     if not clean:
                         counts["blank"] += 1
@@ -196,7 +233,7 @@ def _read(config: PrepareConfig, sources: list[Source], counts: Counter, label: 
                         counts["duplicate"] += 1
                     else:
                         seen.add(digest)
-                        yield digest, clean
+                        yield digest, clean, words
                     if raw is not None and not raw.closed:
                         bar.update(done + raw.tell() - bar.n)
             done += source.size
@@ -228,7 +265,7 @@ def _sample(config: PrepareConfig, sources: list[Source]) -> list[str]:
     """Train documents of ``tokenizer_bytes`` in all, those with the smallest hashes: a fair and repeatable draw."""
     drawn: list[tuple[int, str]] = []
     size = 0
-    for digest, clean in _read(config, sources, Counter(), "reading for the tokenizer"):
+    for digest, clean, _ in _read(config, sources, Counter(), "reading for the tokenizer"):
         if _split_of(config, digest) == "train":
             heapq.heappush(drawn, (-int.from_bytes(digest[8:], "little"), clean))
             size += len(clean.encode())
@@ -251,14 +288,14 @@ def _encode(config: PrepareConfig, sources: list[Source], tokenizer: Tokenizer, 
     units = enumerate(_units(config, _read(config, sources, counts, "encoding")))
     missing = ((number, unit) for number, unit in units if not _unit_file(work, number).exists())
     if workers == 1:
-        _start_worker(work)
+        _start_worker(work, config.tags)
         for number, unit in missing:
             _encode_unit(work, number, unit)
         return counts
     context = multiprocessing.get_context("spawn")
     under_way: deque[Future] = deque()
     try:
-        with ProcessPoolExecutor(workers, context, _start_worker, (work,)) as pool:
+        with ProcessPoolExecutor(workers, context, _start_worker, (work, config.tags)) as pool:
             for number, unit in missing:
                 under_way.append(pool.submit(_encode_unit, work, number, unit))
                 if len(under_way) > 2 * workers:
@@ -273,12 +310,15 @@ def _encode(config: PrepareConfig, sources: list[Source], tokenizer: Tokenizer, 
     return counts
 
 
-def _units(config: PrepareConfig, read: Iterator[tuple[bytes, str]]) -> Iterator[list[tuple[Split, str]]]:
+Document = tuple[Split, str, Words | None]
+
+
+def _units(config: PrepareConfig, read: Iterator[Kept]) -> Iterator[list[Document]]:
     """Runs of documents with about ``UNIT_BYTES`` of text."""
-    unit: list[tuple[Split, str]] = []
+    unit: list[Document] = []
     size = 0
-    for digest, clean in read:
-        unit.append((_split_of(config, digest), clean))
+    for digest, clean, words in read:
+        unit.append((_split_of(config, digest), clean, words if config.tags == tagger.GIVEN else None))
         size += len(clean)
         if size >= UNIT_BYTES:
             yield unit
@@ -292,12 +332,15 @@ def _unit_file(work: Path, number: int) -> Path:
 
 
 _encoder: Tokenizer | None = None
+_tagger: Tagger | None = None
+_tags = False
 
 
-def _start_worker(work: Path) -> None:
-    """Load the tokenizer; in a worker process, also see to it that the process does not outlive its parent."""
-    global _encoder
-    _encoder = load(work / "encoder")
+def _start_worker(work: Path, tags: str | None) -> None:
+    """Load tokenizer and tagger; in a worker process, also see to it that it does not outlive its parent."""
+    global _encoder, _tagger, _tags
+    _encoder, _tags = load(work / "encoder"), tags is not None
+    _tagger = Tagger.load(tags) if tags not in (None, tagger.GIVEN) else None
     parent = multiprocessing.parent_process()
     if parent is not None:
         quiet()
@@ -309,20 +352,30 @@ def _start_worker(work: Path) -> None:
         threading.Thread(target=follow, daemon=True).start()
 
 
-def _encode_unit(work: Path, number: int, unit: list[tuple[Split, str]]) -> None:
-    """Write the ids and lengths of a unit's documents, by split; documents without a token are left out."""
+def _encode_unit(work: Path, number: int, unit: list[Document]) -> None:
+    """Write the ids, tags and lengths of a unit's documents, by split; documents without a token are left out."""
     assert _encoder is not None
-    encoded = _encoder.encode([clean for _, clean in unit])
+    texts = [clean for _, clean, _ in unit]
+    tags: list[np.ndarray] = []
+    if _tags:
+        places = _encoder.encode_with_places(texts)
+        encoded = [ids for ids, _ in places]
+        words = _tagger.words(texts) if _tagger else [given for _, _, given in unit]
+        tags = [w.tags_of(*at.T) for w, (_, at) in zip(words, places, strict=True) if w is not None]
+    else:
+        encoded = _encoder.encode(texts)
     arrays: dict[str, np.ndarray] = {}
     for split in shards.SPLITS:
-        ids = [found for (where, _), found in zip(unit, encoded, strict=True) if where == split]
-        kept = [found for found in ids if len(found)]
-        tokens = np.concatenate(kept) if kept else np.empty(0, np.int64)
+        here = [at for at, (where, _, _) in enumerate(unit) if where == split]
+        kept = [at for at in here if len(encoded[at])]
+        tokens = np.concatenate([encoded[at] for at in kept]) if kept else np.empty(0, np.int64)
         arrays |= {
             f"{split}_tokens": tokens.astype(shards.id_type(_encoder.size)),
-            f"{split}_lengths": np.array([len(found) for found in kept], np.int64),
-            f"{split}_without_tokens": np.array(len(ids) - len(kept)),
+            f"{split}_lengths": np.array([len(encoded[at]) for at in kept], np.int64),
+            f"{split}_without_tokens": np.array(len(here) - len(kept)),
         }
+        if _tags:
+            arrays[f"{split}_tags"] = np.concatenate([tags[at] for at in kept]) if kept else np.empty(0, np.uint8)
     file = _unit_file(work, number)
     beside = file.with_suffix(f".{os.getpid()}")
     with beside.open("wb") as opened:
@@ -335,7 +388,7 @@ def _encode_unit(work: Path, number: int, unit: list[tuple[Split, str]]) -> None
 # ---- the end
 
 
-def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: dict) -> None:
+def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: dict, tags: dict | None) -> None:
     """Join the units into shards and give the whole folder its name."""
     files = sorted((work / "units").glob("*.npz"))
     without = sum(int(found[f"{split}_without_tokens"]) for found in _opened(files) for split in shards.SPLITS)
@@ -355,6 +408,9 @@ def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: 
                 f"None of the {count} documents fell into the split {split!r}: "
                 + must("valid_share", "be larger, or 0" if split == "valid" else "be smaller", config.valid_share)
             )
+    for split in splits if tags else ():
+        sizes = [shard["tokens"] for shard in written[split]["shards"]]
+        shards.write_sidecar(ready, "tags", split, _tags_of(files, split, sizes), tags)
     if config.output.exists():
         config.output.rmdir()  # it is empty
     ready.rename(config.output)
@@ -368,6 +424,17 @@ def _opened(files: list[Path]) -> Iterator[np.lib.npyio.NpzFile]:
 
 def _joined(files: list[Path], split: Split) -> Iterator[Unit]:
     return ((found[f"{split}_tokens"], found[f"{split}_lengths"]) for found in _opened(files))
+
+
+def _tags_of(files: list[Path], split: Split, sizes: list[int]) -> Iterator[np.ndarray]:
+    """The tags of each shard, of which ``sizes`` are the tokens; a shard holds whole units."""
+    units = (found[f"{split}_tags"] for found in _opened(files))
+    for size in sizes:
+        some, count = [], 0
+        while count < size:
+            some.append(next(units))
+            count += len(some[-1])
+        yield np.concatenate(some)
 
 
 # ---- text that is always there

@@ -86,8 +86,8 @@ class Schedule:
 
     def tied(self, rate: LearningRate) -> Schedule:
         """The schedule with numbers for the phases of ``rate`` that `at` and `until` name."""
-        turns = {part: rate.phase(at) for part in ("at", "until") if isinstance(at := getattr(self, part), str)}
-        return replace(self, **turns)  # type: ignore[arg-type]
+        at, until = (rate.phase(turn) if isinstance(turn, str) else turn for turn in (self.at, self.until))
+        return replace(self, at=at, until=until)
 
     def problems(self, name: str, low: float, high: float, *, closed: bool = False, touch: bool = False) -> list[str]:
         """Sentences for what is wrong, if the values must lie in the open interval (low, high).

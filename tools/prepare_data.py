@@ -28,6 +28,9 @@ def main(args: list[str] | None = None) -> int:
     print(f"{folder}: {read['documents']} documents read ({dropped})")
     for split, found in train.manifest["splits"].items():
         print(f"  {split}: {found['documents']} documents, {found['tokens']} tokens")
+    tags = train.sidecar_facts("tags")
+    if tags:
+        print("  tags: " + " ".join(tags["by"][part] for part in ("pipeline", "version") if part in tags["by"]))
     return 0
 
 

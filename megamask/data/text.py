@@ -1,8 +1,8 @@
 """Documents from files and data sets: read as a stream, every fault named with its file and its byte or line.
 
-Read are .txt, .jsonl and .parquet files, each also packed as .gz, .xz or .zst, folders of them, and data sets of the
-library datasets, by name or saved in a folder. Memory: one document, and for .parquet one group of rows. Speed is that
-of unpacking and parsing: 20 to 100 MB of text a second.
+Read are .txt, .jsonl, .parquet and .conllu files, each also packed as .gz, .xz or .zst, folders of them, and data sets
+of the library datasets, by name or saved in a folder. Memory: one document, and for .parquet one group of rows. Speed
+is that of unpacking and parsing: 20 to 100 MB of text a second.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megamask.data import conllu
+from megamask.data.conllu import Tagged
 from megamask.data.zstd import ZstdReader, ZstdTruncated
 from megamask.errors import DataError, raise_all
 
-KINDS = (".txt", ".jsonl", ".parquet")
+KINDS = (".txt", ".jsonl", ".parquet", ".conllu")
 PACKED = (".gz", ".xz", ".zst")
 BLOCK = 2**16
 
@@ -40,7 +42,7 @@ class Reading:
     """How files are cut into documents, and where a record keeps its text."""
 
     documents: Documents = "blocks"
-    """In .txt files: a document per blank-line-separated block, or per file."""
+    """In .txt files: a document per block between blank lines, or per file; in .conllu files `# newdoc` or file."""
     text_field: str = "text"
     """The field of a .jsonl record or column of a .parquet file or data set that holds the text."""
     dataset_split: str = "train"
@@ -127,7 +129,7 @@ def _unreadable(source: Source) -> Iterator[str]:
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a file, packed or not: ".txt", ".jsonl", ".parquet", or "" for any other."""
+    """The kind of a file, packed or not: one of ``KINDS``, or "" for any other."""
     name = path.name.lower()
     for ending in PACKED:
         name = name.removesuffix(ending)
@@ -146,9 +148,10 @@ def _endings() -> str:
 # ---- reading
 
 
-def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[str | Bad]:
+def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[str | Tagged | Bad]:
     """The documents of ``source`` in order, as they stand there; a fault gives a ``Bad`` in their midst.
 
+    Those of .conllu files are ``Tagged``.
     ``raw`` is ``source.open()``; its ``tell()`` says how far the file is read.
     """
     if raw is None or source.path is None:
@@ -165,6 +168,8 @@ def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[s
                         yield text
                     elif text.strip():
                         yield _record(f"{path}, line {line} (byte {at})", text, reading.text_field)
+            elif kind == ".conllu":
+                yield from _conllu(path, file, whole_file=reading.documents == "files")
             elif reading.documents == "files":
                 yield _whole(path, file.read())
             else:
@@ -196,6 +201,21 @@ def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
             text = Bad(f"{path}, line {number} is not UTF-8: byte {at + error.start} is 0x{raw[error.start]:02x}.")
         yield at, number, text
         at += len(raw)
+
+
+def _conllu(path: Path, file: Bytes, *, whole_file: bool) -> Iterator[Tagged | Bad]:
+    # a line that is no UTF-8 has no columns either: its own fault is told first
+    faults: list[Bad] = []
+
+    def lines() -> Iterator[tuple[int, str]]:
+        for _, number, text in _lines(path, file):
+            if isinstance(text, Bad):
+                faults.append(text)
+            yield number, "?" if isinstance(text, Bad) else text
+
+    for found in conllu.documents(path, lines(), whole_file=whole_file):
+        yield (faults[0] if faults else Bad(found)) if isinstance(found, str) else found
+        faults.clear()
 
 
 def _blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:

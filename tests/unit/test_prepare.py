@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from megamask import prepare as preparing
-from megamask.data import local_text
+from megamask.data import local_text, tagger
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import load
 from megamask.errors import ConfigError, DataError, StorageError
@@ -270,3 +270,99 @@ def test_the_command_line(corpus, tmp_path):
     assert missing.stderr == f"{corpus / 'c.txt'} does not exist.\n{corpus / 'd.pdf'} does not exist.\n"
     typo = command("--input", corpus, "--output", tmp_path / "o", "--vocab-sise", 600)
     assert typo.returncode == ConfigError.exit_code and "--vocab-size" in typo.stderr
+
+
+# ---- parts of speech
+
+CONLLU = """\
+# newdoc
+1-2\tdon't\t_\t_\t_\t_\t_\t_\t_\t_
+1\tdo\tdo\tAUX\t_\t_\t3\taux\t_\t_
+2\tn't\tnot\tPART\t_\t_\t3\tadvmod\t_\t_
+3\tread{n}\tread\tVERB\t_\t_\t0\troot\t_\t_
+4\tunbelievably\tunbelievably\tADV\t_\t_\t5\tadvmod\t_\t_
+5\tlong\tlong\tADJ\t_\t_\t6\tamod\t_\t_
+6\tbooks\tbook\tNOUN\t_\t_\t3\tobj\t_\tSpaceAfter=No
+7\t.\t.\tPUNCT\t_\t_\t3\tpunct\t_\t_
+
+"""
+
+
+@pytest.fixture
+def tagged(tmp_path) -> PrepareConfig:
+    """The preparation of 200 documents that come with tags."""
+    path = tmp_path / "tagged.conllu"
+    path.write_text("".join(CONLLU.replace("{n}", str(n)) for n in range(200)))
+    return PrepareConfig((str(path),), tmp_path / "out", vocab_size=200, valid_share=0.1, workers=1, tags="conllu")
+
+
+@pytest.mark.parametrize(("kind", "size"), [("wordpiece", 200), ("bpe", 300)])
+def test_tags_stand_at_the_tokens_of_their_words(tagged, kind, size):
+    folder = prepare(change(tagged, tokenizer=kind, vocab_size=size))
+    tokenizer = load(folder / "tokenizer")
+    for split in ("train", "valid"):
+        shards = Shards.open(folder, split, verify=True)
+        assert tagger.names(shards) == tagger.TAGS
+        [bounds], [ids], [tags] = list(shards.offsets()), shards.parts, shards.sidecar("tags")
+        for begin, end in pairwise(bounds):
+            words: dict[str, str] = {}
+            for token, tag in zip(ids[begin:end], tags[begin:end].tolist(), strict=True):
+                name = tagger.TAGS[tag - 1]
+                letters = tokenizer.backend.id_to_token(int(token)).encode("ascii", "ignore").decode()
+                words[name] = words.get(name, "") + letters.strip("#0123456789")
+            # a token across both words (a tokenizer may cut "don" and "'t") has the tag of the first
+            assert words.pop("AUX") + words.pop("PART", "") == "don't"
+            assert words == {"VERB": "read", "ADV": "unbelievably", "ADJ": "long", "NOUN": "books", "PUNCT": "."}
+
+
+def test_tags_do_not_depend_on_the_workers_and_change_nothing_else(tagged, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "UNIT_BYTES", 500)
+    alone = contents(prepare(tagged))
+    assert alone == contents(prepare(change(tagged, output=tmp_path / "many", workers=2)))
+    plain = prepare(change(tagged, output=tmp_path / "plain", tags=None))
+    assert Shards.open(plain).fingerprint == Shards.open(tagged.output).fingerprint
+    without = contents(plain)
+    ours = {f"{split}{ending}" for split in ("train", "valid") for ending in ("-00000.tags.npy", ".tags.json")}
+    assert alone.keys() - without.keys() == ours
+    assert all(alone[name] == data for name, data in without.items() if name != "manifest.json")
+    # the same request finds what is there, another is refused
+    assert prepare(tagged) == tagged.output
+    for other in (change(tagged, tags=None), change(tagged, output=tmp_path / "plain")):
+        with pytest.raises(DataError, match="was prepared with other tags, or without"):
+            prepare(other)
+
+
+def test_every_shard_has_the_tags_of_its_own_tokens(tagged, tmp_path, monkeypatch):
+    """In many shards the bytes of the tags are those of one, cut where the tokens are."""
+    whole = Shards.open(prepare(tagged)).sidecar("tags")[0]
+    monkeypatch.setattr(preparing, "UNIT_BYTES", 500)
+    write = preparing.shards.write
+    monkeypatch.setattr(preparing.shards, "write", lambda *a, **k: write(*a, **k, shard_tokens=300))
+    many = Shards.open(prepare(change(tagged, output=tmp_path / "many")), verify=True)
+    assert len(many.parts) > 3 and np.array_equal(np.concatenate(many.sidecar("tags")), whole)
+
+
+def test_tags_of_a_pipeline_do_not_depend_on_the_workers(tagged, tmp_path, monkeypatch):
+    spacy = pytest.importorskip("spacy")
+    nlp = spacy.blank("en")
+    ruler = nlp.add_pipe("attribute_ruler")
+    ruler.add([[{"IS_PUNCT": True}]], {"POS": "PUNCT"})
+    ruler.add([[{"IS_PUNCT": False}]], {"POS": "X"})
+    nlp.to_disk(tmp_path / "pipeline")
+    monkeypatch.setattr(preparing, "UNIT_BYTES", 2000)
+    asked = change(tagged, tags=str(tmp_path / "pipeline"))
+    alone = contents(prepare(asked))
+    assert contents(prepare(change(asked, output=tmp_path / "other", workers=2))) == alone
+    shards = Shards.open(asked.output, verify=True)
+    dots = shards.parts[0] == load(asked.output / "tokenizer").backend.token_to_id(".")
+    assert np.array_equal(shards.sidecar("tags")[0], np.where(dots, tagger.NUMBER["PUNCT"], tagger.NUMBER["X"]))
+
+
+def test_input_without_tags_and_an_unknown_pipeline_are_refused(tagged, corpus):
+    with pytest.raises(DataError) as found:
+        prepare(change(tagged, input=(*tagged.input, str(corpus))))
+    assert [sentence.split()[0] for sentence in found.value.problems] == ["corpus/a.jsonl", "corpus/b.txt"]
+    assert "every input must be a .conllu file" in str(found.value)
+    with pytest.raises(ConfigError, match="`tags`"):
+        prepare(change(tagged, tags="no_such_pipeline"))
+    assert not tagged.output.exists()

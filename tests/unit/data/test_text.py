@@ -188,7 +188,7 @@ def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
     assert len(caught.value.problems) == 5
     for name, sentence in (
         ("a.pdf", "is of no known kind"),
-        ("folder", "holds no .txt, .jsonl, .parquet file"),
+        ("folder", "holds no .txt, .jsonl, .parquet, .conllu file"),
         ("missing.txt", "does not exist."),
         ("missing.jsonl.zst", "does not exist."),
         ("empty.txt", "is empty."),

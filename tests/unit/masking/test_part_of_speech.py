@@ -1,4 +1,4 @@
-"""PTW as relations: whole-word masking under equal losses, in proportion to the weights else, one state on any ranks."""
+"""PTW as relations: whole-word masking under equal losses, in proportion to weights else, one state on any ranks."""
 
 from __future__ import annotations
 

@@ -1,0 +1,115 @@
+"""CoNLL-U files: documents of tagged words, as Universal Dependencies publishes them.
+
+The text is made of the words: a space behind each but where `SpaceAfter=No` stands, a line for each paragraph
+(`# newpar`). A document goes to the next `# newdoc`, or, in files without it, to the end. Of the ten columns the first
+two, the fourth (the universal tag) and the last are read. Memory: one document.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megamask.data.tagger import NUMBER, Words
+
+COLUMNS = 10
+FORM, TAG, MISC = 1, 3, 9
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A document whose words have tags. The text is NFC, word by word, and has no space around it."""
+
+    text: str
+    words: Words
+
+
+@dataclass
+class _Document:
+    """What was read of a document so far."""
+
+    text: list[str] = field(default_factory=list)
+    words: list[tuple[int, int, int]] = field(default_factory=list)
+    length: int = 0
+    gap: str = ""
+    """What stands before the next word."""
+    fault: str = ""
+
+    def add(self, forms: list[tuple[str, int]], space: bool) -> None:
+        """Words without a space between them, and whether one follows."""
+        before = self.gap if self.length else ""
+        self.text.append(before + "".join(form for form, _ in forms))
+        self.length += len(before)
+        for form, tag in forms:
+            self.words.append((self.length, self.length + len(form), tag))
+            self.length += len(form)
+        self.gap = " " if space else ""
+
+    def whole(self) -> Tagged | str:
+        """The document, or what is wrong with it."""
+        return self.fault or Tagged("".join(self.text), Words.of(self.words))
+
+
+def documents(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: bool) -> Iterator[Tagged | str]:
+    """The documents of a file whose ``lines`` are (number, text), in order; for a faulty one the sentence that says so.
+
+    ``whole_file`` makes one document of them all.
+    """
+    document = _Document()
+    surface: tuple[int, str, bool] | None = None  # last number, form and space behind it of a token of several words
+    inside: list[tuple[str, int]] = []
+    for number, line in lines:
+        line = line.rstrip("\r\n")
+        if line.startswith("# newdoc") and not whole_file:
+            if document.length or document.fault:
+                yield document.whole()
+            document = _Document()
+        elif line.startswith("# newpar"):
+            document.gap = "\n"
+        elif not line.strip():
+            document.gap = document.gap or " "
+        if not line.strip() or line.startswith("#"):
+            continue
+        columns = line.split("\t")
+        problem = _problem(columns)
+        if problem:
+            document.fault = document.fault or f"{path}, line {number} {problem}"
+            continue
+        name, form, space = columns[0], _clean(columns[FORM]), "SpaceAfter=No" not in columns[MISC].split("|")
+        if "." in name:
+            continue  # a word that is not written
+        if "-" in name:
+            surface, inside = (int(name.split("-")[1]), form, space), []
+            continue
+        tag = NUMBER.get(columns[TAG], 0)
+        if surface is None:
+            document.add([(form, tag)], space)
+            continue
+        inside.append((form, tag))
+        if int(name) >= surface[0]:
+            _, written, behind = surface
+            # "don't" is "do" and "n't", but French "au" is "à" and "le": then it all counts as the first
+            parts = inside if "".join(f for f, _ in inside) == written else [(written, inside[0][1])]
+            document.add(parts, behind)
+            surface = None
+    if document.length or document.fault:
+        yield document.whole()
+
+
+def _clean(form: str) -> str:
+    return unicodedata.normalize("NFC", form.replace("\0", " ")).strip()
+
+
+def _problem(columns: list[str]) -> str:
+    """What is wrong with a line, to follow its number."""
+    if len(columns) != COLUMNS:
+        return f"must have {COLUMNS} columns with tabs between them, as CoNLL-U has, but has {len(columns)}."
+    if not all(part.isdigit() for part in columns[0].replace("-", ".").split(".")) or columns[0].count("-") > 1:
+        return f"must begin with the number of a word, but begins with {columns[0]!r}."
+    if not _clean(columns[FORM]):
+        return "has a word without a letter."
+    if columns[TAG] != "_" and columns[TAG] not in NUMBER:
+        return f"has the tag {columns[TAG]!r}, which is none of the universal ones ({', '.join(NUMBER)})."
+    return ""
