@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamask.schedules import LearningRate, Schedule
+from megamask.masking.masker import STEPS, Masker, MaskingConfig
+from megamask.masking.rng import PackRng
+from megamask.schedules import LearningRate, Schedule, released
+from tests.batches import IDS, pack
 
 MOVING = ["linear", "cosine", "step", "ramp"]
 RATES = ["linear", "cosine", "wsd"]
@@ -134,3 +139,99 @@ def test_every_problem_of_a_learning_rate_is_named(rate: LearningRate, names: li
     found = rate.problems("rate")
     assert len(found) == len(names)
     assert all(f"rate.{name}" in sentence for name, sentence in zip(names, found, strict=True))
+
+
+# ---- the nine ways of the released code of masking ratio decay
+
+P = 0.15
+FORMULAS = {  # of progress x, as the paper's code has them of steps
+    "desc": lambda x: 2 * P * (1 - x),
+    "cosine": lambda x: P * (1 + math.cos(math.pi * x)) + 0.02,
+    "asc": lambda x: 2 * P * x,
+    "square_above": lambda x: 2 * P * (1 - x**2) + 0.01,
+    "square_below": lambda x: 2 * P * (1 - x) ** 2,
+    "poly_asc": lambda x: 4 * P * x if x < 0.5 else 4 * P * (1 - x),
+    "poly_desc": lambda x: (2 * P * (1 - 2 * x) if x < 0.5 else 2 * P * (2 * x - 1)) + 0.01,
+    "lin_warm_decay": lambda x: 2 * P * x / 0.08 if x < 0.08 else 2 * P * (1 - x) / 0.92,
+    "other": lambda x: 0.2 + 0.1 * math.cos(math.pi * x / 0.4) if x < 0.4 else 0.1 - 0.25 * (x - 0.4) ** 2,
+}
+
+
+@pytest.mark.parametrize("mode", FORMULAS)
+@given(progress=shares)
+def test_released_schedules_follow_their_formulas(mode: str, progress: float) -> None:
+    schedule = released(mode)
+    assert schedule.problems("ratio", 0, 1, touch=True) == []
+    for x in (0.0, progress, 1.0):
+        assert schedule(x) == pytest.approx(FORMULAS[mode](x), abs=1e-12)
+    assert schedule(0.0) == schedule.start and schedule(1.0) == schedule.end
+
+
+@given(st.floats(0.02, 0.4))
+def test_linear_decay_spends_the_targets_of_a_constant_ratio_and_cosine_two_hundredths_more(ratio: float) -> None:
+    grid = [step / 1000 for step in range(1001)]
+    assert statistics.mean(map(released("desc", ratio), grid)) == pytest.approx(ratio)
+    assert statistics.mean(map(released("cosine", ratio), grid)) == pytest.approx(ratio + 0.02)
+
+
+@pytest.mark.parametrize("mode", FORMULAS)
+def test_a_decaying_ratio_has_few_exact_budgets_the_same_on_every_rank_and_after_a_resume(mode: str) -> None:
+    """Of a masker that took all steps, one that begins anywhere, and the schedule itself on its 64 steps."""
+    steps, rows = 1000, 4096
+    config = MaskingConfig(released(mode))
+    assert config.problems("masking") == []
+    whole = Masker(config, IDS)
+    budgets = [whole.budget(step / steps, rows) for step in range(steps)]
+    assert len(set(budgets)) <= STEPS + 1
+    assert budgets[0] == max(1, round(FORMULAS[mode](0.0) * rows))
+    assert budgets[-1] == max(1, round(FORMULAS[mode](1.0) * rows))
+    for step in range(0, steps, 37):
+        assert Masker(config, IDS).budget(step / steps, rows) == budgets[step]
+        batch = pack([60, 61, 62], number=step)
+        plan = whole(batch, progress=step / steps, rng=PackRng(1, step))
+        assert len(plan.targets) == whole.budget(step / steps, batch.layout.rows)
+
+
+@given(st.floats(0.01, 0.5), st.floats(0.01, 0.4))
+def test_schedules_turn_with_the_learning_rate(warmup: float, decay: float) -> None:
+    wsd, cosine = LearningRate("wsd", 1.0, warmup=warmup, decay=decay), LearningRate("cosine", 1.0, warmup=warmup)
+    peak = released("lin_warm_decay", warm="warmup").tied(wsd)
+    assert peak == released("lin_warm_decay", warm=warmup)
+    assert all(peak(step / 100) <= peak(warmup) == pytest.approx(2 * P) for step in range(101))
+    jump = Schedule("step", 0.3, 0.15, at="decay")
+    steps = 1000
+    for rate in (wsd, cosine):
+        tied = jump.tied(rate)
+        # the ratio falls where the rate begins to
+        values = [rate(step, steps) for step in range(steps)]
+        last_peak = max(step for step in range(steps) if values[step] >= max(values) * (1 - 1e-9))
+        assert tied(max(0.0, last_peak / steps - 0.002)) == 0.3 and tied(last_peak / steps + 0.003) == 0.15
+        assert tied.tied(rate) == tied
+    ramp = Schedule("ramp", 1.0, 0.1, at="warmup", until="decay")
+    assert ramp.tied(wsd) == Schedule("ramp", 1.0, 0.1, at=warmup, until=1 - decay)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "names"),
+    [
+        (Schedule("triangle", 0.1, 0.1), ["ratio.middle", "ratio.at"]),
+        (Schedule("cosine_square", 0.3, 0.1, at=0.0, middle=2.0), ["ratio.middle", "ratio.at"]),
+        (Schedule("linear", 0.3, 0.1, middle=0.2), ["ratio.middle"]),
+        (Schedule("square_above", 0.3), ["ratio.end"]),
+        (Schedule("square_below", 0.3, 0.1, at=0.5), ["ratio.at"]),
+        # a phase that nobody tied to a learning rate
+        (Schedule("step", 0.3, 0.1, at="warmup"), ["ratio.at"]),
+        (Schedule("ramp", 0.3, 0.1, at=0.2, until="decay"), ["ratio.until"]),
+        # resting at nothing is not passing by
+        (Schedule("step", 0.3, 0.0, at=0.5), ["ratio.end"]),
+        (Schedule("ramp", 0.3, 0.0, at=0.5, until=0.6), ["ratio.end"]),
+        (Schedule("constant", 0.0), ["ratio.start"]),
+        (Schedule("linear", 0.3, -0.1), ["ratio.end"]),
+    ],
+)
+def test_problems_of_bent_and_tied_schedules_are_named(schedule: Schedule, names: list[str]) -> None:
+    found = schedule.problems("ratio", 0, 1, touch=True)
+    assert len(found) == len(names)
+    assert all(f"`{name}`" in sentence for name, sentence in zip(names, found, strict=True))
+    assert Schedule("linear", 0.3, 0.0).problems("ratio", 0, 1, touch=True) == []
+    assert len(Schedule("linear", 0.3, 0.0).problems("ratio", 0, 1)) == 1
