@@ -23,7 +23,7 @@ import tyro
 
 from megamask import prepare, ranks
 from megamask.bench import late, ours, overheads, table, theirs
-from megamask.bench.measure import BenchConfig, Figures, in_turn
+from megamask.bench.measure import BenchConfig, Figures, Round, in_turn
 from megamask.building import CACHE
 from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config
@@ -101,7 +101,8 @@ def bench_late(config: BenchConfig, shards: Shards) -> None:
     ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "cpu.json"))
     by_cpu = config.threads == 1 and not torch.cuda.is_available()
     print(*opening(config, shards), "", *late.HEAD, sep="\n", flush=True)
-    rounds, bases = {}, []
+    rounds: dict[str, list[Round]] = {}
+    bases = []
     for ratio in late.RATIOS:
         variants = late.variants(config, shards, ds, ratio)
         some = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
