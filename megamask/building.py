@@ -20,7 +20,7 @@ from megamask import guidance, prepare, ranks, report, runs
 from megamask.batch import PackedBatch, TokenIds
 from megamask.checkpoint import RunFolder, find, read_state, read_tensors, read_weights
 from megamask.config import PretrainConfig
-from megamask.data import shards
+from megamask.data import shards, tagger
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
@@ -103,7 +103,8 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
 
     teacher = teacher_of(config, text, encoder.shape) if config.teacher.path is not None else None
     stored = Stored.open(config, text.train.fingerprint, ids, verify=config.verify) if config.distill.stored else None
-    masker = Masker(config.masking, ids)
+    tags = tagger.names(text.train) if config.masking.score == "part_of_speech" else ()
+    masker = Masker(config.masking, ids, tags=tags)
     engine = Engine(objective, config.optimizer, ds, packs_per_step=config.packs.per_step)
     guide = guidance.build(config, engine, text.packs, teacher=teacher, stored=stored)
     if start.checkpoint:
@@ -115,7 +116,8 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
         guide.load_state_dict(part(tensors, GUIDANCE))
 
     peak = peak_flops(config.log.peak_flops)
-    log = Log(start.run.path, start.step, config.steps, cost=report.cost(encoder.shape), peak=peak)
+    cost = report.cost(encoder.shape, config.objective, config.masking.corruption.mask)
+    log = Log(start.run.path, start.step, config.steps, cost=cost, peak=peak)
     loader = Loader(text.packs, ranks.device())
     batches = loader.batches(numbers(config, start.step, engine.accumulate))
     return Parts(config, text, encoder.shape, start.run, masker, guide, teacher, engine, log, Meters(loader), batches)

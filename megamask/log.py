@@ -91,7 +91,9 @@ class Log:
         except OSError as error:
             self._board = None  # its thread has died of it; the next figures make a new one
             self.say(f"The figures of step {step} could not be written: {error.strerror}. Training goes on.")
-        self.say("  ".join(part for part in (f"step {step}/{self.steps}", as_line(found), more) if part))
+        shown = as_line(found)
+        if shown:  # some figures are for the board and the file alone
+            self.say("  ".join(part for part in (f"step {step}/{self.steps}", shown, more) if part))
 
     def _keep(self, step: int, found: dict[str, float]) -> None:
         kept = {name: value if math.isfinite(value) else None for name, value in found.items()}  # JSON has no NaN

@@ -99,6 +99,8 @@ def tell(parts: Parts, step: int) -> None:
     """Write the figures since the last time; NonFiniteError if the entropies among them are no numbers."""
     window = parts.meters.take()
     parts.log.train(step, window, parts.config.optimizer.rate(step - 1, parts.config.steps))
+    if found := parts.masker.figures():
+        parts.log.figures(step, found)
     if not math.isfinite(window.spread):
         raise NonFiniteError(
             f"Up to step {step} the entropy source {parts.guidance.source!r} gave numbers that are not finite. The "

@@ -119,6 +119,9 @@ def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
         return
     difference = export(run.path, run.export)
     print(f"model: {run.export} (logits of transformers and ours differ by at most {difference:.2g})")
+    if not config.objective.knows_mask:
+        print("  It was pretrained without [MASK] in its input, so it is not asked to fill one in; fine-tune it.")
+        return
     guess = ", ".join(hf.common_words(run.export, text.unigram, 3))
     for sentence, answers in zip(SENTENCES, hf.fill_masks(run.export, SENTENCES, 3), strict=True):
         print(f"  {sentence}")

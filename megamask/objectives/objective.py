@@ -45,6 +45,11 @@ class ObjectiveConfig:
         """Whether the rows of [MASK] leave the first layers."""
         return self.kind != "mlm"
 
+    @property
+    def knows_mask(self) -> bool:
+        """Whether encoder and head alone, which an export keeps, make predictions at [MASK]."""
+        return self.kind != "mae_lm" and self.mask_vector == "shared"
+
     def problems(self, name: str, shape: EncoderShape | None = None) -> list[str]:
         """Sentences for what is wrong, with the encoder's ``shape`` too where it is known."""
         found = []

@@ -6,8 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from megamask.data.shards import SPLITS, Shards, write_sidecar
 from tests.system.commands import shell, text, train
 
 STEPS = 12
@@ -36,6 +38,16 @@ def finished(folder: Path, data: Path) -> Path:
     output = folder / "finished"
     ended = train(data, output, steps=STEPS, checkpoint__every=4, validation__every=4)
     assert ended.code == 0, ended.err
+    return output
+
+
+@pytest.fixture(scope="session")
+def tagged(folder: Path, data: Path) -> Path:
+    """The shards with tags beside them: some, for there is no grammar in made-up words."""
+    output = Path(shutil.copytree(data, folder / "tagged"))
+    for split in SPLITS:
+        tags = [(part % 4).astype(np.uint8) for part in Shards.open(output, split).parts]
+        write_sidecar(output, "tags", split, tags, {"tags": ["NOUN", "VERB", "ADJ"]})
     return output
 
 

@@ -37,12 +37,15 @@ def trained(data: Path, output: Path, *arguments: object) -> None:
 
 # the sizes of an experiment differ in what a test makes small anyway
 @pytest.mark.parametrize("recipe", [*STARTS, *(name for name in RECIPES if name.endswith("-tiny"))])
-def test_a_recipe_trains(recipe: str, data: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_recipe_trains(recipe: str, data: Path, tagged: Path, finished: Path, tmp_path: Path) -> None:
     config = named(recipe)
     # where Muon or LAMB need a stage of ZeRO, there is one that suits
     suits = next(p for p in FILES if not problems(config.optimizer, read_ds_config(p)))
     teacher = ["--teacher.path", finished] if config.distill.active or config.entropy.source == "teacher" else []
-    trained(data, tmp_path / "run", "--recipe", recipe, "--deepspeed", suits, *teacher)
+    # a test has two layers
+    depth = ["--objective.depth", 1] if config.objective.depth else []
+    text = tagged if config.masking.score == "part_of_speech" else data
+    trained(text, tmp_path / "run", "--recipe", recipe, "--deepspeed", suits, *teacher, *depth)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
