@@ -67,8 +67,11 @@ def ways(ratio: float, score: EntropyScoreConfig) -> Iterator[tuple[str, Masking
             # proportions need a temperature; 1 is what the word says
             temperature = score.temperature or float(strategy == "proportional")
             entropy = replace(score, strategy=strategy, temperature=temperature)
-            yield f"{strategy}, {unit}", MaskingConfig(
-                Schedule(start=ratio), unit, "entropy", hide, entropy=entropy, explore=Schedule(start=0.0)
+            yield (
+                f"{strategy}, {unit}",
+                MaskingConfig(
+                    Schedule(start=ratio), unit, "entropy", hide, entropy=entropy, explore=Schedule(start=0.0)
+                ),
             )
 
 

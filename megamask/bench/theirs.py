@@ -90,7 +90,8 @@ def lines(path: Path, shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
             for found in text.documents(source, text.Reading(), raw):
                 if isinstance(found, text.Bad):
                     raise DataError(found.problem)
-                yield from said.encode([line for line in text.normalise(found).splitlines() if line.strip()])
+                raw_text = found if isinstance(found, str) else found.text
+                yield from said.encode([line for line in text.normalise(raw_text).splitlines() if line.strip()])
 
 
 def concatenated(texts: Iterable[np.ndarray], ids: TokenIds, length: int) -> Iterator[Int64[np.ndarray, " L"]]:
