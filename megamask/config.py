@@ -162,7 +162,7 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
         cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}."
         found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
     views = config.packs.views
-    if min(per_step, views) >= 1 and per_step % (views * world):
+    if views > 1 and per_step >= 1 and per_step % (views * world):
         rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
         found.append(must("packs.views", rule, views))
     if config.init_layers is not None and config.init is None:
