@@ -175,7 +175,8 @@ def build(
         if entropy.candidates is not None:
             # of the largest budget of the run, so that shapes stay the same
             ratio = config.masking.ratio
-            rows = round(entropy.candidates * max(ratio.start, ratio.end or 0) * config.packs.tokens)
+            largest = max(ratio.start, ratio.end or 0, ratio.middle or 0)
+            rows = round(entropy.candidates * largest * config.packs.tokens)
             candidates, propose = (lambda: rows), probe()
         return Exact(
             ask, signal=entropy.signal, passes=entropy.passes, mask_id=ids.mask, seed=config.seed,
@@ -185,10 +186,8 @@ def build(
     names: tuple[Kind, ...] = (entropy.source, *entropy.audit.fall_back)
     audit = None
     if entropy.audit.every is not None:
-        # what the source stands for: the teacher's own answer, or the model's
-        truth = teacher.ask(entropy.measure) if teacher and entropy.source == "teacher" else ask
         audit = Audit(
-            entropy.audit, entropy.source, truth, Frequency(counts),
+            entropy.audit, entropy.source, ask, Frequency(counts),
             signal=entropy.signal, passes=entropy.passes, mask_id=ids.mask, seed=config.seed,
         )  # fmt: skip
     return Guidance(
