@@ -1,5 +1,7 @@
 # Two words: `make pretrain` trains the tiny model, `make test` runs every check. Both set up .venv first.
 #   make pretrain ARGS="--steps 50"      make test ARGS="tests/unit -x"      make PYTHON=/path/to/python3.12 test
+# And a third for a night: `make soak` runs the long versions of the tests of faults, and prints what it counted.
+#   make soak ARGS="-k kills"
 
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -9,7 +11,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c '$(SUITS)' 2>/dev/null && { echo $$name; break; }; done)
 ARGS ?=
 
-.PHONY: pretrain test lint clean
+.PHONY: pretrain test soak lint clean
 
 # Scripts of a virtual environment cannot start under a path with spaces, so python starts them. Operators that
 # DeepSpeed compiles stay in .venv: in the usual place two environments would rebuild each other's for ever.
@@ -19,6 +21,9 @@ pretrain: .venv/installed
 
 test: .venv/installed lint
 	PATH="$$PWD/$(BIN):$$PATH" python -m pytest $(ARGS)
+
+soak: .venv/installed
+	MEGAMASK_SOAK=1 PATH="$$PWD/$(BIN):$$PATH" python -m pytest -s -o faulthandler_timeout=7200 tests/soak $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/python -m ruff check
