@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from megamask import records
 from megamask import teacher as teachers
 from megamask.batch import TokenIds
 from megamask.checkpoint import RunFolder
@@ -146,6 +148,7 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
     """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
     config = tied(config)
     ds, found = ds_file.parse(deepspeed) if deepspeed else ({}, [])
+    found += [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
     if config.steps < 1:
         found.append(must("steps", "be at least 1", config.steps))
     if not 0 <= config.seed < 2**63:
@@ -178,6 +181,17 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
         )
     raise_all(ConfigError, found)
     return ds
+
+
+def _strange(name: str, value: object) -> list[str]:
+    """What no setting can be: a number without end, a name that no terminal and no file system shows as it is."""
+    if isinstance(value, str) and not value.isprintable():
+        return [must(name, "hold only characters that can be printed", value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [must(name, "be finite", value)]
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return [must(name, "lie below 2**63", value)]
+    return []
 
 
 def tied(config: PretrainConfig) -> PretrainConfig:
@@ -234,13 +248,11 @@ def _late(config: PretrainConfig) -> list[str]:
 
 def read(path: Path) -> dict[str, Any]:
     """What a YAML or JSON file says, such as a run's own config.json; `override` checks and takes it."""
-    import yaml
-
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = records.read_yaml(path)
     except OSError as error:
         raise ConfigError(f"`{path}` cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except records.BadRecord as error:
         raise ConfigError(f"`{path}` is neither YAML nor JSON: {error}.") from None
     if not isinstance(found, dict):
         raise ConfigError(must(str(path), "hold a table of settings", type(found).__name__))
@@ -256,14 +268,9 @@ def override(base: PretrainConfig, values: dict[str, Any], source: str) -> Pretr
     names = _names(as_dict(base))
     wrong = [unknown(key, names, f"`{source}`") for key in _names(values) if key not in names]
     try:
-        found = TypeAdapter(PretrainConfig).validate_python(_merge(as_dict(base), values))
-        kept = flatten(as_dict(found))
-        # to pydantic True is the number 1
-        wrong += [
-            must(name, "be a number or a word", value)
-            for name, value in flatten(values).items()
-            if isinstance(value, bool) and name in kept and not isinstance(kept[name], bool)
-        ]
+        # strict, by the rules of JSON: the word "3" is no number, true is no 1, and a list will do for a tuple
+        merged = json.dumps(_merge(as_dict(base), values))
+        found = TypeAdapter(PretrainConfig).validate_json(merged, strict=True)
     except ValidationError as error:
         wrong += [
             f"`{'.'.join(str(part) for part in p['loc'])}` in `{source}`: {p['msg']}, but is {p['input']!r}."

@@ -20,7 +20,10 @@ class MegamaskError(ValueError):
         self.problems = problems
 
     def __str__(self) -> str:
-        return "\n".join(self.problems)
+        # what was found may be anything, such as orders to a terminal
+        return "\n".join(
+            "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in p) for p in self.problems
+        )
 
 
 class ConfigError(MegamaskError):

@@ -6,10 +6,10 @@ would ignore in silence.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from megamask import records
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
 
@@ -71,12 +71,12 @@ def parse(path: Path) -> tuple[dict[str, Any], list[str]]:
 
     wrong: list[str] = []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        found = records.parse_json(records.read_text(path, records.LARGEST_YAML), once)
     except OSError as error:
         raise ConfigError(
             f"`{path}` cannot be read: {error.strerror}. Name a file such as ds_configs/zero2.json."
         ) from None
-    except ValueError as error:
+    except records.BadRecord as error:
         raise ConfigError(f"`{path}` is not JSON: {error}.") from None
     if not isinstance(found, dict):
         raise ConfigError(must(str(path), "hold one JSON object", type(found).__name__))
