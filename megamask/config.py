@@ -189,7 +189,7 @@ def _strange(name: str, value: object) -> list[str]:
         return [must(name, "hold only characters that can be printed", value)]
     if isinstance(value, float) and not math.isfinite(value):
         return [must(name, "be finite", value)]
-    if isinstance(value, int) and abs(value) >= 2**63:
+    if isinstance(value, int) and abs(value) > 2**63:
         return [must(name, "lie below 2**63", value)]
     return []
 
