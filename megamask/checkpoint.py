@@ -35,7 +35,7 @@ MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 WEIGHTS = "weights/"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _STEP = re.compile(r"step-(0|[1-9]\d*)")
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -152,7 +152,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         entries = tuple(Entry(str(e["name"]), int(e["size"]), str(e["sha256"])) for e in body["files"])
         manifest = Manifest(int(body["step"]), str(body["launch"]), entries)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise CheckpointError(f"{path} lacks a field.") from None
     for entry in manifest.files:
         if not _NAME.fullmatch(entry.name):
@@ -228,11 +228,34 @@ def storage_sentence(error: Exception, what: str, folder: Path, need: int = 0) -
 
 
 def verify_together(folder: Path) -> Manifest:
-    """``verify`` with the files shared out among the ranks; all agree. Collective."""
-    manifest = ranks.by_main(lambda: read_manifest(folder))
+    """``verify`` with the files shared out among the ranks; all agree. Collective.
+
+    Raises StorageError if a rank reads what rank 0 does not: a file system that lags is no reason to give up a
+    checkpoint.
+    """
+
+    def look() -> Manifest:
+        try:
+            manifest = read_manifest(folder)
+            raise_all(CheckpointError, damage(folder, manifest.files, hashes=False))
+        except OSError as error:
+            raise StorageError(storage_sentence(error, f"read {folder}", folder)) from None
+        return manifest
+
+    manifest = ranks.by_main(look)
     share = manifest.files[ranks.rank() :: ranks.world()]
-    said = together(lambda: damage(folder, share), f"read {folder}", folder)
-    raise_all(CheckpointError, [problem for problems in said for problem in problems])
+
+    def read() -> list[tuple[Entry, str]]:
+        files.wait(lambda: not damage(folder, share, hashes=False))  # rank 0 has seen them, so they will show
+        return [(entry, sentence) for entry in share for sentence in damage(folder, [entry])]
+
+    said = [found for each in together(read, f"read {folder}", folder) for found in each]
+    if said and ranks.world() > 1:
+        entries = [entry for entry, _ in said]
+        if not together(lambda: damage(folder, entries) if ranks.is_main() else [], f"read {folder}", folder)[0]:
+            sentences = [sentence for _, sentence in said]
+            raise StorageError(f"{folder} is whole to rank 0, but not to others. Look at their storage:", *sentences)
+    raise_all(CheckpointError, [sentence for _, sentence in said])
     return manifest
 
 

@@ -56,6 +56,12 @@ class StorageError(MegamaskError):
     exit_code = 7
 
 
+class LockError(MegamaskError):
+    """A run folder that another launch writes, or has taken over."""
+
+    exit_code = 8
+
+
 def must(name: str, rule: str, found: object, cure: str = "") -> str:
     """The sentence "`name` must <rule>, but is <found>. <cure>"."""
     shown = found if isinstance(found, (int, float)) else repr(found) if isinstance(found, str) else str(found)

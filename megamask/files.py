@@ -14,13 +14,17 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable
+import stat
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megamask.errors import CheckpointError
+from megamask.errors import LockError
 
 BLOCK = 1 << 22
+PATIENCE = 60.0
+"""Seconds that a rank waits for what another rank made to become visible."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,28 @@ def replace(path: Path, text: str) -> None:
     sync(path.parent)
 
 
+def visible(folder: Path) -> bool:
+    """Whether this host sees ``folder``. A stale handle is an old view of it, no answer yet."""
+    try:
+        return stat.S_ISDIR(os.stat(folder).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return False
+
+
+def wait(until: Callable[[], bool]) -> bool:
+    """Ask again and again until it is so; False after ``PATIENCE`` seconds. Shared file systems show things late."""
+    end = time.monotonic() + PATIENCE
+    while not until():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def sha256(path: Path) -> str:
     """The sha256 of a file, read in blocks."""
     digest = hashlib.sha256()
@@ -122,7 +148,7 @@ class Lock:
                 raise
             free = not owner or _dead(owner, me)
         if not free:
-            raise CheckpointError(
+            raise LockError(
                 f"{self.path.parent} is being written by process {owner.get('pid', '?')} on {owner.get('host', '?')} "
                 f"(launch {owner.get('launch', '?')}). Wait for it or stop it, or choose another output folder; "
                 f"if it is gone for certain, delete {self.path.name}."
@@ -135,9 +161,13 @@ class Lock:
 
     def close(self) -> None:
         """Let others write."""
-        if self.held():
-            self._write("")
-        os.close(self.handle)
+        try:
+            if self.held():
+                self._write("")
+        except OSError:
+            pass  # the end of the process frees it
+        finally:
+            os.close(self.handle)
 
     def _owner(self) -> dict:
         try:
@@ -152,10 +182,10 @@ class Lock:
 
 
 def holds(lock: Path, launch: str) -> bool:
-    """Whether the lock file still names ``launch``."""
+    """Whether the lock file still names ``launch``. OSError if the storage does not answer, which says nothing."""
     try:
-        return json.loads(lock.read_text())["launch"] == launch
-    except (OSError, ValueError, KeyError, TypeError):
+        return json.loads(lock.read_bytes())["launch"] == launch
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -28,11 +28,8 @@ from megamask.checkpoint import (
     storage_sentence,
     together,
 )
-from megamask.errors import CheckpointError, ConfigError, StorageError, must
+from megamask.errors import ConfigError, LockError, StorageError, must
 from megamask.files import Entry
-
-PATIENCE = 60.0
-"""Seconds that a rank waits for a folder which another rank made to become visible."""
 
 
 def publish(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int = 2) -> str:
@@ -42,15 +39,25 @@ def publish(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dic
     JSON, and taken from rank 0. The newest ``keep`` checkpoints stay, the others go.
 
     Raises, on every rank alike, StorageError if any rank could not write (the older checkpoints are untouched and
-    training can go on) and CheckpointError if another launch took the run folder over.
+    training can go on) and LockError if another launch took the run folder over.
     """
     if keep < 2:
         raise ConfigError(must("keep", "be at least 2, since the newest checkpoint may be damaged", keep))
+    need = sum(tensor.nbytes for tensor in tensors.values())
+    try:
+        return _publish(run, step, tensors, state, keep, need)
+    except StorageError:
+        # whoever takes a folder over sweeps away what was being written there
+        if ranks.by_main(lambda: _lost(run)):
+            raise LockError(_taken(run)) from None
+        raise
+
+
+def _publish(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int, need: int) -> str:
     began = time.monotonic()
     temporary = ranks.by_main(lambda: _prepare(run, step))
     if temporary is None:
         return f"checkpoint {step} was durable already"
-    need = sum(tensor.nbytes for tensor in tensors.values())
     try:
         written = together(lambda: _write_share(temporary, tensors, state), f"save checkpoint {step}", run.path, need)
         names = [name for _, its_names in written for name in its_names]
@@ -68,6 +75,7 @@ def publish(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dic
 
 def _prepare(run: RunFolder, step: int) -> Path | None:
     try:
+        _hold(run)
         if complete(run.checkpoint(step)):
             return None  # the same run at the same step has the same content
         temporary = run.checkpoints / f".tmp-step-{step}-{run.launch}"
@@ -79,7 +87,10 @@ def _prepare(run: RunFolder, step: int) -> Path | None:
 
 
 def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: dict) -> tuple[list[Entry], list[str]]:
-    _wait_for(folder)
+    if not files.wait(lambda: files.visible(folder)):
+        raise StorageError(
+            f"{folder} did not become visible within {files.PATIENCE:g} s; is it on a shared file system?"
+        )
     entries = [files.write(folder / f"rank-{ranks.rank():05d}.safetensors", serialise(tensors))]
     if ranks.is_main():
         entries.append(files.write(folder / STATE, [json.dumps(state, indent=1).encode()]))
@@ -87,12 +98,24 @@ def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: dict) -> tu
     return entries, list(tensors)
 
 
-def _wait_for(folder: Path) -> None:
-    until = time.monotonic() + PATIENCE
-    while not folder.is_dir():
-        if time.monotonic() > until:
-            raise StorageError(f"{folder} did not become visible within {PATIENCE:g} s; is it on a shared file system?")
-        time.sleep(0.05)
+def _hold(run: RunFolder) -> None:
+    """LockError if another launch has the folder; a ``run`` without a launch asks for nothing."""
+    if run.launch and not files.holds(run.lock, run.launch):
+        raise LockError(_taken(run))
+
+
+def _lost(run: RunFolder) -> bool:
+    try:
+        _hold(run)
+    except LockError:
+        return True
+    except OSError:
+        pass  # the storage fails, as was said
+    return False
+
+
+def _taken(run: RunFolder) -> str:
+    return f"{run.path} was taken over by another launch; this one may write there no more."
 
 
 def _commit(run: RunFolder, step: int, temporary: Path, entries: list[Entry], keep: int) -> list[str]:
@@ -100,8 +123,7 @@ def _commit(run: RunFolder, step: int, temporary: Path, entries: list[Entry], ke
     try:
         files.write(temporary / MANIFEST, [render(Manifest(step, run.launch, tuple(entries)))])
         files.sync(temporary)
-        if run.launch and not files.holds(run.lock, run.launch):
-            raise CheckpointError(f"{run.path} was taken over by another launch; this one may write there no more.")
+        _hold(run)
         if final.exists():
             run.set_aside(final, "bad")
         files.rename(temporary, final)
@@ -111,14 +133,15 @@ def _commit(run: RunFolder, step: int, temporary: Path, entries: list[Entry], ke
     # from here on the checkpoint is durable: what fails below is a remark, not an error
     try:
         files.replace(run.latest, final.name + "\n")
-        _prune(run, keep)
+        _prune(run, step, keep)
     except OSError as error:
         return [storage_sentence(error, "tidy up", run.path)]
     return []
 
 
-def _prune(run: RunFolder, keep: int) -> None:
-    whole = [step for step in run.steps() if complete(run.checkpoint(step))]
+def _prune(run: RunFolder, newest: int, keep: int) -> None:
+    # what bears a higher number than the one just made is not of this launch, and does not count
+    whole = [step for step in run.steps() if step <= newest and complete(run.checkpoint(step))]
     trash = [run.checkpoints / f".trash-step-{step}-{run.launch}" for step in whole[keep:]]
     for step, folder in zip(whole[keep:], trash, strict=True):
         files.rename(run.checkpoint(step), folder)

@@ -68,17 +68,17 @@ def open_run(path: Path | str, config: dict, resume: str | Path = "auto", may_di
     folder holds, except under the dotted keys ``may_differ`` (``"output"``, ``"log"`` for all of ``log.*``).
 
     Raises, on all ranks alike: ConfigError for another run's folder, with each field that differs; CheckpointError if
-    the wanted checkpoint is missing or damaged, if none of several is whole, or if another launch writes here;
-    StorageError.
+    the wanted checkpoint is missing or damaged, or if none of several is whole; LockError if another launch writes
+    here; StorageError.
     """
-    launch = ranks.by_main(lambda: f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}")
-    run = RunFolder(Path(path), launch)
+    # rank 0's clock, working folder and dice, for all
+    run = ranks.by_main(lambda: RunFolder(Path(path), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"))
     lock: files.Lock | None = None
 
     def take() -> None:
         nonlocal lock
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        lock = files.Lock(run.lock, launch)
+        lock = files.Lock(run.lock, run.launch)
 
     try:
         _by_main(run, take)

@@ -9,7 +9,7 @@ import torch
 
 from megamask import files
 from megamask.checkpoint import RunFolder, read_weights, verify
-from megamask.errors import CheckpointError, ConfigError, StorageError
+from megamask.errors import ConfigError, LockError, StorageError
 from megamask.publish import publish
 
 OPERATIONS = ["write", "make", "rename", "sync"]
@@ -110,7 +110,7 @@ def test_a_program_error_is_no_storage_error(run):
 def test_a_launch_that_was_taken_over_publishes_nothing(run):
     publish(run, 1, weights(1), {})
     run.lock.write_text('{"launch": "another"}')
-    with pytest.raises(CheckpointError, match="taken over by another launch"):
+    with pytest.raises(LockError, match="taken over by another launch"):
         publish(run, 2, weights(2), {})
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-1"]
     assert verify(run.checkpoint(1)).step == 1

@@ -13,7 +13,7 @@ import torch
 
 from megamask import checkpoint, files, runs
 from megamask.checkpoint import RunFolder, read_weights
-from megamask.errors import CheckpointError, ConfigError, StorageError
+from megamask.errors import CheckpointError, ConfigError, LockError, StorageError
 from megamask.publish import publish
 from megamask.runs import check_space, open_run
 
@@ -174,7 +174,7 @@ def test_going_back_sets_the_newer_aside(tmp_path):
 
 def test_two_writers_are_refused_and_the_dead_do_not_block(tmp_path):
     first = open_run(tmp_path, CONFIG)
-    with pytest.raises(CheckpointError, match=f"is being written by process {os.getpid()}"):
+    with pytest.raises(LockError, match=f"is being written by process {os.getpid()}"):
         open_run(tmp_path, CONFIG)
     first.close()
     begin(tmp_path)
@@ -212,7 +212,7 @@ def test_the_lock_without_the_operating_systems_help(tmp_path, monkeypatch):
         if free:
             files.Lock(path, "new").close()
         else:
-            with pytest.raises(CheckpointError, match="is being written"):
+            with pytest.raises(LockError, match="is being written"):
                 files.Lock(path, "new")
 
 
