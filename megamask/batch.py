@@ -9,7 +9,7 @@ visible rows, ``Q`` rows that a teacher speaks of, ``K`` sampled teacher tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -87,32 +87,47 @@ class Layout(OnDevice):
         return torch.arange(self.rows, device=self.cu_seqlens.device) - self.cu_seqlens[self.sequence]
 
     @cached_property
+    def alike(self) -> tuple[Int64[Tensor, " G"], ...]:
+        """The numbers of the sequences by length, within a factor of two; empty ones are left out."""
+        # the n with 2^(n-1) < length <= 2^n
+        octave = torch.where(self.lengths > 0, torch.frexp(self.lengths - 0.5).exponent, -1)
+        return tuple((octave == n).nonzero().squeeze(1) for n in octave.unique().tolist() if n >= 0)
+
+    @cached_property
     def groups(self) -> tuple[LengthGroup, ...]:
         """The sequences gathered by length, for attention that must pad; empty sequences are left out.
 
         A group holds lengths within a factor of two, so padding at most doubles it, however mixed the pack is.
         """
-        # the n with 2^(n-1) < length <= 2^n
-        octave = torch.where(self.lengths > 0, torch.frexp(self.lengths - 0.5).exponent, -1)
-        return tuple(self._group((octave == n).nonzero().squeeze(1)) for n in octave.unique().tolist() if n >= 0)
+        return self.within(self)
 
     @cached_property
     def places(self) -> Int64[Tensor, " T"]:
         """Where each row stands when the grids of all groups are flattened and laid one behind the other."""
-        rows = torch.cat([group.rows.flatten() for group in self.groups])
-        present = torch.cat([group.present.flatten() for group in self.groups]).nonzero().squeeze(1)
-        return torch.empty_like(present).index_copy_(0, rows[present], present)
+        return places(self.groups)
+
+    def within(self, whole: Layout) -> tuple[LengthGroup, ...]:
+        """These rows, kept from ``whole``, as grids that have the same sequences as the groups of ``whole``."""
+        return tuple(self._group(sequences) for sequences in whole.alike)
 
     def _group(self, sequences: Int64[Tensor, " G"]) -> LengthGroup:
         lengths, starts = self.lengths[sequences], self.cu_seqlens[sequences].long()
-        places = torch.arange(int(lengths.max()), device=lengths.device)
-        present = places < lengths[:, None]
-        return LengthGroup(torch.where(present, starts[:, None] + places, starts[:, None]), present)
+        steps = torch.arange(int(lengths.max()), device=lengths.device)
+        present = steps < lengths[:, None]
+        first = starts[:, None].clamp(max=self.rows - 1)  # where none of a sequence was kept there is none
+        return LengthGroup(torch.where(present, first + steps, first), present)
 
     def keep(self, rows: Int64[Tensor, " R"]) -> Layout:
         """The layout of the ascending ``rows`` alone; each keeps the position it had."""
-        starts = torch.searchsorted(rows, self.cu_seqlens.long()).int()
+        starts = torch.searchsorted(rows.contiguous(), self.cu_seqlens.long()).int()
         return Layout(starts, self.max_seqlen, self.positions[rows])
+
+
+def places(groups: Sequence[LengthGroup]) -> Int64[Tensor, " T"]:
+    """Where each row stands when the grids of ``groups`` are flattened and laid one behind the other."""
+    rows = torch.cat([group.rows.flatten() for group in groups])
+    present = torch.cat([group.present.flatten() for group in groups]).nonzero().squeeze(1)
+    return torch.empty_like(present).index_copy_(0, rows[present], present)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class Cost:
     """Rows that those layers attend to."""
     mask: int = 0
     """Per row of [MASK], of layers that change no other."""
+    mask_pair: int = 0
+    """Per pair of such a row and one that it attends to."""
     early: Cost | None = None
     """Of the layers that [MASK] passes by; they cost only what the visible rows do."""
     masks: float = 1.0
@@ -73,7 +75,8 @@ class Cost:
         entering late a lower one, by next to nothing: that it hides the same share of every sequence.
         """
         seen, hidden = min(self.window * tokens, pairs), self.masks * targets
-        layers = self.token * tokens + self.pair * pairs + self.local * seen + self.mask * hidden
+        layers = self.token * tokens + self.pair * pairs + self.local * seen
+        layers += self.mask * hidden + self.mask_pair * pairs * hidden / tokens
         total = 3.0 * (layers + self.target * targets)
         if self.early is not None:
             left = 1 - hidden / tokens

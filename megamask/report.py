@@ -40,9 +40,9 @@ def cost(shape: EncoderShape, objective: ObjectiveConfig | None = None, masks: f
         decoder = objective.decoder
         late = _layers(replace(shape, num_layers=decoder.layers, global_every=1), 0, decoder.layers, shape.vocab_size)
         if decoder.attention == "cross":
-            # queries, keys and values of all rows; the rest of a layer for [MASK] alone
-            kept = 2 * decoder.layers * 3 * shape.hidden_size**2
-            late = replace(late, token=kept, mask=late.token - kept)
+            # keys and values of all rows; the rest of a layer for [MASK] alone
+            kept = 2 * decoder.layers * 2 * shape.hidden_size**2
+            late = replace(late, token=kept, mask=late.token - kept, pair=0, mask_pair=late.pair)
     else:
         late = _layers(shape, split, shape.num_layers, shape.vocab_size)
     return replace(late, early=_layers(shape, 0, split, 0) if split else None, masks=masks)

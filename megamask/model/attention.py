@@ -13,6 +13,7 @@ Three back ends behind one signature:
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,37 +22,44 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from megamask.batch import Layout, LengthGroup
+from megamask.batch import Layout, LengthGroup, places
 
 Backend = Literal["auto", "reference", "padded", "varlen"]
 
 
 def attend(
-    q: Float[Tensor, "T H E"],
+    q: Float[Tensor, "N H E"],
     k: Float[Tensor, "T H E"],
     v: Float[Tensor, "T H E"],
     layout: Layout,
     backend: Backend = "auto",
     *,
+    asking: Layout | None = None,
     window: int | None = None,
     dropout: float = 0.0,
-) -> Float[Tensor, "T H E"]:
+) -> Float[Tensor, "N H E"]:
     """softmax(q k' / sqrt(E)) v within each sequence.
+
+    ``asking`` is the layout of the rows of ``q`` if they are not all: `layout.keep` of them. It goes without window.
 
     ``window`` limits a row to rows at most that far away on either side, counted in rows that are present.
     ``dropout`` is the probability with which an attention weight is dropped; the caller passes 0 in evaluation.
     """
     if backend == "auto":
         backend = "varlen" if _varlen_can(q, window, dropout) else "padded"
+    assert asking is None or window is None, "rows left out have no distance"
+    asking = asking or layout
     if backend == "varlen":
-        return _varlen(q, k, v, layout, window)
+        return _varlen(q, k, v, layout, asking, window)
     if backend == "padded":
-        return _padded(q, k, v, layout, window, dropout)
-    return _reference(q, k, v, layout, window, dropout)
+        return _padded(q, k, v, layout, asking, window, dropout)
+    return _reference(q, k, v, layout, asking, window, dropout)
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
-    mask = layout.sequence[:, None] == layout.sequence
+def _reference(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, asking: Layout, window: int | None, dropout: float
+) -> Tensor:
+    mask = asking.sequence[:, None] == layout.sequence
     if window is not None:
         mask = mask & _near(layout.offset, window)
     scores = torch.einsum("qhe,khe->hqk", q, k) * q.shape[-1] ** -0.5
@@ -63,25 +71,35 @@ def _near(places: Tensor, window: int) -> Bool[Tensor, "L L"]:
     return (places[:, None] - places).abs() <= window
 
 
-def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
-    rows, heads, width = q.shape
+def _padded(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, asking: Layout, window: int | None, dropout: float
+) -> Tensor:
     by_products = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     grid_attention = _by_products if by_products else _by_fused_kernel
-    qkv = torch.stack((q, k, v), 1).flatten(1)
-    # one gather for all groups, since the gradient of each gather is as long as the pack
-    gathered = qkv.index_select(0, torch.cat([group.rows.flatten() for group in layout.groups]))
+    whole = asking is layout
+    groups = layout.groups if whole else asking.within(layout)
+    asked, told = _grids(q[:, None], groups), _grids(torch.stack((k, v), 1), layout.groups)
     outputs = []
-    for group, grid in zip(layout.groups, gathered.split([group.rows.numel() for group in layout.groups]), strict=True):
-        size, length = group.rows.shape
-        grid = grid.view(size, length, 3, heads, width).permute(2, 0, 3, 1, 4)
-        out = grid_attention(grid, group, window, dropout)  # (3, G, H, L, E) -> (G, H, L, E)
-        outputs.append(out.transpose(1, 2).reshape(size * length, heads * width))
-    return torch.cat(outputs).index_select(0, layout.places).view(rows, heads, width)
+    for (queries,), (keys, values), group in zip(asked, told, layout.groups, strict=True):
+        out = grid_attention(queries, keys, values, group, window, dropout)  # (G, H, L, E)
+        outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
+    return torch.cat(outputs).index_select(0, layout.places if whole else places(groups)).view(q.shape)
 
 
-def _by_products(qkv: Tensor, group: LengthGroup, window: int | None, dropout: float) -> Tensor:
-    _, size, heads, length, width = qkv.shape
-    q, k, v = qkv.contiguous().flatten(1, 2)
+def _grids(x: Tensor, groups: Sequence[LengthGroup]) -> list[Tensor]:
+    """(T, n, H, E) -> (n, G, H, L, E) for each group."""
+    # one gather for all groups, since the gradient of each gather is as long as the pack
+    gathered = x.flatten(1).index_select(0, torch.cat([group.rows.flatten() for group in groups]))
+    parts = gathered.split([group.rows.numel() for group in groups])
+    return [
+        part.view(*group.rows.shape, *x.shape[1:]).permute(2, 0, 3, 1, 4)
+        for part, group in zip(parts, groups, strict=True)
+    ]
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, group: LengthGroup, window: int | None, dropout: float) -> Tensor:
+    size, heads, length, width = k.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     # a large finite number: a row of padding may see no one, and infinities there would spread as NaN
     hide = torch.finfo(q.dtype).min / 4
     absent = torch.zeros(size, 1, length, dtype=q.dtype).masked_fill_(~group.present[:, None], hide)
@@ -89,16 +107,16 @@ def _by_products(qkv: Tensor, group: LengthGroup, window: int | None, dropout: f
     if window is not None and window < length - 1:
         scores = scores.masked_fill_(~_near(torch.arange(length), window), hide)
     weights = F.dropout(scores.softmax(-1), dropout)
-    return torch.bmm(weights, v).view(size, heads, length, width)
+    return torch.bmm(weights, v).unflatten(0, (size, heads))
 
 
-def _by_fused_kernel(qkv: Tensor, group: LengthGroup, window: int | None, dropout: float) -> Tensor:
+def _by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, group: LengthGroup, window: int | None, dropout: float) -> Tensor:
     mask = group.present[:, None, None, :]
-    if window is not None and window < qkv.shape[3] - 1:
-        near = _near(torch.arange(qkv.shape[3], device=qkv.device), window)
+    length = k.shape[2]
+    if window is not None and window < length - 1:
+        near = _near(torch.arange(length, device=k.device), window)
         # a row of padding may look at all, for a row that sees no one would be NaN
         mask = mask & (near | ~group.present[:, None, :, None])
-    q, k, v = qkv
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
@@ -109,9 +127,10 @@ def _varlen_can(q: Tensor, window: int | None, dropout: float) -> bool:
     return window is None or "window_size" in inspect.signature(varlen_attn).parameters
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, asking: Layout, window: int | None) -> Tensor:
     sides: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
-    ends, longest = layout.cu_seqlens, layout.max_seqlen
-    out = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), ends, ends, longest, longest, **sides)
+    longest = layout.max_seqlen
+    ends, asked = layout.cu_seqlens, asking.cu_seqlens
+    out = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), asked, ends, longest, longest, **sides)
     assert isinstance(out, Tensor)
     return out

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,14 @@ from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.model.sums import LayerNorm, Table
 
 Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The rows that alone ask and move on, ascending, and their own layout."""
+
+    rows: Int64[Tensor, " N"]
+    layout: Layout
 
 
 class Stack(nn.Module):
@@ -69,9 +78,10 @@ class Stack(nn.Module):
         """
         numbers = range(*layers.indices(len(self.layers)))
         turns = self._rotary(x, layout, numbers)
+        asking = None if rows is None else Asking(rows, layout.keep(rows))
         for number in numbers:
             rotary = turns.get(self.shape.theta(number))
-            call = functools.partial(self.layers[number], layout=layout, rotary=rotary, rows=rows)
+            call = functools.partial(self.layers[number], layout=layout, rotary=rotary, asking=asking)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(call, x, use_reentrant=False, preserve_rng_state=self.keep_rng)
             else:
@@ -123,6 +133,18 @@ class Embedding(nn.Module):
         return self.dropout(self.norm(x))
 
 
+class QKV(nn.Linear):
+    """Queries of ``rows``, else of all, and keys and values of all rows, from one parameter."""
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        sizes = (self.in_features, 2 * self.in_features)
+        if rows is None:
+            q, kv = super().forward(x).split(sizes, 1)
+            return q, kv
+        (q, kv), biases = self.weight.split(sizes), (None, None) if self.bias is None else self.bias.split(sizes)
+        return F.linear(x.index_select(0, rows), q, biases[0]), F.linear(x, kv, biases[1])
+
+
 class Layer(nn.Module):
     """Attention and a feed-forward block; subclasses say what comes before and after attention.
 
@@ -138,7 +160,8 @@ class Layer(nn.Module):
         self.compile_sides = config.compile
         # ModernBERT's first layer has no norm here, for the embedding ends in one
         self.attention_norm = norm(shape) if bert or number else nn.Identity()
-        self.qkv = nn.Linear(width, 3 * width, bias=bert)
+        self.width = width // shape.num_heads
+        self.qkv = QKV(width, 3 * width, bias=bert)
         self.attention_out = nn.Linear(width, width, bias=bert)
         self.mlp_norm = norm(shape)
         self.mlp_in = nn.Linear(width, inner if bert else 2 * inner, bias=bert)
@@ -150,27 +173,28 @@ class Layer(nn.Module):
         x: Float[Tensor, "T D"],
         layout: Layout,
         rotary: Rotary | None,
-        rows: Int64[Tensor, " N"] | None = None,
+        asking: Asking | None = None,
     ) -> Float[Tensor, "T D"]:
-        """``x`` one layer on; with ``rows``, these alone."""
+        """``x`` one layer on; with ``asking``, its rows alone."""
         before, after = type(self).before, type(self).after
         if self.compile_sides:
             before, after = compiled(before), compiled(after)
-        q, k, v = before(self, x, rotary)
+        rows, own = (None, None) if asking is None else (asking.rows, asking.layout)
+        q, k, v = before(self, x, rotary, rows)
         dropout = self.dropout.p if self.training else 0.0
-        attended = attend(q, k, v, layout, self.backend, window=self.window, dropout=dropout)
+        attended = attend(q, k, v, layout, self.backend, asking=own, window=self.window, dropout=dropout)
         if rows is None:
             return after(self, x, attended)
-        return x.index_copy(0, rows, after(self, x.index_select(0, rows), attended.index_select(0, rows)))
+        return x.index_copy(0, rows, after(self, x.index_select(0, rows), attended))
 
     # From here on no shapes in signatures: tests check those with code that the compiler cannot read.
 
-    def _heads(self, qkv: Tensor) -> Tensor:
-        """(T, 3 H E) -> (T, 3, H, E)."""
-        return qkv.view(qkv.shape[0], 3, self.heads, -1)
+    def _heads(self, x: Tensor) -> Tensor:
+        """(N, n H E) -> (N, n, H, E), where n is how many of queries, keys and values there are."""
+        return x.unflatten(1, (-1, self.heads, self.width))
 
-    def before(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (T, H, E) of ``x``."""
+    def before(self, x: Tensor, rotary: Rotary | None, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (N, H, E) of ``rows``, else of all; keys and values (T, H, E) of all."""
         raise NotImplementedError
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -181,9 +205,9 @@ class Layer(nn.Module):
 class BertLayer(Layer):
     """Norm after each sum."""
 
-    def before(self, x, rotary):
-        q, k, v = self._heads(self.qkv(x)).unbind(1)
-        return q, k, v
+    def before(self, x, rotary, rows):
+        q, kv = map(self._heads, self.qkv(x, rows))
+        return q[:, 0], *kv.unbind(1)
 
     def after(self, x, attended):
         x = self.attention_norm(x + self.dropout(self.attention_out(attended.flatten(1))))
@@ -193,11 +217,11 @@ class BertLayer(Layer):
 class ModernLayer(Layer):
     """Norm at the entry of each branch, rotated queries and keys, a gated feed-forward block."""
 
-    def before(self, x, rotary):
+    def before(self, x, rotary, rows):
         assert rotary is not None
-        qkv = self._heads(self.qkv(self.attention_norm(x)))
-        q, k = rotate(qkv[:, :2], rotary).unbind(1)
-        return q, k, qkv[:, 2]
+        q, kv = map(self._heads, self.qkv(self.attention_norm(x), rows))
+        own = rotary if rows is None else tuple(part.index_select(0, rows) for part in rotary)
+        return rotate(q, own)[:, 0], rotate(kv[:, :1], rotary)[:, 0], kv[:, 1]
 
     def after(self, x, attended):
         x = x + self.dropout(self.attention_out(attended.flatten(1)))

@@ -64,6 +64,23 @@ def test_attention_back_ends_agree_with_the_reference_in_value_and_gradients(win
         assert_close(gradient, want)
 
 
+@pytest.mark.parametrize("backend", ["reference", "padded"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_rows_that_alone_ask_hear_what_they_would_among_all(backend, dtype, share):
+    layout = pack(LENGTHS, padding=5).layout
+    rows = (torch.rand(layout.rows) < share).nonzero().squeeze(1)
+    q, k, v = exact = [torch.randn(layout.rows, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    expected = attend(q, k, v, layout, "reference")[rows]
+    inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
+    found = attend(inputs[0][rows], *inputs[1:], layout, backend, asking=layout.keep(rows))
+    assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, exact, upstream)
+    for gradient, want in zip(torch.autograd.grad(found, inputs, upstream.to(dtype)), wanted, strict=True):
+        assert_close(gradient, want)
+
+
 def test_the_reference_is_softmax_attention():
     q, k, v = (torch.randn(6, 2, 4, dtype=torch.float64) for _ in range(3))
     layout = Layout(torch.tensor([0, 6], dtype=torch.int32), 6, torch.arange(6, dtype=torch.int32))
