@@ -80,6 +80,11 @@ def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None =
     return found
 
 
+def as_json(tree: Any) -> bytes:
+    """``tree``, as it was read, for parsers that take bytes."""
+    return json.dumps(tree).encode()
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):

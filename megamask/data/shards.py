@@ -24,23 +24,31 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
+from megamask import records
 from megamask.batch import TokenIds
+from megamask.data.manifest import (
+    CURE,
+    FORMAT,
+    NAME,
+    VERSION,
+    Manifest,
+    Split,
+    check,
+    file_hash,
+    read_manifest,
+    size_problems,
+)
 from megamask.data.tokenizer import Tokenizer, folder_hash, token_ids, word_starts
 from megamask.errors import DataError, must, raise_all
 
-FORMAT, VERSION = "megamask shards", 1
 SPLITS = ("train", "valid")
 SIDECARS = ("tags", "entropy")
 SHARD_TOKENS = 2**27
-CURE = "Prepare the data again with tools/prepare_data.py."
-
-Split = Literal["train", "valid"]
-Manifest = dict[str, Any]
 
 
 def id_type(vocab_size: int) -> np.dtype:
@@ -134,7 +142,17 @@ class Shards:
         path = self.folder / f"{self.split}.{name}.json"
         if path.name not in self.manifest.get("sidecars", {}).get(name, {}).get(self.split, {}):
             return None
-        return json.loads(path.read_bytes())
+        try:
+            found = records.read_json(path)
+        except records.BadRecord as error:
+            raise DataError(f"{path} is damaged: {error}. {CURE}") from None
+        if not isinstance(found, dict):
+            raise DataError(must(str(path), "hold a JSON object", type(found).__name__, CURE))
+        return found
+
+    def check_sizes(self) -> None:
+        """DataError if a file is not as long as it was when it was opened; costs a look at each."""
+        raise_all(DataError, list(size_problems(self.folder, self.manifest)))
 
     def read(self, parts: list[np.ndarray], places: Int64[np.ndarray, " T"]) -> Shaped[np.ndarray, " T"]:
         """What ``parts`` (``self.parts`` or a sidecar) hold at ``places`` of the stream of all shards."""
@@ -162,118 +180,6 @@ class Shards:
     def _map(self, name: str) -> Shaped[np.ndarray, " n"]:
         # a plain view: indexing a memmap object costs more than the read
         return np.asarray(np.load(self.folder / name, mmap_mode="r", allow_pickle=False))
-
-
-# ---- checks
-
-
-def check(folder: Path, *, verify: bool) -> Manifest:
-    """The manifest of ``folder``, if all splits are as it says; DataError with every problem.
-
-    ``verify`` holds every byte against its sha256; else sizes are compared.
-    """
-    manifest = read_manifest(folder)
-    raise_all(DataError, list(_problems(folder, manifest, verify)))
-    return manifest
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of ``folder``; raises DataError if there is none of this format and version."""
-    path = folder / "manifest.json"
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder. Prepare data into it with tools/prepare_data.py.")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} holds no manifest.json, so no finished shards. {CURE}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error}. {CURE}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path} is no manifest of megamask shards.")
-    if manifest.get("version") != VERSION:
-        raise DataError(must(f"{path}: version", f"be {VERSION}", str(manifest.get("version")), CURE))
-    return manifest
-
-
-def _problems(folder: Path, manifest: Manifest, verify: bool) -> Iterator[str]:
-    """Sentences for whatever in ``folder`` is not as its manifest says."""
-    path = folder / "manifest.json"
-    try:
-        files = dict(manifest["files"])
-        for sidecar in manifest.get("sidecars", {}).values():
-            for listed in sidecar.values():
-                files |= dict(listed)
-        expected = dict(_expected(manifest))
-        facts = {name: (int(fact["bytes"]), str(fact["sha256"])) for name, fact in files.items()}
-        ids = manifest["token_ids"]
-        size, special = int(ids["size"]), [int(i) for i in ids["special"]]
-        named = [int(ids[role]) for role in ("cls", "sep", "pad", "mask")]
-        dtype = str(manifest["dtype"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        yield f"{path} is damaged: {type(error).__name__} {error}. {CURE}"
-        return
-    if dtype not in ("uint16", "uint32") or size - 1 > np.iinfo(dtype).max:
-        yield f"{path}: a vocabulary of {size} tokens does not fit into the shards' integer type {dtype}. {CURE}"
-    if not all(0 <= number < size for number in named + special) or not set(named) <= set(special):
-        yield f"{path}: a special token's id lies outside the vocabulary of {size} tokens. {CURE}"
-    for name in sorted(expected.keys() - facts.keys()):
-        yield f"{path} does not list {name}. {CURE}"
-    sound = True
-    for name, (size_there, digest) in sorted(facts.items()):
-        file = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or not _is_inside(file, folder):
-            yield f"{path} lists {name!r}, which leads out of the folder. Do not use this folder."
-        elif not file.is_file():
-            yield f"{file} is missing. {CURE}"
-        elif file.stat().st_size != size_there:
-            yield f"{file} must have {size_there} bytes, but has {file.stat().st_size}. Copy it again, or: {CURE}"
-        elif verify and file_hash(file) != digest:
-            yield f"{file} is damaged: its sha256 is not that in manifest.json. Copy it again, or: {CURE}"
-        else:
-            if name in expected:
-                yield from _array_problems(file, *expected[name])
-            continue
-        sound = False
-    for shard in (shard for split in manifest["splits"].values() for shard in split["shards"]):
-        if shard["largest"] >= size:
-            yield f"{folder / shard['name']} holds the id {shard['largest']}, but the vocabulary has {size}. {CURE}"
-    if sound and folder_hash(folder / "tokenizer") != manifest["tokenizer"]:
-        yield f"{folder / 'tokenizer'} is not the tokenizer that these shards were made with. {CURE}"
-
-
-def _expected(manifest: Manifest) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Each array that there must be, with its type and length."""
-    size = manifest["token_ids"]["size"]
-    yield "starts_word.npy", ("bool", size)
-    yield "train.unigram.npy", ("int64", size)
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            yield f"{shard['name']}.tokens.npy", (manifest["dtype"], shard["tokens"])
-            yield f"{shard['name']}.offsets.npy", ("int64", shard["documents"] + 1)
-    for name, splits in manifest.get("sidecars", {}).items():
-        for split in splits:
-            for shard in manifest["splits"][split]["shards"]:
-                yield f"{shard['name']}.{name}.npy", ("uint8", shard["tokens"])
-
-
-def _array_problems(file: Path, dtype: str, length: int) -> Iterator[str]:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        yield f"{file} is no array: {error}. {CURE}"
-        return
-    if array.dtype != dtype or array.shape != (length,):
-        yield f"{file} must hold {length} numbers of type {dtype}, but holds {array.shape} of {array.dtype}. {CURE}"
-
-
-def _is_inside(file: Path, folder: Path) -> bool:
-    return file.resolve().is_relative_to(folder.resolve())
-
-
-def file_hash(file: Path) -> str:
-    """sha256 of a file's bytes."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 # ---- writing
@@ -387,7 +293,7 @@ def _listed(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, int | st
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    _write_json(folder / "manifest.json", manifest)
+    _write_json(folder / NAME, manifest)
 
 
 def _write_json(path: Path, said: dict[str, Any]) -> None:

@@ -1,0 +1,219 @@
+"""The manifest of a folder of shards, and whether the folder is as it says: every file, every count, every name.
+
+A look at the size and the header of each file costs next to nothing; ``verify`` reads every byte, at the speed of the
+disk. Hashes are compared before an array is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+
+from megamask import records
+from megamask.batch import TokenIds
+from megamask.data.tokenizer import folder_hash
+from megamask.errors import DataError, must, raise_all
+
+FORMAT, VERSION = "megamask shards", 1
+NAME = "manifest.json"
+CURE = "Prepare the data again with tools/prepare_data.py."
+
+Split = Literal["train", "valid"]
+Manifest = dict[str, Any]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+_PLAIN = re.compile(r"\w[\w.-]{0,200}(/\w[\w.-]{0,200}){0,3}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: str
+    documents: Count
+    tokens: Count
+    largest: Count
+
+
+@dataclass(frozen=True)
+class _Part:
+    documents: Count
+    tokens: Count
+    shards: list[_Shard]
+
+
+@dataclass(frozen=True)
+class _File:
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a manifest must say; more may stand there."""
+
+    tokenizer: str
+    token_ids: TokenIds
+    dtype: Literal["uint16", "uint32"]
+    splits: dict[Split, _Part]
+    files: dict[str, _File]
+    sidecars: dict[Literal["tags", "entropy"], dict[Split, dict[str, _File]]] = field(default_factory=dict)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of ``folder``; raises DataError if there is none of this format and version."""
+    path = folder / NAME
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder. Prepare data into it with tools/prepare_data.py.")
+    try:
+        manifest = records.read_json(path)
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no {NAME}, so no finished shards. {CURE}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except records.BadRecord as error:
+        raise DataError(f"{path} is damaged: {error}. {CURE}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path} is no manifest of megamask shards.")
+    if manifest.get("version") != VERSION:
+        raise DataError(must(f"{path}: version", f"be {VERSION}", str(manifest.get("version")), CURE))
+    return manifest
+
+
+def check(folder: Path, *, verify: bool) -> Manifest:
+    """The manifest of ``folder``, if all splits are as it says; DataError with every problem.
+
+    ``verify`` holds every byte against its sha256; else sizes are compared.
+    """
+    manifest = read_manifest(folder)
+    try:
+        # by the rules of JSON, in which a tuple is a list and true is no 1
+        facts = TypeAdapter(_Facts).validate_json(records.as_json(manifest), strict=True)
+    except ValidationError as error:
+        places = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
+        raise DataError(*(f"{folder / NAME} is damaged: `{at}`: {why}. {CURE}" for at, why in places)) from None
+    raise_all(DataError, [*_counts(folder / NAME, facts), *_files(folder, facts, verify)])
+    return manifest
+
+
+def _counts(path: Path, facts: _Facts) -> Iterator[str]:
+    """Sentences for numbers that contradict each other."""
+    ids = facts.token_ids
+    if ids.size - 1 > np.iinfo(facts.dtype).max:
+        yield (
+            f"{path}: a vocabulary of {ids.size} tokens does not fit into the shards' integer type {facts.dtype}. "
+            f"{CURE}"
+        )
+    named = [ids.cls, ids.sep, ids.pad, ids.mask]
+    if not all(0 <= number < ids.size for number in (*named, *ids.special)) or not set(named) <= set(ids.special):
+        yield f"{path}: a special token's id lies outside the vocabulary of {ids.size} tokens. {CURE}"
+    if len(set(named)) < len(named):
+        yield f"{path}: two of the tokens cls, sep, pad and mask have one id. {CURE}"
+    seen: set[str] = set()
+    for name, split in facts.splits.items():
+        for shard in split.shards:
+            if shard.name in seen:
+                yield f"{path} lists the shard {shard.name!r} twice. {CURE}"
+            seen.add(shard.name)
+            if shard.largest >= ids.size:
+                yield (
+                    f"{path.parent / shard.name} holds the id {shard.largest}, but the vocabulary has {ids.size}. "
+                    f"{CURE}"
+                )
+        for unit in ("documents", "tokens"):
+            total, found = getattr(split, unit), sum(getattr(shard, unit) for shard in split.shards)
+            if total != found:
+                yield f"{path}: {name} must have {found} {unit}, as its shards have, but has {total}. {CURE}"
+
+
+def _files(folder: Path, facts: _Facts, verify: bool) -> Iterator[str]:
+    """Sentences for files that are not as they should be."""
+    path = folder / NAME
+    files = dict(facts.files)
+    for sidecar in facts.sidecars.values():
+        for listed in sidecar.values():
+            files |= listed
+    expected = dict(_expected(facts))
+    for name in sorted(expected.keys() - files.keys()):
+        yield f"{path} does not list {name}. {CURE}"
+    present = {file.name for file in folder.glob("*.tokens.npy") if not file.name.startswith(".")}
+    for name in sorted(present - files.keys()):
+        yield f"{folder / name} is not listed in {NAME}: it is not of these shards. Remove it, or: {CURE}"
+    sound = True
+    for name, fact in sorted(files.items()):
+        wrong = _file_problem(folder, name, fact, verify)
+        if wrong:
+            yield wrong
+        elif name in expected:
+            yield from _array_problems(folder / name, *expected[name])
+        sound = sound and not wrong
+    if sound and folder_hash(folder / "tokenizer") != facts.tokenizer:
+        yield f"{folder / 'tokenizer'} is not the tokenizer that these shards were made with. {CURE}"
+
+
+def _file_problem(folder: Path, name: str, fact: _File, verify: bool) -> str | None:
+    file = folder / name
+    out = f"{folder / NAME} lists {name!r}, which leads out of the folder. Do not use this folder."
+    if not _PLAIN.fullmatch(name):
+        return out
+    try:
+        if not file.is_file():
+            return f"{file} is missing. {CURE}"
+        if not file.resolve().is_relative_to(folder.resolve()):
+            return out
+        if (size := file.stat().st_size) != fact.bytes:
+            return f"{file} must have {fact.bytes} bytes, but has {size}. Copy it again, or: {CURE}"
+        if verify and file_hash(file) != fact.sha256:
+            return f"{file} is damaged: its sha256 is not that in {NAME}. Copy it again, or: {CURE}"
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}."
+    return None
+
+
+def _expected(facts: _Facts) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Each array that there must be, with its type and length."""
+    yield "starts_word.npy", ("bool", facts.token_ids.size)
+    yield "train.unigram.npy", ("int64", facts.token_ids.size)
+    for split in facts.splits.values():
+        for shard in split.shards:
+            yield f"{shard.name}.tokens.npy", (facts.dtype, shard.tokens)
+            yield f"{shard.name}.offsets.npy", ("int64", shard.documents + 1)
+    for name, splits in facts.sidecars.items():
+        for part in splits:
+            for shard in facts.splits[part].shards if part in facts.splits else ():
+                yield f"{shard.name}.{name}.npy", ("uint8", shard.tokens)
+
+
+def _array_problems(file: Path, dtype: str, length: int) -> Iterator[str]:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # its header is Python, of which the parser raises of every kind
+        yield f"{file} is no array: {' '.join(str(error).split())[:200]}. {CURE}"
+        return
+    if not isinstance(array, np.ndarray):
+        yield f"{file} is no array but an archive. {CURE}"
+    elif array.dtype != dtype or array.shape != (length,):
+        yield f"{file} must hold {length} numbers of type {dtype}, but holds {array.shape} of {array.dtype}. {CURE}"
+
+
+def size_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Sentences for files that are no longer as long as they were: reading behind the end of one kills a process."""
+    for name, fact in manifest["files"].items():
+        try:
+            size = os.stat(folder / name).st_size
+        except OSError as error:
+            yield f"{folder / name} cannot be read any more: {error.strerror}."
+            continue
+        if size != fact["bytes"]:
+            yield f"{folder / name} must have {fact['bytes']} bytes, but has {size} now: it was changed during the run."
+
+
+def file_hash(file: Path) -> str:
+    """sha256 of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
