@@ -9,10 +9,11 @@ runs at hundreds of millions of tokens a second, opening a pack at more than 50 
 
 from __future__ import annotations
 
+import secrets
 import shutil
-import tempfile
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,16 +23,19 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from megamask import records
 from megamask.batch import Layout, PackedBatch
 from megamask.data.order import Permutation
-from megamask.data.shards import Shards
+from megamask.data.shards import Shards, file_hash
 from megamask.errors import ConfigError, DataError, must, raise_all
 
 FULL = 0.9
 """A pack filled less is left out: too few rows to draw an exact budget of targets from."""
 WINDOW_ROWS, WINDOW_PACKS = 2**22, 256
-# part of the name of a cached index: change it with whatever changes which pieces share a pack
-METHOD = 1
+# part of the name of a cached index: change it with whatever changes which pieces share a pack, or what is kept
+METHOD = 2
+KINDS = {"starts": "int64", "sizes": "int32", "first": "int64"}
+HASHES = "hashes.json"
 
 
 class Packs:
@@ -56,7 +60,7 @@ class Packs:
         """Share of all rows that hold text, [CLS] or [SEP]."""
         sequences = np.diff(index.first) - (rows - tokens) // length
         self._entries = int(sequences.max()) + 1
-        self._order = lru_cache(maxsize=2)(lambda epoch: Permutation(len(self), seed=seed, epoch=epoch))
+        self._order = lru_cache(maxsize=2)(self._begin)
         self._rows = np.arange(tokens)
         self._starts_word = shards.starts_word
         self._is_text = np.ones(self.token_ids.size, bool)
@@ -117,6 +121,11 @@ class Packs:
         places = np.full(self.tokens, -1)
         places[: len(inside)] = inside
         return torch.from_numpy(places)
+
+    def _begin(self, epoch: int) -> Permutation:
+        """The order of an epoch. A file that became shorter since would kill the process without a word: SIGBUS."""
+        self.shards.check_sizes()
+        return Permutation(len(self), seed=self.seed, epoch=epoch)
 
     def _stream(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The place in the stream of tokens of each row up to the padding; where the pieces of the pack begin and end.
@@ -181,36 +190,50 @@ def _cached_index(shards: Shards, tokens: int, length: int) -> Index:
     """The index kept beside the shards, or a new one, which is kept if the folder can be written."""
     name = f"{shards.split}-{tokens}-{length}-{METHOD}-{shards.fingerprint[:16]}"
     folder = shards.folder / "packs" / name
-    try:
-        return _load(folder)
-    except (OSError, ValueError, EOFError):
-        pass
+    with suppress(Exception):  # not there, or damaged, of which a parser may raise of every kind
+        return _load(folder, shards.tokens, tokens, length)
     index = make_index(shards, tokens=tokens, length=length)
     if len(index.first) > 1:
         _keep(index, folder)
     return index
 
 
-def _load(folder: Path) -> Index:
-    files = (folder / f"{name}.npy" for name in ("starts", "sizes", "first"))
-    index = Index(*(np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files))
-    if not len(index.starts) == len(index.sizes) == index.first[-1]:
+def _load(folder: Path, text: int, tokens: int, length: int) -> Index:
+    """The index in ``folder``, whole and of packs that can be; one flipped bit would be another text."""
+    hashes = records.read_json(folder / HASHES)
+    found = []
+    for name, kind in KINDS.items():
+        if file_hash(folder / f"{name}.npy") != hashes[name]:
+            raise ValueError(name)
+        array = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+        if array.dtype != kind or array.ndim != 1:
+            raise ValueError(name)
+        found.append(array)
+    starts, sizes, first = found
+    rows = np.add.reduceat(sizes, first[:-1], dtype=np.int64) + 2 * np.diff(first)
+    if not (
+        len(starts) == len(sizes) == first[-1] and first[0] == 0 and (np.diff(first) > 0).all()
+        and sizes.min() > 0 and sizes.max() <= length - 2 and starts.min() >= 0 and (starts + sizes).max() <= text
+        and rows.max() <= tokens
+    ):  # fmt: skip
         raise ValueError(folder)
-    return index
+    return Index(starts, sizes, first)
 
 
 def _keep(index: Index, folder: Path) -> None:
-    beside = None
+    beside = folder.with_name(f".{secrets.token_hex(8)}")
     try:
-        folder.parent.mkdir(exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-        beside.chmod(0o755)
-        for name in ("starts", "sizes", "first"):
+        beside.mkdir(parents=True)
+        hashes = {}
+        for name in KINDS:
             np.save(beside / f"{name}.npy", getattr(index, name), allow_pickle=False)
+            hashes[name] = file_hash(beside / f"{name}.npy")
+        (beside / HASHES).write_bytes(records.as_json(hashes))
+        if folder.exists():
+            shutil.rmtree(folder)  # damaged; whoever has it open keeps it
         beside.rename(folder)
     except OSError:  # read-only, full, or another process was first: the index in memory does as well
-        if beside:
-            shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def make_index(shards: Shards, *, tokens: int, length: int) -> Index:

@@ -117,10 +117,16 @@ def test_the_index_is_cached_and_a_damaged_one_made_anew(make_shards, monkeypatc
     folder = make_shards(LENGTHS)
     made = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
     first = next((folder / "packs").glob("*/first.npy"))
-    first.write_bytes(first.read_bytes()[:-8])
-    assert torch.equal(Packs(Shards.open(folder), tokens=128, length=48, seed=0).batch(3).tokens, made.batch(3).tokens)
+    whole = first.read_bytes()
+    flipped = bytearray(next((folder / "packs").glob("*/starts.npy")).read_bytes())
+    flipped[-8] ^= 1
+    for name, bad in (("first.npy", whole[:-8]), ("starts.npy", bytes(flipped)), ("hashes.json", b"[")):
+        (first.parent / name).write_bytes(bad)
+        again = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
+        assert torch.equal(again.batch(3).tokens, made.batch(3).tokens)
+        assert first.read_bytes() == whole and (first.parent / name).read_bytes() != bad
     # a folder that cannot be written is no obstacle
-    monkeypatch.setattr(packing.tempfile, "mkdtemp", lambda **_: (_ for _ in ()).throw(PermissionError()))
+    monkeypatch.setattr(packing.np, "save", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
     Packs(Shards.open(folder), tokens=256, length=48, seed=0).batch(0)
     assert not list((folder / "packs").glob("*-256-48-*"))
 
