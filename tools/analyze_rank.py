@@ -186,9 +186,10 @@ def _of(name: str, found: dict[str, Analysis], cuts: Cuts, centred: bool) -> lis
 
 def _opening(model: Layered, facts: dict[str, Any]) -> str:
     rows, seconds = facts["rows"], facts["seconds"]
+    fate = "left out of the second reading, as in its pretraining," if model.without_masks else "under [MASK],"
     return (
         f"{model.name}: {model.layers} layers of width {model.width}; {rows['clean']:,} tokens of text, of which "
-        f"{rows['mask']:,} under [MASK], in {facts['packs']} packs; reading {seconds['reading']:.1f} s, ranks "
+        f"{rows['under']:,} {fate} in {facts['packs']} packs; reading {seconds['reading']:.1f} s, ranks "
         f"{seconds['ranks']:.1f} s. Cells: figure ± standard error (half the text).\n"
     )
 

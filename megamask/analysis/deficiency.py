@@ -9,6 +9,9 @@ five matrices, a row for each token of text ([CLS], [SEP] and padding are left o
     mask     some are masked: [MASK]
     under    nothing is masked: the tokens that [MASK] stands for in the other input
 
+An encoder of MAE-LM reads the masked text as in its pretraining: without the rows of [MASK]. Then there is no
+``mask``. (That of 3ML is given [MASK] from its first layer on, which it was not.)
+
 ``under`` is a control: as many rows as ``mask``, at the same places. Of each matrix the ranks of
 ``analysis.effective_rank``; of ``mask`` the share outside of the span of ``real``, and beside it that of ``under``
 outside of the span of the other tokens of the clean input, which is what real tokens leave outside by themselves.
@@ -32,11 +35,12 @@ eigenvalue problems a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from torch import Tensor
 
 from megamask.analysis.effective_rank import Moments, Spectrum, Way, outside_directions, outside_norm
 from megamask.analysis.layers import Layered, States
@@ -130,11 +134,19 @@ def gather(
         batch, plan = batch.to(device), plan.to(device)
         seen = batch.maskable.index_fill(0, plan.hidden, False).nonzero().squeeze(1)
         rows = {"seen": seen, "hidden": plan.hidden}
-        for name, tokens in (("clean", batch.tokens), ("masked", plan.inputs)):
-            for layer, found in zip(halves[number % 2], states(tokens, batch.layout), strict=True):
-                for which, these in rows.items():
-                    layer[f"{name} {which}"].add(found.index_select(0, these))
+        _add(halves[number % 2], "clean", states(batch.tokens, batch.layout), rows)
+        if model.without_masks:
+            left = states(plan.inputs.index_select(0, plan.visible), batch.layout.keep(plan.visible))
+            _add(halves[number % 2], "masked", left, {"seen": torch.searchsorted(plan.visible, seen)})
+        else:
+            _add(halves[number % 2], "masked", states(plan.inputs, batch.layout), rows)
     return halves
+
+
+def _add(layers: list[LayerMoments], name: str, states: Sequence[Tensor], rows: Mapping[str, Tensor]) -> None:
+    for layer, found in zip(layers, states, strict=True):
+        for which, these in rows.items():
+            layer[f"{name} {which}"].add(found.index_select(0, these))
 
 
 def analyse(halves: list[list[LayerMoments]], cuts: Cuts) -> Analysis:

@@ -65,6 +65,8 @@ class Layered:
     tokenizer: Path
     vocabulary: int
     source: str
+    without_masks: bool = False
+    """Whether it was pretrained on sequences from which the rows of [MASK] were left out (MAE-LM)."""
 
     def fingerprint(self) -> str:
         """sha256 of all its numbers, by name."""
@@ -92,7 +94,7 @@ def open_run(path: Path, step: int | None = None) -> Layered:
     name = run.name if first else f"{run.name}, {found.name.replace('-', ' ')}"
     return Layered(
         name, OwnStates(encoder).eval(), shape.num_layers, shape.hidden_size, shape.max_positions, model.tokenizer,
-        shape.vocab_size, str(found),
+        shape.vocab_size, str(found), "decoder" in model.beside,
     )  # fmt: skip
 
 

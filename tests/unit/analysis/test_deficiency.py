@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from megamask.analysis import deficiency, drawing
 from megamask.analysis.deficiency import MATRICES, Cuts
 from megamask.analysis.layers import Layered, OwnStates, open_model, open_run
-from megamask.batch import MaskPlan
+from megamask.batch import Layout, MaskPlan
 from megamask.data import tokenizer as tokenizers
 from megamask.errors import CheckpointError, DataError
 from megamask.hf import Card, export_model
@@ -104,6 +104,23 @@ def test_the_planted_subspaces_are_found(model, texts, ids):
     last = found.plain[-1]
     assert last.ranks["masked"]["numerical"].all == RANK
     assert last.outside["mask"]["numerical"]["norm"].all == pytest.approx(0, abs=1e-6)
+
+
+def test_an_encoder_that_was_trained_without_masks_reads_texts_without_their_rows(model, texts):
+    """Each sequence alone, its [MASK] cut out by hand, at the positions that were left."""
+    encoder = model().encoder
+    found = analysis(replace(layered(encoder), without_masks=True), texts)
+    whole, states = [], torch.no_grad()(OwnStates(encoder))
+    for batch, plan in texts:
+        left = torch.ones(batch.layout.rows, dtype=torch.bool).index_fill(0, plan.hidden, False)
+        for number in range(3):
+            rows = (left & (batch.layout.sequence == number)).nonzero().squeeze(1)
+            alone = Layout(torch.tensor([0, len(rows)], dtype=torch.int32), 64, batch.layout.positions[rows])
+            whole.append(states(plan.inputs[rows], alone)[-1][batch.maskable[rows]])
+    values = torch.linalg.svdvals(torch.cat(whole).double())
+    assert found.plain[-1].values["real"] == pytest.approx(values.tolist(), rel=1e-5, abs=1e-5 * values[0].item())
+    assert "mask" not in found.plain[-1].ranks and found.plain[-1].ranks["masked"] == found.plain[-1].ranks["real"]
+    assert found.plain[-1].ranks["clean"] == analysis(layered(encoder), texts).plain[-1].ranks["clean"]
 
 
 def test_figures_are_those_of_the_stacked_states(model, texts):
