@@ -124,6 +124,8 @@ def _commit(run: RunFolder, step: int, temporary: Path, entries: list[Entry], ke
         files.write(temporary / MANIFEST, [render(Manifest(step, run.launch, tuple(entries)))])
         files.sync(temporary)
         _hold(run)
+        if complete(final):
+            raise LockError(_taken(run))  # it was not there when this save began
         if final.exists():
             run.set_aside(final, "bad")
         files.rename(temporary, final)
@@ -132,6 +134,7 @@ def _commit(run: RunFolder, step: int, temporary: Path, entries: list[Entry], ke
         raise StorageError(storage_sentence(error, f"save checkpoint {step}", run.path)) from None
     # from here on the checkpoint is durable: what fails below is a remark, not an error
     try:
+        _hold(run)
         files.replace(run.latest, final.name + "\n")
         _prune(run, step, keep)
     except OSError as error:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-import select
-import signal
-import time
-from pathlib import Path
 
 import torch
 
 from megamask import files, ranks
-from megamask.checkpoint import RunFolder, read_tensors, verify
+from megamask.checkpoint import read_tensors
 from megamask.errors import MegamaskError
 from megamask.publish import publish
 from megamask.runs import open_run
@@ -74,97 +69,3 @@ def life(folder: str) -> dict:
     story["resumed"], story["notes"] = again.step, again.notes
     ranks.leave()
     return story
-
-
-def kill_loop(folder: str, variant: str, kills: int, seed: int) -> dict:
-    """Kill a publisher at random moments and look at what it left, each time."""
-    rng = random.Random(seed)
-    run = RunFolder(Path(folder))
-    broken, inside, acknowledged = [], 0, -1
-    for _ in range(kills):
-        heard, telling = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(heard)
-            _publish_for_ever(folder, variant, telling)
-        os.close(telling)
-        os.read(heard, 1)  # its first save begins
-        time.sleep(rng.uniform(0, 0.06))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        words = _drain(heard).split()
-        steps = [int(word) for word in words if word.isdigit()]
-        acknowledged = max([acknowledged, *steps])
-        inside += not words or words[-1] == "save"
-        broken += _broken(run, acknowledged)
-        if broken:
-            break
-    return {"broken": broken, "inside": inside, "acknowledged": acknowledged}
-
-
-def _publish_for_ever(folder: str, variant: str, telling: int) -> None:
-    try:
-        BREAK[variant]()
-        start = open_run(folder, CONFIG)
-        step = start.step
-        os.write(telling, b".")
-        while True:
-            step += 1
-            os.write(telling, b" save")
-            publish(start.run, step, share(step), {"step": step}, keep=2)
-            os.write(telling, f" {step}".encode())
-    finally:
-        os._exit(1)
-
-
-def _drain(pipe: int) -> str:
-    parts = []
-    while select.select([pipe], [], [], 0)[0] and (part := os.read(pipe, 1 << 16)):
-        parts.append(part)
-    os.close(pipe)
-    return b"".join(parts).decode()
-
-
-def _broken(run: RunFolder, acknowledged: int) -> list[str]:
-    """The promises that do not hold: what bears a checkpoint's name is whole, and nothing acknowledged is lost."""
-    found, steps = [], run.steps()
-    for step in steps:
-        try:
-            verify(run.checkpoint(step))
-        except MegamaskError as error:
-            found.append(str(error))
-    if acknowledged > max([-1, *steps]):
-        found.append(f"step {acknowledged} is lost")
-    if acknowledged > 1 and len(steps) < 2:
-        found.append(f"only {steps} are left")
-    return found
-
-
-def _in_place() -> None:
-    """Write into the folder with the final name."""
-    from megamask import publish as module
-
-    def prepare(run, step):
-        run.checkpoint(step).mkdir()
-        return run.checkpoint(step)
-
-    rename = files.rename
-    module._prepare = prepare
-    RunFolder.set_aside = lambda run, folder, why: folder
-    files.rename = lambda old, new: None if old == new else rename(old, new)
-
-
-def _prune_first() -> None:
-    """Make room before the new one is durable."""
-    from megamask import publish as module
-
-    prepare, prune = module._prepare, module._prune
-
-    def prepare_after_pruning(run, step):
-        prune(run, 1)
-        return prepare(run, step)
-
-    module._prepare = prepare_after_pruning
-
-
-BREAK = {"sound": lambda: None, "in place": _in_place, "prune first": _prune_first}

@@ -1,8 +1,20 @@
-"""Several ranks make one checkpoint, and a kill at any moment costs at most the one that was being made."""
+"""Several ranks make one checkpoint, and no kill, no full disk and no other launch costs one that was acknowledged."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from tests.processes import forked
+
+namespace = pytest.mark.skipif(not forked.namespaces(), reason="no namespace for a small disk of its own")
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[forked.Apart]:
+    with forked.server() as call:
+        yield call
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -20,16 +32,60 @@ def test_ranks_agree_on_every_checkpoint_and_every_error(run_ranks, tmp_path, wo
     assert f"step-11/rank-{world - 1:05d}.safetensors has" in first["notes"][0]
 
 
-def test_no_kill_costs_a_checkpoint(run_ranks, tmp_path) -> None:
-    (found,) = run_ranks(1, "publish_worker:kill_loop", folder=str(tmp_path / "run"), variant="sound", kills=40, seed=0)
-    assert found["broken"] == []
-    assert found["acknowledged"] > 0
-    assert found["inside"] >= 0.4 * 40  # else little was tried
+def test_no_kill_costs_a_checkpoint(apart, tmp_path, kills: int = 200) -> None:
+    found = apart("storage_worker:kill_loop", tmp_path, variant="sound", kills=kills, seed=0)
+    print(f"\nkills of the publisher: {found}")
+    assert found["lost"] == []
+    assert found["saves"] > 0
+    assert found["inside a save"] >= 0.4 * kills  # else little was tried
 
 
-@pytest.mark.parametrize("variant", ["in place", "prune first"])
-def test_the_kills_find_a_publisher_that_is_broken(run_ranks, tmp_path, variant: str) -> None:
-    (found,) = run_ranks(
-        1, "publish_worker:kill_loop", folder=str(tmp_path / "run"), variant=variant, kills=200, seed=0
-    )
-    assert found["broken"]
+@pytest.mark.parametrize("variant", ["in place", "prune first", "latest first"])
+def test_the_kills_find_a_publisher_that_is_broken(apart, tmp_path, variant: str) -> None:
+    assert apart("storage_worker:kill_loop", tmp_path, variant=variant, kills=200, seed=0)["lost"]
+
+
+def test_a_kill_at_any_point_of_a_save_costs_nothing(apart, tmp_path) -> None:
+    found = apart("storage_worker:crash_points", tmp_path)
+    print(f"\npoints of a save: {len(found['points'])}")
+    assert found["lost"] == []
+    for rank, name in ((0, "rename-.tmp-step-3"), (0, "midst-MANIFEST.json"), (1, "midst-rank-00001"), (1, "sync")):
+        assert any(point.startswith(f"{rank}: {name}") for point in found["points"])
+
+
+def test_who_was_taken_over_publishes_nothing(apart, tmp_path, rounds: int = 30) -> None:
+    found = apart("storage_worker:take_overs", tmp_path, variant="sound", rounds=rounds)
+    print(f"\nlaunches that woke after another took over: {found}")
+    assert found["published"] == []
+    assert found["refused"] == rounds
+
+
+def test_without_the_fence_it_would(apart, tmp_path) -> None:
+    assert apart("storage_worker:take_overs", tmp_path, variant="no fence", rounds=5)["published"]
+
+
+@namespace
+def test_a_full_disk_costs_no_checkpoint(apart, tmp_path, levels: int = 8) -> None:
+    found = apart("storage_worker:full_disks", tmp_path, variant="sound", levels=levels)
+    print(f"\nfull disks: {found}")
+    assert found["wrong"] == []
+    assert found["failed"] >= levels and found["saved"] > 0
+
+
+@namespace
+def test_a_rank_that_takes_no_notice_of_a_full_disk_is_found(apart, tmp_path) -> None:
+    assert apart("storage_worker:full_disks", tmp_path, variant="careless", levels=3)["wrong"]
+
+
+@pytest.mark.parametrize(("variant", "sound"), [("sound", True), ("own clocks", False)])
+def test_ranks_with_other_clocks_and_folders_agree(apart, tmp_path, variant: str, sound: bool) -> None:
+    found = apart("storage_worker:agreements", tmp_path, variant=variant, launches=200)
+    assert (found["codes"] == [0, 0, 0] and found["agreed"] == 200) == sound
+
+
+@pytest.mark.parametrize(("variant", "sound"), [("sound", True), ("no wait", False)])
+def test_a_file_system_that_lags_costs_no_save(apart, tmp_path, variant: str, sound: bool, saves: int = 50) -> None:
+    found = apart("storage_worker:lags", tmp_path, variant=variant, saves=saves, seed=0)
+    print(f"\nsaves where storage lags: {found}")
+    assert found["codes"] == [0, 0, 0]
+    assert (found["done"] == saves) == sound

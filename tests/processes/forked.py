@@ -1,0 +1,202 @@
+"""Ranks that are forks of this process and talk through pipes: they start in milliseconds, and each can die alone.
+
+They stand in for torch.distributed where only storage is under test. Who loses a peer gets an error, as with gloo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from megamask import ranks
+from megamask.errors import MegamaskError
+from tests.processes.conftest import environment
+
+NAMESPACE = ("unshare", "--map-root-user", "--mount")
+Tell = Callable[[str], None]
+
+
+class Alone(RuntimeError):
+    """A peer has died."""
+
+
+@dataclass
+class Team:
+    """Forked ranks and the pipe into which they tell."""
+
+    pids: list[int]
+    told: int
+
+    def hear(self, timeout: float = 60) -> str:
+        """What they told since; waits for something, or for the end of all."""
+        if not select.select([self.told], [], [], timeout)[0]:
+            raise AssertionError(f"no rank told anything for {timeout} s")
+        return os.read(self.told, 1 << 16).decode()
+
+    def kill(self, rank: int | None = None, which: signal.Signals = signal.SIGKILL) -> None:
+        """A signal to one rank, or to all."""
+        for pid in self.pids if rank is None else [self.pids[rank]]:
+            os.kill(pid, which)
+
+    def end(self, timeout: float = 60) -> tuple[str, list[int]]:
+        """What they told last and how each ended (negative: the signal); who hangs is killed and is an error."""
+        until, hung = time.monotonic() + timeout, []
+        for pid in self.pids:
+            handle = os.pidfd_open(pid)
+            if not select.select([handle], [], [], max(0, until - time.monotonic()))[0]:
+                hung.append(pid)
+                os.kill(pid, signal.SIGKILL)
+            os.close(handle)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
+        parts = []
+        while part := os.read(self.told, 1 << 16):  # all writers are gone, so it ends
+            parts.append(part)
+        os.close(self.told)
+        if hung:
+            raise AssertionError(f"{len(hung)} of {len(self.pids)} ranks hung for {timeout} s")
+        return b"".join(parts).decode(), codes
+
+
+def fork(world: int, act: Callable[[Tell], object]) -> Team:
+    """Let ``world`` ranks do ``act``; each gets a function that tells its words to the caller."""
+    told, telling = os.pipe()
+    pairs = [Pipe() for _ in range(world - 1)]
+    pids = []
+    for rank in range(world):
+        pid = os.fork()
+        if not pid:
+            os.close(told)
+            mine = [hub for hub, _ in pairs] if rank == 0 else [pairs[rank - 1][1]]
+            for end in (end for pair in pairs for end in pair if end not in mine):
+                end.close()  # or the death of a peer would not be seen
+            _be(rank, world, mine, act, lambda words: os.write(telling, words.encode()))
+        pids.append(pid)
+    os.close(telling)
+    for pair in pairs:
+        for end in pair:
+            end.close()
+    return Team(pids, told)
+
+
+def _be(rank: int, world: int, ends: list[Connection], act: Callable[[Tell], object], tell: Tell) -> None:
+    code = 1
+    try:
+        os.environ |= environment(rank, world, 0)
+
+        def gather(value: Any) -> list[Any]:
+            try:
+                if rank:
+                    ends[0].send(value)
+                    return ends[0].recv()
+                said = [value, *(end.recv() for end in ends)]
+                for end in ends:
+                    end.send(said)
+                return said
+            except (EOFError, OSError):
+                raise Alone from None
+
+        def by_main(act: Callable[[], Any]) -> Any:
+            answer = None
+            if rank == 0:
+                try:
+                    answer = (act(), None)
+                except Exception as error:
+                    answer = (None, error)
+            answer, error = gather(answer)[0]
+            if error is not None:
+                raise error
+            return answer
+
+        ranks.gather, ranks.by_main, ranks.barrier = gather, by_main, lambda: gather(None)
+        act(tell)
+        code = 0
+    except MegamaskError as error:
+        code = error.exit_code
+    except Alone:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+SERVER = """
+import importlib, json, os, subprocess, sys
+import torch  # once for all
+for line in sys.stdin:
+    target, given, log, answer = json.loads(line)
+    module, function = target.split(":")
+    act = getattr(importlib.import_module(module), function)
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 1)
+            os.dup2(1, 2)
+            if sys.argv[1:]:
+                subprocess.run(["mount", "-t", "tmpfs", "none", given["folder"]], check=True)
+            said = act(**given)
+            with open(answer, "w") as file:
+                json.dump(said, file)
+            os._exit(0)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+Apart = Callable[..., Any]
+
+
+def namespaces() -> bool:
+    """Whether this machine lets us mount a small disk of our own."""
+    try:
+        asked = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return asked.returncode == 0
+
+
+@contextmanager
+def server() -> Iterator[Apart]:
+    """Gives ``apart("module:function", folder, **given)``: what ``function(folder, **given)`` returns elsewhere.
+
+    Each call is a fork of a process that has imported PyTorch already, so it starts at once. Where namespaces are
+    allowed it works on a disk in memory, and may mount what it likes.
+    """
+    small = namespaces()
+    command = [*(NAMESPACE if small else ()), sys.executable, "-c", SERVER, *(["tmpfs"] if small else [])]
+    server = subprocess.Popen(
+        command, env=environment(0, 1, 0), text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+    def call(target: str, folder: Path, **given: object) -> Any:
+        assert server.stdin and server.stdout
+        log, answer = folder / "log.txt", folder / "answer.json"
+        given["folder"] = str(folder / "work")
+        os.mkdir(given["folder"])
+        server.stdin.write(json.dumps([target, given, str(log), str(answer)]) + "\n")
+        server.stdin.flush()
+        code = server.stdout.readline().strip()
+        assert code == "0", f"{target}: {code}\n{log.read_text()}"
+        return json.loads(answer.read_text())
+
+    try:
+        yield call
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
