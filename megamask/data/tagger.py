@@ -27,7 +27,9 @@ NUMBER = {name: number for number, name in enumerate(TAGS, start=1)}
 GIVEN = "conllu"
 """The name for tags that come with the text."""
 PIECE = 10_000
-"""Characters that a pipeline is given at once, about: some take no long texts."""
+"""Characters of a document to a pipeline, about: some take no long texts."""
+AT_ONCE = 16
+"""Such documents that it reads at once. spaCy's own 1000 are some million words, whose activations are gigabytes."""
 NEEDLESS = ("parser", "ner", "lemmatizer", "trainable_lemmatizer", "entity_linker", "entity_ruler", "textcat", "senter")
 """Parts of pipelines on which no tag depends."""
 PROBE = "The first small words of a text are in this one, and they should have tags."
@@ -103,7 +105,7 @@ class Tagger:
     def words(self, texts: Sequence[str]) -> list[Words]:
         """The words of each text; those without a universal tag, such as spaces, are left out."""
         pieces = [piece for text in texts for piece in cut(text)]
-        tagged = iter(zip(pieces, self._pipeline.pipe(pieces), strict=True))
+        tagged = iter(zip(pieces, self._pipeline.pipe(pieces, batch_size=AT_ONCE), strict=True))
         found = []
         for text in texts:
             words, at = [], 0
