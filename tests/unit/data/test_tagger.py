@@ -110,7 +110,7 @@ class Stub:
     def __init__(self):
         self.given: list[str] = []
 
-    def pipe(self, texts):
+    def pipe(self, texts, batch_size):
         for written in texts:
             self.given.append(written)
             at, tokens = 0, []
