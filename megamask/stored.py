@@ -16,7 +16,6 @@ whose text, packs, masks, seed and temperature are the same, and is refused by e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -28,7 +27,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from megamask import ranks
+from megamask import ranks, records
 from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
 from megamask.config import PretrainConfig
 from megamask.data.shards import file_hash, id_type
@@ -149,10 +148,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest in ``folder``; DataError if there is none of this format."""
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = records.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{folder} holds no manifest.json, so no finished samples of a teacher. {CURE}") from None
-    except (ValueError, RecursionError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except records.BadRecord as error:
         raise DataError(f"{path} is damaged: {error}. {CURE}") from None
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
         raise DataError(f"{path} is no manifest of samples of a teacher, version {VERSION}. {CURE}")

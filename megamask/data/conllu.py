@@ -7,6 +7,7 @@ two, the fourth (the universal tag) and the last are read. Memory: one document.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from megamask.data.tagger import NUMBER, Words
 
 COLUMNS = 10
 FORM, TAG, MISC = 1, 3, 9
+_NUMBER = re.compile(r"[0-9]{1,9}([.-][0-9]{1,9})?")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _problem(columns: list[str]) -> str:
     """What is wrong with a line, to follow its number."""
     if len(columns) != COLUMNS:
         return f"must have {COLUMNS} columns with tabs between them, as CoNLL-U has, but has {len(columns)}."
-    if not all(part.isdigit() for part in columns[0].replace("-", ".").split(".")) or columns[0].count("-") > 1:
+    if not _NUMBER.fullmatch(columns[0]):
         return f"must begin with the number of a word, but begins with {columns[0]!r}."
     if not _clean(columns[FORM]):
         return "has a word without a letter."

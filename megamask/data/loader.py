@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Loader:
         """Pack ``number``, read now."""
         return next(self.batches([number]))
 
-    def batches(self, numbers: Iterable[int]) -> Iterator[PackedBatch]:
+    def batches(self, numbers: Iterable[int]) -> Generator[PackedBatch, None, None]:
         """The packs of ``numbers``, in their order. An error in the thread is raised here, at its batch."""
         ready: queue.Queue = queue.Queue(AHEAD)
         stop = threading.Event()

@@ -184,7 +184,7 @@ class Shards:
 
 # ---- writing
 
-Unit = tuple[Shaped[np.ndarray, " tokens"], Int64[np.ndarray, " documents"]]
+Unit = tuple[Shaped[np.ndarray, " _tokens"], Int64[np.ndarray, " _documents"]]
 """The ids of some whole documents, one behind the other, and how many each has."""
 
 

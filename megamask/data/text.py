@@ -31,6 +31,9 @@ from megamask.errors import DataError, raise_all
 KINDS = (".txt", ".jsonl", ".parquet", ".conllu")
 PACKED = (".gz", ".xz", ".zst")
 BLOCK = 2**16
+LONGEST = 2**28
+"""Bytes of a document, at most: a file without an end to its lines, or a small file that unpacks without end, must not
+take all memory."""
 
 Documents = Literal["blocks", "files"]
 Bytes = io.BufferedIOBase
@@ -171,7 +174,7 @@ def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[s
             elif kind == ".conllu":
                 yield from _conllu(path, file, whole_file=reading.documents == "files")
             elif reading.documents == "files":
-                yield _whole(path, file.read())
+                yield _whole(path, file.read(LONGEST + 1))
             else:
                 yield from _blocks(path, file)
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, ZstdTruncated) as error:
@@ -191,16 +194,29 @@ def _unpacked(path: Path, raw: Bytes) -> Bytes:
     return raw
 
 
+_LONG = f"is longer than {LONGEST:,} bytes. Cut it into documents."
+
+
 def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
     """For each line: the byte at which it begins (of the unpacked text), its number from 1, its text or its fault."""
-    at = 0
-    for number, raw in enumerate(file, start=1):
-        try:
-            text: str | Bad = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            text = Bad(f"{path}, line {number} is not UTF-8: byte {at + error.start} is 0x{raw[error.start]:02x}.")
+    at = number = 0
+    while raw := file.readline(LONGEST + 1):
+        number += 1
+        size = len(raw)
+        if size > LONGEST:
+            text: str | Bad = Bad(f"{path}, line {number} (byte {at}) {_LONG}")
+            while raw and not raw.endswith(b"\n"):
+                raw = file.readline(BLOCK)
+                size += len(raw)
+        else:
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                # behind a mark of byte order, bytes are counted from the mark
+                start = error.start + (3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0)
+                text = Bad(f"{path}, line {number} is not UTF-8: byte {at + start} is 0x{raw[start]:02x}.")
         yield at, number, text
-        at += len(raw)
+        at += size
 
 
 def _conllu(path: Path, file: Bytes, *, whole_file: bool) -> Iterator[Tagged | Bad]:
@@ -221,19 +237,28 @@ def _conllu(path: Path, file: Bytes, *, whole_file: bool) -> Iterator[Tagged | B
 def _blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
     block: list[str] = []
     bad: Bad | None = None
-    for _, _, text in _lines(path, file):
+    size = 0
+    for at, number, text in _lines(path, file):
         if isinstance(text, Bad):
             bad = bad or text
         elif text.strip():
-            block.append(text)
+            size += len(text)
+            if size > LONGEST:
+                bad = bad or Bad(f"{path}: the document up to line {number} (byte {at}) {_LONG}")
+            if bad:
+                block.clear()
+            else:
+                block.append(text)
         elif block or bad:
             yield bad or "".join(block)
-            block, bad = [], None
+            block, bad, size = [], None, 0
     if block or bad:
         yield bad or "".join(block)
 
 
 def _whole(path: Path, raw: bytes) -> str | Bad:
+    if len(raw) > LONGEST:
+        return Bad(f"{path} {_LONG}")
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -12,8 +12,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,8 +25,9 @@ from jaxtyping import Bool, Int64
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
+from megamask import records
 from megamask.batch import TokenIds
-from megamask.errors import DataError, must
+from megamask.errors import DataError, must, raise_all
 
 Kind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
 
@@ -53,7 +56,8 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[Int64[np.ndarray, " n"]]:
         """The ids of each text, without special tokens: "[MASK]" written in a text is text."""
         self.backend.encode_special_tokens = True
-        found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _refusing("The tokenizer cannot encode the text"):
+            found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         self.backend.encode_special_tokens = False
         return [np.array(one.ids, np.int64) for one in found]
 
@@ -65,7 +69,8 @@ class Tokenizer:
         The space that a token carries is part of it; tokens of parts of a character have the whole. Slower by half.
         """
         self.backend.encode_special_tokens = True
-        found = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        with _refusing("The tokenizer cannot encode the text"):
+            found = self.backend.encode_batch(list(texts), add_special_tokens=False)
         self.backend.encode_special_tokens = False
         return [(np.array(one.ids, np.int64), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in found]
 
@@ -87,6 +92,17 @@ class Tokenizer:
             "model_input_names": ["input_ids", "attention_mask"],
         } | {f"{role}_token": token for role, token in self.roles.items()}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Whatever the library raises becomes a DataError that begins with ``what``."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # plain Exception, and panics of its own, which are none
+        raise DataError(f"{what}: {' '.join(str(error).split())[:300]}.") from None
 
 
 def folder_hash(folder: Path) -> str:
@@ -115,8 +131,12 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
                 + (f" (its configuration says {token!r}, which is not in its vocabulary)" if token else "")
                 + ". A masked language model needs pad, cls, sep and mask: add them, or train a tokenizer."
             )
-    if problems:
-        raise DataError(*problems)
+    for role in ("pad", "cls", "sep"):
+        if "mask" in ids and ids.get(role) == ids["mask"]:
+            problems.append(
+                f"The tokenizer has one token for mask and {role}, {tokenizer.roles[role]!r}: separate them."
+            )
+    raise_all(DataError, problems)
     added = tokenizer.backend.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special} | set(ids.values())
     return TokenIds(
@@ -150,7 +170,7 @@ def word_starts(tokenizer: Tokenizer) -> Bool[np.ndarray, " V"]:
             starts[number] = not token.startswith(prefix)
         elif byte_level:
             starts[number] = _begins_word(bytes(_BYTE_OF[c] for c in token if c in _BYTE_OF))
-        elif len(token) == 6 and token.startswith("<0x"):
+        elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
             starts[number] = _begins_word(bytes([int(token[3:5], 16)]))
         else:
             starts[number] = token.startswith(WORD) or _begins_word(token.encode())
@@ -185,10 +205,9 @@ def load(source: str | Path) -> Tokenizer:
     if not folder.is_dir():
         folder = _from_hub(str(source))
     _read_json(folder / "tokenizer.json", folder)
-    try:
+    with _refusing(f"{folder / 'tokenizer.json'} is no tokenizer"):
         backend = Backend.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises plain Exception
-        raise DataError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}.") from None
+    raise_all(DataError, list(_vocabulary_problems(backend, folder / "tokenizer.json")))
     backend.no_padding()
     backend.no_truncation()
     config: dict = {}
@@ -201,20 +220,39 @@ def load(source: str | Path) -> Tokenizer:
         said = config.get(f"{role}_token")
         said = said.get("content") if isinstance(said, dict) else said
         said = said or next((usual for usual in USUAL[role] if usual in vocabulary), None)
+        if said is not None and not isinstance(said, str):
+            raise DataError(must(f"{folder / name}: {role}_token", "be a word", str(said)))
         if said:
             roles[role] = said
     return Tokenizer(backend, roles)
 
 
+def _vocabulary_problems(backend: Backend, path: Path) -> Iterator[str]:
+    """Sentences for ids that two tokens share, or that leave more gaps than tokens: tables are by id."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    by_id: dict[int, str] = {}
+    for token, number in vocabulary.items():
+        if number in by_id:
+            yield f"{path} gives the id {number} to two tokens, {by_id[number]!r} and {token!r}."
+            return
+        by_id[number] = token
+    if not by_id:
+        yield f"{path} has no tokens."
+    elif max(by_id) >= 2 * len(by_id) + 1024:
+        yield f"{path} has {len(by_id)} tokens, but ids up to {max(by_id)}. Number them without such gaps."
+
+
 def _read_json(path: Path, folder: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = records.read_json(path)
     except FileNotFoundError:
         raise DataError(
             f"{folder} holds no {path.name}, so it is no fast tokenizer. "
             "Save one there with `save_pretrained` of a fast tokenizer of transformers."
         ) from None
-    except (ValueError, RecursionError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except records.BadRecord as error:
         raise DataError(f"{path} is no JSON: {error}.") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold a JSON object.")

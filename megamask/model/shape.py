@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from megamask import records
 from megamask.batch import TokenIds
 from megamask.errors import CheckpointError, must
 from megamask.model.attention import Backend
 
 SHAPE = "shape.json"
 HEAD_WIDTH = 64
+MOST_LAYERS = 4096
 # layers and width; base and large are BERT's (Devlin et al. 2019), xl and xxl are Megatron-LM's 1.3B and 3.9B BERT
 # (Shoeybi et al. 2020). Heads are 64 wide everywhere.
 SIZES = {
@@ -78,18 +80,38 @@ class EncoderShape:
     @classmethod
     def load(cls, folder: Path) -> EncoderShape:
         """The shape in ``folder``; raises CheckpointError if there is none or it is of another version."""
+        from pydantic import TypeAdapter, ValidationError
+
+        path = folder / SHAPE
         try:
-            values = json.loads((folder / SHAPE).read_bytes())
-            names = {field.name for field in fields(cls)}
-            if set(values) != names:
-                raise CheckpointError(f"{folder / SHAPE} must hold {sorted(names)}, but holds {sorted(values)}.")
-            return cls(**values)
+            found = TypeAdapter(cls).validate_json(records.as_json(values := records.read_json(path)), strict=True)
         except FileNotFoundError:
             raise CheckpointError(f"{folder} holds no {SHAPE}, so the shape of its weights is not known.") from None
-        except (ValueError, TypeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{folder / SHAPE} is no description of an encoder: {error}.") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, one['loc'])) or 'all'}: {one['msg']}" for one in error.errors()]
+            raise CheckpointError(f"{path} is no description of an encoder: {'; '.join(wrong)}.") from None
+        except records.BadRecord as error:
+            raise CheckpointError(f"{path} is no description of an encoder: {error}.") from None
+        if strange := sorted(set(values) - {field.name for field in fields(cls)}):
+            known = sorted(field.name for field in fields(cls))
+            raise CheckpointError(f"{path} must hold {', '.join(known)}, but holds {', '.join(strange)} too.")
+        if wrong := found.problems():
+            raise CheckpointError(f"{path} is no description of an encoder that can be: {' '.join(wrong)}")
+        return found
+
+    def problems(self) -> list[str]:
+        """Sentences for numbers that no encoder has."""
+        counts = {name: value for name, value in vars(self).items() if isinstance(value, int) and name != "pad_id"}
+        found = [must(name, "lie between 1 and 2**31", n) for name, n in counts.items() if not 1 <= n < 2**31]
+        if self.num_layers > MOST_LAYERS:
+            found.append(must("num_layers", f"be at most {MOST_LAYERS}", self.num_layers))
+        if not 0 <= self.pad_id < self.vocab_size:
+            found.append(must("pad_id", f"lie below vocab_size ({self.vocab_size})", self.pad_id))
+        if not found and self.hidden_size % self.num_heads:
+            found.append(must("hidden_size", f"be divisible by num_heads ({self.num_heads})", self.hidden_size))
+        return found
 
 
 @dataclass(frozen=True)
