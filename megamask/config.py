@@ -21,6 +21,7 @@ from megamask.engine import ds_file
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.entropy.source import EntropyConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
+from megamask.hangs import HangConfig
 from megamask.masking.masker import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.objective import ObjectiveConfig
@@ -28,7 +29,7 @@ from megamask.runs import flatten
 from megamask.teacher import DistillConfig, TeacherConfig
 
 FREE = frozenset(
-    {"data", "verify", "output", "init", "log", "checkpoint", "validation", "export", "recipe", "deepspeed"}
+    {"data", "verify", "output", "init", "log", "hang", "checkpoint", "validation", "export", "recipe", "deepspeed"}
     | {"teacher.path", "teacher.deepspeed", "teacher.sweep"}
 )
 """What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed files only
@@ -142,6 +143,7 @@ class PretrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    hang: HangConfig = field(default_factory=HangConfig)
 
 
 def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
     found += config.packs.problems("packs") + config.model.problems("model")
     found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
     found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
-    found += config.log.problems("log") + ds_file.problems(config.optimizer, ds)
+    found += config.log.problems("log") + config.hang.problems("hang") + ds_file.problems(config.optimizer, ds)
     found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
     found += config.distill.problems("distill") + teachers.problems(config.teacher, config.distill, config.entropy)
     found += _guided(config, ds) + _late(config)

@@ -50,6 +50,22 @@ class NonFiniteError(MegamaskError):
     exit_code = 5
 
 
+class ReplicaError(MegamaskError):
+    """Weights that should be alike on all ranks, and are not: a machine is at fault."""
+
+    exit_code = 5
+
+
+class HangError(MegamaskError):
+    """Nothing moved any more."""
+
+    exit_code = 6
+
+
+class LostError(MegamaskError):
+    """Another rank is gone; the exit code is its own, if it left word of it, and then there is nothing to say."""
+
+
 class StorageError(MegamaskError):
     """No space, no permission, or a file system that does not answer."""
 

@@ -71,8 +71,9 @@ class Log:
     def say(self, line: str) -> None:
         """A line for people, above the progress bar."""
         if self._tells:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            with suppress(OSError):  # a launcher or `tee` that is gone is no reason to lose the last checkpoint
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
 
     def close(self) -> None:
         """Write all that is left."""

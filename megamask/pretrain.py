@@ -10,8 +10,15 @@ from __future__ import annotations
 
 import math
 import sys
+import traceback
 from contextlib import closing
 from typing import Any
+
+from megamask.stopping import REQUEUE, Stop
+
+STOP = Stop()
+if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
+    STOP.__enter__()
 
 from megamask import command, ranks, report, runs
 from megamask import config as configuration
@@ -19,14 +26,17 @@ from megamask.batch import PackedBatch
 from megamask.building import GUIDANCE, MASKER, Parts, build, read_text
 from megamask.config import PretrainConfig
 from megamask.errors import ConfigError, MegamaskError, NonFiniteError, StorageError
+from megamask.hangs import Watchdog
 from megamask.publish import publish
-from megamask.stopping import Stop
 from megamask.training import take_step
 from megamask.validation import validate
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code, after printing the sentences of an error a user can mend."""
+def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
+    """Run a command line; returns the exit code, after printing the sentences of an error a user can mend.
+
+    0: finished. 75: stopped as asked before the last step; the same command goes on. Others: `errors`.
+    """
     try:
         asked = command.parse(arguments)
         if asked.list_recipes:
@@ -36,45 +46,56 @@ def main(arguments: list[str] | None = None) -> int:
             print(command.show_config(asked.run))
             return 0
         ds = configuration.check(asked.run, asked.deepspeed, ranks.world())
-        pretrain(asked.run, ds, asked.resume, asked.recipe)
-        return 0
+        with stop or Stop() as stop:
+            finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop)
+        return 0 if finished else REQUEUE
     except MegamaskError as error:
-        if ranks.is_main() or not isinstance(error, ConfigError):
+        if str(error) and (ranks.is_main() or not isinstance(error, ConfigError)):
             print(error, file=sys.stderr)
         return error.exit_code
 
 
-def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str = "auto", recipe: str = "") -> None:
-    """Train, or go on training, until the last step or a signal to stop; at the end, show what came of it."""
-    ranks.join()
-    text = read_text(config)
-    identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
-    with closing(runs.open_run(config.output, identity, resume, configuration.FREE)) as start:
-        with Stop() as stop:
+def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: str, stop: Stop) -> bool:
+    """Train, or go on training, until somebody asks to stop, or to the end; then show what came of it, and say so."""
+    with Watchdog(config.hang, stop) as watch:
+        ranks.join(watch.patience)
+        watch.phase("reading text")
+        text = read_text(config)
+        watch.phase("opening")
+        identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
+        with closing(runs.open_run(config.output, identity, resume, configuration.FREE)) as start:
+            watch.write_to(start.run.logs, start.run.launch)
+            watch.phase("building", start.step)
             parts = build(config, ds, text, start)
+            ranks.wait_for(watch.patience)
             opening = report.opening(config, parts.shape, text.packs, parts.engine.weights, start.step)
             for line in (*start.notes, *opening):
                 parts.log.say(line)
-            finished = train(parts, start.step, stop) == config.steps
-        parts.log.close()
-        parts.engine.close()
-        if parts.teacher:
-            parts.teacher.close()
-        if finished:
-            ranks.by_main(lambda: report.ending(start.run, config, text.train))
+            finished = train(parts, start.step, stop, watch) == config.steps
+            watch.phase("ending", config.steps)
+            parts.log.close()
+            parts.engine.close()
+            if parts.teacher:
+                parts.teacher.close()
+            if finished:
+                ranks.by_main(lambda: report.ending(start.run, config, text.train))
+    return finished
 
 
 # ---- the loop
 
 
-def train(parts: Parts, step: int, stop: Stop) -> int:
-    """Steps from ``step`` to the last, or to a signal to stop; returns how many steps the run has."""
+def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
+    """Steps from ``step`` to the last, or until somebody asks to stop; returns how many steps the run has."""
     config, engine, meters, log = parts.config, parts.engine, parts.meters, parts.log
-    failures = 0
-    if step == 0:
+    failures, stopping = 0, stop.agreed()
+    if step == 0 and not stopping:
+        watch.phase("evaluation", step)
         evaluate(parts, step)
-    while step < config.steps:
+    while step < config.steps and not stopping:
+        watch.phase("data", step)
         batches = [next(parts.batches) for _ in range(engine.accumulate)]
+        watch.phase("step", step)
         take_step(
             step, config.steps, batches, engine=engine, masker=parts.masker, guidance=parts.guidance, meters=meters,
             seed=config.seed,
@@ -82,16 +103,19 @@ def train(parts: Parts, step: int, stop: Stop) -> int:
         step += 1
         log.advance(step)
         stopping, last = stop.agreed(), step == config.steps
+        watch.phase("figures", step)
         if step % config.log.every == 0 or last:
             tell(parts, step)
         audit(parts, step, batches[0])
         if step % config.validation.every == 0 or last:
+            watch.phase("evaluation", step)
             evaluate(parts, step)
         if step % config.checkpoint.every == 0 or last or stopping:
+            watch.phase("save", step)
             failures = save(parts, step, failures, final=last or stopping)
-        if stopping and not last:
-            log.say(f"Stopped after step {step} of {config.steps}, as asked. The same command goes on from there.")
-            break
+            stopping = stopping or (failures == 0 and stop.agreed())  # a next save would hold nothing new
+    if step < config.steps:
+        log.say(f"Stopped after step {step} of {config.steps}, as asked. The same command goes on from there.")
     return step
 
 
@@ -166,6 +190,8 @@ def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
 
 if __name__ == "__main__":
     try:
-        ranks.end(main())
-    finally:
-        ranks.leave()
+        code = main(stop=STOP)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    ranks.end(code)

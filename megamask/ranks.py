@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import NoReturn, TypeVar
 
@@ -17,8 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megamask.errors import ConfigError
+from megamask.stopping import REQUEUE
 
 Answer = TypeVar("Answer")
+MEETING = timedelta(minutes=10)
+"""How long the first rank waits for the others at the start."""
 
 
 def environment() -> dict[str, str]:
@@ -46,8 +50,12 @@ def environment() -> dict[str, str]:
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
 
-def join(timeout: timedelta = timedelta(minutes=10)) -> None:
-    """Meet the other ranks; a second call does nothing. Sets the environment that DeepSpeed reads."""
+def join(timeout: timedelta = timedelta(hours=24)) -> None:
+    """Meet the other ranks; a second call does nothing. Sets the environment that DeepSpeed reads.
+
+    They must come within 10 minutes. A collective that one of them never enters fails after ``timeout``, an error that
+    does not say which; the watchdog does, so it should come first.
+    """
     os.environ.update(environment())
     if dist.is_initialized():
         return
@@ -60,7 +68,8 @@ def join(timeout: timedelta = timedelta(minutes=10)) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, count = next(dist.rendezvous("env://", timeout=MEETING))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         if "EADDRINUSE" not in str(error) and "in use" not in str(error):
             raise
@@ -68,6 +77,23 @@ def join(timeout: timedelta = timedelta(minutes=10)) -> None:
             f"MASTER_PORT {os.environ.get('MASTER_PORT')} is taken on {os.environ.get('MASTER_ADDR')}. "
             "Another run uses it: choose another with `deepspeed --master_port N` or `torchrun --master-port N`."
         ) from None
+
+
+def wait_for(timeout: timedelta) -> None:
+    """Let no collective fail before ``timeout``, in groups that a library has made with a limit of its own either."""
+    if several():
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def lost(error: BaseException | None) -> bool:
+    """Whether ``error`` says no more than that another rank is gone, as a collective does."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+
+
+_LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 
 
 def leave() -> None:
@@ -79,12 +105,16 @@ def leave() -> None:
 def end(code: int) -> NoReturn:
     """Say goodbye and end the process at once with ``code``, without the interpreter's own ending.
 
+    After an error there is no goodbye: to wait for ranks that may wait for something else would be to hang.
+
     A thread of gloo may still hold a tensor of the last message. If it lets go of it while Python is being taken
     down, the process aborts, after all its work was done (seen in one or two of a hundred runs of two ranks).
     """
-    leave()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    if code in (0, REQUEUE):
+        leave()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # perhaps nobody listens any more
+            stream.flush()
     os._exit(code)
 
 
@@ -129,6 +159,11 @@ def _reduce(values: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
     if several():
         dist.all_reduce(total, how)
     return total
+
+
+def anybody(says: bool) -> bool:
+    """Whether any rank says so."""
+    return bool(maximum(torch.tensor(float(says))).item())
 
 
 def gather(value: Answer) -> list[Answer]:

@@ -1,30 +1,96 @@
-"""A signal to any rank stops all of them after the same step."""
+"""Being asked to stop: a signal to any rank, or the death of its launcher, stops all ranks after the same step.
+
+A handler sets a flag and nothing more; the ranks agree on it at the end of a step. So a signal comes into no half-done
+work, a second one changes nothing, and one that comes before there is anything to stop, during imports or while
+parts are built, is not forgotten. Costs one all-reduce of one number for each question.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 
-import torch
-
-from megamask import ranks
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a run to stop: people, launchers, Slurm's --signal. So does SIGHUP, unless nohup has it ignored."""
+REQUEUE = 75
+"""The exit code of a run that stopped because it was asked to, before its last step (EX_TEMPFAIL of sysexits.h)."""
 
 
 class Stop:
-    """Whether somebody asked the run to stop: inside of this, a signal to any rank stops all after the same step."""
+    """Whether somebody asked the run to stop; inside of this no signal to stop ends the process. It may be nested."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._depth = 0
+        self._before: dict = {}
+        self._launcher = Launcher()
 
     def __enter__(self) -> Stop:
-        self._asked = False
-        names = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        self._before = {name: signal.signal(name, self._ask) for name in names}
+        self._depth += 1
+        if self._depth == 1:
+            hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+            for name in (*SIGNALS, *((signal.SIGHUP,) if hangs_up else ())):
+                self._before[name] = signal.signal(name, self._ask)
         return self
 
     def __exit__(self, *why: object) -> None:
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
+        self._depth -= 1
+        while self._depth == 0 and self._before:
+            signal.signal(*self._before.popitem())
 
     def _ask(self, number: int, frame: object) -> None:
         self._asked = True  # and nothing more: a handler that prints can die of it
 
+    def orphaned(self) -> bool:
+        """Whether the launcher that would end this process with the others is gone."""
+        return self._launcher.gone()
+
+    def asked(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self._asked or self.orphaned()
+
     def agreed(self) -> bool:
-        """Collective."""
-        return bool(ranks.maximum(torch.tensor(float(self._asked))).item())
+        """Whether any rank was asked to stop. Collective."""
+        from megamask import ranks  # here, for the imports that this must come before are those of torch
+
+        return ranks.anybody(self.asked())
+
+
+class Launcher:
+    """Who started this process and would end it: torchrun, or DeepSpeed's `launch` and the `deepspeed` before that.
+
+    Nobody under `srun`, whose daemon outlives it, and under plain `python`: a run that a shell has started with nohup
+    lives on when the shell is gone. Costs reading a line of /proc for each question.
+    """
+
+    def __init__(self) -> None:
+        parent = os.getppid()
+        deepspeed = "CROSS_RANK" in os.environ and "LOCAL_SIZE" in os.environ
+        self._lineage: list[tuple[int, int]] = []  # (process, its parent when we began)
+        if deepspeed or "TORCHELASTIC_RUN_ID" in os.environ:
+            self._lineage.append((os.getpid(), parent))
+        if deepspeed and (runner := parent_of(parent)) and _is_runner(runner):
+            self._lineage.append((parent, runner))
+
+    def gone(self) -> bool:
+        """Whether one of them has ended."""
+        return any((os.getppid() if who == os.getpid() else parent_of(who)) != then for who, then in self._lineage)
+
+
+def parent_of(process: int) -> int | None:
+    """The parent of a process, as Linux tells it; None if that cannot be found out."""
+    try:
+        # the second field, a name in brackets, may hold anything
+        return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _is_runner(process: int) -> bool:
+    """Whether a process is the `deepspeed` command, and not the shell of somebody who called its launcher directly."""
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(Path(os.fsdecode(word)).name == "deepspeed" for word in words[:3])
