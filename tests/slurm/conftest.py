@@ -1,0 +1,34 @@
+"""A real Slurm, started once for the session and cleaned after each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.slurm.cluster import Cluster, why_not
+from tests.system.conftest import data, folder  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Three nodes: two to train on, and a spare one."""
+    if reason := why_not():
+        if os.environ.get("MEGAMASK_REQUIRE_SLURM") == "1":  # where Slurm is installed, a skip would hide that it broke
+            pytest.fail(f"no Slurm: {reason}", pytrace=False)
+        pytest.skip(f"no Slurm: {reason}")
+    with Cluster(nodes=3) as started:
+        yield started
+    if request.session.testsfailed:
+        print(f"\nlogs of the cluster: {started.dir}")
+    else:
+        shutil.rmtree(started.dir)
+
+
+@pytest.fixture
+def slurm(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, idle before and after."""
+    yield cluster
+    cluster.clean()

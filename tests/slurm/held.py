@@ -1,0 +1,26 @@
+"""pretrain.py itself, but for the holds and failures that a test asks for (see hold.py)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+sys.path.insert(0, os.environ["TESTS"])
+import hold
+
+from megamask import pretrain, ranks
+
+if __name__ == "__main__":
+    take_step, run = pretrain.take_step, {}
+    train = pretrain.train
+
+    def held_train(parts, *rest):
+        run["folder"] = parts.run.path
+        return train(parts, *rest)
+
+    def held_step(step, *rest, **named):
+        hold.at(step, ranks.rank(), ranks.world(), run["folder"])
+        return take_step(step, *rest, **named)
+
+    pretrain.train, pretrain.take_step = held_train, held_step
+    ranks.end(pretrain.main())

@@ -1,0 +1,296 @@
+"""slurm/run.sh against a real Slurm, with a toy in the place of the trainer: what becomes of a job whatever happens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import HERE, ROOT, Job, checkout, losses, python_first
+
+pytestmark = pytest.mark.slurm
+TOY = HERE / "toy.py"
+STEPS = 12
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return checkout(tmp_path / "megamask", TOY)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    """The loss curve of a run to which nothing happens."""
+    job = Job(cluster, checkout(tmp_path_factory.mktemp("undisturbed") / "megamask", TOY), "--steps", STEPS)
+    job.finishes()
+    found = losses(job.run)
+    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
+    return found
+
+
+def told(job: Job, restart: int = 0) -> dict[str, dict]:
+    """What each rank was told of itself."""
+    return {name: json.loads(said.splitlines()[0]) for name, said in job.ranks(restart).items()}
+
+
+def test_sixteen_ranks_by_the_header_alone(slurm: Cluster, root: Path) -> None:
+    job = Job(slurm, root, "--steps", 3, size=[])
+    job.finishes()
+    found = told(job)
+    assert set(found) == {f"node{1 + rank // 8}-rank{rank}" for rank in range(16)}
+    for rank in range(16):
+        its = found[f"node{1 + rank // 8}-rank{rank}"]
+        assert (its["rank"], its["world"], its["SLURM_LOCALID"]) == (rank, 16, str(rank % 8))
+        assert its["CUDA_VISIBLE_DEVICES"] == "0,1,2,3,4,5,6,7"
+        assert (its["MASTER_ADDR"], its["HF_HUB_OFFLINE"]) == ("node1", "1")
+    assert len({its["MASTER_PORT"] for its in found.values()}) == 1
+
+
+def test_a_signal_saves_and_requeues(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
+    job = Job(slurm, root, "--steps", STEPS, HOLD="5")
+    job.held(5)
+    job.signal()
+    job.requeued()
+    job.finishes()
+    assert all("stopped by SIGUSR1 after step 6" in said for said in job.ranks(0).values())
+    assert len(job.ranks(1)) == 4
+    assert losses(job.run) == undisturbed
+
+
+def test_preemption_saves_and_requeues(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
+    job = Job(slurm, root, "--steps", STEPS, options=("--partition=spot",), HOLD="5")
+    job.held(5)
+    urgent = slurm.sbatch("--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
+    job.says("requeueing")
+    assert slurm.wait(urgent) == "COMPLETED"
+    job.requeued()
+    # not `finishes`: a newer Slurm wanted to requeue the preempted job itself, and then does so once more
+    slurm.until((job.run / "finished").exists, "the end", job.everything)
+    assert all("stopped by SIGUSR1 after step 6" in said for said in job.ranks(0).values())
+    assert losses(job.run) == undisturbed
+
+
+def test_a_signal_reaches_ranks_that_cannot_hear_it_yet(
+    slurm: Cluster, root: Path, tmp_path: Path, undisturbed: list[dict[str, float]]
+) -> None:
+    job = Job(slurm, root, "--steps", STEPS, HOLD="5", DEAF=str(tmp_path / "imported"))
+    slurm.until(lambda: len(list(job.run.glob("started-*"))) == 4, "ranks", job.everything)
+    job.signal()
+    job.says("asking the ranks")
+    (tmp_path / "imported").touch()
+    job.requeued()
+    job.finishes()
+    assert all(its["ignored"] for its in told(job).values())  # else the signal would have killed them
+    assert all("stopped by SIGUSR1 after step 6" in said for said in job.ranks(0).values())
+    assert losses(job.run) == undisturbed
+
+
+def test_a_signal_during_the_check_starts_no_ranks(slurm: Cluster, root: Path, tmp_path: Path) -> None:
+    check = f"touch {tmp_path}/checked; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    job = Job(slurm, root, "--steps", STEPS, MEGAMASK_CHECK=check)
+    slurm.until((tmp_path / "checked").exists, "the check", job.everything)
+    job.signal()
+    (tmp_path / "go").touch()
+    job.requeued()
+    job.finishes()
+    assert not job.ranks(0)
+
+
+def test_a_cancelled_job_saves_and_leaves_nothing(
+    slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]
+) -> None:
+    arguments = ("--steps", STEPS, "--output", "runs/mine")
+    job = Job(slurm, root, *arguments, HOLD="5")
+    job.held(5)
+    assert len(job.processes("node1")) == len(job.processes("node2")) == 2
+    slurm.run("scancel", job.number, check=True)
+    job.ends("CANCELLED")
+    for node in ("node1", "node2"):
+        slurm.until(lambda node=node: not job.processes(node), f"{node} without ranks")
+    assert "requeueing" not in job.text()
+    again = Job(slurm, root, *arguments)
+    again.finishes()
+    assert losses(again.run) == undisturbed
+
+
+def test_a_failed_rank_is_tried_again(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
+    job = Job(slurm, root, "--steps", STEPS, "--every", 4, FAIL="7")
+    job.requeued()
+    job.finishes()
+    assert "boom" in job.text()
+    assert "node2: task 3: Exited with exit code 9" in job.text()
+    assert losses(job.run) == undisturbed
+
+
+BOUND = 'count_failure || exit "$CODE"'
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_failures_without_progress_are_bounded(slurm: Cluster, tmp_path: Path, bounded: bool) -> None:
+    script = (ROOT / "slurm" / "run.sh").read_text()
+    assert script.count(BOUND) == 1
+    root = checkout(tmp_path / "megamask", TOY, script if bounded else script.replace(BOUND, "count_failure"))
+    job = Job(slurm, root, ENDS="6", MEGAMASK_RETRIES="2")
+    job.requeued()
+    if bounded:
+        job.ends("FAILED")
+        assert slurm.job(job.number)["ExitCode"] == "6:0"
+        assert slurm.job(job.number)["Restarts"] == "1"
+    else:  # what the bound is for
+        job.requeued()
+
+
+def test_a_mistyped_argument_ends_the_job_at_once(slurm: Cluster, root: Path) -> None:
+    job = Job(slurm, root, "--step", "x")
+    job.ends("FAILED")
+    assert slurm.job(job.number)["ExitCode"] == "2:0"
+    assert slurm.job(job.number)["Restarts"] == "0"
+    assert "invalid int value: 'x'" in job.text()
+
+
+def test_without_its_trap_a_signal_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
+    trap = "trap on_usr1 USR1\n"
+    script = (ROOT / "slurm" / "run.sh").read_text()
+    assert script.count(trap) == 1
+    job = Job(slurm, checkout(tmp_path / "megamask", TOY, script.replace(trap, "")), "--steps", STEPS, HOLD="5")
+    job.held(5)
+    job.signal()
+    with pytest.raises(AssertionError, match="JobState"):
+        job.requeued()
+
+
+def test_a_crashed_node_is_replaced(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
+    job = Job(slurm, root, "--steps", STEPS, "--every", 4, HOLD="6")
+    job.held(6)
+    assert slurm.job(job.number)["NodeList"] == "node[1-2]"
+    slurm.crash_node("node1")  # the batch script runs there
+    job.requeued()
+    job.finishes()
+    assert set(job.ranks(1)) == {"node2-rank0", "node2-rank1", "node3-rank2", "node3-rank3"}
+    assert losses(job.run) == undisturbed
+
+
+def test_a_spare_node_steps_in_for_one_that_fails_the_check(slurm: Cluster, root: Path) -> None:
+    check = 'test "$(uname -n)" != node1'
+    job = Job(slurm, root, "--steps", 3, options=("--nodes=3",), MEGAMASK_SPARES="1", MEGAMASK_CHECK=check)
+    job.finishes()
+    assert set(job.ranks()) == {"node2-rank0", "node2-rank1", "node3-rank2", "node3-rank3"}
+    assert {its["MASTER_ADDR"] for its in told(job).values()} == {"node2"}
+    assert "failed the check: node1" in job.text()
+
+
+def test_a_bad_node_is_left_out_of_the_requeued_job(slurm: Cluster, root: Path) -> None:
+    job = Job(slurm, root, "--steps", 3, MEGAMASK_CHECK='test "$(uname -n)" != node1')
+    job.requeued()
+    job.finishes()
+    assert slurm.job(job.number)["ExcNodeList"] == "node1"
+    assert not job.ranks(0)
+    assert set(job.ranks(1)) == {"node2-rank0", "node2-rank1", "node3-rank2", "node3-rank3"}
+
+
+def test_bad_nodes_add_up_until_too_few_are_left(slurm: Cluster, root: Path) -> None:
+    job = Job(slurm, root, options=("--nodes=1", "--exclude=node3"), MEGAMASK_CHECK="false", MEGAMASK_RETRIES="2")
+    job.requeued()
+    job.ends("FAILED")
+    assert "Submit again with --exclude=node2,node1,node3." in job.text()
+
+
+def test_a_chain_goes_on_and_its_last_links_do_nothing(
+    slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]
+) -> None:
+    chain = ("--dependency=singleton", "--job-name=chain", "--no-requeue")
+    arguments = ("--steps", STEPS, "--output", "runs/chain")
+    first, second, third = (Job(slurm, root, *arguments, options=chain, HOLD="5") for _ in range(3))
+    first.held(5)
+    assert slurm.state(second.number) == "PENDING"
+    first.signal()
+    first.ends("FAILED")  # it may not be requeued, and says so
+    assert "Submit it again with --output" in first.text()
+    second.finishes()
+    third.ends()
+    assert not third.ranks()
+    assert "nothing to do" in third.text()
+    assert losses(first.run) == undisturbed
+
+
+def test_a_task_of_an_array_requeues_itself_alone(
+    slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]
+) -> None:
+    arguments = ("--steps", STEPS, "--output", "runs/seed-%a")
+    job = Job(slurm, root, *arguments, options=("--array=1-2%1",), HOLD="5")
+    one, two = root / "runs" / "seed-1", root / "runs" / "seed-2"
+    for run in (one, two):
+        job.run = run
+        job.held(5)
+        slurm.run("scancel", "--batch", "--signal=USR1", f"{job.number}_{run.name[-1]}", check=True)
+        job.says(f"requeueing job {job.number}_{run.name[-1]}")
+        if run == one:
+            slurm.until(lambda: any(two.glob("held-5-*")), "the second task", job.everything)
+    for task, run in enumerate((one, two), 1):
+        slurm.restart(f"{job.number}_{task}")
+        slurm.until((run / "finished").exists, "the end", job.everything)
+        assert losses(run) == undisturbed
+
+
+@pytest.mark.parametrize("name", ["a b", "$(touch pwned)", "a;touch pwned", "a/b", "'", "x" * 65, "ü"])
+def test_a_name_cannot_reach_a_shell(root: Path, name: str) -> None:
+    import subprocess
+
+    command = ["bash", "-c", f'. {root}/slurm/job.sh; check_name "$1"; touch passed', "name", name]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "`--job-name` must be" in done.stderr
+    assert not (root / "pwned").exists()
+    assert not (root / "passed").exists()
+
+
+def test_names_and_arguments_are_words_to_the_job(slurm: Cluster, root: Path) -> None:
+    bad = Job(slurm, root, options=("--job-name=$(touch pwned)",))
+    bad.ends("FAILED")
+    assert "`--job-name` must be" in bad.text()
+    assert not (root / "runs").exists()
+    good = Job(slurm, root, "--steps", 3, "--output", "runs/$(touch pwned) a", options=("--job-name=a.B-1_",))
+    good.finishes()
+    assert not list(root.rglob("pwned"))
+
+
+def test_apptainer_gets_the_folders_and_the_ranks(slurm: Cluster, root: Path, tmp_path: Path) -> None:
+    stand_in = tmp_path / "bin" / "apptainer"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/bash\necho "$@" > $TOLD\nwhile [[ $1 != *.sif ]]; do shift; done; shift; exec "$@"\n')
+    stand_in.chmod(0o755)
+    more = {"MEGAMASK_CONTAINER": "apptainer:/images/torch.sif", "MEGAMASK_MOUNTS": "/text:/text"}
+    job = Job(slurm, root, "--steps", 3, PATH=python_first(stand_in.parent), TOLD=str(tmp_path / "told"), **more)
+    job.finishes()
+    binds = f"--bind {root}:{root},{job.run}:{job.run},/text:/text"
+    assert f"exec --nv --pwd {root} {binds} /images/torch.sif bash -c" in (tmp_path / "told").read_text()
+
+
+def test_pyxis_gets_the_folders(slurm: Cluster, root: Path, tmp_path: Path) -> None:
+    """Without pyxis srun knows no such options, so a stand-in for srun takes them away."""
+    stand_in = tmp_path / "bin" / "srun"
+    stand_in.parent.mkdir()
+    stand_in.write_text(
+        '#!/bin/bash\nfor word; do case $word in --container-*) echo "$word" >> $TOLD ;; *) kept+=("$word") ;; esac; '
+        'done\nexec /usr/bin/srun "${kept[@]}"\n'
+    )
+    stand_in.chmod(0o755)
+    more = {"MEGAMASK_CONTAINER": "pyxis:nvcr.io#nvidia/pytorch:25.01", "TOLD": str(tmp_path / "told")}
+    job = Job(slurm, root, "--steps", 3, PATH=python_first(stand_in.parent), **more)
+    job.finishes()
+    assert (tmp_path / "told").read_text().splitlines() == [
+        "--container-image=nvcr.io#nvidia/pytorch:25.01",
+        f"--container-workdir={root}",
+        f"--container-mounts={root}:{root},{job.run}:{job.run}",
+    ]
+
+
+def test_a_setup_file_of_the_site_wins(slurm: Cluster, root: Path, tmp_path: Path) -> None:
+    setup = tmp_path / "setup.sh"
+    setup.write_text(f'export HF_HUB_OFFLINE=no$UNSET\nmodule() {{ echo "$@" > {tmp_path}/loaded; }}\nmodule load x\n')
+    job = Job(slurm, root, "--steps", 3, MEGAMASK_SETUP=str(setup))
+    job.finishes()
+    assert (tmp_path / "loaded").read_text() == "load x\n"
+    assert {its["HF_HUB_OFFLINE"] for its in told(job).values()} == {"no"}
