@@ -70,8 +70,11 @@ class Team:
         return b"".join(parts).decode(), codes
 
 
-def fork(world: int, act: Callable[[Tell], object]) -> Team:
-    """Let ``world`` ranks do ``act``; each gets a function that tells its words to the caller."""
+def fork(world: int, act: Callable[[Tell], object], port: int = 0) -> Team:
+    """Let ``world`` ranks do ``act``; each gets a function that tells its words to the caller.
+
+    With a ``port`` they are to meet there as ranks of torch.distributed, and the pipes are not used.
+    """
     told, telling = os.pipe()
     pairs = [Pipe() for _ in range(world - 1)]
     pids = []
@@ -82,7 +85,7 @@ def fork(world: int, act: Callable[[Tell], object]) -> Team:
             mine = [hub for hub, _ in pairs] if rank == 0 else [pairs[rank - 1][1]]
             for end in (end for pair in pairs for end in pair if end not in mine):
                 end.close()  # or the death of a peer would not be seen
-            _be(rank, world, mine, act, lambda words: os.write(telling, words.encode()))
+            _be(rank, world, port, mine, act, lambda words: os.write(telling, words.encode()))
         pids.append(pid)
     os.close(telling)
     for pair in pairs:
@@ -91,10 +94,10 @@ def fork(world: int, act: Callable[[Tell], object]) -> Team:
     return Team(pids, told)
 
 
-def _be(rank: int, world: int, ends: list[Connection], act: Callable[[Tell], object], tell: Tell) -> None:
+def _be(rank: int, world: int, port: int, ends: list[Connection], act: Callable[[Tell], object], tell: Tell) -> None:
     code = 1
     try:
-        os.environ |= environment(rank, world, 0)
+        os.environ |= environment(rank, world, port)
 
         def gather(value: Any) -> list[Any]:
             try:
@@ -120,7 +123,8 @@ def _be(rank: int, world: int, ends: list[Connection], act: Callable[[Tell], obj
                 raise error
             return answer
 
-        ranks.gather, ranks.by_main, ranks.barrier = gather, by_main, lambda: gather(None)
+        if not port:
+            ranks.gather, ranks.by_main, ranks.barrier = gather, by_main, lambda: gather(None)
         act(tell)
         code = 0
     except MegamaskError as error:
@@ -135,6 +139,8 @@ def _be(rank: int, world: int, ends: list[Connection], act: Callable[[Tell], obj
 
 SERVER = """
 import importlib, json, os, subprocess, sys
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # libraries print when they are imported
 import torch  # once for all
 for line in sys.stdin:
     target, given, log, answer = json.loads(line)
@@ -143,7 +149,7 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         try:
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 1)
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
             os.dup2(1, 2)
             if sys.argv[1:]:
                 subprocess.run(["mount", "-t", "tmpfs", "none", given["folder"]], check=True)
@@ -156,7 +162,7 @@ for line in sys.stdin:
             traceback.print_exc()
         finally:
             os._exit(1)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 """
 Apart = Callable[..., Any]
 

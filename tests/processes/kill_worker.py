@@ -1,0 +1,157 @@
+"""Kills of whole trainings: ranks are forks of one process that has imported DeepSpeed, so a launch takes seconds."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections import Counter, defaultdict
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import deepspeed  # noqa: F401
+import torch
+from forked import Tell, fork
+from storage_worker import broken
+
+from megamask import files, pretrain, ranks, report
+from megamask.checkpoint import RunFolder, read_tensors
+from tests.processes.conftest import free_port
+from tests.system.commands import ROOT, metrics, training
+
+STEPS = 4
+PHASES = {
+    "start": None,
+    "build": pretrain,
+    "take_step": pretrain,
+    "publish": pretrain,
+    "validate": pretrain,
+    "ending": report,
+}
+"""Where each phase of a launch is a function."""
+WISHES = (*PHASES, *["publish"] * 9)
+"""Two of three kills are to come in a save."""
+
+
+def training_kills(folder: str, data: str, variant: str, kills: int, stages: list[int], world: int, seed: int) -> dict:
+    """Kill one rank or all of a training in a random phase, let the same command go on, and kill again.
+
+    What a run came to in the end, after some kills, is compared with the same run without any.
+    """
+    rng, place = random.Random(seed), Path(folder)
+    straight: dict[int, RunFolder] = {}
+    lasts: dict[str, list[float]] = defaultdict(list)
+    counted = Counter({"kills": 0, "inside a save": 0, "runs": 0, "launches": 0, "differ": 0})
+    phases: Counter[str] = Counter()
+    lost: list[str] = []
+    while counted["kills"] < kills and not lost:
+        stage = stages[counted["runs"] % len(stages)]
+        if stage not in straight:
+            straight[stage] = RunFolder(place / f"straight-{stage}")
+            words, codes = _launch(straight[stage], data, "sound", stage, world, lasts)
+            assert codes == [0] * world, words
+        run = RunFolder(place / f"run-{counted['runs']}")
+        acknowledged, codes = -1, []
+        while codes != [0] * world and not lost:
+            wish = rng.choice(WISHES) if counted["kills"] < kills else ""
+            words, codes = _launch(run, data, variant, stage, world, lasts, wish, rng)
+            counted["launches"] += 1
+            said = words.split()
+            acknowledged = max(acknowledged, *(int(word[6:]) for word in said if word.startswith("saved-")), -1)
+            if any(code < 0 for code in codes):
+                counted["kills"] += 1
+                counted["inside a save"] += said[-1] == "publish"
+                phases[said[-1]] += 1
+            elif codes != [0] * world:
+                lost.append(f"launch {counted['launches']}: ended with {codes}")
+            lost += [f"launch {counted['launches']}, {said[-1]}: {what}" for what in broken(run, acknowledged)]
+        counted["runs"] += 1
+        counted["differ"] += not lost and not _same(run, straight[stage])
+    log = [line for path in sorted(place.glob("*.log")) for line in path.read_text().splitlines()[-30:]]
+    return {**counted, "phases": dict(phases), "lost": lost, "log": log[-200:] if lost else []}
+
+
+def _launch(
+    run: RunFolder, data: str, variant: str, stage: int, world: int, lasts: dict, wish: str = "",
+    rng: random.Random | None = None,
+) -> tuple[str, list[int]]:  # fmt: skip
+    """One launch, killed in the phase ``wish`` if it comes there: what was told, and how each rank ended."""
+    command = training(Path(data), run.path, steps=STEPS, checkpoint__every=1, validation__every=2, export=True)
+    command += ["--deepspeed", str(ROOT / f"ds_configs/zero{stage}.json")]
+    team = fork(world, partial(_train, command, run.path.with_suffix(".log"), variant), free_port())
+    words, phase, since = "", "start", time.monotonic()
+    until = 1 + (rng.randrange(STEPS - 1) if rng and wish in ("take_step", "publish") else 0)
+    while wish and (more := team.hear(300)):
+        words += more
+        for word in more.split():
+            if word in PHASES:
+                phase, since = word, time.monotonic()
+            elif word == "done" or word.startswith("saved-"):
+                lasts[phase].append(time.monotonic() - since)
+            until -= word == wish
+        if until <= 0 and rng:
+            time.sleep(rng.uniform(0, 0.8 * median(lasts[wish] or [0.5])))
+            team.kill(rng.choice([None, *range(world)]))
+            break
+    more, codes = team.end(300)
+    return words + more, codes
+
+
+def _train(command: list[str], log: Path, variant: str, tell: Tell) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    BREAK[variant]()
+    if ranks.is_main():
+        tell(" start")
+        for name, module in PHASES.items():
+            if module:
+                setattr(module, name, _told(name, getattr(module, name), tell))
+    ranks.end(pretrain.main(command))
+
+
+def _told(name: str, act, tell: Tell):
+    def acts(*given, **named):
+        tell(f" {name}")
+        said = act(*given, **named)
+        tell(f" saved-{given[1]}" if name == "publish" else " done")
+        return said
+
+    return acts
+
+
+def _same(one: RunFolder, other: RunFolder) -> bool:
+    """Whether two runs came to the same weights, moments and figures, bit for bit."""
+    ours, theirs = (dict(read_tensors(run.checkpoint(STEPS))) for run in (one, other))
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    exported = [(run.export / "model.safetensors").read_bytes() for run in (one, other)]
+    return same and metrics(one.path) == metrics(other.path) and exported[0] == exported[1]
+
+
+def _forgetful() -> None:
+    """Weights go on from the checkpoint, moments from zero."""
+    from megamask.engine.engine import Engine
+
+    restore = Engine.restore
+
+    def restore_weights(engine, read, *, steps):
+        def weights(name):
+            found = read(name)
+            return found if found is None or re.match("weights/", name) else torch.zeros_like(found)
+
+        restore(engine, weights, steps=steps)
+
+    Engine.restore = restore_weights
+
+
+def _in_place() -> None:
+    """Write into the folder with the final name, one block at a time."""
+    from storage_worker import BREAK as PUBLISHERS
+
+    files.BLOCK = 1 << 12
+    PUBLISHERS["in place"]()
+
+
+BREAK = {"sound": lambda: None, "forgetful": _forgetful, "in place": _in_place}
