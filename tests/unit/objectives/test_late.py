@@ -226,3 +226,16 @@ def test_dropout_is_the_decoders_own():
         assert not torch.equal(model.states(batch, asked), model.states(batch, asked))
         (model.decoder if decoders else model.encoder).eval()
         assert torch.equal(model.states(batch, asked), model.states(batch, asked))
+
+
+@pytest.mark.slow
+def test_compilation_changes_nothing():
+    batch = pack(LENGTHS, padding=4)
+    asked = corrupted(batch)
+    model = late(LATE["cross"], "modern").float()
+    wanted = gradients(model, batch, asked)
+    for layer in (*model.encoder.layers, *model.decoder.stack.layers):
+        layer.compile_sides = True
+    found = gradients(model, batch, asked)
+    for name, want in wanted.items():
+        assert_close(found[name], want)
