@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask.batch import MaskPlan, PackedBatch
+from megamask.batch import PackedBatch
 from megamask.errors import must
 from megamask.masking.queue import Pieces, Queue, per_sequence
 from megamask.masking.rng import PackRng
+from megamask.masking.uniform import Stateless
 
 Strategy = Literal["high", "low", "middle", "both", "proportional"]
 
@@ -77,7 +78,7 @@ class EntropyScoreConfig:
         return found
 
 
-class Entropy:
+class Entropy(Stateless):
     """Score by entropy; nothing to learn, nothing to save."""
 
     def __init__(self, config: EntropyScoreConfig):
@@ -112,21 +113,6 @@ class Entropy:
         # ranks are even in (0, 1) and their distance from 1/2 is so in (0, 1/2): with this factor the spread is 1
         both = math.sqrt(48) * (within.from_top - 0.5).abs()
         return both if self.config.strategy == "both" else -both
-
-    def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
-        """Losses teach this score nothing."""
-
-    def settle(self, add_over_ranks) -> None:
-        """Nothing to sum."""
-
-    def figures(self) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        assert not state, "a score by entropy has no state"
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,10 @@ class Masker:
         """Targets in a pack of ``rows``: the same for every pack of a step, on every rank."""
         return max(1, round(self.config.ratio(_coarse(progress)) * rows))
 
+    def explore(self, progress: float) -> float:
+        """Share of the targets chosen at random, whatever the score."""
+        return 1.0 if self.config.score == "uniform" else self.config.explore(_coarse(progress))
+
     def needs_entropy(self, progress: float) -> bool:
         """Whether plans at ``progress`` depend on entropy; while they do not, nobody need compute it."""
         return isinstance(self.score, Entropy) and self.config.explore(_coarse(progress)) < 1

@@ -9,15 +9,8 @@ from megamask.batch import MaskPlan, PackedBatch
 from megamask.masking.rng import PackRng
 
 
-class Uniform:
-    """No score; nothing to learn, nothing to save."""
-
-    temperature = 1.0
-
-    def __call__(
-        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
-    ) -> None:
-        """All pieces are alike."""
+class Stateless:
+    """What a score that learns nothing says about learning."""
 
     def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
         """Losses teach this score nothing."""
@@ -32,4 +25,15 @@ class Uniform:
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        assert not state, "a uniform score has no state"
+        assert not state, f"{type(self).__name__} has no state"
+
+
+class Uniform(Stateless):
+    """No score."""
+
+    temperature = 1.0
+
+    def __call__(
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
+    ) -> None:
+        """All pieces are alike."""
