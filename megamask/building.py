@@ -6,8 +6,8 @@ Everything is checked as it is made; nothing here trains.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape
 from megamask.objectives import objective as objectives
+from megamask.progress import Progress
+from megamask.spikes import Judge, Ledger
 from megamask.stored import Stored
 from megamask.teacher import Teacher
 from megamask.validation import SEED, unigram_nll
@@ -45,6 +47,8 @@ MASKER = "masker/"
 """Before the names of what the masker has learnt, in a checkpoint."""
 GUIDANCE = "guidance/"
 """Before the names of what sources of entropy have learnt."""
+JUDGE = "judge"
+"""The name of what the judge of steps has seen, in a checkpoint's state."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,12 @@ class Parts:
     guidance: Guidance
     teacher: Teacher | None
     engine: Engine
+    progress: Progress
+    judge: Judge
     log: Log
     meters: Meters
-    batches: Iterator[PackedBatch]
+    loader: Loader
+    batches: Generator[PackedBatch, None, None]
 
 
 def read_text(config: PretrainConfig) -> Text:
@@ -107,20 +114,63 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     masker = Masker(config.masking, ids, tags=tags)
     engine = Engine(objective, config.optimizer, ds, packs_per_step=config.packs.per_step)
     guide = guidance.build(config, engine, text.packs, teacher=teacher, stored=stored)
+    state = {}
     if start.checkpoint:
-        tensors = dict(read_tensors(start.checkpoint))
         state = read_state(start.checkpoint)
         same_teacher(teacher, state.get("teacher", ""), start.checkpoint)
-        engine.restore(tensors.get, steps=state["optimizer_steps"])
-        masker.load_state_dict(part(tensors, MASKER))
-        guide.load_state_dict(part(tensors, GUIDANCE))
+        load(start.checkpoint, state, engine, masker, guide)
 
-    peak = peak_flops(config.log.peak_flops)
-    cost = report.cost(encoder.shape, config.objective, config.masking.corruption.mask)
-    log = Log(start.run.path, start.step, config.steps, cost=cost, peak=peak)
+    progress = Progress(config.steps, config.time_budget, state.get("seconds", 0.0))
+    judge = Judge(config.spikes, state.get(JUDGE))
+    log = log_of(config, encoder.shape, start.run, start.step)
     loader = Loader(text.packs, ranks.device())
-    batches = loader.batches(numbers(config, start.step, engine.accumulate))
-    return Parts(config, text, encoder.shape, start.run, masker, guide, teacher, engine, log, Meters(loader), batches)
+    batches = loader.batches(numbers(config, start.step, engine.accumulate, judge.ledger))
+    return Parts(
+        config, text, encoder.shape, start.run, masker, guide, teacher, engine, progress, judge, log, Meters(loader),
+        loader, batches,
+    )  # fmt: skip
+
+
+def load(checkpoint: Path, state: dict[str, Any], engine: Engine, masker: Masker, guide: Guidance) -> None:
+    """Give everything that learns the state of a verified ``checkpoint``."""
+    tensors = dict(read_tensors(checkpoint))
+    engine.restore(tensors.get, steps=state["optimizer_steps"])
+    masker.load_state_dict(part(tensors, MASKER))
+    guide.load_state_dict(part(tensors, GUIDANCE))
+
+
+def rewound(parts: Parts, step: int) -> tuple[Parts, int] | None:
+    """The parts as of a checkpoint from long before ``step`` (from 0), and its step; from there other packs are read.
+
+    None if no checkpoint is old enough. The newer ones are set aside, and so are the figures since. Collective.
+    """
+    config = parts.config
+    checkpoint, to, notes = runs.go_back(parts.run, step + 1 - config.spikes.back)
+    if checkpoint is None:
+        parts.log.say(f"No checkpoint is {config.spikes.back} steps old, so there is nothing to go back to.")
+        return None
+    state = read_state(checkpoint)
+    load(checkpoint, state, parts.engine, parts.masker, parts.guidance)
+    judge = parts.judge.rewound(state.get(JUDGE, {}), to, step)
+    per_step = config.packs.per_step
+    first, end = ((other + parts.judge.ledger.shift(other)) * per_step for other in (to, step + 1))
+    for line in notes:
+        parts.log.say(line)
+    parts.log.say(
+        f"Rewound from step {step + 1} to {to}, for the {judge.rewinds}. time of {config.spikes.rewinds}: packs "
+        f"{first:,} to {end - 1:,} are left out."
+    )
+    parts.log.close()
+    parts.batches.close()
+    batches = parts.loader.batches(numbers(config, to, parts.engine.accumulate, judge.ledger))
+    log = log_of(config, parts.shape, parts.run, to)
+    return replace(parts, judge=judge, log=log, meters=Meters(parts.loader), batches=batches), to
+
+
+def log_of(config: PretrainConfig, shape: EncoderShape, run: RunFolder, step: int) -> Log:
+    """Where the figures of a run go on after ``step``."""
+    cost = report.cost(shape, config.objective, config.masking.corruption.mask)
+    return Log(run.path, step, config.steps, cost=cost, peak=peak_flops(config.log.peak_flops))
 
 
 def teacher_of(config: PretrainConfig, text: Text, shape: EncoderShape) -> Teacher:
@@ -180,8 +230,11 @@ def first_shape(config: PretrainConfig, ids: TokenIds) -> tuple[EncoderShape, di
     return shape, weights
 
 
-def numbers(config: PretrainConfig, start: int, accumulate: int) -> Iterator[int]:
-    """The packs of this rank from step ``start`` on: step x packs per step + place in the step."""
+def numbers(config: PretrainConfig, start: int, accumulate: int, ledger: Ledger) -> Iterator[int]:
+    """The packs of this rank from step ``start`` on: step x packs per step + place in the step.
+
+    Where ``ledger`` has spans that are left out, the step is a later one.
+    """
     for step in range(start, config.steps):
         for micro in range(accumulate):
-            yield step * config.packs.per_step + micro * ranks.world() + ranks.rank()
+            yield (step + ledger.shift(step)) * config.packs.per_step + micro * ranks.world() + ranks.rank()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from megamask import records
+from megamask import progress, records
 from megamask import teacher as teachers
 from megamask.batch import TokenIds
 from megamask.checkpoint import RunFolder
@@ -26,14 +26,16 @@ from megamask.masking.masker import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.objective import ObjectiveConfig
 from megamask.runs import flatten
+from megamask.spikes import SpikesConfig
 from megamask.teacher import DistillConfig, TeacherConfig
 
 FREE = frozenset(
     {"data", "verify", "output", "init", "log", "hang", "checkpoint", "validation", "export", "recipe", "deepspeed"}
-    | {"teacher.path", "teacher.deepspeed", "teacher.sweep"}
+    | {"spikes", "teacher.path", "teacher.deepspeed", "teacher.sweep"}
 )
 """What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed files only
-how exactly the same is computed. The text and the teacher are told by their hashes."""
+how exactly the same is computed; a run that spiked may go on under another policy. The text and the teacher are told by
+their hashes."""
 RECORDED = frozenset({"deepspeed", "text"})
 """What a run's own config.json records beside its settings: what its DeepSpeed file said, the hash of its text."""
 
@@ -121,7 +123,11 @@ class PretrainConfig:
     output: Path = Path("runs/tiny")
     """Folder of the run: configuration, logs, checkpoints, exported model."""
     steps: int = 400
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run; with `time_budget`, most steps."""
+    time_budget: str | None = None
+    """Time to train for, such as 90m or 24h (s, m, h, d): every schedule runs on the time used, or on the steps done if
+    they are further, and the run ends with them. Over restarts too; time in a queue does not count. A clock then
+    decides, so the run cannot be repeated bit for bit."""
     seed: int = 1
     """Seeds the first weights, the order of the text, the masks and dropout."""
     init: Path | None = None
@@ -143,6 +149,7 @@ class PretrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    spikes: SpikesConfig = field(default_factory=SpikesConfig)
     hang: HangConfig = field(default_factory=HangConfig)
 
 
@@ -155,13 +162,14 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
         found.append(must("steps", "be at least 1", config.steps))
     if not 0 <= config.seed < 2**63:
         found.append(must("seed", "lie in [0, 2**63)", config.seed))
+    found += progress.problems(config.time_budget) + config.spikes.problems("spikes")
     found += config.packs.problems("packs") + config.model.problems("model")
     found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
     found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
     found += config.log.problems("log") + config.hang.problems("hang") + ds_file.problems(config.optimizer, ds)
     found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
     found += config.distill.problems("distill") + teachers.problems(config.teacher, config.distill, config.entropy)
-    found += _guided(config, ds) + _late(config)
+    found += _guided(config, ds) + _late(config) + _moved(config)
     per_step = config.packs.per_step
     if per_step >= 1 and per_step % world:
         cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}."
@@ -223,6 +231,30 @@ def _guided(config: PretrainConfig, ds: dict[str, Any]) -> list[str]:
         found.append(must("entropy.candidates", rule, entropy.candidates))
     if entropy.average is not None and ds_file.zero_stage(ds) == 3:
         found.append("`entropy.average` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
+    return found
+
+
+def _moved(config: PretrainConfig) -> list[str]:
+    """What cannot be done when a clock or a spike decides which packs a step reads, under which masks."""
+    found, stored = [], config.distill.stored is not None
+    if config.time_budget is not None and stored and config.masking.ratio.kind != "constant":
+        found.append(
+            "`time_budget` moves `masking.ratio` by the clock, but `distill.stored` was made under masks known in "
+            "advance. Keep the ratio constant, or ask a teacher."
+        )
+    if config.spikes.policy != "rewind":
+        return found
+    if stored:
+        found.append("`spikes.policy` 'rewind' reads other packs than `distill.stored` speaks of. Use 'skip'.")
+    if "cache" in (config.entropy.source, *config.entropy.audit.fall_back):
+        found.append(
+            "`spikes.policy` 'rewind' cannot take back what the entropy source 'cache' has written down. Use 'skip' "
+            "or another source."
+        )
+    reach = (config.checkpoint.keep - 1) * config.checkpoint.every
+    if reach < config.spikes.back:
+        rule = f"be at most {reach}, the age that one of `checkpoint.keep` checkpoints always has"
+        found.append(must("spikes.back", rule, config.spikes.back, "Keep more checkpoints."))
     return found
 
 

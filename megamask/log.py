@@ -47,10 +47,14 @@ class Log:
         if self._tells:
             self._bar.update(step - self._bar.n)
 
-    def train(self, step: int, window: Window, lr: float) -> dict[str, float]:
-        """Write the figures of a window that ends after ``step`` steps; returns them, on every rank."""
+    def train(self, step: int, window: Window, lr: float, most: float | None = None) -> dict[str, float]:
+        """Write the figures of a window that ends after ``step`` steps; returns them, on every rank.
+
+        ``most`` are the seconds after which the run ends, if it has such a limit.
+        """
         found = window.figures(lr, self.cost, self.peak)
         left = window.seconds / window.steps * (self.steps - step)
+        left = left if most is None else min(left, most)
         if self._tells:
             loss, speed = found["train/loss"], found["tokens_per_second"]
             self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)

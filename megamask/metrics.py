@@ -132,15 +132,15 @@ class Window:
     def figures(self, lr: float, cost: Cost | None = None, peak: float | None = None) -> dict[str, float]:
         """The figures by the names under which they are written. Without a cost or peak there is no MFU."""
         found = {
-            "train/loss": self.nll / self.targets,
-            "train/accuracy": self.correct / self.targets,
+            "train/loss": _share(self.nll, self.targets),
+            "train/accuracy": _share(self.correct, self.targets),
             "lr": lr,
             "grad_norm": self.grad_norm,
-            "mask_ratio": self.targets / self.tokens,
+            "mask_ratio": _share(self.targets, self.tokens),
             "tokens_per_second": self.tokens / self.seconds,
             "masked_per_second": self.targets / self.seconds,
         }
-        if cost and peak:
+        if cost and peak and self.tokens:
             done = cost.training(self.tokens, self.pairs, self.targets)
             found["mfu"] = done / self.seconds / (self.ranks * peak)
         if self.taught:
@@ -163,8 +163,6 @@ class Meters:
 
     def __init__(self, loader: Waits | None = None):
         self._loader = loader
-        self.loss = torch.zeros((), device=ranks.device())
-        """Sum of the losses of the step so far, detached."""
         self._reset()
 
     def _reset(self) -> None:
@@ -182,7 +180,6 @@ class Meters:
         soft: SoftTargets | None = None,
     ) -> None:
         """Count a pack, the ``entropy`` that guided its mask and what its teacher said, where there were any."""
-        self.loss = self.loss + losses.total.detach()
         lengths = _real_lengths(batch).double()
         sums = [losses.nll.double().sum(), losses.correct.double().sum(), float(len(plan.targets))]
         sums += [lengths.sum(), (lengths**2).sum()]
@@ -195,8 +192,7 @@ class Meters:
         self._sums += torch.stack([torch.as_tensor(v, dtype=torch.float64, device=lengths.device) for v in sums])
 
     def step(self, grad_norm: float, skipped: bool = False) -> None:
-        """Count an optimizer step."""
-        self.loss = torch.zeros_like(self.loss)
+        """Count an optimizer step; of one that was ``skipped``, no pack should have been added."""
         self._steps += 1
         self._skipped += skipped
         self._norms += 0.0 if skipped else grad_norm
@@ -239,6 +235,11 @@ class Meters:
         )
         self._reset()
         return window
+
+
+def _share(part: float, whole: float) -> float:
+    """Not a number where there is nothing, as when every step was skipped."""
+    return part / whole if whole else math.nan
 
 
 def _spread(batch: PackedBatch, entropy: Float[Tensor, " T"]) -> list[Tensor]:

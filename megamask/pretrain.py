@@ -23,7 +23,7 @@ if __name__ == "__main__":  # the other imports take from seconds to minutes: wh
 from megamask import command, ranks, report, runs
 from megamask import config as configuration
 from megamask.batch import PackedBatch
-from megamask.building import GUIDANCE, MASKER, Parts, build, read_text
+from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, read_text, rewound
 from megamask.config import PretrainConfig
 from megamask.errors import ConfigError, MegamaskError, NonFiniteError, StorageError
 from megamask.hangs import Watchdog
@@ -71,9 +71,9 @@ def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: st
             opening = report.opening(config, parts.shape, text.packs, parts.engine.weights, start.step)
             for line in (*start.notes, *opening):
                 parts.log.say(line)
-            finished = train(parts, start.step, stop, watch) == config.steps
-            watch.phase("ending", config.steps)
-            parts.log.close()
+            step = train(parts, start.step, stop, watch)
+            finished = parts.progress.over(step)
+            watch.phase("ending", step)
             parts.engine.close()
             if parts.teacher:
                 parts.teacher.close()
@@ -87,22 +87,31 @@ def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: st
 
 def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
     """Steps from ``step`` to the last, or until somebody asks to stop; returns how many steps the run has."""
-    config, engine, meters, log = parts.config, parts.engine, parts.meters, parts.log
-    failures, stopping = 0, stop.agreed()
+    config, engine, progress = parts.config, parts.engine, parts.progress
+    failures, went_back, stopping = 0, False, stop.agreed()
     if step == 0 and not stopping:
         watch.phase("evaluation", step)
         evaluate(parts, step)
-    while step < config.steps and not stopping:
+    while not progress.over(step) and not stopping:
         watch.phase("data", step)
         batches = [next(parts.batches) for _ in range(engine.accumulate)]
         watch.phase("step", step)
-        take_step(
-            step, config.steps, batches, engine=engine, masker=parts.masker, guidance=parts.guidance, meters=meters,
+        progress.tick()
+        verdict = take_step(
+            step, batches, progress=progress.at(step), rate=config.optimizer.rate(progress.at(step + 1)),
+            engine=engine, masker=parts.masker, guidance=parts.guidance, meters=parts.meters, judge=parts.judge,
             seed=config.seed,
         )  # fmt: skip
+        if verdict.sentence:
+            parts.log.say(verdict.sentence)
+        if verdict.rewinds:
+            watch.phase("rewind", step)
+            if found := rewound(parts, step):
+                (parts, step), went_back = found, True
+                continue
         step += 1
-        log.advance(step)
-        stopping, last = stop.agreed(), step == config.steps
+        parts.log.advance(step)
+        stopping, last = stop.agreed(), progress.over(step)
         watch.phase("figures", step)
         if step % config.log.every == 0 or last:
             tell(parts, step)
@@ -110,19 +119,27 @@ def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
         if step % config.validation.every == 0 or last:
             watch.phase("evaluation", step)
             evaluate(parts, step)
-        if step % config.checkpoint.every == 0 or last or stopping:
+        # what a rewind leaves out is durable with the next checkpoint; a run killed before that goes back once more
+        if step % config.checkpoint.every == 0 or last or stopping or went_back:
             watch.phase("save", step)
             failures = save(parts, step, failures, final=last or stopping)
+            went_back = went_back and failures > 0
             stopping = stopping or (failures == 0 and stop.agreed())  # a next save would hold nothing new
-    if step < config.steps:
-        log.say(f"Stopped after step {step} of {config.steps}, as asked. The same command goes on from there.")
+    if not progress.over(step):
+        parts.log.say(f"Stopped after step {step} of {config.steps}, as asked. The same command goes on from there.")
+    elif told := progress.ending(step):
+        parts.log.say(told)
+    parts.log.close()
     return step
 
 
 def tell(parts: Parts, step: int) -> None:
     """Write the figures since the last time; NonFiniteError if the entropies among them are no numbers."""
     window = parts.meters.take()
-    parts.log.train(step, window, parts.config.optimizer.rate(step - 1, parts.config.steps))
+    progress = parts.progress
+    parts.log.train(step, window, parts.config.optimizer.rate(progress.at(step)), progress.left)
+    if progress.budget:
+        parts.log.figures(step, {"progress": progress.at(step)})
     if found := parts.masker.figures():
         parts.log.figures(step, found)
     if not math.isfinite(window.spread):
@@ -139,8 +156,8 @@ def tell(parts: Parts, step: int) -> None:
 
 def audit(parts: Parts, step: int, batch: PackedBatch) -> None:
     """Hold the source of entropy in use against the exact signal, when it is time."""
-    progress = step / parts.config.steps
-    if step == parts.config.steps or not parts.masker.needs_entropy(progress):
+    progress = parts.progress.at(step)
+    if parts.progress.over(step) or not parts.masker.needs_entropy(progress):
         return
     with parts.meters.paused():
         share = parts.masker.budget(progress, batch.layout.rows) / batch.layout.rows
@@ -166,6 +183,7 @@ def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
     failure in a row, or if no later attempt will come (``final``).
     """
     with parts.meters.paused():
+        parts.engine.compare()
         tensors = parts.engine.share()
         parts.guidance.flush()
         if ranks.is_main():
@@ -173,7 +191,9 @@ def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
                 tensors |= {prefix + name: tensor.cpu() for name, tensor in learnt.state_dict().items()}
         state = {
             "optimizer_steps": parts.engine.steps,
-            "packs": step * parts.config.packs.per_step,
+            "packs": (step + parts.judge.ledger.shift(step)) * parts.config.packs.per_step,
+            "seconds": parts.progress.used,
+            JUDGE: parts.judge.state(),
             "teacher": parts.teacher.fingerprint if parts.teacher else "",
         }
         try:

@@ -73,6 +73,11 @@ def opening(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: 
         f"run: {config.output}: {config.steps:,} steps of {per_step:,} rows "
         f"({config.steps * config.packs.per_step / len(packs):.1f} epochs) on {ranks.world()} x {ranks.device().type}",
     ]
+    if config.time_budget:
+        lines.append(
+            f"time: {config.time_budget} of training, by which every schedule runs; a clock decides, so the run cannot "
+            "be repeated bit for bit"
+        )
     if packs.left_out:
         lines.append(f"{packs.left_out:,} tokens at the end of the text are left out: they fill no pack")
     if step:

@@ -232,6 +232,16 @@ def _first_whole(run: RunFolder, choice: _Choice) -> tuple[Path | None, int, lis
     return None, 0, notes
 
 
+def go_back(run: RunFolder, step: int) -> tuple[Path | None, int, list[str]]:
+    """For a run that is open: its newest whole checkpoint of at most ``step`` steps, set at the top. Collective.
+
+    The folder, its step, and a sentence for each that was set aside, newer or damaged; None if none is so old. Raises
+    CheckpointError if none of them is whole, StorageError.
+    """
+    candidates = _by_main(run, lambda: [run.checkpoint(other) for other in run.steps() if other <= step])
+    return _first_whole(run, _Choice(candidates, True))
+
+
 def _set_newer_aside(run: RunFolder, step: int) -> list[str]:
     newer = [run.checkpoint(other) for other in run.steps() if other > step]
     names = [(folder, run.set_aside(folder, "newer").name) for folder in newer]

@@ -186,13 +186,12 @@ class LearningRate:
     final: float = 0.0
     """The learning rate at the end, as a share of `peak`."""
     warmup: float = 0.05
-    """Share of all steps spent warming up."""
+    """Share of the run spent warming up."""
     decay: float = 0.2
-    """Share of all steps spent decaying at the end; for `wsd` alone."""
+    """Share of the run spent decaying at the end; for `wsd` alone."""
 
-    def __call__(self, step: int, steps: int) -> float:
-        """The learning rate of ``step`` (from 0) in a run of ``steps``."""
-        done = (step + 1) / steps
+    def __call__(self, done: float) -> float:
+        """The learning rate of the step that ends at progress ``done``, in [0, 1]."""
         if done < self.warmup:
             return self.peak * done / self.warmup
         if self.kind == "wsd":

@@ -22,7 +22,7 @@ from megamask.config import PacksConfig, PretrainConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
-from megamask.engine.engine import Engine, StepStats
+from megamask.engine.engine import Engine, Measured
 from megamask.engine.optimizer import OptimizerConfig, optimizer
 from megamask.guidance import Guidance
 from megamask.masking.masker import Masker, MaskingConfig
@@ -31,6 +31,7 @@ from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.objectives import objective as objectives
 from megamask.schedules import Schedule
+from megamask.spikes import Judge, SpikesConfig
 from megamask.teacher import Teacher
 from megamask.training import Steps, take_step
 
@@ -73,12 +74,13 @@ class Ours:
         ids = self._packs.token_ids
         encoder = Encoder(config.model.shape(ids), config.model)
         objective = objectives.build(config.objective, encoder, Head(encoder, config.model))
-        rate = OptimizerConfig()
+        settings = OptimizerConfig()
+        self._rate, self._judge = settings.rate, Judge(SpikesConfig())
         self._engine: Steps
         if ds is None:
-            self._engine, self._guidance = Plain(objective, rate), Guidance()
+            self._engine, self._guidance = Plain(objective, settings), Guidance()
         else:
-            self._engine = engine = Engine(objective, rate, ds, packs_per_step=sizes.per_step)
+            self._engine = engine = Engine(objective, settings, ds, packs_per_step=sizes.per_step)
             self._guidance = guidance.build(config, engine, self._packs, teacher=teacher, stored=None)
         self._masker = Masker(config.masking, ids)
         self._is_text = torch.from_numpy(is_text(ids))
@@ -105,8 +107,9 @@ class Ours:
     def _one(self) -> None:
         batches = [next(self._batches) for _ in range(self._config.packs.per_step)]
         take_step(
-            self._step, LONG, batches, engine=self._engine, masker=self._masker, guidance=self._guidance,
-            meters=self._meters, seed=0,
+            self._step, batches, progress=self._step / LONG, rate=self._rate((self._step + 1) / LONG),
+            engine=self._engine, masker=self._masker, guidance=self._guidance, meters=self._meters, judge=self._judge,
+            seed=0,
         )  # fmt: skip
         self._step += 1
 
@@ -128,14 +131,21 @@ class Plain:
         (losses.total / targets).backward()
         return losses
 
-    def step(self, step: int, steps: int, loss: Float[Tensor, ""]) -> StepStats:
-        assert torch.isfinite(loss)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._config.rate(step, steps) * group["scale"]
+    def measure(self, loss: Float[Tensor, ""]) -> Measured:
         for master, weight in zip(self._masters, self._weights, strict=True):
             assert weight.grad is not None
             master.grad, weight.grad = weight.grad.float(), None
         norm = nn.utils.clip_grad_norm_(self._masters, self._config.clip)
+        return Measured(*torch.stack([loss, norm]).tolist())
+
+    def step(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
         self._optimizer.step()
         torch._foreach_copy_([weight.detach() for weight in self._weights], [m.detach() for m in self._masters])
-        return StepStats(float(norm), False)
+
+    def drop(self) -> None:
+        self._optimizer.zero_grad()
+
+    def not_finite(self) -> list[str]:
+        return []

@@ -4,8 +4,12 @@ A file in `ds_configs/` says how to run (stage, offload, communication, precisio
 here. The state goes out and comes in as full fp32 tensors by name, so a checkpoint knows nothing of stages or
 ranks, and a step taken after a restore is the step that would have been taken without it, bit for bit.
 
-Costs: a micro-step is DeepSpeed's own; `step` adds one all-reduce of four numbers; `tensors` gathers every weight
-and moment once.
+Between the last micro-step and the step, `measure` says what the loss and the gradient are, the same on all ranks, so
+that whoever asks can `step` or `drop` before anything has moved. DeepSpeed's own check is not enough: at stage 0 it has
+none, in bf16 it can be turned off, and under Muon at stage 3 it comes after the momentum.
+
+Costs: a micro-step is DeepSpeed's own; `measure` adds one reading of this rank's gradients, one all-reduce of two
+numbers and the one wait for the device that a step has; `tensors` gathers every weight and moment once.
 """
 
 from __future__ import annotations
@@ -13,13 +17,14 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from megamask import ranks
@@ -27,17 +32,20 @@ from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine import muon
 from megamask.engine.ds_file import filled, zero_stage
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer
-from megamask.errors import NonFiniteError
-
-CURE = "Lower `optimizer.rate.peak`, lengthen `optimizer.rate.warmup`, or lower `optimizer.clip`."
+from megamask.errors import NonFiniteError, ReplicaError
 
 
 @dataclass(frozen=True)
-class StepStats:
-    """What an optimizer step was: the norm of the gradient before clipping, and whether the step was skipped."""
+class Measured:
+    """Of a step before its weights move, over all ranks: the sum of its losses, the norm of its gradient, unclipped."""
 
+    loss: float
     grad_norm: float
-    skipped: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether both are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class Engine:
@@ -89,34 +97,71 @@ class Engine:
         self._engine.backward(losses.total * (self.accumulate * ranks.world() / targets))
         return losses
 
-    def step(self, step: int, steps: int, loss: Float[Tensor, ""]) -> StepStats:
-        """Move the weights; NonFiniteError before that if ``loss``, any rank's sum over the step, is no number.
-
-        NonFiniteError too if the gradient is none: then the weights may have moved, and must not be saved.
-        """
+    @torch.no_grad()
+    def measure(self, loss: Float[Tensor, ""]) -> Measured:
+        """What the step that all micro-steps make would be; ``loss`` is this rank's sum over them. Waits."""
         assert self._micros == self.accumulate, "a step is a fixed number of micro-steps"
+        norms = [norm for _, norm in self._norms()]
+        square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=loss.device)
+        # at stage 0 every rank has the whole gradient, above it a part
+        share = 1 / ranks.world() if self.stage == 0 else 1.0
+        total, square = ranks.sum(torch.stack([loss.double(), square.double() * share])).tolist()
+        return Measured(total, math.sqrt(square) if square >= 0 else math.nan)
+
+    def step(self, rate: float) -> None:
+        """Move the weights by the gradients of the micro-steps, with the learning rate ``rate``."""
         self._micros = 0
-        finite = ranks.maximum((~torch.isfinite(loss)).float())
-        if finite.item():
-            raise NonFiniteError(
-                f"The loss of step {step} is not a number on at least one rank. No checkpoint holds it: the same "
-                f"command goes on from the newest. {CURE}"
-            )
-        rate = self.config.rate(step, steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        own = self._own_norm() if self.stage == 0 else None
         before = self._engine.skipped_steps
         self._engine.step()
-        skipped = self._engine.skipped_steps > before
-        self.steps += not skipped
-        norm = float(self._engine.get_global_grad_norm() if own is None else own)
-        if not skipped and not 0 <= norm < math.inf:  # DeepSpeed's sign for what is no number is -1
+        if self._engine.skipped_steps > before:
             raise NonFiniteError(
-                f"The gradient of step {step} is not a number. No checkpoint holds it: the same command goes on from "
-                f"the newest. {CURE}"
+                f"DeepSpeed dropped step {self.steps} of the optimizer: its loss and gradient are numbers, what the "
+                "optimizer makes of them is not. Lower `optimizer.rate.peak` or choose another `optimizer.kind`."
             )
-        return StepStats(norm, skipped)
+        self.steps += 1
+
+    def drop(self) -> None:
+        """Forget the gradients of the micro-steps: weights and moments stay what they were."""
+        self._micros = 0
+        if self.stage == 0:
+            self._engine.zero_grad()
+            self._engine.micro_steps += 1
+            return
+        # as if they had overflowed: DeepSpeed knows what it must clear
+        zero = self._engine.optimizer
+        check = "_overflow_check_and_loss_scale_update" if self.stage == 3 else "check_overflow"
+        asks, zero.check_grad_overflow = getattr(zero, "check_grad_overflow", False), True
+        setattr(zero, check, lambda **_: setattr(zero, "overflow", True))
+        try:
+            self._engine.step()
+        finally:
+            delattr(zero, check)
+            zero.check_grad_overflow = asks
+
+    @torch.no_grad()
+    def not_finite(self) -> list[str]:
+        """The weights of which this rank's part of the gradient is no number. Slow."""
+        return [name for name, norm in self._norms() if not torch.isfinite(norm)]
+
+    def _norms(self) -> list[tuple[str, Float[Tensor, ""]]]:
+        """After the last micro-step: the name of each gradient that this rank holds a part of, and the part's norm."""
+        zero = self._engine.optimizer
+        if self.stage == 0:
+            grads = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+            return list(zip(grads, _norms_of(list(grads.values())), strict=True))
+        names = {id(p): name for name, p in self._parameters.items()}
+        groups = zero.fp16_groups if self.stage == 3 else zero.params_in_partition
+        if zero.offload_optimizer if self.stage == 3 else zero.cpu_offload:
+            kept = {name: zero.norm_for_param_grads.get(zero.get_param_id(p)) for name, p in self._parameters.items()}
+            device = ranks.device()
+            return [(name, torch.as_tensor(norm).float().to(device)) for name, norm in kept.items() if norm is not None]
+        parts = []
+        for index, group in enumerate(groups):
+            held = (grad for grad in zero.averaged_gradients[index] if not getattr(grad, "_zero_padding", False))
+            parts += [(names[id(p)], grad) for p, grad in zip(group, held, strict=False)]
+        return list(zip((name for name, _ in parts), _norms_of([grad for _, grad in parts]), strict=True))
 
     @torch.no_grad()
     def evaluate(self, batch: PackedBatch, plan: MaskPlan) -> Losses:
@@ -165,15 +210,52 @@ class Engine:
                 yield f"{key}/{name}", partial(self._get, parameter, key)
 
     def share(self) -> dict[str, Tensor]:
-        """The weights and moments that this rank writes to a checkpoint, on the host; each tensor by one rank."""
-        sizes, mine = [0] * ranks.world(), {}
+        """The weights and moments that this rank writes to a checkpoint, on the host; each tensor by one rank.
+
+        NonFiniteError, on all ranks, if one of them holds what is no number: no checkpoint may.
+        """
+        sizes, mine, bad = [0] * ranks.world(), {}, []
         for name, gather in self.tensors():
             tensor = gather()
             owner = sizes.index(min(sizes))
             sizes[owner] += tensor.numel()
             if owner == ranks.rank():
+                # the sum is a number unless one of them is none, or, far from any weight, it overflows
+                if not tensor.sum().isfinite() and not tensor.isfinite().all():
+                    bad.append(name)
                 mine[name] = tensor.cpu().clone()
+        names = [name for theirs in ranks.gather(bad) for name in theirs]
+        if names:
+            more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
+            raise NonFiniteError(
+                f"After {self.steps} steps of the optimizer {', '.join(names[:3])}{more} hold what is no number, so no "
+                "checkpoint is made of them. The same command goes on from the newest that there is."
+            )
         return mine
+
+    @torch.no_grad()
+    def compare(self) -> None:
+        """ReplicaError, on all ranks, if one does not hold to the bit what all should hold alike. Collective.
+
+        In stages 0 to 2 that is every weight as this rank computes with it, at stage 0 the moments too. At stage 3, and
+        in what ZeRO gives to one rank alone, nothing is there twice. Costs a reading of the weights on the device.
+        """
+        if self.stage == 3 or ranks.world() == 1:
+            return
+        held = {name: get() for name, get in self.tensors()} if self.stage == 0 else dict(self.current())
+        sums = torch.stack([_sum_of_bits(tensor) for tensor in held.values()])
+        most = ranks.maximum(torch.cat([sums, ~sums]))
+        apart = most[: len(sums)] != ~most[len(sums) :]
+        if apart.any():
+            said = ranks.gather(sums[apart].tolist())
+            usual = [Counter(column).most_common(1)[0][0] for column in zip(*said, strict=True)]
+            those = [str(rank) for rank, row in enumerate(said) if row != usual] if ranks.world() > 2 else ["0", "or 1"]
+            names = [name for name, differs in zip(held, apart.tolist(), strict=True) if differs]
+            raise ReplicaError(
+                f"After {self.steps} steps of the optimizer {', '.join(names[:3])} ({len(names)} tensors in all) are "
+                f"not the same on all ranks; at fault is rank {' '.join(those)}. Its memory or its device cannot be "
+                "trusted: leave that machine out. The same command goes on from the newest checkpoint."
+            )
 
     def restore(self, read: Callable[[str], Tensor | None], *, steps: int) -> None:
         """Set every weight and moment to what ``read`` says of its name (None: leave it), after ``steps`` steps."""
@@ -274,10 +356,17 @@ class Engine:
         else:
             safe_set_local_optimizer_state(parameter, part, key)
 
-    def _own_norm(self) -> Tensor:
-        """Stage 0 in fp32 has no norm of its own."""
-        grads = [p.grad for p in self._parameters.values() if p.grad is not None]
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))
+
+def _norms_of(grads: list[Tensor]) -> list[Tensor]:
+    """The norm of each, in 32 bits, by a few kernels for all."""
+    return list(torch._foreach_norm(grads, 2, dtype=torch.float32)) if grads else []
+
+
+def _sum_of_bits(tensor: Tensor) -> Int64[Tensor, ""]:
+    """The bits of ``tensor`` as whole numbers, added up modulo 2^64: one bit more or less changes the sum."""
+    data = tensor.contiguous().flatten().view(torch.uint8)
+    even = len(data) // 8 * 8
+    return data[:even].view(torch.int64).sum() + data[even:].sum(dtype=torch.int64)
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

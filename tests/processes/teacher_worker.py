@@ -81,7 +81,8 @@ def run(
         softs = frozen.targets(batches, plans, step / STEPS)
         for batch, plan, soft in zip(batches, plans, softs, strict=True):
             total += engine.train_micro(batch, plan, soft, targets=counts[0]).total.detach().float()
-        engine.step(step, STEPS, total)
+        assert engine.measure(total).finite
+        engine.step(optimizer().rate((step + 1) / STEPS))
         losses.append(float(ranks.sum(total) / counts[0]))
     entropies = frozen.entropies(batches, "masked", 3, "shannon", seed=0)
     answer = {
@@ -107,7 +108,7 @@ def plain(source: str = "ours", reduction: str = "token", positions: str = "targ
     found = []
     for step in range(TAKEN):
         for group in adam.param_groups:
-            group["lr"] = settings.rate(step, STEPS)
+            group["lr"] = settings.rate((step + 1) / STEPS)
         total = 0.0
         for place in range(PACKS):
             batch, plan, targets = micro(step, place)

@@ -69,7 +69,8 @@ def train(engine: Engine, start: int, end: int) -> list[float]:
             batch, plan, targets = micro(step, index * ranks.world() + ranks.rank())
             torch.manual_seed(batch.number)
             total += engine.train_micro(batch, plan, targets=targets).total.detach().float()
-        engine.step(step, STEPS, total)
+        assert engine.measure(total).finite
+        engine.step(optimizer().rate((step + 1) / STEPS))
         found.append(float(ranks.sum(total) / targets))
     return found
 
@@ -128,7 +129,7 @@ def plain(preset: str, clip: float, dtype: str = "float32", learns: str = "mlm")
     found = []
     for step in range(STEPS):
         for group in adam.param_groups:
-            group["lr"] = config.rate(step, STEPS)
+            group["lr"] = config.rate((step + 1) / STEPS)
         total = 0.0
         for place in range(PACKS):
             batch, plan, targets = micro(step, place)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from megamask import ranks
 from megamask.building import numbers
 from megamask.config import PacksConfig, PretrainConfig
+from megamask.spikes import Ledger
 from megamask.stopping import Stop
 from megamask.training import seed_of
 
@@ -27,7 +28,7 @@ def test_the_packs_of_all_ranks_are_all_packs_in_order(world: int, accumulate: i
         each = []
         for rank in range(world):
             patch.setattr(ranks, "rank", lambda rank=rank: rank)
-            each.append(list(numbers(config, start, accumulate)))
+            each.append(list(numbers(config, start, accumulate, Ledger())))
     # micro-step by micro-step, rank by rank
     assert list(itertools.chain(*zip(*each, strict=True))) == list(range(start * per_step, steps * per_step))
 

@@ -101,7 +101,7 @@ def test_a_learning_rate_rises_to_its_peak_and_falls_to_its_end(
 ) -> None:
     rate = LearningRate(kind, 2.0, final, warmup, decay if kind == "wsd" else LearningRate.decay)
     assert rate.problems("rate") == []
-    values = [rate(step, steps) for step in range(steps)]
+    values = [rate((step + 1) / steps) for step in range(steps)]
     rounding = 1e-9
     assert all(0 <= value <= 2 + rounding for value in values)
     warm = [value for step, value in enumerate(values) if (step + 1) / steps < warmup]
@@ -113,15 +113,15 @@ def test_a_learning_rate_rises_to_its_peak_and_falls_to_its_end(
 
 def test_a_warm_up_is_linear_from_nothing() -> None:
     rate = LearningRate("linear", 1.0, warmup=0.5)
-    assert [rate(step, 20) for step in range(9)] == pytest.approx([(step + 1) / 10 for step in range(9)])
+    assert [rate((step + 1) / 20) for step in range(9)] == pytest.approx([(step + 1) / 10 for step in range(9)])
 
 
 def test_warm_up_stable_decay_is_constant_in_the_middle() -> None:
     rate = LearningRate("wsd", 1.0, warmup=0.2, decay=0.3)
-    values = [rate(step, 10) for step in range(10)]
+    values = [rate((step + 1) / 10) for step in range(10)]
     assert values[1:7] == [1.0] * 6
     assert values[7:] == pytest.approx([2 / 3, 1 / 3, 0])
-    assert LearningRate("wsd", 1.0, warmup=0.0, decay=0.0)(9, 10) == 1.0
+    assert LearningRate("wsd", 1.0, warmup=0.0, decay=0.0)(1.0) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_schedules_turn_with_the_learning_rate(warmup: float, decay: float) -> N
     for rate in (wsd, cosine):
         tied = jump.tied(rate)
         # the ratio falls where the rate begins to
-        values = [rate(step, steps) for step in range(steps)]
+        values = [rate((step + 1) / steps) for step in range(steps)]
         last_peak = max(step for step in range(steps) if values[step] >= max(values) * (1 - 1e-9))
         assert tied(max(0.0, last_peak / steps - 0.002)) == 0.3 and tied(last_peak / steps + 0.003) == 0.15
         assert tied.tied(rate) == tied
