@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -12,13 +13,18 @@ from tests.slurm.cluster import Cluster, why_not
 from tests.system.conftest import data, folder  # noqa: F401
 
 
+def do_without(reason: str) -> NoReturn:
+    """Skip; or fail where Slurm must be there, for a skip would hide that it is not."""
+    if os.environ.get("MEGAMASK_REQUIRE_SLURM") == "1":
+        pytest.fail(f"no Slurm: {reason}", pytrace=False)
+    pytest.skip(f"no Slurm: {reason}")
+
+
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Three nodes: two to train on, and a spare one."""
     if reason := why_not():
-        if os.environ.get("MEGAMASK_REQUIRE_SLURM") == "1":  # where Slurm is installed, a skip would hide that it broke
-            pytest.fail(f"no Slurm: {reason}", pytrace=False)
-        pytest.skip(f"no Slurm: {reason}")
+        do_without(reason)
     with Cluster(nodes=3) as started:
         yield started
     if request.session.testsfailed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -164,11 +165,10 @@ def test_without_its_trap_a_signal_ends_the_job(slurm: Cluster, tmp_path: Path) 
 def test_a_crashed_node_is_replaced(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
     job = Job(slurm, root, "--steps", STEPS, "--every", 4, HOLD="6")
     job.held(6)
-    assert slurm.job(job.number)["NodeList"] == "node[1-2]"
-    slurm.crash_node("node1")  # the batch script runs there
+    slurm.crash_node("node2")
     job.requeued()
     job.finishes()
-    assert set(job.ranks(1)) == {"node2-rank0", "node2-rank1", "node3-rank2", "node3-rank3"}
+    assert set(job.ranks(1)) == {"node1-rank0", "node1-rank1", "node3-rank2", "node3-rank3"}
     assert losses(job.run) == undisturbed
 
 
@@ -234,10 +234,8 @@ def test_a_task_of_an_array_requeues_itself_alone(
         assert losses(run) == undisturbed
 
 
-@pytest.mark.parametrize("name", ["a b", "$(touch pwned)", "a;touch pwned", "a/b", "'", "x" * 65, "ü"])
+@pytest.mark.parametrize("name", ["a b", "$(touch pwned)", "a;touch pwned", "a/b", "'", "x" * 65, "é"])
 def test_a_name_cannot_reach_a_shell(root: Path, name: str) -> None:
-    import subprocess
-
     command = ["bash", "-c", f'. {root}/slurm/job.sh; check_name "$1"; touch passed', "name", name]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 2
@@ -294,3 +292,38 @@ def test_a_setup_file_of_the_site_wins(slurm: Cluster, root: Path, tmp_path: Pat
     job.finishes()
     assert (tmp_path / "loaded").read_text() == "load x\n"
     assert {its["HF_HUB_OFFLINE"] for its in told(job).values()} == {"no"}
+
+
+SAY = "import sys\nprint('told', *sys.argv[1:])\n"
+
+
+def test_text_is_prepared_on_one_node(slurm: Cluster, root: Path) -> None:
+    (root / "tools").mkdir()
+    (root / "tools" / "prepare_data.py").write_text(SAY)
+    arguments = ("--input", "my text", "--output", "shards")
+    job = Job(slurm, root, *arguments, size=["--cpus-per-task=3"], script="prepare.sh")
+    job.ends()
+    assert job.text() == "told --input my text --output shards --workers 3\n"
+    job = Job(slurm, root, "--input", "text", size=[], script="prepare.sh")
+    job.ends("FAILED")
+    assert "`--output` must name the folder of the shards." in job.text()
+
+
+def test_every_task_is_tuned_with_every_seed(slurm: Cluster, root: Path) -> None:
+    one = ["--gpus-per-node=1", "--cpus-per-task=1"]
+    (root / "tools").mkdir()
+    tool = root / "tools" / "finetune_glue.py"
+    tool.write_text(SAY)
+    env = {"MEGAMASK_TASKS": "rte cola", "MEGAMASK_SEEDS": "3 4 5"}
+    options = ("--array=0-6", f"--output={root}/%a.out")
+    Job(slurm, root, "--model", "m", size=one, options=options, script="glue.sh", **env)
+    logs = [root / f"{task}.out" for task in range(7)]
+    slurm.until(lambda: not slurm.run("squeue", "-h").stdout, "the end", lambda: slurm.run("squeue").stdout)
+    told = [log.read_text().splitlines()[-1] for log in logs]
+    assert told[:6] == [f"told --task {task} --seed {seed} --model m" for task in ("rte", "cola") for seed in (3, 4, 5)]
+    assert "`--array` must lie in 0-5, 2 tasks with 3 seeds, but is 6." in told[6]
+
+    tool.unlink()
+    job = Job(slurm, root, size=one, options=("--array=0",), script="glue.sh")
+    job.ends("FAILED")
+    assert "tools/finetune_glue.py is not there" in job.text()

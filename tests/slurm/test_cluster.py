@@ -1,0 +1,62 @@
+"""The cluster itself: gone with the Python that started it, and never left out in silence."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm import cluster as started
+from tests.slurm.cluster import why_not
+from tests.slurm.conftest import do_without
+from tests.slurm.jobs import ROOT
+
+pytestmark = pytest.mark.slurm
+
+
+def processes(words: str) -> list[str]:
+    """The command lines with ``words`` in them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(errors="replace").replace("\0", " "))
+    return [line for line in found if words in line]
+
+
+def test_nothing_is_left_of_it_when_its_python_is_killed() -> None:
+    if reason := why_not():
+        do_without(reason)
+    command = [sys.executable, "-m", "tests.slurm.cluster", "--nodes", "2", "--", "sleep", "300"]
+    python = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert python.stderr
+    said = python.stderr.readline()
+    assert "2 nodes are up" in said
+    folder = said.split()[-1]
+    assert processes(folder)  # munged, at least, is told where it is
+    python.kill()
+    python.wait()
+    end = time.monotonic() + 60
+    while left := processes(folder):
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+    shutil.rmtree(folder)
+
+
+def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(started, "PATH", "/nowhere")
+    assert "not installed: munged, mungekey, slurmctld" in why_not()
+    assert "apt-get install" in why_not()
+
+
+def test_it_may_be_left_out_unless_it_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEGAMASK_REQUIRE_SLURM", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no Slurm: a reason"):
+        do_without("a reason")
+    monkeypatch.setenv("MEGAMASK_REQUIRE_SLURM", "1")
+    with pytest.raises(pytest.fail.Exception, match="no Slurm: a reason"):
+        do_without("a reason")
