@@ -172,7 +172,7 @@ class Lock:
     def _owner(self) -> dict:
         try:
             owner = json.loads(os.pread(self.handle, 4096, 0) or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return owner if isinstance(owner, dict) else {}
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from megamask import records
 from megamask.data.shards import file_hash, save_array
 from megamask.errors import DataError, must
 
@@ -145,9 +146,9 @@ def _save(work: Path, name: str, made: Sequence[np.ndarray], kinds: Sequence[str
 def _finished(work: Path, name: str, kinds: Sequence[str]) -> bool:
     """Whether a part is there, byte for byte as it was written."""
     try:
-        record = json.loads((work / f"{name}.json").read_text())
+        record = records.read_json(work / f"{name}.json")
         return all(file_hash(work / file) == record[file] for file in _files(name, kinds))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from megamask import hf, ranks
+from megamask import hf, ranks, records
 from megamask.checkpoint import RunFolder, find, read_manifest, read_weights
 from megamask.config import PretrainConfig
 from megamask.data.packs import Packs
@@ -97,7 +96,7 @@ def export(run: Path, output: Path, step: int | None = None) -> float:
     Needs nothing but the run folder, whatever ZeRO stage and number of ranks made it, and no GPU.
     """
     try:
-        config = json.loads((run / "config.json").read_bytes())
+        config = records.read_json(run / "config.json")
         if not isinstance(config, dict):
             raise ValueError
     except (OSError, ValueError):

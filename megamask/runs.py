@@ -26,7 +26,7 @@ from typing import TypeVar
 
 import torch
 
-from megamask import files, ranks
+from megamask import files, ranks, records
 from megamask.checkpoint import MANIFEST, NewerFormat, RunFolder, storage_sentence, verify_together
 from megamask.errors import CheckpointError, ConfigError, StorageError
 
@@ -189,7 +189,7 @@ def _refuse_other_run(run: RunFolder, config: dict, may_differ: tuple[str, ...])
             raise ConfigError(f"{run.path} holds checkpoints but no config.json, so it cannot be told of which run.")
         return
     try:
-        there = flatten(json.loads(run.config.read_bytes()))
+        there = flatten(records.read_json(run.config))
     except (ValueError, AttributeError):
         raise ConfigError(f"{run.config} is damaged: it is no JSON object. Restore it from a copy.") from None
     here = flatten(json.loads(json.dumps(config)))
@@ -255,7 +255,7 @@ def _record(run: RunFolder, config: dict, checkpoint: Path | None, step: int) ->
     launches = []
     if run.environment.exists():
         try:
-            launches = json.loads(run.environment.read_bytes())["launches"]
+            launches = list(records.read_json(run.environment)["launches"])
         except (ValueError, KeyError, TypeError):
             launches = []  # a record for people; its loss must not stop a run
     launches.append({"launch": run.launch, "step": step, "from": checkpoint and str(checkpoint), **environment()})

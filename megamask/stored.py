@@ -17,7 +17,7 @@ whose text, packs, masks, seed and temperature are the same, and is refused by e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from megamask import ranks, records
 from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
 from megamask.config import PretrainConfig
-from megamask.data.shards import file_hash, id_type
+from megamask.data.manifest import Count, File, file_problem
+from megamask.data.shards import id_type
 from megamask.errors import ConfigError, DataError, must, raise_all
 from megamask.masking.rng import PackRng
 from megamask.runs import flatten
@@ -75,6 +77,15 @@ def needed(config: PretrainConfig) -> int:
     weights = (config.distill.weight(step / config.steps) for step in range(config.steps - 1, -1, -1))
     unused = next((n for n, weight in enumerate(weights) if weight > 0), config.steps)
     return (config.steps - unused) * config.packs.per_step
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a manifest must say; more may stand there."""
+
+    packs: Count
+    facts: dict[str, Any]
+    files: dict[str, File]
 
 
 class Stored:
@@ -122,11 +133,16 @@ class Stored:
                 f"{self.folder} holds {self.manifest['packs']} packs, but the run asks about pack {number}."
             )
         tokens, counts, offsets = self._part(number // PART)
-        rows = slice(*offsets[number % PART : number % PART + 2])
+        rows = slice(*offsets[number % PART : number % PART + 2].tolist())
         if rows.stop - rows.start != targets:
             raise DataError(
                 f"{self.folder} holds {rows.stop - rows.start} targets of pack {number}, but its mask has {targets}. "
                 f"{CURE}"
+            )
+        if tokens[rows].max(initial=0) >= self.ids.size:
+            raise DataError(
+                f"{self.folder / names(number // PART)[0]} holds the id {tokens[rows].max()} in pack {number}, but the "
+                f"vocabulary has {self.ids.size}. {CURE}"
             )
         return (
             torch.from_numpy(tokens[rows].astype(np.int64)).to(device),
@@ -135,7 +151,17 @@ class Stored:
 
     def _open(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         files = (self.folder / name for name in names(part))
-        tokens, counts, offsets = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
+        try:
+            tokens, counts, offsets = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
+        except Exception as error:  # a header is Python, of which the parser raises of every kind
+            raise DataError(f"{self.folder}: part {part} holds no arrays: {error}. {CURE}") from None
+        packs = min(PART, self.manifest["packs"] - part * PART)
+        if not (
+            tokens.dtype in (np.uint16, np.uint32) and counts.dtype == np.uint8 and offsets.dtype == np.int64
+            and tokens.ndim == 2 and tokens.shape == counts.shape and offsets.shape == (packs + 1,)
+            and offsets[0] == 0 and offsets[-1] == len(tokens) and (np.diff(offsets) >= 0).all()
+        ):  # fmt: skip
+            raise DataError(f"{self.folder}: the arrays of part {part} do not fit together. {CURE}")
         return tokens, counts, offsets
 
 
@@ -157,6 +183,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged: {error}. {CURE}") from None
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
         raise DataError(f"{path} is no manifest of samples of a teacher, version {VERSION}. {CURE}")
+    try:
+        TypeAdapter(_Said).validate_json(records.as_json(manifest), strict=True)
+    except ValidationError as error:
+        places = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
+        raise DataError(*(f"{path} is damaged: `{at}`: {why}. {CURE}" for at, why in places)) from None
     return manifest
 
 
@@ -172,13 +203,13 @@ def _differences(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any])
 
 def _damage(folder: Path, manifest: dict[str, Any], verify: bool) -> Iterator[str]:
     for name in (name for part in range(-(-manifest["packs"] // PART)) for name in names(part)):
-        file, said = folder / name, manifest["files"].get(name)
-        if said is None or not file.is_file():
-            yield f"{file} is missing. {CURE}"
-        elif file.stat().st_size != said["bytes"]:
-            yield f"{file} must have {said['bytes']} bytes, but has {file.stat().st_size}. {CURE}"
-        elif verify and file_hash(file) != said["sha256"]:
-            yield f"{file} is damaged: its sha256 is not that in manifest.json. {CURE}"
+        if name not in manifest["files"]:
+            yield f"{folder / 'manifest.json'} does not list {name}. {CURE}"
+            return
+        if wrong := file_problem(
+            folder, name, File(*(manifest["files"][name][key] for key in ("bytes", "sha256"))), verify, CURE
+        ):
+            yield wrong
 
 
 @torch.no_grad()

@@ -48,7 +48,9 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _File:
+class File:
+    """What a manifest says of a file."""
+
     bytes: Count
     sha256: str
 
@@ -61,8 +63,8 @@ class _Facts:
     token_ids: TokenIds
     dtype: Literal["uint16", "uint32"]
     splits: dict[Split, _Part]
-    files: dict[str, _File]
-    sidecars: dict[Literal["tags", "entropy"], dict[Split, dict[str, _File]]] = field(default_factory=dict)
+    files: dict[str, File]
+    sidecars: dict[Literal["tags", "entropy"], dict[Split, dict[str, File]]] = field(default_factory=dict)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -146,7 +148,7 @@ def _files(folder: Path, facts: _Facts, verify: bool) -> Iterator[str]:
         yield f"{folder / name} is not listed in {NAME}: it is not of these shards. Remove it, or: {CURE}"
     sound = True
     for name, fact in sorted(files.items()):
-        wrong = _file_problem(folder, name, fact, verify)
+        wrong = file_problem(folder, name, fact, verify)
         if wrong:
             yield wrong
         elif name in expected:
@@ -156,20 +158,21 @@ def _files(folder: Path, facts: _Facts, verify: bool) -> Iterator[str]:
         yield f"{folder / 'tokenizer'} is not the tokenizer that these shards were made with. {CURE}"
 
 
-def _file_problem(folder: Path, name: str, fact: _File, verify: bool) -> str | None:
+def file_problem(folder: Path, name: str, fact: File, verify: bool, cure: str = CURE) -> str | None:
+    """The sentence for a file of ``folder`` that is not what its manifest says."""
     file = folder / name
     out = f"{folder / NAME} lists {name!r}, which leads out of the folder. Do not use this folder."
     if not _PLAIN.fullmatch(name):
         return out
     try:
         if not file.is_file():
-            return f"{file} is missing. {CURE}"
+            return f"{file} is missing. {cure}"
         if not file.resolve().is_relative_to(folder.resolve()):
             return out
         if (size := file.stat().st_size) != fact.bytes:
-            return f"{file} must have {fact.bytes} bytes, but has {size}. Copy it again, or: {CURE}"
+            return f"{file} must have {fact.bytes} bytes, but has {size}. Copy it again, or: {cure}"
         if verify and file_hash(file) != fact.sha256:
-            return f"{file} is damaged: its sha256 is not that in {NAME}. Copy it again, or: {CURE}"
+            return f"{file} is damaged: its sha256 is not that in {NAME}. Copy it again, or: {cure}"
     except OSError as error:
         return f"{file} cannot be read: {error.strerror}."
     return None

@@ -8,7 +8,6 @@ sequences of like length.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
+from megamask import records
 from megamask.batch import Layout, LengthGroup
 from megamask.errors import CheckpointError
 from megamask.hf.importing import read_tensors
@@ -158,7 +158,8 @@ def _compare(model: Foreign, weight, bias, tokens: Tensor, layout: Layout, expec
 def model_type(folder: Path) -> str | None:
     """What the folder's config.json says the model is; None if it says nothing that can be read."""
     try:
-        said = json.loads((folder / "config.json").read_bytes())
+        said = records.read_json(folder / "config.json")
     except (OSError, ValueError):
         return None
-    return said.get("model_type") if isinstance(said, dict) else None
+    kind = said.get("model_type") if isinstance(said, dict) else None
+    return kind if isinstance(kind, str) else None
