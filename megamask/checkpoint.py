@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megamask import files, ranks
+from megamask import files, ranks, records
 from megamask.errors import CheckpointError, StorageError, raise_all
 from megamask.files import Entry
 
@@ -134,12 +134,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST
     try:
-        if path.stat().st_size > 1 << 26:
-            raise ValueError
-        text = path.read_bytes()
-        body = json.loads(text)
+        text = records.read_text(path, 1 << 26)
+        body = records.parse_json(text)
         body.pop("sha256")
-        if _seal(body) != text:
+        if _seal(body) != text.encode():
             raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder} has no {MANIFEST}; it was never completed.") from None
@@ -152,11 +150,16 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         entries = tuple(Entry(str(e["name"]), int(e["size"]), str(e["sha256"])) for e in body["files"])
         manifest = Manifest(int(body["step"]), str(body["launch"]), entries)
+        if manifest.step < 0 or len({entry.name for entry in entries}) < len(entries):
+            raise ValueError
     except (ValueError, KeyError, TypeError, OverflowError):
-        raise CheckpointError(f"{path} lacks a field.") from None
-    for entry in manifest.files:
-        if not _NAME.fullmatch(entry.name):
-            raise CheckpointError(f"{path} names the file {entry.name!r}, which is no plain name inside the folder.")
+        raise CheckpointError(f"{path} lacks a field, or one of them cannot be.") from None
+    names = [entry.name for entry in manifest.files]
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise CheckpointError(f"{path} names the file {name!r}, which is no plain name inside the folder.")
+    if STATE not in names:
+        raise CheckpointError(f"{path} does not name {STATE}.")
     named = _STEP.fullmatch(Path(folder).name)
     if named and int(named[1]) != manifest.step:
         raise CheckpointError(f"{folder} holds the checkpoint of step {manifest.step}; its name says otherwise.")
@@ -287,7 +290,14 @@ def read_tensors(folder: Path, prefix: str = "", names: Iterable[str] | None = N
 
 def read_state(folder: Path) -> dict:
     """The small state of a verified checkpoint."""
-    return json.loads((Path(folder) / STATE).read_bytes())
+    path = Path(folder) / STATE
+    try:
+        found = json.loads(records.read_text(path, records.LARGEST))
+        if isinstance(found, dict):
+            return found
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise CheckpointError(f"{path} is no JSON object, so the state of the run is not known.") from None
 
 
 def find(path: Path, step: int | None = None) -> Path:

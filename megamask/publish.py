@@ -145,10 +145,6 @@ def _commit(run: RunFolder, step: int, temporary: Path, entries: list[Entry], ke
 def _prune(run: RunFolder, newest: int, keep: int) -> None:
     # what bears a higher number than the one just made is not of this launch, and does not count
     whole = [step for step in run.steps() if step <= newest and complete(run.checkpoint(step))]
-    trash = [run.checkpoints / f".trash-step-{step}-{run.launch}" for step in whole[keep:]]
-    for step, folder in zip(whole[keep:], trash, strict=True):
-        files.rename(run.checkpoint(step), folder)
-    if trash:
-        files.sync(run.checkpoints)  # or a power cut could leave a checkpoint's name over half its files
-    for folder in trash:
-        files.remove(folder)
+    for step in whole[keep:]:
+        # under another name, durably: or a power cut could leave a checkpoint's name over half its files
+        files.remove(run.set_aside(run.checkpoint(step), "trash"))

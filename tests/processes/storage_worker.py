@@ -421,6 +421,42 @@ def _own_clocks() -> None:
     publishing._write_share = write_to_own
 
 
+def views(folder: str) -> dict:
+    """A checkpoint read by two ranks, of which the second sees its file late, never, or with another byte in it."""
+    run = prepared(Path(folder) / "run")
+    step, said = 2, {}
+    for kind in ("late", "never", "another byte", "damaged"):
+        if kind == "damaged":
+            file = run.checkpoint(step) / "state.json"  # of the second rank to read
+            file.write_bytes(file.read_bytes()[::-1])
+
+        def act(tell: Tell, kind=kind) -> None:
+            looked, look, read = [0], Path.lstat, files.sha256
+
+            def lstat(path):
+                looked[0] += 1
+                if kind == "never" or looked[0] < 5:
+                    raise FileNotFoundError
+                return look(path)
+
+            if ranks.rank() and kind in ("late", "never"):
+                Path.lstat, files.PATIENCE = lstat, 0.2
+            if ranks.rank() and kind == "another byte":
+                files.sha256 = lambda path: read(path)[::-1]
+            try:
+                start = begin(run.path)
+            except StorageError as error:
+                tell(f"StorageError: {error.problems[0]}\n")
+            else:
+                tell(f"{start.step} {len(start.notes)}\n")
+                start.close()
+
+        words, codes = fork(2, act).end()
+        assert codes == [0, 0], words
+        said[kind] = sorted(set(words.splitlines()))
+    return said
+
+
 def lags(folder: str, variant: str, saves: int, seed: int) -> dict:
     """Saves on a file system that shows other ranks a new folder up to 5 s late, and first answers them ESTALE.
 

@@ -83,6 +83,15 @@ def test_ranks_with_other_clocks_and_folders_agree(apart, tmp_path, variant: str
     assert (found["codes"] == [0, 0, 0] and found["agreed"] == 200) == sound
 
 
+def test_one_ranks_view_of_a_checkpoint_sets_none_aside(apart, tmp_path) -> None:
+    said = apart("storage_worker:views", tmp_path)
+    assert said["late"] == ["2 0"]
+    for kind in ("never", "another byte"):
+        (sentence,) = said[kind]
+        assert "step-2 is whole to rank 0, but not to others" in sentence
+    assert said["damaged"] == ["1 2"]  # all see it, so it is set aside
+
+
 @pytest.mark.parametrize(("variant", "sound"), [("sound", True), ("no wait", False)])
 def test_a_file_system_that_lags_costs_no_save(apart, tmp_path, variant: str, sound: bool, saves: int = 50) -> None:
     found = apart("storage_worker:lags", tmp_path, variant=variant, saves=saves, seed=0)

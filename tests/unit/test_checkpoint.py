@@ -111,11 +111,12 @@ def test_swapped_files_of_two_ranks_are_named(run):
     folder = run.checkpoint(3)
     folder.mkdir()
     parts = [{"a": torch.zeros(4)}, {"a": torch.ones(4)}]
+    state = checkpoint.files.write(folder / "state.json", [b"{}"])
     entries = [
         checkpoint.files.write(folder / f"rank-0000{i}.safetensors", checkpoint.serialise(part))
         for i, part in enumerate(parts)
     ]
-    manifest = checkpoint.Manifest(3, "launch", tuple(entries))
+    manifest = checkpoint.Manifest(3, "launch", (*entries, state))
     checkpoint.files.write(folder / "MANIFEST.json", [checkpoint.render(manifest)])
     assert verify(folder) == manifest
     with pytest.raises(CheckpointError, match="twice"):
@@ -151,6 +152,54 @@ def test_a_forged_or_strange_manifest_is_damage(saved):
         path.write_bytes(text)
         with pytest.raises(CheckpointError, match=r"MANIFEST\.json is damaged"):
             read_manifest(saved)
+
+
+STRANGE = [None, -1, [], {}, "x", True, 0.5, float("inf"), float("nan"), 10**400, "../../etc", "x" * 10**6, [[]] * 9]
+
+
+def test_a_forged_manifest_with_a_right_hash_names_nothing_else(saved, tmp_path):
+    """Each field removed and retyped, by somebody who can seal a manifest: an error in words, or the same checkpoint.
+
+    What must not be is a crash, a file outside the folder, or other files than those whose hashes are named.
+    """
+    path, outside = saved / "MANIFEST.json", tmp_path / "secret"
+    outside.write_text("secret")
+    whole = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "sha256"}
+    genuine = read_manifest(saved)
+
+    def forged(holder: dict, key: str):
+        rest = dict(holder)
+        value = rest.pop(key)
+        yield rest
+        for strange in (*STRANGE, str(outside), [value], {key: value}):
+            yield {**rest, key: strange}
+
+    bodies = [body for key in whole for body in forged(whole, key)]
+    for number, entry in enumerate(whole["files"]):
+        for key in entry:
+            for other in forged(entry, key):
+                bodies.append({**whole, "files": [*whole["files"][:number], other, *whole["files"][number + 1 :]]})
+        bodies.append({**whole, "files": [*whole["files"], entry]})
+        bodies.append({**whole, "files": whole["files"][:number] + whole["files"][number + 1 :]})
+    refused = 0
+    for body in bodies:
+        path.write_bytes(checkpoint._seal(body))
+        try:
+            found = verify(saved)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert found.step == genuine.step
+            assert set(found.files) <= set(genuine.files)
+            assert "state.json" in {entry.name for entry in found.files}
+    assert refused > 0.7 * len(bodies)  # the name of a launch may be any, and a file may be left out
+
+
+def test_a_manifest_too_large_to_be_one_is_not_read(saved):
+    with (saved / "MANIFEST.json").open("r+b") as file:
+        file.truncate(100 << 20)
+    with pytest.raises(CheckpointError, match=r"MANIFEST\.json is damaged"):
+        read_manifest(saved)
 
 
 def test_a_newer_format_is_refused_in_words(saved, monkeypatch):

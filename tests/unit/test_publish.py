@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import time
 
 import pytest
 import torch
@@ -31,6 +34,73 @@ def test_the_newest_stay_counted_as_numbers(run):
     assert run.steps() == [100, 99]
     assert holds(run, 99) and holds(run, 100)
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-100", "step-99"]
+
+
+def retained(run: RunFolder, monkeypatch) -> bool:
+    """Whether the two newest are kept when numbers grow longer, the clock goes back and all files are of one time."""
+    strange = RunFolder(run.path, run.launch)
+    publish(strange, 20_000, weights(20_000), {})  # a higher number than this launch will come to
+    for number, step in enumerate((9_700, 9_800, 9_900, 10_000, 10_100)):
+        monkeypatch.setattr(time, "time", lambda number=number: 1e9 - 1e6 * number)
+        publish(run, step, weights(step), {}, keep=2)
+        for each in run.steps():
+            os.utime(run.checkpoint(each), (1, 1) if number % 2 else (10**9 - each, 10**9 - each))
+        kept = [9_700, 9_800, 9_900, 10_000, 10_100][max(0, number - 1) : number + 1]
+        if not all(run.checkpoint(each).is_dir() and holds(run, each) for each in kept):
+            return False
+    return run.steps() == [20_000, 10_100, 10_000]
+
+
+def test_the_newest_stay_whatever_clocks_and_strangers_say(run, monkeypatch):
+    assert retained(run, monkeypatch)
+
+
+def _by_text(run):
+    return sorted(run_steps(run), key=str, reverse=True)
+
+
+def _by_time(run):
+    return sorted(run_steps(run), key=lambda step: run.checkpoint(step).stat().st_mtime, reverse=True)
+
+
+run_steps = RunFolder.steps
+
+
+@pytest.mark.parametrize("order", [_by_text, _by_time])
+def test_another_order_would_lose_them(run, monkeypatch, order):
+    monkeypatch.setattr(RunFolder, "steps", order)
+    assert not retained(run, monkeypatch)
+
+
+def test_leftovers_of_a_save_do_not_hinder_the_same_save(run):
+    publish(run, 1, weights(1), {})
+    publish(run, 2, weights(2), {})
+    for name in (f".tmp-step-3-{run.launch}", f".trash-step-1-{run.launch}", "step-3"):
+        (run.checkpoints / name).mkdir()
+        (run.checkpoints / name / "rank-00000.safetensors").write_bytes(b"half")
+    shutil.copy(run.checkpoint(2) / "MANIFEST.json", run.checkpoint(3))  # without the files that it names
+    run.checkpoint(1).chmod(0o555)
+    run.latest.write_text("")
+    publish(run, 3, weights(3), {}, keep=2)
+    assert holds(run, 3) and holds(run, 2)
+    publish(run, 4, weights(4), {}, keep=2)
+    assert run.steps() == [4, 3]
+
+
+def test_a_lock_that_cannot_be_read_is_not_lost(run, monkeypatch):
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    publish(run, 1, weights(1), {})
+    monkeypatch.setattr(files, "holds", stale)
+    with pytest.raises(StorageError, match="Stale file handle"):
+        publish(run, 2, weights(2), {})
+    monkeypatch.undo()
+    publish(run, 2, weights(2), {})
+    run.lock.unlink()
+    with pytest.raises(LockError, match="taken over by another launch"):
+        publish(run, 3, weights(3), {})
+    assert run.steps() == [2, 1]
 
 
 def test_fewer_than_two_are_refused(run):
