@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 
 from megamask import guidance, prepare, ranks, report, runs
@@ -27,6 +26,7 @@ from megamask.data.shards import Shards
 from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.guidance import Guidance
+from megamask.hf.importing import read_tensors as read_safetensors
 from megamask.hf.layers import pick_layers
 from megamask.log import Log
 from megamask.masking.masker import Masker
@@ -134,7 +134,18 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
 def load(checkpoint: Path, state: dict[str, Any], engine: Engine, masker: Masker, guide: Guidance) -> None:
     """Give everything that learns the state of a verified ``checkpoint``."""
     tensors = dict(read_tensors(checkpoint))
-    engine.restore(tensors.get, steps=state["optimizer_steps"])
+    wanted = {f"weights/{name}": tuple(shape) for name, shape in engine.shapes.items()}
+    held = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("weights/")}
+    wrong = [name for name in sorted(wanted.keys() | held.keys()) if wanted.get(name) != held.get(name)]
+    if wrong:
+        shown = [
+            f"{name} is {held.get(name, 'absent')} there, but {wanted.get(name, 'absent')} here" for name in wrong[:10]
+        ]
+        raise CheckpointError(f"{checkpoint} is of another model, in {len(wrong)} tensors: {'; '.join(shown)}.")
+    steps = state.get("optimizer_steps")
+    if not isinstance(steps, int):
+        raise CheckpointError(must(f"{checkpoint}/state.json: optimizer_steps", "be a whole number", str(steps)))
+    engine.restore(tensors.get, steps=steps)
     masker.load_state_dict(part(tensors, MASKER))
     guide.load_state_dict(part(tensors, GUIDANCE))
 
@@ -151,6 +162,7 @@ def rewound(parts: Parts, step: int) -> tuple[Parts, int] | None:
         return None
     state = read_state(checkpoint)
     load(checkpoint, state, parts.engine, parts.masker, parts.guidance)
+    parts.masker.figures()  # those since are not told
     judge = parts.judge.rewound(state.get(JUDGE, {}), to, step)
     per_step = config.packs.per_step
     first, end = ((other + parts.judge.ledger.shift(other)) * per_step for other in (to, step + 1))
@@ -210,7 +222,7 @@ def first_shape(config: PretrainConfig, ids: TokenIds) -> tuple[EncoderShape, di
     if RunFolder(config.init).checkpoints.is_dir():
         shape, weights = EncoderShape.load(config.init), read_weights(find(config.init))
     else:
-        shape, weights = EncoderShape.load(config.init), load_file(config.init / "model.safetensors")
+        shape, weights = EncoderShape.load(config.init), read_safetensors(config.init)
     if config.init_layers is not None:
         shape, weights = pick_layers(weights, shape, config.init_layers)
     problems = [

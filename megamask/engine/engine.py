@@ -257,6 +257,11 @@ class Engine:
                 "trusted: leave that machine out. The same command goes on from the newest checkpoint."
             )
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of every weight."""
+        return {name: tuple(_shape(parameter)) for name, parameter in self._parameters.items()}
+
     def restore(self, read: Callable[[str], Tensor | None], *, steps: int) -> None:
         """Set every weight and moment to what ``read`` says of its name (None: leave it), after ``steps`` steps."""
         for name, parameter in self._parameters.items():
