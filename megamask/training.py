@@ -90,11 +90,13 @@ def blamed(batches: Sequence[PackedBatch], seen: Sequence[Losses], gradients: Se
 
     A gradient is known as the sum over ranks alone: of whose pack it came only a loss can tell.
     """
-    mine = [
-        f"{'what the teacher says of' if losses.nll.isfinite().all() else 'the loss of'} pack {batch.number}"
-        for batch, losses in zip(batches, seen, strict=True)
-        if not losses.total.isfinite()
-    ]
+
+    def what(losses: Losses) -> str:
+        taught = losses.distill is not None and not losses.distill.isfinite() and bool(losses.nll.isfinite().all())
+        return "what the teacher says of" if taught else "the loss of"
+
+    both = zip(batches, seen, strict=True)
+    mine = [f"{what(losses)} pack {batch.number}" for batch, losses in both if not losses.total.isfinite()]
     numbers = [batch.number for batch in batches]
     said = ranks.gather((mine, list(gradients), numbers))
     parts = [f"{', '.join(those)} on rank {rank}" for rank, (those, _, _) in enumerate(said) if those]

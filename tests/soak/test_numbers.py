@@ -1,0 +1,66 @@
+"""The long versions: more ranks, every stage with and without offloading, and the noise of real training."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from megamask.engine.engine import Engine
+from megamask.masking.masker import Masker, MaskingConfig
+from megamask.masking.rng import PackRng
+from megamask.schedules import Schedule
+from megamask.spikes import Judge, SpikesConfig
+from tests.batches import IDS, pack
+from tests.processes.conftest import RunRanks
+from tests.processes.test_engine import AUTOCAST, BF16, FP32, OFFLOAD
+from tests.processes.test_numbers import assert_numbers
+from tests.processes.training_worker import objective, optimizer
+from tests.unit.test_spikes import ASKED, judged
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_what_is_no_number_moves_nothing_in_any_stage(run_ranks: RunRanks, world: int) -> None:
+    few = [*FP32, *BF16]
+    assert_numbers(run_ranks, [*FP32, *BF16, AUTOCAST, *OFFLOAD], few, times=1000, world=world)
+
+
+def recorded(seed: int, steps: int) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step of a small model, trained on packs that are drawn."""
+    engine = Engine(objective("modern", 0.1), optimizer(), {"zero_optimization": {"stage": 0}}, packs_per_step=1)
+    masker, found = Masker(MaskingConfig(Schedule(start=0.3)), IDS), []
+    for step in range(steps):
+        draw = random.Random(f"{seed} {step}")
+        lengths = [draw.randint(5, 60) for _ in range(4)]
+        batch = pack(lengths, padding=256 - sum(lengths), number=step, seed=draw.getrandbits(32))
+        plan = masker(batch, progress=0.0, rng=PackRng(seed, step))
+        torch.manual_seed(step)
+        loss = engine.train_micro(batch, plan, targets=len(plan.targets)).total.detach().float()
+        measured = engine.measure(loss)
+        found.append((measured.loss / len(plan.targets), measured.grad_norm))
+        engine.step(optimizer().rate((step + 1) / steps))
+    engine.close()
+    return found
+
+
+def test_the_noise_of_training_is_no_spike_and_a_spike_in_it_is_one(steps: int = 2000) -> None:
+    alarms = seen = planted = 0
+    for seed in range(3):
+        run = recorded(seed, steps)
+        judge = Judge(SpikesConfig())
+        judged(judge, run)
+        alarms += judge.spikes
+        for place in range(100 + seed, steps, steps // 10):
+            loss, norm = run[place]
+            spoilt = [*run[:place], (loss, norm * 5) if place % 2 else (loss * 2, norm)]
+            planted += 1
+            verdicts = [Judge(SpikesConfig(), {"past": _past(run, place), "asked": list(ASKED)})]
+            seen += bool(verdicts[0](place, *spoilt[place], ASKED, str).sentence)
+    print(f"{3 * steps} steps of training: {alarms} alarms; {seen} of {planted} planted spikes seen in their own step")
+    assert alarms == 0 and seen == planted >= 20
+
+
+def _past(run: list[tuple[float, float]], place: int) -> dict[str, list[float]]:
+    losses, norms = zip(*run[place - 128 if place > 128 else 0 : place], strict=True)
+    return {"loss": list(losses), "gradient norm": list(norms)}

@@ -1,0 +1,204 @@
+"""Whole runs with a pack that spoils its step: left out, gone back from, or the end; and runs with a budget of time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from megamask import building, pretrain
+from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.checkpoint import RunFolder, read_state, read_tensors
+from megamask.engine.engine import Engine
+from megamask.objectives.mlm import MLM
+from megamask.progress import Progress
+from megamask.publish import publish
+from tests.system.commands import metrics, train
+from tests.system.test_story import assert_same_run, tensors
+
+STEPS = 24
+SPIKES = {"spikes__window": 8, "spikes__sigma": 20.0}
+EVERY = {"checkpoint__every": 6, "checkpoint__keep": 9, "validation__every": STEPS, "steps": STEPS}
+REWIND = {"spikes__policy": "rewind", "spikes__back": 3} | SPIKES | EVERY
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch):
+    """``plant(pack, factor)``: whenever this pack is trained on, its loss counts so many times."""
+    forward, planted = MLM.forward, dict[int, float]()
+
+    def spoilt(self, batch: PackedBatch, plan: MaskPlan, soft=None) -> Losses:
+        losses = forward(self, batch, plan, soft)
+        factor = planted.get(batch.number, 1.0) if self.training else 1.0
+        return replace(losses, total=losses.total * factor) if factor != 1 else losses
+
+    monkeypatch.setattr(MLM, "forward", spoilt)
+    return planted.__setitem__
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, data: Path, output: Path, at: int, **more: object) -> None:
+    """A run that dies like a killed one at the ``at``-th move of its weights."""
+
+    class Kill(BaseException):
+        pass
+
+    move, moves = Engine.step, iter(range(10**6))
+
+    def step(self, rate: float) -> None:
+        if next(moves) == at:
+            raise Kill
+        move(self, rate)
+
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        patch.setattr(Engine, "step", step)
+        train(data, output, **more)
+
+
+def differ(one: Path, other: Path) -> bool:
+    """Whether two runs ended with other weights."""
+    ours, theirs = tensors(one, STEPS), tensors(other, STEPS)
+    return any(not torch.equal(ours[name], theirs[name]) for name in theirs if name.startswith("weights/"))
+
+
+def test_a_spike_is_left_out_and_the_run_resumes_bit_for_bit(
+    data: Path, tmp_path: Path, plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(2 * 15 + 1, 100.0)
+    settings = {"spikes__policy": "skip"} | SPIKES | EVERY
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    ended = train(data, whole, **settings)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("is a spike") == 1 and "Step 16 is a spike: its loss" in ended.out
+    # the spike comes after the resume: what the judge had seen must be in the checkpoint
+    killed(monkeypatch, data, again, 14, **settings)
+    assert train(data, again, **settings).code == 0
+    assert_same_run(again, whole, STEPS)
+    state = read_state(RunFolder(whole).checkpoint(STEPS))
+    assert state["optimizer_steps"] == STEPS - 1 and state["judge"]["dropped"] == 1
+    # negative control: told of only, the spike moves the weights
+    assert train(data, tmp_path / "log", **SPIKES, **EVERY).code == 0
+    assert differ(whole, tmp_path / "log")
+
+
+def test_a_rewound_run_is_the_run_that_started_with_its_ledger(
+    data: Path, tmp_path: Path, plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(2 * 16, 100.0)
+    whole, again, reference = tmp_path / "whole", tmp_path / "again", tmp_path / "reference"
+    ended = train(data, whole, **REWIND)
+    assert ended.code == 0, ended.err
+    assert "Rewound from step 17 to 12, for the 1. time of 3: packs 24 to 33 are left out." in ended.out
+    # with the same text it would spike again
+    assert ended.out.count("is a spike") == 1
+    state = read_state(RunFolder(whole).checkpoint(STEPS))
+    assert state["judge"]["ledger"] == [[12, 5]] and state["packs"] == 2 * (STEPS + 5)
+    assert RunFolder(whole).steps() == [24, 18, 13, 12, 6]
+
+    # a run that begins with the ledger, at the checkpoint that the other went back to
+    source = RunFolder(whole).checkpoint(12)
+    run = RunFolder(reference)
+    run.checkpoints.mkdir(parents=True)
+    shutil.copy(whole / "config.json", run.config)
+    state = read_state(source)
+    state["judge"] |= {"ledger": [[12, 5]], "rewinds": 1}
+    publish(run, 12, dict(read_tensors(source)), state)
+    ended = train(data, reference, **REWIND)
+    assert ended.code == 0 and "going on after step 12" in ended.out, ended.err
+    ours, theirs = tensors(whole, STEPS), tensors(reference, STEPS)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
+    figures = metrics(reference)
+    assert {key: value for key, value in metrics(whole).items() if key[0] > 12} == figures
+
+    # killed after it went back and before it saved that: it goes back once more, to the same end
+    killed(monkeypatch, data, again, 16, **REWIND)
+    assert RunFolder(again).steps()[0] == 12
+    assert train(data, again, **REWIND).code == 0
+    assert_same_run(again, whole, STEPS)
+
+
+def test_a_run_without_an_old_checkpoint_goes_on_and_one_that_spikes_on_goes_back_no_more_than_it_may(
+    data: Path, tmp_path: Path, plant
+) -> None:
+    for step in (8, 14, 15, 16, 17, 18, 19):
+        plant(2 * step, 100.0)
+    settings = REWIND | {"spikes__back": 4, "spikes__rewinds": 1, "spikes__sigma": 6.0}
+    ended = train(data, tmp_path / "run", **settings)
+    assert ended.code == 0, ended.err
+    assert "No checkpoint is 4 steps old, so there is nothing to go back to." in ended.out
+    assert ended.out.count("Rewound from step") == 1
+
+
+def test_steps_that_are_no_numbers_end_a_run_with_code_5_and_leave_its_checkpoints(
+    data: Path, tmp_path: Path, plant
+) -> None:
+    plant(2 * 3, math.nan)
+    for step in range(9, 12):
+        plant(2 * step + 1, math.inf)
+    settings = {"spikes__broken_in_row": 3} | EVERY
+    ended = train(data, tmp_path / "run", **settings)
+    assert ended.code == 5
+    assert "Step 4 was dropped, its weights did not move: the loss of pack 6 on rank 0" in ended.out
+    assert "Step 12 was dropped" in ended.err and "the last of 3 such steps in a row" in ended.err
+    run = RunFolder(tmp_path / "run")
+    assert run.steps() == [6]
+    assert all(tensor.isfinite().all() for _, tensor in read_tensors(run.checkpoint(6)))
+    assert read_state(run.checkpoint(6))["optimizer_steps"] == 5
+    # a figure of a step that was dropped is no number, and no other
+    told = metrics(run.path, "train/loss", "skipped_steps")
+    assert told[4, "train/loss"] is None and told[4, "skipped_steps"] == 1
+    assert all(told[step, "train/loss"] > 0 for step in range(1, 9) if step != 4)
+    # the same command goes on from there, and ends in the same way
+    assert train(data, run.path, **settings).code == 5
+    # the bound may be another when a run goes on
+    assert train(data, run.path, **settings | {"spikes__broken_in_row": 4}).code == 0
+
+
+def test_a_budget_of_time_ends_a_run_with_the_rate_at_its_end_over_requeues_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(building, "Progress", partial(Progress, now=lambda: float(next(ticks))))
+    output, settings = tmp_path / "run", {"time_budget": "60s", "checkpoint__every": 5, "steps": 10**6}
+    stop, taken = pretrain.STOP, []
+    take = pretrain.take_step
+
+    def stopped(step: int, *given: object, **more: object) -> object:
+        taken.append((step, more["progress"], more["rate"]))
+        if step == 12 and len(taken) == 13:
+            os.kill(os.getpid(), 15)
+        return take(step, *given, **more)
+
+    monkeypatch.setattr(pretrain, "take_step", stopped)
+    first = train(data, output, **settings)
+    assert first.code == 75 and "Stopped after step 13" in first.out, first.err
+    assert stop is pretrain.STOP
+    used = read_state(RunFolder(output).checkpoint(13))["seconds"]
+    assert 0 < used < 60
+    ended = train(data, output, export=True, **settings)
+    assert ended.code == 0, ended.err
+    assert "`time_budget` is used up after" in ended.out and (output / "export" / "model.safetensors").is_file()
+
+    steps, shares, rates = zip(*taken, strict=True)
+    assert list(steps) == list(range(len(steps)))
+    assert list(shares) == sorted(shares) and shares[-2] < shares[-1] == 1
+    assert shares[13] == pytest.approx((used + 1) / 60)
+    assert rates[-1] == 0 and max(rates) > 0
+    # the record holds what the clock decided
+    lines = [json.loads(line) for line in (output / "logs" / "metrics.jsonl").read_text().splitlines()]
+    kept = {line["step"]: line["progress"] for line in lines if "progress" in line}
+    assert kept == {step + 1: pytest.approx(max(share, (step + 1) / 10**6)) for step, share, _ in taken}
+    state = read_state(RunFolder(output).checkpoint(len(steps)))
+    assert state["seconds"] >= 60
+    # a run whose time is used up has nothing left to do
+    again = train(data, output, **settings)
+    assert again.code == 0 and len(taken) == len(steps)
+    refused = train(data, output, **settings | {"time_budget": "2h"})
+    assert refused.code == 2 and "`time_budget`" in refused.err
+    assert "be a time above 0 with one of the units" in train(data, output, time_budget="soon").err
