@@ -42,7 +42,7 @@ trap on_term TERM
 # srun hands USR1 on to every rank, again and again, for one that still imports torch ignores it.
 remind() {
     [[ -n $SRUN && -z $REMINDER ]] || return 0
-    (while kill -USR1 "$SRUN" 2>/dev/null; do sleep 5; done) &
+    (while kill -USR1 "$SRUN" 2>/dev/null; do sleep 2; done) &
     REMINDER=$!
 }
 

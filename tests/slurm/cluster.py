@@ -354,7 +354,7 @@ class Cluster:
 
         self.until(clean, f"job {number} to be requeued", lambda: str(self.job(number)))
         # leave to start a step is dated by the second, and none of the second in which the old was taken back is good
-        time.sleep(1.5)
+        time.sleep(1 - time.time() % 1)
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=True)
 
     def until(
