@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
+import subprocess
 import time
 from collections import Counter, defaultdict
 from functools import partial
@@ -17,11 +19,11 @@ from forked import Tell, fork
 from storage_worker import broken
 
 from megamask import files, pretrain, ranks, report
-from megamask.checkpoint import RunFolder, read_tensors
+from megamask.checkpoint import RunFolder, read_tensors, verify
 from tests.processes.conftest import free_port
 from tests.system.commands import ROOT, metrics, training
 
-STEPS = 4
+STEPS = 6
 PHASES = {
     "start": None,
     "build": pretrain,
@@ -78,9 +80,7 @@ def _launch(
     rng: random.Random | None = None,
 ) -> tuple[str, list[int]]:  # fmt: skip
     """One launch, killed in the phase ``wish`` if it comes there: what was told, and how each rank ended."""
-    command = training(Path(data), run.path, steps=STEPS, checkpoint__every=1, validation__every=2, export=True)
-    command += ["--deepspeed", str(ROOT / f"ds_configs/zero{stage}.json")]
-    team = fork(world, partial(_train, command, run.path.with_suffix(".log"), variant), free_port())
+    team = fork(world, partial(_train, _command(run, data, stage), run.path.with_suffix(".log"), variant), free_port())
     words, phase, since = "", "start", time.monotonic()
     until = 1 + (rng.randrange(STEPS - 1) if rng and wish in ("take_step", "publish") else 0)
     while wish and (more := team.hear(300)):
@@ -98,6 +98,11 @@ def _launch(
     # a rank that meets nobody waits for minutes; its launcher ends it
     more, codes = team.end(20, hangs=True) if until <= 0 and wish else team.end(300)
     return words + more, codes
+
+
+def _command(run: RunFolder, data: str, stage: int) -> list[str]:
+    command = training(Path(data), run.path, steps=STEPS, checkpoint__every=1, validation__every=3, export=True)
+    return [*command, "--deepspeed", str(ROOT / f"ds_configs/zero{stage}.json")]
 
 
 def _train(command: list[str], log: Path, variant: str, tell: Tell) -> None:
@@ -156,3 +161,44 @@ def _in_place() -> None:
 
 
 BREAK = {"sound": lambda: None, "forgetful": _forgetful, "in place": _in_place}
+
+
+# ---- a disk that is full
+
+
+def training_on_a_full_disk(folder: str, data: str, world: int, stage: int) -> dict:
+    """A training whose small disk is full during its second save, and again from the fourth on, until it gives up.
+
+    Then somebody makes room and the same command goes on. What came of it, and what was told.
+    """
+    disk = Path(folder) / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
+    straight, run = RunFolder(Path(folder) / "straight"), RunFolder(disk / "run")
+    words, codes = _launch(straight, data, "sound", stage, world, defaultdict(list))
+    assert codes == [0] * world, words
+    command = [str(run.path) if word == str(straight.path) else word for word in _command(straight, data, stage)]
+    log, ends = Path(folder) / "full.log", []
+    for fills in ({2: True, 3: False, 4: True}, {}):
+        words, codes = fork(world, partial(_train_full, command, log, disk / "ballast", fills), free_port()).end(300)
+        ends.append(codes)
+        left = {step: verify(run.checkpoint(step)).step for step in run.steps()}
+        (disk / "ballast").unlink(missing_ok=True)
+        ends.append(sorted(left))
+    return {"ends": ends, "same": _same(run, straight), "log": log.read_text()}
+
+
+def _train_full(command: list[str], log: Path, ballast: Path, fills: dict[int, bool], tell: Tell) -> None:
+    save = pretrain.publish
+
+    def publish(run, step, *given):
+        if ranks.is_main():
+            ballast.unlink(missing_ok=True)
+            if fills.get(step, step > 4 and bool(fills)):
+                with ballast.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ballast.parent).free)
+        ranks.barrier()
+        return save(run, step, *given)
+
+    pretrain.publish = publish
+    _train(command, log, "sound", lambda words: None)
