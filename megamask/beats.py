@@ -193,7 +193,9 @@ def blame(beats: Sequence[Beat]) -> tuple[list[Beat], str]:
     if busy or len(places) == 1:
         return [], ""
     # the fewest, and of as many the ones furthest ahead: to get there they have left out what the others wait in
-    odd = min(places.values(), key=lambda group: (len(group), -group[0].number))
+    odd, other = sorted(places.values(), key=lambda group: (len(group), -group[0].number))[:2]
+    if (len(odd), odd[0].number) == (len(other), other[0].number):
+        return [], ""
     return odd, "waits for something else than the others"
 
 
@@ -207,7 +209,7 @@ def report(beats: Sequence[Beat], seconds: float, limit: float) -> str:
     if len(guilty) > 8:
         lines.append(f"So do {len(guilty) - 8} more: {_list([beat.rank for beat in guilty[8:]])}.")
     if not guilty:
-        lines.append("No rank differs from the others, so none can be named: it is the network, a device or a disk.")
+        lines.append("None can be named: all wait in the same place, for the network or a device, or in several alike.")
     groups: dict[tuple, list[int]] = {}
     for beat in beats:
         groups.setdefault((beat.hung, beat.phase, beat.step, beat.waits, beat.place), []).append(beat.rank)

@@ -72,7 +72,7 @@ class Watchdog:
         self._beats: Beats | None = None
         self._seen: set[str] = set()
         self._now = ("joining", 0, 1, time.monotonic(), config.longest)
-        self._timed = 0
+        self._number, self._asks = 0, 0.0
         self._written = -1e9
         self._orphaned: float | None = None
         self._closed = threading.Event()
@@ -85,7 +85,7 @@ class Watchdog:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._closed.set()
         self._thread.join()
-        if self._timed:
+        if self._number:
             faulthandler.cancel_dump_traceback_later()
         try:
             if isinstance(error, Exception) and ranks.world() > 1:
@@ -126,17 +126,20 @@ class Watchdog:
     def _look(self) -> None:
         _, _, number, since, limit = self._now
         beats, seconds = self._beats, time.monotonic() - since
-        if number != self._timed:  # once in a phase at most: this timer is a thread of its own
-            self._timed = number
-            file = beats.handle if beats and ranks.world() > 1 else None  # alone, nobody would point to a file
-            faulthandler.dump_traceback_later(max(limit - seconds, 0) + 2 * TICK, exit=True, file=file or 2)
+        if number != self._number:
+            self._number, self._asks = number, 0.0
+        # set anew in each look, so it goes off when this thread has not run for as long as a step may take
+        file = beats.handle if beats and ranks.world() > 1 else None  # alone, nobody would point to a file
+        faulthandler.dump_traceback_later(self._config.timeout + GRACE, exit=True, file=file or 2)
         if beats and time.monotonic() - self._written > self._config.timeout / 60:
             self._written = time.monotonic()
             beats.write(self._beat())
         word = None
-        if beats and (seconds > self._config.timeout / 2 or self._stop.asked()):
-            word = beats.word()  # only when something seems wrong, for it lies on a file system that all share
-        if word is not None and word != HangError.exit_code:
+        if beats and seconds > self._asks and (seconds > GRACE or self._stop.asked()):
+            self._asks = seconds + GRACE / 2  # not in every look, for the file system is one that all ranks share
+            word = beats.word()
+        if beats and word is not None and word != HangError.exit_code:
+            beats.close()
             os._exit(word)
         if word or seconds > limit:
             self._give_up(seconds, limit)
@@ -186,9 +189,10 @@ class Watchdog:
             return
         word = beats.word(GRACE) if beats else None
         if word is None:
+            why = str(error).split(". ")[0].rsplit("] ", 1)[-1]
             raise LostError(
                 f"Rank {ranks.rank()} has lost another rank, which left no word: it was killed, perhaps for want of "
-                f"memory, or its machine is gone. The same command goes on from the newest checkpoint. ({error})"
+                f"memory, or its machine is gone. The same command goes on from the newest checkpoint. ({why})"
             ) from None
         silent = LostError()
         silent.exit_code = word

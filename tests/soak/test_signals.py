@@ -1,0 +1,89 @@
+"""Fifty signals, launchers that die, and ranks that do not agree whether to stop."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megamask.checkpoint import RunFolder
+from megamask.stopping import REQUEUE
+from tests.processes import forked
+from tests.processes.test_signals import check
+from tests.system.commands import ROOT, clean, free_port, training
+
+
+def test_signals_at_random_points(tmp_path: Path, count: int = 50) -> None:
+    with forked.server() as apart:
+        check(apart("faults_worker:signals", tmp_path, count=count, seed=1), count)
+
+
+def test_ranks_that_do_not_agree_are_found(tmp_path: Path) -> None:
+    with forked.server() as apart:
+        codes = apart("faults_worker:disagreeing", tmp_path)
+    assert codes != [REQUEUE, REQUEUE]
+
+
+LAUNCHERS = {
+    "torchrun": ["torchrun", "--nproc_per_node", "2", "--rdzv-backend", "static", "--master-port"],
+    "deepspeed": ["deepspeed", "--num_accelerators", "2", "--master_port"],
+}
+ENDINGS = [
+    (name, which)
+    for name in LAUNCHERS
+    for which in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "which"), ENDINGS)
+def test_no_rank_outlives_its_launcher(data: Path, tmp_path: Path, name: str, which: signal.Signals) -> None:
+    output = tmp_path / "run"
+    command = [*LAUNCHERS[name], str(free_port()), "megamask/pretrain.py"]
+    arguments = training(data, output, steps=100_000, checkpoint__every=100_000, validation__every=100_000)
+    with (tmp_path / "said.txt").open("wb") as said:
+        launcher = subprocess.Popen([*command, *arguments], cwd=ROOT, env=clean(), stdout=said, stderr=said)
+    try:
+        metrics, until = output / "logs" / "metrics.jsonl", time.monotonic() + 300
+        while not (metrics.exists() and metrics.read_text().count("train/loss") > random.randint(1, 5)):
+            assert launcher.poll() is None and time.monotonic() < until, (tmp_path / "said.txt").read_text()
+            time.sleep(0.1)
+        found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and str(output) in _command(pid)]
+        handles = [os.pidfd_open(pid) for pid in found if pid != launcher.pid]
+        began = time.monotonic()
+        launcher.send_signal(which)
+        for handle in handles:
+            assert select.select([handle], [], [], 120)[0], (tmp_path / "said.txt").read_text()
+        print(f"{name}, {which.name}: {len(handles)} processes gone after {time.monotonic() - began:.1f} s")
+    finally:
+        for pid in os.listdir("/proc"):
+            if pid.isdigit() and str(output) in _command(pid):
+                os.kill(int(pid), signal.SIGKILL)
+        print(f"exit code of the launcher: {launcher.wait()}")
+    assert len(handles) >= 2
+    assert len(RunFolder(output).steps()) == 1, "the last checkpoint"
+    assert not list(output.rglob(".tmp*")) + list(output.rglob("beat-*"))
+
+
+def _command(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def test_a_signal_during_the_real_imports_is_heard(data: Path, tmp_path: Path) -> None:
+    """Sent while torch is imported, which takes seconds, to a process that runs pretrain.py as anybody would."""
+    arguments = training(data, tmp_path / "run")
+    run = subprocess.Popen([sys.executable, "megamask/pretrain.py", *arguments], cwd=ROOT, env=clean())
+    while "libtorch_cpu" not in Path(f"/proc/{run.pid}/maps").read_text():
+        time.sleep(0.001)
+    run.send_signal(signal.SIGUSR1)
+    assert run.wait(300) == REQUEUE
+    assert RunFolder(tmp_path / "run").steps() == []

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from megamask import stopping
+from megamask.stopping import SIGNALS, Launcher, Stop, parent_of
+
+
+@pytest.mark.parametrize("which", [*SIGNALS, signal.SIGHUP])
+def test_a_signal_is_remembered_and_a_second_changes_nothing(which: signal.Signals) -> None:
+    with Stop() as stop:
+        assert not stop.asked() and not stop.agreed()
+        for _ in range(2):
+            os.kill(os.getpid(), which)
+            assert stop.asked() and stop.agreed()
+
+
+def test_outside_the_handlers_are_those_of_before() -> None:
+    names = (*SIGNALS, signal.SIGHUP)
+    before = [signal.getsignal(name) for name in names]
+    with Stop() as stop, stop:
+        pass
+    assert [signal.getsignal(name) for name in names] == before
+
+
+def test_a_stop_that_began_early_is_not_forgotten_in_the_run() -> None:
+    early = Stop()
+    with early:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with early as stop:
+            assert stop.asked()
+        os.kill(os.getpid(), signal.SIGTERM)  # and still does not end the process
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_it_needs_no_slow_import() -> None:
+    seen = "import sys; from megamask.stopping import Stop; Stop().__enter__(); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
+    assert said.stdout == "False\n"
+
+
+def test_the_parent_of_a_process() -> None:
+    assert parent_of(os.getpid()) == os.getppid()
+    assert parent_of(2**22 + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "asked"),
+    [({}, False), ({"TORCHELASTIC_RUN_ID": "none"}, True), ({"CROSS_RANK": "0", "LOCAL_SIZE": "2"}, True)],
+)
+def test_only_a_launcher_is_missed(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], asked: bool) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "CROSS_RANK", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    stop = Stop()
+    assert not stop.asked()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert stop.asked() == stop.orphaned() == asked
+
+
+def test_the_end_of_the_deepspeed_command_is_the_end_of_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSS_RANK", "0")
+    monkeypatch.setenv("LOCAL_SIZE", "1")
+    monkeypatch.setattr(os, "getppid", lambda: 20)
+    parents = {20: 10}
+    monkeypatch.setattr(stopping, "parent_of", parents.get)
+    for runner, watched in ((True, True), (False, False)):  # a shell that called the launcher may go
+        parents[20] = 10
+        monkeypatch.setattr(stopping, "_is_runner", lambda process, runner=runner: runner)
+        launcher = Launcher()
+        assert not launcher.gone()
+        parents[20] = 1
+        assert launcher.gone() == watched
