@@ -41,8 +41,9 @@ class Team:
     told: int
 
     def hear(self, timeout: float = 60) -> str:
-        """What they told since; waits for something, or for the end of all."""
+        """What they told since; waits for something, or for the end of all. Who hangs is aborted, and is an error."""
         if not select.select([self.told], [], [], timeout)[0]:
+            self.kill(which=signal.SIGABRT)
             raise AssertionError(f"no rank told anything for {timeout} s")
         return os.read(self.told, 1 << 16).decode()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import re
@@ -60,6 +61,7 @@ def training_kills(folder: str, data: str, variant: str, kills: int, stages: lis
             wish = rng.choice(WISHES) if counted["kills"] < kills else ""
             words, codes = _launch(run, data, variant, stage, world, lasts, wish, rng)
             counted["launches"] += 1
+            print(dict(counted), stage, wish, words, codes, flush=True)
             said = words.split()
             acknowledged = max(acknowledged, *(int(word[6:]) for word in said if word.startswith("saved-")), -1)
             if any(code < 0 for code in codes):
@@ -83,7 +85,7 @@ def _launch(
     team = fork(world, partial(_train, _command(run, data, stage), run.path.with_suffix(".log"), variant), free_port())
     words, phase, since = "", "start", time.monotonic()
     until = 1 + (rng.randrange(STEPS - 1) if rng and wish in ("take_step", "publish") else 0)
-    while wish and (more := team.hear(300)):
+    while wish and (more := team.hear(180)):
         words += more
         for word in more.split():
             if word in PHASES:
@@ -109,6 +111,7 @@ def _train(command: list[str], log: Path, variant: str, tell: Tell) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    faulthandler.enable(file)  # a rank that hangs is aborted, and shows where it was
     BREAK[variant]()
     if ranks.is_main():
         tell(" start")
