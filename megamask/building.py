@@ -123,6 +123,8 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     progress = Progress(config.steps, config.time_budget, state.get("seconds", 0.0))
     judge = Judge(config.spikes, state.get(JUDGE))
     log = log_of(config, encoder.shape, start.run, start.step)
+    if told := moved(state, engine.stage):
+        log.say(told)
     loader = Loader(text.packs, ranks.device())
     batches = loader.batches(numbers(config, start.step, engine.accumulate, judge.ledger))
     return Parts(
@@ -205,6 +207,19 @@ def same_teacher(teacher: Teacher | None, before: str, checkpoint: Path) -> None
             f"{checkpoint} was made with a teacher of hash {before[:16] or 'none'}, but `teacher.path` has "
             f"{now[:16] or 'none'}. Name the same model; if it is a run that goes on, name one checkpoint of it."
         )
+
+
+def writers(stage: int) -> dict[str, int]:
+    """What a checkpoint says of who wrote it. Any number of ranks in any stage can go on from it."""
+    return {"ranks": ranks.world(), "stage": stage}
+
+
+def moved(state: dict[str, Any], stage: int) -> str:
+    """A line that says so if a checkpoint's ``state`` is of another number of ranks or another stage; else nothing."""
+    now = writers(stage)
+    before = now | {key: state[key] for key in now.keys() & state.keys()}
+    here, there = (f"{w['ranks']} rank{'s' * (w['ranks'] != 1)}, ZeRO {w['stage']}" for w in (now, before))
+    return f"Resumed at {here}; the checkpoint was written by {there}." if here != there else ""
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -170,14 +170,13 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
     found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
     found += config.distill.problems("distill") + teachers.problems(config.teacher, config.distill, config.entropy)
     found += _guided(config, ds) + _late(config) + _moved(config)
-    per_step = config.packs.per_step
+    per_step, views = config.packs.per_step, config.packs.views
     if per_step >= 1 and per_step % world:
-        cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}."
+        cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}, or {_fitting(config)}."
         found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
-    views = config.packs.views
     if views > 1 and per_step >= 1 and per_step % (views * world):
         rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
-        found.append(must("packs.views", rule, views))
+        found.append(must("packs.views", rule, views, f"Use {_fitting(config)}."))
     if config.init_layers is not None and config.init is None:
         found.append("`init_layers` has no effect without `init`. Remove it or name first weights.")
     if config.init is None:
@@ -202,6 +201,13 @@ def _strange(name: str, value: object) -> list[str]:
     if isinstance(value, int) and abs(value) > 2**63:
         return [must(name, "lie below 2**63", value)]
     return []
+
+
+def _fitting(config: PretrainConfig) -> str:
+    """The numbers of ranks that can share a step evenly, as words; of up to a thousand."""
+    per_step, views = config.packs.per_step, max(config.packs.views, 1)
+    fitting = [str(n) for n in range(1, 1001) if per_step % (n * views) == 0]
+    return f"a number of ranks that fits ({', '.join(fitting)})" if fitting else "other views"
 
 
 def tied(config: PretrainConfig) -> PretrainConfig:

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # the other imports take from seconds to minutes: wh
 from megamask import command, ranks, report, runs
 from megamask import config as configuration
 from megamask.batch import PackedBatch
-from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, read_text, rewound
+from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, read_text, rewound, writers
 from megamask.config import PretrainConfig
 from megamask.errors import ConfigError, MegamaskError, NonFiniteError, StorageError
 from megamask.hangs import Watchdog
@@ -195,6 +195,7 @@ def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
             "seconds": parts.progress.used,
             JUDGE: parts.judge.state(),
             "teacher": parts.teacher.fingerprint if parts.teacher else "",
+            **writers(parts.engine.stage),
         }
         try:
             parts.log.say(publish(parts.run, step, tensors, state, parts.config.checkpoint.keep))

@@ -84,7 +84,8 @@ def test_packs_are_shared_evenly_or_not_at_all(world: int) -> None:
     for per_step in range(1, 13):
         config = PretrainConfig(packs=PacksConfig(256, 64, per_step))
         if per_step % world:
-            with pytest.raises(ConfigError, match=r"`packs.per_step` must be a multiple of the number of ranks"):
+            fitting = ", ".join(str(ranks) for ranks in range(1, 13) if per_step % ranks == 0)
+            with pytest.raises(ConfigError, match=rf"of the number of ranks .* ranks that fits \({fitting}\)\."):
                 check(config, None, world)
         else:
             assert check(config, None, world) == {}

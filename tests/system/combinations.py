@@ -1,0 +1,100 @@
+"""The choices of a run that must go together, and few cases that hold every pair of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+
+Case = dict[str, str]
+
+ENTROPY = {"masking.score": "entropy", "masking.explore.start": 0.5, "masking.explore.end": 0.2}
+DECAY = {"masking.ratio.start": 0.4, "masking.ratio.end": 0.2}
+TAUGHT = {"distill.weight.start": 0.5, "teacher.precision": "fp32"}
+FACTORS: dict[str, dict[str, dict[str, object]]] = {
+    "unit": {unit: {"masking.unit": unit} for unit in ("token", "word", "span")},
+    "score": {
+        "uniform": {},
+        "part of speech": {"masking.score": "part_of_speech"},
+        "frequency": ENTROPY | {"entropy.source": "frequency"},
+        "probe": ENTROPY | {"entropy.source": "probe", "entropy.measure": "margin"},
+        "exact": ENTROPY | {"entropy.source": "exact", "entropy.signal": "clean"},
+        "masked": ENTROPY | {"entropy.source": "exact", "entropy.passes": 2, "masking.entropy.strategy": "middle"},
+    },
+    "schedule": {
+        "constant": {},
+        "linear": {"masking.ratio.kind": "linear"} | DECAY,
+        "cosine": {"masking.ratio.kind": "cosine"} | DECAY,
+        "with the rate": {"masking.ratio.kind": "step", "masking.ratio.at": "warmup"} | DECAY,
+    },
+    "objective": {
+        "mlm": {},
+        "3ml": {"objective.kind": "three_ml", "objective.depth": 1},
+        "3ml, own vector": {"objective.kind": "three_ml", "objective.depth": 1, "objective.mask-vector": "own"},
+        "mae-lm": {"objective.kind": "mae_lm", "objective.decoder.layers": 1},
+        "cross": {"objective.kind": "mae_lm", "objective.decoder.layers": 1, "objective.decoder.attention": "cross"},
+    },
+    "corruption": {
+        "all masks": {},
+        "80/10/10": {"masking.corruption.mask": 0.8, "masking.corruption.random": 0.1, "masking.corruption.keep": 0.1},
+    },
+    "teacher": {"none": {}, "targets": TAUGHT, "everywhere": TAUGHT | {"distill.positions": "all"}},
+}
+"""What can be chosen, and the settings by which it is chosen."""
+
+
+def covering(
+    factors: Mapping[str, Iterable[str]], size: int = 2, never: Collection[tuple[str, str]] = ()
+) -> list[Case]:
+    """Cases that hold every ``size`` choices of different factors together at least once.
+
+    Each begins with what is left and is filled up with the choices that leave least, else those used least; of several
+    beginnings the best is taken. Names of choices are distinct; pairs in ``never``, in the order of the factors, stay
+    apart.
+    """
+    choices = {factor: list(names) for factor, names in factors.items()}
+
+    def apart(case: Case) -> bool:
+        named = [case[factor] for factor in choices if factor in case]
+        return any(pair in never for pair in itertools.combinations(named, 2))
+
+    def sets(case: Case) -> set[tuple]:
+        held = [(factor, case[factor]) for factor in choices if factor in case]
+        return set(itertools.combinations(held, size))
+
+    def worth(case: Case) -> int:
+        return sum(found in left for found in sets(case))
+
+    def filled(case: Case) -> Case:
+        for factor, names in choices.items():
+            if factor not in case:
+                fitting = [case | {factor: name} for name in names if not apart(case | {factor: name})]
+                case = max(fitting, key=lambda case: (worth(case), -used[case[factor]]))
+        return case
+
+    every = (
+        zip(factors, names, strict=True)
+        for factors in itertools.combinations(choices, size)
+        for names in itertools.product(*(choices[factor] for factor in factors))
+    )
+    left = dict.fromkeys(found for found in map(tuple, every) if not apart(dict(found)))
+    found: list[Case] = []
+    used: Counter[str] = Counter()
+    while left:
+        best = max(map(filled, map(dict, list(left)[:20])), key=worth)
+        found.append({factor: best[factor] for factor in choices})
+        used.update(best.values())
+        left = {one: None for one in left if one not in sets(best)}
+    return found
+
+
+def chosen(case: Case, factors: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, object]:
+    """The settings of a case."""
+    settings: dict[str, object] = {}
+    for factor, name in case.items():
+        settings |= factors[factor][name]
+    return settings
+
+
+def named_by(case: Case) -> str:
+    return " + ".join(case.values())

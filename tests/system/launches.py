@@ -1,0 +1,231 @@
+"""Launches of pretrain.py in this process that are watched to the bit, stopped in the midst, or broken on purpose.
+
+What a launch is like in a process of its own holds here too: every generator of this process is put into a state that
+nobody knows before it begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megamask import building, pretrain, ranks, training
+from megamask.checkpoint import RunFolder, read_state, read_tensors
+from megamask.engine.engine import Engine
+from megamask.guidance import Guidance
+from megamask.masking.masker import Masker
+from tests.system.commands import content, run
+
+CLOCKS = ("tokens_per_second", "masked_per_second", "data_wait", "mfu")
+"""Figures that go by a clock; all others are functions of the run."""
+
+
+def digest(tensor: Tensor) -> str:
+    """The hash of type, shape and every bit."""
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode() + data.tobytes()).hexdigest()
+
+
+def launch(arguments: list[str], *, stop: int | None = None, fault: str = "") -> dict[str, Any]:
+    """What pretrain.py does with ``arguments``, on this rank.
+
+    With ``stop``, a signal to the last rank asks the run to stop after that many steps; ``fault`` is one of `FAULTS`.
+
+    Returns ``code``, ``out`` and ``err`` of the command, the micro-steps of this rank in their order as ``packs``
+    (number, hash of the tokens, hash of the plan), learning rate and scale of the optimizer's groups in each step as
+    ``rates``, and the hashes of weights, moments and of all else that was learnt, with which it began, as ``began``.
+    """
+    random.seed()
+    np.random.seed()
+    torch.seed()
+    seen: dict[str, Any] = {"packs": [], "rates": {}, "began": {}}
+    with ExitStack() as stack:
+        for change in (*FAULTS[fault](), *_watched(seen, stop)):
+            stack.enter_context(change)
+        ended = run(pretrain.main, *arguments)
+    return {"code": ended.code, "out": ended.out, "err": ended.err} | seen
+
+
+Change = AbstractContextManager[Any]
+
+
+def _replaced(owner: object, name: str, make: Callable[[Callable], Callable]) -> Change:
+    """``owner.name`` as ``make`` makes it of what it was."""
+    return patch.object(owner, name, make(getattr(owner, name)))
+
+
+def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
+    def train_micro(real: Callable) -> Callable:
+        def watched(engine, batch, plan, *rest, **given):
+            made = [plan.inputs, plan.targets, plan.labels, plan.hidden]
+            seen["packs"].append([batch.number, digest(batch.tokens), "".join(map(digest, made))])
+            return real(engine, batch, plan, *rest, **given)
+
+        return watched
+
+    def step(real: Callable) -> Callable:
+        def watched(engine, rate):
+            number = engine.steps
+            if stop == number + 1 and ranks.rank() == ranks.world() - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            real(engine, rate)
+            groups = engine._engine.optimizer.param_groups
+            seen["rates"][str(number)] = [[float(group["lr"]).hex(), float(group["scale"])] for group in groups]
+
+        return watched
+
+    def train(real: Callable) -> Callable:
+        def watched(parts, *rest):
+            seen["began"] = {name: digest(gather()) for name, gather in parts.engine.tensors()}
+            for prefix, learnt in ((building.MASKER, parts.masker), (building.GUIDANCE, parts.guidance)):
+                seen["began"] |= {prefix + name: digest(t) for name, t in learnt.state_dict().items()}
+            return real(parts, *rest)
+
+        return watched
+
+    yield _replaced(Engine, "train_micro", train_micro)
+    yield _replaced(Engine, "step", step)
+    yield _replaced(pretrain, "train", train)
+    yield patch.object(pretrain.report, "ending", lambda *_: None)  # a third of a second for a picture
+
+
+# ---- what came of a run
+
+
+def record(output: Path, step: int) -> dict[str, str]:
+    """Every figure of a run as hex, and the hash of all that its checkpoint of ``step`` holds, by name."""
+    found: dict[str, str] = {}
+    for line in (output / "logs" / "metrics.jsonl").read_text().splitlines():
+        told = json.loads(line)
+        at = told.pop("step")
+        figures = {f"{name} of step {at}": value for name, value in told.items() if name not in CLOCKS}
+        assert not found.keys() & figures.keys(), f"told twice: {sorted(found.keys() & figures.keys())}"
+        found |= {name: "none" if value is None else float(value).hex() for name, value in figures.items()}
+    return found | kept(output, step)
+
+
+def kept(output: Path, step: int) -> dict[str, str]:
+    """The hash of each tensor of the checkpoint of ``step``, its small state, and the files of entropies."""
+    checkpoint = RunFolder(output).checkpoint(step)
+    found = {name: digest(tensor) for name, tensor in read_tensors(checkpoint)}
+    found |= {f"state: {name}": str(value) for name, value in read_state(checkpoint).items() if name != "seconds"}
+    return found | {f"entropies: {name}": value for name, value in content(RunFolder(output).entropy).items()}
+
+
+def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+    """The names under which two records differ."""
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+
+
+# ---- what the checks must catch
+
+
+def _restore(change: Callable[[str, Tensor], Tensor], steps: Callable[[int], int] = lambda steps: steps) -> Change:
+    """A resume that changes each tensor on its way from the checkpoint to the engine."""
+
+    def make(real: Callable) -> Callable:
+        def restore(engine, read, *, steps: int):
+            if not steps:  # of the first weights
+                return real(engine, read, steps=steps)
+
+            def changed(name: str) -> Tensor | None:
+                found = read(name)
+                return None if found is None else change(name, found)
+
+            return real(engine, changed, steps=steps)
+
+        return restore
+
+    return _replaced(Engine, "restore", make)
+
+
+def _steps_begin_anew() -> Change:
+    return _replaced(Engine, "restore", lambda real: lambda engine, read, *, steps: real(engine, read, steps=0))
+
+
+def _swapped() -> Change:
+    """The first two tensors of one shape are taken for each other."""
+
+    def make(real: Callable) -> Callable:
+        def restore(engine, read, *, steps: int):
+            if not steps:
+                return real(engine, read, steps=steps)
+            shapes: dict[tuple[int, ...], str] = {}
+            for name in (f"weights/{name}" for name in engine._parameters):
+                found = read(name)
+                assert found is not None
+                other = shapes.setdefault(tuple(found.shape), name)
+                if not torch.equal(read(other), found):
+                    swapped = {other: name, name: other}.get
+                    return real(engine, lambda name, swapped=swapped: read(swapped(name, name)), steps=steps)
+            raise AssertionError("no two tensors of one shape")
+
+        return restore
+
+    return _replaced(Engine, "restore", make)
+
+
+def _mean_of_means() -> Change:
+    """Targets that differ in number from pack to pack, of which each rank counts its own alone."""
+
+    def uneven(number: int, rows: int) -> int:
+        return rows if number % 3 else rows // 2
+
+    def make(real: Callable) -> Callable:
+        budget, call = Masker.budget, Masker.__call__
+
+        def take_step(step, batches, *, progress, masker, **given):
+            due = [budget(masker, progress, uneven(b.number, b.layout.rows)) for b in batches]
+            counted = patch.object(
+                Masker, "budget", lambda self, at, rows: due.pop() if due else budget(self, at, rows)
+            )
+            made = patch.object(
+                Masker,
+                "__call__",
+                lambda self, batch, **more: call(self, batch, **more, rows=uneven(batch.number, batch.layout.rows)),
+            )
+            with counted, made:
+                return real(step, batches, progress=progress, masker=masker, **given)
+
+        return take_step
+
+    return _replaced(pretrain, "take_step", make)
+
+
+def _in_stretches(config, start: int, accumulate: int, ledger: object) -> Iterator[int]:
+    """Each rank has packs of its own that follow each other."""
+    for step in range(start, config.steps):
+        for micro in range(accumulate):
+            yield step * config.packs.per_step + ranks.rank() * accumulate + micro
+
+
+FAULTS: dict[str, Callable[[], list[Change]]] = {
+    "": list,
+    "dropout by the state of the generator": lambda: [
+        patch.object(training, "seed_of", lambda *_: int(torch.randint(2**62, ())))
+    ],
+    "moments at zero": lambda: [_restore(lambda name, t: t if name.startswith("weights/") else torch.zeros_like(t))],
+    "masters from bf16": lambda: [_restore(lambda name, t: t.bfloat16().float() if name.startswith("weights/") else t)],
+    "steps of the optimizer at zero": lambda: [_steps_begin_anew()],
+    "what scores learnt is lost": lambda: [patch.object(Masker, "load_state_dict", lambda *_: None)],
+    "what sources learnt is lost": lambda: [patch.object(Guidance, "load_state_dict", lambda *_: None)],
+    "packs from the first": lambda: [
+        _replaced(building, "numbers", lambda real: lambda config, start, *rest: real(config, 0, *rest))
+    ],
+    "two tensors swapped": lambda: [_swapped()],
+    "mean of means": lambda: [_mean_of_means()],
+    "packs of each rank in a stretch": lambda: [patch.object(building, "numbers", _in_stretches)],
+}
+"""Changes that make a resume inexact, each of which a check must find."""
