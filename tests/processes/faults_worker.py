@@ -256,9 +256,12 @@ def signals(folder: str, count: int, seed: int) -> dict:
     points = [*draw.sample(PHASES, min(count, len(PHASES))), *draw.choices(PHASES, k=max(0, count - len(PHASES)))]
     for point in points:
         before = max(RunFolder(stopped).steps(), default=0)
-        run = launch(training(data, stopped, **every), stopped, Fault(point, draw.randint(0, 1)))
+        at = draw.randint(0, 1)
+        run = launch(training(data, stopped, **every), stopped, Fault(point, at))
         assert run.wait_for_fault(), f"{point}: {run.end(0)} {run.said(0)} {run.said(1)}"
-        which, who = draw.choice(SIGNALS), draw.choice([[0], [1], [0, 1]])
+        # the other may not have come to its first line yet, before which a signal ends it
+        who = [at] if point == "import" else draw.choice([[0], [1], [0, 1]])
+        which = draw.choice(SIGNALS)
         for _ in range(draw.randint(1, 2)):
             for rank in who:
                 os.kill(run.pids[rank], which)
