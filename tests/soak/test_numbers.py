@@ -32,7 +32,7 @@ def recorded(seed: int, steps: int) -> list[tuple[float, float]]:
     masker, found = Masker(MaskingConfig(Schedule(start=0.3)), IDS), []
     for step in range(steps):
         draw = random.Random(f"{seed} {step}")
-        lengths = [draw.randint(5, 60) for _ in range(4)]
+        lengths = [draw.randint(40, 60) for _ in range(4)]
         batch = pack(lengths, padding=256 - sum(lengths), number=step, seed=draw.getrandbits(32))
         plan = masker(batch, progress=0.0, rng=PackRng(seed, step))
         torch.manual_seed(step)
