@@ -132,6 +132,7 @@ def _be(rank: int, world: int, port: int, ends: list[Connection], act: Callable[
         act(tell)
         code = 0
     except MegamaskError as error:
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
     except Alone:
         pass

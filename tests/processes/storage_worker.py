@@ -244,8 +244,9 @@ def take_overs(folder: str, variant: str, rounds: int) -> dict:
         words = old.hear()
         if words != " asleep":
             nth = -1  # there are no more points
+            more, codes = old.end()
+            assert codes == [0], f"{words}{more} {codes}"
             shutil.rmtree(run.path)
-            assert old.end()[1] == [0]
             continue
         _stopped(old)
         new, codes = fork(1, partial(_take_over, run.path)).end()
