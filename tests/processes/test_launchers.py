@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,30 @@ def deepspeed(script: str, *arguments: str) -> Ended:
 
 
 def torchrun(script: str, *arguments: str) -> Ended:
-    port = ["--master-port", free_port(), "--rdzv-backend", "static"]
-    return shell("torchrun", "--nproc_per_node", 2, *port, script, *arguments)
+    """On two nodes."""
+    common = [
+        "torchrun",
+        "--nnodes",
+        2,
+        "--nproc_per_node",
+        1,
+        "--master-addr",
+        "127.0.0.1",
+        "--rdzv-backend",
+        "static",
+    ]
+    common += ["--master-port", free_port()]
+    return together_on([[*common, "--node-rank", node, script, *arguments] for node in range(2)])
+
+
+def hostfile(script: str, *arguments: str) -> Ended:
+    """The deepspeed launcher, called on each of two nodes."""
+    with tempfile.NamedTemporaryFile("w") as hosts:
+        hosts.write("node1 slots=1\nnode2 slots=1\n")
+        hosts.flush()
+        common = ["deepspeed", "--hostfile", hosts.name, "--no_ssh", "--master_addr", "127.0.0.1"]
+        common += ["--master_port", free_port()]
+        return together_on([[*common, "--node_rank", node, script, *arguments] for node in range(2)])
 
 
 def srun(script: str, *arguments: str) -> Ended:
@@ -51,20 +74,27 @@ def srun(script: str, *arguments: str) -> Ended:
         "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    ranks = []
-    for rank in range(2):
-        own = clean() | slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        command = [sys.executable, script, *map(str, arguments)]
-        ranks.append(subprocess.Popen(command, cwd=ROOT, env=own, text=True, stdout=-1, stderr=subprocess.STDOUT))
+    own = [slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    return together_on([[sys.executable, script, *arguments]] * 2, own)
+
+
+def together_on(commands: Sequence[Sequence[object]], environments: Sequence[dict[str, str]] = ({}, {})) -> Ended:
+    """Several commands at once; the worst exit code, and what the first two said."""
+    started = [
+        subprocess.Popen([str(word) for word in command], cwd=ROOT, env=clean() | own, text=True, stdout=-1, stderr=-2)
+        for command, own in zip(commands, environments, strict=True)
+    ]
     try:
-        said = [rank.communicate(timeout=300)[0] for rank in ranks]
+        said = [process.communicate(timeout=300)[0] for process in started]
     finally:
-        for rank in ranks:
-            rank.kill()
-    return Ended(max(abs(rank.returncode) for rank in ranks), said[0], said[1])
+        for process in started:
+            process.kill()
+    return Ended(max(abs(process.returncode) for process in started), said[0], said[1])
 
 
-LAUNCHERS: dict[str, Callable[..., Ended]] = {"deepspeed": deepspeed, "torchrun": torchrun, "srun": srun}
+LAUNCHERS: dict[str, Callable[..., Ended]] = {
+    "deepspeed": deepspeed, "torchrun": torchrun, "hostfile": hostfile, "srun": srun,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +120,7 @@ def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 def test_every_launcher_makes_the_same_run(together: dict[str, dict[tuple[int, str], float]]) -> None:
-    assert together["deepspeed"] == together["torchrun"] == together["srun"]
+    assert all(found == together["srun"] for found in together.values())
 
 
 def test_two_ranks_take_the_steps_of_one(
