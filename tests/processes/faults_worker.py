@@ -32,7 +32,7 @@ from megamask.stopping import REQUEUE, Stop
 from tests.processes.conftest import free_port
 from tests.system.commands import ROOT, text, training
 
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds until a launch that does not end counts as one that hangs."""
 POINTS = {
     "building": "megamask.engine.engine:Engine.__init__",
