@@ -37,8 +37,9 @@ def cost(shape: EncoderShape, objective: ObjectiveConfig | None = None, masks: f
     split = {"mlm": 0, "three_ml": objective.depth or 0, "mae_lm": shape.num_layers}[objective.kind]
     if objective.kind == "mae_lm":
         decoder = objective.decoder
-        late = _layers(replace(shape, num_layers=decoder.layers, global_every=1), 0, decoder.layers, shape.vocab_size)
+        late = _layers(shape, split, split + decoder.layers, shape.vocab_size)
         if decoder.attention == "cross":
+            late = _layers(replace(shape, global_every=1), 0, decoder.layers, shape.vocab_size)
             # keys and values of all rows; the rest of a layer for [MASK] alone
             kept = 2 * decoder.layers * 2 * shape.hidden_size**2
             late = replace(late, token=kept, mask=late.token - kept, pair=0, mask_pair=late.pair)

@@ -42,17 +42,19 @@ class Stack(nn.Module):
     """Layers one upon the other; in `modern` a norm ends them.
 
     ``config`` says how they are run (dropout, attention, checkpointing, compilation) and initialised; all else is
-    ``shape``'s. ``below`` is what stands below the layers, if anything does.
+    ``shape``'s. ``below`` is what stands below the layers, if anything does. ``first`` is the place of the first layer
+    in ``shape``'s pattern of local and global ones.
     """
 
-    def __init__(self, shape: EncoderShape, config: ModelConfig, below: Embedding | None = None):
+    def __init__(self, shape: EncoderShape, config: ModelConfig, below: Embedding | None = None, first: int = 0):
         super().__init__()
-        self.shape, self.config = shape, config
+        self.shape, self.config, self.first = shape, config, first
         self.checkpointing, self.keep_rng = config.activation_checkpointing, config.dropout > 0
         if below is not None:
             self.embedding = below
         kind: type[Layer] = BertLayer if shape.preset == "bert" else ModernLayer
-        self.layers = nn.ModuleList(kind(shape, config, number) for number in range(shape.num_layers))
+        entries = [True] + [False] * (shape.num_layers - 1)
+        self.layers = nn.ModuleList(kind(shape, config, place, entry) for place, entry in enumerate(entries, first))
         self.final_norm = norm(shape) if shape.preset == "modern" else nn.Identity()
         initialise(self, config.init_std)
         if shape.preset == "modern":
@@ -80,7 +82,7 @@ class Stack(nn.Module):
         turns = self._rotary(x, layout, numbers)
         asking = None if rows is None else Asking(rows, layout.keep(rows))
         for number in numbers:
-            rotary = turns.get(self.shape.theta(number))
+            rotary = turns.get(self.shape.theta(self.first + number))
             call = functools.partial(self.layers[number], layout=layout, rotary=rotary, asking=asking)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(call, x, use_reentrant=False, preserve_rng_state=self.keep_rng)
@@ -95,7 +97,8 @@ class Stack(nn.Module):
             return {}
         width = self.shape.hidden_size // self.shape.num_heads
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        return {theta: rotary(layout, theta, width, dtype) for theta in {self.shape.theta(n) for n in numbers}}
+        thetas = {self.shape.theta(self.first + number) for number in numbers}
+        return {theta: rotary(layout, theta, width, dtype) for theta in thetas}
 
 
 class Encoder(Stack):
@@ -152,14 +155,14 @@ class Layer(nn.Module):
     lengths of the sequences change from pack to pack.
     """
 
-    def __init__(self, shape: EncoderShape, config: ModelConfig, number: int):
+    def __init__(self, shape: EncoderShape, config: ModelConfig, place: int, entry: bool):
         super().__init__()
         bert = shape.preset == "bert"
         width, inner = shape.hidden_size, shape.intermediate_size
-        self.heads, self.backend, self.window = shape.num_heads, config.attention, shape.window(number)
+        self.heads, self.backend, self.window = shape.num_heads, config.attention, shape.window(place)
         self.compile_sides = config.compile
         # ModernBERT's first layer has no norm here, for the embedding ends in one
-        self.attention_norm = norm(shape) if bert or number else nn.Identity()
+        self.attention_norm = nn.Identity() if entry and not bert else norm(shape)
         self.width = width // shape.num_heads
         self.qkv = QKV(width, 3 * width, bias=bert)
         self.attention_out = nn.Linear(width, width, bias=bert)

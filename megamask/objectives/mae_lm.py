@@ -34,13 +34,13 @@ from megamask.objectives.mlm import MLM
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The small stack behind the encoder; layers as the encoder's, all of them global."""
+    """The small stack behind the encoder; its layers are as the encoder's next ones would be, local ones too."""
 
     layers: int = 4
     """Its layers. The released code has 4 behind 12."""
     attention: Literal["self", "cross"] = "self"
     """`self`: all rows move on, as in the encoder. `cross`: the rows of [MASK] alone do; they attend to each other and
-    to what the encoder made of the rest, which stays as it is and costs about a quarter."""
+    to what the encoder made of the rest, which stays as it is and costs about a sixth. Its layers are all global."""
     positions: Literal["masks", "all"] = "masks"
     """`masks`: a row of [MASK] brings its position along, through the encoder's embedding; the others have had theirs.
     `all`: a learned position of the decoder's own is added to every row, and a norm follows, as in the released code;
@@ -77,9 +77,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.cross = config.attention == "cross"
         how = replace(encoder.config, dropout=config.dropout)
-        shape = replace(encoder.shape, num_layers=config.layers, global_every=1)
+        shape = replace(encoder.shape, num_layers=config.layers)
+        first = encoder.shape.num_layers
+        if self.cross:
+            shape, first = replace(shape, global_every=1), 0
         self.entry = Entry(shape, how.init_std, config.dropout) if config.positions == "all" else None
-        self.stack = Stack(shape, how)
+        self.stack = Stack(shape, how, first=first)
 
     def forward(self, x: Float[Tensor, "T D"], layout: Layout, plan: MaskPlan) -> Float[Tensor, "T D"]:
         if self.entry is not None:

@@ -15,13 +15,13 @@ from megamask.schedules import Schedule
 
 
 def three_ml(base: PretrainConfig) -> PretrainConfig:
-    """3ML (Liao et al. 2022): 50 % masked, [MASK] enters before the last sixth of the layers.
+    """3ML (Liao et al. 2022): 50 % masked, [MASK] enters before the last sixth of the layers, at least two.
 
     Not published, and chosen here: the depth, and the corruptions of the base. Differs: the last layers do the
     decoder's work.
     """
     layers = _layers(base)
-    objective = ObjectiveConfig("three_ml", depth=layers - max(1, layers // 6))
+    objective = ObjectiveConfig("three_ml", depth=max(1, layers - max(2, layers // 6)))
     return replace(base, objective=objective, masking=replace(base.masking, ratio=Schedule(start=0.5)))
 
 

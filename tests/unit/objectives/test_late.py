@@ -228,6 +228,15 @@ def test_dropout_is_the_decoders_own():
         assert torch.equal(model.states(batch, asked), model.states(batch, asked))
 
 
+def test_a_decoder_goes_on_in_the_encoders_pattern_of_layers_and_cross_attention_is_global():
+    model = late(ObjectiveConfig("mae_lm", decoder=DecoderConfig(4)), "modern", **LOCAL)
+    first, shape = len(model.encoder.layers), model.encoder.shape
+    wanted = [shape.window(place) for place in range(first, first + 4)]
+    assert [layer.window for layer in model.decoder.stack.layers] == wanted and len(set(wanted)) == 2
+    cross = late(LATE["cross"], "modern", **LOCAL)
+    assert {layer.window for layer in cross.decoder.stack.layers} == {None}
+
+
 @pytest.mark.slow
 def test_compilation_changes_nothing():
     batch = pack(LENGTHS, padding=4)
