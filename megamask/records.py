@@ -54,9 +54,10 @@ def read_text(path: Path, most: int) -> str:
     """The text of a regular file of at most ``most`` bytes."""
     # a pipe would be waited for, and a device has no end
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BadRecord("it is no regular file")
     with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise BadRecord("it is no regular file")
         raw = file.read(most + 1)
     if len(raw) > most:
         raise BadRecord(f"it has more than {most:,} bytes")

@@ -155,6 +155,8 @@ class Stored:
             tokens, counts, offsets = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
         except Exception as error:  # a header is Python, of which the parser raises of every kind
             raise DataError(f"{self.folder}: part {part} holds no arrays: {error}. {CURE}") from None
+        if not all(isinstance(array, np.ndarray) for array in (tokens, counts, offsets)):
+            raise DataError(f"{self.folder}: part {part} holds archives, not arrays. {CURE}")
         packs = min(PART, self.manifest["packs"] - part * PART)
         if not (
             tokens.dtype in (np.uint16, np.uint32) and counts.dtype == np.uint8 and offsets.dtype == np.int64

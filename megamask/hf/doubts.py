@@ -30,7 +30,9 @@ def doubts(
     with [MASK] at all targets has never been asked for a token that it sees, so its clean entropies say little.
     Raises DataError if the model's vocabulary or length does not reach.
     """
-    model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    model = AutoModelForMaskedLM.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    ).eval()
     size, longest = model.config.vocab_size, model.config.max_position_embeddings
     if int(tokens.max()) >= size:
         raise DataError(f"{folder} has {size} tokens, but the sentence holds the id {int(tokens.max())}: "

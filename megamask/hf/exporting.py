@@ -111,7 +111,11 @@ def _write_tokenizer(source: Path, target: Path, shape: EncoderShape) -> PreTrai
     settings = json.loads(path.read_text())
     settings["model_max_length"] = min(settings.get("model_max_length", shape.max_positions), shape.max_positions)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a strange configuration makes the library raise
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"The tokenizer in {source} cannot be loaded by transformers: {reason}") from None
     if len(tokenizer) > shape.vocab_size:
         raise CheckpointError(
             f"The tokenizer in {source} has {len(tokenizer)} tokens, but the model only {shape.vocab_size}: "
@@ -200,7 +204,7 @@ def _our_logits(weights: Mapping[str, Tensor], shape: EncoderShape, sequences: l
 
 def _their_logits(folder: Path, sequences: list[Tensor], pad: int) -> list[Tensor]:
     model, report = AutoModelForMaskedLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
     )
     wrong = {key: found for key, found in report.items() if found}
     if wrong:

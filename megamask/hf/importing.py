@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from megamask import records
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.hf.names import LEFT_OUT, TIED, TOKENIZER_FILES, WEIGHTS, misfits, names, to_ours
 from megamask.hf.settings import read_shape
@@ -69,6 +72,7 @@ def fetch(source: str | Path, setting: str) -> Path:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of the safetensors files in ``folder``; CheckpointError for none or a damaged one."""
+    raise_all(CheckpointError, list(_leads_away(folder)))
     paths = sorted(folder.glob("model*.safetensors"))
     if not paths:
         raise CheckpointError(
@@ -77,11 +81,34 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         )
     found: dict[str, Tensor] = {}
     for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is no regular file.")
         try:
             found |= load_file(path)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is no safetensors file: {error}.") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
     return found
+
+
+def _leads_away(folder: Path) -> Iterator[str]:
+    """Sentences for files by which transformers would go on to other folders, or wait for ever."""
+    if (folder / "adapter_config.json").exists():
+        yield f"{folder} holds an adapter (adapter_config.json) of another model. Merge them, and save the whole."
+    for path in folder.glob("*.json"):
+        if not path.is_file():
+            yield f"{path} is no regular file."
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            parts = set(records.read_json(index)["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            yield f"{index} is no index of safetensors files."
+            return
+        for name in sorted(map(str, parts)):
+            if not re.fullmatch(r"model[\w.-]*\.safetensors", name, re.ASCII):
+                yield f"{index} names {name!r}, which is no safetensors file of a model in its folder."
 
 
 def save_start(source: str | Path, output: Path) -> EncoderShape:

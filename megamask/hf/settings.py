@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import BertConfig, ModernBertConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from megamask import records
 from megamask.errors import CheckpointError, must, raise_all
 from megamask.model.shape import EncoderShape
 
@@ -82,10 +83,12 @@ def has_preset(folder: Path) -> bool:
 def read_shape(folder: Path) -> EncoderShape:
     """The shape of the checkpoint in ``folder``; raises CheckpointError with all that no preset has."""
     try:
-        settings = json.loads((folder / "config.json").read_bytes())
+        settings = records.read_json(folder / "config.json")
     except FileNotFoundError:
         raise CheckpointError(f"{folder} holds no config.json, so it is no model of transformers.") from None
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error.strerror}.") from None
+    except records.BadRecord as error:
         raise CheckpointError(f"{folder / 'config.json'} is no JSON: {error}.") from None
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if kind not in ("bert", "modernbert"):

@@ -66,6 +66,7 @@ def make_shards(folder: Path) -> Path:
 def vouch(folder: Path) -> None:
     """Let the manifest of shards, or of stored samples, say of each file what it is now."""
     path = folder / "manifest.json"
+    assert path.is_file() and not path.is_symlink()  # never wait for a pipe
     manifest = json.loads(path.read_text())
     sidecars = [listed for splits in manifest.get("sidecars", {}).values() for listed in splits.values()]
     for listed in (manifest["files"], *sidecars):
@@ -151,10 +152,12 @@ def _files_of_a_checkpoint(folder: Path) -> list[str]:
 def _seal(folder: Path) -> None:
     """Let the manifest of the checkpoint, and the manifest's own hash, say what is there now."""
     found = folder / "run" / "checkpoints" / "step-4"
+    assert (found / "MANIFEST.json").is_file()
     body = json.loads((found / "MANIFEST.json").read_bytes())
     body.pop("sha256", None)
     for entry in body.get("files", []):
-        if (found / str(entry.get("name"))).is_file():
+        name = str(entry.get("name"))
+        if name == name.strip("./")[:100] and name.isprintable() and "/" not in name and (found / name).is_file():
             raw = (found / entry["name"]).read_bytes()
             entry |= {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     (found / "MANIFEST.json").write_bytes(checkpoint._seal(body))
