@@ -236,7 +236,9 @@ def make_data(folder: Path) -> Path:
     return folder / "data"
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+# under nohup a hang-up asks for nothing
+HANGS_UP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, *HANGS_UP)
 PHASES = ("import", "building", "data", "forward", "backward", "step", "stop", "evaluation", "save")
 
 

@@ -110,6 +110,7 @@ def poisoned(cells: list[dict]) -> list[list[dict]]:
     for ds in cells:
         run, step, answers = Run(ds), 0, []
         assert run.take(step).moves
+        before = run.hash()
         for place in PLACES:
             for value in BAD:
                 step += 1
