@@ -42,6 +42,7 @@ def main() -> int:
         return int(os.environ["ENDS"])
 
     step, state = newest(run)
+    meet(run, rank, world, stop)
     if rank == 0:
         (run / "config.json").write_text(json.dumps({"steps": asked.steps, "log": {"steps": 1}}, indent=2))
         keep(run, step)
@@ -57,6 +58,14 @@ def main() -> int:
         print(f"stopped by {signal.Signals(stop[0]).name} after step {step}", flush=True)
         return 75
     return 0
+
+
+def meet(run: Path, rank: int, world: int, stop: list[int]) -> None:
+    """Wait until all ranks have read where to begin: the first must not end before the last begins."""
+    launch = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    (run / f"ready-{launch}-{rank}").touch()
+    while not stop and len(list(run.glob(f"ready-{launch}-*"))) < world:
+        time.sleep(0.01)
 
 
 def newest(run: Path) -> tuple[int, int]:
