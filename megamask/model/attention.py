@@ -14,17 +14,42 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from megamask.batch import Layout, LengthGroup, places
 
 Backend = Literal["auto", "reference", "padded", "varlen"]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The ascending ``rows`` of ``whole`` that alone ask; what is known of them is found once for all layers."""
+
+    rows: Int64[Tensor, " N"]
+    whole: Layout
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Their own."""
+        return self.whole.keep(self.rows)
+
+    @cached_property
+    def groups(self) -> tuple[LengthGroup, ...]:
+        """Grids with the sequences of the groups of ``whole``."""
+        return self.layout.within(self.whole)
+
+    @cached_property
+    def places(self) -> Int64[Tensor, " N"]:
+        """Where each stands when these grids are flattened and laid one behind the other."""
+        return places(self.groups)
 
 
 def attend(
@@ -34,13 +59,13 @@ def attend(
     layout: Layout,
     backend: Backend = "auto",
     *,
-    asking: Layout | None = None,
+    asking: Asking | None = None,
     window: int | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "N H E"]:
     """softmax(q k' / sqrt(E)) v within each sequence.
 
-    ``asking`` is the layout of the rows of ``q`` if they are not all: `layout.keep` of them. It goes without window.
+    ``asking`` says which rows those of ``q`` are, if not all. It goes without window.
 
     ``window`` limits a row to rows at most that far away on either side, counted in rows that are present.
     ``dropout`` is the probability with which an attention weight is dropped; the caller passes 0 in evaluation.
@@ -48,12 +73,12 @@ def attend(
     if backend == "auto":
         backend = "varlen" if _varlen_can(q, window, dropout) else "padded"
     assert asking is None or window is None, "rows left out have no distance"
-    asking = asking or layout
-    if backend == "varlen":
-        return _varlen(q, k, v, layout, asking, window)
     if backend == "padded":
-        return _padded(q, k, v, layout, asking, window, dropout)
-    return _reference(q, k, v, layout, asking, window, dropout)
+        return _padded(q, k, v, layout, asking or layout, window, dropout)
+    own = asking.layout if asking else layout
+    if backend == "varlen":
+        return _varlen(q, k, v, layout, own, window)
+    return _reference(q, k, v, layout, own, window, dropout)
 
 
 def _reference(
@@ -72,18 +97,16 @@ def _near(places: Tensor, window: int) -> Bool[Tensor, "L L"]:
 
 
 def _padded(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, asking: Layout, window: int | None, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, asking: Layout | Asking, window: int | None, dropout: float
 ) -> Tensor:
     by_products = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     grid_attention = _by_products if by_products else _by_fused_kernel
-    whole = asking is layout
-    groups = layout.groups if whole else asking.within(layout)
-    asked, told = _grids(q[:, None], groups), _grids(torch.stack((k, v), 1), layout.groups)
+    asked, told = _grids(q[:, None], asking.groups), _grids(torch.stack((k, v), 1), layout.groups)
     outputs = []
     for (queries,), (keys, values), group in zip(asked, told, layout.groups, strict=True):
         out = grid_attention(queries, keys, values, group, window, dropout)  # (G, H, L, E)
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
-    return torch.cat(outputs).index_select(0, layout.places if whole else places(groups)).view(q.shape)
+    return torch.cat(outputs).index_select(0, asking.places).view(q.shape)
 
 
 def _grids(x: Tensor, groups: Sequence[LengthGroup]) -> list[Tensor]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,19 +22,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megamask.batch import Layout
-from megamask.model.attention import attend
+from megamask.model.attention import Asking, attend
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.model.sums import LayerNorm, Table
 
 Rotary = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Asking:
-    """The rows that alone ask and move on, ascending, and their own layout."""
-
-    rows: Int64[Tensor, " N"]
-    layout: Layout
 
 
 class Stack(nn.Module):
@@ -80,7 +71,7 @@ class Stack(nn.Module):
         """
         numbers = range(*layers.indices(len(self.layers)))
         turns = self._rotary(x, layout, numbers)
-        asking = None if rows is None else Asking(rows, layout.keep(rows))
+        asking = None if rows is None else Asking(rows, layout)
         for number in numbers:
             rotary = turns.get(self.shape.theta(self.first + number))
             call = functools.partial(self.layers[number], layout=layout, rotary=rotary, asking=asking)
@@ -182,10 +173,10 @@ class Layer(nn.Module):
         before, after = type(self).before, type(self).after
         if self.compile_sides:
             before, after = compiled(before), compiled(after)
-        rows, own = (None, None) if asking is None else (asking.rows, asking.layout)
+        rows = None if asking is None else asking.rows
         q, k, v = before(self, x, rotary, rows)
         dropout = self.dropout.p if self.training else 0.0
-        attended = attend(q, k, v, layout, self.backend, asking=own, window=self.window, dropout=dropout)
+        attended = attend(q, k, v, layout, self.backend, asking=asking, window=self.window, dropout=dropout)
         if rows is None:
             return after(self, x, attended)
         return x.index_copy(0, rows, after(self, x.index_select(0, rows), attended))

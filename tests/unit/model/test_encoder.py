@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megamask.batch import Layout
-from megamask.model.attention import attend
+from megamask.model.attention import Asking, attend
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import ModelConfig
@@ -73,7 +73,7 @@ def test_rows_that_alone_ask_hear_what_they_would_among_all(backend, dtype, shar
     q, k, v = exact = [torch.randn(layout.rows, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     expected = attend(q, k, v, layout, "reference")[rows]
     inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
-    found = attend(inputs[0][rows], *inputs[1:], layout, backend, asking=layout.keep(rows))
+    found = attend(inputs[0][rows], *inputs[1:], layout, backend, asking=Asking(rows, layout))
     assert_close(found, expected)
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, exact, upstream)
