@@ -6,6 +6,7 @@ as transformers loads it, before it is published.
 
 Only safetensors are read, and no code that comes with a model is ever run.
 
+    library.py     transformers itself, imported when it is needed
     names.py       our name of each tensor and theirs
     settings.py    EncoderShape and config.json
     exporting.py   a folder that ``from_pretrained`` loads

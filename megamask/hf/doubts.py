@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from transformers import AutoModelForMaskedLM
 
 from megamask.errors import DataError
+from megamask.hf import library
 
 AT_ONCE = 32
 """Copies of the sentence in one pass."""
@@ -30,7 +30,7 @@ def doubts(
     with [MASK] at all targets has never been asked for a token that it sees, so its clean entropies say little.
     Raises DataError if the model's vocabulary or length does not reach.
     """
-    model = AutoModelForMaskedLM.from_pretrained(
+    model = library.AutoModelForMaskedLM.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
     ).eval()
     size, longest = model.config.vocab_size, model.config.max_position_embeddings

@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from megamask import files
 from megamask.batch import Layout
 from megamask.errors import CheckpointError, ConfigError, StorageError, must, raise_all
+from megamask.hf import library
 from megamask.hf.names import DECODER, EMBEDDING, TOKENIZER_FILES, WEIGHTS, bare, misfits, to_theirs
 from megamask.hf.settings import write_config
 from megamask.model.encoder import Encoder
@@ -100,7 +100,7 @@ def _obstacles(output: Path) -> list[str]:
     return []
 
 
-def _write_tokenizer(source: Path, target: Path, shape: EncoderShape) -> PreTrainedTokenizerBase:
+def _write_tokenizer(source: Path, target: Path, shape: EncoderShape) -> library.PreTrainedTokenizerBase:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -112,7 +112,7 @@ def _write_tokenizer(source: Path, target: Path, shape: EncoderShape) -> PreTrai
     settings["model_max_length"] = min(settings.get("model_max_length", shape.max_positions), shape.max_positions)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True, trust_remote_code=False)
+        tokenizer = library.AutoTokenizer.from_pretrained(target, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a strange configuration makes the library raise
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"The tokenizer in {source} cannot be loaded by transformers: {reason}") from None
@@ -177,7 +177,7 @@ def _random_input(shape: EncoderShape) -> list[Tensor]:
     return [torch.randint(shape.vocab_size, (length,), generator=draws) for length in lengths]
 
 
-def _real_input(tokenizer: PreTrainedTokenizerBase, shape: EncoderShape) -> list[Tensor]:
+def _real_input(tokenizer: library.PreTrainedTokenizerBase, shape: EncoderShape) -> list[Tensor]:
     """A few sentences, each with a word masked."""
     found = []
     for sentence in SENTENCES:
@@ -203,7 +203,7 @@ def _our_logits(weights: Mapping[str, Tensor], shape: EncoderShape, sequences: l
 
 
 def _their_logits(folder: Path, sequences: list[Tensor], pad: int) -> list[Tensor]:
-    model, report = AutoModelForMaskedLM.from_pretrained(
+    model, report = library.AutoModelForMaskedLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
     )
     wrong = {key: found for key, found in report.items() if found}

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from megamask import records
 from megamask.batch import Layout, LengthGroup
 from megamask.errors import CheckpointError
+from megamask.hf import library
 from megamask.hf.importing import read_tensors
 
 TOLERANCE = 1e-4
@@ -31,7 +31,7 @@ class Foreign(nn.Module):
     stage 3 needs; else a batch for each group of like length, which pads less.
     """
 
-    def __init__(self, model: PreTrainedModel, pad: int):
+    def __init__(self, model: library.PreTrainedModel, pad: int):
         super().__init__()
         self.model, self.pad, self.one_batch = model, pad, False
 
@@ -80,9 +80,9 @@ def load_foreign(folder: Path) -> tuple[Foreign, Float[Tensor, "V D"], Float[Ten
     return found, weight, bias, most
 
 
-def _from_folder(folder: Path) -> PreTrainedModel:
+def _from_folder(folder: Path) -> library.PreTrainedModel:
     try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
+        model, report = library.AutoModelForMaskedLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip
@@ -96,7 +96,7 @@ def _from_folder(folder: Path) -> PreTrainedModel:
     return model
 
 
-def _decoder(model: PreTrainedModel, folder: Path) -> tuple[str, nn.Linear]:
+def _decoder(model: library.PreTrainedModel, folder: Path) -> tuple[str, nn.Linear]:
     decoder = model.get_output_embeddings()
     name = next((name for name, module in model.named_modules() if module is decoder), "")
     if not isinstance(decoder, nn.Linear) or not name:
@@ -107,7 +107,7 @@ def _decoder(model: PreTrainedModel, folder: Path) -> tuple[str, nn.Linear]:
     return name, decoder
 
 
-def longest(model: PreTrainedModel) -> int | None:
+def longest(model: library.PreTrainedModel) -> int | None:
     """How many positions the model has; RoBERTa and its kin begin to count behind the padding token's id."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
@@ -131,7 +131,7 @@ def _probe(vocabulary: int, pad: int, longest: int | None) -> tuple[Int64[Tensor
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, tokens: Tensor) -> Float[Tensor, "T V"]:
+def _logits(model: library.PreTrainedModel, tokens: Tensor) -> Float[Tensor, "T V"]:
     return model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.flatten(0, 1)
 
 

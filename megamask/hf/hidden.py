@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.utils import logging
 
 from megamask.batch import Layout
 from megamask.errors import CheckpointError
+from megamask.hf import library
 from megamask.hf.foreign import longest, model_type
 from megamask.hf.importing import fetch, read_tensors
 
@@ -25,7 +24,7 @@ UNUSED = ("pooler.",)
 class HiddenStates(nn.Module):
     """``states``: after the embedding, then after each layer, the last one as the model hands it on."""
 
-    def __init__(self, model: PreTrainedModel, pad: int):
+    def __init__(self, model: library.PreTrainedModel, pad: int):
         super().__init__()
         self.model, self.pad = model, pad
 
@@ -50,10 +49,10 @@ def load_hidden(source: str | Path, setting: str) -> tuple[HiddenStates, Path, i
     for name, tensor in read_tensors(folder).items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{folder} holds numbers in the tensor {name} that are not finite.")
-    loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would list the head, which is left out; what matters is in the report
+    loud = library.logging.get_verbosity()
+    library.logging.set_verbosity_error()  # it would list the head, which is left out; what matters is in the report
     try:
-        model, report = AutoModel.from_pretrained(
+        model, report = library.AutoModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip
@@ -61,7 +60,7 @@ def load_hidden(source: str | Path, setting: str) -> tuple[HiddenStates, Path, i
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder} is no model that transformers can load: {reason}") from None
     finally:
-        logging.set_verbosity(loud)
+        library.logging.set_verbosity(loud)
     lacking = sorted(name for name in map(str, report["missing_keys"]) if not name.startswith(UNUSED))
     if lacking or report["mismatched_keys"]:
         wrong = lacking[:3] or sorted(map(str, report["mismatched_keys"]))[:3]

@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import BertConfig, ModernBertConfig, PreTrainedConfig, PreTrainedTokenizerBase
-
 from megamask import records
 from megamask.errors import CheckpointError, must, raise_all
+from megamask.hf import library
 from megamask.model.shape import EncoderShape
 
 
-def write_config(shape: EncoderShape, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write_config(shape: EncoderShape, tokenizer: library.PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the config.json of ``shape``."""
     common: dict[str, Any] = {
         "vocab_size": shape.vocab_size,
@@ -31,9 +30,9 @@ def write_config(shape: EncoderShape, tokenizer: PreTrainedTokenizerBase, folder
         _name_it_the_old_way_too(shape, folder / "config.json")
 
 
-def _bert(shape: EncoderShape, common: dict[str, Any]) -> BertConfig:
+def _bert(shape: EncoderShape, common: dict[str, Any]) -> library.BertConfig:
     # dropout stays at BERT's own 0.1, which is for fine-tuning and says nothing of how this was pretrained
-    return BertConfig(
+    return library.BertConfig(
         **common,
         architectures=["BertForMaskedLM"],
         layer_norm_eps=shape.norm_eps,
@@ -41,9 +40,11 @@ def _bert(shape: EncoderShape, common: dict[str, Any]) -> BertConfig:
     )
 
 
-def _modern(shape: EncoderShape, common: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> ModernBertConfig:
+def _modern(
+    shape: EncoderShape, common: dict[str, Any], tokenizer: library.PreTrainedTokenizerBase
+) -> library.ModernBertConfig:
     windows = [shape.window(layer) for layer in range(shape.num_layers)]
-    return ModernBertConfig(
+    return library.ModernBertConfig(
         **common,
         architectures=["ModernBertForMaskedLM"],
         norm_eps=shape.norm_eps,
@@ -95,15 +96,15 @@ def read_shape(folder: Path) -> EncoderShape:
         raise CheckpointError(must("model_type", "be 'bert' or 'modernbert'", kind, f"It stands in {folder}."))
     try:
         if kind == "bert":
-            return _bert_shape(BertConfig.from_dict(settings), settings)
-        return _modern_shape(ModernBertConfig.from_dict(settings))
+            return _bert_shape(library.BertConfig.from_dict(settings), settings)
+        return _modern_shape(library.ModernBertConfig.from_dict(settings))
     except CheckpointError:
         raise
     except Exception as error:  # whatever a malformed value makes the library raise
         raise CheckpointError(f"{folder / 'config.json'} is no configuration of {kind}: {error}.") from None
 
 
-def _refuse(config: PreTrainedConfig, rules: dict[str, object]) -> list[str]:
+def _refuse(config: library.PreTrainedConfig, rules: dict[str, object]) -> list[str]:
     return [
         must(f"config.json: {key}", f"be {wanted!r}", found)
         for key, wanted in rules.items()
@@ -111,7 +112,7 @@ def _refuse(config: PreTrainedConfig, rules: dict[str, object]) -> list[str]:
     ]
 
 
-def _common(config: BertConfig | ModernBertConfig) -> dict[str, Any]:
+def _common(config: library.BertConfig | library.ModernBertConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "pad_id": config.pad_token_id or 0,
@@ -123,7 +124,7 @@ def _common(config: BertConfig | ModernBertConfig) -> dict[str, Any]:
     }
 
 
-def _bert_shape(config: BertConfig, settings: dict) -> EncoderShape:
+def _bert_shape(config: library.BertConfig, settings: dict) -> EncoderShape:
     rules = {"hidden_act": "gelu", "is_decoder": False, "add_cross_attention": False, "tie_word_embeddings": True}
     problems = _refuse(config, rules)
     kind = settings.get("position_embedding_type", "absolute")
@@ -133,7 +134,7 @@ def _bert_shape(config: BertConfig, settings: dict) -> EncoderShape:
     return EncoderShape("bert", **_common(config), norm_eps=config.layer_norm_eps, token_types=config.type_vocab_size)
 
 
-def _modern_shape(config: ModernBertConfig) -> EncoderShape:
+def _modern_shape(config: library.ModernBertConfig) -> EncoderShape:
     problems = _refuse(
         config,
         {"hidden_activation": "gelu", "classifier_activation": "gelu", "norm_bias": False, "attention_bias": False,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 
-from transformers import PreTrainedTokenizerBase
-
 from megamask.data.tokenizer import ROLES, Tokenizer
 from megamask.errors import DataError
+from megamask.hf import library
 
 
-def as_ours(theirs: PreTrainedTokenizerBase) -> Tokenizer:
+def as_ours(theirs: library.PreTrainedTokenizerBase) -> Tokenizer:
     """The same tokenizer as ``data.tokenizer`` knows it; ``token_ids`` and ``word_starts`` there take it.
 
     ``theirs`` is not changed by what is done to ours. Raises DataError if it is no fast tokenizer.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -357,3 +359,16 @@ def test_a_checkpoint_of_a_run_is_exported_by_one_command(make, tokenizer, tmp_p
         convert_to_hf.main(["--run", str(run.path), "--output", str(out), "--step", "13"]) == CheckpointError.exit_code
     )
     assert "has no checkpoint of step 13" in capsys.readouterr().err
+
+
+def test_a_run_waits_for_the_library_only_where_it_needs_it() -> None:
+    """Importing transformers takes a second of every rank's start."""
+
+    def at_once(path: Path) -> bool:
+        return any(
+            ast.unparse(line).startswith(("import transformers", "from transformers"))
+            for line in ast.parse(path.read_text()).body
+        )
+
+    assert at_once(Path(__file__))
+    assert not [path for path in Path(exporting.__file__).parent.glob("*.py") if at_once(path)]
