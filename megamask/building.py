@@ -5,6 +5,7 @@ Everything is checked as it is made; nothing here trains.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -105,7 +106,9 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     if weights:
         objectives.load_weights(objective, weights)
     # a weight and two moments, 4 bytes each
-    runs.check_space(config.output, 12 * sum(p.numel() for p in objective.parameters()))
+    cached = "cache" in (config.entropy.source, *config.entropy.audit.fall_back)
+    size = 12 * sum(p.numel() for p in objective.parameters()) + cached * text.train.tokens
+    runs.check_space(config.output, size)
     ranks.by_main(lambda: report.describe(start.run, encoder.shape, text.train))
 
     teacher = teacher_of(config, text, encoder.shape) if config.teacher.path is not None else None
@@ -123,14 +126,18 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     progress = Progress(config.steps, config.time_budget, state.get("seconds", 0.0))
     judge = Judge(config.spikes, state.get(JUDGE))
     log = log_of(config, encoder.shape, start.run, start.step)
-    if told := moved(state, engine.stage):
-        log.say(told)
+    for told in (moved(state, engine.stage), *guide.lost):
+        if told:
+            log.say(told)
     loader = Loader(text.packs, ranks.device())
     batches = loader.batches(numbers(config, start.step, engine.accumulate, judge.ledger))
-    return Parts(
+    parts = Parts(
         config, text, encoder.shape, start.run, masker, guide, teacher, engine, progress, judge, log, Meters(loader),
         loader, batches,
     )  # fmt: skip
+    if start.checkpoint and start.checkpoint.parent == start.run.checkpoints:
+        same_step(parts, start.step, state, start.checkpoint)
+    return parts
 
 
 def load(checkpoint: Path, state: dict[str, Any], engine: Engine, masker: Masker, guide: Guidance) -> None:
@@ -207,6 +214,31 @@ def same_teacher(teacher: Teacher | None, before: str, checkpoint: Path) -> None
             f"{checkpoint} was made with a teacher of hash {before[:16] or 'none'}, but `teacher.path` has "
             f"{now[:16] or 'none'}. Name the same model; if it is a run that goes on, name one checkpoint of it."
         )
+
+
+def derived(parts: Parts, step: int, seconds: float) -> dict[str, float]:
+    """What follows from the number of a step and the seconds used, and so need not be in a checkpoint.
+
+    The number of the next pack; the learning rate and the targets in a pack where the next step begins.
+    """
+    progress = parts.progress.then(step, seconds)
+    return {
+        "packs": (step + parts.judge.ledger.shift(step)) * parts.config.packs.per_step,
+        "rate": parts.config.optimizer.rate(progress),
+        "targets": parts.masker.budget(progress, parts.config.packs.tokens),
+    }
+
+
+def same_step(parts: Parts, step: int, state: dict[str, Any], checkpoint: Path) -> None:
+    """CheckpointError unless what follows from the ``step`` of a ``checkpoint`` is what its ``state`` says."""
+    found = [
+        must(f"{checkpoint}/state.json: {name}", f"be {now}, as computed anew", state[name])
+        # another machine may round a cosine otherwise
+        for name, now in derived(parts, step, state.get("seconds", 0.0)).items()
+        if name in state and not math.isclose(state[name], now, rel_tol=1e-9)
+    ]
+    cure = "Go on with the megamask that made it, or start a run anew: here it would be another run."
+    raise_all(CheckpointError, [*found, cure] if found else [])
 
 
 def writers(stage: int) -> dict[str, int]:

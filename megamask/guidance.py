@@ -96,10 +96,10 @@ class Guidance:
         # of the first pack of a step alone, whatever the number of ranks; the others ask too, as ZeRO-3 demands
         return self._audit(batch, found, share, lambda sums: ranks.sum(sums * ranks.is_main()))
 
-    def flush(self) -> None:
-        """Before a checkpoint: what sources keep on disk is on disk."""
-        for cache in self._caches:
-            cache.flush()
+    @property
+    def lost(self) -> list[str]:
+        """Sentences for what could not be had again when the run went on from a checkpoint."""
+        return [cache.lost for cache in self._caches if cache.lost]
 
     def prune(self, oldest: int) -> None:
         """After a checkpoint: drop what none from step ``oldest`` on needs. On rank 0."""
@@ -116,11 +116,11 @@ class Guidance:
         return found | {n: p for n, p in (("audit", self._audit), ("average", self._average)) if p is not None}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was learnt and counted, by name; the same on every rank."""
+        """What was learnt and counted, by name; the same on every rank, but for what rank 0 alone keeps."""
         return {f"{name}/{key}": t for name, part in self._stateful().items() for key, t in part.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Go on from there. Collective."""
         for name, part in self._stateful().items():
             own = f"{name}/"
             part.load_state_dict({key.removeprefix(own): t for key, t in state.items() if key.startswith(own)})

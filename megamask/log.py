@@ -10,7 +10,7 @@ import math
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -23,24 +23,29 @@ class Log:
     """Figures of a run, by step: TensorBoard, ``logs/metrics.jsonl``, the console. Rank 0 writes, the others do not.
 
     What was written for steps after ``start``, by a launch that was killed before it saved them, is dropped, so a
-    resumed run doubles nothing. A disk that cannot take a figure is told of on the console and stops nothing.
+    resumed run doubles nothing. A disk that cannot take a figure, or the file before it, is told of on the console and
+    stops nothing: those figures are lost, and the next are tried as usual.
     """
 
     def __init__(self, folder: Path, start: int, steps: int, *, cost: Cost | None = None, peak: float | None = None):
         self.steps, self.cost, self.peak = steps, cost, peak
         self.path = folder / "logs" / "metrics.jsonl"
         self._board: SummaryWriter | None = None
+        self._lines: TextIO | None = None
+        self._kept = start
+        """The last step of which figures stand in the file."""
         self._tells = ranks.is_main()
         if not self._tells:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_after(self.path, start)
-        self._lines = self.path.open("a", buffering=1)
         # TensorBoard hides older events from this step on
         self._events = folder / "tensorboard"
         self._purge: int | None = start + 1 if start else 0
         hide = not sys.stdout.isatty()
         self._bar = tqdm(total=steps, initial=start, unit="step", file=sys.stdout, disable=hide, leave=False)
+        try:
+            self._lines = self._open()
+        except OSError as error:
+            self.say(f"{self.path} cannot be written: {error.strerror}. Training goes on; the next figures try it.")
 
     def advance(self, step: int) -> None:
         """Move the progress bar, where there is one."""
@@ -91,23 +96,46 @@ class Log:
     def _write(self, step: int, found: dict[str, float], more: str = "") -> None:
         if not self._tells:
             return
-        try:
-            self._keep(step, found)
-        except OSError as error:
-            self._board = None  # its thread has died of it; the next figures make a new one
-            self.say(f"The figures of step {step} could not be written: {error.strerror}. Training goes on.")
+        failed: dict[str, None] = {}
+        for keep in (self._to_lines, self._to_board):
+            try:
+                keep(step, found)
+            except OSError as error:
+                failed[error.strerror or str(error)] = None
+        if failed:
+            self.say(f"The figures of step {step} could not be written: {', '.join(failed)}. Training goes on.")
         shown = as_line(found)
         if shown:  # some figures are for the board and the file alone
             self.say("  ".join(part for part in (f"step {step}/{self.steps}", shown, more) if part))
 
-    def _keep(self, step: int, found: dict[str, float]) -> None:
+    def _open(self) -> TextIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_after(self.path, self._kept)
+        return self.path.open("a", buffering=1)
+
+    def _to_lines(self, step: int, found: dict[str, float]) -> None:
         kept = {name: value if math.isfinite(value) else None for name, value in found.items()}  # JSON has no NaN
-        self._lines.write(json.dumps({"step": step, **kept}) + "\n")
-        if not self._board:
-            self._board, self._purge = SummaryWriter(str(self._events), purge_step=self._purge), None
-        for name, value in found.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+        try:
+            self._lines = self._lines or self._open()
+            self._lines.write(json.dumps({"step": step, **kept}) + "\n")
+        except OSError:
+            lines, self._lines = self._lines, None  # half a line may stand there, which opening anew drops
+            with suppress(OSError):
+                if lines:
+                    lines.close()
+            raise
+        self._kept = step
+
+    def _to_board(self, step: int, found: dict[str, float]) -> None:
+        try:
+            if not self._board:
+                self._board, self._purge = SummaryWriter(str(self._events), purge_step=self._purge), None
+            for name, value in found.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
+        except OSError:
+            self._board = None  # its thread has died of it; the next figures make a new one
+            raise
 
 
 _SHOWN: dict[str, tuple[str, str]] = {

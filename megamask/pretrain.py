@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from megamask.stopping import REQUEUE, Stop
@@ -23,11 +23,13 @@ if __name__ == "__main__":  # the other imports take from seconds to minutes: wh
 from megamask import command, ranks, report, runs
 from megamask import config as configuration
 from megamask.batch import PackedBatch
-from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, read_text, rewound, writers
+from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, derived, read_text, rewound, writers
+from megamask.checkpoint import storage_sentence
 from megamask.config import PretrainConfig
 from megamask.errors import ConfigError, MegamaskError, NonFiniteError, StorageError
 from megamask.hangs import Watchdog
 from megamask.publish import publish
+from megamask.spikes import Verdict
 from megamask.training import take_step
 from megamask.validation import validate
 
@@ -51,7 +53,8 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
         return 0 if finished else REQUEUE
     except MegamaskError as error:
         if str(error) and (ranks.is_main() or not isinstance(error, ConfigError)):
-            print(error, file=sys.stderr)
+            with suppress(OSError):  # perhaps nobody listens any more; the code says it
+                print(error, file=sys.stderr)
         return error.exit_code
 
 
@@ -96,14 +99,7 @@ def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
         watch.phase("data", step)
         batches = [next(parts.batches) for _ in range(engine.accumulate)]
         watch.phase("step", step)
-        progress.tick()
-        verdict = take_step(
-            step, batches, progress=progress.at(step), rate=config.optimizer.rate(progress.at(step + 1)),
-            engine=engine, masker=parts.masker, guidance=parts.guidance, meters=parts.meters, judge=parts.judge,
-            seed=config.seed,
-        )  # fmt: skip
-        if verdict.sentence:
-            parts.log.say(verdict.sentence)
+        verdict = take(parts, step, batches)
         if verdict.rewinds:
             watch.phase("rewind", step)
             if found := rewound(parts, step):
@@ -131,6 +127,20 @@ def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
         parts.log.say(told)
     parts.log.close()
     return step
+
+
+def take(parts: Parts, step: int, batches: list[PackedBatch]) -> Verdict:
+    """Take ``step`` (from 0) on the packs that are this rank's in it; say what there is to say of it."""
+    progress = parts.progress
+    progress.tick()
+    verdict = take_step(
+        step, batches, progress=progress.at(step), rate=parts.config.optimizer.rate(progress.at(step + 1)),
+        engine=parts.engine, masker=parts.masker, guidance=parts.guidance, meters=parts.meters, judge=parts.judge,
+        seed=parts.config.seed,
+    )  # fmt: skip
+    if verdict.sentence:
+        parts.log.say(verdict.sentence)
+    return verdict
 
 
 def tell(parts: Parts, step: int) -> None:
@@ -180,39 +190,48 @@ def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
     """Publish a checkpoint; returns how many attempts in a row have failed.
 
     A full disk is no reason to stop training while older checkpoints stand: StorageError is raised only at the third
-    failure in a row, or if no later attempt will come (``final``).
+    failure in a row, or if no later attempt will come (``final``). Collective, and all ranks find the same.
     """
     with parts.meters.paused():
         parts.engine.compare()
         tensors = parts.engine.share()
-        parts.guidance.flush()
         if ranks.is_main():
             for prefix, learnt in ((MASKER, parts.masker), (GUIDANCE, parts.guidance)):
                 tensors |= {prefix + name: tensor.cpu() for name, tensor in learnt.state_dict().items()}
+        seconds = parts.progress.used
         state = {
             "optimizer_steps": parts.engine.steps,
-            "packs": (step + parts.judge.ledger.shift(step)) * parts.config.packs.per_step,
-            "seconds": parts.progress.used,
+            "seconds": seconds,
+            **derived(parts, step, seconds),
             JUDGE: parts.judge.state(),
             "teacher": parts.teacher.fingerprint if parts.teacher else "",
             **writers(parts.engine.stage),
         }
         try:
             parts.log.say(publish(parts.run, step, tensors, state, parts.config.checkpoint.keep))
-            if ranks.is_main():
-                parts.guidance.prune(min(parts.run.steps()))
-            return 0
         except StorageError as error:
             if final or failures == 2:
                 raise
             parts.log.say(f"{error} Training goes on; the next checkpoint is tried as usual.")
             return failures + 1
+        tidy(parts)
+    return 0
+
+
+def tidy(parts: Parts) -> None:
+    """Delete what no checkpoint needs any more. Rank 0 does; what fails is a remark, for the checkpoint stands."""
+    if ranks.is_main():
+        try:
+            parts.guidance.prune(min(parts.run.steps(), default=0))
+        except OSError as error:
+            parts.log.say(storage_sentence(error, "tidy up", parts.run.path))
 
 
 if __name__ == "__main__":
     try:
         code = main(stop=STOP)
     except Exception:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         code = 1
     ranks.end(code)

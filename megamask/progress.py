@@ -81,7 +81,14 @@ class Progress:
 
     def at(self, step: int) -> float:
         """The progress after ``step`` steps, as of the last tick."""
-        return max(step / self.steps, self._share)
+        return self._of_both(step, self._share)
+
+    def then(self, step: int, used: float) -> float:
+        """The progress after ``step`` steps and ``used`` seconds."""
+        return self._of_both(step, self._of(used))
+
+    def _of_both(self, step: int, share: float) -> float:
+        return max(step / self.steps, share)
 
     def over(self, step: int) -> bool:
         """Whether the run ends after ``step`` steps. The step that a deadline finds is the last: it has progress 1."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from megamask import hf, ranks, records
-from megamask.checkpoint import RunFolder, find, read_manifest, read_weights
+from megamask.checkpoint import RunFolder, find, read_manifest, read_weights, storage_sentence
 from megamask.config import PretrainConfig
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
@@ -86,9 +87,15 @@ def opening(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: 
 
 
 def describe(run: RunFolder, shape: EncoderShape, text: Shards) -> None:
-    """Leave in the run folder what an export needs besides weights: the shape of the encoder and the tokenizer."""
-    shape.save(run.path)
-    shutil.copytree(text.folder / TOKENIZER, run.path / TOKENIZER, dirs_exist_ok=True)
+    """Leave in the run folder what an export needs besides weights: the shape of the encoder and the tokenizer.
+
+    Raises StorageError.
+    """
+    try:
+        shape.save(run.path)
+        shutil.copytree(text.folder / TOKENIZER, run.path / TOKENIZER, dirs_exist_ok=True)
+    except OSError as error:
+        raise StorageError(storage_sentence(error, "describe the run", run.path)) from None
 
 
 def export(run: Path, output: Path, step: int | None = None) -> float:
@@ -113,21 +120,45 @@ def export(run: Path, output: Path, step: int | None = None) -> float:
 
 
 def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
-    """The curve as a picture; the exported model, and what it puts in the place of [MASK]."""
+    """The curve as a picture; the exported model, and what it puts in the place of [MASK].
+
+    The run is finished before, so what fails here costs no more than itself. StorageError if there is no exported
+    model; a remark if there is no picture.
+    """
     picture = run.path / "curve.png"
     try:
         plot_curve(run.logs / "metrics.jsonl", picture)
+        _say(f"curve: {picture}")
     except OSError as error:
-        raise StorageError(f"{picture} cannot be written: {error.strerror}.") from None
-    print(f"curve: {picture}")
+        _say(storage_sentence(error, f"draw {picture}", run.path))
     if not config.export:
         return
-    difference = export(run.path, run.export)
-    print(f"model: {run.export} (logits of transformers and ours differ by at most {difference:.2g})")
+    try:
+        difference = export(run.path, run.export)
+    except (OSError, StorageError) as error:
+        own = isinstance(error, StorageError)
+        why = str(error) if own else storage_sentence(error, f"write {run.export}", run.path)
+        raise StorageError(
+            f"The run is finished and its checkpoints stand, but the model is not exported: {why} Make room; the same "
+            "command exports it."
+        ) from None
+    _say(f"model: {run.export} (logits of transformers and ours differ by at most {difference:.2g})")
     if not config.objective.knows_mask:
-        print("  It was pretrained without [MASK] in its input, so it is not asked to fill one in; fine-tune it.")
+        _say("  It was pretrained without [MASK] in its input, so it is not asked to fill one in; fine-tune it.")
         return
-    guess = ", ".join(hf.common_words(run.export, text.unigram, 3))
-    for sentence, answers in zip(SENTENCES, hf.fill_masks(run.export, SENTENCES, 3), strict=True):
-        print(f"  {sentence}")
-        print(f"    model: {', '.join(f'{word} ({share:.0%})' for word, share in answers)}   unigram guess: {guess}")
+    try:
+        _show(run.export, text)
+    except OSError as error:
+        _say(f"  It could not be asked to fill in a [MASK]: {error}")
+
+
+def _show(model: Path, text: Shards) -> None:
+    guess = ", ".join(hf.common_words(model, text.unigram, 3))
+    for sentence, answers in zip(SENTENCES, hf.fill_masks(model, SENTENCES, 3), strict=True):
+        _say(f"  {sentence}")
+        _say(f"    model: {', '.join(f'{word} ({share:.0%})' for word, share in answers)}   unigram guess: {guess}")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # a launcher or `tee` that is gone is no reason to lose the export
+        print(line, flush=True)

@@ -1,15 +1,21 @@
 """The entropies of the previous epoch of the run itself: what the loss said at the targets, a byte per token.
 
-Costs a byte per token and epoch on disk, a read per token, and per step one message of 16 bytes for each target, for
+Costs a byte per token of the text in the run folder, one in each epoch that is read and one in each checkpoint, which
+is so much longer to write and to hash; a read per token; and per step one message of 16 bytes for each target, for
 which the host waits. Nothing is computed, but what is read is up to an epoch old, and only what was a target is known.
 
-In the run folder lies a file for each epoch, a byte for each token of the text. While epoch e runs, the file before it
-is read and its own, which began as a copy, is written. So what is read never changes while it is read, and steps that
-are taken again after a resume write again what they wrote: kill and resume are bit for bit. Three rules see to it:
+Rank 0 writes to a file of this launch alone, a byte for each token of the text. At the end of an epoch a copy of it is
+made durable, and read by all in the next epoch. Each checkpoint holds the bytes themselves, as a tensor like any other,
+and the hash of the file that is read: so its own hashes tell whether they are whole, an older checkpoint has older ones
+to go on with, and kill and resume are bit for bit. Three rules see to it:
 
 - A step belongs as a whole to the epoch of its first text, also if it ends in the next.
 - Rank 0 alone writes, in the order of the packs. Every rank hears every row, since type means must be alike on all.
-- The file of a new epoch is copied, synced and renamed into place, while all wait; then all open it anew.
+- The file that is read is hashed, synced and renamed into place, while all wait; then all open it anew.
+
+If that file is not what was written when a run resumes, no older checkpoint helps, for it has the same; to forget an
+epoch is not called for either. What the checkpoint holds is read in its place until the epoch ends: the same tokens,
+some of them seen more lately. The run says so, and is then no longer the same to the bit.
 
 The file system must show what one node has written, synced and closed to a node that opens the file later (POSIX, and
 NFS with its close-to-open rule). Files are memory-mapped, so a text may be larger than memory.
@@ -21,8 +27,8 @@ what its rarity suggests: the rarest token at the top of the range, a certain on
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -70,7 +76,7 @@ class Places(Protocol):
 class Cache:
     """A source of the `masked` signal, an epoch old; see the module.
 
-    In the checkpoint: which files are read and written, and the means of the token types.
+    In the checkpoint: what was seen of each token, which file is read and its hash, and the means of the token types.
     """
 
     def __init__(self, packs: Places, folder: Path, measure: Measure):
@@ -83,14 +89,18 @@ class Cache:
         self._guess = FIRST + (255 - FIRST) * share
         self._sums, self._counts = torch.zeros_like(rare), torch.zeros_like(rare)
         self._read_epoch = self._write_epoch = -1
+        self._hash = b""
         self._reader: np.ndarray | None = None
-        self._writer: np.memmap | None = None
+        self._writer: np.ndarray | None = None
         self._rows: list[tuple[int, Tensor]] = []
+        self.lost = ""
+        """A sentence if the file that was read is not what was written."""
 
     def _epoch(self, step: int) -> int:
         return step * (self.packs.per_step // self.packs.views) // len(self.packs)
 
     def _path(self, epoch: int) -> Path:
+        """What was seen by the end of ``epoch``."""
         return self.folder / f"epoch-{epoch:05d}.bytes"
 
     # ---- reading
@@ -147,78 +157,114 @@ class Cache:
             self._writer[places.numpy()] = codes.numpy().astype(np.uint8)
 
     def _turn_to(self, epoch: int) -> None:
-        """Go on to a later epoch: its file begins as a copy of the last one, which is read from now on. Collective."""
+        """Go on to a later epoch: what was seen by the end of the last one is read from now on. Collective."""
         if epoch <= self._write_epoch:
             return
-        self.flush()
-        self._writer = None
-        last, self._read_epoch, self._write_epoch = self._write_epoch, self._write_epoch, epoch
-        ranks.by_main(lambda: self._begin(epoch, last))
+        self._read_epoch, self._write_epoch = self._write_epoch, epoch
+        self._hash = ranks.by_main(self._begin)
         self._open()
 
-    def _begin(self, epoch: int, last: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / f".{self._path(epoch).name}"
+    def _begin(self) -> bytes:
+        """Make the file that is read in this epoch, if anything was seen before it; its hash."""
+        with self._room():
+            if self._read_epoch < 0:
+                self._write_to(None)
+                return b""
+            assert self._writer is not None
+            return self._keep(self._writer)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
         try:
-            with beside.open("wb") as file:
-                if last >= 0:
-                    with self._path(last).open("rb") as source:
-                        shutil.copyfileobj(source, file, files.BLOCK)
-                else:  # room is taken now: a full disk under a memory-mapped file would kill the process
-                    os.posix_fallocate(file.fileno(), 0, self.tokens)
-                file.flush()
-                os.fsync(file.fileno())
-            files.rename(beside, self._path(epoch))
-            files.sync(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            yield
         except OSError as error:
-            beside.unlink(missing_ok=True)
             raise StorageError(
-                f"The entropies of epoch {epoch} need {self.tokens:,} bytes in {self.folder}: {error.strerror}. "
-                "Make room, and start the same command again."
+                f"The entropies of epoch {self._write_epoch} need {self.tokens:,} bytes in {self.folder}: "
+                f"{error.strerror}. Make room, and start the same command again."
             ) from None
 
-    def _open(self) -> None:
-        if self._read_epoch >= 0:
-            # a plain view: indexing a memmap object costs more than the read
-            self._reader = np.asarray(np.memmap(self._path(self._read_epoch), np.uint8, "r"))
-        if ranks.is_main():
-            self._writer = np.memmap(self._path(self._write_epoch), np.uint8, "r+")
+    def _keep(self, seen: np.ndarray) -> bytes:
+        """Make durable what is to be read."""
+        path = self._path(self._read_epoch)
+        beside = path.with_name(f".{path.name}")
+        beside.unlink(missing_ok=True)
+        try:
+            entry = _write(beside, seen)
+            files.rename(beside, path)
+            files.sync(self.folder)
+        finally:
+            beside.unlink(missing_ok=True)
+        return bytes.fromhex(entry.sha256)
 
-    def flush(self) -> None:
-        """Make durable what was written; before a checkpoint of this step becomes visible."""
-        if self._writer is not None:
-            self._writer.flush()
+    def _write_to(self, seen: np.ndarray | None) -> None:
+        """Go on from what was ``seen``, in a file that no other launch has."""
+        path = self.folder / "now.bytes"
+        path.unlink(missing_ok=True)  # an earlier launch may still have it open, on a network
+        try:
+            if seen is None:  # room is taken now: a full disk under a memory-mapped file would kill the process
+                with path.open("xb") as file:
+                    os.posix_fallocate(file.fileno(), 0, self.tokens)
+            else:
+                _write(path, seen)
+            # a plain view: indexing a memmap object costs more than the access
+            self._writer = np.asarray(np.memmap(path, np.uint8, "r+"))
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _open(self) -> None:
+        if self._read_epoch < 0:
+            return
+        path = self._path(self._read_epoch)
+        try:
+            self._reader = np.asarray(np.memmap(path, np.uint8, "r"))
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}. Rank 0 has just read or made it.") from None
 
     def prune(self, oldest: int) -> None:
         """Delete the files that no checkpoint from step ``oldest`` on needs. On rank 0."""
-        held = sorted(self.folder.glob("epoch-*.bytes"))
-        # a checkpoint needs the file that its step writes, and the one before it
-        writes = [path for path in held if path <= self._path(self._epoch(oldest))]
-        for path in writes[:-2]:
+        read = sorted(path for path in self.folder.glob("epoch-*.bytes") if path < self._path(self._epoch(oldest)))
+        for path in read[:-1]:
             path.unlink()
 
     # ---- state
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The epochs of the two files, and the sums and counts of the token types."""
-        epochs = torch.tensor([self._read_epoch, self._write_epoch])
-        return {"epochs": epochs, "sums": self._sums, "counts": self._counts}
+        """What was seen (on rank 0 alone, until the next step), the epochs, the file's hash, and the types' means."""
+        epochs, digest = [self._read_epoch, self._write_epoch], list(self._hash)
+        state = {"epochs": torch.tensor(epochs), "hash": torch.tensor(digest, dtype=torch.uint8)}
+        seen = {} if self._writer is None else {"seen": torch.from_numpy(self._writer)}
+        return state | seen | {"sums": self._sums, "counts": self._counts}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from there; raises CheckpointError if the files of that time are missing or of another length."""
+        """Go on from there. Raises CheckpointError if what was seen is of another text. Collective."""
         self._sums, self._counts = state["sums"].cpu().clone(), state["counts"].cpu().clone()
         self._read_epoch, self._write_epoch = state["epochs"].tolist()
+        self._hash = bytes(state["hash"].tolist())
         self._rows, self._reader, self._writer = [], None, None
-        for epoch in (self._read_epoch, self._write_epoch):
-            if epoch >= 0:
-                self._check(self._path(epoch))
         if self._write_epoch >= 0:
+            self._hash, self.lost = ranks.by_main(lambda: self._restore(state["seen"].numpy()))
             self._open()
 
-    def _check(self, path: Path) -> None:
-        size = path.stat().st_size if path.is_file() else None
-        if size != self.tokens:
+    def _restore(self, seen: np.ndarray) -> tuple[bytes, str]:
+        if len(seen) != self.tokens:
             raise CheckpointError(
-                f"The checkpoint goes on with the entropies in {path}, which must have {self.tokens} bytes, but "
-                f"{'is missing' if size is None else f'has {size}'}. Restore it, or start the run anew."
+                f"The checkpoint holds the entropies of {len(seen):,} tokens, but the text has {self.tokens:,}. Go on "
+                "with the text of that run, or start a run anew."
             )
+        with self._room():
+            self._write_to(seen)
+            path = self._path(self._read_epoch)
+            if self._read_epoch < 0 or (path.is_file() and bytes.fromhex(files.sha256(path)) == self._hash):
+                return self._hash, ""
+            found = "is not what was written" if path.exists() else "is missing"
+            return self._keep(seen), (
+                f"{path} {found}. Until its epoch ends, the entropies that the checkpoint holds are read in its place: "
+                "the run goes on, but is no longer the same to the bit."
+            )
+
+
+def _write(path: Path, codes: np.ndarray) -> files.Entry:
+    data = codes.data
+    return files.write(path, (data[begin : begin + files.BLOCK] for begin in range(0, len(data), files.BLOCK)))

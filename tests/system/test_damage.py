@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from megamask import checkpoint, files
+from megamask import checkpoint, files, report
 from megamask.checkpoint import RunFolder, verify_together
 from megamask.errors import CheckpointError
 from tests.system.commands import content, train
 from tests.system.conftest import STEPS
-from tests.system.test_story import assert_same_run
+from tests.system.test_guided import guided
+from tests.system.test_story import assert_same_run, tensors
 
 
 def damages(path: Path, bits: int, seed: int = 0) -> Iterator[tuple[str, bytes | None]]:
@@ -103,3 +107,51 @@ def test_without_any_that_is_whole_nothing_begins(copy: Path, data: Path) -> Non
     again = train(data, copy, steps=STEPS, checkpoint__every=4, validation__every=4)
     assert again.code == 4
     assert content(copy / "logs") == before
+
+
+def test_a_damaged_file_of_entropies_is_named_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
+    output, more = tmp_path / "run", {"steps": STEPS, "checkpoint__every": 5, "validation__every": 99}
+    assert train(data, output, *guided("cache"), **more).code == 0
+    run = RunFolder(output)
+    shutil.rmtree(run.checkpoint(STEPS))
+    read = max(run.entropy.glob("epoch-*.bytes"))
+    whole = bytearray(read.read_bytes())
+    whole[len(whole) // 3] ^= 64
+    read.write_bytes(whole)
+    seen = tensors(output, 10)["guidance/cache/seen"].numpy().tobytes()
+    ended = train(data, output, *guided("cache"), **more)
+    assert ended.code == 0, ended.err
+    assert f"{read} is not what was written." in ended.out and "going on after step 10" in ended.out
+    assert len(seen) == len(whole) and run.steps()[0] == STEPS
+    assert read.read_bytes() == seen
+
+
+def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
+    copy: Path, data: Path, finished: Path, monkeypatch
+) -> None:
+    run, more = RunFolder(copy), {"steps": STEPS, "checkpoint__every": 4, "validation__every": 4}
+    shutil.rmtree(run.checkpoint(STEPS))
+    lines = run.logs / "metrics.jsonl"
+    lines.write_bytes(lines.read_bytes() + "Jörg".encode("utf-16") + b"\n" + lines.read_bytes()[:500])
+    write, tried = files.write, []
+
+    def full(path: Path, chunks) -> files.Entry:
+        if "metrics" in path.name and not tried:
+            tried.append(path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, chunks)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", full)
+        patch.setattr(report, "plot_curve", fails)
+        patch.setattr(report, "export", fails)
+        ended = train(data, copy, export=True, **more)
+    assert ended.code == 7, ended.err
+    assert f"{lines} cannot be written: No space left on device" in ended.out
+    assert "could not draw" in ended.out and "its checkpoints stand, but the model is not exported" in ended.err
+    assert_same_run(copy, finished, STEPS)
+    again = train(data, copy, export=True, **more)
+    assert again.code == 0 and (run.export / "model.safetensors").is_file(), again.err

@@ -108,6 +108,7 @@ def test_a_rewound_run_is_the_run_that_started_with_its_ledger(
     shutil.copy(whole / "config.json", run.config)
     state = read_state(source)
     state["judge"] |= {"ledger": [[12, 5]], "rewinds": 1}
+    state["packs"] = 2 * (12 + 5)
     publish(run, 12, dict(read_tensors(source)), state)
     ended = train(data, reference, **REWIND)
     assert ended.code == 0 and "going on after step 12" in ended.out, ended.err

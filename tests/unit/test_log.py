@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megamask import files
 from megamask import log as telling
 from megamask.log import Log, plot_curve, read_metrics
 from megamask.metrics import Cost, Window
@@ -60,6 +63,87 @@ def test_a_resumed_run_doubles_and_loses_nothing(tmp_path):
     rates = [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.03), (50, 50.03), (60, 60.03)]
     assert [(line["step"], line["lr"]) for line in read_metrics(tmp_path / "logs" / "metrics.jsonl")] == rates
     assert events(tmp_path)["lr"] == [(step, pytest.approx(rate)) for step, rate in rates]
+
+
+STRANGE = [
+    b'{"step": 30, "lr": 1',  # a full disk, or a kill
+    b"\x00" * 300,  # what a power cut leaves of a file
+    '{"step": 4, "who": "J\u00f6rg"}'.encode("latin-1"),
+    '{"step": 5, "lr": 5.0}'.encode("utf-16"),
+    b"\xff\xfe\xef\xbb\xbf",
+    b"[" * 100_000,
+    b'{"step": ' + b"9" * 5000 + b"}",
+    b'"a string"',
+    b'{"step": "6"}',
+    b'{"lr": 7.0}',
+    b"\r\r\n",
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=range(len(STRANGE)))
+@pytest.mark.parametrize("whole", [True, False], ids=["in the midst", "last"])
+def test_lines_that_are_none_cost_no_more_than_themselves(tmp_path, strange: bytes, whole: bool):
+    log = Log(tmp_path, 0, 100)
+    for step in (10, 20):
+        log.train(step, WINDOW, float(step))
+    log.close()
+    before = read_metrics(log.path)
+    one, other = log.path.read_bytes().splitlines(keepends=True)
+    log.path.write_bytes(one + strange + b"\n" + other if whole else one + other + strange)
+    log = Log(tmp_path, 20, 100)
+    log.train(30, WINDOW, 30.0)
+    log.close()
+    after = read_metrics(log.path)
+    assert [line for line in after if line["step"] in (10, 20)] == before
+    assert after[-1]["step"] == 30 and [line["lr"] for line in after if "lr" in line][-1] == 30.0
+    assert len(after) <= 4
+    assert all(json.loads(line) for line in log.path.read_text("ascii").splitlines())  # and now all lines are lines
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE])
+def test_storage_that_fails_when_a_run_goes_on_costs_no_run_and_doubles_nothing(tmp_path, monkeypatch, capsys, number):
+    log = Log(tmp_path, 0, 100)
+    for step in (10, 20, 30):
+        log.train(step, WINDOW, float(step))
+    log.close()
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    # neither the file of figures nor anything else can be made: the launch goes on from step 10 all the same
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", fails)
+        log = Log(tmp_path, 10, 100)
+        assert f"{log.path} cannot be written: {os.strerror(number)}" in capsys.readouterr().out
+        log.train(20, WINDOW, 20.5)
+        assert f"figures of step 20 could not be written: {os.strerror(number)}" in capsys.readouterr().out
+        assert [line["lr"] for line in read_metrics(log.path)] == [10, 20, 30]
+    log.train(30, WINDOW, 30.5)
+    log.close()
+    assert [line["lr"] for line in read_metrics(log.path)] == [10, 30.5]
+    assert "could not be written" not in capsys.readouterr().out
+
+
+def test_a_disk_that_takes_half_a_line_costs_that_line(tmp_path, capsys):
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            with log.path.open("a") as file:
+                file.write(text[: len(text) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    log = Log(tmp_path, 0, 100)
+    log.train(10, WINDOW, 10.0)
+    log._lines.close()
+    log._lines = Full()
+    log.train(20, WINDOW, 20.0)
+    assert "The figures of step 20 could not be written: No space left on device." in capsys.readouterr().out
+    log.train(30, WINDOW, 30.0)
+    log.validation(30, 1.0, 1.0, 1.0)
+    log.close()
+    assert [line.get("lr") for line in read_metrics(log.path)] == [10, 30, None]
+    assert len(log.path.read_text().splitlines()) == 3
+    # the board has them all: each of the two can fail alone
+    assert [step for step, _ in events(tmp_path)["lr"]] == [10, 20, 30]
 
 
 def test_what_is_no_number_is_valid_json(tmp_path):

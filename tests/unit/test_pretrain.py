@@ -1,22 +1,34 @@
-"""The joints of the story: whose packs are whose, the seeds of dropout, and when to stop."""
+"""The joints of the story: whose packs are whose, the seeds of dropout, saves that fail, and when to stop."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamask import ranks
-from megamask.building import numbers
+from megamask import files, pretrain, ranks
+from megamask.building import Parts, derived, numbers, same_step
+from megamask.checkpoint import RunFolder, verify
 from megamask.config import PacksConfig, PretrainConfig
-from megamask.spikes import Ledger
+from megamask.errors import CheckpointError, StorageError
+from megamask.masking.masker import Masker
+from megamask.progress import Progress
+from megamask.spikes import Judge, Ledger, SpikesConfig
 from megamask.stopping import Stop
 from megamask.training import seed_of
+from tests.batches import IDS
+from tests.processes.forked import Tell, fork
+from tests.unit.test_report import bare
 
 ledgers = st.one_of(st.just(Ledger()), st.just(Ledger(((2, 3), (4, 9)))))
 
@@ -57,3 +69,91 @@ def test_a_signal_is_noted_inside_and_means_what_it_meant_outside(name: signal.S
     assert signal.getsignal(name) == before
     with Stop() as again:
         assert not again.agreed()
+
+
+# ---- saves that fail
+
+
+def fails(*_: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def parts_of(run: RunFolder, said: list[str]) -> Parts:
+    """All that a save needs of a run."""
+    config = PretrainConfig()
+    learnt = {"cache/seen": torch.zeros(9, dtype=torch.uint8)}
+    return bare(
+        Parts, config=config, run=run, teacher=None, judge=Judge(SpikesConfig()), progress=Progress(config.steps),
+        meters=SimpleNamespace(paused=nullcontext), log=SimpleNamespace(say=said.append),
+        engine=SimpleNamespace(
+            compare=lambda: None, share=lambda: {f"weights/{ranks.rank()}": torch.ones(5)}, steps=1, stage=0
+        ),
+        masker=SimpleNamespace(state_dict=dict, budget=lambda *_: 1),
+        guidance=SimpleNamespace(state_dict=lambda: learnt, prune=lambda oldest: None),
+    )  # fmt: skip
+
+
+def saves(folder: Path, act) -> list[int]:
+    """How two ranks end that save as ``act`` says; rank 0 holds the run folder."""
+
+    def be(tell: Tell) -> None:
+        said: list[str] = []
+        act(parts_of(RunFolder(folder, "launch"), said), said)
+
+    return fork(2, be).end()[1]
+
+
+@pytest.mark.parametrize("guilty", [0, 1])
+def test_storage_that_fails_one_rank_in_a_save_fails_it_for_all(run: RunFolder, guilty: int) -> None:
+    def act(parts: Parts, said: list[str]) -> None:
+        assert pretrain.save(parts, 1, 0, final=False) == 0
+        if ranks.rank() == guilty:
+            files.write = fails
+        assert [pretrain.save(parts, 2 + failures, failures, final=False) for failures in (0, 1)] == [1, 2]
+        assert all(f"Rank {guilty} could not save" in line and "Training goes on" in line for line in said[1:])
+        pretrain.save(parts, 4, 2, final=False)
+
+    assert saves(run.path, act) == [StorageError.exit_code] * 2
+    assert run.steps() == [1] and verify(run.checkpoint(1))
+
+
+def test_tidying_that_fails_is_a_remark_on_rank_0_and_a_checkpoint_for_all(run: RunFolder) -> None:
+    def act(parts: Parts, said: list[str]) -> None:
+        parts.guidance.prune = fails
+        for step in (1, 2, 3):
+            assert pretrain.save(parts, step, 0, final=step == 3) == 0
+        told = [line for line in said if "could not tidy up: Input/output error" in line]
+        assert len(told) == (3 if ranks.is_main() else 0)
+
+    assert saves(run.path, act) == [0, 0]
+    assert run.steps() == [3, 2, 1]
+
+
+def test_tidying_that_fails_rank_0_alone_would_end_the_run(run: RunFolder) -> None:
+    def act(parts: Parts, said: list[str]) -> None:
+        parts.guidance.prune = fails
+        pretrain.tidy = lambda parts: parts.guidance.prune(0) if ranks.is_main() else None
+        for step in (1, 2):
+            pretrain.save(parts, step, 0, final=False)
+
+    assert saves(run.path, act) == [1, 1] and run.steps() == [1]
+
+
+# ---- what a checkpoint says although it follows from its step
+
+
+@given(st.integers(1, 200), st.floats(0, 4e5), st.sampled_from([None, "90h"]), ledgers)
+def test_what_follows_from_a_step_is_found_again(step: int, used: float, budget: str | None, ledger: Ledger) -> None:
+    config = replace(PretrainConfig(), steps=200, time_budget=budget)
+    judge = SimpleNamespace(ledger=ledger)
+    masker = Masker(config.masking, IDS)
+    saved = bare(Parts, config=config, progress=Progress(200, budget), judge=judge, masker=masker)
+    state = {"seconds": used, **derived(saved, step, used)}
+    resumed = bare(Parts, **vars(saved) | {"progress": Progress(200, budget, used)})
+    same_step(resumed, step, state, Path("step"))
+    # the batches that follow are those that the number of packs says
+    first = next(numbers(replace(config, steps=step + 1), step, config.packs.per_step, ledger))
+    assert first == state["packs"]
+    for name, other in (("packs", 1), ("rate", 1e-6), ("targets", 1)):
+        with pytest.raises(CheckpointError, match=f"state.json: {name}` must be .* as computed anew, but is"):
+            same_step(resumed, step, state | {name: state[name] + other}, Path("step"))

@@ -12,6 +12,12 @@ from megamask.progress import Progress, problems, seconds
 from megamask.schedules import LearningRate
 
 
+@given(st.integers(1, 50), st.floats(0, 200), st.sampled_from([None, "60s"]))
+def test_what_a_checkpoint_knows_is_enough_to_find_the_progress_again(step: int, used: float, budget: str | None):
+    resumed = Progress(50, budget, used)
+    assert resumed.then(step, used) == resumed.at(step) == Progress(50, budget).then(step, used)
+
+
 class Clock:
     """A clock that goes when it is told to."""
 

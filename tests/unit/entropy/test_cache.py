@@ -84,8 +84,12 @@ def run(cache: Cache, first: int, last: int, record: dict | None = None) -> Cach
                 ):
                     record[place] = float(from_bytes(to_bytes(value, TOP, FIRST), TOP, FIRST))
         cache.settle(alone)
-    cache.flush()
     return cache
+
+
+def held(cache: Cache) -> dict[str, torch.Tensor]:
+    """What a checkpoint would hold."""
+    return {name: value.clone() for name, value in cache.state_dict().items()}
 
 
 def read(cache: Cache, number: int) -> torch.Tensor:
@@ -130,8 +134,8 @@ def test_what_was_seen_longer_ago_is_not_forgotten(tmp_path):
 def test_kill_and_resume_are_bit_for_bit(tmp_path, per_step, views, at, lost):
     whole = run(make(tmp_path / "whole", per_step, views), 0, 12)
     before = run(make(tmp_path / "killed", per_step, views), 0, at)
-    state = {name: value.clone() for name, value in before.state_dict().items()}
-    run(before, at, at + lost)  # steps after the checkpoint: their writes are there, and are written again
+    state = held(before)
+    run(before, at, at + lost)  # steps after the checkpoint: what they wrote is there, and is not gone on from
     del before
     resumed = make(tmp_path / "killed", per_step, views)
     resumed.load_state_dict(state)
@@ -141,8 +145,17 @@ def test_kill_and_resume_are_bit_for_bit(tmp_path, per_step, views, at, lost):
 
 
 def test_two_ranks_are_one_and_the_first_alone_writes(tmp_path, monkeypatch):
+    answers = []
+
     def be(rank: int) -> None:
+        def by_main(act):
+            if rank == 0:
+                answers.append(act())
+                return answers[-1]
+            return answers.pop(0)
+
         monkeypatch.setattr("megamask.ranks.is_main", lambda: rank == 0)
+        monkeypatch.setattr("megamask.ranks.by_main", by_main)
 
     one = make(tmp_path / "one", per_step=4)
     parts = [make(tmp_path / "two", per_step=4) for _ in range(2)]
@@ -160,12 +173,11 @@ def test_two_ranks_are_one_and_the_first_alone_writes(tmp_path, monkeypatch):
                 message[number % 4] = rows
         settle_together(parts, messages, be)
         monkeypatch.undo()
-    assert parts[1]._writer is None
-    one.flush()
-    parts[0].flush()
     assert files(tmp_path / "one") == files(tmp_path / "two")
-    for name, value in one.state_dict().items():
-        assert all(torch.equal(value, part.state_dict()[name]) for part in parts)
+    first, second = (part.state_dict() for part in parts)
+    assert torch.equal(one.state_dict()["seen"], first["seen"]) and "seen" not in second
+    for name, value in second.items():
+        assert torch.equal(value, first[name]) and torch.equal(value, one.state_dict()[name])
 
 
 def test_before_anything_was_seen_rare_tokens_come_first(tmp_path):
@@ -204,24 +216,77 @@ def test_a_token_never_seen_has_the_mean_of_its_type(tmp_path):
 
 def test_old_files_go_when_no_checkpoint_needs_them(tmp_path):
     cache = run(make(tmp_path / "cache", per_step=5), 0, 6)
-    state = {name: value.clone() for name, value in cache.state_dict().items()}
+    state = held(cache)
     assert len(files(tmp_path / "cache")) == 7
     cache.prune(oldest=6)
-    assert list(files(tmp_path / "cache")) == ["epoch-00005.bytes", "epoch-00006.bytes"]
-    make(tmp_path / "cache", per_step=5).load_state_dict(state)  # which is all a checkpoint of this step needs
+    assert list(files(tmp_path / "cache")) == ["epoch-00005.bytes", "now.bytes"]
+    resumed = make(tmp_path / "cache", per_step=5)
+    resumed.load_state_dict(state)  # which is all a checkpoint of this step needs
+    assert resumed.lost == ""
     cache.prune(oldest=0)
     assert len(files(tmp_path / "cache")) == 2
 
 
-def test_missing_and_damaged_files_are_named(tmp_path):
+DAMAGES = {
+    "gone": lambda whole: None,
+    "shorter": lambda whole: whole[:-1],
+    "longer": lambda whole: whole + b"\0",
+    "zeros": lambda whole: bytes(len(whole)),
+    **{f"bit {place}": lambda whole, place=place: _flipped(whole, place) for place in (0, 7, 199, 399)},
+}
+
+
+def _flipped(whole: bytes, place: int) -> bytes:
+    changed = bytearray(whole)
+    changed[place // 8] ^= 1 << place % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_the_checkpoint_holds_is_read_in_the_place_of_a_damaged_file(tmp_path, damage):
     cache = run(make(tmp_path / "cache"), 0, 4)
-    state = cache.state_dict()
-    path = tmp_path / "cache" / "epoch-00001.bytes"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"epoch-00001.bytes.*has 49"):
-        make(tmp_path / "cache").load_state_dict(state)
-    path.unlink()
-    with pytest.raises(CheckpointError, match=r"epoch-00001.bytes.*is missing"):
+    state = held(cache)
+    path = tmp_path / "cache" / "epoch-00000.bytes"
+    whole = path.read_bytes()
+    changed = DAMAGES[damage](whole)
+    path.unlink() if changed is None else path.write_bytes(changed)
+    again = make(tmp_path / "cache")
+    again.load_state_dict(state)
+    assert f"{path} is" in again.lost and "no longer the same to the bit" in again.lost
+    assert path.read_bytes() == bytes(state["seen"].tolist()) != whole
+    # it is told once: what the next checkpoint holds is the hash of what is read now
+    after = held(run(again, 4, 5))
+    third = make(tmp_path / "cache")
+    third.load_state_dict(after)
+    assert third.lost == ""
+
+
+def test_a_file_of_which_the_length_alone_is_looked_at_would_be_read(tmp_path, monkeypatch):
+    state = held(run(make(tmp_path / "cache"), 0, 4))
+    path = tmp_path / "cache" / "epoch-00000.bytes"
+    monkeypatch.setattr("megamask.files.sha256", lambda path: bytes(state["hash"].tolist()).hex())
+    path.write_bytes(_flipped(path.read_bytes(), 77))
+    again = make(tmp_path / "cache")
+    again.load_state_dict(state)
+    assert again.lost == ""
+
+
+def test_what_no_launch_has_finished_is_in_nobodys_way(tmp_path):
+    whole = run(make(tmp_path / "whole"), 0, 6)
+    state = held(run(make(tmp_path / "cache"), 0, 2))
+    for name in (".epoch-00000.bytes", ".epoch-00001.bytes", "now.bytes"):
+        (tmp_path / "cache" / name).write_bytes(b"half")
+    resumed = make(tmp_path / "cache")
+    resumed.load_state_dict(state)
+    run(resumed, 2, 6)
+    assert files(tmp_path / "whole") == files(tmp_path / "cache")
+    assert torch.equal(whole.state_dict()["seen"], resumed.state_dict()["seen"])
+
+
+def test_entropies_of_another_text_are_refused(tmp_path):
+    state = held(run(make(tmp_path / "cache"), 0, 4))
+    state["seen"] = state["seen"][:-1]
+    with pytest.raises(CheckpointError, match="entropies of 49 tokens, but the text has 50"):
         make(tmp_path / "cache").load_state_dict(state)
 
 
@@ -233,3 +298,12 @@ def test_no_room_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"need 50 bytes.*No space left"):
         run(make(tmp_path / "cache"), 0, 1)
     assert not list((tmp_path / "cache").iterdir())
+    monkeypatch.undo()
+    cache = run(make(tmp_path / "cache"), 0, 1)
+    state, before = held(cache), files(tmp_path / "cache")
+    monkeypatch.setattr("megamask.files.write", full)
+    with pytest.raises(StorageError, match=r"need 50 bytes.*No space left"):
+        run(cache, 1, 4)  # the second epoch begins
+    assert files(tmp_path / "cache").keys() == before.keys()
+    with pytest.raises(StorageError, match=r"need 50 bytes.*No space left"):
+        make(tmp_path / "cache").load_state_dict(state)
