@@ -1,27 +1,35 @@
-"""Steps into which a number is put that is none, on one rank alone, and copies of weights in which a bit flips."""
+"""Steps into which a number is put that is none, on one rank alone, and copies of weights in which a bit flips; whole
+runs with a spike."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
 from megamask import ranks
 from megamask.batch import Losses, SoftTargets
+from megamask.checkpoint import RunFolder, read_state, read_tensors
 from megamask.engine.engine import Engine
 from megamask.errors import NonFiniteError, ReplicaError
 from megamask.guidance import Guidance
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.metrics import Meters
+from megamask.publish import publish
 from megamask.schedules import Schedule
-from megamask.spikes import Judge, SpikesConfig
+from megamask.spikes import Judge, Ledger, SpikesConfig
 from megamask.training import take_step
 from tests.batches import IDS
+from tests.processes.launch_worker import disband, one
 from tests.processes.training_worker import PACKS, STEPS, kept, micro, objective, optimizer
 
 PLACES = ("loss", "gradient", "activation", "teacher")
@@ -210,13 +218,38 @@ def spoilt(cells: list[dict]) -> list[dict]:
     return found
 
 
-def everything(cells: list[dict], few: list[dict], times: int) -> dict:
-    """All of these in one start: ``cells`` for what is no number, ``few`` for what lies in memory."""
+def spiked(jobs: list[dict]) -> list[dict | None]:
+    """Launches of whole runs, one after another; of those with a ``begin``, `begun` is called first."""
+    found = []
+    # Muon compiles its iteration for every shape, which takes longer than all the rest
+    with torch.compiler.set_stance("force_eager"):
+        for job in jobs:
+            begin = job.pop("begin", None)
+            if begin and ranks.is_main():
+                begun(**begin)
+            found.append(one(job))
+    return found
+
+
+def begun(source: str, target: str, step: int, ledger: list[list[int]], per_step: int) -> None:
+    """A run that has a ``ledger`` from the start, at the checkpoint of ``step`` of another."""
+    run, checkpoint = RunFolder(Path(target)), RunFolder(Path(source)).checkpoint(step)
+    run.checkpoints.mkdir(parents=True)
+    shutil.copy(Path(source) / "config.json", run.config)
+    state = read_state(checkpoint)
+    state["judge"] |= {"ledger": ledger, "rewinds": 1}
+    state["packs"] = (step + Ledger(tuple((first, shift) for first, shift in ledger)).shift(step)) * per_step
+    with patch.dict(os.environ, WORLD_SIZE="1"):  # the others wait for the run to begin
+        publish(run, step, dict(read_tensors(checkpoint)), state)
+
+
+def everything(cells: list[dict], few: list[dict], times: int, jobs: list[dict]) -> dict:
+    """All in one start: ``cells`` for what is no number, ``few`` for what lies in memory, ``jobs`` with spikes."""
     answer = {
         "poisoned": poisoned(cells),
         "unjudged": unjudged(),
         "spoilt": spoilt(few),
         "flipped": flipped(few, times),
     }
-    ranks.leave()
-    return answer
+    disband()
+    return answer | {"spiked": spiked(jobs)}

@@ -11,8 +11,9 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +27,8 @@ from megamask.checkpoint import RunFolder, read_state, read_tensors
 from megamask.engine.engine import Engine
 from megamask.guidance import Guidance
 from megamask.masking.masker import Masker
+from megamask.objectives.mlm import MLM
+from megamask.spikes import Judge, Verdict
 from tests.system.commands import content, run
 
 CLOCKS = ("tokens_per_second", "masked_per_second", "data_wait", "mfu")
@@ -38,10 +41,19 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode() + data.tobytes()).hexdigest()
 
 
-def launch(arguments: list[str], *, stop: int | None = None, fault: str = "") -> dict[str, Any]:
+def launch(
+    arguments: list[str],
+    *,
+    stop: int | None = None,
+    fault: str = "",
+    plant: Mapping[str, float] | None = None,
+    drop: Sequence[int] = (),
+) -> dict[str, Any]:
     """What pretrain.py does with ``arguments``, on this rank.
 
     With ``stop``, a signal to the last rank asks the run to stop after that many steps; ``fault`` is one of `FAULTS`.
+    Whenever a pack of ``plant`` is trained on, its loss counts so many times; the steps ``drop`` (from 0) are dropped
+    whatever they are.
 
     Returns ``code``, ``out`` and ``err`` of the command, the micro-steps of this rank in their order as ``packs``
     (number, hash of the tokens, hash of the plan), learning rate and scale of the optimizer's groups in each step as
@@ -52,7 +64,7 @@ def launch(arguments: list[str], *, stop: int | None = None, fault: str = "") ->
     torch.seed()
     seen: dict[str, Any] = {"packs": [], "rates": {}, "began": {}}
     with ExitStack() as stack:
-        for change in (*FAULTS[fault](), *_watched(seen, stop)):
+        for change in (*FAULTS[fault](), *_watched(seen, stop), _planted(plant or {}), _decreed(drop)):
             stack.enter_context(change)
         ended = run(pretrain.main, *arguments)
     return {"code": ended.code, "out": ended.out, "err": ended.err} | seen
@@ -64,6 +76,25 @@ Change = AbstractContextManager[Any]
 def _replaced(owner: object, name: str, make: Callable[[Callable], Callable]) -> Change:
     """``owner.name`` as ``make`` makes it of what it was."""
     return patch.object(owner, name, make(getattr(owner, name)))
+
+
+def _planted(plant: Mapping[str, float]) -> Change:
+    def make(real: Callable) -> Callable:
+        def forward(model, batch, plan, soft=None):
+            losses = real(model, batch, plan, soft)
+            factor = plant.get(str(batch.number), 1.0) if model.training else 1.0
+            return replace(losses, total=losses.total * factor) if factor != 1 else losses
+
+        return forward
+
+    return _replaced(MLM, "forward", make)
+
+
+def _decreed(drop: Sequence[int]) -> Change:
+    def make(real: Callable) -> Callable:
+        return lambda judge, step, *given: Verdict(moves=False) if step in drop else real(judge, step, *given)
+
+    return _replaced(Judge, "__call__", make)
 
 
 def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
