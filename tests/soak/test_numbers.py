@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,15 +16,23 @@ from megamask.spikes import Judge, SpikesConfig
 from tests.batches import IDS, pack
 from tests.processes.conftest import RunRanks
 from tests.processes.test_engine import AUTOCAST, BF16, FP32, OFFLOAD
-from tests.processes.test_numbers import assert_numbers
+from tests.processes.test_numbers import MUON, assert_numbers
 from tests.processes.training_worker import objective, optimizer
+from tests.system.test_guided import guided
+from tests.system.test_replay import assert_replays
 from tests.unit.test_spikes import ASKED, judged
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_what_is_no_number_moves_nothing_in_any_stage(run_ranks: RunRanks, world: int) -> None:
-    few = [*FP32, *BF16]
-    assert_numbers(run_ranks, [*FP32, *BF16, AUTOCAST, *OFFLOAD], few, times=1000, world=world)
+def test_what_is_no_number_moves_nothing_in_any_stage(run_ranks: RunRanks, tmp_path: Path, world: int) -> None:
+    few, all_of_them = [*FP32, *BF16], [*FP32, *BF16, AUTOCAST, *OFFLOAD]
+    skips = [(ds, {}) for ds in all_of_them] + [(ds, MUON) for ds in (*FP32[1:], *BF16)]
+    assert_numbers(run_ranks, tmp_path, all_of_them, few, 1000, rewinds=all_of_them, skips=skips, world=world)
+
+
+@pytest.mark.parametrize("guide", ["probe", "cache", "falls back"])
+def test_steps_under_guided_masks_are_the_same_again(data: Path, tmp_path: Path, guide: str) -> None:
+    assert_replays(data, tmp_path / "run", *guided(guide), count=20)
 
 
 def recorded(seed: int, steps: int) -> list[tuple[float, float]]:

@@ -1,0 +1,67 @@
+"""A step taken again is the step that the log tells of, and a line that is not true is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megamask.checkpoint import RunFolder
+from tests.system.commands import Ended, content, run, train
+from tests.system.conftest import STEPS
+from tools import replay
+
+
+def again(folder: Path, step: int, *more: object) -> Ended:
+    """What the tool says of a step; the run folder must stay as it is."""
+    before = content(folder)
+    ended = run(replay.main, "--run", folder, "--step", step, *more)
+    assert content(folder) == before
+    return ended
+
+
+def plant(folder: Path, step: int, name: str) -> float:
+    """Change the last bit of a figure in the log; what it says now."""
+    path = folder / "logs" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    (line,) = [line for line in lines if line["step"] == step and name in line]
+    line[name] *= 1 + 2**-52
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return line[name]
+
+
+@pytest.mark.parametrize("step", [3, 11])
+def test_a_step_is_the_same_again_and_a_planted_line_is_reported(copy: Path, step: int) -> None:
+    same = again(copy, step)
+    assert same.code == 0, same.err + same.out
+    assert f"step {step}: " in same.out and ", 0 differ" in same.out
+    name = ("train/loss", "grad_norm")[step % 2]
+    wrong = plant(copy, step, name)
+    found = again(copy, step)
+    assert found.code == 1, found.err
+    assert f"step {step}: {name} is {wrong} in the log, but " in found.out and ", 1 differ" in found.out
+
+
+def test_what_cannot_be_taken_again_is_a_sentence(copy: Path, tmp_path: Path) -> None:
+    assert "has no figures of step 13" in (ended := again(copy, STEPS + 1)).err and ended.code == 2
+    assert "has no figures of step 0" in again(copy, 0).err
+    assert "cannot be read" in again(tmp_path, 1).err
+
+
+def assert_replays(data: Path, folder: Path, *words: object, count: int) -> None:
+    """Each step of a run that was stopped between two lines of figures, and lost a checkpoint, is the same again."""
+    more = {"steps": count, "checkpoint__every": 5, "checkpoint__keep": 99, "log__every": 3, "validation__every": 4}
+    assert train(data, folder, *words, **more).code == 0
+    run_folder = RunFolder(folder)
+    for step in (step for step in run_folder.steps() if step > 5):
+        run_folder.set_aside(run_folder.checkpoint(step), "newer")
+    assert train(data, folder, *words, **more).code == 0
+    for step in range(1, count + 1):
+        ended = again(folder, step)
+        assert ended.code == 0, (step, ended.out, ended.err)
+    print(f"{count} steps taken again: 0 differ")
+
+
+def test_every_step_of_a_run_that_was_stopped_between_two_lines_is_the_same_again(data: Path, tmp_path: Path) -> None:
+    assert_replays(data, tmp_path / "run", count=7)

@@ -1,0 +1,155 @@
+#!/usr/bin/env python
+"""Take a step of a run again and hold it against the run's log, bit for bit: ``tools/replay.py --run DIR --step N``.
+
+Goes on from the newest whole checkpoint before the figures that tell of the step, in a temporary folder: the run folder
+is only read. So it finds a machine that computed wrongly, or one that computes otherwise. Only on the hardware and with
+the libraries and the number of ranks of the run are the figures the same; of several ranks, start as many, on one node:
+``torchrun --nproc-per-node 8 tools/replay.py ...``. Costs the steps since that checkpoint, and the room of none.
+
+Ends with 0 if every figure is the same, with 1 if one differs, else with the code of an error.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from megamask import command, pretrain, ranks, records, runs
+from megamask import config as configuration
+from megamask.building import JUDGE, Parts, build, numbers, read_text
+from megamask.checkpoint import RunFolder, read_state, verify
+from megamask.errors import CheckpointError, ConfigError, DataError, MegamaskError
+from megamask.log import read_metrics
+from megamask.spikes import Judge
+
+CLOCKS = ("tokens_per_second", "masked_per_second", "mfu", "data_wait")
+"""Figures that go by a clock."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path
+    """Folder of the run."""
+    step: int
+    """Number of the step, from 1."""
+    data: Path | None = None
+    """Folder of the shards, if they lie elsewhere now."""
+
+
+def main(args: list[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, description=__doc__, args=args)
+    ranks.join()
+    folder = ranks.by_main(lambda: Path(tempfile.mkdtemp(prefix="replay-")))
+    try:
+        return replay(RunFolder(arguments.run), arguments.step, arguments.data, folder)
+    except MegamaskError as error:
+        if ranks.is_main():
+            print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        if ranks.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def replay(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
+    """Take the steps again that lead to the figures of ``step``, in ``folder``; 0 if these are those of the run."""
+    config, ds, fingerprint = settings(run, data, folder)
+    every, last = config.log.every, config.steps
+    end = min(-(-step // every) * every, last)
+    told = figures(run, end)
+    if not 1 <= step <= last or not told:
+        raise ConfigError(f"{run.logs / 'metrics.jsonl'} has no figures of step {step}, which step {end} tells.")
+    text = read_text(config)
+    if text.train.fingerprint != fingerprint:
+        raise DataError(f"{text.train.folder} is not the text of the run in {run.path}. Name that text with --data.")
+    judge = Judge(config.spikes, ranks.by_main(lambda: newest(run)).get(JUDGE))
+    begin = max((at for at in (*begins(run, judge), (end - 1) // every * every) if at < end), default=0)
+    start = ranks.by_main(lambda: choose(run, RunFolder(folder), begin))
+    if ranks.is_main() and run.entropy.is_dir():
+        shutil.copytree(run.entropy, folder / run.entropy.name)
+    parts = build(config, ds, text, start)
+    # packs that a rewind left out since are left out
+    batches = parts.loader.batches(numbers(config, start.step, parts.engine.accumulate, judge.ledger))
+    steps(replace(parts, batches=batches), start.step, end)
+    parts.engine.close()
+    return ranks.by_main(lambda: compare(told, figures(RunFolder(folder), end), end))
+
+
+def settings(run: RunFolder, data: Path | None, folder: Path) -> tuple[configuration.PretrainConfig, dict, str]:
+    """The run's settings with another output folder, its DeepSpeed file, and the hash of its text."""
+    said = configuration.read(run.config)
+    zero = folder / "deepspeed.json"
+    ranks.by_main(lambda: zero.write_text(json.dumps(said.get("deepspeed") or {})))
+    more = ["--data", str(data)] if data else []
+    config = command.parse(["--config", str(run.config), "--output", str(folder), "--no-export", *more]).run
+    if config.time_budget:
+        raise ConfigError("`time_budget` lets a clock decide, so no step of such a run can be taken again.")
+    return config, configuration.check(config, zero, ranks.world()), str(said.get("text"))
+
+
+def figures(run: RunFolder, step: int) -> dict[str, Any]:
+    """What the log says of ``step``, but for speeds and the evaluation."""
+    lines = [line for line in read_metrics(run.logs / "metrics.jsonl") if line["step"] == step]
+    found = {name: value for line in lines for name, value in line.items()}
+    return {name: value for name, value in found.items() if name not in CLOCKS and not name.startswith("valid/")}
+
+
+def begins(run: RunFolder, judge: Judge) -> list[int]:
+    """The steps after which a launch began, or went back to: there the sums of figures begin anew."""
+    launches = records.read_json(run.environment)["launches"] if run.environment.exists() else []
+    return [*(launch["step"] for launch in launches), *(first for first, _ in judge.ledger.entries)]
+
+
+def newest(run: RunFolder) -> dict[str, Any]:
+    """The state of the newest checkpoint that is whole."""
+    for step in run.steps():
+        try:
+            verify(run.checkpoint(step))
+            return read_state(run.checkpoint(step))
+        except CheckpointError:
+            continue
+    return {}
+
+
+def choose(run: RunFolder, here: RunFolder, begin: int) -> runs.Start:
+    """The newest whole checkpoint of at most ``begin`` steps; else the start of the run."""
+    for step in (step for step in run.steps() if step <= begin):
+        try:
+            verify(run.checkpoint(step))
+        except CheckpointError as error:
+            print(error, file=sys.stderr)
+        else:
+            return runs.Start(here, run.checkpoint(step), step, (), None)
+    return runs.Start(here, None, 0, (), None)
+
+
+def steps(parts: Parts, first: int, end: int) -> None:
+    """The steps from ``first`` up to ``end`` as the loop takes them, with their figures."""
+    for step in range(first, end):
+        batches = [next(parts.batches) for _ in range(parts.engine.accumulate)]
+        pretrain.take(parts, step, batches)
+        if (step + 1) % parts.config.log.every == 0 or step + 1 == end:
+            pretrain.tell(parts, step + 1)
+        pretrain.audit(parts, step + 1, batches[0])
+    parts.batches.close()
+    parts.log.close()
+
+
+def compare(told: dict[str, Any], again: dict[str, Any], step: int) -> int:
+    """Say of each figure whether it is the same; 1 if one is not."""
+    names = [name for name in told | again if told.get(name) != again.get(name)]
+    for name in names:
+        print(f"step {step}: {name} is {told.get(name)} in the log, but {again.get(name)} when taken again")
+    print(f"step {step}: {len(told | again) - 1 - len(names)} figures are the same to the bit, {len(names)} differ")
+    return 1 if names else 0
+
+
+if __name__ == "__main__":
+    ranks.end(main())
