@@ -155,8 +155,14 @@ def load(checkpoint: Path, state: dict[str, Any], engine: Engine, masker: Masker
     if not isinstance(steps, int):
         raise CheckpointError(must(f"{checkpoint}/state.json: optimizer_steps", "be a whole number", str(steps)))
     engine.restore(tensors.get, steps=steps)
-    masker.load_state_dict(part(tensors, MASKER))
-    guide.load_state_dict(part(tensors, GUIDANCE))
+    try:
+        masker.load_state_dict(part(tensors, MASKER))
+        guide.load_state_dict(part(tensors, GUIDANCE))
+    except KeyError as error:
+        raise CheckpointError(
+            f"{checkpoint} lacks {error.args[0]!r} of what a score or a source of entropy has learnt: it was made "
+            "under other settings, or by another megamask."
+        ) from None
 
 
 def rewound(parts: Parts, step: int) -> tuple[Parts, int] | None:
@@ -231,11 +237,16 @@ def derived(parts: Parts, step: int, seconds: float) -> dict[str, float]:
 
 def same_step(parts: Parts, step: int, state: dict[str, Any], checkpoint: Path) -> None:
     """CheckpointError unless what follows from the ``step`` of a ``checkpoint`` is what its ``state`` says."""
+
+    def same(said: object, now: float) -> bool:
+        if not isinstance(said, (int, float)) or not abs(said) < 1e300:
+            return False
+        return math.isclose(said, now, rel_tol=1e-9)  # another machine may round a cosine otherwise
+
     found = [
         must(f"{checkpoint}/state.json: {name}", f"be {now}, as computed anew", state[name])
-        # another machine may round a cosine otherwise
         for name, now in derived(parts, step, state.get("seconds", 0.0)).items()
-        if name in state and not math.isclose(state[name], now, rel_tol=1e-9)
+        if name in state and not same(state[name], now)
     ]
     cure = "Go on with the megamask that made it, or start a run anew: here it would be another run."
     raise_all(CheckpointError, [*found, cure] if found else [])

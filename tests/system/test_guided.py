@@ -73,6 +73,12 @@ def assert_resumes(data: Path, folder: Path, settings: list[str]) -> Path:
     return whole
 
 
+def test_a_checkpoint_without_what_a_source_has_learnt_is_refused(data: Path, finished: Path, tmp_path: Path) -> None:
+    ended = train(data, tmp_path / "run", *guided("probe"), "--resume", finished, steps=STEPS)
+    assert ended.code == 4, ended.err
+    assert "of what a score or a source of entropy has learnt" in ended.err
+
+
 @pytest.mark.parametrize("guide", GUIDES)
 def test_a_guided_run_resumes_bit_for_bit(guide: str, data: Path, tmp_path: Path) -> None:
     whole = assert_resumes(data, tmp_path, guided(guide))

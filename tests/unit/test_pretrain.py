@@ -155,5 +155,6 @@ def test_what_follows_from_a_step_is_found_again(step: int, used: float, budget:
     first = next(numbers(replace(config, steps=step + 1), step, config.packs.per_step, ledger))
     assert first == state["packs"]
     for name, other in (("packs", 1), ("rate", 1e-6), ("targets", 1)):
-        with pytest.raises(CheckpointError, match=f"state.json: {name}` must be .* as computed anew, but is"):
-            same_step(resumed, step, state | {name: state[name] + other}, Path("step"))
+        for wrong in (state[name] + other, "many", None, [state[name]], float("nan"), 10**400):
+            with pytest.raises(CheckpointError, match=f"state.json: {name}` must be .* as computed anew, but is"):
+                same_step(resumed, step, state | {name: wrong}, Path("step"))
