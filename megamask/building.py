@@ -27,6 +27,7 @@ from megamask.data.shards import Shards
 from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.guidance import Guidance
+from megamask.hf.comparing import differences
 from megamask.hf.importing import read_tensors as read_safetensors
 from megamask.hf.layers import pick_layers
 from megamask.log import Log
@@ -86,9 +87,13 @@ class Parts:
 def read_text(config: PretrainConfig) -> Text:
     """Open and check the shards; without `data`, those of the English that this machine holds."""
     folder = config.data or ranks.by_main(lambda: prepare.local_data(CACHE))
-    train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
     if config.verify:
         ranks.by_main(lambda: shards.check(folder, verify=True))
+    return ranks.all_or_none(lambda: _open_text(config, folder))
+
+
+def _open_text(config: PretrainConfig, folder: Path) -> Text:
+    train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
     sizes = {"tokens": config.packs.tokens, "length": config.packs.length}
     per_step, views = config.packs.per_step, config.packs.views
     packs = Packs(train, **sizes, seed=config.seed, per_step=per_step, views=views)
@@ -100,7 +105,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     """Model, masker, engine and telling, with the state of the checkpoint to start from, if there is one."""
     ids = text.packs.token_ids
     torch.manual_seed(config.seed)
-    shape, weights = first_shape(config, ids)
+    shape, weights = first_shape(config, ids, text.train.folder / report.TOKENIZER)
     encoder = Encoder(shape, config.model)
     objective = objectives.build(config.objective, encoder, Head(encoder, config.model), config.entropy.measure)
     if weights:
@@ -213,10 +218,10 @@ def teacher_of(config: PretrainConfig, text: Text, shape: EncoderShape) -> Teach
 
 
 def same_teacher(teacher: Teacher | None, before: str, checkpoint: Path) -> None:
-    """CheckpointError unless the teacher is the one of ``checkpoint``, of which the hash was ``before``."""
+    """ConfigError unless the teacher is the one of ``checkpoint``, of which the hash was ``before``."""
     now = teacher.fingerprint if teacher else ""
     if now != before:
-        raise CheckpointError(
+        raise ConfigError(
             f"{checkpoint} was made with a teacher of hash {before[:16] or 'none'}, but `teacher.path` has "
             f"{now[:16] or 'none'}. Name the same model; if it is a run that goes on, name one checkpoint of it."
         )
@@ -270,10 +275,10 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def first_shape(config: PretrainConfig, ids: TokenIds) -> tuple[EncoderShape, dict[str, Tensor]]:
+def first_shape(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
     """The encoder's numbers and first weights: those of `init`, which `model` must then not contradict.
 
-    Without `init` the numbers of `model`, and no weights.
+    ``ids`` and ``tokenizer``, a folder, are those of the text. Without `init` the numbers of `model`, and no weights.
     """
     if config.init is None:
         return config.model.shape(ids), {}
@@ -288,6 +293,9 @@ def first_shape(config: PretrainConfig, ids: TokenIds) -> tuple[EncoderShape, di
         for key in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
         if (asked := getattr(config.model, key)) not in (None, getattr(shape, key))
     ]
+    own = config.init / report.TOKENIZER
+    if shape.vocab_size >= ids.size and own.is_dir():
+        problems += differences(own, "init", tokenizer, "data's tokenizer")
     if shape.vocab_size < ids.size:
         problems.append(
             f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}. "

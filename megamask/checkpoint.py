@@ -56,6 +56,7 @@ class RunFolder:
 
     config = property(lambda self: self.path / "config.json")
     environment = property(lambda self: self.path / "environment.json")
+    text = property(lambda self: self.path / "text.json")
     lock = property(lambda self: self.path / "run.lock")
     logs = property(lambda self: self.path / "logs")
     tensorboard = property(lambda self: self.path / "tensorboard")

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from megamask import config as configuration
-from megamask import recipes
+from megamask import ranks, recipes
 from megamask.config import PretrainConfig
 
 
@@ -50,7 +50,8 @@ def parse(arguments: list[str] | None = None) -> Command:
     named = said.pop("recipe", Command.recipe)
     recipe = known.recipe or str(named)
     base = configuration.override(recipes.named(recipe), said, str(known.config))
-    asked = tyro.cli(Command, args=arguments, default=Command(recipe, run=base), prog="pretrain.py")
+    default = Command(recipe, run=base)
+    asked = tyro.cli(Command, args=arguments, default=default, prog="pretrain.py", console_outputs=ranks.is_main())
     return replace(asked, run=configuration.tied(asked.run))
 
 

@@ -10,8 +10,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from megamask import progress, records
 from megamask import teacher as teachers
@@ -301,8 +304,6 @@ def read(path: Path) -> dict[str, Any]:
 
 def override(base: PretrainConfig, values: dict[str, Any], source: str) -> PretrainConfig:
     """``base`` with ``values`` laid over it; ConfigError names every unknown key and every wrong type."""
-    from pydantic import TypeAdapter, ValidationError
-
     if values.keys() >= RECORDED:
         values = {key: value for key, value in values.items() if key not in RECORDED}
     names = _names(as_dict(base))
@@ -310,7 +311,7 @@ def override(base: PretrainConfig, values: dict[str, Any], source: str) -> Pretr
     try:
         # strict, by the rules of JSON: the word "3" is no number, true is no 1, and a list will do for a tuple
         merged = json.dumps(_merge(as_dict(base), values))
-        found = TypeAdapter(PretrainConfig).validate_json(merged, strict=True)
+        found = _schema().validate_json(merged, strict=True)
     except ValidationError as error:
         wrong += [
             f"`{'.'.join(str(part) for part in p['loc'])}` in `{source}`: {p['msg']}, but is {p['input']!r}."
@@ -318,6 +319,11 @@ def override(base: PretrainConfig, values: dict[str, Any], source: str) -> Pretr
         ]
     raise_all(ConfigError, wrong)
     return found
+
+
+@cache
+def _schema() -> TypeAdapter:
+    return TypeAdapter(PretrainConfig)
 
 
 def as_dict(config: PretrainConfig) -> dict[str, Any]:

@@ -14,6 +14,8 @@ class MegamaskError(ValueError):
     """One or more problems that a user can mend; ``str`` has a line for each."""
 
     exit_code = 1
+    everywhere = False
+    """Whether all ranks have the same to say, so that rank 0 says it for them."""
 
     def __init__(self, *problems: str):
         super().__init__(*problems)
@@ -30,6 +32,7 @@ class ConfigError(MegamaskError):
     """A setting, flag or combination of them that cannot be run."""
 
     exit_code = 2
+    everywhere = True
 
 
 class DataError(MegamaskError):
@@ -86,13 +89,23 @@ def must(name: str, rule: str, found: object, cure: str = "") -> str:
 
 def unknown(name: str, known: Iterable[str], where: str = "") -> str:
     """The sentence for a name that is not known, with the nearest that is."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], n=1, cutoff=0.5)
+    ends = {full: full.rpartition(".") for full in sorted(known)}
+    section, _, last = name.rpartition(".")
     place = f" in {where}" if where else ""
-    if near:
-        full = next(k for k in known if k.rsplit(".", 1)[-1] == near[0])
-        return f"`{name}` is not known{place}. Did you mean `{full}`?"
-    return f"`{name}` is not known{place}. Known are: {', '.join(f'`{k}`' for k in known)}."
+    lasts = {end for _, _, end in ends.values()}
+    near = [last] if last in lasts else difflib.get_close_matches(last, lasts, n=3, cutoff=0.5)
+    # sections share names, such as `every`: how near the section is counts as much as how near the name is
+    likeness = {
+        full: _alike(end, last) + _alike(begin, section) for full, (begin, _, end) in ends.items() if end in near
+    }
+    if likeness:
+        return f"`{name}` is not known{place}. Did you mean `{max(likeness, key=likeness.__getitem__)}`?"
+    return f"`{name}` is not known{place}. Known are: {', '.join(f'`{full}`' for full in ends)}."
+
+
+def _alike(one: str, two: str) -> float:
+    """1 for equal words, 0 for words without a common letter."""
+    return difflib.SequenceMatcher(None, one, two).ratio()
 
 
 def raise_all(error: type[MegamaskError], problems: list[str]) -> None:

@@ -185,6 +185,8 @@ class Watchdog:
         code = error.exit_code if isinstance(error, MegamaskError) else 1
         if not lost and (beats is None or beats.claim(code)):
             if beats:
+                if isinstance(error, MegamaskError):
+                    error.everywhere = False  # the others will be silent, whoever this is
                 beats.explain(f"Rank {ranks.rank()}: " + "".join(traceback.format_exception(error)))
             return
         word = beats.word(GRACE) if beats else None

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from megamask import checkpoint, hf
 from megamask.batch import Layout
-from megamask.errors import CheckpointError, raise_all
+from megamask.errors import CheckpointError, ConfigError, raise_all
 from megamask.hf.foreign import load_foreign, model_type
 from megamask.hf.importing import fetch, read_tensors
 from megamask.hf.names import DECODER, EMBEDDING, bare, misfits
@@ -77,7 +77,8 @@ class States(nn.Module):
 def read(path: str | Path, setting: str) -> MaskedLM:
     """The model at ``path``, which the user gave as ``setting``; on the CPU, in 32 bits.
 
-    Raises CheckpointError with a sentence for everything that is missing, damaged, not known or not a number.
+    Raises CheckpointError with a sentence for everything that is missing, damaged or not known, ConfigError for a
+    model that is whole and cannot be used: its numbers are none, or it ends in more than a matrix.
     """
     folder = Path(path)
     if (folder / checkpoint.MANIFEST).exists() or (folder / "checkpoints").is_dir():
@@ -119,7 +120,7 @@ def _own(shape: EncoderShape, weights: Mapping[str, Tensor], tokenizer: Path, wh
 
 def _all_finite(weights: Mapping[str, Tensor], where: Path) -> None:
     raise_all(
-        CheckpointError,
+        ConfigError,
         [
             f"{where} holds numbers in the tensor {name} that are not finite (NaN or infinity). Use another checkpoint."
             for name, tensor in weights.items()

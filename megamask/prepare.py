@@ -44,6 +44,8 @@ from megamask.errors import ConfigError, DataError, StorageError, must, raise_al
 
 UNIT_BYTES = 2**22
 VOCAB_SIZE = 32_768
+FEW = 10_000
+"""Documents below which `bad_share` is of this many."""
 # part of the identity of a result: change it with whatever changes the bytes that are written
 METHOD = 1
 
@@ -76,6 +78,8 @@ class PrepareConfig:
     """The split of a data set that is read."""
     on_bad_document: Literal["stop", "skip"] = "stop"
     """What to do at a document that cannot be read: stop with its place, or count it and go on."""
+    bad_share: float = 0.001
+    """Share of the documents read so far (of 10,000, if there are fewer) that `skip` may count until it stops too."""
     tags: str | None = None
     """Parts of speech for the score `part_of_speech`: the name or folder of a spaCy pipeline (needs megamask[tags]), or
     `conllu` for those of .conllu files; none if not given."""
@@ -94,6 +98,10 @@ class PrepareConfig:
             found.append("`input` must name at least one file, folder or data set, but is empty.")
         if not 0 <= self.valid_share < 1:
             found.append(must("valid_share", "lie in [0, 1)", self.valid_share))
+        if not 0 <= self.bad_share <= 1:
+            found.append(must("bad_share", "lie in [0, 1]", self.bad_share))
+        if self.on_bad_document == "stop" and self.bad_share != PrepareConfig.bad_share:
+            found.append("`bad_share` has no effect while `on_bad_document` is 'stop'. Remove one.")
         if self.workers < 0:
             found.append(must("workers", "be 0 or more", self.workers))
         if self.tokenizer_bytes < 1:
@@ -109,8 +117,8 @@ class PrepareConfig:
     def settings(self) -> dict:
         """What the result depends on, beside the text."""
         without = asdict(self)
-        # of tags the sidecar's facts speak
-        for name in ("input", "output", "workers", "tags"):
+        # of tags the sidecar's facts speak; by the share nothing is decided but whether there is a result
+        for name in ("input", "output", "workers", "tags", "bad_share"):
             del without[name]
         return without | {"vocab_size": self.vocab_size or (VOCAB_SIZE if self.trains else None)}
 
@@ -222,6 +230,11 @@ def _read(config: PrepareConfig, sources: list[Source], counts: Counter, label: 
                         if config.on_bad_document == "stop":
                             raise DataError(f"{found.problem} (`on_bad_document` skip would count it and go on.)")
                         counts["bad"] += 1
+                        if counts["bad"] > config.bad_share * max(counts["documents"], FEW):
+                            raise DataError(
+                                f"{found.problem} It is the {counts['bad']}. bad one of {counts['documents']} "
+                                f"documents, more than `bad_share` ({config.bad_share:g}) allows."
+                            )
                         continue
                     clean, words = (
                         (found.text, found.words) if isinstance(found, Tagged) else (text.normalise(found), None)

@@ -20,13 +20,13 @@ STOP = Stop()
 if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
     STOP.__enter__()
 
-from megamask import command, ranks, report, runs
+from megamask import command, ranks, report, runs, versions
 from megamask import config as configuration
 from megamask.batch import PackedBatch
 from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, derived, read_text, rewound, writers
 from megamask.checkpoint import storage_sentence
 from megamask.config import PretrainConfig
-from megamask.errors import ConfigError, MegamaskError, NonFiniteError, StorageError
+from megamask.errors import MegamaskError, NonFiniteError, StorageError
 from megamask.hangs import Watchdog
 from megamask.publish import publish
 from megamask.spikes import Verdict
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
     0: finished. 75: stopped as asked before the last step; the same command goes on. Others: `errors`.
     """
     try:
+        versions.check()
         asked = command.parse(arguments)
         if asked.list_recipes:
             print(command.show_recipes())
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
             finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop)
         return 0 if finished else REQUEUE
     except MegamaskError as error:
-        if str(error) and (ranks.is_main() or not isinstance(error, ConfigError)):
+        if str(error) and (ranks.is_main() or not error.everywhere):
             with suppress(OSError):  # perhaps nobody listens any more; the code says it
                 print(error, file=sys.stderr)
         return error.exit_code
@@ -66,7 +67,7 @@ def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: st
         text = read_text(config)
         watch.phase("opening")
         identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
-        with closing(runs.open_run(config.output, identity, resume, configuration.FREE)) as start:
+        with closing(runs.open_run(config.output, identity, resume, configuration.FREE, text.train)) as start:
             watch.write_to(start.run.logs, start.run.launch)
             watch.phase("building", start.step)
             parts = build(config, ds, text, start)

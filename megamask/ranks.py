@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megamask.errors import ConfigError
+from megamask.errors import ConfigError, MegamaskError
 from megamask.stopping import REQUEUE
 
 Answer = TypeVar("Answer")
@@ -192,5 +192,23 @@ def by_main(act: Callable[[], Answer]) -> Answer:
     if several():
         dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
-        raise answer[1]
+        _raise_everywhere(answer[1])
     return answer[0]
+
+
+def all_or_none(act: Callable[[], Answer]) -> Answer:
+    """What ``act`` returned on this rank; a MegamaskError on any rank is raised on all."""
+    found: list = [None, None]
+    try:
+        found[0] = act()
+    except MegamaskError as error:
+        found[1] = error
+    if first := next((error for error in gather(found[1]) if error is not None), None):
+        _raise_everywhere(first)
+    return found[0]
+
+
+def _raise_everywhere(error: Exception) -> NoReturn:
+    if isinstance(error, MegamaskError):
+        error.everywhere = True
+    raise error

@@ -1,6 +1,7 @@
 """The run folder, opened: fresh, or to go on from the newest checkpoint that is whole.
 
     config.json  environment.json  run.lock  latest     what was asked for, on what, by whom, the newest checkpoint
+    text.json                                           the manifest of the shards
     logs/  tensorboard/  checkpoints/step-N/  export/
 
 Nothing is ever overwritten or believed unread: a folder that holds another run is refused, a damaged checkpoint is
@@ -28,7 +29,10 @@ import torch
 
 from megamask import files, ranks, records
 from megamask.checkpoint import MANIFEST, NewerFormat, RunFolder, storage_sentence, verify_together
-from megamask.errors import CheckpointError, ConfigError, StorageError
+from megamask.data.manifest import changes
+from megamask.data.shards import Shards
+from megamask.errors import CheckpointError, ConfigError, DataError, StorageError
+from megamask.hf.comparing import differences
 
 Answer = TypeVar("Answer")
 
@@ -59,17 +63,24 @@ class _Choice:
     """Whether they lie in the folder of this very run, so that a bad one may be set aside."""
 
 
-def open_run(path: Path | str, config: dict, resume: str | Path = "auto", may_differ: Iterable[str] = ()) -> Start:
+def open_run(
+    path: Path | str,
+    config: dict,
+    resume: str | Path = "auto",
+    may_differ: Iterable[str] = (),
+    text: Shards | None = None,
+) -> Start:
     """Take the run folder ``path`` and find where to start. Collective.
 
     ``resume`` is ``auto`` (the newest valid checkpoint, or fresh if there never was one), ``must`` (an error if there
     is none), ``never`` (an error if there is one), or a checkpoint or run folder to start from; going back to an older
     checkpoint of this run sets the newer ones aside. ``config`` must be JSON and equal to that of the run which the
-    folder holds, except under the dotted keys ``may_differ`` (``"output"``, ``"log"`` for all of ``log.*``).
+    folder holds, except under the dotted keys ``may_differ`` (``"output"``, ``"log"`` for all of ``log.*``). Under
+    ``"text"`` it has the fingerprint of ``text``; what changed in it since is told.
 
-    Raises, on all ranks alike: ConfigError for another run's folder, with each field that differs; CheckpointError if
-    the wanted checkpoint is missing or damaged, or if none of several is whole; LockError if another launch writes
-    here; StorageError.
+    Raises, on all ranks alike: ConfigError for another run's folder, with each field that differs; DataError if
+    nothing but the text does, with the shards that changed; CheckpointError if the wanted checkpoint is missing or
+    damaged, or if none of several is whole; LockError if another launch writes here; StorageError.
     """
     # rank 0's clock, working folder and dice, for all
     run = ranks.by_main(lambda: RunFolder(Path(path), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"))
@@ -82,9 +93,9 @@ def open_run(path: Path | str, config: dict, resume: str | Path = "auto", may_di
 
     try:
         _by_main(run, take)
-        choice = _by_main(run, _choose, run, config, resume, tuple(may_differ))
+        choice = _by_main(run, _choose, run, config, resume, tuple(may_differ), text)
         checkpoint, step, notes = _first_whole(run, choice)
-        _by_main(run, _record, run, config, checkpoint, step)
+        _by_main(run, _record, run, config, text, checkpoint, step)
     except BaseException:
         if lock:
             lock.close()
@@ -129,9 +140,11 @@ def _by_main(run: RunFolder, act: Callable[..., Answer], *given) -> Answer:
     return ranks.by_main(guarded)
 
 
-def _choose(run: RunFolder, config: dict, resume: str | Path, may_differ: tuple[str, ...]) -> _Choice:
+def _choose(
+    run: RunFolder, config: dict, resume: str | Path, may_differ: tuple[str, ...], text: Shards | None
+) -> _Choice:
+    _refuse_other_run(run, config, may_differ, text)
     _sweep(run)
-    _refuse_other_run(run, config, may_differ)
     steps = run.steps()
     mine = [run.checkpoint(step) for step in steps]
     if resume == "never":
@@ -183,7 +196,7 @@ def _choose_path(run: RunFolder, source: Path, mine: list[Path]) -> _Choice:
     return _Choice(candidates, own)
 
 
-def _refuse_other_run(run: RunFolder, config: dict, may_differ: tuple[str, ...]) -> None:
+def _refuse_other_run(run: RunFolder, config: dict, may_differ: tuple[str, ...], text: Shards | None) -> None:
     if not run.config.exists():
         if run.steps():
             raise ConfigError(f"{run.path} holds checkpoints but no config.json, so it cannot be told of which run.")
@@ -195,9 +208,27 @@ def _refuse_other_run(run: RunFolder, config: dict, may_differ: tuple[str, ...])
     here = flatten(json.loads(json.dumps(config)))
     keys = [k for k in sorted(there | here) if not any(k == free or k.startswith(free + ".") for free in may_differ)]
     different = [k for k in keys if there.get(k, "absent") != here.get(k, "absent")]
+    if different == ["text"] and text:
+        _refuse_other_text(run, text)
     if different:
         fields = [f"`{k}` is {here.get(k, 'absent')!r} here, but {there.get(k, 'absent')!r} there." for k in different]
         raise ConfigError(f"{run.path} holds another run. Choose another output folder, or undo the changes:", *fields)
+
+
+def _refuse_other_text(run: RunFolder, text: Shards) -> None:
+    """DataError with the shards that are others than the run began with, or ConfigError if its tokenizer is."""
+    try:
+        before = records.read_json(run.text)
+        changed = changes(before, text.manifest) or ["the same files, but of other sources or settings"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        before, changed = {}, [f"what, cannot be told without {run.text}"]
+    cure = "Name the text of the run as `data`, or choose another output folder."
+    own, now = run.path / "tokenizer", text.folder / "tokenizer"
+    if before.get("tokenizer", text.manifest["tokenizer"]) != text.manifest["tokenizer"] and own.is_dir():
+        problem = f"{text.folder} has another tokenizer than the run in {run.path} began with. {cure}"
+        raise ConfigError(problem, *differences(now, str(now), own, str(own)))
+    shown = ", ".join(changed[:10]) + (f", and {len(changed) - 10} more" if len(changed) > 10 else "")
+    raise DataError(f"{text.folder} has changed since the run in {run.path} began: {shown}. {cure}")
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
@@ -248,10 +279,12 @@ def _set_newer_aside(run: RunFolder, step: int) -> list[str]:
     return [f"{folder} is newer than the start and was set aside as {name}." for folder, name in names]
 
 
-def _record(run: RunFolder, config: dict, checkpoint: Path | None, step: int) -> None:
+def _record(run: RunFolder, config: dict, text: Shards | None, checkpoint: Path | None, step: int) -> None:
     for folder in (run.logs, run.tensorboard):
         folder.mkdir(exist_ok=True)
     files.replace(run.config, json.dumps(config, indent=2) + "\n")
+    if text:
+        files.replace(run.text, json.dumps(text.manifest, indent=1) + "\n")
     launches = []
     if run.environment.exists():
         try:

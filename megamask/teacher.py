@@ -27,7 +27,7 @@ from megamask.engine import frozen
 from megamask.engine.frozen import Frozen
 from megamask.entropy import exact
 from megamask.entropy.source import Ask, EntropyConfig, Signal, Stateless, text_of
-from megamask.errors import CheckpointError, must, raise_all
+from megamask.errors import ConfigError, must, raise_all
 from megamask.hf.comparing import differences
 from megamask.hf.foreign import Foreign
 from megamask.masked_lm import MaskedLM
@@ -168,7 +168,9 @@ class Teacher:
         length: int,
         vocab_size: int | None = None,
     ) -> Teacher:
-        """The teacher at ``config.path``, if it fits the run; raises CheckpointError or DataError if it does not.
+        """The teacher at ``config.path``.
+
+        Raises ConfigError if it does not fit the run, CheckpointError or DataError if files are missing or damaged.
 
         ``tokenizer`` is the folder of the run's, ``length`` its longest sequence, ``vocab_size`` the rows of the
         student's token table (as many as ``ids`` has if not given). Rows of the teacher's beyond that, which pad its
@@ -189,7 +191,7 @@ class Teacher:
             )
         if model.longest is not None and length > model.longest:
             found.append(must("packs.length", f"be at most {model.longest}, the positions of `teacher.path`", length))
-        raise_all(CheckpointError, found)
+        raise_all(ConfigError, found)
         fingerprint = model.fingerprint()
         teacher = cls(_fitted(model, vocab_size or ids.size), config, distill, ids)
         teacher.fingerprint = fingerprint

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from megamask import versions
 from megamask.analysis import deficiency, drawing, effective_rank, texts
 from megamask.analysis.deficiency import Analysis, Cuts
 from megamask.analysis.layers import Layered, open_model, open_run
@@ -86,6 +87,7 @@ class Arguments:
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
     try:
+        versions.check()
         raise_all(ConfigError, arguments.problems())
         analyse(arguments)
         return 0

@@ -8,6 +8,7 @@ import sys
 
 import tyro
 
+from megamask import versions
 from megamask.annotate import EntropyAnnotation, entropies
 from megamask.data.shards import Shards
 from megamask.errors import MegamaskError
@@ -16,6 +17,7 @@ from megamask.errors import MegamaskError
 def main(args: list[str] | None = None) -> int:
     config = tyro.cli(EntropyAnnotation, description=__doc__, args=args)
     try:
+        versions.check()
         folder = entropies(config)
         said = Shards.open(folder).sidecar_facts("entropy")
     except MegamaskError as error:

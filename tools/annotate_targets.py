@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from megamask import command, prepare
+from megamask import command, prepare, versions
 from megamask.annotate import SampleAnnotation, samples
 from megamask.building import CACHE
 from megamask.errors import MegamaskError
@@ -26,6 +26,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one for each GPU or core")
     own, rest = parser.parse_known_args(args)
     try:
+        versions.check()
         run = command.parse(rest).run
         data = run.data or prepare.local_data(CACHE)
         folder = samples(run, data, SampleAnnotation(own.draws, own.packs, own.workers))

@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import tyro
 
-from megamask import prepare, ranks
+from megamask import prepare, ranks, versions
 from megamask.bench import late, ours, overheads, table, theirs
 from megamask.bench.measure import BenchConfig, Figures, Round, in_turn
 from megamask.building import CACHE
@@ -36,6 +36,7 @@ HOW = Path(__file__).parent.parent / "ds_configs"
 def main(args: list[str] | None = None) -> int:
     config = tyro.cli(BenchConfig, description=__doc__, args=args)
     try:
+        versions.check()
         bench(config)
         return 0
     except MegamaskError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from megamask import versions
 from megamask.errors import MegamaskError
 from megamask.hf import save_start
 
@@ -24,6 +25,7 @@ class Arguments:
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
     try:
+        versions.check()
         shape = save_start(arguments.model, arguments.output)
     except MegamaskError as error:
         print(error, file=sys.stderr)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from megamask import versions
 from megamask.errors import MegamaskError
 from megamask.report import export
 
@@ -26,6 +27,7 @@ class Arguments:
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
     try:
+        versions.check()
         difference = export(arguments.run, arguments.output, arguments.step)
     except MegamaskError as error:
         print(error, file=sys.stderr)

@@ -12,7 +12,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from megamask import show
+from megamask import show, versions
 from megamask.data import tokenizer as tokenizers
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import Tokenizer
@@ -62,6 +62,7 @@ def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
     console = Console(highlight=False)
     try:
+        versions.check()
         raise_all(ConfigError, arguments.problems())
         shown(arguments, console)
         return 0

@@ -125,7 +125,7 @@ class Collator:
     """Theirs, with a note of what each batch held."""
 
     def __init__(self, folder: Path, ratio: float):
-        said = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        said = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self._collate = DataCollatorForLanguageModeling(said, mlm_probability=ratio)
         self._held: list[tuple[int, int, int]] = []
 

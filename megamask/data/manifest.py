@@ -216,6 +216,14 @@ def size_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{folder / name} must have {fact['bytes']} bytes, but has {size} now: it was changed during the run."
 
 
+def changes(before: Manifest, now: Manifest) -> list[str]:
+    """In words, each file of which two manifests do not say the same."""
+    old, new = before["files"], now["files"]
+    said = {name: "is gone" for name in old.keys() - new.keys()} | {name: "is new" for name in new.keys() - old.keys()}
+    said |= {name: "has other bytes" for name in old.keys() & new.keys() if old[name] != new[name]}
+    return [f"{name} {what}" for name, what in sorted(said.items())]
+
+
 def file_hash(file: Path) -> str:
     """sha256 of a file's bytes."""
     with file.open("rb") as opened:

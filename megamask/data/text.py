@@ -34,6 +34,8 @@ BLOCK = 2**16
 LONGEST = 2**28
 """Bytes of a document, at most: a file without an end to its lines, or a small file that unpacks without end, must not
 take all memory."""
+SHOWN = 80
+"""Characters of a bad record that are told."""
 
 Documents = Literal["blocks", "files"]
 Bytes = io.BufferedIOBase
@@ -169,12 +171,12 @@ def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[s
                 for at, line, text in _lines(path, file):
                     if isinstance(text, Bad):
                         yield text
-                    elif text.strip():
+                    elif text and not text.isspace():
                         yield _record(f"{path}, line {line} (byte {at})", text, reading.text_field)
             elif kind == ".conllu":
                 yield from _conllu(path, file, whole_file=reading.documents == "files")
             elif reading.documents == "files":
-                yield _whole(path, file.read(LONGEST + 1))
+                yield _whole(path, file)
             else:
                 yield from _blocks(path, file)
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, ZstdTruncated) as error:
@@ -211,6 +213,7 @@ def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
         else:
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                raw = b""  # or a long line would be held twice
             except UnicodeDecodeError as error:
                 # behind a mark of byte order, bytes are counted from the mark
                 start = error.start + (3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0)
@@ -241,7 +244,7 @@ def _blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
     for at, number, text in _lines(path, file):
         if isinstance(text, Bad):
             bad = bad or text
-        elif text.strip():
+        elif text and not text.isspace():
             size += len(text)
             if size > LONGEST:
                 bad = bad or Bad(f"{path}: the document up to line {number} (byte {at}) {_LONG}")
@@ -256,9 +259,15 @@ def _blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
         yield bad or "".join(block)
 
 
-def _whole(path: Path, raw: bytes) -> str | Bad:
-    if len(raw) > LONGEST:
+def _whole(path: Path, file: Bytes) -> str | Bad:
+    blocks, size = [], 0
+    while size <= LONGEST and (block := file.read(BLOCK)):  # one read would take all that it may give
+        blocks.append(block)
+        size += len(block)
+    if size > LONGEST:
         return Bad(f"{path} {_LONG}")
+    raw = b"".join(blocks)
+    blocks.clear()
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -269,9 +278,9 @@ def _record(place: str, line: str, field: str) -> str | Bad:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Bad(f"{place} is no JSON: {error}.")
+        return Bad(f"{place} is no JSON: {error}. It begins with {line[:SHOWN]!r}.")
     if not isinstance(record, dict):
-        return Bad(f"{place} must be a JSON object, but is {type(record).__name__}.")
+        return Bad(f"{place} must be a JSON object, but is {type(record).__name__}: {line[:SHOWN]!r}.")
     return _field(place, record, field)
 
 

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer as Backend
 
 from megamask import records
 from megamask.batch import TokenIds
-from megamask.errors import DataError, must, raise_all
+from megamask.errors import ConfigError, DataError, must, raise_all
 
 Kind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
 
@@ -118,7 +118,7 @@ def _canonical_hash(said: str | dict) -> str:
 
 
 def token_ids(tokenizer: Tokenizer) -> TokenIds:
-    """The ids that megamask must know; raises DataError for each of mask, pad, cls and sep that is missing."""
+    """The ids that megamask must know; raises ConfigError for each of mask, pad, cls and sep that is missing."""
     known = tokenizer.backend.get_vocab(with_added_tokens=True)
     problems, ids = [], {}
     for role in ROLES:
@@ -136,7 +136,7 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
             problems.append(
                 f"The tokenizer has one token for mask and {role}, {tokenizer.roles[role]!r}: separate them."
             )
-    raise_all(DataError, problems)
+    raise_all(ConfigError, problems)
     added = tokenizer.backend.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special} | set(ids.values())
     return TokenIds(

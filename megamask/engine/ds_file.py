@@ -6,8 +6,11 @@ would ignore in silence.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from megamask import records
 from megamask.engine.optimizer import OptimizerConfig
@@ -26,27 +29,34 @@ OURS = {
 }
 """Keys of a DeepSpeed file that would be a second source of truth, and which is the first."""
 
-SECTIONS: dict[str, list[str]] = {
-    "zero_optimization": [],
-    "bf16": [],
-    "comms_logger": [],
-    "torch_autocast": ["enabled", "dtype", "lower_precision_safe_modules"],
-    "data_types": ["grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"],
-    "aio": ["block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events", "use_gds"],
-    "flops_profiler": [
-        "enabled", "recompute_fwd_factor", "profile_step", "module_depth", "top_modules", "detailed", "output_file",
-    ],
+Float = Literal["fp32", "bf16", "fp16"]
+SECTIONS: dict[str, dict[str, Any]] = {
+    "zero_optimization": {},
+    "bf16": {},
+    "comms_logger": {},
+    "torch_autocast": {"enabled": bool, "dtype": str, "lower_precision_safe_modules": list[str]},
+    "data_types": {
+        "grad_accum_dtype": Float, "param_dtype": Float, "buffer_dtype": Float, "keep_in_fp32_modules": list[str],
+    },
+    "aio": {
+        "block_size": int, "queue_depth": int, "intra_op_parallelism": int, "single_submit": bool,
+        "overlap_events": bool, "use_gds": bool,
+    },
+    "flops_profiler": {
+        "enabled": bool, "recompute_fwd_factor": float, "profile_step": int, "module_depth": int, "top_modules": int,
+        "detailed": bool, "output_file": str | None,
+    },
 }  # fmt: skip
-"""Sections of a DeepSpeed file and their keys; those of the first three DeepSpeed knows itself."""
-
-KNOWN = [
-    *SECTIONS,
-    "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-]
+"""Sections of a DeepSpeed file, their keys and what those may be; of the first three DeepSpeed knows it itself."""
+SINGLE: dict[str, Any] = {
+    "communication_data_type": Float,
+    "prescale_gradients": bool,
+    "gradient_predivide_factor": float,
+    "wall_clock_breakdown": bool,
+    "memory_breakdown": bool,
+}
+"""Keys beside the sections."""
+KNOWN = [*SECTIONS, *SINGLE]
 """Top-level keys of a DeepSpeed file that have an effect here; DeepSpeed ignores unknown ones in silence."""
 
 
@@ -82,8 +92,9 @@ def parse(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise ConfigError(must(str(path), "hold one JSON object", type(found).__name__))
     wrong += [f"`{path}` must not set `{key}`: {OURS[key]}. Remove the key." for key in found if key in OURS]
     wrong += [unknown(key, KNOWN, f"`{path}`") for key in found if key not in OURS and key not in KNOWN]
-    for name in [name for name in found if name in SECTIONS]:
-        problems = _section_problems(path, name, found[name])
+    for name in [name for name in found if name in KNOWN]:
+        problems = _section_problems(path, name, found[name]) if name in SECTIONS else []
+        problems += _kind_problems(path, name, SINGLE[name], found[name]) if name in SINGLE else []
         if problems:
             del found[name]
         wrong += problems
@@ -104,28 +115,62 @@ def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import BaseModel, ValidationError
 
-    models: dict[str, type[BaseModel]] = {
+    models = {
         "zero_optimization": DeepSpeedZeroConfig,
         "bf16": DeepSpeedBF16Config,
         "comms_logger": CommsLoggerConfig,
     }
     if name not in models:
-        known = [f"{name}.{key}" for key in SECTIONS[name]]
-        return [unknown(f"{name}.{key}", known, f"`{path}`") for key in section if f"{name}.{key}" not in known]
-    try:
+        return _table_problems(path, name, SECTIONS[name], section)
+    found = _table_problems(path, name, _table_of(models[name]), section)
+    if found:
+        return found
+    try:  # bounds, and what its keys cannot do together
         models[name](**section)
     except ValidationError as error:
-        names = [f"{name}.{key}" for key in models[name].model_fields]
-        return [
-            unknown(where, names, f"`{path}`")
-            if problem["type"] == "extra_forbidden"
-            else f"`{path}`: `{where}`: {problem['msg']}, but is {problem['input']!r}."
-            for problem in error.errors()
-            for where in [".".join(str(part) for part in (name, *problem["loc"]))]
-        ]
-    return [f"`{path}`: `{name}.{key}` must be a value, but is 'auto'." for key in section if section[key] == "auto"]
+        places = [(".".join(str(part) for part in (name, *one["loc"])), one) for one in error.errors()]
+        return [f"`{path}`: `{where}`: {one['msg']}, but is {one['input']!r}." for where, one in places]
+    except AssertionError as error:
+        return [f"`{path}`: `{name}`: {error}."]
+    return []
+
+
+def _table_of(model: type[BaseModel]) -> dict[str, Any]:
+    """What each key of a model of pydantic may be, under its name and under its alias."""
+    fields = model.model_fields.items()
+    return {name: field.annotation for key, field in fields for name in (key, field.alias) if name}
+
+
+def _table_problems(path: Path, name: str, kinds: dict[str, Any], section: dict[str, Any]) -> list[str]:
+    """Sentences for unknown keys and values of another kind in ``section``, at all its levels."""
+    names = [f"{name}.{key}" for key in kinds]
+    found = [unknown(f"{name}.{key}", names, f"`{path}`") for key in section if key not in kinds]
+    for key, value in section.items():
+        found += _kind_problems(path, f"{name}.{key}", kinds[key], value) if key in kinds else []
+    return found
+
+
+def _kind_problems(path: Path, name: str, kind: Any, value: Any) -> list[str]:
+    """Sentences for a ``value`` that is no ``kind`` by the rules of JSON: the word "3" is no number, 1 is not true."""
+    inside = next(
+        (one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)), None
+    )
+    if inside and value is not None:
+        if isinstance(value, dict):
+            return _table_problems(path, name, _table_of(inside), value)
+        return [must(f"{path}: {name}", "be an object", value)]
+    if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+        return [f"`{path}`: `{name}` must be no truth value, but is {value}."]  # pydantic takes true for a stage 1
+    if value == "auto":
+        return [f"`{path}`: `{name}` must be a value, but is 'auto'."]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 5e8 is how DeepSpeed's own documentation writes sizes
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return [f"`{path}`: `{name}`: {error.errors()[0]['msg']}, but is {value!r}."]
+    return []
 
 
 def zero_stage(ds: dict[str, Any]) -> int:
@@ -148,6 +193,11 @@ def problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimizer
             "is not sure to orthogonalise. Use ds_configs/zero1.json."
         )
     section = ds.get("zero_optimization", {})
+    if config.kind == "muon" and stage == 3 and section.get("reduce_scatter"):
+        found.append(
+            f"`{name}.kind` 'muon' at ZeRO stage 3 needs `zero_optimization.reduce_scatter` false, but the DeepSpeed "
+            "file says true. Remove the key."
+        )
     offloads = [str((section.get(key) or {}).get("device")) for key in ("offload_optimizer", "offload_param")]
     if config.kind == "muon" and any(device in ("cpu", "nvme") for device in offloads):
         found.append(f"`{name}.kind` 'muon' does not run with offloading. Use a DeepSpeed file without it, or 'adamw'.")

@@ -13,13 +13,14 @@ from typing import Any
 from megamask.data.tokenizer import Tokenizer, load, token_ids
 
 SAME = "both must be the same tokenizer."
+SHOWN = 5
 
 
 def differences(one: Path, name: str, two: Path, other: str) -> list[str]:
     """Sentences for how the tokenizers in the folders ``one`` and ``two`` differ, called ``name`` and ``other``.
 
-    The first difference of each kind is told. Raises DataError if a folder holds no fast tokenizer with all special
-    tokens.
+    Told are the first five tokens that differ, and the first of the rules. Raises DataError if a folder holds no fast
+    tokenizer, ConfigError if one lacks a special token.
     """
     left, right = load(one), load(two)
     if left.size != right.size:
@@ -36,11 +37,11 @@ def differences(one: Path, name: str, two: Path, other: str) -> list[str]:
 
 def _vocabularies(left: Tokenizer, right: Tokenizer, name: str, other: str) -> list[str]:
     mine, its = ({i: token for token, i in found.backend.get_vocab(True).items()} for found in (left, right))
-    for number in sorted(mine.keys() | its.keys()):
-        a, b = mine.get(number), its.get(number)
-        if a != b:
-            return [f"`{name}` has {_shown(a)} at the id {number}, but {other} has {_shown(b)}; {SAME}"]
-    return []
+    different = [number for number in sorted(mine.keys() | its.keys()) if mine.get(number) != its.get(number)]
+    return [
+        f"`{name}` has {_shown(mine.get(number))} at the id {number}, but {other} has {_shown(its.get(number))}; {SAME}"
+        for number in different[:SHOWN]
+    ]
 
 
 def _shown(token: str | None) -> str:

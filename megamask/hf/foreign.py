@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from megamask import records
 from megamask.batch import Layout, LengthGroup
-from megamask.errors import CheckpointError
+from megamask.errors import CheckpointError, ConfigError
 from megamask.hf import library
 from megamask.hf.importing import read_tensors
 
@@ -61,7 +61,8 @@ def _one_group(layout: Layout) -> LengthGroup:
 def load_foreign(folder: Path) -> tuple[Foreign, Float[Tensor, "V D"], Float[Tensor, " V"], int | None]:
     """The model in ``folder`` in 32 bits on the CPU, its output matrix and bias, and its longest sequence if any.
 
-    Raises CheckpointError, naming what cannot be read or computed. No code that comes with the model is run.
+    Raises CheckpointError, naming what cannot be read, or ConfigError for a model of another kind: no masked one,
+    or one that ends in more than a matrix. No code that comes with the model is run.
     """
     read_tensors(folder)  # for the sentence if a file is missing or damaged
     model = _from_folder(folder)
@@ -88,7 +89,7 @@ def _from_folder(folder: Path) -> library.PreTrainedModel:
         )  # fmt: skip
     except Exception as error:  # whatever a strange configuration makes the library raise
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder} is no masked language model that transformers can load: {reason}") from None
+        raise ConfigError(f"{folder} is no masked language model that transformers can load: {reason}") from None
     if wrong := {key: sorted(map(str, report[key]))[:3] for key in ("missing_keys", "mismatched_keys") if report[key]}:
         raise CheckpointError(
             f"{folder} is no whole masked language model; of its tensors, transformers says: {wrong}."
@@ -100,7 +101,7 @@ def _decoder(model: library.PreTrainedModel, folder: Path) -> tuple[str, nn.Line
     decoder = model.get_output_embeddings()
     name = next((name for name, module in model.named_modules() if module is decoder), "")
     if not isinstance(decoder, nn.Linear) or not name:
-        raise CheckpointError(
+        raise ConfigError(
             f"{folder} ({model.config.model_type}) has no output embedding that is one matrix, so its states cannot "
             "be had. Use another model."
         )
@@ -142,13 +143,13 @@ def _compare(model: Foreign, weight, bias, tokens: Tensor, layout: Layout, expec
         states = model(tokens.flatten(), layout, torch.arange(tokens.numel()))
         difference = (nn.functional.linear(states, weight, bias) - expected).abs().max().item()
     except Exception as error:  # such as a bias added behind the matrix, which no longer fits
-        raise CheckpointError(
+        raise ConfigError(
             f"{folder} ({kind}) does something else than one matrix and its bias at its end ({error}), so its states "
             "cannot be had. Use another model."
         ) from None
     largest = max(1.0, expected.abs().max().item())
     if not difference <= TOLERANCE * largest:  # so written that NaN is refused
-        raise CheckpointError(
+        raise ConfigError(
             f"{folder} ({kind}) computes logits that differ by {difference:.3g} from its states times its output "
             f"embedding (the largest is {largest:.3g}), so it cannot be a teacher. Its weights may hold numbers that "
             "are not finite, or it does something else at its end."

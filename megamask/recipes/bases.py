@@ -38,7 +38,7 @@ def small() -> PretrainConfig:
         packs=PacksConfig(tokens=4096, length=128, per_step=2),
         model=ModelConfig(preset="modern", size="small", global_every=3, local_window=16),
         masking=MaskingConfig(Schedule(start=0.2), corruption=Corruption(1.0, 0.0, 0.0)),
-        optimizer=OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_rate=10, clip=0.0),
+        optimizer=OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_rate=10.0, clip=0.0),
         validation=ValidationConfig(every=50, packs=16),
         checkpoint=CheckpointConfig(every=100),
     )
@@ -97,7 +97,7 @@ def two_cores() -> PretrainConfig:
         packs=replace(base.packs, per_step=4 * ranks.world()),
         steps=150,
         model=ModelConfig(preset="modern", size="tiny", global_every=3, local_window=16),
-        optimizer=OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_rate=10, clip=0.0),
+        optimizer=OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_rate=10.0, clip=0.0),
         checkpoint=CheckpointConfig(every=50),
     )
 

@@ -297,7 +297,7 @@ def _read_start(folder: Path) -> None:
     from dataclasses import replace
 
     asked = replace(asked, init=folder, model=ModelConfig(), packs=replace(asked.packs, length=16))
-    building.first_shape(asked, ids)
+    building.first_shape(asked, ids, folder / "tokenizer")
     masked_lm.read(folder, "teacher.path")
 
 

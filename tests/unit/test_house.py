@@ -50,6 +50,8 @@ def dangers(source: str) -> list[str]:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         if ast.unparse(call.func) == "torch.load" and given.get("weights_only") != "True":
             found.append(f"line {call.lineno}: torch.load without weights_only=True")
+        if ast.unparse(call.func).endswith(".from_pretrained") and "trust_remote_code" not in given:
+            found.append(f"line {call.lineno}: from_pretrained without trust_remote_code=False")
         for name in ("allow_pickle", "trust_remote_code"):
             if given.get(name, "False") != "False":
                 found.append(f"line {call.lineno}: {name}")
@@ -109,7 +111,10 @@ def test_every_way_through_a_door_is_seen(source: str) -> None:
         ("torch.load(file)", "torch.load(file, weights_only=True)"),
         ("torch.load(file, weights_only=False)", "torch.load(file, weights_only=True)"),
         ("np.load(file, allow_pickle=True)", "np.load(file)"),
-        ("AutoModel.from_pretrained(name, trust_remote_code=flag)", "AutoModel.from_pretrained(name)"),
+        *(
+            (f"AutoModel.from_pretrained(name{bad})", "AutoModel.from_pretrained(name, trust_remote_code=False)")
+            for bad in ("", ", trust_remote_code=flag", ", trust_remote_code=True", ", **settings")
+        ),
     ],
 )
 def test_calls_that_run_the_code_of_others_are_seen(bad: str, good: str) -> None:

@@ -194,7 +194,7 @@ def test_a_run_of_3ml_in_one_stack_teaches_as_an_ordinary_model_and_one_of_mae_l
     (soft,) = load(publish_run(1, ObjectiveConfig("three_ml", depth=1))).targets([batch], [plan], 0.0)
     assert_close(logits_of(soft), model.head.logits(model.represent(batch, plan)))
     for step, config in ((2, ObjectiveConfig("mae_lm")), (3, ObjectiveConfig("three_ml", depth=1, mask_vector="own"))):
-        with pytest.raises(CheckpointError, match=r"whose encoder has never seen \[MASK\]") as error:
+        with pytest.raises(ConfigError, match=r"whose encoder has never seen \[MASK\]") as error:
             load(publish_run(step, config))
         assert len(error.value.problems) == 1
 
@@ -350,7 +350,7 @@ def test_another_tokenizer_is_refused_by_its_first_difference(student, first_wei
         said = json.loads(json.dumps(whole))
         change(said)
         file.write_text(json.dumps(said))
-        with pytest.raises(CheckpointError, match=sentence):
+        with pytest.raises(ConfigError, match=sentence):
             load(folder)
 
     def larger(said):
@@ -379,7 +379,7 @@ def test_another_tokenizer_is_refused_by_its_first_difference(student, first_wei
     file.write_text(json.dumps(whole))
     roles = json.loads(settings.read_text())
     settings.write_text(json.dumps(roles | {"mask_token": "[UNK]"}))
-    with pytest.raises(CheckpointError, match=r"has the id \d as its mask token, but data's tokenizer has"):
+    with pytest.raises(ConfigError, match=r"has the id \d as its mask token, but data's tokenizer has"):
         load(folder)
 
 
@@ -400,9 +400,7 @@ def test_sequences_longer_than_its_positions_are_refused(theirs, load, packs, id
     teacher = load(folder, length=longest)
     batch = pack([longest], ids=ids)
     teacher.targets([batch], [plan_of(batch, ids)], 0.0)
-    with pytest.raises(
-        CheckpointError, match=f"`packs.length` must be at most {longest}, the positions of `teacher.path`"
-    ):
+    with pytest.raises(ConfigError, match=f"`packs.length` must be at most {longest}, the positions of `teacher.path`"):
         load(folder, length=longest + 1)
 
 
@@ -413,7 +411,7 @@ def test_missing_damaged_and_nan_are_sentences(student, first_weights, theirs, l
     tensors, whole = load_file(file), file.read_bytes()
     name = next(n for n, t in tensors.items() if t.ndim == 2)
     save_file(tensors | {name: tensors[name] * torch.nan}, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"{folder} holds numbers in the tensor .* that are not finite"):
+    with pytest.raises(ConfigError, match=f"{folder} holds numbers in the tensor .* that are not finite"):
         load(folder)
     file.write_bytes(whole[:-10])
     with pytest.raises(CheckpointError, match=f"{file} is no safetensors file"):
@@ -441,7 +439,7 @@ def test_what_is_no_model_is_refused(load, tmp_path, run: RunFolder, theirs):
         load(folder)
     config = folder / "config.json"
     config.write_text(json.dumps({"model_type": "strange", "auto_map": {"AutoModelForMaskedLM": "evil.Evil"}}))
-    with pytest.raises(CheckpointError, match="is no masked language model that transformers can load"):
+    with pytest.raises(ConfigError, match="is no masked language model that transformers can load"):
         load(folder)
 
 
@@ -462,13 +460,13 @@ def test_a_model_that_ends_in_more_than_a_matrix_is_refused(theirs, load, monkey
     folder, model = theirs("roberta")
     forward = type(model.lm_head).forward
     monkeypatch.setattr(type(model.lm_head), "forward", lambda self, x: 1.1 * forward(self, x))
-    with pytest.raises(CheckpointError, match=r"\(roberta\) computes logits that differ by"):
+    with pytest.raises(ConfigError, match=r"\(roberta\) computes logits that differ by"):
         load(folder)
     monkeypatch.setattr(type(model.lm_head), "forward", lambda self, x: forward(self, x) + self.bias)
-    with pytest.raises(CheckpointError, match=r"does something else than one matrix and its bias"):
+    with pytest.raises(ConfigError, match=r"does something else than one matrix and its bias"):
         load(folder)
     monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: None)
-    with pytest.raises(CheckpointError, match="has no output embedding that is one matrix"):
+    with pytest.raises(ConfigError, match="has no output embedding that is one matrix"):
         load(folder)
 
 

@@ -15,7 +15,7 @@ from megamask.analysis.deficiency import MATRICES, Cuts
 from megamask.analysis.layers import Layered, OwnStates, open_model, open_run
 from megamask.batch import Layout, MaskPlan
 from megamask.data import tokenizer as tokenizers
-from megamask.errors import CheckpointError, DataError
+from megamask.errors import CheckpointError, ConfigError
 from megamask.hf import Card, export_model
 from megamask.hf.names import WEIGHTS
 from megamask.masking.masker import EVALUATION, Masker
@@ -249,7 +249,7 @@ class TestRefused:
         said = json.loads((export / "tokenizer_config.json").read_text())
         said.pop("mask_token")
         (export / "tokenizer_config.json").write_text(json.dumps(said))
-        with pytest.raises(DataError, match="no mask token"):
+        with pytest.raises(ConfigError, match="no mask token"):
             open_model(str(export))
 
     def test_no_model_of_transformers(self, tmp_path):

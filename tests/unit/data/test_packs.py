@@ -207,3 +207,16 @@ def test_with_views_a_step_shows_each_text_several_times_and_the_texts_go_on_in_
             batch = viewed.batch(6 * step + place)
             assert batch.number == 6 * step + place
             assert torch.equal(batch.tokens, plain.batch(text).tokens)
+
+
+def test_a_shard_that_changes_its_size_is_found_at_the_next_epoch(make_shards):
+    folder = make_shards(LENGTHS)
+    packs = Packs(Shards.open(folder), tokens=256, length=64, seed=0)
+    packs.batch(0)
+    file = folder / "train-00000.tokens.npy"
+    size = file.stat().st_size
+    with file.open("ab") as opened:
+        opened.write(b"x")  # to cut it would kill whoever reads behind its end
+    packs.batch(len(packs) - 1)
+    with pytest.raises(DataError, match=rf"must have {size} bytes, but has {size + 1} now: it was changed during"):
+        packs.batch(len(packs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import tracemalloc
 import unicodedata
 
 import pyarrow
@@ -194,6 +195,61 @@ def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
         ("empty.txt", "is empty."),
     ):
         assert f"{name} {sentence}" in said
+
+
+# ---- memory
+
+
+def peak(path, **reading) -> tuple[list, int]:
+    """What is read, and the most bytes that Python held meanwhile."""
+    [source] = text.find([str(path)])
+    tracemalloc.start()
+    try:
+        with source.open() as raw:
+            found = [
+                (type(one), len(one) if isinstance(one, str) else 0)
+                for one in text.documents(source, Reading(**reading), raw)
+            ]
+        return found, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+SIZE = 2**22
+SLACK = 2**18
+
+
+@pytest.mark.parametrize(("name", "reading"), [("a.txt", {}), ("a.txt", {"documents": "files"}), ("a.txt.gz", {})])
+def test_a_long_document_is_held_twice_at_most(tmp_path, name, reading):
+    """As bytes and as text."""
+    path = tmp_path / name
+    path.write_bytes(PACK[".gz" if name.endswith("gz") else ""](b"word " * (SIZE // 5)))
+    found, most = peak(path, **reading)
+    assert found == [(str, SIZE // 5 * 5)]
+    assert most < 2 * SIZE + SLACK
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_line_without_end_takes_no_more_than_two_of_the_longest(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(text, "LONGEST", SIZE // 16)
+    path = tmp_path / name
+    path.write_bytes(PACK[".gz" if name.endswith("gz") else ""](b"word " * (SIZE // 5) + b"\n\n" + as_jsonl(["after"])))
+    found, most = peak(path)
+    assert [kind for kind, _ in found] == [Bad, str]
+    assert most < 2 * SIZE // 16 + SLACK
+
+
+def test_a_reader_that_keeps_what_it_has_read_is_found(tmp_path, monkeypatch):
+    lines, kept = text._lines, []
+
+    def keeping(*given):
+        for one in lines(*given):
+            kept.append([one[2] + "!", one[2] + "?"])
+            yield one
+
+    monkeypatch.setattr(text, "_lines", keeping)
+    with pytest.raises(AssertionError):
+        test_a_long_document_is_held_twice_at_most(tmp_path, "a.txt", {})
 
 
 # ---- cleaning and splitting

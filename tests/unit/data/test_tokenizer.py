@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from megamask.data import local_text
 from megamask.data import tokenizer as tokenizers
 from megamask.data.tokenizer import SPECIAL, Tokenizer, folder_hash, load, token_ids, train, word_starts
-from megamask.errors import DataError
+from megamask.errors import ConfigError, DataError
 
 KINDS = ("wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe")
 SIZE = 1000
@@ -177,12 +177,12 @@ def test_byte_pieces_inside_a_character_begin_no_word(trained):
 @pytest.mark.parametrize("role", ["mask", "pad", "cls", "sep"])
 def test_a_tokenizer_without_a_special_token_is_refused(tiny_tokenizer, tmp_path, role):
     without = Tokenizer(tiny_tokenizer.backend, {r: t for r, t in tiny_tokenizer.roles.items() if r != role})
-    with pytest.raises(DataError, match=f"The tokenizer has no {role} token"):
+    with pytest.raises(ConfigError, match=f"The tokenizer has no {role} token"):
         token_ids(without)
 
 
 def test_all_that_is_missing_is_said_at_once(tiny_tokenizer):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(ConfigError) as caught:
         token_ids(Tokenizer(tiny_tokenizer.backend, {"mask": "<none>"}))
     assert len(caught.value.problems) == 4
     assert "says '<none>', which is not in its vocabulary" in "".join(caught.value.problems)

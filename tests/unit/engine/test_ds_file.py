@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from deepspeed.comm.config import CommsLoggerConfig
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import BaseModel
 
 from megamask.engine import ds_file
 from megamask.engine.ds_file import OURS, filled, parse, problems, read_ds_config, zero_stage
@@ -77,3 +83,113 @@ def test_what_the_run_decides_is_filled_in() -> None:
     assert ds == {"zero_optimization": {"stage": 2}}
     # whatever it fills in, a file may not say
     assert {"train_batch_size", "gradient_clipping", "gradient_accumulation_steps", "steps_per_print"} <= OURS.keys()
+
+
+# ---- every key at every level
+
+
+def tables() -> dict[str, dict[str, Any]]:
+    """The keys of every level that we know, by the path of their section, with what they may be."""
+    models = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "comms_logger": CommsLoggerConfig}
+    found = {"": ds_file.SINGLE | dict.fromkeys(ds_file.SECTIONS, dict)}
+    found |= {name: table for name, table in ds_file.SECTIONS.items() if table}
+    waiting = list(models.items())
+    while waiting:
+        path, model = waiting.pop()
+        found[path] = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+        for name, kind in found[path].items():
+            inside = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)]
+            waiting += [(f"{path}.{name}", one) for one in inside]
+    return found
+
+
+TABLES = tables()
+
+
+def at(path: str, inside: dict) -> dict:
+    """A file that says ``inside`` in the section ``path``."""
+    for name in reversed(path.split(".") if path else []):
+        inside = {name: inside}
+    return inside
+
+
+@pytest.mark.parametrize("path", TABLES)
+def test_a_misspelt_key_at_any_level_is_refused_and_the_right_one_named(path: str, written) -> None:
+    wrong = {f"{name[:-1]}{name[-1]}{name[-1]}": name for name in TABLES[path]}
+    _, sentences = parse(written(at(path, dict.fromkeys(wrong, 1))))
+    dot = "." if path else ""
+    assert len(sentences) == len(wrong)
+    for typo, name in wrong.items():
+        (said,) = [one for one in sentences if f"`{path}{dot}{typo}`" in one]
+        assert f"Did you mean `{path}{dot}{name}`?" in said
+
+
+SCALARS = (True, 3, 0.5, "many", "3", "true", "auto", [1], {"a": 1})
+
+
+@pytest.mark.parametrize("path", TABLES)
+def test_a_value_of_another_kind_at_any_level_is_refused(path: str, written) -> None:
+    tried = 0
+    for name, kind in TABLES[path].items():
+        # whatever is no word can be no number and no yes or no
+        wrong = [value for value in SCALARS if not right(kind, value)]
+        for value in wrong:
+            found, sentences = parse(written(at(path, {name: value})))
+            where = f"{path}.{name}" if path else name
+            assert len(sentences) == 1 and where in sentences[0], (where, value, sentences)
+            assert name not in found
+        tried += len(wrong)
+    assert tried >= 4 * len(TABLES[path])
+
+
+def right(kind: Any, value: Any) -> bool:
+    """Whether a value may be what is asked for, told from the types alone."""
+    kinds = [one for one in (kind, *get_args(kind)) if isinstance(one, type)]
+    if value == "auto":
+        return False
+    if any(issubclass(one, (BaseModel, dict)) for one in kinds):
+        return isinstance(value, dict)  # what is inside is looked at at its own level
+    if any(one in (list, list[str]) or get_origin(one) is list for one in (kind, *kinds)):
+        return value == [1] and kind is list
+    if get_origin(kind) is Literal or any(issubclass(one, Enum) for one in kinds):
+        return value in (get_args(kind) or [one.value for one in kinds[0]]) and not isinstance(value, bool)
+    plain = {bool: bool, int: int, float: (int, float), str: str, Path: str}
+    return any(
+        isinstance(value, plain[one]) and (one is bool) == isinstance(value, bool) for one in kinds if one in plain
+    )
+
+
+def test_sizes_may_be_written_as_deepspeed_writes_them(written) -> None:
+    said = '{"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}'
+    assert parse(written(said)) == ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}, [])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_the_run_decides_is_refused_whatever_it_says(name: str, written) -> None:
+    for value in (1, "auto", {}, None, False):
+        _, sentences = parse(written({name: value}))
+        assert len(sentences) == 1 and f"must not set `{name}`" in sentences[0]
+
+
+def test_all_that_is_filled_in_is_ours_or_refused(written) -> None:
+    """What `filled` sets, no file can have set."""
+    muon = filled({"zero_optimization": {"stage": 3}}, OptimizerConfig("muon"), 3, 12)
+    for name in muon.keys() - {"zero_optimization"}:
+        assert parse(written({name: muon[name]}))[1]
+    assert muon["zero_optimization"] == {"stage": 3, "reduce_scatter": False}
+    twice = {"zero_optimization": {"stage": 3, "reduce_scatter": True}}
+    assert "`zero_optimization.reduce_scatter` false" in problems(OptimizerConfig("muon"), twice)[0]
+    assert problems(OptimizerConfig("adamw"), twice) == []
+
+
+def test_old_and_new_names_of_one_thing_are_refused(written) -> None:
+    said = {"stage": 2, "cpu_offload": True, "offload_optimizer": {"device": "cpu"}}
+    found, sentences = parse(written({"zero_optimization": said}))
+    assert len(sentences) == 1 and "cpu_offload" in sentences[0] and not found
+
+
+def test_a_check_that_takes_words_for_numbers_is_found(written, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DeepSpeed itself does."""
+    monkeypatch.setattr(ds_file, "_kind_problems", lambda *given: [])
+    with pytest.raises(AssertionError):
+        test_a_value_of_another_kind_at_any_level_is_refused("zero_optimization", written)

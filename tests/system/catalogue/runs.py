@@ -1,0 +1,207 @@
+"""Run folders and checkpoints that cannot be gone on with, and storage that fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+from megamask import checkpoint, files, publish
+from megamask.checkpoint import RunFolder
+from tests.system.catalogue.row import (
+    CHECKPOINT,
+    CONFIG,
+    DATA,
+    LOCK,
+    SAME,
+    STEPS,
+    STORAGE,
+    Command,
+    Ground,
+    Plant,
+    Row,
+    as_it_was,
+    missing,
+)  # fmt: skip
+from tests.system.catalogue.settings import typed
+from tests.system.commands import run
+from tools import convert_from_hf, convert_to_hf, prepare_data
+
+
+def resumed(spoil: Callable[[Path], object], *arguments: object, **more: object) -> Plant:
+    """A run that is to go on, after something happened to it."""
+
+    def plant(ground: Ground) -> Command:
+        spoil(copied := ground.copy(ground.finished))
+        return ground.train(*arguments, output=copied, **(SAME | more))
+
+    return plant
+
+
+def damage(folder: Path) -> None:
+    """A bit of the weights, in a checkpoint."""
+    path = next(folder.glob("*.safetensors"))
+    inside = bytearray(path.read_bytes())
+    inside[-1] ^= 1
+    path.write_bytes(inside)
+
+
+def damage_all(copied: Path) -> None:
+    for step in RunFolder(copied).steps():
+        damage(RunFolder(copied).checkpoint(step))
+
+
+def says(what: str) -> Callable[[Path], object]:
+    """Settings that are something else."""
+    return lambda copied: (copied / "config.json").write_text(what)
+
+
+def newer(copied: Path) -> None:
+    """The newest checkpoint, as a later version would write it."""
+    folder = RunFolder(copied).checkpoint(STEPS)
+    said = json.loads((folder / "MANIFEST.json").read_text()) | {"format": checkpoint.FORMAT + 1}
+    del said["sha256"]
+    (folder / "MANIFEST.json").write_bytes(checkpoint._seal(said))
+
+
+def other_text(*more: object) -> Plant:
+    """A run that is to go on with a text to which a document was added."""
+
+    def plant(ground: Ground) -> Command:
+        (ground.folder / "corpus.txt").write_text((ground.data.parent / "corpus.txt").read_text() + "\n\nOne more.\n")
+        made = ground.folder / "changed"
+        asked = ["--input", ground.folder / "corpus.txt", "--output", made, "--valid-share", 0.2, "--workers", 1]
+        tokenizer = more or ("--tokenizer", ground.data / "tokenizer")
+        assert run(prepare_data.main, *asked, *tokenizer).code == 0
+        return ground.train(data=made, output=ground.copy(ground.finished), **SAME)
+
+    return plant
+
+
+def smaller(ground: Ground) -> Command:
+    return ground.train("--resume", ground.finished, "--model.hidden-size", 16)
+
+
+def locked(ground: Ground) -> Command:
+    copied = ground.copy(ground.finished)
+    held = files.Lock(copied / "run.lock", "another")  # noqa: F841 - until the end of the process
+    return ground.train(output=copied, **SAME)
+
+
+def tool(main: Callable[[list[str]], int], spoil: Callable[[Path], object], *more: object) -> Plant:
+    """A tool that reads a run."""
+
+    def plant(ground: Ground) -> Command:
+        spoil(copied := ground.copy(ground.finished))
+        return main, ["--run", copied, "--output", ground.folder / "exported", *more]
+
+    return plant
+
+
+def imported(ground: Ground) -> Command:
+    return convert_from_hf.main, ["--model", ground.folder, "--output", ground.folder / "start"]
+
+
+RUNS = [
+    Row(
+        "another run's folder", resumed(as_it_was, seed=7, masking__unit="word"), CONFIG,
+        ("finished holds another run", "`seed` is 7 here, but 1 there", "`masking.unit` is 'word' here"),
+    ),
+    Row(
+        "a text that has changed", other_text(), DATA,
+        ("changed has changed since the run in", "valid-00000.tokens.npy has other bytes"),
+    ),
+    Row(
+        "a tokenizer that has changed", other_text("--vocab-size", 200), CONFIG,
+        ("another tokenizer than the run in", "a vocabulary of 200 tokens"),
+    ),
+    Row(
+        "settings that are damaged", resumed(says("{")), CONFIG,
+        ("config.json is damaged",),
+    ),
+    Row("settings that are gone", resumed(missing("config.json")), CONFIG, ("holds checkpoints but no config.json",)),
+    Row(
+        "a run that may not go on", resumed(as_it_was, "--resume", "never"), CHECKPOINT,
+        ("holds a run with a checkpoint of step 12", "'never'"),
+    ),
+    Row("a start that is not there", resumed(as_it_was, "--resume", "nowhere"), CHECKPOINT, ("nowhere holds none",)),
+    Row("a run that never began", typed(["--resume", "must"]), CHECKPOINT, ("holds no checkpoint", "'must'")),
+    Row(
+        "damaged checkpoints", resumed(damage_all), CHECKPOINT,
+        (
+            "There is no checkpoint that is whole",
+            *(f"step-{step}/rank-00000.safetensors is damaged" for step in (12, 8, 4)),
+        ),
+    ),
+    Row(
+        "a checkpoint of a newer format", resumed(newer), CHECKPOINT,
+        ("step-12 has format 2, and this megamask reads format 1",),
+    ),
+    Row(
+        "a checkpoint of another model", smaller, CHECKPOINT,
+        ("step-12 is of another model, in", "weights/encoder.", "32) there, but (16"),
+    ),
+    Row("a run that another writes", locked, LOCK, ("finished is being written by process", "(launch another)")),
+    Row("an export of no run", tool(convert_to_hf.main, missing("config.json")), CHECKPOINT, ("so it is no run",)),
+    Row(
+        "an export of settings that are a list", tool(convert_to_hf.main, says("[]")), CHECKPOINT,
+        ("so it is no run",),
+    ),
+    Row(
+        "an export of a step that is not there", tool(convert_to_hf.main, as_it_was, "--step", 5), CHECKPOINT,
+        ("no checkpoint of step 5; it has 12, 8, 4",),
+    ),
+    Row(
+        "an export of damaged weights", tool(convert_to_hf.main, damage_all), CHECKPOINT,
+        ("rank-00000.safetensors is damaged",),
+    ),
+    Row("an import of no model", imported, CHECKPOINT, ("holds no",)),
+]  # fmt: skip
+
+
+# ---- storage
+
+
+def full(ground: Ground) -> Command:
+    usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
+    ground.patch.setattr(shutil, "disk_usage", lambda path: usage)
+    return ground.train()
+
+
+def failing(number: int) -> Plant:
+    """Storage that fails in the only save of a run."""
+
+    def plant(ground: Ground) -> Command:
+        write = files.write
+
+        def fails(path, chunks):
+            if path.parent.name.startswith(".tmp-step-"):
+                raise OSError(number, os.strerror(number), str(path))
+            return write(path, chunks)
+
+        ground.patch.setattr(publish.files, "write", fails)
+        return ground.train(steps=1)
+
+    return plant
+
+
+def below_a_file(ground: Ground) -> Command:
+    (ground.folder / "file").write_text("")
+    return ground.train(output=ground.folder / "file" / "run")
+
+
+STORAGES = [
+    Row("no space for checkpoints", full, STORAGE, ("1,000 bytes free", "Free some space")),
+    Row("a run folder below a file", below_a_file, STORAGE, ("Rank 0 could not", "Not a directory")),
+    *(
+        Row(
+            f"{errno.errorcode[number]} in a save", failing(number), STORAGE,
+            ("could not save checkpoint 1: " + os.strerror(number), "bytes are free", "bytes are needed"),
+        )
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE)
+    ),
+]  # fmt: skip

@@ -1,0 +1,160 @@
+"""Text that cannot be read, and tokenizers that cannot be used, met by tools/prepare_data.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from megamask.data import text
+from tests.system.catalogue.row import CONFIG, DATA, DONE, Command, Ground, Plant, Row, rows
+from tools import prepare_data
+
+
+def prepared(*more: object) -> Callable[[Ground], list[object]]:
+    """Arguments of tools/prepare_data.py, for a tokenizer that is there."""
+    return lambda ground: ["--tokenizer", ground.data / "tokenizer", "--valid-share", 0.2, "--workers", 1, *more]
+
+
+def source(name: str, *more: object) -> Callable[[bytes | None], Plant]:
+    """A file of text; None: it is not there."""
+
+    def holding(inside: bytes | None) -> Plant:
+        def plant(ground: Ground) -> Command:
+            path = ground.folder / name
+            if inside is not None:
+                path.write_bytes(inside)
+            rest = prepared(*more)(ground)
+            return prepare_data.main, ["--input", path, "--output", ground.folder / "made", *rest]
+
+        return plant
+
+    return holding
+
+
+def long_line(ground: Ground) -> Command:
+    ground.patch.setattr(text, "LONGEST", 1000)
+    return source("long.txt")(b"Short.\n\n" + b"long " * 500)(ground)
+
+
+def parquet(**columns: list) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def occupied(ground: Ground) -> Command:
+    (ground.folder / "made").mkdir()
+    (ground.folder / "made" / "thesis.tex").write_text("precious")
+    return source("good.txt")(b"Some words.")(ground)
+
+
+MARKED = b"\xef\xbb\xbf" + b"".join(b"word\0%d\n\n" % n for n in range(30))
+WORD = "1\tword\t_\tNOUN" + "\t_" * 6 + "\n"
+TEXT = [
+    row
+    for name, inside, what, culprits in [
+        ("none.txt", None, "is not there", ["none.txt does not exist"]),
+        ("empty.txt", b"", "is empty", ["empty.txt is empty"]),
+        ("strange.doc", b"text", "is of another kind", ["strange.doc is of no known kind"]),
+        ("latin.txt", b"good\n\ncaf\xe9\n", "is not UTF-8", ["latin.txt, line 3 is not UTF-8: byte 9 is 0xe9"]),
+        ("wide.txt", "good".encode("utf-16"), "is UTF-16", ["wide.txt, line 1 is not UTF-8: byte 0 is 0xff"]),
+        ("half.txt", b"\xef\xbb\xbfa\xed\xa0\x80", "holds half a pair, raw", ["line 1 is not UTF-8: byte 4 is 0xed"]),
+        (
+            "half.jsonl", b'{"text": "a\\ud800"}', "holds half a pair",
+            ["line 1", "half a surrogate pair at character 1"],
+        ),
+        (
+            "list.jsonl", b'{"text": "good"}\n[1]\n', "holds no objects",
+            ["list.jsonl, line 2 (byte 17) must be a JSON object", "'[1]"],
+        ),
+        ("lacks.jsonl", b'{"txt": "good"}\n', "lacks the field", ["line 1", "lacks the field 'text'", "'txt'"]),
+        ("null.jsonl", b'{"text": null}\n', "holds no words", ["line 1", "'text' must be a string, but is NoneType"]),
+        (
+            "broken.jsonl", b'{"text": "go' + b"o" * 90 + b"\x1b[2J", "is broken",
+            ["broken.jsonl, line 1", "is no JSON", """'{"text": "g""" + "o" * 69 + "'"],
+        ),
+        ("cut.txt.gz", b"\x1f\x8b\x08\x00", "is cut short", ["cut.txt.gz is damaged or cut short"]),
+        ("column.parquet", parquet(body=["a"]), "lacks the column", ["has no column 'text'; its columns are 'body'"]),
+        ("row.parquet", parquet(text=["a", None]), "holds no words, as rows", ["row.parquet, row 2", "NoneType"]),
+        ("no.parquet", b"PAR1", "is no parquet", ["no.parquet is damaged or cut short"]),
+        ("tag.conllu", WORD.replace("NOUN", "THING").encode(), "holds odd tags", ["line 1 has the tag 'THING'"]),
+        ("columns.conllu", b"1\tword\n", "lacks columns", ["line 1 must have 10 columns", "has 2"]),
+    ]
+    for row in rows(DATA, source(name), (f"text that {what}", inside, culprits))
+] + [
+    *rows(
+        DATA, source("most.jsonl", "--on-bad-document", "skip"),
+        ("too many bad documents", b"7\n" * 11, ["line 11", "the 11. bad one of 11 documents", "`bad_share` (0.001)"]),
+    ),
+    *rows(DATA, source("blank.txt"), ("no document", b" \n", ["No document is left of the 0"])),
+    Row("a line without an end", long_line, DATA, ("long.txt, line 3 (byte 8) is longer than",)),
+    Row("a folder that holds other things", occupied, DATA, ("made exists and holds no prepared data",)),
+    *rows(
+        DONE, source("marked.txt"),
+        ("a mark of byte order, and zeros", MARKED, ["30 documents read (0 bad"]),
+    ),
+]  # fmt: skip
+
+
+def lacking(role: str) -> Plant:
+    """A tokenizer without one of the special tokens."""
+
+    def plant(ground: Ground) -> Command:
+        folder = Path(shutil.copytree(ground.data / "tokenizer", ground.folder / "tokenizer"))
+        said = json.loads((folder / "tokenizer.json").read_text())
+        token = f"[{role.upper()}]"
+        said["model"]["vocab"] = {word: n for word, n in said["model"]["vocab"].items() if word != token}
+        said["added_tokens"] = [added for added in said["added_tokens"] if added["content"] != token]
+        said["post_processor"] = None
+        (folder / "tokenizer.json").write_text(json.dumps(said))
+        return with_tokenizer(ground, folder)
+
+    return plant
+
+
+def configured(**roles: str) -> Plant:
+    """A tokenizer whose configuration names other special tokens."""
+
+    def plant(ground: Ground) -> Command:
+        folder = Path(shutil.copytree(ground.data / "tokenizer", ground.folder / "tokenizer"))
+        said = folder / "tokenizer_config.json"
+        said.write_text(json.dumps(json.loads(said.read_text()) | roles))
+        return with_tokenizer(ground, folder)
+
+    return plant
+
+
+def with_tokenizer(ground: Ground, folder: Path) -> Command:
+    (ground.folder / "text.txt").write_text("some words\n\nand more\n")
+    asked = ["--input", ground.folder / "text.txt", "--output", ground.folder / "made", "--tokenizer", folder]
+    return prepare_data.main, asked
+
+
+def no_tokenizer(inside: str | None) -> Plant:
+    def plant(ground: Ground) -> Command:
+        (ground.folder / "tokenizer").mkdir()
+        if inside is not None:
+            (ground.folder / "tokenizer" / "tokenizer.json").write_text(inside)
+        return with_tokenizer(ground, ground.folder / "tokenizer")
+
+    return plant
+
+
+TOKENIZERS = [
+    *(
+        Row(f"no {role} token", lacking(role), CONFIG, (f"has no {role} token", f"[{role.upper()}]"))
+        for role in ("mask", "pad", "cls", "sep")
+    ),
+    Row("mask is pad", configured(mask_token="[PAD]"), CONFIG, ("one token for mask and pad, '[PAD]'",)),
+    *rows(
+        DATA, no_tokenizer,
+        ("no tokenizer", None, ["tokenizer holds no tokenizer.json"]),
+        ("a tokenizer that is no JSON", "{", ["tokenizer.json is no JSON"]),
+        ("a tokenizer that is none", "{}", ["tokenizer.json is no tokenizer"]),
+    ),
+]  # fmt: skip

@@ -1,0 +1,186 @@
+"""Every setting, misspelt in every way: refused, and the one that was meant is named first."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from megamask import errors, records
+from megamask.command import parse
+from megamask.config import PretrainConfig, override, read
+from megamask.errors import ConfigError
+from tests.system.commands import flags
+
+
+def keys(kind: type, prefix: str = "") -> Iterator[tuple[str, typing.Any]]:
+    """Every setting with its type, and every section with its class, by walking the dataclasses."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        yield prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from keys(hints[field.name], f"{prefix}{field.name}.")
+
+
+KEYS = dict(keys(PretrainConfig))
+LEAVES = {name: kind for name, kind in KEYS.items() if not dataclasses.is_dataclass(kind)}
+
+
+def typos(word: str) -> set[str]:
+    """``word`` without a letter, with one twice, with two neighbours swapped, with its underscores as hyphens."""
+    found = {word[:at] + word[at + 1 :] for at in range(len(word))}
+    found |= {word[:at] + word[at] + word[at:] for at in range(len(word))}
+    found |= {word[:at] + word[at + 1] + word[at] + word[at + 2 :] for at in range(len(word) - 1)}
+    return (found | {word.replace("_", "-")}) - {word, ""}
+
+
+def tree(values: dict[str, object]) -> dict:
+    """{"model.depth": 2} -> {"model": {"depth": 2}}."""
+    found: dict = {}
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        functools.reduce(lambda at, section: at.setdefault(section, {}), sections, found)[last] = value
+    return found
+
+
+def suggested(names: list[str]) -> dict[str, str]:
+    """What is suggested for each name that is not known; all are given in one file."""
+    with pytest.raises(ConfigError) as caught:
+        override(PretrainConfig(), tree(dict.fromkeys(names, 1)), "file")
+    told = [problem.split("`") for problem in caught.value.problems]
+    return {said[1]: said[5] for said in told if len(said) > 5 and said[4] == ". Did you mean "}
+
+
+@functools.cache
+def misspelt() -> dict[str, str]:
+    """The keys that each typo may stand for, of which it is the typo; none that is a key itself."""
+    return {
+        section + dot + typo: name
+        for name in KEYS
+        for section, dot, last in [name.rpartition(".")]
+        for typo in sorted(typos(last))
+        if section + dot + typo not in KEYS
+    }
+
+
+def share_meant(found: dict[str, str], meant: dict[str, str]) -> float:
+    return sum(found.get(typo) == name for typo, name in meant.items()) / len(meant)
+
+
+def test_every_typo_is_refused_and_what_was_meant_is_named_first() -> None:
+    found, meant = suggested(list(misspelt())), misspelt()
+    assert len(meant) > 10 * len(KEYS)
+    assert not meant.keys() - found.keys()
+    share = share_meant(found, meant)
+    print(f"\ntypos of {len(KEYS)} keys: {len(meant)}, the key was named first for {share:.1%}")
+    assert share >= 0.95
+
+
+def test_a_suggestion_that_does_not_look_at_the_section_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = errors._alike
+    sections = {name.rpartition(".")[0] for name in KEYS}
+    monkeypatch.setattr(errors, "_alike", lambda one, two: 0.0 if {one, two} <= sections else alike(one, two))
+    some = dict(list(misspelt().items())[::7])
+    assert share_meant(suggested(list(some)), some) < 0.95
+
+
+def test_a_key_in_another_section_is_refused_and_its_own_is_named() -> None:
+    """Each key in each section that has none of its name."""
+    sections = ["", *(f"{name}." for name, kind in KEYS.items() if dataclasses.is_dataclass(kind))]
+    moved = {
+        section + last: last for name in LEAVES for last in [name.rpartition(".")[2]] for section in sections
+        if section + last not in KEYS
+    }  # fmt: skip
+    found = suggested(list(moved))
+    assert not moved.keys() - found.keys()
+    assert all(found[name].rpartition(".")[2] == last for name, last in moved.items())
+
+
+def test_flags_take_hyphens_and_underscores_alike() -> None:
+    config = parse([]).run
+    given = {name: functools.reduce(getattr, name.split("."), config) for name in LEAVES}
+    words = {name: value for name, value in given.items() if type(value) in (str, int, float, Path, type(Path()))}
+    assert any("_" in name for name in words)
+    for arguments in (flags(words), flags({name.replace("_", "-"): value for name, value in words.items()})):
+        assert parse(arguments).run == config
+
+
+# ---- values of another type
+
+
+VALUES = ["yes", "1e-4", "3", "3.0", "010", "0o10", "1_000", "12:30", ".inf", "true", "~", "[]", "[1, 2]", "{a: 1}"]
+VALUES += ['"1e-4"', '"3"', '"true"', "1e400", "!!int 3"]
+
+
+@functools.cache
+def adapter(kind: object) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def meant(kind: object, value: object) -> tuple[object]:
+    """What a value is as a ``kind`` by the rules of JSON; ValidationError if it is none."""
+    return (adapter(kind).validate_json(json.dumps(value), strict=True),)
+
+
+@pytest.mark.parametrize("said", VALUES)
+def test_a_value_of_another_type_is_refused_and_a_right_one_is_what_it_says(said: str, tmp_path: Path) -> None:
+    """For every setting: YAML says what the value is, and the setting's own type whether it may be that."""
+    path = tmp_path / "some.yaml"
+    path.write_text(f"value: {said}")
+    try:
+        value = records.read_yaml(path)["value"]
+    except records.BadRecord:
+        path.write_text("".join(f"{name}: {said}\n" for name in LEAVES if "." not in name))
+        with pytest.raises(ConfigError, match=r"some\.yaml` is neither YAML nor JSON"):
+            read(path)
+        return
+    fits, misfits = {}, set()
+    for name, kind in LEAVES.items():
+        try:
+            (fits[name],) = meant(kind, value)
+        except ValidationError:
+            misfits.add(name)
+    assert misfits, "no value is right everywhere"
+    with pytest.raises(ConfigError) as caught:
+        override(PretrainConfig(), tree(dict.fromkeys(LEAVES, value)), "file")
+    named = [problem.split("`")[1] for problem in caught.value.problems]
+    assert {name for name in LEAVES if any(f"{one}.".startswith(f"{name}.") for one in named)} == misfits
+    if fits:
+        found = override(PretrainConfig(), tree(dict.fromkeys(fits, value)), "file")
+        assert {name: functools.reduce(getattr, name.split("."), found) for name in fits} == fits
+
+
+@pytest.mark.parametrize(
+    ("said", "kinds"),
+    [
+        ("yes", {bool, int, float}),
+        ('"1e-4"', {bool, int, float}),
+        ("1e-4", {bool, int}),
+        ("010", {bool, int, float}),
+        ("1_000", {bool, int, float}),
+        ("12:30", {bool, int, float}),
+        ("true", {int, float}),
+        ("3.0", {bool, int}),
+        ("3", {bool}),
+    ],
+)
+def test_which_words_are_no_values(said: str, kinds: set[type], tmp_path: Path) -> None:
+    """What the test before takes from the types, for the plainest of them, written out."""
+    (tmp_path / "some.yaml").write_text(f"value: {said}")
+    value = records.read_yaml(tmp_path / "some.yaml")["value"]
+    found = {kind for kind in (bool, int, float) if _refused(next(n for n, k in LEAVES.items() if k is kind), value)}
+    assert found == kinds
+
+
+def _refused(name: str, value: object) -> bool:
+    try:
+        override(PretrainConfig(), tree({name: value}), "file")
+    except ConfigError as error:
+        return f"`{name}`" in str(error)
+    return False
