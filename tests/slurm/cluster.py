@@ -360,13 +360,17 @@ class Cluster:
     def until(
         self, happens: Callable[[], bool], what: str, more: Callable[[], str] = lambda: "", seconds: float = 300
     ) -> None:
-        """Wait; TimeoutError with ``more`` if it takes too long or a daemon has died."""
-        end = time.monotonic() + seconds
+        """Wait; TimeoutError with ``more`` if it takes too long or a daemon has died.
+
+        Looks the more seldom the longer it takes, for a look may cost more than what is waited for.
+        """
+        begin = time.monotonic()
         while not happens():
             dead = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
-            if dead or time.monotonic() > end:
+            waited = time.monotonic() - begin
+            if dead or waited > seconds:
                 raise TimeoutError(f"waited for {what}; daemons that ended: {dead}\n{more()}\n{self.logs()}")
-            time.sleep(0.05)
+            time.sleep(min(max(0.05, waited / 20), 0.5))
 
     def logs(self, lines: int = 15) -> str:
         """The ends of all logs."""

@@ -22,10 +22,10 @@ def do_without(reason: str) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Three nodes: two to train on, and a spare one."""
+    """Four nodes: two to train on, a spare one, and one for each that is lost."""
     if reason := why_not():
         do_without(reason)
-    with Cluster(nodes=3) as started:
+    with Cluster(nodes=4) as started:
         yield started
     if request.session.testsfailed:
         print(f"\nlogs of the cluster: {started.dir}")

@@ -1,12 +1,20 @@
-"""pretrain.py itself, but for the holds and failures that a test asks for (see hold.py)."""
+"""pretrain.py itself, but for the holds and failures that a test asks for (see hold.py).
+
+Of an array only the first task is held; to the others this is pretrain.py.
+"""
 
 from __future__ import annotations
 
 import os
+import runpy
 import sys
+from pathlib import Path
 
 sys.path.insert(0, os.environ["TESTS"])
 import hold
+
+if os.environ.get("SLURM_ARRAY_TASK_ID", "1") != "1":
+    runpy.run_path(str(Path(os.environ["TESTS"]).parents[1] / "megamask" / "pretrain.py"), run_name="__main__")
 
 from megamask import pretrain, ranks
 

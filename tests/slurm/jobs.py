@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -27,6 +28,11 @@ def checkout(folder: Path, trainer: Path, script: str = "") -> Path:
     return folder
 
 
+def given(options: tuple[str, ...], name: str, usual: str) -> str:
+    """The value of an option of sbatch."""
+    return next((option.split("=", 1)[1] for option in options if option.startswith(f"{name}=")), usual)
+
+
 class Job:
     """``sbatch OPTIONS run.sh ARGUMENTS`` in ``root``, with a log ``job.out`` in it."""
 
@@ -40,14 +46,21 @@ class Job:
         script: str = "run.sh",
         **env: str,
     ):
-        self.slurm, self.root, self.log = slurm, root, root / "job.out"
+        self.slurm, self.root = slurm, root
+        self.log = Path(given(options, "--output", str(root / "job.out")))
         user = clean() | {"TESTS": str(HERE), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | env
         submit = [*size, f"--output={self.log}", *options, f"slurm/{script}", *map(str, arguments)]
         self.number = slurm.sbatch(*submit, env=user, folder=root)
-        name = next((o.split("=", 1)[1] for o in options if o.startswith("--job-name=")), "megamask")
-        self.run = root / "runs" / f"{name}-{self.number}"
+        self.run = root / "runs" / f"{given(options, '--job-name', 'megamask')}-{self.number}"
         if "--output" in arguments:
             self.run = root / str(arguments[arguments.index("--output") + 1])  # as it is, if absolute
+
+    def task(self, number: int) -> Job:
+        """One task of this array."""
+        task = copy.copy(self)
+        task.number = f"{self.number}_{number}"
+        task.log, task.run = (Path(str(path).replace("%a", str(number))) for path in (self.log, self.run))
+        return task
 
     def nodes(self) -> list[str]:
         """Where it runs, the node of the batch script first."""

@@ -49,30 +49,6 @@ def test_sixteen_ranks_by_the_header_alone(slurm: Cluster, root: Path) -> None:
     assert len({its["MASTER_PORT"] for its in found.values()}) == 1
 
 
-def test_a_signal_saves_and_requeues(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
-    job = Job(slurm, root, "--steps", STEPS, HOLD="5")
-    job.held(5)
-    job.signal()
-    job.requeued()
-    job.finishes()
-    assert all("stopped by SIGUSR1 after step 6" in said for said in job.ranks(0).values())
-    assert len(job.ranks(1)) == 4
-    assert losses(job.run) == undisturbed
-
-
-def test_preemption_saves_and_requeues(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
-    job = Job(slurm, root, "--steps", STEPS, options=("--partition=spot",), HOLD="5")
-    job.held(5)
-    urgent = slurm.sbatch("--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
-    job.says("requeueing")
-    assert slurm.wait(urgent) == "COMPLETED"
-    job.requeued()
-    # not `finishes`: a newer Slurm wanted to requeue the preempted job itself, and then does so once more
-    slurm.until((job.run / "finished").exists, "the end", job.everything)
-    assert all("stopped by SIGUSR1 after step 6" in said for said in job.ranks(0).values())
-    assert losses(job.run) == undisturbed
-
-
 def test_a_signal_reaches_ranks_that_cannot_hear_it_yet(
     slurm: Cluster, root: Path, tmp_path: Path, undisturbed: list[dict[str, float]]
 ) -> None:
@@ -97,23 +73,6 @@ def test_a_signal_during_the_check_starts_no_ranks(slurm: Cluster, root: Path, t
     job.requeued()
     job.finishes()
     assert not job.ranks(0)
-
-
-def test_a_cancelled_job_saves_and_leaves_nothing(
-    slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]
-) -> None:
-    arguments = ("--steps", STEPS, "--output", "runs/mine")
-    job = Job(slurm, root, *arguments, HOLD="5")
-    job.held(5)
-    assert len(job.processes("node1")) == len(job.processes("node2")) == 2
-    slurm.run("scancel", job.number, check=True)
-    job.ends("CANCELLED")
-    for node in ("node1", "node2"):
-        slurm.until(lambda node=node: not job.processes(node), f"{node} without ranks")
-    assert "requeueing" not in job.text()
-    again = Job(slurm, root, *arguments)
-    again.finishes()
-    assert losses(again.run) == undisturbed
 
 
 def test_a_failed_rank_is_tried_again(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
@@ -162,39 +121,24 @@ def test_without_its_trap_a_signal_ends_the_job(slurm: Cluster, tmp_path: Path) 
         job.requeued()
 
 
-def test_a_crashed_node_is_replaced(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
-    job = Job(slurm, root, "--steps", STEPS, "--every", 4, HOLD="6")
-    job.held(6)
-    slurm.crash_node("node2")
-    job.requeued()
-    job.finishes()
-    assert set(job.ranks(1)) == {"node1-rank0", "node1-rank1", "node3-rank2", "node3-rank3"}
-    assert losses(job.run) == undisturbed
-
-
-def test_a_spare_node_steps_in_for_one_that_fails_the_check(slurm: Cluster, root: Path) -> None:
-    check = 'test "$(uname -n)" != node1'
-    job = Job(slurm, root, "--steps", 3, options=("--nodes=3",), MEGAMASK_SPARES="1", MEGAMASK_CHECK=check)
-    job.finishes()
-    assert set(job.ranks()) == {"node2-rank0", "node2-rank1", "node3-rank2", "node3-rank3"}
-    assert {its["MASTER_ADDR"] for its in told(job).values()} == {"node2"}
-    assert "failed the check: node1" in job.text()
-
-
-def test_a_bad_node_is_left_out_of_the_requeued_job(slurm: Cluster, root: Path) -> None:
-    job = Job(slurm, root, "--steps", 3, MEGAMASK_CHECK='test "$(uname -n)" != node1')
-    job.requeued()
-    job.finishes()
-    assert slurm.job(job.number)["ExcNodeList"] == "node1"
-    assert not job.ranks(0)
-    assert set(job.ranks(1)) == {"node2-rank0", "node2-rank1", "node3-rank2", "node3-rank3"}
+def test_without_the_number_of_its_task_a_requeue_takes_the_whole_array(slurm: Cluster, tmp_path: Path) -> None:
+    own = "JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    script = (ROOT / "slurm" / "run.sh").read_text()
+    assert script.count(own) == 1
+    root = checkout(tmp_path / "megamask", TOY, script.replace(own, "JOB=$SLURM_ARRAY_JOB_ID"))
+    array = Job(slurm, root, "--steps", STEPS, "--output", "run-%a", options=("--array=1-2",), HOLD="5")
+    one, two = array.task(1), array.task(2)
+    one.held(5)
+    two.held(5)
+    one.signal()
+    two.requeued()
 
 
 def test_bad_nodes_add_up_until_too_few_are_left(slurm: Cluster, root: Path) -> None:
-    job = Job(slurm, root, options=("--nodes=1", "--exclude=node3"), MEGAMASK_CHECK="false", MEGAMASK_RETRIES="2")
+    job = Job(slurm, root, options=("--nodes=1", "--exclude=node[3-4]"), MEGAMASK_CHECK="false", MEGAMASK_RETRIES="2")
     job.requeued()
     job.ends("FAILED")
-    assert "Submit again with --exclude=node2,node1,node3." in job.text()
+    assert "Submit again with --exclude=node2,node1,node[3-4]." in job.text()
 
 
 def test_a_chain_goes_on_and_its_last_links_do_nothing(
@@ -213,25 +157,6 @@ def test_a_chain_goes_on_and_its_last_links_do_nothing(
     assert not third.ranks()
     assert "nothing to do" in third.text()
     assert losses(first.run) == undisturbed
-
-
-def test_a_task_of_an_array_requeues_itself_alone(
-    slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]
-) -> None:
-    arguments = ("--steps", STEPS, "--output", "runs/seed-%a")
-    job = Job(slurm, root, *arguments, options=("--array=1-2%1",), HOLD="5")
-    one, two = root / "runs" / "seed-1", root / "runs" / "seed-2"
-    for run in (one, two):
-        job.run = run
-        job.held(5)
-        slurm.run("scancel", "--batch", "--signal=USR1", f"{job.number}_{run.name[-1]}", check=True)
-        job.says(f"requeueing job {job.number}_{run.name[-1]}")
-        if run == one:
-            slurm.until(lambda: any(two.glob("held-5-*")), "the second task", job.everything)
-    for task, run in enumerate((one, two), 1):
-        slurm.restart(f"{job.number}_{task}")
-        slurm.until((run / "finished").exists, "the end", job.everything)
-        assert losses(run) == undisturbed
 
 
 @pytest.mark.parametrize("name", ["a b", "$(touch pwned)", "a;touch pwned", "a/b", "'", "x" * 65, "é"])

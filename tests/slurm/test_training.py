@@ -2,111 +2,109 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import HERE, ROOT, Job, checkout, losses
-from tests.system.commands import training
+from tests.slurm.jobs import Job, losses
+from tests.slurm.story import DEEDS, Story
 
 pytestmark = pytest.mark.slurm
-EVERY = 4
-"""Steps between two checkpoints, and between two deeds."""
-LIMIT = ("--partition=spot", "--time=60", "--signal=B:USR1@3000")
-
-
-class Deeds:
-    """What can happen to a job whose ranks wait in the middle of training. Each returns when it starts again."""
-
-    def __init__(self, slurm: Cluster, job: Job):
-        self.slurm, self.job = slurm, job
-
-    def limit(self) -> None:
-        """Its time is up: the signal is due 3000 s before, so Slurm sends it at the next tick of its clock."""
-        requeues = self.job.text().count("requeueing")
-        self.slurm.expire(self.job.number, 2000)
-        self.slurm.until(lambda: self.job.text().count("requeueing") > requeues, "a requeue", self.job.everything)
-        self.slurm.run("scontrol", "update", f"JobId={self.job.number}", "TimeLimit=60", check=True)
-        self.job.requeued()
-
-    def signal(self) -> None:
-        """Somebody, or Slurm, sends it USR1."""
-        self.job.signal()
-        self.job.requeued()
-
-    def preemption(self) -> None:
-        """Another job needs all nodes."""
-        other = ("--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
-        assert self.slurm.wait(self.slurm.sbatch(*other)) == "COMPLETED"
-        self.job.requeued()
-
-    def failure(self) -> None:
-        """A rank is killed, as by a lack of memory."""
-        node = self.job.nodes()[-1]
-        self.slurm.run("kill", "-KILL", self.job.processes(node)[-1], node=node, check=True)
-        self.job.requeued()
-
-    def crash(self) -> None:
-        """A node loses its power, with the batch script; it comes back later."""
-        node = self.job.nodes()[0]
-        self.slurm.crash_node(node)
-        self.job.requeued()
-        self.slurm.start_node(node)
-
-
-def arguments(data: Path, output: Path, steps: int) -> list[object]:
-    """Four ranks take a pack each."""
-    more = {"packs__per_step": 4, "checkpoint__every": EVERY, "validation__every": 2 * EVERY}
-    return [*training(data, output, steps=steps, **more), "--deepspeed", ROOT / "ds_configs" / "cpu.json"]
-
-
-def alone(slurm: Cluster, data: Path, folder: Path, steps: int) -> Job:
-    """A job of the checkout as it is, to which nothing happens."""
-    log = folder / "job.out"
-    job = Job(slurm, ROOT, *arguments(data, folder / "run", steps), options=(f"--output={log}",))
-    job.log = log
-    job.finishes()
-    return job
-
-
-def disturbed(slurm: Cluster, data: Path, folder: Path, deeds: list[str]) -> Job:
-    """A job to which all of ``deeds`` happen in turn, each behind a new checkpoint; nobody does anything about it."""
-    root = checkout(folder / "megamask", HERE / "held.py")
-    held = [number * EVERY + 1 for number in range(1, len(deeds) + 1)]
-    given = arguments(data, folder / "run", steps_for(deeds))
-    job = Job(slurm, root, *given, options=LIMIT, HOLD=",".join(map(str, held)))
-    for step, deed in zip(held, deeds, strict=True):
-        job.held(step)
-        getattr(Deeds(slurm, job), deed)()
-    slurm.until((job.run / "finished").exists, "the end", job.everything)
-    return job
-
-
-def steps_for(deeds: list[str]) -> int:
-    return (len(deeds) + 1) * EVERY
-
-
-DEEDS = ["limit", "failure", "crash"]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return alone(cluster, data, tmp_path_factory.mktemp("undisturbed"), steps_for(DEEDS))
+def story(cluster: Cluster, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    story = Story(cluster, data, tmp_path_factory.mktemp("story"), DEEDS)
+    try:
+        story.happens()
+        yield story
+    finally:
+        cluster.clean()
 
 
-def test_two_nodes_and_four_ranks_train_to_the_end(undisturbed: Job) -> None:
-    assert set(undisturbed.ranks()) == {"node1-rank0", "node1-rank1", "node2-rank2", "node2-rank3"}
-    assert "on 4 x cpu" in undisturbed.ranks()["node1-rank0"]
-    assert len(list(undisturbed.run.glob(f"checkpoints/step-{steps_for(DEEDS)}/rank-*"))) == 4
-    assert losses(undisturbed.run)[-1]["step"] == steps_for(DEEDS)
+def nodes(job: Job, restart: int = 0) -> list[str]:
+    """Where the ranks of a launch ran, by rank."""
+    where = {int(name.split("-rank")[1]): name.split("-rank")[0] for name in job.ranks(restart)}
+    return [where[rank] for rank in sorted(where)]
 
 
-def test_a_time_limit_a_lost_rank_and_a_crashed_node(
-    slurm: Cluster, data: Path, tmp_path: Path, undisturbed: Job
-) -> None:
-    job = disturbed(slurm, data, tmp_path, DEEDS)
-    assert "asking the ranks to save" in job.text()
-    assert "Killed" in job.text()
-    assert set(job.ranks(3)) == {"node2-rank0", "node2-rank1", "node3-rank2", "node3-rank3"}
-    assert losses(job.run) == losses(undisturbed.run)
+def told(story: Story, deed: str) -> str:
+    """What the log said when ``deed`` was done."""
+    return story.told[story.deeds.index(deed)]
+
+
+def kept(story: Story, deed: str) -> int:
+    """The newest checkpoint when ``deed`` was done."""
+    return story.held[story.deeds.index(deed)] - 1
+
+
+def test_two_nodes_and_four_ranks_train_to_the_end(story: Story) -> None:
+    where = nodes(story.twin)
+    assert len(where) == 4
+    assert where[0] == where[1] != where[2] == where[3]
+    assert any("on 4 x cpu" in said for said in story.twin.ranks().values())
+    assert len(list(story.twin.run.glob(f"checkpoints/step-{story.steps}/rank-*"))) == 4
+
+
+def test_whatever_happens_the_losses_are_the_same(story: Story) -> None:
+    curve = losses(story.twin.run)
+    steps = {line["train/loss"]: line["step"] for line in curve if "train/loss" in line}
+    assert list(steps.values()) == [*range(1, story.steps + 1)]  # no two alike: one left out or mixed up would show
+    assert losses(story.job.run) == curve
+
+
+@pytest.mark.parametrize("deed", ["limit", "signal", "preemption"])
+def test_asked_to_stop_a_job_saves_and_requeues_itself(story: Story, deed: str) -> None:
+    assert "got USR1: asking the ranks to save and stop" in told(story, deed)
+    saved = kept(story, deed) + 2  # it had taken one step since, and takes the one before which it waited
+    assert f"ranks ended with 75 after USR1, newest checkpoint {saved}\n" in told(story, deed)
+    assert f"requeueing job {story.links[0].number}\n" in told(story, deed)
+
+
+def test_a_lost_rank_ends_the_others_and_the_job_requeues_itself(story: Story) -> None:
+    assert "Killed" in told(story, "failure")
+    assert f"newest checkpoint {kept(story, 'failure')}\n" in told(story, "failure")
+    assert f"requeueing job {story.links[0].number}\n" in told(story, "failure")
+
+
+def test_a_spare_node_steps_in_for_one_that_fails_the_check(story: Story) -> None:
+    first = story.links[0]
+    assert "failed the check: node1 " in first.text()
+    assert f"job {first.number}, restart 0, on node2 node3, node2:" in first.text()
+    assert nodes(first) == ["node2", "node2", "node3", "node3"]
+
+
+def test_a_cancelled_job_is_not_requeued_and_the_next_of_the_chain_goes_on(story: Story) -> None:
+    cancelled, following, last = story.links
+    assert f"requeueing job {cancelled.number}\n" not in told(story, "cancel")
+    assert story.slurm.state(cancelled.number) == "CANCELLED"
+    begins = re.search(r"going on after step (\d+) ", "".join(following.ranks(1).values()))
+    assert begins
+    # with the last step saved, if there was time for that
+    assert int(begins[1]) in (kept(story, "cancel"), kept(story, "cancel") + 2)
+    assert "nothing to do: the run is finished" in last.text()
+    assert not last.ranks()
+
+
+def test_a_bad_node_is_left_out_of_the_requeued_job(story: Story) -> None:
+    following = story.links[1]
+    bad = told(story, "cancel").split("failed the check: ")[1].split()[0]
+    assert not following.ranks(0)
+    assert story.slurm.job(following.number)["ExcNodeList"] == bad
+    assert bad not in nodes(following, 1)
+
+
+def test_a_crashed_node_is_replaced(story: Story) -> None:
+    before, after = nodes(story.links[1], 1), nodes(story.links[1], 2)
+    assert len(after) == 4
+    assert before[0] not in after
+
+
+def test_each_task_of_an_array_is_a_run_of_its_own(story: Story) -> None:
+    twin = story.slurm.job(story.twin.number)
+    assert twin["ArrayJobId"] == story.slurm.job(story.links[0].number)["ArrayJobId"]
+    assert (twin["JobState"], twin["Restarts"]) == ("COMPLETED", "0")
+    assert f"finished: {story.twin.run}\n" in story.twin.text()

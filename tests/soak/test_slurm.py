@@ -1,4 +1,4 @@
-"""A job on a real Slurm that hardly takes ten steps in peace."""
+"""A run on a real Slurm that hardly takes five steps in peace."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import pytest
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import cluster, slurm  # noqa: F401
 from tests.slurm.jobs import losses
-from tests.slurm.test_training import alone, disturbed, steps_for
-
-DEEDS = ["limit", "signal", "preemption", "failure", "crash"]
+from tests.slurm.story import DEEDS, Story
 
 
 @pytest.mark.slurm
-def test_a_job_through_many_deeds(slurm: Cluster, data: Path, tmp_path: Path) -> None:  # noqa: F811
-    deeds = DEEDS * 4
+@pytest.mark.parametrize("count", [20])
+def test_a_run_through_many_deeds(slurm: Cluster, data: Path, tmp_path: Path, count: int) -> None:  # noqa: F811
+    deeds = ([*DEEDS, "outage"] * count)[:count]
     random.shuffle(deeds)
-    (tmp_path / "alone").mkdir()
-    undisturbed = alone(slurm, data, tmp_path / "alone", steps_for(deeds))
-    job = disturbed(slurm, data, tmp_path / "disturbed", deeds)
-    here, there = losses(job.run), losses(undisturbed.run)
+    story = Story(slurm, data, tmp_path, deeds)
+    story.happens()
+    here, there = losses(story.job.run), losses(story.twin.run)
     different = sum(mine != theirs for mine, theirs in zip(here, there, strict=True))
-    print(f"\nrestarts: {slurm.job(job.number)['Restarts']}, {dict(Counter(deeds))}")
+    restarts = [int(slurm.job(link.number)["Restarts"]) for link in story.links]
+    print(f"\n{dict(Counter(deeds))}: {len(restarts)} jobs with {sum(restarts)} restarts")
     print(f"figures compared: {len(there)}, different: {different}")
     assert not different
