@@ -19,7 +19,7 @@ from torch import Tensor
 from megamask import guidance, prepare, ranks, report, runs
 from megamask.batch import PackedBatch, TokenIds
 from megamask.checkpoint import RunFolder, find, read_state, read_tensors, read_weights
-from megamask.config import PretrainConfig
+from megamask.config import PretrainConfig, changeable
 from megamask.data import shards, tagger
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
@@ -241,7 +241,14 @@ def derived(parts: Parts, step: int, seconds: float) -> dict[str, float]:
 
 
 def same_step(parts: Parts, step: int, state: dict[str, Any], checkpoint: Path) -> None:
-    """CheckpointError unless what follows from the ``step`` of a ``checkpoint`` is what its ``state`` says."""
+    """CheckpointError unless what follows from the ``step`` of a ``checkpoint`` is what its ``state`` says.
+
+    If a setting was changed on purpose since, rate and targets may well be others.
+    """
+    expected = derived(parts, step, state.get("seconds", 0.0))
+    now = changeable(parts.config)
+    if state.get("settings", now) != now:
+        expected = {"packs": expected["packs"]}
 
     def same(said: object, now: float) -> bool:
         if not isinstance(said, (int, float)) or not abs(said) < 1e300:
@@ -250,7 +257,7 @@ def same_step(parts: Parts, step: int, state: dict[str, Any], checkpoint: Path) 
 
     found = [
         must(f"{checkpoint}/state.json: {name}", f"be {now}, as computed anew", state[name])
-        for name, now in derived(parts, step, state.get("seconds", 0.0)).items()
+        for name, now in expected.items()
         if name in state and not same(state[name], now)
     ]
     cure = "Go on with the megamask that made it, or start a run anew: here it would be another run."

@@ -29,6 +29,8 @@ class Command:
     """DeepSpeed file, such as ds_configs/zero2.json; without one: plain data parallel in fp32."""
     resume: str = "auto"
     """auto: go on with the run in OUTPUT, or start; must: only go on; never: only start; or a checkpoint's path."""
+    change: tuple[str, ...] = ()
+    """Settings that this launch may change in a run that goes on, such as steps optimizer.rate.peak; others may not."""
     list_recipes: bool = False
     """Print the recipes, a line each, and end."""
     print_config: bool = False

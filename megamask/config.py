@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from megamask.hangs import HangConfig
 from megamask.masking.masker import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.objective import ObjectiveConfig
-from megamask.runs import flatten
+from megamask.runs import flatten, under
 from megamask.spikes import SpikesConfig
 from megamask.teacher import DistillConfig, TeacherConfig
 
@@ -39,6 +40,12 @@ FREE = frozenset(
 """What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed files only
 how exactly the same is computed; a run that spiked may go on under another policy. The text and the teacher are told by
 their hashes."""
+CHANGEABLE = frozenset(
+    {"steps", "time_budget", "masking.ratio", "masking.explore", "distill.weight", "distill.temperature"}
+    | {f"optimizer.{part}" for part in ("rate", "muon_rate", "beta1", "beta2", "eps", "weight_decay", "clip")}
+)
+"""What a launch may change on purpose in a run that goes on (`--change`): how far a step goes, not which text it reads
+nor what the weights are."""
 RECORDED = frozenset({"deepspeed", "text"})
 """What a run's own config.json records beside its settings: what its DeepSpeed file said, the hash of its text."""
 
@@ -193,6 +200,23 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
         )
     raise_all(ConfigError, found)
     return ds
+
+
+def changeable(config: PretrainConfig) -> dict[str, object]:
+    """The settings that a launch may change on purpose, by their full names."""
+    return {name: value for name, value in flatten(as_dict(config)).items() if under(name, CHANGEABLE)}
+
+
+def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
+    """ConfigError with each of ``names``, settings or sections, that is none or that no run may change on its way."""
+    known, found = _names(as_dict(config)), []
+    for name in names:
+        if name not in known:
+            found.append(unknown(name, known, "`change`"))
+        elif not under(name, CHANGEABLE):
+            rule = f"name settings that may change on the way ({', '.join(sorted(CHANGEABLE))})"
+            found.append(must("change", rule, name, "For another, begin a new run with `init`."))
+    raise_all(ConfigError, found)
 
 
 def _strange(name: str, value: object) -> list[str]:

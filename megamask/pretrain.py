@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from typing import Any
 
@@ -49,8 +50,9 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
             print(command.show_config(asked.run))
             return 0
         ds = configuration.check(asked.run, asked.deepspeed, ranks.world())
+        configuration.check_change(asked.run, asked.change)
         with stop or Stop() as stop:
-            finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop)
+            finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop, asked.change)
         return 0 if finished else REQUEUE
     except MegamaskError as error:
         if str(error) and (ranks.is_main() or not error.everywhere):
@@ -59,7 +61,9 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
         return error.exit_code
 
 
-def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: str, stop: Stop) -> bool:
+def pretrain(
+    config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: str, stop: Stop, change: Sequence[str] = ()
+) -> bool:
     """Train, or go on training, until somebody asks to stop, or to the end; then show what came of it, and say so."""
     with Watchdog(config.hang, stop) as watch:
         ranks.join(watch.patience)
@@ -67,13 +71,19 @@ def pretrain(config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: st
         text = read_text(config)
         watch.phase("opening")
         identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
-        with closing(runs.open_run(config.output, identity, resume, configuration.FREE, text.train)) as start:
+        may_differ = configuration.FREE.union(change)
+        with closing(runs.open_run(config.output, identity, resume, may_differ, text.train)) as start:
             watch.write_to(start.run.logs, start.run.launch)
             watch.phase("building", start.step)
             parts = build(config, ds, text, start)
             ranks.wait_for(watch.patience)
             opening = report.opening(config, parts.shape, text.packs, parts.engine.weights, start.step)
-            for line in (*start.notes, *opening):
+            changed = [
+                f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
+                for name, (before, now) in start.changes.items()
+                if runs.under(name, change)
+            ]
+            for line in (*start.notes, *changed, *opening):
                 parts.log.say(line)
             step = train(parts, start.step, stop, watch)
             finished = parts.progress.over(step)
@@ -203,6 +213,7 @@ def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
         state = {
             "optimizer_steps": parts.engine.steps,
             "seconds": seconds,
+            "settings": configuration.changeable(parts.config),
             **derived(parts, step, seconds),
             JUDGE: parts.judge.state(),
             "teacher": parts.teacher.fingerprint if parts.teacher else "",

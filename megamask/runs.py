@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +46,8 @@ class Start:
     step: int
     notes: tuple[str, ...]
     """A sentence for whatever was set aside or passed over."""
+    changes: dict[str, list[object]]
+    """Settings that differ from those of the launch before: theirs, ours."""
     lock: files.Lock | None
     """Held by rank 0 until ``close`` or the end of the process."""
 
@@ -61,6 +63,8 @@ class _Choice:
     """Newest first."""
     own: bool
     """Whether they lie in the folder of this very run, so that a bad one may be set aside."""
+    changes: dict[str, list[object]] = field(default_factory=dict)
+    """Settings that differ from those of the launch before: theirs, ours."""
 
 
 def open_run(
@@ -75,8 +79,9 @@ def open_run(
     ``resume`` is ``auto`` (the newest valid checkpoint, or fresh if there never was one), ``must`` (an error if there
     is none), ``never`` (an error if there is one), or a checkpoint or run folder to start from; going back to an older
     checkpoint of this run sets the newer ones aside. ``config`` must be JSON and equal to that of the run which the
-    folder holds, except under the dotted keys ``may_differ`` (``"output"``, ``"log"`` for all of ``log.*``). Under
-    ``"text"`` it has the fingerprint of ``text``; what changed in it since is told.
+    folder holds, except under the dotted keys ``may_differ`` (``"output"``, ``"log"`` for all of ``log.*``); what does
+    differ is recorded with the launch. Under ``"text"`` it has the fingerprint of ``text``; what changed in it since is
+    told.
 
     Raises, on all ranks alike: ConfigError for another run's folder, with each field that differs; DataError if
     nothing but the text does, with the shards that changed; CheckpointError if the wanted checkpoint is missing or
@@ -95,12 +100,12 @@ def open_run(
         _by_main(run, take)
         choice = _by_main(run, _choose, run, config, resume, tuple(may_differ), text)
         checkpoint, step, notes = _first_whole(run, choice)
-        _by_main(run, _record, run, config, text, checkpoint, step)
+        _by_main(run, _record, run, config, text, choice.changes, checkpoint, step)
     except BaseException:
         if lock:
             lock.close()
         raise
-    return Start(run, checkpoint, step, tuple(notes), lock)
+    return Start(run, checkpoint, step, tuple(notes), choice.changes, lock)
 
 
 def check_space(path: Path | str, checkpoint_bytes: int, checkpoints: int = 3) -> None:
@@ -143,8 +148,12 @@ def _by_main(run: RunFolder, act: Callable[..., Answer], *given) -> Answer:
 def _choose(
     run: RunFolder, config: dict, resume: str | Path, may_differ: tuple[str, ...], text: Shards | None
 ) -> _Choice:
-    _refuse_other_run(run, config, may_differ, text)
+    differing = _changes(run, config, may_differ, text)
     _sweep(run)
+    return replace(_candidates(run, resume), changes=differing)
+
+
+def _candidates(run: RunFolder, resume: str | Path) -> _Choice:
     steps = run.steps()
     mine = [run.checkpoint(step) for step in steps]
     if resume == "never":
@@ -196,23 +205,32 @@ def _choose_path(run: RunFolder, source: Path, mine: list[Path]) -> _Choice:
     return _Choice(candidates, own)
 
 
-def _refuse_other_run(run: RunFolder, config: dict, may_differ: tuple[str, ...], text: Shards | None) -> None:
+def _changes(run: RunFolder, config: dict, may_differ: tuple[str, ...], text: Shards | None) -> dict[str, list[object]]:
+    """What differs from the run that the folder holds: theirs, ours. An error if it is not among ``may_differ``."""
     if not run.config.exists():
         if run.steps():
             raise ConfigError(f"{run.path} holds checkpoints but no config.json, so it cannot be told of which run.")
-        return
+        return {}
     try:
         there = flatten(records.read_json(run.config))
     except (ValueError, AttributeError):
         raise ConfigError(f"{run.config} is damaged: it is no JSON object. Restore it from a copy.") from None
     here = flatten(json.loads(json.dumps(config)))
-    keys = [k for k in sorted(there | here) if not any(k == free or k.startswith(free + ".") for free in may_differ)]
-    different = [k for k in keys if there.get(k, "absent") != here.get(k, "absent")]
-    if different == ["text"] and text:
+    pairs = {key: [there.get(key, "absent"), here.get(key, "absent")] for key in sorted(there | here)}
+    found = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    refused = {key: pair for key, pair in found.items() if not under(key, may_differ)}
+    if refused.keys() == {"text"} and text:
         _refuse_other_text(run, text)
-    if different:
-        fields = [f"`{k}` is {here.get(k, 'absent')!r} here, but {there.get(k, 'absent')!r} there." for k in different]
-        raise ConfigError(f"{run.path} holds another run. Choose another output folder, or undo the changes:", *fields)
+    if refused:
+        cures = "Choose another output folder, undo the changes, or, where they are meant, name them after --change"
+        fields = [f"`{key}` is {ours!r} here, but {theirs!r} there." for key, (theirs, ours) in refused.items()]
+        raise ConfigError(f"{run.path} holds another run. {cures}:", *fields)
+    return found
+
+
+def under(key: str, names: Iterable[str]) -> bool:
+    """Whether the dotted ``key`` is one of ``names`` or a part of one: "log.every" is of "log"."""
+    return any(key == name or key.startswith(name + ".") for name in names)
 
 
 def _refuse_other_text(run: RunFolder, text: Shards) -> None:
@@ -279,7 +297,14 @@ def _set_newer_aside(run: RunFolder, step: int) -> list[str]:
     return [f"{folder} is newer than the start and was set aside as {name}." for folder, name in names]
 
 
-def _record(run: RunFolder, config: dict, text: Shards | None, checkpoint: Path | None, step: int) -> None:
+def _record(
+    run: RunFolder,
+    config: dict,
+    text: Shards | None,
+    changes: dict[str, list[object]],
+    checkpoint: Path | None,
+    step: int,
+) -> None:
     for folder in (run.logs, run.tensorboard):
         folder.mkdir(exist_ok=True)
     files.replace(run.config, json.dumps(config, indent=2) + "\n")
@@ -291,7 +316,8 @@ def _record(run: RunFolder, config: dict, text: Shards | None, checkpoint: Path 
             launches = list(records.read_json(run.environment)["launches"])
         except (ValueError, KeyError, TypeError):
             launches = []  # a record for people; its loss must not stop a run
-    launches.append({"launch": run.launch, "step": step, "from": checkpoint and str(checkpoint), **environment()})
+    begun = {"launch": run.launch, "step": step, "from": checkpoint and str(checkpoint), "changes": changes}
+    launches.append(begun | environment())
     files.replace(run.environment, json.dumps({"launches": launches}, indent=2) + "\n")
 
 

@@ -133,6 +133,11 @@ def test_another_run_in_the_folder_is_refused_with_each_field(tmp_path):
     )
     start = begin(tmp_path, config=other, may_differ=["log.every", "model"])
     assert start.step == 1
+    assert start.changes == {
+        "log.every": [10, 1], "model.depth": [2, 3], "model.heads": ["absent", 2], "model.width": [8, "absent"]
+    }  # fmt: skip
+    assert json.loads(start.run.environment.read_text())["launches"][-1]["changes"] == start.changes
+    assert begin(tmp_path, config=other).changes == {}
     assert json.loads(start.run.config.read_text())["log"] == {"every": 1}
 
 
