@@ -46,10 +46,10 @@ class Start:
     step: int
     notes: tuple[str, ...]
     """A sentence for whatever was set aside or passed over."""
-    changes: dict[str, list[object]]
-    """Settings that differ from those of the launch before: theirs, ours."""
     lock: files.Lock | None
     """Held by rank 0 until ``close`` or the end of the process."""
+    changes: dict[str, list[object]] = field(default_factory=dict)
+    """Settings that differ from those of the launch before: theirs, ours."""
 
     def close(self) -> None:
         """Let another launch have the folder."""
@@ -105,7 +105,7 @@ def open_run(
         if lock:
             lock.close()
         raise
-    return Start(run, checkpoint, step, tuple(notes), choice.changes, lock)
+    return Start(run, checkpoint, step, tuple(notes), lock, choice.changes)
 
 
 def check_space(path: Path | str, checkpoint_bytes: int, checkpoints: int = 3) -> None:
