@@ -181,8 +181,8 @@ def _sweep(run: RunFolder) -> None:
     for leftover in run.checkpoints.iterdir():
         if leftover.name.startswith((".tmp-", ".trash-")):
             files.remove(leftover)
-    for leftover in run.path.glob(".tmp-*"):
-        leftover.unlink()
+    for leftover in run.path.glob(".tmp-*"):  # a file, or the folder of an export
+        files.remove(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _choose_path(run: RunFolder, source: Path, mine: list[Path]) -> _Choice:

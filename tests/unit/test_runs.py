@@ -100,12 +100,14 @@ def test_leftovers_never_block(tmp_path):
         (run.checkpoints / name).mkdir()
         (run.checkpoints / name / "rank-00000.safetensors").write_bytes(b"half")
     (run.path / ".tmp-latest-1").write_text("")
+    (run.path / ".tmp-export-1").mkdir()
+    (run.path / ".tmp-export-1" / "model.safetensors").write_bytes(b"half")
     for latest in ("", "step-77\n", None):
         run.latest.unlink() if latest is None else run.latest.write_text(latest)
         assert begin(tmp_path).step == 2
     left = {path.name for path in run.checkpoints.iterdir() if not path.name.startswith(".bad-step-3-")}
     assert left == {"step-1", "step-2", "step-x", "step-07"}
-    assert not (run.path / ".tmp-latest-1").exists()
+    assert not list(run.path.glob(".tmp-*"))
 
 
 def test_a_newer_format_stops_the_run_and_moves_nothing(tmp_path, monkeypatch):
