@@ -1,5 +1,6 @@
 # Two words: `make pretrain` trains the tiny model, `make test` runs every check. Both set up .venv first.
 #   make pretrain ARGS="--steps 50"      make test ARGS="tests/unit -x"      make PYTHON=/path/to/python3.12 test
+# Tests run in as many processes as there are cores, up to eight; in one, as a debugger wants it, with ARGS="-n 0".
 # And a third for a night: `make soak` runs the long versions of the tests of faults, and prints what it counted.
 #   make soak ARGS="-k kills"
 
@@ -10,6 +11,7 @@ SUITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info <
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c '$(SUITS)' 2>/dev/null && { echo $$name; break; }; done)
 ARGS ?=
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: pretrain test soak lint clean
 
@@ -20,7 +22,7 @@ pretrain: .venv/installed
 	python $(BIN)/deepspeed megamask/pretrain.py --deepspeed ds_configs/zero2.json $(ARGS)
 
 test: .venv/installed lint
-	PATH="$$PWD/$(BIN):$$PATH" python -m pytest $(ARGS)
+	PATH="$$PWD/$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 soak: .venv/installed
 	MEGAMASK_SOAK=1 PATH="$$PWD/$(BIN):$$PATH" python -m pytest -s -o faulthandler_timeout=7200 tests/soak $(ARGS)

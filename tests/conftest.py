@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SCRATCH = tempfile.TemporaryDirectory(prefix="megamask-tests-")  # removed when Python ends
-
-# Libraries read these when they are imported, so they come before any import; processes that tests start inherit them.
-os.environ |= {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HOME": f"{SCRATCH.name}/huggingface",
-    "HYPOTHESIS_STORAGE_DIRECTORY": str(ROOT / ".cache" / "hypothesis"),
-    "MPLBACKEND": "agg",
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # a build that was killed leaves a lock on which every later one would wait
-    "TORCH_EXTENSIONS_DIR": f"{SCRATCH.name}/torch_extensions",
-}
+# Libraries read these when they are imported, so they come before any import; processes that tests start inherit them,
+# pytest's own workers among them, so that what one has built is there for all.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    SCRATCH = tempfile.TemporaryDirectory(prefix="megamask-tests-")  # removed when Python ends
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": f"{SCRATCH.name}/huggingface",
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(ROOT / ".cache" / "hypothesis"),
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # a build that was killed leaves a lock on which every later one would wait
+        "TORCH_EXTENSIONS_DIR": f"{SCRATCH.name}/torch_extensions",
+    }
 
 # Every call into megamask checks the shapes and types it was given. MEGAMASK_CHECK_SHAPES=0 leaves that out.
 if os.environ.get("MEGAMASK_CHECK_SHAPES", "1") != "0":
@@ -37,6 +40,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.processes import forked
+from tests.processes.server import Server
+
 torch.set_num_threads(1)
 
 # No time limits, since a busy machine is no bug; in CI the same examples each time.
@@ -44,11 +50,31 @@ settings.register_profile("megamask", deadline=None, derandomize="CI" in os.envi
 settings.load_profile("megamask")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """One worker takes a whole file, for its fixtures; and all that needs the one Slurm, if any."""
+    folder = item.path.parent.name
+    item.add_marker(pytest.mark.xdist_group(folder if folder == "slurm" else str(item.path.relative_to(ROOT))))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Forks processes for all tests that need some."""
+    started = Server()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def apart(server: Server) -> forked.Apart:
+    """``apart("module:function", folder, **given)``: what a function returns that worked in a process of its own."""
+    return partial(forked.apart, server)
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ import torch
 from megamask import hangs, prepare, pretrain
 from megamask.checkpoint import RunFolder
 from megamask.stopping import REQUEUE, Stop
-from tests.processes.conftest import free_port
+from tests.processes.server import free_port
 from tests.system.commands import ROOT, text, training
 
 PATIENCE = 600.0

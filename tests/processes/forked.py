@@ -9,12 +9,10 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -23,9 +21,8 @@ from typing import Any
 
 from megamask import ranks
 from megamask.errors import MegamaskError
-from tests.processes.conftest import environment
+from tests.processes.server import Place, Server, environment
 
-NAMESPACE = ("unshare", "--map-root-user", "--mount")
 Tell = Callable[[str], None]
 
 
@@ -142,72 +139,18 @@ def _be(rank: int, world: int, port: int, ends: list[Connection], act: Callable[
         os._exit(code)
 
 
-SERVER = """
-import importlib, json, os, subprocess, sys
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # libraries print when they are imported
-import torch  # once for all
-for line in sys.stdin:
-    target, given, log, answer = json.loads(line)
-    module, function = target.split(":")
-    act = getattr(importlib.import_module(module), function)
-    child = os.fork()
-    if not child:
-        try:
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-            os.dup2(1, 2)
-            if sys.argv[1:]:
-                subprocess.run(["mount", "-t", "tmpfs", "none", given["folder"]], check=True)
-            said = act(**given)
-            with open(answer, "w") as file:
-                json.dump(said, file)
-            os._exit(0)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
-"""
 Apart = Callable[..., Any]
 
 
-def namespaces() -> bool:
-    """Whether this machine lets us mount a small disk of our own."""
-    try:
-        asked = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
-    except FileNotFoundError:
-        return False
-    return asked.returncode == 0
+def apart(server: Server, target: str, folder: Path, **given: object) -> Any:
+    """What ``target`` ("module:function"), called with ``folder`` and ``given``, returns in a process of its own.
 
-
-@contextmanager
-def server() -> Iterator[Apart]:
-    """Gives ``apart("module:function", folder, **given)``: what ``function(folder, **given)`` returns elsewhere.
-
-    Each call is a fork of a process that has imported PyTorch already, so it starts at once. Where namespaces are
-    allowed it works on a disk in memory, and may mount what it likes.
+    Where namespaces are allowed it works on a disk in memory, and may mount what it likes.
     """
-    small = namespaces()
-    command = [*(NAMESPACE if small else ()), sys.executable, "-c", SERVER, *(["tmpfs"] if small else [])]
-    server = subprocess.Popen(
-        command, env=environment(0, 1, 0), text=True, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-
-    def call(target: str, folder: Path, **given: object) -> Any:
-        assert server.stdin and server.stdout
-        log, answer = folder / "log.txt", folder / "answer.json"
-        given["folder"] = str(folder / "work")
-        os.mkdir(given["folder"])
-        server.stdin.write(json.dumps([target, given, str(log), str(answer)]) + "\n")
-        server.stdin.flush()
-        code = server.stdout.readline().strip()
-        assert code == "0", f"{target}: {code}\n{log.read_text()}"
-        return json.loads(answer.read_text())
-
-    try:
-        yield call
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    work, log, answer = folder / "work", folder / "log.txt", folder / "answer.json"
+    work.mkdir()
+    place = Place(environment(0, 1, 0), os.getcwd(), str(log), str(answer), str(work) if server.mounts else "")
+    server.start(target, given | {"folder": str(work)}, [place])
+    ended = server.ended()
+    assert ended == (0, 0), f"{target}: {ended}\n{log.read_text()}"
+    return json.loads(answer.read_text())

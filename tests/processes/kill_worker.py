@@ -21,7 +21,7 @@ from storage_worker import broken
 
 from megamask import files, pretrain, ranks, report
 from megamask.checkpoint import RunFolder, read_tensors, verify
-from tests.processes.conftest import free_port
+from tests.processes.server import free_port
 from tests.system.commands import ROOT, metrics, training
 
 STEPS = 6

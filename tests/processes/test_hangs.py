@@ -16,10 +16,9 @@ TIMEOUT = 5.0
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    with forked.server() as apart:
-        folder = tmp_path_factory.mktemp("faults")
-        return apart("faults_worker:failures", folder, hung=HUNG, failed=FAILED, timeout=TIMEOUT)
+def found(apart: forked.Apart, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("faults")
+    return apart("faults_worker:failures", folder, hung=HUNG, failed=FAILED, timeout=TIMEOUT)
 
 
 def test_a_hang_ends_all_ranks_and_names_the_one_to_blame(found: dict) -> None:

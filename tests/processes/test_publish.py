@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.processes import forked
+from tests.processes.server import namespaces
 
-namespace = pytest.mark.skipif(not forked.namespaces(), reason="no namespace for a small disk of its own")
-
-
-@pytest.fixture(scope="module")
-def apart() -> Iterator[forked.Apart]:
-    with forked.server() as call:
-        yield call
+namespace = pytest.mark.skipif(not namespaces(), reason="no namespace for a small disk of its own")
 
 
 @pytest.mark.parametrize("world", [2, 3])

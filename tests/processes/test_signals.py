@@ -7,9 +7,8 @@ from pathlib import Path
 from tests.processes import forked
 
 
-def test_a_run_that_is_asked_to_stop_goes_on_exactly(tmp_path: Path) -> None:
-    with forked.server() as apart:
-        check(apart("faults_worker:signals", tmp_path, count=6, seed=0), 6)
+def test_a_run_that_is_asked_to_stop_goes_on_exactly(apart: forked.Apart, tmp_path: Path) -> None:
+    check(apart("faults_worker:signals", tmp_path, count=6, seed=0), 6)
 
 
 def check(found: dict, count: int) -> None:

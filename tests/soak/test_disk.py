@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.processes import forked, test_publish
+from tests.processes import test_publish
 
 pytestmark = test_publish.namespace
-
-
-@pytest.fixture(scope="module")
-def apart() -> Iterator[forked.Apart]:
-    with forked.server() as call:
-        yield call
 
 
 def test_fifty_degrees_of_a_full_disk(apart, tmp_path: Path) -> None:

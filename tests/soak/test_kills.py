@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.processes import forked, test_publish
+from tests.processes import test_publish
 from tests.system import test_kills
-
-
-@pytest.fixture(scope="module")
-def apart() -> Iterator[forked.Apart]:
-    with forked.server() as call:
-        yield call
 
 
 def test_ten_thousand_kills_of_the_publisher(apart, tmp_path: Path) -> None:

@@ -20,14 +20,12 @@ from tests.processes.test_signals import check
 from tests.system.commands import ROOT, clean, free_port, training
 
 
-def test_signals_at_random_points(tmp_path: Path, count: int = 50) -> None:
-    with forked.server() as apart:
-        check(apart("faults_worker:signals", tmp_path, count=count, seed=1), count)
+def test_signals_at_random_points(apart: forked.Apart, tmp_path: Path, count: int = 50) -> None:
+    check(apart("faults_worker:signals", tmp_path, count=count, seed=1), count)
 
 
-def test_ranks_that_do_not_agree_are_found(tmp_path: Path) -> None:
-    with forked.server() as apart:
-        codes = apart("faults_worker:disagreeing", tmp_path)
+def test_ranks_that_do_not_agree_are_found(apart: forked.Apart, tmp_path: Path) -> None:
+    codes = apart("faults_worker:disagreeing", tmp_path)
     assert codes != [REQUEUE, REQUEUE]
 
 

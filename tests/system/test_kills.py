@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
-
-from tests.processes import forked
-
-
-@pytest.fixture(scope="module")
-def apart() -> Iterator[forked.Apart]:
-    with forked.server() as call:
-        yield call
 
 
 def test_kills_of_a_training_cost_nothing(apart, data: Path, tmp_path: Path, **more: object) -> None:
