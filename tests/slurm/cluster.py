@@ -282,6 +282,14 @@ class Cluster:
         reap(self.daemons.pop(f"slurmd-{name}"))
         self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=crashed", check=True)
 
+    def repair_node(self, name: str) -> None:
+        """Bring a crashed node back; by itself Slurm leaves down what it was told is down."""
+        log = self.dir / "log" / f"slurmd-{name}.log"
+        before = log.read_text().count("slurmd started")
+        self.start_node(name)
+        self.until(lambda: log.read_text().count("slurmd started") > before, f"slurmd on {name}")
+        self.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=True)
+
     def node_states(self) -> dict[str, str]:
         """Name -> state."""
         said = self.run("sinfo", "-h", "-N", "-p", "batch", "-o", "%N %T").stdout

@@ -114,7 +114,7 @@ class Story:
     def _lose(self, node: str) -> None:
         self.slurm.crash_node(node)
         self.job.requeued()
-        self.slurm.start_node(node)
+        self.slurm.repair_node(node)
 
     def cancel(self) -> None:
         """Somebody cancels it, and the next link goes on."""
