@@ -35,7 +35,7 @@ def overlap(
 ) -> Float[Tensor, " S"]:
     """Of each sequence's rows with the ``share`` highest ``exact``, the share that has the highest ``found``."""
     rows = Maskable(batch)
-    wanted = (share * rows.count).round()
+    wanted = (share * rows.count.double()).round()
     best = rows.top(exact, wanted)
     return rows.sum(best & rows.top(found, wanted)) / _unless_zero(rows.sum(best))
 
@@ -61,7 +61,7 @@ def spearman(found: Float[Tensor, " T"], exact: Float[Tensor, " T"], batch: Pack
 def _gains(found: Tensor, exact: Tensor, share: float, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     rows = Maskable(batch)
     above = rows.centred(exact[rows.rows].double())
-    wanted = (share * rows.count).round()
+    wanted = (share * rows.count.double()).round()
     captured, possible = ((above * rows.top(value, wanted)).sum() for value in (found, exact))
     return captured, possible
 
