@@ -50,12 +50,6 @@ settings.register_profile("megamask", deadline=None, derandomize="CI" in os.envi
 settings.load_profile("megamask")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """One worker takes a whole file, for its fixtures; and all that needs the one Slurm, if any."""
-    folder = item.path.parent.name
-    item.add_marker(pytest.mark.xdist_group(folder if folder == "slurm" else str(item.path.relative_to(ROOT))))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
