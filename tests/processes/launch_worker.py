@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import time
 from pathlib import Path
 
 from megamask import ranks
+from tests.system.commands import free_port
 from tests.system.launches import launch
+
+JOBS = itertools.count()
+"""The numbers of jobs, the same on all ranks."""
 
 
 def serve(jobs: list[dict]) -> list[dict | None]:
     """What `launch` said of each job on this rank; None of a job that wants fewer ranks.
 
-    A job is what `launch` is given, and says how many ranks it wants as ``world`` and where they meet as ``port``;
-    ``copy`` names a folder and what is to be a copy of it first.
+    A job is what `launch` is given, and says how many ranks it wants as ``world``; ``copy`` names a folder and what is
+    to be a copy of it first.
     """
     return [one(job) for job in jobs]
 
 
 def one(job: dict) -> dict | None:
-    world, port = job.pop("world"), job.pop("port")
+    world, number = job.pop("world"), next(JOBS)
     if world <= ranks.rank():
         return None
+    port = meeting(number)
     source, copy = job.pop("copy", (None, None))
     if copy and ranks.is_main():
         shutil.copytree(source, Path(copy))
@@ -36,6 +43,21 @@ def one(job: dict) -> dict | None:
         disband()
         os.environ.clear()
         os.environ.update(before)
+
+
+def meeting(number: int) -> int:
+    """The port of a job: one that nobody listened on when rank 0 looked, a moment before it is used.
+
+    It is told in the working folder, which all ranks share.
+    """
+    place = Path(f"port-{number}")
+    if ranks.is_main():
+        beside = place.with_suffix(".tmp")
+        beside.write_text(str(free_port()))
+        beside.rename(place)
+    while not place.exists():
+        time.sleep(0.01)
+    return int(place.read_text())
 
 
 def disband() -> None:

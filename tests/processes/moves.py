@@ -11,7 +11,7 @@ from typing import Any
 from megamask.stopping import REQUEUE
 from tests.processes.conftest import RunRanks
 from tests.system.cells import ENGINES, SIZES, STEPS, Cell, Text, arguments, place
-from tests.system.commands import flags, free_port, training
+from tests.system.commands import flags, training
 from tests.system.launches import differences, kept, record
 
 HALF, PER_STEP = 3, 4
@@ -56,7 +56,7 @@ class Jobs:
         zero.write_text(json.dumps(ENGINES[at.engine]))
         settings = flags(SETTINGS | SIZES | {"validation.every": 99})
         words = [*training(self.text.data, self.folder / name), *settings, "--deepspeed", str(zero)]
-        self.jobs.append({"world": at.world, "port": free_port(), "arguments": words, **more})
+        self.jobs.append({"world": at.world, "arguments": words, **more})
         return len(self.jobs) - 1
 
     def run(self, run_ranks: RunRanks, timeout: float = 600) -> list[Said]:
@@ -83,7 +83,7 @@ class Twice:
         stop = place(cell, jobs.text, words[0])
         where: dict[str, Any] = {"world": 2}
         for more in ({"arguments": words[0]}, {"arguments": words[1], "stop": stop}, {"arguments": words[1]}):
-            jobs.jobs.append(where | {"port": free_port()} | more)
+            jobs.jobs.append(where | more)
         last = len(jobs.jobs)
         return cls(cell, folder, (last - 3, last - 2, last - 1))
 

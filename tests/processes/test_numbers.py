@@ -16,7 +16,7 @@ from megamask.checkpoint import RunFolder, read_state
 from tests.processes.conftest import RunRanks
 from tests.processes.numbers_worker import BAD, GUILTY, PLACES
 from tests.processes.test_engine import BF16, FP32, OFFLOAD
-from tests.system.commands import flags, free_port, metrics, text, training
+from tests.system.commands import flags, metrics, text, training
 from tests.system.test_story import tensors
 
 CELLS = [FP32[0], BF16[0], BF16[1], FP32[3]]
@@ -57,7 +57,7 @@ class Spiked:
         def job(name: str, **more: object) -> dict[str, Any]:
             settings = SPIKES | self.settings | {"packs.per-step": world} | more.pop("settings", policy)
             words = [*training(data, self.folder / name), *flags(settings), "--deepspeed", str(zero)]
-            return {"world": world, "port": free_port(), "arguments": words} | more
+            return {"world": world, "arguments": words} | more
 
         plant = {str(AT * world + 1): 100.0}
         found = [job("spiked", plant=plant)]
