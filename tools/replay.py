@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from megamask import command, pretrain, ranks, records, runs
+from megamask import command, pretrain, ranks, records, runs, versions
 from megamask import config as configuration
 from megamask.building import JUDGE, Parts, build, numbers, read_text
 from megamask.checkpoint import RunFolder, read_state, verify
@@ -45,16 +45,18 @@ class Arguments:
 
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    ranks.join()
-    folder = ranks.by_main(lambda: Path(tempfile.mkdtemp(prefix="replay-")))
+    folder: Path | None = None
     try:
+        versions.check()
+        ranks.join()
+        folder = ranks.by_main(lambda: Path(tempfile.mkdtemp(prefix="replay-")))
         return replay(RunFolder(arguments.run), arguments.step, arguments.data, folder)
     except MegamaskError as error:
         if ranks.is_main():
             print(error, file=sys.stderr)
         return error.exit_code
     finally:
-        if ranks.is_main():
+        if folder and ranks.is_main():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -72,6 +74,10 @@ def replay(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
     judge = Judge(config.spikes, ranks.by_main(lambda: newest(run)).get(JUDGE))
     begin = max((at for at in (*begins(run, judge), (end - 1) // every * every) if at < end), default=0)
     start = ranks.by_main(lambda: choose(run, RunFolder(folder), begin))
+    saved = [at for at in run.steps() if at >= end]
+    then = read_state(run.checkpoint(min(saved))).get("settings") if saved else None
+    if then not in (None, configuration.changeable(config)):
+        raise ConfigError(f"{run.path} goes on under other settings since, so step {step} cannot be taken again.")
     if ranks.is_main() and run.entropy.is_dir():
         shutil.copytree(run.entropy, folder / run.entropy.name)
     parts = build(config, ds, text, start)
