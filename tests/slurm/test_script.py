@@ -60,7 +60,9 @@ def test_a_signal_reaches_ranks_that_cannot_hear_it_yet(
     job.requeued()
     job.finishes()
     assert all(its["ignored"] for its in told(job).values())  # else the signal would have killed them
-    assert all("stopped by SIGUSR1 after step 6" in said for said in job.ranks(0).values())
+    assert all("after step 6" in said for said in job.ranks(0).values())
+    # when the first has ended with 75, srun may be faster with its TERM to the others than with the next USR1
+    assert any("stopped by SIGUSR1" in said for said in job.ranks(0).values())
     assert losses(job.run) == undisturbed
 
 
