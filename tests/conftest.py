@@ -26,6 +26,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         # a build that was killed leaves a lock on which every later one would wait
         "TORCH_EXTENSIONS_DIR": f"{SCRATCH.name}/torch_extensions",
     }
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each rank would compile megamask anew
 
 # Every call into megamask checks the shapes and types it was given. MEGAMASK_CHECK_SHAPES=0 leaves that out.
 if os.environ.get("MEGAMASK_CHECK_SHAPES", "1") != "0":

@@ -4,11 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from megamask import stopping
 from megamask.stopping import SIGNALS, Launcher, Stop, parent_of
+
+
+@pytest.fixture(autouse=True)
+def no_nohup() -> Iterator[None]:
+    """SIGHUP as a terminal sends it, even where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("which", [*SIGNALS, signal.SIGHUP])
