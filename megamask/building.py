@@ -111,7 +111,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     if weights:
         objectives.load_weights(objective, weights)
     # a weight and two moments, 4 bytes each
-    cached = "cache" in (config.entropy.source, *config.entropy.audit.fall_back)
+    cached = "cache" in config.entropy.kinds
     size = 12 * sum(p.numel() for p in objective.parameters()) + cached * text.train.tokens
     runs.check_space(config.output, size)
     ranks.by_main(lambda: report.describe(start.run, encoder.shape, text.train))

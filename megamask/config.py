@@ -279,7 +279,7 @@ def _moved(config: PretrainConfig) -> list[str]:
         return found
     if stored:
         found.append("`spikes.policy` 'rewind' reads other packs than `distill.stored` speaks of. Use 'skip'.")
-    if "cache" in (config.entropy.source, *config.entropy.audit.fall_back):
+    if "cache" in config.entropy.kinds:
         found.append(
             "`spikes.policy` 'rewind' cannot take back what the entropy source 'cache' has written down. Use 'skip' "
             "or another source."

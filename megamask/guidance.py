@@ -183,7 +183,6 @@ def build(
             propose=propose, candidates=candidates,
         )  # fmt: skip
 
-    names: tuple[Kind, ...] = (entropy.source, *entropy.audit.fall_back)
     audit = None
     if entropy.audit.every is not None:
         audit = Audit(
@@ -191,6 +190,6 @@ def build(
             signal=entropy.signal, passes=entropy.passes, mask_id=ids.mask, seed=config.seed,
         )  # fmt: skip
     return Guidance(
-        {name: make(name) for name in names}, audit=audit, teacher=distils, average=average,
+        {name: make(name) for name in entropy.kinds}, audit=audit, teacher=distils, average=average,
         weights=lambda: dict(engine.current()),
     )  # fmt: skip

@@ -114,7 +114,7 @@ class DistillConfig:
 
 def problems(teacher: TeacherConfig, distill: DistillConfig, entropy: EntropyConfig) -> list[str]:
     """Sentences for what the three sections cannot do together."""
-    asked = entropy.source == "teacher" or "teacher" in entropy.audit.fall_back
+    asked = "teacher" in entropy.kinds
     learns = distill.active and distill.stored is None
     found = []
     if teacher.path is None and asked:

@@ -71,9 +71,10 @@ def replay(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
     text = read_text(config)
     if text.train.fingerprint != fingerprint:
         raise DataError(f"{text.train.folder} is not the text of the run in {run.path}. Name that text with --data.")
-    judge = Judge(config.spikes, ranks.by_main(lambda: newest(run)).get(JUDGE))
+    newest, _ = ranks.by_main(lambda: whole(run, max(run.steps(), default=0)))
+    judge = Judge(config.spikes, read_state(newest).get(JUDGE) if newest else None)
     begin = max((at for at in (*begins(run, judge), (end - 1) // every * every) if at < end), default=0)
-    start = ranks.by_main(lambda: choose(run, RunFolder(folder), begin))
+    start = runs.Start(RunFolder(folder), *ranks.by_main(lambda: whole(run, begin)), (), None)
     saved = [at for at in run.steps() if at >= end]
     then = read_state(run.checkpoint(min(saved))).get("settings") if saved else None
     if then not in (None, configuration.changeable(config)):
@@ -113,27 +114,16 @@ def begins(run: RunFolder, judge: Judge) -> list[int]:
     return [*(launch["step"] for launch in launches), *(first for first, _ in judge.ledger.entries)]
 
 
-def newest(run: RunFolder) -> dict[str, Any]:
-    """The state of the newest checkpoint that is whole."""
-    for step in run.steps():
-        try:
-            verify(run.checkpoint(step))
-            return read_state(run.checkpoint(step))
-        except CheckpointError:
-            continue
-    return {}
-
-
-def choose(run: RunFolder, here: RunFolder, begin: int) -> runs.Start:
-    """The newest whole checkpoint of at most ``begin`` steps; else the start of the run."""
-    for step in (step for step in run.steps() if step <= begin):
+def whole(run: RunFolder, most: int) -> tuple[Path | None, int]:
+    """The newest whole checkpoint of at most ``most`` steps, and its step; (None, 0) if there is none."""
+    for step in (step for step in run.steps() if step <= most):
         try:
             verify(run.checkpoint(step))
         except CheckpointError as error:
             print(error, file=sys.stderr)
         else:
-            return runs.Start(here, run.checkpoint(step), step, (), None)
-    return runs.Start(here, None, 0, (), None)
+            return run.checkpoint(step), step
+    return None, 0
 
 
 def steps(parts: Parts, first: int, end: int) -> None:

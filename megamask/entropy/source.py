@@ -140,7 +140,7 @@ class EntropyConfig:
             return [f"`{name}.{p}` has no effect without `{name}.source`. Remove it or name one." for p in changed]
         found = self.audit.problems(f"{name}.audit") + self._without_effect(name)
         for kind in ("probe", "cache") if self.signal != "masked" else ():
-            if kind in self._kinds:
+            if kind in self.kinds:
                 rule = f"be 'masked' for the source {kind!r}, which learns from losses at masked tokens alone"
                 found.append(must(f"{name}.signal", rule, self.signal))
         if self.passes < 1:
@@ -154,7 +154,7 @@ class EntropyConfig:
         return found
 
     @property
-    def _kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[Kind, ...]:
         """The source and those that may take over."""
         return (self.source, *self.audit.fall_back)
 
@@ -172,7 +172,7 @@ class EntropyConfig:
                 f"`{name}.passes` has an effect on the signal 'masked' of 'exact', 'teacher' or an audit alone. "
                 "Remove it."
             )
-        if "exact" not in self._kinds:
+        if "exact" not in self.kinds:
             found += [
                 f"`{name}.{part}` has an effect on the source 'exact' alone. Remove it."
                 for part in _changed(self, ("candidates", "average"))
