@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape
 from megamask.objectives import objective as objectives
+from megamask.pace import Pace
 from megamask.progress import Progress
 from megamask.spikes import Judge, Ledger
 from megamask.stored import Stored
@@ -78,6 +80,7 @@ class Parts:
     engine: Engine
     progress: Progress
     judge: Judge
+    pace: Pace
     log: Log
     meters: Meters
     loader: Loader
@@ -130,6 +133,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
 
     progress = Progress(config.steps, config.time_budget, state.get("seconds", 0.0))
     judge = Judge(config.spikes, state.get(JUDGE))
+    pace = Pace(ranks.gather(socket.gethostname()))
     log = log_of(config, encoder.shape, start.run, start.step)
     for told in (moved(state, engine.stage), *guide.lost):
         if told:
@@ -137,8 +141,8 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     loader = Loader(text.packs, ranks.device())
     batches = loader.batches(numbers(config, start.step, engine.accumulate, judge.ledger))
     parts = Parts(
-        config, text, encoder.shape, start.run, masker, guide, teacher, engine, progress, judge, log, Meters(loader),
-        loader, batches,
+        config, text, encoder.shape, start.run, masker, guide, teacher, engine, progress, judge, pace, log,
+        Meters(loader, engine), loader, batches,
     )  # fmt: skip
     if start.checkpoint and start.checkpoint.parent == start.run.checkpoints:
         same_step(parts, start.step, state, start.checkpoint)
@@ -196,7 +200,7 @@ def rewound(parts: Parts, step: int) -> tuple[Parts, int] | None:
     parts.batches.close()
     batches = parts.loader.batches(numbers(config, to, parts.engine.accumulate, judge.ledger))
     log = log_of(config, parts.shape, parts.run, to)
-    return replace(parts, judge=judge, log=log, meters=Meters(parts.loader), batches=batches), to
+    return replace(parts, judge=judge, log=log, meters=Meters(parts.loader, parts.engine), batches=batches), to
 
 
 def log_of(config: PretrainConfig, shape: EncoderShape, run: RunFolder, step: int) -> Log:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -22,6 +23,8 @@ from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "V100": 125e12}
 """Dense 16-bit FLOP/s of one device by a part of its name, from the makers' data sheets (SXM form; fp16 for V100)."""
+CLOCKS = ("tokens_per_second", "masked_per_second", "mfu", "data_wait", "slowest_rank")
+"""The figures that a clock had a part in: all others are the same whenever a step is taken again."""
 FLAT = 0.02
 """Entropies are flat if, inside a sequence, they spread by less than this share of their mean (or of one nat)."""
 
@@ -123,6 +126,8 @@ class Window:
     """Sum over these rows, in nats (or what the measure gives)."""
     spread: float = 0.0
     """Sum over these rows of the squared distance from the mean of their sequence."""
+    own: tuple[float, ...] = ()
+    """Seconds of each rank's own work, in which it waited for no other: for its data, and in forward passes."""
 
     @property
     def flat(self) -> bool:
@@ -148,6 +153,8 @@ class Window:
         if self.guided:
             found["entropy/mean"] = self.entropy / self.guided
             found["entropy/spread"] = math.sqrt(self.spread / self.guided)
+        if len(self.own) > 1:
+            found["slowest_rank"] = _share(max(self.own), median_low(self.own))
         return found | {"data_wait": self.waited / self.seconds, "skipped_steps": self.skipped}
 
 
@@ -158,11 +165,18 @@ class Waits(Protocol):
     waited: float
 
 
+@runtime_checkable
+class Works(Protocol):
+    """What meters need of an engine: the seconds of its own work since the last call, which may wait for the device."""
+
+    def worked(self) -> float: ...
+
+
 class Meters:
     """Running sums of a rank; nothing here waits for the device but ``take``."""
 
-    def __init__(self, loader: Waits | None = None):
-        self._loader = loader
+    def __init__(self, loader: Waits | None = None, engine: Works | None = None):
+        self._loader, self._engine = loader, engine
         self._reset()
 
     def _reset(self) -> None:
@@ -211,9 +225,12 @@ class Meters:
         mine = self._sums.tolist()  # waits for the device, so that the clock is read after the work
         seconds = time.perf_counter() - self._since - self._paused
         waited = (self._loader.waited if self._loader else 0.0) - self._waited
-        own = torch.tensor([*mine, seconds, waited, 1.0], dtype=torch.float64, device=self._sums.device)
-        nll, correct, targets, tokens, pairs, *guidance, seconds, waited, world = add_over_ranks(own).tolist()
-        distill, taught, guided, entropy, spread = guidance
+        own = [0.0] * ranks.world()
+        own[ranks.rank()] = waited + (self._engine.worked() if self._engine else 0.0)
+        all_of_it = torch.tensor([*mine, seconds, waited, 1.0, *own], dtype=torch.float64, device=self._sums.device)
+        found = add_over_ranks(all_of_it).tolist()
+        nll, correct, targets, tokens, pairs, distill, taught, guided, entropy, spread = found[: len(mine)]
+        seconds, waited, world, *own = found[len(mine) :]
         moved = self._steps - self._skipped
         window = Window(
             steps=self._steps,
@@ -232,6 +249,7 @@ class Meters:
             guided=int(guided),
             entropy=entropy,
             spread=spread,
+            own=tuple(own),
         )
         self._reset()
         return window

@@ -163,6 +163,8 @@ def tell(parts: Parts, step: int) -> None:
         parts.log.figures(step, {"progress": progress.at(step)})
     if found := parts.masker.figures():
         parts.log.figures(step, found)
+    for line in parts.pace(window.own):
+        parts.log.say(line)
     if not math.isfinite(window.spread):
         raise NonFiniteError(
             f"Up to step {step} the entropy source {parts.guidance.source!r} gave numbers that are not finite. The "

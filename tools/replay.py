@@ -27,9 +27,9 @@ from megamask.building import JUDGE, Parts, build, numbers, read_text
 from megamask.checkpoint import RunFolder, read_state, verify
 from megamask.errors import CheckpointError, ConfigError, DataError, MegamaskError
 from megamask.log import read_metrics
+from megamask.metrics import CLOCKS
 from megamask.spikes import Judge
 
-CLOCKS = ("tokens_per_second", "masked_per_second", "mfu", "data_wait")
 """Figures that go by a clock."""
 
 

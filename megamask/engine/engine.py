@@ -32,6 +32,7 @@ from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine import muon
 from megamask.engine.ds_file import filled, zero_stage
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer
+from megamask.engine.stopwatch import Stopwatch
 from megamask.errors import NonFiniteError, ReplicaError
 
 
@@ -64,6 +65,7 @@ class Engine:
         self.accumulate = packs_per_step // ranks.world()
         self.steps = 0
         self._micros = 0
+        self._forward = Stopwatch(ranks.device())
         start = {name: value.detach().clone() for name, value in objective.state_dict(keep_vars=True).items()}
         names = {name for name, _ in objective.named_parameters()}
         self._engine = deepspeed.initialize(
@@ -93,7 +95,8 @@ class Engine:
             self._engine.step()  # DeepSpeed counts micro-steps here; it moves nothing before the last
         self._micros += 1
         self._engine.train()
-        losses = self._engine(batch, plan, soft)
+        with self._forward:  # a backward pass waits for other ranks, a forward pass only at stage 3
+            losses = self._engine(batch, plan, soft)
         self._engine.backward(losses.total * (self.accumulate * ranks.world() / targets))
         return losses
 
@@ -162,6 +165,10 @@ class Engine:
             held = (grad for grad in zero.averaged_gradients[index] if not getattr(grad, "_zero_padding", False))
             parts += [(names[id(p)], grad) for p, grad in zip(group, held, strict=False)]
         return list(zip((name for name, _ in parts), _norms_of([grad for _, grad in parts]), strict=True))
+
+    def worked(self) -> float:
+        """The seconds of forward passes in training since the last call; waits for the device."""
+        return self._forward.take()
 
     @torch.no_grad()
     def evaluate(self, batch: PackedBatch, plan: MaskPlan) -> Losses:

@@ -28,6 +28,7 @@ import torch
 
 from megamask import hangs, prepare, pretrain
 from megamask.checkpoint import RunFolder
+from megamask.engine import engine
 from megamask.stopping import REQUEUE, Stop
 from tests.processes.server import free_port
 from tests.system.commands import ROOT, text, training
@@ -47,6 +48,8 @@ POINTS = {
     "export": "megamask.report:ending",
 }
 """What is called at each point; the import is found in another way."""
+ANY = -1
+"""A fault each time that its point is come to."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def _plant(fault: Fault, meet) -> None:
 
     def planted(*given, **named):
         calls[name] += 1
-        if calls[name] == fault.nth and meet():
+        if fault.nth in (calls[name], ANY) and meet():
             return None
         return whole(*given, **named)
 
@@ -200,6 +203,8 @@ def _suffer(kind: str, output: Path) -> bool:
     """The fault itself; True if the call is to be left out."""
     if kind == "sleep":
         time.sleep(10 * PATIENCE)
+    if kind == "slow":
+        time.sleep(0.5)
     if kind == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     if kind == "gil":
@@ -389,6 +394,22 @@ def _slow(whole, seconds: float, once: bool):
         return whole(*given, **named)
 
     return slow
+
+
+def slow_ranks(folder: str, whole_steps: bool) -> list[str]:
+    """What the ranks of a run say of which one is slow; with ``whole_steps``, if each took its whole time for its own.
+
+    Each forward pass of the slow one lasts half a second longer.
+    """
+    home = Path(folder)
+    data, output = make_data(home), home / "run"
+    if whole_steps:
+        began = time.monotonic()
+        engine.Engine.worked = lambda self: time.monotonic() - began
+    slow = Fault("forward", rank=1, nth=ANY, kind="slow", waits=False)
+    run = launch(training(data, output, steps=5, validation__every=100), output, slow)
+    assert run.end() == [0, 0], run.said(0)
+    return [run.said(0), run.said(1)]
 
 
 def failing(folder: str, faults: list[list]) -> list[dict]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
+from megamask.metrics import CLOCKS
 from tests.slurm.cluster import Cluster
 from tests.system.commands import ROOT, clean
 
@@ -131,8 +131,7 @@ class Job:
 def losses(run: Path) -> list[dict[str, float]]:
     """The loss curve, every figure that no clock decides."""
     lines = [json.loads(line) for line in (run / "logs" / "metrics.jsonl").read_text().splitlines()]
-    clocks = re.compile("per_second|mfu|data_wait|seconds")
-    return [{name: value for name, value in line.items() if not clocks.search(name)} for line in lines]
+    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
 
 
 def python_first(folder: Path) -> str:

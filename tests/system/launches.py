@@ -27,11 +27,11 @@ from megamask.checkpoint import RunFolder, read_state, read_tensors
 from megamask.engine.engine import Engine
 from megamask.guidance import Guidance
 from megamask.masking.masker import Masker
+from megamask.metrics import CLOCKS
 from megamask.objectives.mlm import MLM
 from megamask.spikes import Judge, Verdict
 from tests.system.commands import content, run
 
-CLOCKS = ("tokens_per_second", "masked_per_second", "data_wait", "mfu")
 """Figures that go by a clock; all others are functions of the run."""
 
 
