@@ -116,6 +116,16 @@ class Beats:
         except (OSError, ValueError, TypeError):
             return Beat(rank)
 
+    def timed_out(self) -> list[Beat]:
+        """The last beats of ranks that their timers have ended: what those write stands below."""
+        found = []
+        for rank in range(ranks.world()):
+            with suppress(OSError), open(self._path(rank), "rb") as file:
+                file.seek(LINE)
+                if file.read(9) == b"Timeout (":
+                    found.append(self._read(rank))
+        return found
+
     def claim(self, code: int) -> bool:
         """Say with which exit code the launch ends; False if another rank has said so before."""
         try:
@@ -203,11 +213,7 @@ def report(beats: Sequence[Beat], seconds: float, limit: float) -> str:
     """What is known of a hang after so many ``seconds`` of which ``limit`` were allowed, as sentences."""
     lines = [f"Nothing has moved for {seconds:.0f} s; {limit:.0f} s are allowed (`hang.timeout`, `hang.longest`)."]
     guilty, why = blame(beats)
-    for beat in guilty[:8]:
-        who = f"Rank {beat.rank} (process {beat.process} on {beat.host})" if beat.process else f"Rank {beat.rank}"
-        lines.append(f"{who} holds the run up: it {why}. {_last(beat)}")
-    if len(guilty) > 8:
-        lines.append(f"So do {len(guilty) - 8} more: {_list([beat.rank for beat in guilty[8:]])}.")
+    lines += accused(guilty, why)
     if not guilty:
         lines.append("None can be named: all wait in the same place, for the network or a device, or in several alike.")
     groups: dict[tuple, list[int]] = {}
@@ -219,6 +225,17 @@ def report(beats: Sequence[Beat], seconds: float, limit: float) -> str:
         what += f", at {where}" if where else ""
         lines.append(f"  rank {_list(members)}: {what}" + ("" if hung else ", when last seen"))
     return "\n".join(lines)
+
+
+def accused(guilty: Sequence[Beat], why: str) -> list[str]:
+    """Sentences that name ranks, with what speaks against them."""
+    lines = []
+    for beat in guilty[:8]:
+        who = f"Rank {beat.rank} (process {beat.process} on {beat.host})" if beat.process else f"Rank {beat.rank}"
+        lines.append(f"{who} holds the run up: it {why}. {_last(beat)}")
+    if len(guilty) > 8:
+        lines.append(f"So do {len(guilty) - 8} more: {_list([beat.rank for beat in guilty[8:]])}.")
+    return lines
 
 
 def _last(beat: Beat) -> str:

@@ -24,7 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from megamask import ranks
-from megamask.beats import Beat, Beats, place, report, waits, warn
+from megamask.beats import Beat, Beats, accused, place, report, waits, warn
 from megamask.errors import HangError, LostError, MegamaskError, must
 from megamask.stopping import REQUEUE, Stop
 
@@ -36,6 +36,7 @@ ORPHANED = 8.0
 """Seconds in which a rank without its launcher must have begun its last checkpoint."""
 SHORT = ("data", "step")
 """Phases that must end within `hang.timeout`, except for the first of each; the others within `hang.longest`."""
+_CURE = "The same command goes on from the newest checkpoint."
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Watchdog:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._closed.set()
         self._thread.join()
-        if self._number:
+        if self._number or self._beats:
             faulthandler.cancel_dump_traceback_later()
         try:
             if isinstance(error, Exception) and ranks.world() > 1:
@@ -102,6 +103,9 @@ class Watchdog:
     def write_to(self, logs: Path, launch: str) -> None:
         """From now on keep the beats of this rank, and stacks, in the folder ``logs``."""
         self._beats = Beats(logs, launch)
+        if self._config.timeout:  # a rank may be stuck before its next look
+            self._beats.write(self._beat())
+            self._set_timer()
 
     def phase(self, name: str, step: int = 0) -> None:
         """This rank enters another phase."""
@@ -128,9 +132,7 @@ class Watchdog:
         beats, seconds = self._beats, time.monotonic() - since
         if number != self._number:
             self._number, self._asks = number, 0.0
-        # set anew in each look, so it goes off when this thread has not run for as long as a step may take
-        file = beats.handle if beats and ranks.world() > 1 else None  # alone, nobody would point to a file
-        faulthandler.dump_traceback_later(self._config.timeout + GRACE, exit=True, file=file or 2)
+        self._set_timer()
         if beats and time.monotonic() - self._written > self._config.timeout / 60:
             self._written = time.monotonic()
             beats.write(self._beat())
@@ -143,6 +145,12 @@ class Watchdog:
             os._exit(word)
         if word or seconds > limit:
             self._give_up(seconds, limit)
+
+    def _set_timer(self) -> None:
+        """Set anew in each look, so it goes off when the thread has not run for as long as a step may take."""
+        # alone, nobody would point to a file
+        file = self._beats.handle if self._beats and ranks.world() > 1 else None
+        faulthandler.dump_traceback_later(self._config.timeout + GRACE, exit=True, file=file or 2)
 
     def _beat(self) -> Beat:
         name, step, number, since, _ = self._now
@@ -173,8 +181,8 @@ class Watchdog:
             text = report(found, seconds, limit)
             if beats:
                 beats.explain(text)
-                text += f"\nThe stacks of each rank that could write them are in {beats.logs}/beat-{beats.launch}-*."
-            warn(f"{text}\nThe same command goes on from the newest checkpoint.")
+                text += f"\n{_where(beats)}"
+            warn(f"{text}\n{_CURE}")
         os._exit(HangError.exit_code)
 
     # ---- at the end
@@ -190,12 +198,24 @@ class Watchdog:
                 beats.explain(f"Rank {ranks.rank()}: " + "".join(traceback.format_exception(error)))
             return
         word = beats.word(GRACE) if beats else None
+        if beats and word is None and (stuck := beats.timed_out()):
+            word = HangError.exit_code
+            if beats.claim(word):
+                text = "\n".join(
+                    accused(stuck, "let no Python run for as long as a step may take, so its timer ended it")
+                )
+                beats.explain(text)
+                raise HangError(f"{text}\n{_where(beats)}\n{_CURE}") from None
         if word is None:
             why = str(error).split(". ")[0].rsplit("] ", 1)[-1]
             raise LostError(
                 f"Rank {ranks.rank()} has lost another rank, which left no word: it was killed, perhaps for want of "
-                f"memory, or its machine is gone. The same command goes on from the newest checkpoint. ({why})"
+                f"memory, or its machine is gone. {_CURE} ({why})"
             ) from None
         silent = LostError()
         silent.exit_code = word
         raise silent from None
+
+
+def _where(beats: Beats) -> str:
+    return f"The stacks of each rank that could write them are in {beats.logs}/beat-{beats.launch}-*."

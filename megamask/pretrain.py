@@ -9,6 +9,7 @@ seed and of the number of its packs, so a run that was stopped and resumed takes
 from __future__ import annotations
 
 import math
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from megamask.stopping import REQUEUE, Stop
 STOP = Stop()
 if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
     STOP.__enter__()
+    # a socket's own words, when another rank is gone, are of no help: the watchdog says which, and why
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from megamask import command, ranks, report, runs, versions
 from megamask import config as configuration

