@@ -198,14 +198,12 @@ class Watchdog:
                 beats.explain(f"Rank {ranks.rank()}: " + "".join(traceback.format_exception(error)))
             return
         word = beats.word(GRACE) if beats else None
-        if beats and word is None and (stuck := beats.timed_out()):
+        if word is None and not lost:
+            return  # who was first had no room to say so; this rank's own error is as good
+        if word is None and beats and (stuck := beats.timed_out()):
             word = HangError.exit_code
             if beats.claim(word):
-                text = "\n".join(
-                    accused(stuck, "let no Python run for as long as a step may take, so its timer ended it")
-                )
-                beats.explain(text)
-                raise HangError(f"{text}\n{_where(beats)}\n{_CURE}") from None
+                raise HangError(_told_of(stuck, beats)) from None
         if word is None:
             why = str(error).split(". ")[0].rsplit("] ", 1)[-1]
             raise LostError(
@@ -215,6 +213,14 @@ class Watchdog:
         silent = LostError()
         silent.exit_code = word
         raise silent from None
+
+
+def _told_of(stuck: list[Beat], beats: Beats) -> str:
+    """What is said of ranks that their timers have ended, after leaving it as the word of this launch."""
+    why = "let no Python run for as long as a step may take, so its timer ended it"
+    text = "\n".join(accused(stuck, why))
+    beats.explain(text)
+    return f"{text}\n{_where(beats)}\n{_CURE}"
 
 
 def _where(beats: Beats) -> str:

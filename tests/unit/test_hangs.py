@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
 from megamask import hangs, ranks
-from megamask.errors import ConfigError, DataError, LostError
+from megamask.beats import LINE
+from megamask.errors import ConfigError, DataError, HangError, LostError, StorageError
 from megamask.hangs import HangConfig, Watchdog
 from megamask.stopping import Stop
 
@@ -77,6 +79,21 @@ class TestOfSeveral:
                 watch.write_to(tmp_path, "now")
                 raise error
             assert (str(silent.value), silent.value.exit_code) == ("", 3)
+
+    def test_where_the_first_had_no_room_for_its_word_an_error_keeps_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "end-now.txt").touch()  # as on a full disk
+        with pytest.raises(StorageError, match="planted"), watchdog() as watch:
+            watch.write_to(tmp_path, "now")
+            raise StorageError("planted")
+
+    def test_a_rank_ended_by_its_timer_is_named_by_one_that_lost_it(self, tmp_path: Path) -> None:
+        with pytest.raises(HangError) as told, watchdog() as watch:
+            watch.write_to(tmp_path, "now")
+            stuck = json.dumps({"rank": 0, "host": "node7", "process": 4711, "phase": "save", "step": 8})
+            (tmp_path / "beat-now-00000.txt").write_text(stuck.ljust(LINE) + "Timeout (0:30:03)!\nThread 0x7")
+            raise RuntimeError("[/gloo/pair.cc:553] Connection closed by peer. This is typically caused by a crash.")
+        assert str(told.value).startswith("Rank 0 (process 4711 on node7) holds the run up: it let no Python run")
+        assert (tmp_path / "end-now.txt").read_text().startswith("exit code 6\nRank 0 (process 4711")
 
     def test_a_rank_lost_without_a_word_is_a_sentence(self, tmp_path: Path) -> None:
         with (
