@@ -412,6 +412,27 @@ def slow_ranks(folder: str, whole_steps: bool) -> list[str]:
     return [run.said(0), run.said(1)]
 
 
+def enduring(folder: str, seconds: float, hangs_after: float) -> dict:
+    """A run of two ranks that trains, evaluates and saves all the time, and what it holds meanwhile.
+
+    After ``seconds`` it is asked to stop. Of each rank the bytes of memory and the number of open files, every second.
+    """
+    home = Path(folder)
+    data, output = make_data(home), home / "run"
+    limits = {"hang__timeout": hangs_after, "hang__longest": 2 * hangs_after}
+    often = {"checkpoint__every": 50, "validation__every": 70, "log__every": 10, "steps": 10**8}
+    run = launch(training(data, output, **often, **limits), output)
+    held: list[list[tuple[int, int]]] = [[], []]
+    while time.monotonic() - run.began < seconds and not run._poll():
+        for rank, pid in enumerate(run.pids):
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            held[rank].append((pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd"))))
+        time.sleep(1)
+    os.kill(run.pids[1], signal.SIGTERM)
+    codes = run.end(time.monotonic() - run.began + PATIENCE)
+    return {"codes": codes, "held": held, "step": max(RunFolder(output).steps()), "said": run.said(0)[-2000:]}
+
+
 def failing(folder: str, faults: list[list]) -> list[dict]:
     """What became of launches of which one rank fails, or is killed, all at once."""
     home = Path(folder)
