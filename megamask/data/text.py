@@ -196,6 +196,7 @@ def _unpacked(path: Path, raw: Bytes) -> Bytes:
     return raw
 
 
+_ZERO = "holds a zero byte: it may be UTF-16 or no text at all. Write it as UTF-8."
 _LONG = f"is longer than {LONGEST:,} bytes. Cut it into documents."
 
 
@@ -218,6 +219,8 @@ def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
                 # behind a mark of byte order, bytes are counted from the mark
                 start = error.start + (3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0)
                 text = Bad(f"{path}, line {number} is not UTF-8: byte {at + start} is 0x{raw[start]:02x}.")
+            if isinstance(text, str) and "\0" in text:
+                text = Bad(f"{path}, line {number} (byte {at}) {_ZERO}")
         yield at, number, text
         at += size
 
@@ -269,7 +272,8 @@ def _whole(path: Path, file: Bytes) -> str | Bad:
     raw = b"".join(blocks)
     blocks.clear()
     try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
+        text = raw.decode("utf-8").removeprefix("\ufeff")
+        return Bad(f"{path} {_ZERO}") if "\0" in text else text
     except UnicodeDecodeError as error:
         return Bad(f"{path} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}.")
 
@@ -345,7 +349,7 @@ def _dataset(source: Source, reading: Reading) -> Iterator[str | Bad]:
 
 
 def normalise(text: str) -> str:
-    """NFC, newlines as "\\n", no space around; "" if nothing is left."""
+    """NFC, newlines as "\\n", no space around; "" if nothing is left. A zero that a record holds counts as a space."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", " ")
     return unicodedata.normalize("NFC", text).strip()
 

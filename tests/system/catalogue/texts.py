@@ -53,7 +53,7 @@ def occupied(ground: Ground) -> Command:
     return source("good.txt")(b"Some words.")(ground)
 
 
-MARKED = b"\xef\xbb\xbf" + b"".join(b"word\0%d\n\n" % n for n in range(30))
+MARKED = b"\xef\xbb\xbf" + b"".join(b"word %d\n\n" % n for n in range(30))
 WORD = "1\tword\t_\tNOUN" + "\t_" * 6 + "\n"
 TEXT = [
     row
@@ -63,6 +63,7 @@ TEXT = [
         ("strange.doc", b"text", "is of another kind", ["strange.doc is of no known kind"]),
         ("latin.txt", b"good\n\ncaf\xe9\n", "is not UTF-8", ["latin.txt, line 3 is not UTF-8: byte 9 is 0xe9"]),
         ("wide.txt", "good".encode("utf-16"), "is UTF-16", ["wide.txt, line 1 is not UTF-8: byte 0 is 0xff"]),
+        ("zeros.txt", "bad".encode("utf-16-le"), "has zero bytes", ["zeros.txt, line 1 (byte 0) holds a zero byte"]),
         ("half.txt", b"\xef\xbb\xbfa\xed\xa0\x80", "holds half a pair, raw", ["line 1 is not UTF-8: byte 4 is 0xed"]),
         (
             "half.jsonl", b'{"text": "a\\ud800"}', "holds half a pair",
@@ -96,7 +97,7 @@ TEXT = [
     Row("a folder that holds other things", occupied, DATA, ("made exists and holds no prepared data",)),
     *rows(
         DONE, source("marked.txt"),
-        ("a mark of byte order, and zeros", MARKED, ["30 documents read (0 bad"]),
+        ("a mark of byte order", MARKED, ["30 documents read (0 bad"]),
     ),
 ]  # fmt: skip
 

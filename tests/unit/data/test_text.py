@@ -122,7 +122,7 @@ def test_a_bad_line_is_named_and_its_neighbours_read(tmp_path, line, sentence):
     assert sentence in bad.problem
 
 
-@given(st.binary(min_size=1, max_size=200))
+@given(st.binary(min_size=1, max_size=200).map(lambda raw: raw.replace(b"\0", b"\1")))
 def test_the_byte_that_is_not_utf8_is_named(tmp_path_factory, raw):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(b"A line.\n" + raw)
@@ -135,6 +135,18 @@ def test_the_byte_that_is_not_utf8_is_named(tmp_path_factory, raw):
         )
     else:
         assert not any(isinstance(f, Bad) for f in found)
+
+
+@pytest.mark.parametrize("raw", ["Wide.".encode("utf-16-le"), "Wider.".encode("utf-32-be"), b"\0", b"a\0"])
+def test_text_with_zero_bytes_is_refused_and_a_zero_in_a_record_is_a_space(tmp_path, raw):
+    (tmp_path / "a.txt").write_bytes(b"good\n\n" + raw + b"\n\nlast")
+    good, bad, last = read(tmp_path / "a.txt")
+    assert (good, last) == ("good\n", "last")
+    assert bad.problem.startswith(f"{tmp_path}/a.txt, line 3 (byte 6) holds a zero byte")
+    [bad] = read(tmp_path / "a.txt", documents="files")
+    assert bad.problem.startswith(f"{tmp_path}/a.txt holds a zero byte")
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(["a\0b"]))
+    assert kept(tmp_path / "a.jsonl") == ["a b"]
 
 
 def test_a_bad_block_does_not_harm_its_neighbours(tmp_path):
