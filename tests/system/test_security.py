@@ -208,9 +208,9 @@ def named(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int,
     return made, refused
 
 
-def test_names_of_runs_reach_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_runs_reach_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int = 300) -> None:
     (tmp_path / "root").mkdir()
-    made, refused = named(tmp_path / "root", 300, monkeypatch)
+    made, refused = named(tmp_path / "root", count, monkeypatch)
     print(f"names: {made} folders made, {refused} refused")
     assert made and refused
 
