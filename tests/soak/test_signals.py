@@ -46,7 +46,11 @@ def test_no_rank_outlives_its_launcher(data: Path, tmp_path: Path, name: str, wh
     command = [*LAUNCHERS[name], str(free_port()), "megamask/pretrain.py"]
     arguments = training(data, output, steps=100_000, checkpoint__every=100_000, validation__every=100_000)
     with (tmp_path / "said.txt").open("wb") as said:
-        launcher = subprocess.Popen([*command, *arguments], cwd=ROOT, env=clean(), stdout=said, stderr=said)
+        launcher = subprocess.Popen(
+            [*command, *arguments], cwd=ROOT, env=clean(), stdout=said, stderr=said,
+            # a shell that has sent the tests to the background has it ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
     try:
         metrics, until = output / "logs" / "metrics.jsonl", time.monotonic() + 300
         while not (metrics.exists() and metrics.read_text().count("train/loss") > random.randint(1, 5)):
