@@ -27,6 +27,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from megamask import masked_lm, parts, ranks, stored
+from megamask import work as working
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch
 from megamask.config import PretrainConfig
 from megamask.data import packs as packing
@@ -92,7 +93,7 @@ def entropies(config: EntropyAnnotation) -> Path:
         return config.data
     identity = _identity({"facts": facts, "text": splits[0].fingerprint, "rows": [ROWS, WINDOWS]})
     # named after what is asked, so that what is finished of another request stays
-    with parts.work_folder(config.data / f".entropy-{identity[:16]}.partial", identity) as work:
+    with working.folder(config.data / f".entropy-{identity[:16]}.partial", identity, config.data) as work:
         by_shard = {shards.split: list(_entropy_parts(shards, config.length)) for shards in splits}
         every = [part for some in by_shard.values() for each in some for part in each]
         parts.make(every, work, partial(_entropy_worker, config), config.workers, "entropies")
@@ -226,7 +227,7 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
         return output
     identity = _identity(manifest)
     work = output.with_name(f".{output.name}.partial")
-    with parts.work_folder(work, identity):
+    with working.folder(work, identity, output):
         count = manifest["packs"]
         tasks: list[Part] = [
             (f"part-{n:05d}", range(n * stored.PART, min((n + 1) * stored.PART, count)))

@@ -7,16 +7,10 @@ on the number of processes. Each GPU gets its share of the processes.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import multiprocessing
 import os
-import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +19,14 @@ import torch
 from tqdm import tqdm
 
 from megamask import records
+from megamask import work as working
 from megamask.data.shards import file_hash, save_array
-from megamask.errors import DataError, must
+from megamask.errors import must
 
 Part = tuple[str, Any]
 """The name of a part's files, and what its worker must know of it."""
 Worker = Callable[[Any], Sequence[np.ndarray]]
 """Makes the arrays of a part."""
-
-
-@contextmanager
-def work_folder(work: Path, identity: str) -> Iterator[Path]:
-    """The folder of finished parts of this request, removed at the end; another request's is emptied."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{work} is being written by another process. Wait for it.") from None
-        request = work / "request"
-        if not request.exists() or request.read_text() != identity:
-            for leftover in work.iterdir():
-                if leftover.name != "lock":
-                    leftover.unlink()
-            request.write_text(identity)
-        yield work
-    shutil.rmtree(work)
 
 
 def make(
@@ -84,42 +60,22 @@ def _done(missing: Sequence[Part], work: Path, worker: Callable[[], Worker], wor
         finally:
             torch.set_num_threads(threads)
         return
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(workers, context, _start, (worker, context.Value("i", 0), gpus)) as pool:
-            under_way = [pool.submit(_work_on, work, name, told, kinds) for name, told in missing]
-            try:
-                for future in as_completed(under_way):
-                    future.result()
-                    yield
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except BrokenProcessPool:
-        raise DataError(
-            "A worker process was killed, perhaps for want of memory. Start again with fewer `workers`: what is "
-            "finished is kept."
-        ) from None
+    with working.processes(workers, _start, worker, working.SPAWN.Value("i", 0), gpus) as pool:
+        for future in as_completed([pool.submit(_work_on, work, name, told, kinds) for name, told in missing]):
+            future.result()
+            yield
 
 
 _mine: Worker | None = None
 
 
 def _start(worker: Callable[[], Worker], count: Any, gpus: int) -> None:
-    """In a worker process: take a device, begin, and see to it that the process does not outlive its parent."""
+    """In a worker process: take a device, and begin."""
     global _mine
     torch.set_num_threads(1)
     with count.get_lock():
         number, count.value = count.value, count.value + 1
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": str(number % gpus if gpus else 0)}
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
     _mine = worker()
 
 

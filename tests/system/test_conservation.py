@@ -18,8 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megamask import prepare as preparing
-from megamask.data import text
+from megamask.data import encoding, text
 from megamask.data.packs import Packs
 from megamask.data.shards import SPLITS, Shards
 from megamask.data.tokenizer import load
@@ -183,6 +182,6 @@ def test_one_document_lost_by_the_reader_is_found(data: Path, tmp_path: Path, mo
 
 
 def test_one_document_lost_on_the_way_is_found(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = preparing._encode_unit
-    monkeypatch.setattr(preparing, "_encode_unit", lambda work, number, unit: whole(work, number, unit[1:]))
+    whole = encoding._encode_unit
+    monkeypatch.setattr(encoding, "_encode_unit", lambda work, number, unit: whole(work, number, unit[1:]))
     assert lost(tmp_path / "made", prepared(data, tmp_path, 3, monkeypatch))

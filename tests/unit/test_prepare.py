@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from megamask import prepare as preparing
-from megamask.data import local_text, tagger
+from megamask import work
+from megamask.data import encoding, local_text, tagger, text
+from megamask.data.intake import Intake
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import load
 from megamask.errors import ConfigError, DataError, StorageError
@@ -56,7 +58,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_units(monkeypatch):
-    monkeypatch.setattr(preparing, "UNIT_BYTES", 5000)
+    monkeypatch.setattr(encoding, "UNIT_BYTES", 5000)
 
 
 def test_every_document_is_there_with_the_ids_of_its_text(config, paragraphs):
@@ -84,7 +86,7 @@ def test_the_bytes_do_not_depend_on_the_workers(config, tmp_path, small_units):
 
 def test_the_bytes_do_not_depend_on_the_size_of_units(config, tmp_path, monkeypatch):
     one = contents(prepare(config))
-    monkeypatch.setattr(preparing, "UNIT_BYTES", 5000)
+    monkeypatch.setattr(encoding, "UNIT_BYTES", 5000)
     assert contents(prepare(change(config, output=tmp_path / "other"))) == one
 
 
@@ -96,12 +98,13 @@ def test_killed_and_started_again_it_gives_the_same_bytes(config, tmp_path, corp
         "import sys, time\n"
         "from pathlib import Path\n"
         "from megamask import prepare as p\n"
-        "p.UNIT_BYTES = 2000\n"
-        "encode = p._encode_unit\n"
+        "from megamask.data import encoding as e\n"
+        "e.UNIT_BYTES = 2000\n"
+        "encode = e._encode_unit\n"
         "def slowly(*a):\n"
         "    time.sleep(0.02)\n"
         "    encode(*a)\n"
-        "p._encode_unit = slowly\n"
+        "e._encode_unit = slowly\n"
         f"p.prepare(p.PrepareConfig(({str(corpus)!r},), Path({str(output)!r}), vocab_size=600, valid_share=0.1,"
         " workers=1))\n"
     )
@@ -121,15 +124,15 @@ def test_killed_and_started_again_it_gives_the_same_bytes(config, tmp_path, corp
         assert count() >= wanted and not output.exists()
     kept = {file: file.stat().st_mtime_ns for file in units.glob("*.npz")}
     encoded = []
-    encode_unit = preparing._encode_unit
+    encode_unit = encoding._encode_unit
 
     def seen(work, number, unit):
         encoded.append(number)
         encode_unit(work, number, unit)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "UNIT_BYTES", 2000)
-        patch.setattr(preparing, "_encode_unit", seen)
+        patch.setattr(encoding, "UNIT_BYTES", 2000)
+        patch.setattr(encoding, "_encode_unit", seen)
         prepare(change(config, output=output))
     assert contents(output) == whole
     assert encoded and not set(encoded) & {int(file.stem) for file in kept}
@@ -190,8 +193,8 @@ def test_leftovers_of_another_request_are_not_used(config, tmp_path, small_units
 
 def test_two_at_once_are_refused(config):
     with (
-        preparing._work_folder(config.output, "x"),
-        pytest.raises(DataError, match="being prepared by another process"),
+        work.folder(config.output.parent / f".{config.output.name}.partial", "x", config.output),
+        pytest.raises(DataError, match="being written by another process"),
     ):
         prepare(config)
 
@@ -205,7 +208,10 @@ def test_an_existing_tokenizer_is_kept(config, tmp_path):
 
 def test_the_tokenizer_learns_from_a_sample_that_does_not_depend_on_order(config, corpus, tmp_path):
     small = change(config, tokenizer_bytes=20_000)
-    text_of = lambda c: preparing._sample(c, preparing.text.find(c.input))  # noqa: E731
+
+    def text_of(c):
+        return Intake(text.find(c.input), text.Reading(), "stop", 0.001, c.valid_share).sample(c.tokenizer_bytes)
+
     sample = text_of(small)
     assert 0 < sum(len(t.encode()) for t in sample) <= 20_000
     files = tuple(str(corpus / name) for name in ("b.txt", "a.jsonl"))
@@ -316,7 +322,7 @@ def test_tags_stand_at_the_tokens_of_their_words(tagged, kind, size):
 
 
 def test_tags_do_not_depend_on_the_workers_and_change_nothing_else(tagged, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "UNIT_BYTES", 500)
+    monkeypatch.setattr(encoding, "UNIT_BYTES", 500)
     alone = contents(prepare(tagged))
     assert alone == contents(prepare(change(tagged, output=tmp_path / "many", workers=2)))
     plain = prepare(change(tagged, output=tmp_path / "plain", tags=None))
@@ -335,7 +341,7 @@ def test_tags_do_not_depend_on_the_workers_and_change_nothing_else(tagged, tmp_p
 def test_every_shard_has_the_tags_of_its_own_tokens(tagged, tmp_path, monkeypatch):
     """In many shards the bytes of the tags are those of one, cut where the tokens are."""
     whole = Shards.open(prepare(tagged)).sidecar("tags")[0]
-    monkeypatch.setattr(preparing, "UNIT_BYTES", 500)
+    monkeypatch.setattr(encoding, "UNIT_BYTES", 500)
     write = preparing.shards.write
     monkeypatch.setattr(preparing.shards, "write", lambda *a, **k: write(*a, **k, shard_tokens=300))
     many = Shards.open(prepare(change(tagged, output=tmp_path / "many")), verify=True)
@@ -349,7 +355,7 @@ def test_tags_of_a_pipeline_do_not_depend_on_the_workers(tagged, tmp_path, monke
     ruler.add([[{"IS_PUNCT": True}]], {"POS": "PUNCT"})
     ruler.add([[{"IS_PUNCT": False}]], {"POS": "X"})
     nlp.to_disk(tmp_path / "pipeline")
-    monkeypatch.setattr(preparing, "UNIT_BYTES", 2000)
+    monkeypatch.setattr(encoding, "UNIT_BYTES", 2000)
     asked = change(tagged, tags=str(tmp_path / "pipeline"))
     alone = contents(prepare(asked))
     assert contents(prepare(change(asked, output=tmp_path / "other", workers=2))) == alone
