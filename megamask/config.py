@@ -29,9 +29,9 @@ from megamask.hangs import HangConfig
 from megamask.masking.masker import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.objective import ObjectiveConfig
-from megamask.runs import flatten, under
 from megamask.spikes import SpikesConfig
 from megamask.teacher import DistillConfig, TeacherConfig
+from megamask.trees import flatten, merged, names_in, under
 
 FREE = frozenset(
     {"data", "verify", "output", "init", "log", "hang", "checkpoint", "validation", "export", "recipe", "deepspeed"}
@@ -209,7 +209,7 @@ def changeable(config: PretrainConfig) -> dict[str, object]:
 
 def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
     """ConfigError with each of ``names``, settings or sections, that is none or that no run may change on its way."""
-    known, found = _names(as_dict(config)), []
+    known, found = names_in(as_dict(config)), []
     for name in names:
         if name not in known:
             found.append(unknown(name, known, "`change`"))
@@ -330,12 +330,11 @@ def override(base: PretrainConfig, values: dict[str, Any], source: str) -> Pretr
     """``base`` with ``values`` laid over it; ConfigError names every unknown key and every wrong type."""
     if values.keys() >= RECORDED:
         values = {key: value for key, value in values.items() if key not in RECORDED}
-    names = _names(as_dict(base))
-    wrong = [unknown(key, names, f"`{source}`") for key in _names(values) if key not in names]
+    known = names_in(as_dict(base))
+    wrong = [unknown(key, known, f"`{source}`") for key in names_in(values) if key not in known]
     try:
         # strict, by the rules of JSON: the word "3" is no number, true is no 1, and a list will do for a tuple
-        merged = json.dumps(_merge(as_dict(base), values))
-        found = _schema().validate_json(merged, strict=True)
+        found = _schema().validate_json(json.dumps(merged(as_dict(base), values)), strict=True)
     except ValidationError as error:
         wrong += [
             f"`{'.'.join(str(part) for part in p['loc'])}` in `{source}`: {p['msg']}, but is {p['input']!r}."
@@ -353,21 +352,3 @@ def _schema() -> TypeAdapter:
 def as_dict(config: PretrainConfig) -> dict[str, Any]:
     """The configuration as JSON can hold it; `override` takes it back."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both else value
-    return merged
-
-
-def _names(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """The full path of every setting and section."""
-    found = []
-    for key, value in values.items():
-        found.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            found += _names(value, f"{prefix}{key}.")
-    return found

@@ -35,6 +35,7 @@ from megamask.hangs import Watchdog
 from megamask.publish import publish
 from megamask.spikes import Verdict
 from megamask.training import take_step
+from megamask.trees import under
 from megamask.validation import validate
 
 
@@ -84,7 +85,7 @@ def pretrain(
             changed = [
                 f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
                 for name, (before, now) in start.changes.items()
-                if runs.under(name, change)
+                if under(name, change)
             ]
             for line in (*start.notes, *changed, *opening):
                 parts.log.say(line)

@@ -11,21 +11,15 @@ no rank looks for itself. Costs one reading of the checkpoint, shared out among 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import secrets
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
-
-import torch
 
 from megamask import files, ranks, records
 from megamask.checkpoint import MANIFEST, NewerFormat, RunFolder, storage_sentence, verify_together
@@ -33,6 +27,8 @@ from megamask.data.manifest import changes
 from megamask.data.shards import Shards
 from megamask.errors import CheckpointError, ConfigError, DataError, StorageError
 from megamask.hf.comparing import differences
+from megamask.provenance import environment
+from megamask.trees import flatten, under
 
 Answer = TypeVar("Answer")
 
@@ -228,11 +224,6 @@ def _changes(run: RunFolder, config: dict, may_differ: tuple[str, ...], text: Sh
     return found
 
 
-def under(key: str, names: Iterable[str]) -> bool:
-    """Whether the dotted ``key`` is one of ``names`` or a part of one: "log.every" is of "log"."""
-    return any(key == name or key.startswith(name + ".") for name in names)
-
-
 def _refuse_other_text(run: RunFolder, text: Shards) -> None:
     """DataError with the shards that are others than the run began with, or ConfigError if its tokenizer is."""
     try:
@@ -247,17 +238,6 @@ def _refuse_other_text(run: RunFolder, text: Shards) -> None:
         raise ConfigError(problem, *differences(now, str(now), own, str(own)))
     shown = ", ".join(changed[:10]) + (f", and {len(changed) - 10} more" if len(changed) > 10 else "")
     raise DataError(f"{text.folder} has changed since the run in {run.path} began: {shown}. {cure}")
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """{"model": {"depth": 2}} -> {"model.depth": 2}."""
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _first_whole(run: RunFolder, choice: _Choice) -> tuple[Path | None, int, list[str]]:
@@ -319,34 +299,3 @@ def _record(
     begun = {"launch": run.launch, "step": step, "from": checkpoint and str(checkpoint), "changes": changes}
     launches.append(begun | environment())
     files.replace(run.environment, json.dumps({"launches": launches}, indent=2) + "\n")
-
-
-def environment() -> dict:
-    """What this process runs on: versions, hardware (without the host's name), git commit, command line."""
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = {
-        "system": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "devices": devices,
-        "ranks": ranks.world(),
-    }
-    return {"versions": versions, "hardware": hardware, "commit": _commit(), "command": sys.argv}
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that megamask runs from, if it is one."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        # installed into an environment inside someone else's repository, it has no commit of its own
-        subprocess.run([*git, "ls-files", "--error-unmatch", "errors.py"], capture_output=True, timeout=10, check=True)
-        ask = [*git, "describe", "--always", "--dirty", "--abbrev=40"]
-        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -6,7 +6,7 @@ as transformers loads it, before it is published.
 
 Only safetensors are read, and no code that comes with a model is ever run.
 
-    library.py     transformers itself, imported when it is needed
+    library.py     transformers itself, imported when it is needed, and the one way in which it loads
     names.py       our name of each tensor and theirs
     settings.py    EncoderShape and config.json
     exporting.py   a folder that ``from_pretrained`` loads

@@ -13,8 +13,8 @@ from megamask.hf import library
 
 def fill_masks(folder: Path, sentences: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
     """For each sentence with one [MASK], the ``top`` likeliest tokens with their probabilities."""
-    tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model = library.AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = library.load_tokenizer(folder)
+    model, _ = library.load_model(library.AutoModelForMaskedLM, folder)
     fill = library.pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")
     found = []
     for sentence in sentences:
@@ -25,6 +25,6 @@ def fill_masks(folder: Path, sentences: Sequence[str], top: int) -> list[list[tu
 
 def common_words(folder: Path, counts: Int64[np.ndarray, " V"], top: int) -> list[str]:
     """The ``top`` most frequent tokens, which is what a guess by frequency answers everywhere."""
-    tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = library.load_tokenizer(folder)
     tokens = [str(tokenizer.convert_ids_to_tokens(int(i))) for i in np.argsort(-counts, kind="stable")[:top]]
     return [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]

@@ -30,9 +30,8 @@ def doubts(
     with [MASK] at all targets has never been asked for a token that it sees, so its clean entropies say little.
     Raises DataError if the model's vocabulary or length does not reach.
     """
-    model = library.AutoModelForMaskedLM.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-    ).eval()
+    model, _ = library.load_model(library.AutoModelForMaskedLM, folder)
+    model.eval()
     size, longest = model.config.vocab_size, model.config.max_position_embeddings
     if int(tokens.max()) >= size:
         raise DataError(f"{folder} has {size} tokens, but the sentence holds the id {int(tokens.max())}: "

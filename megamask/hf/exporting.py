@@ -112,10 +112,9 @@ def _write_tokenizer(source: Path, target: Path, shape: EncoderShape) -> library
     settings["model_max_length"] = min(settings.get("model_max_length", shape.max_positions), shape.max_positions)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     try:
-        tokenizer = library.AutoTokenizer.from_pretrained(target, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a strange configuration makes the library raise
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"The tokenizer in {source} cannot be loaded by transformers: {reason}") from None
+        tokenizer = library.load_tokenizer(target)
+    except library.Unloadable as why:
+        raise CheckpointError(f"The tokenizer in {source} cannot be loaded by transformers: {why}") from None
     if len(tokenizer) > shape.vocab_size:
         raise CheckpointError(
             f"The tokenizer in {source} has {len(tokenizer)} tokens, but the model only {shape.vocab_size}: "
@@ -203,9 +202,7 @@ def _our_logits(weights: Mapping[str, Tensor], shape: EncoderShape, sequences: l
 
 
 def _their_logits(folder: Path, sequences: list[Tensor], pad: int) -> list[Tensor]:
-    model, report = library.AutoModelForMaskedLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
-    )
+    model, report = library.load_model(library.AutoModelForMaskedLM, folder)
     wrong = {key: found for key, found in report.items() if found}
     if wrong:
         raise CheckpointError(f"transformers did not find in the export what it looks for: {wrong}.")

@@ -83,13 +83,9 @@ def load_foreign(folder: Path) -> tuple[Foreign, Float[Tensor, "V D"], Float[Ten
 
 def _from_folder(folder: Path) -> library.PreTrainedModel:
     try:
-        model, report = library.AutoModelForMaskedLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True,
-        )  # fmt: skip
-    except Exception as error:  # whatever a strange configuration makes the library raise
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{folder} is no masked language model that transformers can load: {reason}") from None
+        model, report = library.load_model(library.AutoModelForMaskedLM, folder)
+    except library.Unloadable as why:
+        raise ConfigError(f"{folder} is no masked language model that transformers can load: {why}") from None
     if wrong := {key: sorted(map(str, report[key]))[:3] for key in ("missing_keys", "mismatched_keys") if report[key]}:
         raise CheckpointError(
             f"{folder} is no whole masked language model; of its tensors, transformers says: {wrong}."

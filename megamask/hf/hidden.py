@@ -52,13 +52,9 @@ def load_hidden(source: str | Path, setting: str) -> tuple[HiddenStates, Path, i
     loud = library.logging.get_verbosity()
     library.logging.set_verbosity_error()  # it would list the head, which is left out; what matters is in the report
     try:
-        model, report = library.AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True,
-        )  # fmt: skip
-    except Exception as error:  # whatever a strange configuration makes the library raise
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder} is no model that transformers can load: {reason}") from None
+        model, report = library.load_model(library.AutoModel, folder)
+    except library.Unloadable as why:
+        raise CheckpointError(f"{folder} is no model that transformers can load: {why}") from None
     finally:
         library.logging.set_verbosity(loud)
     lacking = sorted(name for name in map(str, report["missing_keys"]) if not name.startswith(UNUSED))

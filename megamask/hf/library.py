@@ -1,11 +1,38 @@
-"""transformers, imported when something is first asked of it.
+"""transformers, imported when something is first asked of it, and the one way in which it loads what others made.
 
-That takes a second of every rank's start, and most launches of a run have no use for it.
+The import takes a second of every rank's start, and most launches of a run have no use for it.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import torch
+
+
+class Unloadable(Exception):
+    """transformers cannot load a folder; why, in a line."""
+
+
+def load_model(kind: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A model of the Auto class ``kind``, in 32 bits, and what transformers says of tensors missing or too many.
+
+    Only safetensors are read, nothing is fetched, no code that comes with the model is run. Raises Unloadable.
+    """
+    return _load(kind, folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in ``folder``; nothing is fetched, no code that comes with it is run. Raises Unloadable."""
+    return _load(__getattr__("AutoTokenizer"), folder)
+
+
+def _load(kind: Any, folder: Path, **how: Any) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **how)
+    except Exception as error:  # whatever a strange configuration makes the library raise
+        raise Unloadable(" ".join(str(error).split())[:300]) from None
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from megamask import building, checkpoint, config, log, masked_lm, recipes, runs, stored
+from megamask import building, checkpoint, config, log, masked_lm, provenance, recipes, runs, stored
 from megamask.batch import Layout, PackedBatch, TokenIds
 from megamask.checkpoint import RunFolder
 from megamask.data import shards, text, tokenizer
@@ -176,7 +176,7 @@ CONFIG = {"steps": 10, "log": {"every": 10}, "teacher": None}
 
 def _run(folder: Path) -> list[str]:
     run = folder / "run"
-    runs._commit = lambda: None  # two processes of git each time
+    provenance._commit = lambda: None  # two processes of git each time
     start = runs.open_run(run, CONFIG)
     publish(start.run, 3, {"weights/a": torch.ones(3)}, {"optimizer_steps": 3})
     start.close()

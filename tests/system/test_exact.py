@@ -22,9 +22,9 @@ from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError
-from megamask.runs import flatten
 from megamask.spikes import Ledger
 from megamask.stopping import REQUEUE
+from megamask.trees import flatten
 from tests.system import cells
 from tests.system.cells import SCORES, STEPS, STOPS, Cell, Text, arguments, place
 from tests.system.commands import flags, train

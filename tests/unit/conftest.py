@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from megamask.batch import TokenIds
 from megamask.checkpoint import RunFolder
+from megamask.data import tokenizer as tokenizers
+
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs and some water."]
+"""What the small tokenizer knows."""
 
 
 @pytest.fixture
@@ -16,3 +21,17 @@ def run(tmp_path: Path) -> RunFolder:
     run.checkpoints.mkdir(parents=True)
     run.lock.write_text('{"launch": "launch"}')
     return run
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer of a few English words."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizers.train("wordpiece", TEXTS * 5, size=90).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ids(tokenizer: Path) -> TokenIds:
+    """Its special tokens."""
+    return tokenizers.token_ids(tokenizers.load(tokenizer))

@@ -36,23 +36,10 @@ from megamask.teacher import DistillConfig, Teacher, TeacherConfig, TeacherEntro
 from tests.batches import pack
 from tests.tolerances import assert_close
 
-TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs and some water."]
 SIZES = {"num_layers": 3, "hidden_size": 32, "num_heads": 4, "intermediate_size": 48, "max_positions": 64}
 FULL = DistillConfig(Schedule(start=0.5))
 LENGTHS = [[9, 20, 3], [14, 14, 6], [25, 5]]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizers.train("wordpiece", TEXTS * 5, size=90).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ids(tokenizer):
-    return tokenizers.token_ids(tokenizers.load(tokenizer))
 
 
 @pytest.fixture

@@ -27,22 +27,9 @@ from megamask.objectives.mlm import MLM
 from tests.batches import pack
 from tests.tolerances import TOLERANCES
 
-TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs and some water."]
 SIZES = {"num_layers": 3, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "max_positions": 64}
 CUTS = Cuts(energy=0.9, threshold=1e-4)
 RANK = 5
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizers.train("wordpiece", TEXTS * 5, size=90).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ids(tokenizer):
-    return tokenizers.token_ids(tokenizers.load(tokenizer))
 
 
 @pytest.fixture

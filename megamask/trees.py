@@ -1,0 +1,41 @@
+"""Settings as tables in tables, as JSON has them, and their dotted names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    """{"model": {"depth": 2}} -> {"model.depth": 2}."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def under(name: str, names: Iterable[str]) -> bool:
+    """Whether the dotted ``name`` is one of ``names`` or a part of one: "log.every" is of "log"."""
+    return any(name == other or name.startswith(other + ".") for other in names)
+
+
+def names_in(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted name of every value, and of every table."""
+    found = []
+    for key, value in tree.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            found += names_in(value, f"{prefix}{key}.")
+    return found
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over`` laid over it, table by table."""
+    both = dict(base)
+    for key, value in over.items():
+        tables = isinstance(value, dict) and isinstance(base.get(key), dict)
+        both[key] = merged(base[key], value) if tables else value
+    return both
