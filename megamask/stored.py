@@ -29,6 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from megamask import ranks, records
+from megamask.arrays import mapped
 from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
 from megamask.config import PretrainConfig
 from megamask.data.manifest import Count, File, file_problem
@@ -152,11 +153,9 @@ class Stored:
     def _open(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         files = (self.folder / name for name in names(part))
         try:
-            tokens, counts, offsets = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
-        except Exception as error:  # a header is Python, of which the parser raises of every kind
+            tokens, counts, offsets = (mapped(file) for file in files)
+        except (ValueError, OSError) as error:
             raise DataError(f"{self.folder}: part {part} holds no arrays: {error}. {CURE}") from None
-        if not all(isinstance(array, np.ndarray) for array in (tokens, counts, offsets)):
-            raise DataError(f"{self.folder}: part {part} holds archives, not arrays. {CURE}")
         packs = min(PART, self.manifest["packs"] - part * PART)
         if not (
             tokens.dtype in (np.uint16, np.uint32) and counts.dtype == np.uint8 and offsets.dtype == np.int64

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from megamask import records
+from megamask.arrays import mapped
 from megamask.batch import TokenIds
 from megamask.data.tokenizer import folder_hash
 from megamask.errors import DataError, must, raise_all
@@ -194,13 +195,11 @@ def _expected(facts: _Facts) -> Iterator[tuple[str, tuple[str, int]]]:
 
 def _array_problems(file: Path, dtype: str, length: int) -> Iterator[str]:
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # its header is Python, of which the parser raises of every kind
-        yield f"{file} is no array: {' '.join(str(error).split())[:200]}. {CURE}"
+        array = mapped(file)
+    except (ValueError, OSError) as error:
+        yield f"{file} is no array: {error}. {CURE}"
         return
-    if not isinstance(array, np.ndarray):
-        yield f"{file} is no array but an archive. {CURE}"
-    elif array.dtype != dtype or array.shape != (length,):
+    if array.dtype != dtype or array.shape != (length,):
         yield f"{file} must hold {length} numbers of type {dtype}, but holds {array.shape} of {array.dtype}. {CURE}"
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from megamask import records
+from megamask.arrays import mapped
 from megamask.batch import Layout, PackedBatch
 from megamask.data.order import Permutation
 from megamask.data.shards import Shards, file_hash
@@ -205,7 +206,7 @@ def _load(folder: Path, text: int, tokens: int, length: int) -> Index:
     for name, kind in KINDS.items():
         if file_hash(folder / f"{name}.npy") != hashes[name]:
             raise ValueError(name)
-        array = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+        array = mapped(folder / f"{name}.npy")
         if array.dtype != kind or array.ndim != 1:
             raise ValueError(name)
         found.append(array)

@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from megamask import records
+from megamask.arrays import mapped
 from megamask.batch import TokenIds
 from megamask.data.manifest import (
     CURE,
@@ -178,8 +179,7 @@ class Shards:
         )
 
     def _map(self, name: str) -> Shaped[np.ndarray, " n"]:
-        # a plain view: indexing a memmap object costs more than the read
-        return np.asarray(np.load(self.folder / name, mmap_mode="r", allow_pickle=False))
+        return mapped(self.folder / name)
 
 
 # ---- writing
