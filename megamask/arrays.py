@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -32,3 +32,9 @@ def mapped(file: Path) -> Shaped[np.ndarray, ...]:
         raise ValueError(f"its header says {kind} in the shape {shape}, but {held} bytes follow")
     # a plain view: indexing a memmap object costs more than the read
     return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+
+
+def rising(values: Int64[np.ndarray, " n"], *, strictly: bool = False) -> bool:
+    """Whether no value is below the one before, or each is above it. No difference is formed, which might overflow."""
+    before, after = values[:-1], values[1:]
+    return bool((after > before).all() if strictly else (after >= before).all())

@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from megamask import ranks, records
-from megamask.arrays import mapped
+from megamask.arrays import mapped, rising
 from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
 from megamask.config import PretrainConfig
 from megamask.data.manifest import Count, File, file_problem
@@ -160,7 +160,7 @@ class Stored:
         if not (
             tokens.dtype in (np.uint16, np.uint32) and counts.dtype == np.uint8 and offsets.dtype == np.int64
             and tokens.ndim == 2 and tokens.shape == counts.shape and offsets.shape == (packs + 1,)
-            and offsets[0] == 0 and offsets[-1] == len(tokens) and (np.diff(offsets) >= 0).all()
+            and offsets[0] == 0 and offsets[-1] == len(tokens) and rising(offsets)
         ):  # fmt: skip
             raise DataError(f"{self.folder}: the arrays of part {part} do not fit together. {CURE}")
         return tokens, counts, offsets

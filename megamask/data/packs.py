@@ -24,7 +24,7 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from megamask import records
-from megamask.arrays import mapped
+from megamask.arrays import mapped, rising
 from megamask.batch import Layout, PackedBatch
 from megamask.data.order import Permutation
 from megamask.data.shards import Shards, file_hash
@@ -213,9 +213,9 @@ def _load(folder: Path, text: int, tokens: int, length: int) -> Index:
     starts, sizes, first = found
     rows = np.add.reduceat(sizes, first[:-1], dtype=np.int64) + 2 * np.diff(first)
     if not (
-        len(starts) == len(sizes) == first[-1] and first[0] == 0 and (np.diff(first) > 0).all()
-        and sizes.min() > 0 and sizes.max() <= length - 2 and starts.min() >= 0 and (starts + sizes).max() <= text
-        and rows.max() <= tokens
+        len(starts) == len(sizes) == first[-1] and first[0] == 0 and rising(first, strictly=True)
+        and sizes.min() > 0 and sizes.max() <= length - 2
+        and starts.min() >= 0 and (starts <= np.int64(text) - sizes).all() and rows.max() <= tokens
     ):  # fmt: skip
         raise ValueError(folder)
     return Index(starts, sizes, first)

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from megamask import records
-from megamask.arrays import mapped
+from megamask.arrays import mapped, rising
 from megamask.batch import TokenIds
 from megamask.data.manifest import (
     CURE,
@@ -128,7 +128,7 @@ class Shards:
         """For each shard, where its documents begin, counted from the start of the shard."""
         for name, part in zip(self.names, self.parts, strict=True):
             found = self._map(f"{name}.offsets.npy")
-            if len(found) == 0 or found[0] != 0 or found[-1] != len(part) or (np.diff(found) < 0).any():
+            if len(found) == 0 or found[0] != 0 or found[-1] != len(part) or not rising(found):
                 raise DataError(f"{self.folder / name}.offsets.npy does not fit its tokens. {CURE}")
             yield found
 

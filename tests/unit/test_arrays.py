@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megamask.arrays import mapped
+from megamask.arrays import mapped, rising
 
 DEADLY = {"descr": "|S0", "fortran_order": False, "shape": (-1,)}
 
@@ -68,3 +68,12 @@ def test_numpy_alone_would_not_survive_it(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(forged(DEADLY))
     load = f"import numpy; numpy.load({str(tmp_path / 'a.npy')!r}, mmap_mode='r')"
     assert subprocess.run([sys.executable, "-c", load], capture_output=True).returncode != 0
+
+
+def test_values_that_wrap_around_do_not_rise() -> None:
+    """Each difference of neighbours overflows to a positive one."""
+    wrapping = np.array([0, 2**63 - 1, -2, 5])
+    assert (np.diff(wrapping) > 0).all()
+    assert not rising(wrapping)
+    assert rising(np.array([0, 0, 3])) and not rising(np.array([0, 0, 3]), strictly=True)
+    assert rising(np.array([0, 2, 3]), strictly=True) and rising(np.array([], np.int64))
