@@ -197,10 +197,11 @@ class Watchdog:
                     error.everywhere = False  # the others will be silent, whoever this is
                 beats.explain(f"Rank {ranks.rank()}: " + "".join(traceback.format_exception(error)))
             return
-        word = beats.word(GRACE) if beats else None
+        stuck = beats.timed_out() if beats and lost else []  # which leave no word, so that none need be waited for
+        word = beats.word(0 if stuck else GRACE) if beats else None
         if word is None and not lost:
             return  # who was first had no room to say so; this rank's own error is as good
-        if word is None and beats and (stuck := beats.timed_out()):
+        if word is None and beats and stuck:
             word = HangError.exit_code
             if beats.claim(word):
                 raise HangError(_told_of(stuck, beats)) from None
