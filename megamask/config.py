@@ -279,11 +279,6 @@ def _moved(config: PretrainConfig) -> list[str]:
         return found
     if stored:
         found.append("`spikes.policy` 'rewind' reads other packs than `distill.stored` speaks of. Use 'skip'.")
-    if "cache" in config.entropy.kinds:
-        found.append(
-            "`spikes.policy` 'rewind' cannot take back what the entropy source 'cache' has written down. Use 'skip' "
-            "or another source."
-        )
     reach = (config.checkpoint.keep - 1) * config.checkpoint.every
     if reach < config.spikes.back:
         rule = f"be at most {reach}, the age that one of `checkpoint.keep` checkpoints always has"

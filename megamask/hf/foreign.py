@@ -71,7 +71,11 @@ def load_foreign(folder: Path) -> tuple[Foreign, Float[Tensor, "V D"], Float[Ten
     most = longest(model)
     pad = _number(model.config.pad_token_id)
     tokens, layout = _probe(len(decoder.weight), pad, most)
-    expected = _logits(model, tokens)
+    try:
+        expected = _logits(model, tokens)
+    except Exception as error:  # sizes that do not go together come to light when they are computed with
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{folder} is no model that can be asked: {reason}") from None
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, nn.Identity())
     weight = decoder.weight.detach()

@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 
+from megamask import records
+from megamask.model.shape import MOST_LAYERS
+from megamask.trees import flatten
+
 
 class Unloadable(Exception):
     """transformers cannot load a folder; why, in a line."""
@@ -20,7 +24,23 @@ def load_model(kind: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
 
     Only safetensors are read, nothing is fetched, no code that comes with the model is run. Raises Unloadable.
     """
+    try:
+        settings = records.read_json(folder / "config.json")
+    except (OSError, records.BadRecord) as error:
+        raise Unloadable(f"its config.json cannot be read: {error}") from None
+    if strange := impossible(settings):
+        raise Unloadable(f"its config.json cannot be: {'; '.join(strange)}")
     return _load(kind, folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+
+
+def impossible(settings: Any) -> list[str]:
+    """What no model has of numbers: transformers would build it until memory or patience ends."""
+    found = []
+    for name, n in flatten({"": settings}).items():
+        least, most = (1, MOST_LAYERS) if name.endswith(("layers", "layer")) else (1 - 2**31, 2**31 - 1)
+        if isinstance(n, int) and not isinstance(n, bool) and not least <= n <= most:
+            found.append(f"{name.lstrip('.')} is {n}")
+    return found
 
 
 def load_tokenizer(folder: Path) -> Any:

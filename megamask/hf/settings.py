@@ -94,14 +94,21 @@ def read_shape(folder: Path) -> EncoderShape:
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if kind not in ("bert", "modernbert"):
         raise CheckpointError(must("model_type", "be 'bert' or 'modernbert'", kind, f"It stands in {folder}."))
+    if strange := library.impossible(settings):
+        raise CheckpointError(f"{folder / 'config.json'} is no configuration of a model: {'; '.join(strange)}.")
     try:
         if kind == "bert":
-            return _bert_shape(library.BertConfig.from_dict(settings), settings)
-        return _modern_shape(library.ModernBertConfig.from_dict(settings))
+            shape = _bert_shape(library.BertConfig.from_dict(settings), settings)
+        else:
+            shape = _modern_shape(library.ModernBertConfig.from_dict(settings))
+        wrong = shape.problems()
     except CheckpointError:
         raise
     except Exception as error:  # whatever a malformed value makes the library raise
         raise CheckpointError(f"{folder / 'config.json'} is no configuration of {kind}: {error}.") from None
+    if wrong:
+        raise CheckpointError(f"{folder / 'config.json'} is no configuration that can be: {' '.join(wrong)}")
+    return shape
 
 
 def _refuse(config: library.PreTrainedConfig, rules: dict[str, object]) -> list[str]:

@@ -19,6 +19,8 @@ from megamask.model.attention import Backend
 
 SHAPE = "shape.json"
 HEAD_WIDTH = 64
+LARGEST = 2**40
+"""Numbers in a matrix, at most."""
 MOST_LAYERS = 4096
 # layers and width; base and large are BERT's (Devlin et al. 2019), xl and xxl are Megatron-LM's 1.3B and 3.9B BERT
 # (Shoeybi et al. 2020). Heads are 64 wide everywhere.
@@ -111,6 +113,10 @@ class EncoderShape:
             found.append(must("pad_id", f"lie below vocab_size ({self.vocab_size})", self.pad_id))
         if not found and self.hidden_size % self.num_heads:
             found.append(must("hidden_size", f"be divisible by num_heads ({self.num_heads})", self.hidden_size))
+        rows = max(self.vocab_size, self.max_positions, self.intermediate_size, self.hidden_size)
+        if not found and rows * self.hidden_size > LARGEST:
+            rule = f"make no matrix of more than {LARGEST} numbers"
+            found.append(must("hidden_size", rule, f"{self.hidden_size} with {rows} rows"))
         return found
 
 

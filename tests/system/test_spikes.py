@@ -87,6 +87,17 @@ def test_a_spike_is_left_out_and_the_run_resumes_bit_for_bit(
     assert differ(whole, tmp_path / "log")
 
 
+def begin_with_ledger(run: Path, other: Path, step: int, shift: int) -> None:
+    """A run that begins at a checkpoint of another, knowing which packs that one left out after it went back there."""
+    source, begun = RunFolder(other).checkpoint(step), RunFolder(run)
+    begun.checkpoints.mkdir(parents=True)
+    shutil.copy(other / "config.json", begun.config)
+    state = read_state(source)
+    state["judge"] |= {"ledger": [[step, shift]], "rewinds": 1}
+    state["packs"] = 2 * (step + shift)
+    publish(begun, step, dict(read_tensors(source)), state)
+
+
 def test_a_rewound_run_is_the_run_that_started_with_its_ledger(
     data: Path, tmp_path: Path, plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,15 +112,7 @@ def test_a_rewound_run_is_the_run_that_started_with_its_ledger(
     assert state["judge"]["ledger"] == [[12, 5]] and state["packs"] == 2 * (STEPS + 5)
     assert RunFolder(whole).steps() == [24, 18, 13, 12, 6]
 
-    # a run that begins with the ledger, at the checkpoint that the other went back to
-    source = RunFolder(whole).checkpoint(12)
-    run = RunFolder(reference)
-    run.checkpoints.mkdir(parents=True)
-    shutil.copy(whole / "config.json", run.config)
-    state = read_state(source)
-    state["judge"] |= {"ledger": [[12, 5]], "rewinds": 1}
-    state["packs"] = 2 * (12 + 5)
-    publish(run, 12, dict(read_tensors(source)), state)
+    begin_with_ledger(reference, whole, 12, shift=5)
     ended = train(data, reference, **REWIND)
     assert ended.code == 0 and "going on after step 12" in ended.out, ended.err
     ours, theirs = tensors(whole, STEPS), tensors(reference, STEPS)
@@ -122,6 +125,28 @@ def test_a_rewound_run_is_the_run_that_started_with_its_ledger(
     assert RunFolder(again).steps()[0] == 12
     assert train(data, again, **REWIND).code == 0
     assert_same_run(again, whole, STEPS)
+
+
+def test_a_rewind_takes_back_the_entropies_that_a_run_has_written_down(data: Path, tmp_path: Path, plant) -> None:
+    """From the third epoch into the second: the file of what was seen by its end is another then."""
+    plant(2 * 18, 100.0)
+    cached = {"packs__tokens": 1024, "masking__score": "entropy", "entropy__source": "cache"} | REWIND
+    whole, reference = tmp_path / "whole", tmp_path / "reference"
+    ended = train(data, whole, **cached)
+    assert ended.code == 0, ended.err
+    assert "Rewound from step 19 to 12, for the 1. time of 3: packs 24 to 37 are left out." in ended.out
+    begin_with_ledger(reference, whole, 12, shift=7)
+    RunFolder(reference).entropy.mkdir()
+    shutil.copy(RunFolder(whole).entropy / "epoch-00000.bytes", RunFolder(reference).entropy)
+    ended = train(data, reference, **cached)
+    assert ended.code == 0 and "no longer the same to the bit" not in ended.out, ended.err
+    ours, theirs = tensors(whole, STEPS), tensors(reference, STEPS)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
+    assert any("cache/seen" in name for name in ours)
+    kept = [
+        {path.name: path.read_bytes() for path in RunFolder(run).entropy.glob("epoch-*")} for run in (whole, reference)
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) > 1
 
 
 def test_a_run_without_an_old_checkpoint_goes_on_and_one_that_spikes_on_goes_back_no_more_than_it_may(

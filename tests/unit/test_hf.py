@@ -15,9 +15,10 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertCon
 from megamask.batch import Layout
 from megamask.checkpoint import RunFolder
 from megamask.data import tokenizer as tokenizers
-from megamask.errors import CheckpointError, ConfigError
+from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.hf import Card, exporting, import_model, save_start
 from megamask.hf import export_model as export
+from megamask.hf.foreign import load_foreign
 from megamask.hf.names import WEIGHTS
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
@@ -305,6 +306,23 @@ def test_what_no_preset_has_is_refused_by_its_key(saved, preset, changes, named)
         import_model(folder)
     assert len(error.value.problems) == len(named)
     assert all(f"config.json: {key}`" in problem for key, problem in zip(named, error.value.problems, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 2**53), ("num_hidden_layers", 0), ("max_position_embeddings", 2**63),
+        ("max_position_embeddings", -16), ("vocab_size", 10**400), ("num_attention_heads", -1),
+        ("hidden_size", 2**31 - 1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("reads", [import_model, load_foreign])
+def test_numbers_that_no_model_has_are_a_sentence_before_anything_is_built(saved, reads, key, value):
+    folder = saved(theirs("bert"))
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MegamaskError):
+        reads(folder)
 
 
 def test_other_models_formats_and_damage_are_refused(saved, tmp_path):
