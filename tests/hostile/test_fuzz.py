@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from megamask import checkpoint, config, records, stored
+from megamask import checkpoint, config, records
 from megamask.batch import TokenIds
 from megamask.data import manifest, packs, shards, text, tokenizer
 from megamask.data.shards import Shards
@@ -62,13 +62,13 @@ CONTROLS = {
     "packs": (packs, "_load", lambda folder, *_: packs.Index(*(np.load(folder / f"{n}.npy") for n in packs.KINDS))),
     "checkpoint": (checkpoint, "SafetensorError", KeyboardInterrupt),
     "run folder": (records, "parse_json", json.loads),
-    "settings": (config, "_strange", nothing),
+    "settings": (config, "ValidationError", KeyboardInterrupt),
     "deepspeed file": (records, "parse_json", json.loads),
     "text": (text.zlib, "error", KeyboardInterrupt),
     "model": (importing, "SafetensorError", KeyboardInterrupt),
     "first weights": (importing, "SafetensorError", KeyboardInterrupt),
     "tokenizer": (tokenizer, "_refusing", lambda what: nullcontext()),
-    "stored samples": (stored, "_damage", nothing),
+    "stored samples": (records, "parse_json", json.loads),
 }
 """For each target a check, and what stands in its place."""
 
