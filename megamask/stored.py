@@ -36,8 +36,8 @@ from megamask.data.manifest import Count, File, file_problem
 from megamask.data.shards import id_type
 from megamask.errors import ConfigError, DataError, must, raise_all
 from megamask.masking.rng import PackRng
-from megamask.runs import flatten
 from megamask.teacher import DistillConfig, scale
+from megamask.trees import flatten
 
 FORMAT, VERSION = "megamask teacher samples", 1
 PART = 64
