@@ -33,6 +33,7 @@ from megamask.config import PretrainConfig
 from megamask.data import packs as packing
 from megamask.data.packs import Packs, Pieces
 from megamask.data.shards import Shards, Split, file_hash, write_sidecar
+from megamask.data.tokenizer import TOKENIZER
 from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
 from megamask.entropy.source import Signal
 from megamask.errors import ConfigError, DataError, must, raise_all
@@ -46,7 +47,6 @@ ROWS, WINDOWS = 8192, 64
 """Rows of a pass, about, and passes in a part of the entropies."""
 # part of the identity of a result: change it with whatever changes the bytes that are written
 METHOD = 1
-TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)

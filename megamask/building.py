@@ -25,6 +25,7 @@ from megamask.data import shards, tagger
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
+from megamask.data.tokenizer import TOKENIZER
 from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.guidance import Guidance
@@ -108,7 +109,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     """Model, masker, engine and telling, with the state of the checkpoint to start from, if there is one."""
     ids = text.packs.token_ids
     torch.manual_seed(config.seed)
-    shape, weights = first_shape(config, ids, text.train.folder / report.TOKENIZER)
+    shape, weights = first_shape(config, ids, text.train.folder / TOKENIZER)
     encoder = Encoder(shape, config.model)
     objective = objectives.build(config.objective, encoder, Head(encoder, config.model), config.entropy.measure)
     if weights:
@@ -214,7 +215,7 @@ def teacher_of(config: PretrainConfig, text: Text, shape: EncoderShape) -> Teach
     return Teacher.load(
         config.teacher,
         config.distill,
-        tokenizer=text.train.folder / report.TOKENIZER,
+        tokenizer=text.train.folder / TOKENIZER,
         ids=text.packs.token_ids,
         length=config.packs.length,
         vocab_size=shape.vocab_size,
@@ -304,13 +305,13 @@ def first_shape(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> tuple
         for key in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
         if (asked := getattr(config.model, key)) not in (None, getattr(shape, key))
     ]
-    own = config.init / report.TOKENIZER
+    own = config.init / TOKENIZER
     if shape.vocab_size >= ids.size and own.is_dir():
         problems += differences(own, "init", tokenizer, "data's tokenizer")
     if shape.vocab_size < ids.size:
         problems.append(
             f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}. "
-            f"Prepare the text with their tokenizer: --tokenizer {config.init / report.TOKENIZER}."
+            f"Prepare the text with their tokenizer: --tokenizer {config.init / TOKENIZER}."
         )
     if config.packs.length > shape.max_positions:
         rule = f"be at most {shape.max_positions}, the positions of the weights of `init`"

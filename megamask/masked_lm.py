@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from megamask import checkpoint, hf
 from megamask.batch import Layout
+from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, raise_all
 from megamask.hf.foreign import load_foreign, model_type
 from megamask.hf.importing import fetch, read_tensors
@@ -85,9 +86,9 @@ def read(path: str | Path, setting: str) -> MaskedLM:
         found = checkpoint.find(folder)
         # a checkpoint lies in RUN/checkpoints/step-N
         run = found.parent.parent
-        return _own(EncoderShape.load(run), checkpoint.read_weights(found), run / "tokenizer", found)
+        return _own(EncoderShape.load(run), checkpoint.read_weights(found), run / TOKENIZER, found)
     if (folder / SHAPE).exists():
-        return _own(EncoderShape.load(folder), read_tensors(folder), folder / "tokenizer", folder)
+        return _own(EncoderShape.load(folder), read_tensors(folder), folder / TOKENIZER, folder)
     folder = fetch(path, setting)
     if model_type(folder) is None:
         raise CheckpointError(

@@ -30,7 +30,7 @@ from megamask.data.intake import REASONS, Intake
 from megamask.data.shards import Shards, Split
 from megamask.data.tagger import Tagger
 from megamask.data.text import Reading, Source
-from megamask.data.tokenizer import Kind, Tokenizer, load, token_ids, train
+from megamask.data.tokenizer import TOKENIZER, Kind, Tokenizer, load, token_ids, train
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 
 VOCAB_SIZE = 32_768
@@ -185,7 +185,7 @@ def _is_there(output: Path, identity: str, tags: dict | None) -> bool:
 
 def _tokenizer(config: PrepareConfig, intake: Intake, work: Path) -> Tokenizer:
     """The new tokenizer, trained once and kept in the work folder."""
-    folder = work / "tokenizer"
+    folder = work / TOKENIZER
     if not folder.exists():
         texts = intake.sample(config.tokenizer_bytes)
         if not texts:

@@ -12,14 +12,13 @@ from megamask.checkpoint import RunFolder, find, read_manifest, read_weights, st
 from megamask.config import PretrainConfig
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
+from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, StorageError
 from megamask.log import plot_curve
 from megamask.metrics import Cost
 from megamask.model.shape import EncoderShape
 from megamask.objectives.objective import ObjectiveConfig
 
-TOKENIZER = "tokenizer"
-"""Folder of the tokenizer, beside shards and in a run."""
 SENTENCES = (
     "The function returns a [MASK] of strings.",
     "If the file does not [MASK], an error is raised.",

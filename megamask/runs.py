@@ -25,6 +25,7 @@ from megamask import files, ranks, records
 from megamask.checkpoint import MANIFEST, NewerFormat, RunFolder, storage_sentence, verify_together
 from megamask.data.manifest import changes
 from megamask.data.shards import Shards
+from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, DataError, StorageError
 from megamask.hf.comparing import differences
 from megamask.provenance import environment
@@ -232,7 +233,7 @@ def _refuse_other_text(run: RunFolder, text: Shards) -> None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         before, changed = {}, [f"what, cannot be told without {run.text}"]
     cure = "Name the text of the run as `data`, or choose another output folder."
-    own, now = run.path / "tokenizer", text.folder / "tokenizer"
+    own, now = run.path / TOKENIZER, text.folder / TOKENIZER
     if before.get("tokenizer", text.manifest["tokenizer"]) != text.manifest["tokenizer"] and own.is_dir():
         problem = f"{text.folder} has another tokenizer than the run in {run.path} began with. {cure}"
         raise ConfigError(problem, *differences(now, str(now), own, str(own)))

@@ -10,6 +10,7 @@ from megamask.batch import MaskPlan, PackedBatch
 from megamask.data import tokenizer as tokenizers
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
+from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import DataError, raise_all
 from megamask.hf.comparing import differences
 from megamask.masking.corrupt import Corruption
@@ -38,7 +39,7 @@ def data_of(run: Path) -> Path | None:
 def held_out(data: Path, tokenizer: Path, name: str) -> Shards:
     """The validation split of ``data``; DataError if its tokenizer is not ``tokenizer``, that of the model ``name``."""
     shards = Shards.open(data, "valid")
-    raise_all(DataError, differences(tokenizer, name, shards.folder / "tokenizer", f"the data in {data}"))
+    raise_all(DataError, differences(tokenizer, name, shards.folder / TOKENIZER, f"the data in {data}"))
     return shards
 
 

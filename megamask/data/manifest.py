@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from megamask import records
 from megamask.arrays import mapped
 from megamask.batch import TokenIds
-from megamask.data.tokenizer import folder_hash
+from megamask.data.tokenizer import TOKENIZER, folder_hash
 from megamask.errors import DataError, must, raise_all
 
 FORMAT, VERSION = "megamask shards", 1
@@ -155,7 +155,7 @@ def _files(folder: Path, facts: _Facts, verify: bool) -> Iterator[str]:
         elif name in expected:
             yield from _array_problems(folder / name, *expected[name])
         sound = sound and not wrong
-    if sound and folder_hash(folder / "tokenizer") != facts.tokenizer:
+    if sound and folder_hash(folder / TOKENIZER) != facts.tokenizer:
         yield f"{folder / 'tokenizer'} is not the tokenizer that these shards were made with. {CURE}"
 
 

@@ -44,7 +44,7 @@ from megamask.data.manifest import (
     read_manifest,
     size_problems,
 )
-from megamask.data.tokenizer import Tokenizer, folder_hash, token_ids, word_starts
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, token_ids, word_starts
 from megamask.errors import DataError, must, raise_all
 
 SPLITS = ("train", "valid")
@@ -202,7 +202,7 @@ def write(
     """
     ids = token_ids(tokenizer)
     dtype = id_type(ids.size)
-    tokenizer.save(folder / "tokenizer")
+    tokenizer.save(folder / TOKENIZER)
     save_array(folder / "starts_word.npy", word_starts(tokenizer))
     unigram = np.zeros(ids.size, np.int64)
     written: dict[str, Any] = {}
@@ -222,7 +222,7 @@ def write(
         written[split] = totals | {"shards": shards}
     save_array(folder / "train.unigram.npy", unigram)
     manifest = {
-        "format": FORMAT, "version": VERSION, "tokenizer": folder_hash(folder / "tokenizer"),
+        "format": FORMAT, "version": VERSION, "tokenizer": folder_hash(folder / TOKENIZER),
         "token_ids": asdict(ids), "dtype": str(dtype), "splits": written,
     } | facts | {"files": _listed(folder, sorted(p for p in folder.rglob("*") if p.is_file()))}  # fmt: skip
     _write_manifest(folder, manifest)

@@ -31,6 +31,8 @@ from megamask.errors import ConfigError, DataError, must, raise_all
 
 Kind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
 
+TOKENIZER = "tokenizer"
+"""The folder of a tokenizer, beside shards, beside weights and in a run."""
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 SPECIAL = tuple(f"[{role.upper()}]" for role in ROLES)
 USUAL = {"pad": ("[PAD]", "<pad>"), "unk": ("[UNK]", "<unk>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"),

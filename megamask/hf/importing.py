@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megamask import records
+from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.hf.names import LEFT_OUT, TIED, TOKENIZER_FILES, WEIGHTS, misfits, names, to_ours
 from megamask.hf.settings import read_shape
@@ -116,10 +117,10 @@ def save_start(source: str | Path, output: Path) -> EncoderShape:
     shape, weights, tokenizer = import_model(source)
     if output.exists() and any(output.iterdir()):
         raise ConfigError(must("output", "be a new or empty folder", str(output)))
-    (output / "tokenizer").mkdir(parents=True, exist_ok=True)
+    (output / TOKENIZER).mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, output / "tokenizer" / name)
+            shutil.copyfile(tokenizer / name, output / TOKENIZER / name)
     shape.save(output)
     save_file(weights, output / WEIGHTS)
     return shape

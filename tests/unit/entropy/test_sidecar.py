@@ -25,7 +25,8 @@ def test_rounding_moves_an_entropy_by_half_a_step_at_most(measure, share, first,
     entropy = torch.tensor([share * top], dtype=torch.float32)
     back = from_bytes(to_bytes(entropy, top, first), top, first)
     step = abs(top) / (255 - first)
-    assert abs(float(back) - float(entropy)) <= step / 2 * (1 + 1e-5)
+    # halfway between two codes, the rounding of 32-bit numbers as large as the top decides
+    assert abs(float(back) - float(entropy)) <= step / 2 + 2 * torch.finfo(torch.float32).eps * abs(top)
 
 
 @pytest.mark.parametrize("first", [0, 1])
