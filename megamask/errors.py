@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+REQUEUE = 75
+"""The exit code of a run that stopped because it was asked to, before its last step (EX_TEMPFAIL of sysexits.h)."""
+
 
 class MegamaskError(ValueError):
     """One or more problems that a user can mend; ``str`` has a line for each."""

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from megamask import ranks
 from megamask.beats import Beat, Beats, accused, place, report, waits, warn
-from megamask.errors import HangError, LostError, MegamaskError, must
-from megamask.stopping import REQUEUE, Stop
+from megamask.errors import REQUEUE, HangError, LostError, MegamaskError, must
+from megamask.stopping import Stop
 
 TICK = 0.5
 """Seconds between two looks."""

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from megamask.stopping import REQUEUE, Stop
+from megamask.errors import REQUEUE, MegamaskError, NonFiniteError, StorageError
+from megamask.stopping import Stop
 
 STOP = Stop()
 if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
@@ -30,7 +31,6 @@ from megamask.batch import PackedBatch
 from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, derived, read_text, rewound, writers
 from megamask.checkpoint import storage_sentence
 from megamask.config import PretrainConfig
-from megamask.errors import MegamaskError, NonFiniteError, StorageError
 from megamask.hangs import Watchdog
 from megamask.publish import publish
 from megamask.spikes import Verdict

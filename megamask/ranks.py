@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megamask.errors import ConfigError, MegamaskError
-from megamask.stopping import REQUEUE
+from megamask.errors import REQUEUE, ConfigError, MegamaskError
 
 Answer = TypeVar("Answer")
 MEETING = timedelta(minutes=10)

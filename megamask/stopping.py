@@ -13,8 +13,6 @@ from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """What asks a run to stop: people, launchers, Slurm's --signal. So does SIGHUP, unless nohup has it ignored."""
-REQUEUE = 75
-"""The exit code of a run that stopped because it was asked to, before its last step (EX_TEMPFAIL of sysexits.h)."""
 
 
 class Stop:

@@ -29,7 +29,8 @@ import torch
 from megamask import hangs, prepare, pretrain
 from megamask.checkpoint import RunFolder
 from megamask.engine import engine
-from megamask.stopping import REQUEUE, Stop
+from megamask.errors import REQUEUE
+from megamask.stopping import Stop
 from tests.processes.server import free_port
 from tests.system.commands import ROOT, text, training
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megamask.stopping import REQUEUE
+from megamask.errors import REQUEUE
 from tests.processes.conftest import RunRanks
 from tests.system.cells import ENGINES, SIZES, STEPS, Cell, Text, arguments, place
 from tests.system.commands import flags, training

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from megamask.checkpoint import RunFolder
-from megamask.stopping import REQUEUE
+from megamask.errors import REQUEUE
 from tests.system.commands import ROOT, Ended, clean, free_port, metrics, shell, text, training
 from tests.tolerances import assert_close
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megamask.checkpoint import RunFolder
-from megamask.stopping import REQUEUE
+from megamask.errors import REQUEUE
 from tests.processes import forked
 from tests.processes.test_signals import check
 from tests.system.commands import ROOT, clean, free_port, training

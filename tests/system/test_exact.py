@@ -21,9 +21,8 @@ from megamask.config import FREE, PacksConfig, PretrainConfig, as_dict
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
-from megamask.errors import ConfigError
+from megamask.errors import REQUEUE, ConfigError
 from megamask.spikes import Ledger
-from megamask.stopping import REQUEUE
 from megamask.trees import flatten
 from tests.system import cells
 from tests.system.cells import SCORES, STEPS, STOPS, Cell, Text, arguments, place

@@ -12,13 +12,13 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipelin
 
 from megamask.batch import Layout
 from megamask.checkpoint import RunFolder, read_tensors, read_weights
+from megamask.errors import REQUEUE
 from megamask.hf.names import to_theirs
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_weights
-from megamask.stopping import REQUEUE
 from tests.system.commands import free_port, metrics, run, shell, train, training
 from tests.system.conftest import STEPS
 from tests.tolerances import assert_close
