@@ -166,7 +166,7 @@ class PretrainConfig:
 def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
     """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
     config = tied(config)
-    ds, found = ds_file.parse(deepspeed) if deepspeed else ({}, [])
+    ds, found = ds_file.parse(deepspeed) if deepspeed else (ds_file.unwritten(config.optimizer), [])
     found += [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
     if config.steps < 1:
         found.append(must("steps", "be at least 1", config.steps))

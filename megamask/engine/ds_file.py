@@ -178,6 +178,11 @@ def zero_stage(ds: dict[str, Any]) -> int:
     return int(ds.get("zero_optimization", {}).get("stage", 0))
 
 
+def unwritten(config: OptimizerConfig) -> dict[str, Any]:
+    """What stands for a file where none is given: ZeRO 1 under Muon, which needs it, else no ZeRO."""
+    return {"zero_optimization": {"stage": 1}} if config.kind == "muon" else {}
+
+
 def problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimizer") -> list[str]:
     """Sentences for what the optimizer and the DeepSpeed file cannot do together."""
     found = []

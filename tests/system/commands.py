@@ -30,6 +30,8 @@ TINY = {
     "log.every": 1,
 }
 """What makes any recipe small enough for a test."""
+ADAMW = {"optimizer.kind": "adamw", "optimizer.muon-rate": 20.0, "optimizer.clip": 1.0, "optimizer.rate.peak": 3e-3}
+"""The optimizer that runs in every ZeRO stage, which the first recipe's does not."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def flags(settings: dict[str, object]) -> list[str]:
 def training(data: Path, output: Path, **more: object) -> list[str]:
     """The arguments of a small run; ``more`` names settings with __ for a dot."""
     named = {name.replace("__", ".").replace("_", "-"): value for name, value in more.items()}
-    return flags({"data": data, "output": output} | TINY | {"steps": 4, "export": False} | named)
+    plain = {} if "recipe" in named else ADAMW
+    return flags({"data": data, "output": output} | TINY | plain | {"steps": 4, "export": False} | named)
 
 
 def run(main: Callable[[list[str]], int], *arguments: object) -> Ended:
