@@ -15,7 +15,7 @@ from megamask.schedules import LearningRate, Schedule
 
 
 def tiny() -> PretrainConfig:
-    """The smallest model on two cores in three minutes: the first run, on English that the machine holds; Muon.
+    """The smallest model on two cores in four minutes: the first run, on English that the machine holds; Muon.
 
     AdamW leaves the unigram plateau within these steps on some texts and not on others; Muon within a hundred.
     """
