@@ -27,10 +27,10 @@ class Pace:
 
     def __call__(self, seconds: Sequence[float]) -> list[str]:
         """What there is to say after a window in which the own work of each rank took ``seconds``."""
-        bound = SLOW * median_low(seconds)
-        self._slow = [row + 1 if own > bound else 0 for row, own in zip(self._slow, seconds, strict=True)]
+        middle = median_low(seconds)
+        self._slow = [row + 1 if own > SLOW * middle else 0 for row, own in zip(self._slow, seconds, strict=True)]
         return [
-            f"Rank {rank} on {self._hosts[rank]} is slow: its own work takes {own / median_low(seconds):.2g} times as "
+            f"Rank {rank} on {self._hosts[rank]} is slow: its own work takes {own / middle:.2g} times as "
             "long as that of most, and all ranks wait for it. Look what else that machine does, or leave it out."
             for rank, own in enumerate(seconds)
             if self._slow[rank] == PATIENCE

@@ -25,7 +25,6 @@ from typing import Literal, get_args
 
 from megamask import work as working
 from megamask.data import encoding, local_text, shards, tagger, text
-from megamask.data.encoding import encode
 from megamask.data.intake import REASONS, Intake
 from megamask.data.shards import Shards, Split
 from megamask.data.tagger import Tagger
@@ -138,7 +137,7 @@ def prepare(config: PrepareConfig) -> Path:
         with working.folder(partial, tagged, config.output) as work:
             tokenizer = existing or _tokenizer(config, intake, work)
             read: Counter[str] = Counter()
-            encode(intake.documents(read, "encoding"), tokenizer, work, config.workers, config.tags)
+            encoding.encode(intake.documents(read, "encoding"), tokenizer, work, config.workers, config.tags)
             facts = request | {"request": identity, "read": dict(sorted(read.items()))}
             _publish(config, tokenizer, work, facts=facts, tags=tags)
     except OSError as error:

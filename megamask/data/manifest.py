@@ -156,7 +156,7 @@ def _files(folder: Path, facts: _Facts, verify: bool) -> Iterator[str]:
             yield from _array_problems(folder / name, *expected[name])
         sound = sound and not wrong
     if sound and folder_hash(folder / TOKENIZER) != facts.tokenizer:
-        yield f"{folder / 'tokenizer'} is not the tokenizer that these shards were made with. {CURE}"
+        yield f"{folder / TOKENIZER} is not the tokenizer that these shards were made with. {CURE}"
 
 
 def file_problem(folder: Path, name: str, fact: File, verify: bool, cure: str = CURE) -> str | None:

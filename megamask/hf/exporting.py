@@ -113,8 +113,8 @@ def _write_tokenizer(source: Path, target: Path, shape: EncoderShape) -> library
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     try:
         tokenizer = library.load_tokenizer(target)
-    except library.Unloadable as why:
-        raise CheckpointError(f"The tokenizer in {source} cannot be loaded by transformers: {why}") from None
+    except library.Unloadable as error:
+        raise CheckpointError(f"The tokenizer in {source} cannot be loaded by transformers: {error.why}") from None
     if len(tokenizer) > shape.vocab_size:
         raise CheckpointError(
             f"The tokenizer in {source} has {len(tokenizer)} tokens, but the model only {shape.vocab_size}: "

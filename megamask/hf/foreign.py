@@ -88,8 +88,8 @@ def load_foreign(folder: Path) -> tuple[Foreign, Float[Tensor, "V D"], Float[Ten
 def _from_folder(folder: Path) -> library.PreTrainedModel:
     try:
         model, report = library.load_model(library.AutoModelForMaskedLM, folder)
-    except library.Unloadable as why:
-        raise ConfigError(f"{folder} is no masked language model that transformers can load: {why}") from None
+    except library.Unloadable as error:
+        raise ConfigError(f"{folder} is no masked language model that transformers can load: {error.why}") from None
     if wrong := {key: sorted(map(str, report[key]))[:3] for key in ("missing_keys", "mismatched_keys") if report[key]}:
         raise CheckpointError(
             f"{folder} is no whole masked language model; of its tensors, transformers says: {wrong}."

@@ -11,12 +11,17 @@ from typing import Any
 import torch
 
 from megamask import records
+from megamask.errors import CheckpointError
 from megamask.model.shape import MOST_LAYERS
 from megamask.trees import flatten
 
 
-class Unloadable(Exception):
-    """transformers cannot load a folder; why, in a line."""
+class Unloadable(CheckpointError):
+    """transformers cannot load what lies in ``folder``; ``why`` is its reason, in a line."""
+
+    def __init__(self, folder: Path, why: str):
+        super().__init__(f"{folder} is no model that transformers can load: {why}")
+        self.why = why
 
 
 def load_model(kind: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -27,9 +32,9 @@ def load_model(kind: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     try:
         settings = records.read_json(folder / "config.json")
     except (OSError, records.BadRecord) as error:
-        raise Unloadable(f"its config.json cannot be read: {error}") from None
+        raise Unloadable(folder, f"its config.json cannot be read: {error}") from None
     if strange := impossible(settings):
-        raise Unloadable(f"its config.json cannot be: {'; '.join(strange)}")
+        raise Unloadable(folder, f"its config.json cannot be: {'; '.join(strange)}")
     return _load(kind, folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
 
 
@@ -52,7 +57,7 @@ def _load(kind: Any, folder: Path, **how: Any) -> Any:
     try:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **how)
     except Exception as error:  # whatever a strange configuration makes the library raise
-        raise Unloadable(" ".join(str(error).split())[:300]) from None
+        raise Unloadable(folder, " ".join(str(error).split())[:300]) from None
 
 
 def __getattr__(name: str) -> Any:

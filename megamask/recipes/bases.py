@@ -13,6 +13,9 @@ from megamask.masking.masker import MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.schedules import LearningRate, Schedule
 
+MUON = OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_rate=10.0, clip=0.0)
+"""Of what was tried, what leaves the unigram plateau soonest in small models."""
+
 
 def tiny() -> PretrainConfig:
     """The smallest model on two cores in four minutes: the first run, on English that the machine holds; Muon.
@@ -27,7 +30,7 @@ def tiny() -> PretrainConfig:
         # most layers look at near words alone: a small model learns these first anyway, and far sooner so
         model=ModelConfig(preset="modern", size="tiny", global_every=4, local_window=8),
         masking=MaskingConfig(Schedule(start=0.2), corruption=Corruption(1.0, 0.0, 0.0)),
-        optimizer=OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_rate=10.0, clip=0.0),
+        optimizer=MUON,
         validation=ValidationConfig(every=50, packs=8),
         checkpoint=CheckpointConfig(every=200),
     )
@@ -41,7 +44,7 @@ def small() -> PretrainConfig:
         packs=PacksConfig(tokens=4096, length=128, per_step=2),
         model=ModelConfig(preset="modern", size="small", global_every=3, local_window=16),
         masking=MaskingConfig(Schedule(start=0.2), corruption=Corruption(1.0, 0.0, 0.0)),
-        optimizer=OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_rate=10.0, clip=0.0),
+        optimizer=MUON,
         validation=ValidationConfig(every=50, packs=16),
         checkpoint=CheckpointConfig(every=100),
     )

@@ -18,6 +18,7 @@ from megamask.data import tokenizer as tokenizers
 from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.hf import Card, exporting, import_model, save_start
 from megamask.hf import export_model as export
+from megamask.hf.doubts import doubts
 from megamask.hf.foreign import load_foreign
 from megamask.hf.names import WEIGHTS
 from megamask.model.encoder import Encoder
@@ -323,6 +324,14 @@ def test_numbers_that_no_model_has_are_a_sentence_before_anything_is_built(saved
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(MegamaskError):
         reads(folder)
+
+
+def test_a_model_that_cannot_be_loaded_is_a_sentence_for_whoever_asks_it(saved):
+    folder = saved(theirs("bert"))
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 2**53}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"{folder} is no model that transformers can load: .*num_hidden_layers"):
+        doubts(folder, torch.tensor([1, 2]), 3, "clean")
 
 
 def test_other_models_formats_and_damage_are_refused(saved, tmp_path):
