@@ -29,7 +29,8 @@ from megamask.data.intake import REASONS, Intake
 from megamask.data.shards import Shards, Split
 from megamask.data.tagger import Tagger
 from megamask.data.text import Reading, Source
-from megamask.data.tokenizer import TOKENIZER, Kind, Tokenizer, load, token_ids, train
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, load, token_ids
+from megamask.data.tokenizer_training import Kind, train
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 
 VOCAB_SIZE = 32_768

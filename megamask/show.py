@@ -17,7 +17,8 @@ from rich.text import Text
 from torch import Tensor
 
 from megamask.batch import Layout, MaskPlan, PackedBatch, TokenIds
-from megamask.data.tokenizer import Tokenizer, token_ids, word_starts
+from megamask.data.tokenizer import Tokenizer, token_ids
+from megamask.data.words import word_starts
 from megamask.masking.corrupt import Corruption
 from megamask.masking.entropy import EntropyScoreConfig, Strategy
 from megamask.masking.masker import Masker, MaskingConfig

@@ -44,7 +44,8 @@ from megamask.data.manifest import (
     read_manifest,
     size_problems,
 )
-from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, token_ids, word_starts
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, token_ids
+from megamask.data.words import word_starts
 from megamask.errors import DataError, must, raise_all
 
 SPLITS = ("train", "valid")

@@ -10,7 +10,7 @@ from megamask.hf import library
 
 
 def as_ours(theirs: library.PreTrainedTokenizerBase) -> Tokenizer:
-    """The same tokenizer as ``data.tokenizer`` knows it; ``token_ids`` and ``word_starts`` there take it.
+    """The same tokenizer as ``data.tokenizer`` knows it; ``token_ids`` there and ``data.words.word_starts`` take it.
 
     ``theirs`` is not changed by what is done to ours. Raises DataError if it is no fast tokenizer.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from megamask.batch import Losses, MaskPlan
-from megamask.data import tokenizer as tokenizers
+from megamask.data import tokenizer_training
 from megamask.entropy import Probe
 from megamask.masking import padded
 from tests.system.commands import ROOT
@@ -41,7 +41,7 @@ class Ran:
     def __init__(self, folder: Path):
         torch.manual_seed(0)
         lines = sentences(500)
-        tokenizers.train("wordpiece", lines, size=200).save(folder)
+        tokenizer_training.train("wordpiece", lines, size=200).save(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         draws = torch.Generator().manual_seed(0)
         self.loader = [

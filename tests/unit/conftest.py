@@ -9,6 +9,7 @@ import pytest
 from megamask.batch import TokenIds
 from megamask.checkpoint import RunFolder
 from megamask.data import tokenizer as tokenizers
+from megamask.data import tokenizer_training
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs and some water."]
 """What the small tokenizer knows."""
@@ -27,7 +28,7 @@ def run(tmp_path: Path) -> RunFolder:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tokenizer of a few English words."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizers.train("wordpiece", TEXTS * 5, size=90).save(folder)
+    tokenizer_training.train("wordpiece", TEXTS * 5, size=90).save(folder)
     return folder
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertCon
 from megamask.batch import Layout
 from megamask.checkpoint import RunFolder
 from megamask.data import tokenizer as tokenizers
+from megamask.data import tokenizer_training
 from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.hf import Card, exporting, import_model, save_start
 from megamask.hf import export_model as export
@@ -40,7 +41,7 @@ TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizers.train("wordpiece", TEXTS * 5, size=90).save(folder)
+    tokenizer_training.train("wordpiece", TEXTS * 5, size=90).save(folder)
     return folder
 
 

@@ -12,8 +12,7 @@ from rich.console import Console
 from transformers import BertConfig, BertForMaskedLM
 
 from megamask import show
-from megamask.data import shards
-from megamask.data import tokenizer as tokenizers
+from megamask.data import shards, tokenizer_training
 from megamask.errors import DataError
 from megamask.hf.doubts import doubts
 from megamask.masking.entropy import EntropyScoreConfig
@@ -25,7 +24,7 @@ TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five 
 
 @pytest.fixture(scope="module", params=["wordpiece", "bpe"])
 def tokenizer(request):
-    return tokenizers.train(request.param, TEXTS * 5, size=300 if request.param == "bpe" else 90)
+    return tokenizer_training.train(request.param, TEXTS * 5, size=300 if request.param == "bpe" else 90)
 
 
 @pytest.fixture

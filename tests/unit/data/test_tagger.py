@@ -19,7 +19,8 @@ from megamask.data.conllu import Tagged, documents
 from megamask.data.shards import Shards, write_sidecar
 from megamask.data.tagger import NUMBER, TAGS, Tagger, Words, cut
 from megamask.data.text import Bad, Reading
-from megamask.data.tokenizer import Tokenizer, train
+from megamask.data.tokenizer import Tokenizer
+from megamask.data.tokenizer_training import train
 from megamask.errors import ConfigError, DataError
 
 TEXTS = [

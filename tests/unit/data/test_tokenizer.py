@@ -9,9 +9,10 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer as Backend
 
-from megamask.data import local_text
-from megamask.data import tokenizer as tokenizers
-from megamask.data.tokenizer import SPECIAL, Tokenizer, folder_hash, load, token_ids, train, word_starts
+from megamask.data import local_text, tokenizer_training
+from megamask.data.tokenizer import SPECIAL, Tokenizer, folder_hash, load, token_ids
+from megamask.data.tokenizer_training import train
+from megamask.data.words import word_starts
 from megamask.errors import ConfigError, DataError
 
 KINDS = ("wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe")
@@ -126,10 +127,10 @@ def test_nothing_is_unknown_and_text_comes_back(trained, texts, kind):
 
 @pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
 def test_the_ids_of_sentencepiece_survive_the_conversion(texts, algorithm):
-    model = tokenizers.train_sentencepiece(texts, size=SIZE, lowercase=False, algorithm=algorithm)
+    model = tokenizer_training.train_sentencepiece(texts, size=SIZE, lowercase=False, algorithm=algorithm)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    converted = Tokenizer(tokenizers.convert_sentencepiece(model, lowercase=False), {})
-    front = tokenizers.sentencepiece_front(False)
+    converted = Tokenizer(tokenizer_training.convert_sentencepiece(model, lowercase=False), {})
+    front = tokenizer_training.sentencepiece_front(False)
     lines = [line.strip() for text in texts for line in text.split("\n") if line.strip()]
     theirs = [processor.encode(front.normalize_str(line)) for line in lines]
     assert [ids.tolist() for ids in converted.encode(lines)] == theirs

@@ -8,6 +8,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from megamask.data import tokenizer as tokenizers
+from megamask.data import tokenizer_training
+from megamask.data.words import word_starts
 from megamask.errors import DataError
 from megamask.hf.tokens import as_ours
 from megamask.masking.corrupt import Corruption
@@ -114,15 +116,15 @@ def test_shapes_that_do_not_fit_are_named():
 
 
 def test_a_tokenizer_of_transformers_tells_what_ours_does(tmp_path):
-    ours = tokenizers.train("wordpiece", TEXTS * 5, size=90)
+    ours = tokenizer_training.train("wordpiece", TEXTS * 5, size=90)
     ours.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     found = as_ours(theirs)
     assert tokenizers.token_ids(found) == tokenizers.token_ids(ours)
-    assert (tokenizers.word_starts(found) == tokenizers.word_starts(ours)).all()
+    assert (word_starts(found) == word_starts(ours)).all()
     # and the words are those that transformers finds itself
     encoded = theirs(TEXTS, padding=True, return_tensors="pt")
-    starts = torch.from_numpy(tokenizers.word_starts(found))[encoded["input_ids"]]
+    starts = torch.from_numpy(word_starts(found))[encoded["input_ids"]]
     for row, text in enumerate(TEXTS):
         words = encoded.word_ids(row)
         assert [bool(s) for s, word in zip(starts[row], words, strict=True) if word is not None] == [

@@ -14,6 +14,7 @@ from transformers import AutoModel
 from megamask import report
 from megamask.config import PacksConfig, PretrainConfig, check
 from megamask.data import tokenizer as tokenizers
+from megamask.data import tokenizer_training
 from megamask.errors import CheckpointError, ConfigError
 from megamask.hf import Card, export_model
 from megamask.hf.names import WEIGHTS
@@ -120,7 +121,7 @@ def test_cost_is_what_torch_counts(preset, settings, config):
 @pytest.mark.parametrize("name", ["depth 2", "own vector", "decoder", "cross"])
 def test_an_export_drops_what_stands_beside_the_encoder_which_stays_what_it_is(preset, name, tmp_path):
     text = ["Some words that make a vocabulary."]
-    tokenizers.train("wordpiece", text * 5, size=90).save(tmp_path / "tokenizer")
+    tokenizer_training.train("wordpiece", text * 5, size=90).save(tmp_path / "tokenizer")
     ids = tokenizers.token_ids(tokenizers.load(tmp_path / "tokenizer"))
     assert ids.size <= IDS.size
     model = late(LATE[name], preset).float()
