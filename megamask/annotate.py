@@ -16,17 +16,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from megamask import masked_lm, parts, ranks, stored
+from megamask import masked_lm, parts, precision, ranks, stored
 from megamask import work as working
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch
 from megamask.config import PretrainConfig
@@ -40,6 +40,7 @@ from megamask.errors import ConfigError, DataError, must, raise_all
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.parts import Part, Worker
+from megamask.precision import Precision, Setting
 from megamask.schedules import Schedule
 from megamask.teacher import DistillConfig, Teacher, TeacherConfig
 
@@ -66,8 +67,9 @@ class EntropyAnnotation:
     """Groups in which the tokens are hidden one after the other, for `masked`."""
     length: int = 512
     """Longest sequence in rows, special tokens included: `packs.length` of the runs that will use it."""
-    precision: Literal["bf16", "fp32"] = "fp32"
-    """Of the teacher's weights and states."""
+    precision: Setting = "auto"
+    """Of the teacher's weights and states: bf16, fp32, or auto, which is bf16 where the device multiplies in it, else
+    fp32."""
     workers: int = 0
     """Processes; 0 is one for each GPU, or for each core where there is none. The result does not depend on it."""
 
@@ -87,6 +89,7 @@ def entropies(config: EntropyAnnotation) -> Path:
     Raises ConfigError, DataError, CheckpointError.
     """
     raise_all(ConfigError, config.problems())
+    config = replace(config, precision=_decided("`precision`", config.precision))
     splits = [Shards.open(config.data, split) for split in get_args(Split) if _holds(config.data, split)]
     facts = _facts(config, splits[0])
     if all(shards.sidecar_facts("entropy") == facts for shards in splits):
@@ -101,6 +104,13 @@ def entropies(config: EntropyAnnotation) -> Path:
             joined = (parts.joined([name for name, _ in each], work) for each in by_shard[shards.split])
             write_sidecar(config.data, "entropy", shards.split, joined, facts)
     return config.data
+
+
+def _decided(setting: str, asked: Setting) -> Precision:
+    """The precision of the teacher on this machine, after saying why."""
+    choice = precision.here(asked, setting)
+    print(*precision.lines(choice), sep="\n", flush=True)
+    return choice.precision
 
 
 def _holds(folder: Path, split: Split) -> bool:
@@ -207,6 +217,8 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
     ConfigError, DataError, CheckpointError.
     """
     raise_all(ConfigError, _sample_problems(config, how))
+    decided = _decided("`teacher.precision`", config.teacher.precision)
+    config = replace(config, teacher=replace(config.teacher, precision=decided))
     output = config.distill.stored
     assert output is not None and config.teacher.path is not None
     train = Shards.open(data, "train")

@@ -136,7 +136,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     judge = Judge(config.spikes, state.get(JUDGE))
     pace = Pace(ranks.gather(socket.gethostname()))
     log = log_of(config, encoder.shape, start.run, start.step)
-    for told in (moved(state, engine.stage), *guide.lost):
+    for told in (moved(state, writers(engine.stage, engine.precision)), *guide.lost):
         if told:
             log.say(told)
     loader = Loader(text.packs, ranks.device())
@@ -269,17 +269,21 @@ def same_step(parts: Parts, step: int, state: dict[str, Any], checkpoint: Path) 
     raise_all(CheckpointError, [*found, cure] if found else [])
 
 
-def writers(stage: int) -> dict[str, int]:
-    """What a checkpoint says of who wrote it. Any number of ranks in any stage can go on from it."""
-    return {"ranks": ranks.world(), "stage": stage}
+def writers(stage: int, precision: str) -> dict[str, Any]:
+    """What a checkpoint records of who wrote it. Any number of ranks, stage and precision can resume from it."""
+    return {"ranks": ranks.world(), "stage": stage, "precision": precision}
 
 
-def moved(state: dict[str, Any], stage: int) -> str:
-    """A line that says so if a checkpoint's ``state`` is of another number of ranks or another stage; else nothing."""
-    now = writers(stage)
+def moved(state: dict[str, Any], now: dict[str, Any]) -> str:
+    """A line if a checkpoint's ``state`` was written by other ``writers`` than ``now``, else an empty string."""
     before = now | {key: state[key] for key in now.keys() & state.keys()}
-    here, there = (f"{w['ranks']} rank{'s' * (w['ranks'] != 1)}, ZeRO {w['stage']}" for w in (now, before))
-    return f"Resumed at {here}; the checkpoint was written by {there}." if here != there else ""
+    here, there = (
+        f"{w['ranks']} rank{'s' * (w['ranks'] != 1)}, ZeRO {w['stage']}, {w['precision']}" for w in (now, before)
+    )
+    if here == there:
+        return ""
+    rounding = " From here on its figures round differently." if now["precision"] != before["precision"] else ""
+    return f"Resumed at {here}; the checkpoint was written by {there}.{rounding}"
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from megamask.trees import flatten, merged, names_in, under
 
 FREE = frozenset(
     {"data", "verify", "output", "init", "log", "hang", "checkpoint", "validation", "export", "recipe", "deepspeed"}
-    | {"spikes", "teacher.path", "teacher.deepspeed", "teacher.sweep"}
+    | {"spikes", "teacher.path", "teacher.deepspeed", "teacher.sweep", "teacher.precision"}
 )
 """What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed files only
 how exactly the same is computed; a run that spiked may go on under another policy. The text and the teacher are told by

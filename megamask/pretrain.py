@@ -25,12 +25,14 @@ if __name__ == "__main__":  # the other imports take from seconds to minutes: wh
     # a socket's own words, when another rank is gone, are of no help: the watchdog says which, and why
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from megamask import command, ranks, report, runs, versions
+from megamask import command, precision, ranks, report, runs, versions
 from megamask import config as configuration
+from megamask import teacher as teachers
 from megamask.batch import PackedBatch
 from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, derived, read_text, rewound, writers
 from megamask.checkpoint import storage_sentence
 from megamask.config import PretrainConfig
+from megamask.engine import ds_file
 from megamask.hangs import Watchdog
 from megamask.publish import publish
 from megamask.spikes import Verdict
@@ -74,12 +76,16 @@ def pretrain(
         watch.phase("reading text")
         text = read_text(config)
         watch.phase("opening")
+        support = precision.common()
+        weights = ds_file.choice(ds, support)
+        taught = teachers.chosen(config.teacher, support) if config.teacher.path is not None else None
         identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
         may_differ = configuration.FREE.union(change)
-        with closing(runs.open_run(config.output, identity, resume, may_differ, text.train)) as start:
+        facts = {"precision": str(weights)} | ({"teacher precision": str(taught)} if taught else {})
+        with closing(runs.open_run(config.output, identity, resume, may_differ, text.train, facts)) as start:
             watch.write_to(start.run.logs, start.run.launch)
             watch.phase("building", start.step)
-            parts = build(config, ds, text, start)
+            parts = build(config, ds_file.resolved(ds, support), text, start)
             ranks.wait_for(watch.patience)
             opening = report.opening(config, parts.shape, text.packs, parts.engine.weights, start.step)
             changed = [
@@ -87,7 +93,7 @@ def pretrain(
                 for name, (before, now) in start.changes.items()
                 if under(name, change)
             ]
-            for line in (*start.notes, *changed, *opening):
+            for line in (*precision.lines(weights, taught), *start.notes, *changed, *opening):
                 parts.log.say(line)
             step = train(parts, start.step, stop, watch)
             finished = parts.progress.over(step)
@@ -223,7 +229,7 @@ def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
             **derived(parts, step, seconds),
             JUDGE: parts.judge.state(),
             "teacher": parts.teacher.fingerprint if parts.teacher else "",
-            **writers(parts.engine.stage),
+            **writers(parts.engine.stage, parts.engine.precision),
         }
         try:
             parts.log.say(publish(parts.run, step, tensors, state, parts.config.checkpoint.keep))

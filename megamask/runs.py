@@ -70,6 +70,7 @@ def open_run(
     resume: str | Path = "auto",
     may_differ: Iterable[str] = (),
     text: Shards | None = None,
+    facts: dict[str, str] | None = None,
 ) -> Start:
     """Take the run folder ``path`` and find where to start. Collective.
 
@@ -77,8 +78,8 @@ def open_run(
     is none), ``never`` (an error if there is one), or a checkpoint or run folder to start from; going back to an older
     checkpoint of this run sets the newer ones aside. ``config`` must be JSON and equal to that of the run which the
     folder holds, except under the dotted keys ``may_differ`` (``"output"``, ``"log"`` for all of ``log.*``); what does
-    differ is recorded with the launch. Under ``"text"`` it has the fingerprint of ``text``; what changed in it since is
-    told.
+    differ is recorded with the launch, and so are ``facts`` about it. Under ``"text"`` it has the fingerprint of
+    ``text``; what changed in it since is told.
 
     Raises, on all ranks alike: ConfigError for another run's folder, with each field that differs; DataError if
     nothing but the text does, with the shards that changed; CheckpointError if the wanted checkpoint is missing or
@@ -97,7 +98,7 @@ def open_run(
         _by_main(run, take)
         choice = _by_main(run, _choose, run, config, resume, tuple(may_differ), text)
         checkpoint, step, notes = _first_whole(run, choice)
-        _by_main(run, _record, run, config, text, choice.changes, checkpoint, step)
+        _by_main(run, _record, run, config, text, choice.changes, checkpoint, step, facts or {})
     except BaseException:
         if lock:
             lock.close()
@@ -285,6 +286,7 @@ def _record(
     changes: dict[str, list[object]],
     checkpoint: Path | None,
     step: int,
+    facts: dict[str, str],
 ) -> None:
     for folder in (run.logs, run.tensorboard):
         folder.mkdir(exist_ok=True)
@@ -298,5 +300,5 @@ def _record(
         except (ValueError, KeyError, TypeError):
             launches = []  # a record for people; its loss must not stop a run
     begun = {"launch": run.launch, "step": step, "from": checkpoint and str(checkpoint), "changes": changes}
-    launches.append(begun | environment())
+    launches.append(begun | facts | environment())
     files.replace(run.environment, json.dumps({"launches": launches}, indent=2) + "\n")

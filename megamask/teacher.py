@@ -33,9 +33,9 @@ from megamask.hf.foreign import Foreign
 from megamask.masked_lm import MaskedLM
 from megamask.masking.rng import PackRng
 from megamask.model.vocabulary import token_stats
+from megamask.precision import DTYPES, Choice, Setting, Support, common
 from megamask.schedules import Schedule
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 NEVER = -1e4
 """The logit of a token that the teacher does not have: its probability is 0, and 0 times it is 0."""
 
@@ -47,8 +47,9 @@ class TeacherConfig:
     path: str | None = None
     """A run of megamask (its newest checkpoint) or one of its checkpoints, first weights, or the folder or hub name of
     any masked language model of transformers; None: no teacher."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of its weights and states; logits and losses have 32 bits in any case."""
+    precision: Setting = "auto"
+    """Of its weights and states: bf16, fp32, or auto, which is bf16 where all devices multiply in it, else fp32. Logits
+    and losses have 32 bits in any case."""
     deepspeed: Path | None = None
     """DeepSpeed file that cuts it up: ds_configs/teacher_shard.json shares it out among the ranks,
     ds_configs/teacher_offload.json keeps it on the host. Without one, every device holds it whole."""
@@ -112,6 +113,11 @@ class DistillConfig:
         return found
 
 
+def chosen(config: TeacherConfig, support: Support) -> Choice:
+    """The precision of the teacher on devices with ``support``."""
+    return Choice("`teacher.precision`", config.precision, support)
+
+
 def problems(teacher: TeacherConfig, distill: DistillConfig, entropy: EntropyConfig) -> list[str]:
     """Sentences for what the three sections cannot do together."""
     asked = "teacher" in entropy.kinds
@@ -140,7 +146,7 @@ class Teacher:
     def __init__(self, model: MaskedLM, config: TeacherConfig, distill: DistillConfig, ids: TokenIds):
         """``model`` is changed in place and must not be used elsewhere."""
         self.config, self.distill, self.ids = config, distill, ids
-        dtype, device = DTYPES[config.precision], ranks.device()
+        dtype, device = DTYPES[chosen(config, common()).precision], ranks.device()
         self.bias = model.bias.to(device)
         cut_up = config.deepspeed is not None
         if cut_up:

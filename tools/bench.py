@@ -21,15 +21,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import tyro
 
-from megamask import prepare, ranks, versions
+from megamask import precision, prepare, ranks, versions
 from megamask.bench import late, ours, overheads, table, theirs
 from megamask.bench.measure import BenchConfig, Figures, Round, in_turn
 from megamask.building import CACHE
 from megamask.data.shards import Shards
-from megamask.engine.ds_file import read_ds_config
+from megamask.engine.ds_file import read_ds_config, resolved
 from megamask.errors import ConfigError, MegamaskError, raise_all
 from megamask.metrics import peak_flops
+from megamask.precision import Support
 
+BF16 = Support(True, "it is measured")
 HOW = Path(__file__).parent.parent / "ds_configs"
 
 
@@ -66,7 +68,7 @@ def bench(config: BenchConfig) -> None:
     # theirs first: accelerate would take the single rank that our engine announces for one of several
     lines = theirs.lines(raw, shards) if raw else theirs.documents(shards)
     variants = theirs.variants(config, shards, lines, trainer=trainer)
-    ds = {"fp32": read_ds_config(HOW / "cpu.json"), "bf16": read_ds_config(HOW / "zero1.json")}
+    ds = {"fp32": read_ds_config(HOW / "fp32.json"), "bf16": resolved(read_ds_config(HOW / "zero1.json"), BF16)}
     variants += ours.variants(config, shards, **ds)
     bases = [variant.name for variant in variants[:3]]
     print(*opening(config, shards), *beside(config, raw is not None, trainer), "", sep="\n")
@@ -83,7 +85,8 @@ def bench(config: BenchConfig) -> None:
 
 def bench_overheads(config: BenchConfig, shards: Shards) -> None:
     """Measure and print what guidance adds to a step."""
-    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "cpu.json"))
+    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "fp32.json"))
+    ds = resolved(ds, precision.common())
     with tempfile.TemporaryDirectory() as scratch:
         variants = overheads.variants(config, shards, ds, Path(scratch))
         print(*opening(config, shards), "", sep="\n")
@@ -99,7 +102,8 @@ def bench_overheads(config: BenchConfig, shards: Shards) -> None:
 
 def bench_late(config: BenchConfig, shards: Shards) -> None:
     """Measure and print what it saves that [MASK] enters late; a share of masked tokens at a time, to save memory."""
-    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "cpu.json"))
+    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "fp32.json"))
+    ds = resolved(ds, precision.common())
     by_cpu = config.threads == 1 and not torch.cuda.is_available()
     print(*opening(config, shards), "", *late.HEAD, sep="\n", flush=True)
     rounds: dict[str, list[Round]] = {}

@@ -21,10 +21,11 @@ from typing import Any
 
 import tyro
 
-from megamask import command, pretrain, ranks, records, runs, versions
+from megamask import command, precision, pretrain, ranks, records, runs, versions
 from megamask import config as configuration
 from megamask.building import JUDGE, Parts, build, numbers, read_text
 from megamask.checkpoint import RunFolder, read_state, verify
+from megamask.engine.ds_file import resolved
 from megamask.errors import CheckpointError, ConfigError, DataError, MegamaskError
 from megamask.log import read_metrics
 from megamask.metrics import CLOCKS
@@ -81,7 +82,7 @@ def replay(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
         raise ConfigError(f"{run.path} goes on under other settings since, so step {step} cannot be taken again.")
     if ranks.is_main() and run.entropy.is_dir():
         shutil.copytree(run.entropy, folder / run.entropy.name)
-    parts = build(config, ds, text, start)
+    parts = build(config, resolved(ds, precision.common()), text, start)
     # packs that a rewind left out since are left out
     batches = parts.loader.batches(numbers(config, start.step, parts.engine.accumulate, judge.ledger))
     steps(replace(parts, batches=batches), start.step, end)

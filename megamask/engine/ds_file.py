@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from megamask import records
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
+from megamask.precision import Choice, Setting, Support
 
 OURS = {
     "train_batch_size": "`packs.per_step` decides it",
@@ -58,6 +59,8 @@ SINGLE: dict[str, Any] = {
 """Keys beside the sections."""
 KNOWN = [*SECTIONS, *SINGLE]
 """Top-level keys of a DeepSpeed file that have an effect here; DeepSpeed ignores unknown ones in silence."""
+PRECISION = ("bf16", "torch_autocast")
+"""Sections whose `enabled` may be 'auto': bf16 where all devices multiply in it. `resolved` decides."""
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     if found:
         return found
     try:  # bounds, and what its keys cannot do together
-        models[name](**section)
+        models[name](**(section | {"enabled": True} if section.get("enabled") == "auto" else section))
     except ValidationError as error:
         places = [(".".join(str(part) for part in (name, *one["loc"])), one) for one in error.errors()]
         return [f"`{path}`: `{where}`: {one['msg']}, but is {one['input']!r}." for where, one in places]
@@ -147,6 +150,10 @@ def _table_problems(path: Path, name: str, kinds: dict[str, Any], section: dict[
     names = [f"{name}.{key}" for key in kinds]
     found = [unknown(f"{name}.{key}", names, f"`{path}`") for key in section if key not in kinds]
     for key, value in section.items():
+        if name in PRECISION and key == "enabled":
+            if value != "auto" and not isinstance(value, bool):
+                found.append(must(f"{path}: {name}.enabled", "be true, false or 'auto'", value))
+            continue
         found += _kind_problems(path, f"{name}.{key}", kinds[key], value) if key in kinds else []
     return found
 
@@ -176,6 +183,26 @@ def _kind_problems(path: Path, name: str, kind: Any, value: Any) -> list[str]:
 def zero_stage(ds: dict[str, Any]) -> int:
     """The ZeRO stage that a DeepSpeed file asks for."""
     return int(ds.get("zero_optimization", {}).get("stage", 0))
+
+
+def precision(ds: dict[str, Any]) -> Setting:
+    """The precision that a DeepSpeed file asks for: of the weights (`bf16`), or of products (`torch_autocast`)."""
+    asked = [ds.get(name, {}).get("enabled", False) for name in PRECISION]
+    if True in asked:
+        return "bf16"
+    return "auto" if "auto" in asked else "fp32"
+
+
+def choice(ds: dict[str, Any], support: Support) -> Choice:
+    """The precision of a run under a DeepSpeed file, on devices with ``support``."""
+    names = [f"`{name}.enabled` in the DeepSpeed file" for name in PRECISION if ds.get(name, {}).get("enabled")]
+    return Choice(names[0] if names else "the DeepSpeed file", precision(ds), support)
+
+
+def resolved(ds: dict[str, Any], support: Support) -> dict[str, Any]:
+    """A DeepSpeed file with true or false for each `enabled` that is 'auto'."""
+    auto = [name for name in PRECISION if ds.get(name, {}).get("enabled") == "auto"]
+    return ds | {name: ds[name] | {"enabled": support.bf16} for name in auto}
 
 
 def unwritten(config: OptimizerConfig) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from megamask import ranks
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine import muon
-from megamask.engine.ds_file import filled, zero_stage
+from megamask.engine.ds_file import filled, precision, zero_stage
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer
 from megamask.engine.stopwatch import Stopwatch
 from megamask.errors import NonFiniteError, ReplicaError
@@ -61,7 +61,7 @@ class Engine:
         ranks.join()
         deepspeed.init_distributed(verbose=False)
         self.config = config
-        self.stage = zero_stage(ds)
+        self.stage, self.precision = zero_stage(ds), precision(ds)
         self.accumulate = packs_per_step // ranks.world()
         self.steps = 0
         self._micros = 0

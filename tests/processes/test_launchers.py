@@ -19,7 +19,7 @@ from tests.tolerances import assert_close
 
 STEPS = 4
 PRETRAIN = "megamask/pretrain.py"
-ZERO = ["--deepspeed", "ds_configs/cpu.json"]
+ZERO = ["--deepspeed", "ds_configs/fp32.json"]
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ class Story:
             *LIMIT, "--job-name=story", f"--nodes={2 + spares}", f"--output={self.root}/job-{task}.out", *options,
         )  # fmt: skip
         environment = {"MEGAMASK_CHECK": UNFIT, "MEGAMASK_SPARES": str(spares), "HOLD": ",".join(map(str, self.held))}
-        arguments = (*given, "--deepspeed", ROOT / "ds_configs" / "cpu.json")
+        arguments = (*given, "--deepspeed", ROOT / "ds_configs" / "fp32.json")
         self.links.append(Job(self.slurm, self.root, *arguments, options=options, **environment))
         return self.links[-1]
 

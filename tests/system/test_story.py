@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+from megamask import precision
 from megamask.batch import Layout
-from megamask.checkpoint import RunFolder, read_tensors, read_weights
+from megamask.checkpoint import RunFolder, read_state, read_tensors, read_weights
 from megamask.errors import REQUEUE
 from megamask.hf.names import to_theirs
 from megamask.model.encoder import Encoder
@@ -147,3 +149,33 @@ def test_a_run_of_two_ranks_in_stage_3_is_exported_by_one_process(data: Path, tm
     with torch.no_grad():
         theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "exported")(ids).logits[0]
         assert_close(theirs, model.head.logits(our_states(model, ids[0])))
+
+
+def test_a_run_goes_on_in_another_precision_and_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on two machines of which one multiplies in bf16."""
+    output, ends = tmp_path / "run", []
+    for steps, bf16 in ((2, True), (3, False)):
+        found = precision.Support(bf16, f"bf16 is {bf16} there")
+        monkeypatch.setattr(precision, "support", lambda device, found=found: found)
+        more = {"deepspeed": "ds_configs/zero2.json", "steps": steps}
+        ends.append(train(data, output, "--change", "steps", **more))
+        assert ends[-1].code == 0, ends[-1].err
+    first, second = (ended.out.splitlines() for ended in ends)
+    told = [line for line in first + second if line.startswith("precision: ")]
+    assert told == ["precision: bf16, because bf16 is True there", "precision: fp32, because bf16 is False there"]
+    assert [line for line in second if "ZeRO 2, fp32; the checkpoint was written by 1 rank, ZeRO 2, bf16" in line]
+    assert not [line for line in first + second if "slow" in line]
+    launches = json.loads((output / "environment.json").read_text())["launches"]
+    assert [f"precision: {launch['precision']}" for launch in launches] == told
+    assert read_state(RunFolder(output).checkpoint(3))["precision"] == "fp32"
+
+
+def test_an_order_for_bf16_where_it_is_slow_is_one_line(data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(precision, "support", lambda device: precision.Support(False, "this is a slow machine"))
+    (tmp_path / "ds.json").write_text('{"bf16": {"enabled": true}, "zero_optimization": {"stage": 1}}')
+    ended = train(data, tmp_path / "run", deepspeed=tmp_path / "ds.json", steps=1)
+    assert ended.code == 0, ended.err
+    (line,) = [line for line in ended.out.splitlines() if "slow" in line]
+    assert "this is a slow machine" in line and "`bf16.enabled`" in line and "'auto'" in line

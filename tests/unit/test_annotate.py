@@ -91,7 +91,7 @@ def teacher(tmp_path, model) -> Path:
 
 @pytest.fixture
 def config(data, teacher) -> EntropyAnnotation:
-    return EntropyAnnotation(data, str(teacher), length=LENGTH, workers=1)
+    return EntropyAnnotation(data, str(teacher), length=LENGTH, precision="fp32", workers=1)
 
 
 def doubt(model: MLM, batch, plan, measure="shannon"):

@@ -86,7 +86,11 @@ def parts_of(run: RunFolder, said: list[str]) -> Parts:
         Parts, config=config, run=run, teacher=None, judge=Judge(SpikesConfig()), progress=Progress(config.steps),
         meters=SimpleNamespace(paused=nullcontext), log=SimpleNamespace(say=said.append),
         engine=SimpleNamespace(
-            compare=lambda: None, share=lambda: {f"weights/{ranks.rank()}": torch.ones(5)}, steps=1, stage=0
+            compare=lambda: None,
+            share=lambda: {f"weights/{ranks.rank()}": torch.ones(5)},
+            steps=1,
+            stage=0,
+            precision="fp32",
         ),
         masker=SimpleNamespace(state_dict=dict, budget=lambda *_: 1),
         guidance=SimpleNamespace(state_dict=lambda: learnt, prune=lambda oldest: None),

@@ -17,6 +17,7 @@ from megamask.engine import ds_file
 from megamask.engine.ds_file import OURS, filled, parse, problems, read_ds_config, zero_stage
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError
+from megamask.precision import Support
 
 ROOT = Path(__file__).parent.parent.parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -85,6 +86,52 @@ def test_what_the_run_decides_is_filled_in() -> None:
     assert {"train_batch_size", "gradient_clipping", "gradient_accumulation_steps", "steps_per_print"} <= OURS.keys()
 
 
+# ---- precision
+
+
+@pytest.mark.parametrize("section", ds_file.PRECISION)
+@pytest.mark.parametrize("bf16", [True, False])
+def test_auto_is_what_the_devices_support(section: str, bf16: bool, written) -> None:
+    stage = {"zero_optimization": {"stage": 1}}
+    found = read_ds_config(written({section: {"enabled": "auto"}} | stage))
+    support = Support(bf16, "they are asked")
+    assert ds_file.precision(found) == "auto"
+    assert ds_file.choice(found, support).precision == ("bf16" if bf16 else "fp32")
+    decided = ds_file.resolved(found, support)
+    assert decided == {section: {"enabled": bf16}} | stage
+    assert found[section] == {"enabled": "auto"}
+    # what is ordered stays, and decided is ordered
+    for other in (Support(True, ""), Support(False, "")):
+        assert ds_file.resolved(decided, other) == decided
+        assert ds_file.choice(decided, other).precision == ("bf16" if bf16 else "fp32")
+    assert ds_file.precision(stage) == "fp32"
+
+
+@pytest.mark.parametrize("section", ds_file.PRECISION)
+@pytest.mark.parametrize("value", ["Auto", "true", 1, 0, None, [], "bf16"])
+def test_enabled_is_true_false_or_auto(section: str, value: object, written) -> None:
+    found, sentences = parse(written({section: {"enabled": value}}))
+    assert section not in found
+    assert len(sentences) == 1 and "true, false or 'auto'" in sentences[0] and f"{section}.enabled" in sentences[0]
+
+
+def test_auto_is_for_precision_alone(written) -> None:
+    wrong = {"flops_profiler": {"enabled": "auto"}, "bf16": {"enabled": "auto", "check_grad_overflow": "auto"}}
+    _, sentences = parse(written(wrong))
+    assert len(sentences) == 2
+
+
+def test_bf16_at_stage_0_is_refused_as_auto_too(written) -> None:
+    _, sentences = parse(written({"bf16": {"enabled": "auto"}}))
+    assert len(sentences) == 1 and "ZeRO stage 0" in sentences[0]
+
+
+def test_our_files_follow_the_devices_or_say_fp32() -> None:
+    asked = {path.stem: ds_file.precision(read_ds_config(path)) for path in FILES if "teacher" not in path.stem}
+    assert asked.pop("fp32") == "fp32"
+    assert set(asked.values()) == {"auto"}
+
+
 # ---- every key at every level
 
 
@@ -132,7 +179,8 @@ def test_a_value_of_another_kind_at_any_level_is_refused(path: str, written) -> 
     tried = 0
     for name, kind in TABLES[path].items():
         # whatever is no word can be no number and no yes or no
-        wrong = [value for value in SCALARS if not right(kind, value)]
+        auto = ["auto"] if path in ds_file.PRECISION and name == "enabled" else []
+        wrong = [value for value in SCALARS if not right(kind, value) and value not in auto]
         for value in wrong:
             found, sentences = parse(written(at(path, {name: value})))
             where = f"{path}.{name}" if path else name
