@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from megamask import config as configuration
-from megamask import ranks, recipes
+from megamask import leftovers, ranks, recipes
 from megamask.config import PretrainConfig
 
 
@@ -34,7 +34,9 @@ class Command:
     list_recipes: bool = False
     """Print the recipes, a line each, and end."""
     print_config: bool = False
-    """Print the whole resolved configuration and end."""
+    """Check the whole resolved configuration, print it, and end."""
+    notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """A line for each setting of the recipe that was left out."""
     local_rank: Annotated[int, tyro.conf.Suppress] = 0
     run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
 
@@ -54,7 +56,8 @@ def parse(arguments: list[str] | None = None) -> Command:
     base = configuration.override(recipes.named(recipe), said, str(known.config))
     default = Command(recipe, run=base)
     asked = tyro.cli(Command, args=arguments, default=default, prog="pretrain.py", console_outputs=ranks.is_main())
-    return replace(asked, run=configuration.tied(asked.run))
+    run, notes = leftovers.leave_out(asked.run, leftovers.typed(asked.run, arguments, said), recipe)
+    return replace(asked, run=configuration.tied(run), notes=tuple(notes))
 
 
 def show_recipes() -> str:

@@ -24,7 +24,7 @@ from megamask.checkpoint import RunFolder
 from megamask.engine import ds_file
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.entropy.source import EntropyConfig
-from megamask.errors import ConfigError, must, raise_all, unknown
+from megamask.errors import ConfigError, Removable, must, raise_all, unknown
 from megamask.hangs import HangConfig
 from megamask.masking.masker import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
@@ -165,9 +165,25 @@ class PretrainConfig:
 
 def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
     """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
-    config = tied(config)
     ds, found = ds_file.parse(deepspeed) if deepspeed else (ds_file.unwritten(config.optimizer), [])
-    found += [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
+    found += problems(config) + ds_file.problems(config.optimizer, ds)
+    if config.entropy.average is not None and ds_file.zero_stage(ds) == 3:
+        found.append("`entropy.average` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
+    per_step, views = config.packs.per_step, config.packs.views
+    if per_step >= 1 and per_step % world:
+        cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}, or {_fitting(config)}."
+        found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
+    if views > 1 and per_step >= 1 and per_step % (views * world):
+        rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
+        found.append(must("packs.views", rule, views, f"Use {_fitting(config)}."))
+    raise_all(ConfigError, found)
+    return ds
+
+
+def problems(config: PretrainConfig) -> list[str]:
+    """Sentences for what is wrong with ``config``, whatever it runs on; some of them are `Removable`."""
+    config = tied(config)
+    found = [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
     if config.steps < 1:
         found.append(must("steps", "be at least 1", config.steps))
     if not 0 <= config.seed < 2**63:
@@ -176,19 +192,12 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
     found += config.packs.problems("packs") + config.model.problems("model")
     found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
     found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
-    found += config.log.problems("log") + config.hang.problems("hang") + ds_file.problems(config.optimizer, ds)
+    found += config.log.problems("log") + config.hang.problems("hang")
     found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
     found += config.distill.problems("distill") + teachers.problems(config.teacher, config.distill, config.entropy)
-    found += _guided(config, ds) + _late(config) + _moved(config)
-    per_step, views = config.packs.per_step, config.packs.views
-    if per_step >= 1 and per_step % world:
-        cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}, or {_fitting(config)}."
-        found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
-    if views > 1 and per_step >= 1 and per_step % (views * world):
-        rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
-        found.append(must("packs.views", rule, views, f"Use {_fitting(config)}."))
+    found += _guided(config) + _late(config) + _moved(config)
     if config.init_layers is not None and config.init is None:
-        found.append("`init_layers` has no effect without `init`. Remove it or name first weights.")
+        found.append(Removable("init_layers", "has no effect without `init`", None, "Remove it or name first weights."))
     if config.init is None:
         longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
         if config.packs.length > longest:
@@ -198,8 +207,7 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
             f"`init` names {config.init}, which holds neither model.safetensors nor checkpoints/. Make it with "
             "tools/convert_from_hf.py, or name the folder of a run."
         )
-    raise_all(ConfigError, found)
-    return ds
+    return found
 
 
 def changeable(config: PretrainConfig) -> dict[str, object]:
@@ -248,22 +256,18 @@ def _is_run(folder: Path) -> bool:
     return RunFolder(folder).checkpoints.is_dir()
 
 
-def _guided(config: PretrainConfig, ds: dict[str, Any]) -> list[str]:
-    """What score, source of entropy and optimizer stage cannot do together."""
+def _guided(config: PretrainConfig) -> list[str]:
+    """What score and source of entropy cannot do together."""
     entropy, found = config.entropy, []
     if config.masking.score == "entropy" and entropy.source == "none":
         found.append("`masking.score` 'entropy' needs `entropy.source`. Name one, such as 'probe'.")
     if config.masking.score != "entropy" and entropy.source != "none":
-        found.append(
-            f"`entropy.source` {entropy.source!r} has no effect on the score {config.masking.score!r}. Set "
-            "`masking.score` to 'entropy', or remove it."
-        )
+        why = f"has no effect on the score {config.masking.score!r}"
+        found.append(Removable("entropy.source", why, "none", "Set `masking.score` to 'entropy', or remove it."))
     strategy = config.masking.entropy.strategy
     if entropy.candidates is not None and strategy not in ("high", "proportional"):
-        rule = f"be left out with the strategy {strategy!r}, which takes rows that the probe does not propose"
-        found.append(must("entropy.candidates", rule, entropy.candidates))
-    if entropy.average is not None and ds_file.zero_stage(ds) == 3:
-        found.append("`entropy.average` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
+        why = f"must be left out with the strategy {strategy!r}, which takes rows that the probe does not propose"
+        found.append(Removable("entropy.candidates", why, None))
     return found
 
 
@@ -296,7 +300,8 @@ def _late(config: PretrainConfig) -> list[str]:
     if not objective.late or masking.problems("masking") or length < 8:
         return found
     if masking.corruption.mask == 0:
-        return [*found, f"`objective.kind` {objective.kind!r} has no effect while `masking.corruption.mask` is 0."]
+        why = f"{objective.kind!r} has no effect while `masking.corruption.mask` is 0"
+        return [*found, Removable("objective.kind", why, "mlm", "Set it to 'mlm'.")]
     # the shares of a sequence that are [MASK], over the run; [CLS] and [SEP] never are
     shares = [masking.ratio(step / STEPS) * masking.corruption.mask for step in range(STEPS + 1)]
     if max(shares) * length > length - 3:

@@ -111,6 +111,30 @@ def _alike(one: str, two: str) -> float:
     return difflib.SequenceMatcher(None, one, two).ratio()
 
 
+class Removable(str):
+    """The sentence for a setting that has no effect, or does harm, under the others: "`name` <why>. <cure>".
+
+    A setting that somebody typed is refused with it. One that comes from a recipe is set to ``neutral`` instead, the
+    value with which the sentence goes away; for a section of settings, the section with which it does.
+    """
+
+    name: str
+    why: str
+    neutral: object
+
+    def __new__(cls, name: str, why: str, neutral: object, cure: str = "Remove it.") -> Removable:
+        self = super().__new__(cls, f"`{name}` {why}. {cure}")
+        self.name, self.why, self.neutral = name, why, neutral
+        return self
+
+
+def removable(config: object, parts: Iterable[str], name: str, why: str, cure: str = "Remove it.") -> list[str]:
+    """A sentence for each of the fields ``parts`` of the dataclass ``config`` that does not have its default."""
+    plain = type(config)()
+    values = {part: getattr(plain, part) for part in parts}
+    return [Removable(f"{name}.{p}", why, value, cure) for p, value in values.items() if getattr(config, p) != value]
+
+
 def raise_all(error: type[MegamaskError], problems: list[str]) -> None:
     """Raise ``error`` with all problems, or return if there are none."""
     if problems:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from megamask import ranks
 from megamask.beats import Beat, Beats, accused, place, report, waits, warn
-from megamask.errors import REQUEUE, HangError, LostError, MegamaskError, must
+from megamask.errors import REQUEUE, HangError, LostError, MegamaskError, must, removable
 from megamask.stopping import Stop
 
 TICK = 0.5
@@ -52,8 +52,8 @@ class HangConfig:
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong."""
         if self.timeout == 0:
-            default = self.longest == HangConfig.longest
-            return [] if default else [f"`{name}.longest` has no effect while `{name}.timeout` is 0. Remove one."]
+            why = f"has no effect while `{name}.timeout` is 0"
+            return removable(self, ("longest",), name, why, "Remove one.")
         if not self.timeout >= 1:
             return [must(f"{name}.timeout", "be 0, or at least 1", self.timeout)]
         if not self.longest >= self.timeout:

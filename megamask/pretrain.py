@@ -52,11 +52,14 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
         if asked.list_recipes:
             print(command.show_recipes())
             return 0
+        ds = configuration.check(asked.run, asked.deepspeed, ranks.world())
+        configuration.check_change(asked.run, asked.change)
+        if ranks.is_main():
+            for line in asked.notes:
+                print(line, file=sys.stderr)
         if asked.print_config:
             print(command.show_config(asked.run))
             return 0
-        ds = configuration.check(asked.run, asked.deepspeed, ranks.world())
-        configuration.check_change(asked.run, asked.change)
         with stop or Stop() as stop:
             finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop, asked.change)
         return 0 if finished else REQUEUE

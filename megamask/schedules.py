@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from megamask.errors import must
+from megamask.errors import Removable, must
 
 Phase = Literal["warmup", "decay"]
 """A turning point of the learning rate: the end of its warm-up, or the beginning of its decay."""
@@ -103,13 +103,15 @@ class Schedule:
             if not (low <= value <= high if closed else low < value < high):
                 found.append(must(f"{name}.{part}", f"lie in {interval}", value))
         if self.kind == "constant" and self.end is not None:
-            found.append(f"`{name}.end` has no effect on a constant schedule. Remove it or set `{name}.kind`.")
+            cure = f"Remove it or set `{name}.kind`."
+            found.append(Removable(f"{name}.end", "has no effect on a constant schedule", None, cure))
         if self.kind != "constant" and self.end is None:
             found.append(f"`{name}.end` must be given when `{name}.kind` is {self.kind!r}, but is missing.")
         if self.kind in BENT and self.middle is None:
             found.append(f"`{name}.middle` must be given when `{name}.kind` is {self.kind!r}, but is missing.")
         if self.kind not in BENT and self.middle is not None:
-            found.append(f"`{name}.middle` has an effect on a 'triangle' or 'cosine_square' schedule alone. Remove it.")
+            why = "has an effect on a 'triangle' or 'cosine_square' schedule alone"
+            found.append(Removable(f"{name}.middle", why, None))
         return found + self._problems_of_turns(name)
 
     def _problems_of_turns(self, name: str) -> list[str]:
@@ -125,9 +127,9 @@ class Schedule:
                 found.append(must(f"{name}.at", f"lie before `{name}.until` ({self.until})", self.at))
         if self.kind not in TURNING and self.at is not None:
             kinds = ", ".join(repr(kind) for kind in TURNING)
-            found.append(f"`{name}.at` has an effect on the kinds {kinds} alone. Remove it.")
+            found.append(Removable(f"{name}.at", f"has an effect on the kinds {kinds} alone", None))
         if self.kind != "ramp" and self.until is not None:
-            found.append(f"`{name}.until` has an effect on a 'ramp' schedule alone. Remove it.")
+            found.append(Removable(f"{name}.until", "has an effect on a 'ramp' schedule alone", None))
         return found
 
 
@@ -220,5 +222,6 @@ class LearningRate:
         if self.kind == "wsd" and self.warmup + self.decay > 1:
             found.append(must(f"{name}.warmup + {name}.decay", "be at most 1", self.warmup + self.decay))
         if self.kind != "wsd" and self.decay != LearningRate.decay:
-            found.append(f"`{name}.decay` has an effect on the kind 'wsd' alone. Remove it.")
+            why = "has an effect on the kind 'wsd' alone"
+            found.append(Removable(f"{name}.decay", why, LearningRate.decay))
         return found

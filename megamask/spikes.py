@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megamask.errors import NonFiniteError, must
+from megamask.errors import NonFiniteError, must, removable
 
 CURE = "Lower `optimizer.rate.peak`, lengthen `optimizer.rate.warmup`, or lower `optimizer.clip`."
 RECENT = 100
@@ -61,9 +61,8 @@ class SpikesConfig:
         found += [must(f"{name}.{part}", "be at least 1", n) for part in counts if (n := getattr(self, part)) < 1]
         if self.broken_in_100 > RECENT:
             found.append(must(f"{name}.broken_in_100", "be at most 100", self.broken_in_100))
-        for part in ("back", "rewinds") if self.policy != "rewind" else ():
-            if getattr(self, part) != getattr(SpikesConfig, part):
-                found.append(f"`{name}.{part}` has an effect on the policy 'rewind' alone. Remove it.")
+        if self.policy != "rewind":
+            found += removable(self, ("back", "rewinds"), name, "has an effect on the policy 'rewind' alone")
         return found
 
 

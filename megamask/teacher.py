@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -27,7 +27,7 @@ from megamask.engine import frozen
 from megamask.engine.frozen import Frozen
 from megamask.entropy import exact
 from megamask.entropy.source import Ask, EntropyConfig, Signal, Stateless, text_of
-from megamask.errors import ConfigError, must, raise_all
+from megamask.errors import ConfigError, Removable, must, raise_all, removable
 from megamask.hf.comparing import differences
 from megamask.hf.foreign import Foreign
 from megamask.masked_lm import MaskedLM
@@ -60,8 +60,8 @@ class TeacherConfig:
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong, with its DeepSpeed file too."""
         if self.path is None:
-            changed = [part for part in ("precision", "deepspeed", "sweep") if _differs(self, part)]
-            return [f"`{name}.{part}` has no effect without `{name}.path`. Remove it or set that." for part in changed]
+            why, cure = f"has no effect without `{name}.path`", "Remove it or set that."
+            return removable(self, ("precision", "deepspeed", "sweep"), name, why, cure)
         found = [must(f"{name}.sweep", "be at least 1", self.sweep)] if self.sweep < 1 else []
         if self.deepspeed is not None:
             found += frozen.problems(f"{name}.deepspeed", self.deepspeed)[1]
@@ -102,10 +102,8 @@ class DistillConfig:
         """Sentences for what is wrong."""
         found = self.weight.problems(f"{name}.weight", 0, 1, closed=True)
         if not self.active:
-            changed = [p for p in ("temperature", "positions", "reduction", "stored") if _differs(self, p)]
-            return found + [
-                f"`{name}.{part}` has no effect while `{name}.weight` is 0. Remove it or set that." for part in changed
-            ]
+            why, cure = f"has no effect while `{name}.weight` is 0", "Remove it or set that."
+            return found + removable(self, ("temperature", "positions", "reduction", "stored"), name, why, cure)
         if not self.temperature > 0:
             found.append(must(f"{name}.temperature", "be above 0", self.temperature))
         if self.stored is not None and self.positions == "all":
@@ -128,11 +126,9 @@ def problems(teacher: TeacherConfig, distill: DistillConfig, entropy: EntropyCon
     if teacher.path is None and learns:
         found.append("`distill.weight` above 0 needs `teacher.path` or `distill.stored`. Name one, or leave it out.")
     if teacher.path is not None and not asked and not learns:
-        found.append(
-            "`teacher.path` has no effect: neither `entropy.source` is 'teacher' nor `distill.weight` above 0"
-            + (" without `distill.stored`" if distill.stored else "")
-            + ". Remove it."
-        )
+        why = "has no effect: neither `entropy.source` is 'teacher' nor `distill.weight` above 0"
+        why += " without `distill.stored`" if distill.stored else ""
+        found.append(Removable("teacher.path", why, None))
     return found
 
 
@@ -335,7 +331,3 @@ def _fitted(model: MaskedLM, size: int) -> MaskedLM:
         weight = nn.functional.pad(weight, (0, 0, 0, lacking))
         bias = nn.functional.pad(bias, (0, lacking), value=NEVER)
     return MaskedLM(model.states, weight, bias, model.longest, model.tokenizer)
-
-
-def _differs(config: Any, part: str) -> bool:
-    return getattr(config, part) != getattr(type(config)(), part)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from megamask.errors import must
+from megamask.errors import Removable, must
 from megamask.schedules import LearningRate
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
@@ -50,10 +50,12 @@ class OptimizerConfig:
             if not 0 <= getattr(self, part) < math.inf:
                 found.append(must(f"{name}.{part}", "be 0 or more", getattr(self, part)))
         if self.kind == "muon" and self.clip:
+            why = f"must be 0 when the kind is 'muon', but is {self.clip}"
             cure = "DeepSpeed clips what Muon has already made orthogonal, which would shrink every step."
-            found.append(must(f"{name}.clip", "be 0 when the kind is 'muon'", self.clip, cure))
+            found.append(Removable(f"{name}.clip", why, 0.0, cure))
         if self.kind != "muon" and self.muon_rate != OptimizerConfig.muon_rate:
-            found.append(f"`{name}.muon_rate` has an effect on the kind 'muon' alone. Remove it.")
+            why = "has an effect on the kind 'muon' alone"
+            found.append(Removable(f"{name}.muon_rate", why, OptimizerConfig.muon_rate))
         return found
 
 

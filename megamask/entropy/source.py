@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, Measure, PackedBatch
-from megamask.errors import must
+from megamask.errors import Removable, must, removable
 
 Ask = Callable[[PackedBatch, MaskPlan], Tensor]
 """The measure (M,) of a model at the targets of a plan, in nats, without gradients and without dropout."""
@@ -84,8 +84,8 @@ class AuditConfig:
         """Sentences for what is wrong."""
         found = []
         if self.every is None:
-            changed = _changed(self, ("threshold", "patience", "fall_back"))
-            return [f"`{name}.{part}` has no effect without `{name}.every`. Remove it or set that." for part in changed]
+            why, cure = f"has no effect without `{name}.every`", "Remove it or set that."
+            return removable(self, ("threshold", "patience", "fall_back"), name, why, cure)
         if self.every < 1:
             found.append(must(f"{name}.every", "be at least 1", self.every))
         if not 0 < self.threshold < 1:
@@ -136,8 +136,8 @@ class EntropyConfig:
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong."""
         if self.source == "none":
-            changed = _changed(self, ("signal", "measure", "passes", "candidates", "average", "audit"))
-            return [f"`{name}.{p}` has no effect without `{name}.source`. Remove it or name one." for p in changed]
+            parts = ("signal", "measure", "passes", "candidates", "average", "audit")
+            return removable(self, parts, name, f"has no effect without `{name}.source`", "Remove it or name one.")
         found = self.audit.problems(f"{name}.audit") + self._without_effect(name)
         for kind in ("probe", "cache") if self.signal != "masked" else ():
             if kind in self.kinds:
@@ -161,31 +161,16 @@ class EntropyConfig:
     def _without_effect(self, name: str) -> list[str]:
         """Sentences for settings that are not their default and decide nothing."""
         asks, audits = self.source in ("exact", "teacher"), self.audit.every is not None
-        found = []
+        found: list[str] = []
         if self.source == "frequency" and not audits:
-            found += [
-                f"`{name}.{part}` has no effect on the source 'frequency' without an audit. Remove it."
-                for part in _changed(self, ("signal", "measure"))
-            ]
-        if self.passes != EntropyConfig.passes and not (self.signal == "masked" and (asks or audits)):
-            found.append(
-                f"`{name}.passes` has an effect on the signal 'masked' of 'exact', 'teacher' or an audit alone. "
-                "Remove it."
-            )
+            why = "has no effect on the source 'frequency' without an audit"
+            found += removable(self, ("signal", "measure"), name, why)
+        if not (self.signal == "masked" and (asks or audits)):
+            why = "has an effect on the signal 'masked' of 'exact', 'teacher' or an audit alone"
+            found += removable(self, ("passes",), name, why)
         if "exact" not in self.kinds:
-            found += [
-                f"`{name}.{part}` has an effect on the source 'exact' alone. Remove it."
-                for part in _changed(self, ("candidates", "average"))
-            ]
+            found += removable(self, ("candidates", "average"), name, "has an effect on the source 'exact' alone")
         if audits and (self.source == "teacher" or (asks and self.candidates is None and self.average is None)):
-            found.append(
-                f"`{name}.audit.every` has no effect on the source {self.source!r}, which would be held against "
-                "itself. Remove it."
-            )
+            why = f"has no effect on the source {self.source!r}, which would be compared with itself"
+            found.append(Removable(f"{name}.audit.every", why, None))
         return found
-
-
-def _changed(config: object, names: Sequence[str]) -> list[str]:
-    """Those of the fields ``names`` that do not have their default."""
-    plain = type(config)()
-    return [name for name in names if getattr(config, name) != getattr(plain, name)]

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import PackedBatch
-from megamask.errors import must
+from megamask.errors import Removable, must
 from megamask.masking.queue import Pieces, Queue, per_sequence
 from megamask.masking.rng import PackRng
 from megamask.masking.uniform import Stateless
@@ -74,7 +74,7 @@ class EntropyScoreConfig:
         if not 0 <= self.cap < 1:
             found.append(must(f"{name}.cap", "lie in [0, 1)", self.cap))
         if not self.standardise and self.strategy not in ("high", "low"):
-            found.append(f"`{name}.standardise` has no effect on the strategy {self.strategy!r}. Remove it.")
+            found.append(Removable(f"{name}.standardise", f"has no effect on the strategy {self.strategy!r}", True))
         return found
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import MaskPlan, PackedBatch, TokenIds
-from megamask.errors import ConfigError, DataError, NonFiniteError
+from megamask.errors import ConfigError, DataError, NonFiniteError, removable
 from megamask.masking.choose import choose
 from megamask.masking.corrupt import Corruption, corrupt
 from megamask.masking.entropy import Entropy, EntropyScoreConfig
@@ -78,13 +78,9 @@ class MaskingConfig:
         """Sentences for what is wrong."""
         found = self.ratio.problems(f"{name}.ratio", 0, 1, touch=True)
         found += self.corruption.problems(f"{name}.corruption")
-        plain = MaskingConfig()
         kind = "random masking" if self.score == "uniform" else f"the score {self.score!r}"
-        found += [
-            f"`{name}.{part}` has no effect on {kind}. Remove it or set `{name}.score`."
-            for part in UNUSED[self.score]
-            if getattr(self, part) != getattr(plain, part)
-        ]
+        cure = f"Remove it or set `{name}.score`."
+        found += removable(self, UNUSED[self.score], name, f"has no effect on {kind}", cure)
         if self.score != "uniform":
             found += self.explore.problems(f"{name}.explore", 0, 1, closed=True)
             found += getattr(self, self.score).problems(f"{name}.{self.score}")

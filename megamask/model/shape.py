@@ -14,7 +14,7 @@ from typing import Literal
 
 from megamask import records
 from megamask.batch import TokenIds
-from megamask.errors import CheckpointError, must
+from megamask.errors import CheckpointError, Removable, must
 from megamask.model.attention import Backend
 
 SHAPE = "shape.json"
@@ -190,12 +190,10 @@ class ModelConfig:
         if self.local_window < 2 or self.local_window % 2:
             found.append(must(f"{name}.local_window", "be even and at least 2", self.local_window))
         if self.preset == "bert" and self.global_every != 1:
-            found.append(f"`{name}.global_every` has an effect on the preset 'modern' alone. Remove it.")
+            found.append(Removable(f"{name}.global_every", "has an effect on the preset 'modern' alone", 1))
         if self.local_window != ModelConfig.local_window and (self.preset == "bert" or self.global_every == 1):
-            found.append(
-                f"`{name}.local_window` has an effect only where the preset is 'modern' and `{name}.global_every` is "
-                "above 1. Remove it."
-            )
+            why = f"has an effect only where the preset is 'modern' and `{name}.global_every` is above 1"
+            found.append(Removable(f"{name}.local_window", why, ModelConfig.local_window))
         if self.attention == "varlen" and self.dropout:
             found.append(must(f"{name}.dropout", f"be 0 when `{name}.attention` is 'varlen'", self.dropout))
         return found

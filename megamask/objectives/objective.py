@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from megamask.batch import Measure
-from megamask.errors import CheckpointError, ConfigError, must, raise_all
+from megamask.errors import CheckpointError, ConfigError, Removable, must, raise_all
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape
@@ -52,18 +52,19 @@ class ObjectiveConfig:
 
     def problems(self, name: str, shape: EncoderShape | None = None) -> list[str]:
         """Sentences for what is wrong, with the encoder's ``shape`` too where it is known."""
-        found = []
+        found: list[str] = []
         if self.kind != "three_ml" and self.depth is not None:
-            found.append(f"`{name}.depth` has an effect on the kind 'three_ml' alone. Remove it.")
+            found.append(Removable(f"{name}.depth", "has an effect on the kind 'three_ml' alone", None))
         if self.kind == "three_ml" and self.depth is None:
             found.append(f"`{name}.depth` must be given when `{name}.kind` is 'three_ml', but is missing.")
         if self.kind != "mae_lm" and self.decoder != DecoderConfig():
-            cure = "one stack has neither a decoder nor cross-attention" if self.late else "no decoder is there"
-            found.append(f"`{name}.decoder` has an effect on the kind 'mae_lm' alone: {cure}. Remove it.")
+            why = "one stack has neither a decoder nor cross-attention" if self.late else "no decoder is there"
+            why = f"has an effect on the kind 'mae_lm' alone: {why}"
+            found.append(Removable(f"{name}.decoder", why, DecoderConfig()))
         if self.kind == "mae_lm":
             found += self.decoder.problems(f"{name}.decoder")
         if not self.late and self.mask_vector != "shared":
-            found.append(f"`{name}.mask_vector` has no effect on the kind 'mlm'. Remove it.")
+            found.append(Removable(f"{name}.mask_vector", "has no effect on the kind 'mlm'", "shared"))
         return found + (self._misfits(name, shape) if shape else [])
 
     def _misfits(self, name: str, shape: EncoderShape) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import shutil
@@ -58,6 +59,15 @@ def test_everything_wrong_is_said_at_once(data: Path, tmp_path: Path, monkeypatc
     said(ended, CONFIG, *names, "`train_batch_size`", "`bf17`", "use 4")
     assert len(ended.err.splitlines()) == len(names) + 2
     assert not (tmp_path / "run").exists()
+
+
+def test_print_config_prints_what_can_run_and_refuses_the_rest() -> None:
+    refused = run(pretrain.main, "--print-config", "--packs.tokens", 0, "--seed", -1)
+    assert (refused.code, refused.out) == (2, "")
+    assert "`packs.tokens`" in refused.err and "`seed`" in refused.err
+    shown = run(pretrain.main, "--print-config", "--recipe", "small", "--optimizer.kind", "adamw")
+    assert shown.code == 0 and json.loads(shown.out)["optimizer"]["kind"] == "adamw"
+    assert shown.err.startswith("`optimizer.muon_rate` 10.0 of the recipe 'small' is left out")
 
 
 def test_what_a_run_or_print_config_wrote_is_read_back(finished: Path, data: Path) -> None:

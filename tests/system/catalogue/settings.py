@@ -117,7 +117,7 @@ SETTINGS = [
     *rows(
         CONFIG, set_to,
         ("no source of entropy", {"masking.score": "entropy"}, ["`masking.score` 'entropy' needs `entropy.source`"]),
-        ("a source for nothing", {"entropy.source": "probe"}, ["'probe' has no effect", "`masking.score`"]),
+        ("a source for nothing", {"entropy.source": "probe"}, ["`entropy.source` has no effect", "`masking.score`"]),
         ("no such source", {"entropy.source": "prob"}, ["'prob'", "--entropy.source", "'probe'"]),
         ("a measure of nothing", {"entropy.measure": "min"}, ["`entropy.measure` has no effect"]),
         ("a cap on nothing", {"masking.entropy.cap": 0.1}, ["`masking.entropy` has no effect on random masking"]),

@@ -88,7 +88,8 @@ def test_a_sequence_keeps_a_token_and_has_a_target(config):
     # what is not [MASK] stays in sight
     assert found(30 / 32, mix=Corruption(0.5, 0.5, 0.0)) == ()
     (none,) = found(0.5, mix=Corruption(0.0, 1.0, 0.0))
-    assert none == f"`objective.kind` {config.kind!r} has no effect while `masking.corruption.mask` is 0."
+    why = f"{config.kind!r} has no effect while `masking.corruption.mask` is 0"
+    assert none == f"`objective.kind` {why}. Set it to 'mlm'."
 
 
 def test_dropout_of_a_decoder_needs_attention_that_can_drop():
