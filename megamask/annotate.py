@@ -39,13 +39,16 @@ from megamask.entropy.source import Signal
 from megamask.errors import ConfigError, DataError, must, raise_all
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
-from megamask.parts import Part, Worker
+from megamask.parts import Part, Report, Worker
 from megamask.precision import Precision, Setting
 from megamask.schedules import Schedule
 from megamask.teacher import DistillConfig, Teacher, TeacherConfig
 
-ROWS, WINDOWS = 8192, 64
-"""Rows of a pass, about, and passes in a part of the entropies."""
+ROWS = 8192
+"""Rows of a window, about: a window goes through the teacher at once."""
+PARTS, LARGEST = 256, 64
+"""Parts that a text is cut into, and the most windows of one. Small parts keep all processes busy up to the end, and
+little is lost with a kill."""
 # part of the identity of a result: change it with whatever changes the bytes that are written
 METHOD = 1
 
@@ -94,14 +97,14 @@ def entropies(config: EntropyAnnotation) -> Path:
     facts = _facts(config, splits[0])
     if all(shards.sidecar_facts("entropy") == facts for shards in splits):
         return config.data
-    identity = _identity({"facts": facts, "text": splits[0].fingerprint, "rows": [ROWS, WINDOWS]})
+    identity = _identity({"facts": facts, "text": splits[0].fingerprint, "rows": [ROWS, PARTS, LARGEST]})
     # named after what is asked, so that what is finished of another request stays
     with working.folder(config.data / f".entropy-{identity[:16]}.partial", identity, config.data) as work:
         by_shard = {shards.split: list(_entropy_parts(shards, config.length)) for shards in splits}
         every = [part for some in by_shard.values() for each in some for part in each]
-        parts.make(every, work, partial(_entropy_worker, config), config.workers, "entropies")
+        parts.make(every, work, partial(_entropy_worker, config), config.workers, "entropies", "token")
         for shards in splits:
-            joined = (parts.joined([name for name, _ in each], work) for each in by_shard[shards.split])
+            joined = (parts.joined([part.name for part in each], work) for each in by_shard[shards.split])
             write_sidecar(config.data, "entropy", shards.split, joined, facts)
     return config.data
 
@@ -129,13 +132,15 @@ def _facts(config: EntropyAnnotation, shards: Shards) -> dict[str, Any]:
 
 def _entropy_parts(shards: Shards, length: int) -> Iterator[list[Part]]:
     """The parts of each shard: runs of windows of its pieces, in the order of the text, numbered over all shards."""
+    by_shard = [list(packing.windows(iter([pieces]), ROWS)) for pieces in packing.pieces(shards, length)]
+    most = min(max(1, sum(map(len, by_shard)) // PARTS), LARGEST)
     number = 0
-    for shard, pieces in zip(shards.names, packing.pieces(shards, length), strict=True):
-        some = list(packing.windows(iter([pieces]), ROWS))
+    for shard, some in zip(shards.names, by_shard, strict=True):
         tasks: list[Part] = []
-        for begin in range(0, len(some), WINDOWS):
-            run = some[begin : begin + WINDOWS]
-            tasks.append((f"{shard}-{begin // WINDOWS:06d}", (shards.split, number, run)))
+        for begin in range(0, len(some), most):
+            run = some[begin : begin + most]
+            tokens = sum(int(sizes.sum()) for _, sizes in run)
+            tasks.append(Part(f"{shard}-{begin // most:06d}", (shards.split, number, run), tokens))
             number += len(run)
         yield tasks
 
@@ -150,8 +155,8 @@ def _entropy_worker(config: EntropyAnnotation) -> Worker:
     )
     top = top_of(config.measure, ids.size)
 
-    def make(told: tuple[Split, int, list[Pieces]]) -> list[np.ndarray]:
-        split, first, some = told
+    def make(task: tuple[Split, int, list[Pieces]], report: Report) -> list[np.ndarray]:
+        split, first, some = task
         shards = train if split == "train" else Shards.open(config.data, split)
         found = []
         for number, window in enumerate(some, start=first):
@@ -160,6 +165,7 @@ def _entropy_worker(config: EntropyAnnotation) -> Worker:
             said = teacher.entropies([batch], config.signal, config.passes, config.measure, seed=0)[0]
             codes = to_bytes(said, top) * batch.maskable  # special tokens in the text are never masked
             found.append(codes[text].cpu().numpy())
+            report(len(text))
         return [np.concatenate(found)]
 
     return make
@@ -242,10 +248,10 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
     with working.folder(work, identity, output):
         count = manifest["packs"]
         tasks: list[Part] = [
-            (f"part-{n:05d}", range(n * stored.PART, min((n + 1) * stored.PART, count)))
-            for n in range(-(-count // stored.PART))
+            Part(f"part-{n:05d}", numbers, len(numbers)) for n, numbers in enumerate(_cut(range(count), stored.PART))
         ]
-        parts.make(tasks, work, partial(_sample_worker, config, data, how.draws), how.workers, "samples", stored.KINDS)
+        worker = partial(_sample_worker, config, data, how.draws)
+        parts.make(tasks, work, worker, how.workers, "samples", "pack", stored.KINDS)
         # the teacher's samples appear whole, by a rename
         ready = work.with_name(f".{output.name}.ready")
         shutil.rmtree(ready, ignore_errors=True)
@@ -257,6 +263,10 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
         (ready / "manifest.json").write_text(json.dumps(manifest | {"files": files}, indent=1) + "\n")
         ready.rename(output)
     return output
+
+
+def _cut(numbers: range, size: int) -> Iterator[range]:
+    return (numbers[begin : begin + size] for begin in range(0, len(numbers), size))
 
 
 def _sample_problems(config: PretrainConfig, how: SampleAnnotation) -> list[str]:
@@ -288,15 +298,15 @@ def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
         progress = batch.number // sizes.per_step / config.steps
         return masker(batch, progress=progress, rng=PackRng(config.seed, batch.number))
 
-    def make(numbers: range) -> Sequence[np.ndarray]:
+    def make(numbers: range, report: Report) -> Sequence[np.ndarray]:
         found = []
-        for begin in range(0, len(numbers), config.teacher.sweep):
-            some = numbers[begin : begin + config.teacher.sweep]
+        for some in _cut(numbers, config.teacher.sweep):
             batches = [packs.batch(number).to(ranks.device()) for number in some]
             softs = teacher.targets(batches, [plan_of(batch) for batch in batches], 0.0)
             for number, soft in zip(some, softs, strict=True):
                 assert soft is not None
                 found.append(stored.sample(soft, draws, PackRng(config.seed, number, stored.PURPOSE)))
+            report(len(some))
         return stored.arrays(found, ids.size)
 
     return make

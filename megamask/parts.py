@@ -1,6 +1,6 @@
 """Work in parts, by any number of processes, that goes on after a kill.
 
-A part is a function of what it is told, and its arrays are files; it counts once a record of their hashes is written.
+A part is a function of what it is given, and its arrays are files; it counts once a record of their hashes is written.
 On a CPU every process computes in one thread, since sums depend on how they are shared out: so the bytes do not depend
 on the number of processes. Each GPU gets its share of the processes.
 """
@@ -9,24 +9,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from megamask import records
 from megamask import work as working
 from megamask.data.shards import file_hash, save_array
 from megamask.errors import must
+from megamask.progress_bar import ProgressBar
 
-Part = tuple[str, Any]
-"""The name of a part's files, and what its worker must know of it."""
-Worker = Callable[[Any], Sequence[np.ndarray]]
-"""Makes the arrays of a part."""
+POLL = 1.0
+"""Seconds between two looks at how far the worker processes are."""
+
+
+class Part(NamedTuple):
+    """The name of a part's files, what its worker must know of it, and how many units of work it is."""
+
+    name: str
+    task: Any
+    size: int
+
+
+Report = Callable[[int], None]
+"""Adds units of work to those that are done."""
+Worker = Callable[[Any, Report], Sequence[np.ndarray]]
+"""Makes the arrays of a part; reports its units of work as they are done, their sum is the part's size."""
 
 
 def make(
@@ -35,53 +47,79 @@ def make(
     worker: Callable[[], Worker],
     workers: int,
     label: str,
+    unit: str,
     kinds: Sequence[str] = ("",),
 ) -> None:
-    """Make every part that is not finished; its arrays lie in ``work`` as NAME.npy, or NAME.KIND.npy for each kind."""
-    missing = [part for part in parts if not _finished(work, part[0], kinds)]
-    with tqdm(total=len(parts), initial=len(parts) - len(missing), unit="part", desc=label, disable=None) as bar:
-        for _ in _done(missing, work, worker, workers, kinds):
-            bar.update()
+    """Make every part that is not finished; its arrays lie in ``work`` as NAME.npy, or NAME.KIND.npy for each kind.
 
-
-def _done(missing: Sequence[Part], work: Path, worker: Callable[[], Worker], workers: int, kinds) -> Iterator[None]:
+    Progress is shown as ``label``, in units of work, each one ``unit``.
+    """
+    missing = [part for part in parts if not _finished(work, part.name, kinds)]
+    total = sum(part.size for part in parts)
+    done = total - sum(part.size for part in missing)
     gpus = torch.cuda.device_count()
     workers = min(workers or gpus or len(os.sched_getaffinity(0)), max(1, len(missing)))
-    if not missing:
-        return
-    if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            act = worker()
-            for name, told in missing:
-                _save(work, name, act(told), kinds)
-                yield
-        finally:
-            torch.set_num_threads(threads)
-        return
-    with working.processes(workers, _start, worker, working.SPAWN.Value("i", 0), gpus) as pool:
-        for future in as_completed([pool.submit(_work_on, work, name, told, kinds) for name, told in missing]):
-            future.result()
-            yield
+    with ProgressBar(label, total, unit, done=done) as bar:
+        if workers > 1:
+            _make_in_processes(missing, work, worker, workers, kinds, bar)
+        elif missing:
+            _make_here(missing, work, worker, kinds, bar)
+
+
+def _make_here(
+    missing: Sequence[Part], work: Path, worker: Callable[[], Worker], kinds: Sequence[str], bar: ProgressBar
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        act = worker()
+        for part in missing:
+            _save(work, part.name, act(part.task, bar.update), kinds)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _make_in_processes(
+    missing: Sequence[Part],
+    work: Path,
+    worker: Callable[[], Worker],
+    workers: int,
+    kinds: Sequence[str],
+    bar: ProgressBar,
+) -> None:
+    before, units, number = bar.done, working.SPAWN.Value("q", 0), working.SPAWN.Value("i", 0)
+    with working.processes(workers, _start, worker, number, units, torch.cuda.device_count()) as pool:
+        pending = {pool.submit(_work_on, work, part, kinds) for part in missing}
+        while pending:
+            # units come in more often than parts, and a line may be due while none does
+            finished, pending = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
+            bar.move_to(before + units.value)
+            for future in finished:
+                future.result()
 
 
 _mine: Worker | None = None
+_units: Any = None
 
 
-def _start(worker: Callable[[], Worker], count: Any, gpus: int) -> None:
+def _start(worker: Callable[[], Worker], count: Any, units: Any, gpus: int) -> None:
     """In a worker process: take a device, and begin."""
-    global _mine
+    global _mine, _units
     torch.set_num_threads(1)
     with count.get_lock():
         number, count.value = count.value, count.value + 1
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": str(number % gpus if gpus else 0)}
-    _mine = worker()
+    _mine, _units = worker(), units
 
 
-def _work_on(work: Path, name: str, told: Any, kinds: Sequence[str]) -> None:
+def _report(count: int) -> None:
+    with _units.get_lock():
+        _units.value += count
+
+
+def _work_on(work: Path, part: Part, kinds: Sequence[str]) -> None:
     assert _mine is not None
-    _save(work, name, _mine(told), kinds)
+    _save(work, part.name, _mine(part.task, _report), kinds)
 
 
 def _files(name: str, kinds: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from megamask import annotate, parts, stored
-from megamask.annotate import EntropyAnnotation, SampleAnnotation, entropies, samples, window_batch
+from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, entropies, samples, window_batch
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
 from megamask.config import PacksConfig, PretrainConfig
 from megamask.data import packs as packing
@@ -35,6 +35,7 @@ from megamask.model.head import Head
 from megamask.model.shape import ModelConfig
 from megamask.model.vocabulary import token_stats
 from megamask.objectives.mlm import MLM
+from megamask.progress_bar import ProgressBar
 from megamask.schedules import Schedule
 from megamask.stored import Stored, counted, needed
 from megamask.teacher import DistillConfig, Teacher, TeacherConfig
@@ -68,7 +69,7 @@ def data(tmp_path, monkeypatch) -> Path:
             tokens[(tokens > 1) & (tokens < len(SPECIAL))] = 7
     sharding.write(folder, tokenizer(), units, facts={}, shard_tokens=100)
     monkeypatch.setattr(annotate, "ROWS", 64)
-    monkeypatch.setattr(annotate, "WINDOWS", 2)
+    monkeypatch.setattr(annotate, "PARTS", 3)
     return folder
 
 
@@ -428,3 +429,51 @@ def test_the_tool_takes_the_flags_of_the_run(run, data, teacher, tmp_path, capsy
     assert annotate_targets.main([*flags, "--draws", "256"]) == ConfigError.exit_code
     said = capsys.readouterr().err
     assert "`draws` must lie between 1 and 255" in said and "`distill.weight` is 0" in said
+
+
+# ---- parts and progress
+
+
+def test_units_of_work_add_up_to_the_size_of_the_parts(config, data, run, monkeypatch):
+    """The time left is right only if what is reported is what was promised."""
+    reported: list[int] = []
+    total: list[int] = []
+
+    class Bar(ProgressBar):
+        def __init__(self, label, size=None, unit="step", *, done=0):
+            super().__init__(label, size, unit, done=done)
+            total.append(size)
+
+        def update(self, count=1):
+            reported.append(count)
+
+    monkeypatch.setattr(parts, "ProgressBar", Bar)
+    entropies(config)
+    shards = [Shards.open(data, split) for split in SPLITS]
+    assert total == [sum(each.tokens for each in shards)] == [sum(reported)]
+    assert len(reported) > len(SPLITS)  # per window, not once at the end
+    total.clear(), reported.clear()
+    samples(run, data, HOW)
+    assert total == [needed(run)] == [sum(reported)]
+
+
+def test_a_text_is_cut_into_as_many_parts_whatever_its_size(data, monkeypatch):
+    """Few large parts would leave all processes but one idle at the end, and lose much with a kill."""
+    shards = Shards.open(data)
+    windows = [w for pieces in packing.pieces(shards, LENGTH) for w in packing.windows(iter([pieces]), annotate.ROWS)]
+
+    def sizes(parts, largest=LARGEST):
+        monkeypatch.setattr(annotate, "PARTS", parts)
+        monkeypatch.setattr(annotate, "LARGEST", largest)
+        made = [part for some in annotate._entropy_parts(shards, LENGTH) for part in some]
+        # the windows and their numbers are the same however they are shared out
+        numbered = [(first + n, w) for _, (_, first, some), _ in made for n, w in enumerate(some)]
+        assert [number for number, _ in numbered] == list(range(len(windows)))
+        for (_, one), other in zip(numbered, windows, strict=True):
+            assert all(map(np.array_equal, one, other))
+        return [len(part.task[2]) for part in made]
+
+    assert len(windows) > 5
+    assert set(sizes(256)) == {1}
+    assert max(sizes(2)) == len(windows) // 2
+    assert max(sizes(1, largest=2)) == 2
