@@ -25,17 +25,19 @@ from typing import Literal, get_args
 
 from megamask import work as working
 from megamask.data import encoding, local_text, shards, tagger, text
-from megamask.data.intake import REASONS, Intake
-from megamask.data.shards import Shards, Split
+from megamask.data.inputs import find
+from megamask.data.intake import EMPTY, REASONS, Intake, say
+from megamask.data.shards import INPUT_FILES, Shards, Split
+from megamask.data.sources import Source
 from megamask.data.tagger import Tagger
-from megamask.data.text import Reading, Source
+from megamask.data.text import Reading
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load, token_ids
 from megamask.data.tokenizer_training import Kind, train
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 
 VOCAB_SIZE = 32_768
 # part of the identity of a result: change it with whatever changes the bytes that are written
-METHOD = 1
+METHOD = 2
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class PrepareConfig:
     """What to prepare, and how."""
 
     input: tuple[str, ...]
-    """Files (.txt, .jsonl, .parquet, .conllu, each also .gz, .xz, .zst), folders of them, or data sets as
-    NAME[:CONFIG]."""
+    """Files (.txt, .jsonl, .json, .csv, .tsv, .parquet, .conllu, each also .gz, .bz2, .xz, .zst), folders of them, or
+    data sets as NAME[:CONFIG]."""
     output: Path
     """The folder to make."""
     tokenizer: str = "wordpiece"
@@ -58,14 +60,18 @@ class PrepareConfig:
     """Bytes of text, drawn from all train documents, that a new tokenizer learns from."""
     valid_share: float = 0.005
     """Share of documents, chosen by their hash, that make the validation split."""
+    exclude: tuple[str, ...] = ()
+    """Files of folders to leave out: patterns such as 'README*' or '*.pdf' for a name, or a path below the folder."""
     documents: text.Documents = "blocks"
-    """In .txt files: a document per block between blank lines, or per file; in .conllu files `# newdoc` or file."""
+    """In .txt files: a document per block between blank lines, per line, or per file; in .conllu files `# newdoc` or
+    file."""
     text_field: str = "text"
-    """The field of .jsonl records and column of .parquet files and data sets that holds the text."""
+    """The field of JSON records and column of .csv, .tsv and .parquet files and data sets that holds the text."""
     dataset_split: str = "train"
     """The split of a data set that is read."""
     on_bad_document: Literal["stop", "skip"] = "stop"
-    """What to do at a document that cannot be read: stop with its place, or count it and go on."""
+    """What to do at a document that cannot be read, or a file without one: stop with its place, or count it and go
+    on."""
     bad_share: float = 0.001
     """Share of the documents read so far (of 10,000, if there are fewer) that `skip` may count until it stops too."""
     tags: str | None = None
@@ -106,7 +112,7 @@ class PrepareConfig:
         """What the result depends on, beside the text."""
         without = asdict(self)
         # of tags the sidecar's facts speak; by the share nothing is decided but whether there is a result
-        for name in ("input", "output", "workers", "tags", "bad_share"):
+        for name in ("input", "exclude", "output", "workers", "tags", "bad_share"):
             del without[name]
         return without | {"vocab_size": self.vocab_size or (VOCAB_SIZE if self.trains else None)}
 
@@ -120,8 +126,13 @@ def prepare(config: PrepareConfig) -> Path:
     existing = None if config.trains else load(config.tokenizer)
     if existing:
         token_ids(existing)
-    sources = text.find(config.input)
+    inputs = find(config.input, exclude=config.exclude, skip_empty=config.on_bad_document == "skip")
+    sources = inputs.sources
     reading = Reading(config.documents, config.text_field, config.dataset_split)
+    raise_all(DataError, text.problems(sources, reading))
+    for line in (inputs.sentence(), *inputs.remarks()):
+        if line:
+            say(line)
     intake = Intake(sources, reading, config.on_bad_document, config.bad_share, config.valid_share)
     tags = _tag_facts(config, sources)
     request = {
@@ -139,7 +150,8 @@ def prepare(config: PrepareConfig) -> Path:
             tokenizer = existing or _tokenizer(config, intake, work)
             read: Counter[str] = Counter()
             encoding.encode(intake.documents(read, "encoding"), tokenizer, work, config.workers, config.tags)
-            facts = request | {"request": identity, "read": dict(sorted(read.items()))}
+            files = inputs.facts() | {"empty": read.pop(EMPTY)}
+            facts = request | {"request": identity, "read": dict(sorted(read.items())), INPUT_FILES: files}
             _publish(config, tokenizer, work, facts=facts, tags=tags)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
@@ -154,7 +166,7 @@ def _tag_facts(config: PrepareConfig, sources: list[Source]) -> dict | None:
         return None
     if config.tags != tagger.GIVEN:
         return Tagger.load(config.tags).facts
-    without = [source.name for source in sources if not source.path or text.kind_of(source.path) != ".conllu"]
+    without = [source.name for source in sources if source.kind != ".conllu"]
     raise_all(
         DataError,
         [
@@ -215,17 +227,26 @@ def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: 
     written = shards.read_manifest(ready)["splits"]
     for split in splits:
         if not written[split]["tokens"]:
-            count = sum(found["documents"] for found in written.values())
-            raise DataError(
-                f"None of the {count} documents fell into the split {split!r}: "
-                + must("valid_share", "be larger, or 0" if split == "valid" else "be smaller", config.valid_share)
-            )
+            raise DataError(_empty_split(split, sum(found["documents"] for found in written.values()), config))
     for split in splits if tags else ():
         sizes = [shard["tokens"] for shard in written[split]["shards"]]
         shards.write_sidecar(ready, "tags", split, encoding.tags_of(work, split, sizes), tags)
     if config.output.exists():
         config.output.rmdir()  # it is empty
     ready.rename(config.output)
+
+
+def _empty_split(split: Split, documents: int, config: PrepareConfig) -> str:
+    """The sentence for a split without documents."""
+    if documents == 1:
+        return (
+            "The text is one document, and two splits need two. Cut it into documents (`--documents`: blocks between "
+            "blank lines, or lines), or set `valid_share` to 0."
+        )
+    rule = "be larger, or 0" if split == "valid" else "be smaller"
+    return f"None of the {documents} documents fell into the split {split!r}: " + must(
+        "valid_share", rule, config.valid_share
+    )
 
 
 # ---- text that is always there

@@ -26,6 +26,11 @@ def main(args: list[str] | None = None) -> int:
     read = train.manifest["read"]
     dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in read.items() if why != "documents")
     print(f"{folder}: {read['documents']} documents read ({dropped})")
+    files = train.manifest["input_files"]
+    left_out = [f"{tally['files']} {ending} passed over" for ending, tally in files["passed_over"].items()]
+    left_out += [f"{files[why]} {why}" for why in ("empty", "excluded", "hidden") if files[why]]
+    if left_out:
+        print(f"  files: {', '.join(left_out)}")
     for split, found in train.manifest["splits"].items():
         print(f"  {split}: {found['documents']} documents, {found['tokens']} tokens")
     tags = train.sidecar_facts("tags")

@@ -23,6 +23,8 @@ from megamask import ranks
 from megamask.batch import TokenIds
 from megamask.bench.measure import BenchConfig, Clock, Round, Variant, is_text
 from megamask.data import text, tokenizer
+from megamask.data.formats.lines import Bad
+from megamask.data.inputs import find
 from megamask.data.shards import Shards
 from megamask.errors import DataError
 from megamask.model.shape import EncoderShape
@@ -85,10 +87,10 @@ def documents(shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
 def lines(path: Path, shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
     """The ids of each line of a raw text that is not blank; raises DataError."""
     said = tokenizer.load(shards.folder / "tokenizer")
-    for source in text.find([str(path)]):
+    for source in find([str(path)]).sources:
         with source.open() as raw:
             for found in text.documents(source, text.Reading(), raw):
-                if isinstance(found, text.Bad):
+                if isinstance(found, Bad):
                     raise DataError(found.problem)
                 raw_text = found if isinstance(found, str) else found.text
                 yield from said.encode([line for line in text.normalise(raw_text).splitlines() if line.strip()])

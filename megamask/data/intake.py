@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import heapq
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Literal
-
-from tqdm import tqdm
 
 from megamask.data import text
 from megamask.data.conllu import Tagged
+from megamask.data.formats.lines import Bad
 from megamask.data.shards import Split
+from megamask.data.sources import Source
 from megamask.data.tagger import Words
-from megamask.data.text import Bad, Reading, Source
+from megamask.data.text import Reading
 from megamask.errors import DataError
+from megamask.progress_bar import ProgressBar
 
 FEW = 10_000
 """Documents below which `bad_share` is of this many."""
 REASONS = ("bad", "blank", "duplicate")
 """Why a document is not kept."""
+SKIP = "(`on_bad_document` skip would count it and go on.)"
+EMPTY = "empty_files"
+"""The count of files without a document."""
+MANY_LINES = 1000
+"""Lines of a document from a .txt file that seem to be a document each."""
+
+
+def say(line: str) -> None:
+    """Write a line to stderr. Output that cannot be written is dropped: it must not end the work."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -43,21 +57,24 @@ class Intake:
     on_bad_document: Literal["stop", "skip"]
     bad_share: float
     valid_share: float
+    warned: set[str] = field(default_factory=set)
+    """Warnings that were given: the text may be read twice."""
 
     def documents(self, counts: Counter[str], label: str) -> Iterator[Document]:
         """Each document that is kept; ``counts`` says what became of all. Holds about 100 bytes for each.
 
         Raises DataError at a bad one, or at too many.
         """
-        counts.update(dict.fromkeys(("documents", *REASONS), 0))
+        counts.update(dict.fromkeys(("documents", *REASONS, EMPTY), 0))
         seen: set[bytes] = set()
-        for found in self._read(label):
+        for source, found in self._read(label, counts):
             counts["documents"] += 1
             if isinstance(found, Bad):
                 counts["bad"] += 1
                 self._bear(found, counts)
                 continue
             clean, words = (found.text, found.words) if isinstance(found, Tagged) else (text.normalise(found), None)
+            self._warn_of_lines(source, clean)
             digest = text.digest(clean)
             if not clean:
                 counts["blank"] += 1
@@ -68,27 +85,49 @@ class Intake:
                 split: Split = "valid" if text.is_valid(digest, self.valid_share) else "train"
                 yield Document(digest, split, clean, words)
 
+    def _warn_of_lines(self, source: Source, clean: str) -> None:
+        """Say once that a document seems to be many, one a line."""
+        if source.kind != ".txt" or self.reading.documents != "blocks" or "lines" in self.warned:
+            return
+        count = clean.count("\n") + 1
+        if count > MANY_LINES:
+            self.warned.add("lines")
+            say(
+                f"{source.path} has a document of {count:,} lines: no blank line stands between them. "
+                "`--documents lines` makes each line a document."
+            )
+
     def _bear(self, found: Bad, counts: Counter[str]) -> None:
         """Raise DataError unless a bad document may be left out."""
         if self.on_bad_document == "stop":
-            raise DataError(f"{found.problem} (`on_bad_document` skip would count it and go on.)")
+            raise DataError(f"{found.problem} {SKIP}")
         if counts["bad"] > self.bad_share * max(counts["documents"], FEW):
             raise DataError(
                 f"{found.problem} It is the {counts['bad']}. bad one of {counts['documents']} documents, more than "
                 f"`bad_share` ({self.bad_share:g}) allows."
             )
 
-    def _read(self, label: str) -> Iterator[str | Tagged | Bad]:
-        """Every document as it stands, under a bar that moves by the bytes of its files."""
+    def _read(self, label: str, counts: Counter[str]) -> Iterator[tuple[Source, str | Tagged | Bad]]:
+        """Every document as it stands, with its source. Shows how many bytes of the files are read.
+
+        Counts files without a document; DataError at one unless bad documents are skipped.
+        """
         size = sum(source.size for source in self.sources)
         done = 0
-        with tqdm(total=size or None, unit="B", unit_scale=True, desc=label, disable=None) as bar:
+        with ProgressBar(label, size or None, "byte" if size else "document") as bar:
             for source in self.sources:
+                before = counts["documents"]
                 with source.open() as raw:
                     for found in text.documents(source, self.reading, raw):
-                        yield found
-                        if raw is not None and not raw.closed:
-                            bar.update(done + raw.tell() - bar.n)
+                        yield source, found
+                        if raw is None:
+                            bar.update(0 if size else 1)
+                        elif not raw.closed:
+                            bar.move_to(done + raw.tell())
+                if source.is_file and counts["documents"] == before:
+                    if self.on_bad_document == "stop":
+                        raise DataError(f"{source.path} holds no document. {SKIP}")
+                    counts[EMPTY] += 1
                 done += source.size
 
     def sample(self, size: int) -> list[str]:

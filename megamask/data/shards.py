@@ -58,6 +58,10 @@ def id_type(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 - 1 else np.uint32)
 
 
+INPUT_FILES = "input_files"
+"""The key of the manifest for which files were read and which were passed over."""
+
+
 @dataclass(frozen=True)
 class Shards:
     """One split of a prepared folder, opened read-only."""
@@ -96,8 +100,11 @@ class Shards:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of what the manifest says, sidecars aside: the same for the same text, tokenizer and settings."""
-        content = {key: value for key, value in self.manifest.items() if key != "sidecars"}
+        """sha256 of what the manifest says: the same for the same text, tokenizer and settings.
+
+        Sidecars are left out, and what was beside the text when it was read.
+        """
+        content = {key: value for key, value in self.manifest.items() if key not in ("sidecars", INPUT_FILES)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @cached_property

@@ -19,6 +19,7 @@ from megamask import building, checkpoint, config, log, masked_lm, provenance, r
 from megamask.batch import Layout, PackedBatch, TokenIds
 from megamask.checkpoint import RunFolder
 from megamask.data import shards, text, tokenizer
+from megamask.data.inputs import find
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
@@ -249,12 +250,14 @@ def _texts(folder: Path) -> list[str]:
     words = "1\tA\ta\tNOUN\t_\t_\t0\troot\t_\t_\n2-3\tdu\t_\t_\t_\t_\t_\t_\t_\tSpaceAfter=No\n"
     words += "2\tde\t_\tADP\t_\t_\t_\t_\t_\t_\n3\tle\t_\tDET\t_\t_\t_\t_\t_\t_\n\n"
     (folder / "f.conllu").write_text(f"# newdoc\n{words}# newpar\n{words}")
-    return ["a.jsonl", "b.txt", "c.jsonl.gz", "d.txt.xz", "e.jsonl.zst", "f.conllu"]
+    (folder / "g.json").write_text(json.dumps([{"text": one, "more": [1, {"a": None}]} for one in TEXT], indent=1))
+    (folder / "h.csv").write_text("id,text\n" + "".join(f'{n},"{one}, ""and""\nmore"\n' for n, one in enumerate(TEXT)))
+    return ["a.jsonl", "b.txt", "c.jsonl.gz", "d.txt.xz", "e.jsonl.zst", "f.conllu", "g.json", "h.csv"]
 
 
 def _read_texts(folder: Path) -> None:
-    for reading in (text.Reading(), text.Reading(documents="files")):
-        for source in text.find([str(folder)]):
+    for reading in (text.Reading(), text.Reading(documents="lines"), text.Reading(documents="files")):
+        for source in find([str(folder)]).sources:
             with source.open() as raw:
                 for found in text.documents(source, reading, raw):
                     clean = found if isinstance(found, str) else getattr(found, "text", "")

@@ -24,7 +24,9 @@ import torch
 from megamask import checkpoint, config, records
 from megamask.batch import TokenIds
 from megamask.data import manifest, packs, shards, text, tokenizer
+from megamask.data.formats import compression, lines
 from megamask.data.shards import Shards
+from megamask.data.sources import Source
 from megamask.errors import MegamaskError
 from megamask.hf import importing
 from megamask.masking.corrupt import Corruption
@@ -64,7 +66,7 @@ CONTROLS = {
     "run folder": (records, "parse_json", json.loads),
     "settings": (config, "ValidationError", KeyboardInterrupt),
     "deepspeed file": (records, "parse_json", json.loads),
-    "text": (text.zlib, "error", KeyboardInterrupt),
+    "text": (compression, "DAMAGED", KeyboardInterrupt),
     "model": (importing, "SafetensorError", KeyboardInterrupt),
     "first weights": (importing, "SafetensorError", KeyboardInterrupt),
     "tokenizer": (tokenizer, "_refusing", lambda what: nullcontext()),
@@ -190,7 +192,7 @@ def test_where_a_read_ends_makes_no_difference(name: str, tmp_path: Path) -> Non
     """Split at every byte; and cut short at every byte it is still read, or named."""
     raw = gzip.compress(LINES, mtime=0) if name.endswith("gz") else LINES
     (tmp_path / name).write_bytes(raw)
-    source = text.Source(name, tmp_path / name)
+    source = Source(name, tmp_path / name)
     whole = list(text.documents(source, text.Reading(), io.BytesIO(raw)))
     if name.startswith("a.jsonl"):
         said = [getattr(found, "problem", found) for found in whole]
@@ -205,11 +207,11 @@ def test_where_a_read_ends_makes_no_difference(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.txt.gz"])
 def test_a_line_without_end_is_named_and_not_held(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "LONGEST", 1000)
+    monkeypatch.setattr(lines, "LONGEST", 1000)
     after = b'\n\n{"text": "good"}\n'
     raw = b"x" * 10_000 + after
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
-    source = text.Source(name, tmp_path / name)
+    source = Source(name, tmp_path / name)
     with source.open() as opened:
         bad, good = text.documents(source, text.Reading(), opened)
     assert "is longer than" in bad.problem and "line 1 (byte 0)" in bad.problem
@@ -217,7 +219,7 @@ def test_a_line_without_end_is_named_and_not_held(name: str, tmp_path: Path, mon
     many = tmp_path / "many.txt"
     many.write_bytes(b"a line\n" * 1000 + b"\nnext")
     with many.open("rb") as opened:
-        bad, good = text.documents(text.Source("many.txt", many), text.Reading(), opened)
+        bad, good = text.documents(Source("many.txt", many), text.Reading(), opened)
     assert "is longer than" in bad.problem and good == "next"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 from megamask import prepare as preparing
 from megamask import work
 from megamask.data import encoding, local_text, tagger, text
+from megamask.data.inputs import find
 from megamask.data.intake import Intake
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import load
@@ -210,7 +212,7 @@ def test_the_tokenizer_learns_from_a_sample_that_does_not_depend_on_order(config
     small = change(config, tokenizer_bytes=20_000)
 
     def text_of(c):
-        return Intake(text.find(c.input), text.Reading(), "stop", 0.001, c.valid_share).sample(c.tokenizer_bytes)
+        return Intake(find(c.input).sources, text.Reading(), "stop", 0.001, c.valid_share).sample(c.tokenizer_bytes)
 
     sample = text_of(small)
     assert 0 < sum(len(t.encode()) for t in sample) <= 20_000
@@ -372,3 +374,66 @@ def test_input_without_tags_and_an_unknown_pipeline_are_refused(tagged, corpus):
     with pytest.raises(ConfigError, match="`tags`"):
         prepare(change(tagged, tags="no_such_pipeline"))
     assert not tagged.output.exists()
+
+
+# ---- what is read
+
+
+def test_files_that_are_read_and_passed_over_stand_in_the_manifest(config, corpus, tmp_path, capsys):
+    fingerprint = Shards.open(prepare(config)).fingerprint
+    (corpus / "notes.md").write_text("notes")
+    (corpus / ".hidden").write_text("x")
+    again = Shards.open(prepare(change(config, output=tmp_path / "again")))
+    assert again.manifest["input_files"] == {
+        "read": {p.suffix: {"files": 1, "bytes": p.stat().st_size} for p in (corpus / "a.jsonl", corpus / "b.txt")},
+        "passed_over": {".md": {"files": 1, "bytes": 5}}, "hidden": 1, "excluded": 0, "empty": 0,
+    }  # fmt: skip
+    assert "passed over 1 .md (5.00B); 1 hidden." in capsys.readouterr().err
+    # the text is the same
+    assert again.fingerprint == fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("c.jsonl", b""), ("c.txt.gz", gzip.compress(b" \n")), ("c.json", b"[]")]
+)
+def test_a_file_without_a_document_is_refused_or_counted(config, corpus, name, content):
+    (corpus / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} (is empty|holds no document)\. \(`on_bad_document` skip"):
+        prepare(config)
+    manifest = Shards.open(prepare(change(config, on_bad_document="skip"))).manifest
+    assert manifest["input_files"]["empty"] == 1 and manifest["read"]["bad"] == 0
+
+
+def test_a_text_with_a_document_a_line_says_so(config, tmp_path, capsys, paragraphs):
+    lines = [f"{n} {paragraphs[n % len(paragraphs)]}" for n in range(1001)]
+    (tmp_path / "tweets.txt").write_text("\n".join(lines))
+    tweets = change(config, input=(str(tmp_path / "tweets.txt"),))
+    with pytest.raises(DataError, match=r"one document, and two splits need two.*`--documents`"):
+        prepare(tweets)
+    said = capsys.readouterr().err
+    assert said.count("`--documents lines`") == 1  # though the text is read twice
+    assert f"{tmp_path}/tweets.txt has a document of {len(lines):,} lines" in said
+    read = Shards.open(prepare(change(tweets, documents="lines"))).manifest["read"]
+    assert read["documents"] == len(lines)
+    assert "`--documents lines`" not in capsys.readouterr().err
+
+
+def test_settings_that_do_not_fit_the_inputs_are_refused_before_any_text_is_read(config, corpus, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"text": ["x"]})
+    datasets.DatasetDict({"test": data, "dev": data}).save_to_disk(tmp_path / "splits")
+    data.save_to_disk(tmp_path / "one")
+    for wrong, sentence in (
+        ({"input": (str(tmp_path / "splits"),)}, "splits has no split 'train'; its splits are 'test', 'dev'"),
+        ({"input": (str(tmp_path / "one"),), "dataset_split": "dev"}, "`dataset_split` 'dev' has no effect"),
+        ({"dataset_split": "dev"}, "`dataset_split` 'dev' has no effect"),
+        ({"input": (str(corpus / "a.jsonl"),), "documents": "lines"}, "`documents` 'lines' has no effect"),
+        ({"input": (str(corpus / "b.txt"),), "text_field": "body"}, "`text_field` 'body' has no effect"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            prepare(change(config, **wrong))
+
+
+def test_tags_that_come_with_the_text_need_documents_of_their_own_kind(tagged):
+    with pytest.raises(DataError, match=r"`documents` must be 'blocks' or 'files' for \.conllu files"):
+        prepare(change(tagged, documents="lines"))

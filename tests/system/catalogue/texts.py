@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from megamask.data import text
+from megamask.data.formats import lines
 from tests.system.catalogue.row import CONFIG, DATA, DONE, Command, Ground, Plant, Row, rows
 from tools import prepare_data
 
@@ -37,7 +37,7 @@ def source(name: str, *more: object) -> Callable[[bytes | None], Plant]:
 
 
 def long_line(ground: Ground) -> Command:
-    ground.patch.setattr(text, "LONGEST", 1000)
+    ground.patch.setattr(lines, "LONGEST", 1000)
     return source("long.txt")(b"Short.\n\n" + b"long " * 500)(ground)
 
 
@@ -80,6 +80,10 @@ TEXT = [
             ["broken.jsonl, line 1", "is no JSON", """'{"text": "g""" + "o" * 69 + "'"],
         ),
         ("cut.txt.gz", b"\x1f\x8b\x08\x00", "is cut short", ["cut.txt.gz is damaged or cut short"]),
+        ("some.zip", b"PK", "is an archive", ["some.zip is of no known kind", "Unpack .zip files"]),
+        ("column.csv", b"id,body\n1,a\n", "lacks it in a table", ["has no column 'text'; its columns are 'id'"]),
+        ("row.csv", b'text,id\n"a', "has an open quote", ["line 2 opens a quoted field that does not end"]),
+        ("list.json", b'[{"text": "a"}, {', "is half a list", ["list.json, line 1 (byte 16)", "The rest of the file"]),
         ("column.parquet", parquet(body=["a"]), "lacks the column", ["has no column 'text'; its columns are 'body'"]),
         ("row.parquet", parquet(text=["a", None]), "holds no words, as rows", ["row.parquet, row 2", "NoneType"]),
         ("no.parquet", b"PAR1", "is no parquet", ["no.parquet is damaged or cut short"]),
@@ -92,7 +96,7 @@ TEXT = [
         DATA, source("most.jsonl", "--on-bad-document", "skip"),
         ("too many bad documents", b"7\n" * 11, ["line 11", "the 11. bad one of 11 documents", "`bad_share` (0.001)"]),
     ),
-    *rows(DATA, source("blank.txt"), ("no document", b" \n", ["No document is left of the 0"])),
+    *rows(DATA, source("blank.txt"), ("no document", b" \n", ["blank.txt holds no document"])),
     Row("a line without an end", long_line, DATA, ("long.txt, line 3 (byte 8) is longer than",)),
     Row("a folder that holds other things", occupied, DATA, ("made exists and holds no prepared data",)),
     *rows(

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from megamask.data import tagger, text
 from megamask.data.conllu import Tagged, documents
+from megamask.data.formats.lines import Bad
+from megamask.data.inputs import find
 from megamask.data.shards import Shards, write_sidecar
 from megamask.data.tagger import NUMBER, TAGS, Tagger, Words, cut
-from megamask.data.text import Bad, Reading
+from megamask.data.text import Reading
 from megamask.data.tokenizer import Tokenizer
 from megamask.data.tokenizer_training import train
 from megamask.errors import ConfigError, DataError
@@ -210,7 +212,7 @@ def test_without_spacy_the_sentence_says_how_to_get_it(monkeypatch):
 
 
 def read(path: Path, **reading) -> list:
-    [source] = text.find([str(path)])
+    [source] = find([str(path)]).sources
     with source.open() as raw:
         return list(text.documents(source, Reading(**reading), raw))
 

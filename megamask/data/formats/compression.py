@@ -1,0 +1,31 @@
+"""Compressed files, unpacked as they are read."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from pathlib import Path
+
+from megamask.data.formats.lines import BLOCK, Bytes
+from megamask.data.zstd import ZstdReader, ZstdTruncated
+
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, ZstdTruncated)
+"""What the readers raise for a file that is damaged or cut short; bz2 raises an OSError without a number."""
+
+
+def unpacked(path: Path, raw: Bytes) -> Bytes:
+    """The content of ``raw``, the file ``path`` as it lies on disk."""
+    ending = path.suffix.lower()
+    if ending == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if ending == ".bz2":
+        return bz2.BZ2File(raw)  # type: ignore[arg-type]
+    if ending == ".xz":
+        return lzma.LZMAFile(raw)  # type: ignore[arg-type]
+    if ending == ".zst":
+        return io.BufferedReader(ZstdReader(raw), BLOCK)
+    return raw

@@ -1,0 +1,78 @@
+"""Tables of text (.csv with commas, .tsv with tabs): a header, then a document per row.
+
+Fields may be in double quotes and then hold separators, line ends and doubled quotes (RFC 4180). Memory: one row.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from megamask.data.formats import lines as reading
+from megamask.data.formats.fields import no_column, text_of
+from megamask.data.formats.lines import Bad, Bytes, lines
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_OTHERS = (",", ";", "\t", "|")
+
+
+def documents(path: Path, file: Bytes, field: str, separator: str) -> Iterator[str | Bad]:
+    """The column ``field`` of each row; blank lines are none."""
+    faults: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for _, _, text in lines(path, file):
+            if isinstance(text, Bad):
+                faults.append(text.problem)
+            # a line that is not UTF-8 may open or close a quoted field, so the reader sees it too
+            yield text.text if isinstance(text, Bad) else text
+
+    csv.field_size_limit(reading.LONGEST)
+    rows = csv.reader(texts(), delimiter=separator, strict=True)
+    header: list[str] | None = None
+    while True:
+        begin = rows.line_num + 1
+        row, fault = _next(rows)
+        problem = faults[0] if faults else f"{path}, line {begin} {fault}" if fault else ""
+        faults.clear()
+        if problem:
+            yield Bad(problem)
+        elif row is None:
+            return
+        elif header is None:
+            header = row if row else None
+            if header and header.count(field) != 1:
+                yield _bad_header(path, header, field, separator)
+                return
+        elif row:
+            yield _field(f"{path}, line {begin}", header, row, field)
+        if problem and header is None:
+            return  # without a header no row can be read
+
+
+def _next(rows: Iterator[list[str]]) -> tuple[list[str] | None, str]:
+    """The next row, or None behind the last one; and what is wrong with it."""
+    try:
+        return next(rows, None), ""
+    except csv.Error as error:
+        reason = str(error)
+        if reason == "unexpected end of data":
+            return [], "opens a quoted field that does not end."
+        if "field limit" in reason:
+            return [], reading.too_long()
+        return [], f"is no row of a table with quotes: {reason}."
+
+
+def _field(place: str, header: list[str], row: list[str], field: str) -> str | Bad:
+    if len(row) != len(header):
+        return Bad(f"{place} must have {len(header)} fields, as the header has, but has {len(row)}.")
+    return text_of(place, dict(zip(header, row, strict=True)), field)
+
+
+def _bad_header(path: Path, header: list[str], field: str, separator: str) -> Bad:
+    if field in header:
+        return Bad(f"{path} has {header.count(field)} columns {field!r}. Rename all but one.")
+    other = [mark for mark in _OTHERS if mark != separator and field in separator.join(header).split(mark)]
+    more = f" Its separator seems to be {other[0]!r}, but must be {separator!r}: convert it." if other else ""
+    return no_column(path, field, header, more)

@@ -1,0 +1,39 @@
+"""The text of a record: a field that must be there and must be a string."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from megamask.data.formats.lines import SHOWN, Bad
+
+NAMES = 10
+"""Names of fields that an error lists."""
+CURE = "Set `text_field`, or leave the file out by `exclude`."
+
+
+def text_of(place: str, record: dict[str, Any], field: str) -> str | Bad:
+    """The string in ``field`` of a record; ``place`` says where the record stands."""
+    if field not in record:
+        return Bad(f"{place} lacks the field {field!r}; its fields are {listed(record)}. {CURE}")
+    text = record[field]
+    if not isinstance(text, str):
+        return Bad(f"{place}: the field {field!r} must be a string, but is {type(text).__name__}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return Bad(f"{place}: the field {field!r} holds half a surrogate pair at character {error.start}.")
+    return text
+
+
+def no_column(path: object, field: str, names: Iterable[str], more: str = "") -> Bad:
+    """The fault of a table without the column ``field``."""
+    return Bad(f"{path} has no column {field!r}; its columns are {listed(names)}.{more} {CURE}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, each shortened; "none" if there are none."""
+    names = list(names)
+    shown = [repr(name if len(name) <= SHOWN else name[:SHOWN] + "...") for name in names[:NAMES]]
+    more = [f"{len(names) - NAMES} more"] if len(names) > NAMES else []
+    return ", ".join(shown + more) or "none"

@@ -1,0 +1,32 @@
+"""JSON lines (.jsonl, .ndjson): an object per line. A faulty line costs one document. Memory: one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from megamask.data.formats.fields import text_of
+from megamask.data.formats.lines import SHOWN, Bad, Bytes, lines
+
+
+def documents(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
+    """The string in ``field`` of each line; blank lines are none."""
+    for at, number, text in lines(path, file):
+        if isinstance(text, Bad):
+            yield Bad(text.problem)
+        elif text and not text.isspace():
+            place = f"{path}, line {number} (byte {at})"
+            try:
+                record = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                yield Bad(f"{place} is no JSON: {error}. It begins with {text[:SHOWN]!r}.")
+                continue
+            yield of_record(place, record, text, field)
+
+
+def of_record(place: str, record: object, source: str, field: str) -> str | Bad:
+    """The text of a parsed value, which must be an object; ``source`` is the JSON that it was read from."""
+    if not isinstance(record, dict):
+        return Bad(f"{place} must be a JSON object, but is {type(record).__name__}: {source[:SHOWN]!r}.")
+    return text_of(place, record, field)

@@ -1,0 +1,76 @@
+"""Lines of UTF-8 text with their places, and a sentence for each line that cannot be read. Memory: one line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+Bytes = io.BufferedIOBase
+"""An open file, unpacked on the way or not."""
+
+BLOCK = 2**16
+LONGEST = 2**28
+"""Largest document in bytes: a file without line ends, or a small file that unpacks to a huge one, must not take all
+memory."""
+SHOWN = 80
+"""Characters of a bad record that an error shows."""
+MARK = b"\xef\xbb\xbf"
+"""The byte order mark of UTF-8. Files that were joined have it inside too."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A document that cannot be used, and the sentence that says where it is and why."""
+
+    problem: str
+    text: str = ""
+    """A line with replacement characters where it is not UTF-8, for formats whose records span lines."""
+
+
+def zero_byte() -> str:
+    """The end of the sentence for text with a zero byte."""
+    return "holds a zero byte: it may be UTF-16 or no text at all. Write it as UTF-8."
+
+
+def too_long() -> str:
+    """The end of the sentence for a document or line that is too long."""
+    return f"is longer than {LONGEST:,} bytes. Cut it into documents."
+
+
+def utf16(raw: bytes) -> str:
+    """The cure for a file that begins with the byte order mark of UTF-16; "" for any other."""
+    return " It looks like UTF-16: write it as UTF-8." if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
+
+
+def lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
+    """For each line: its first byte (of the unpacked text), its number from 1, and its text or its fault.
+
+    A byte order mark at the beginning of a line is dropped.
+    """
+    at = number = 0
+    while raw := file.readline(LONGEST + 1):
+        number += 1
+        size = len(raw)
+        if size > LONGEST:
+            text: str | Bad = Bad(f"{path}, line {number} (byte {at}) {too_long()}")
+            while raw and not raw.endswith(b"\n"):
+                raw = file.readline(BLOCK)
+                size += len(raw)
+        else:
+            try:
+                text = raw.decode("utf-8-sig")
+                raw = b""  # or a long line would be held twice
+            except UnicodeDecodeError as error:
+                # after a byte order mark the decoder counts from the mark
+                start = error.start + (len(MARK) if raw.startswith(MARK) else 0)
+                text = Bad(
+                    f"{path}, line {number} is not UTF-8: byte {at + start} is 0x{raw[start]:02x}."
+                    + (utf16(raw) if number == 1 else ""),
+                    raw.decode("utf-8-sig", errors="replace"),
+                )
+            if isinstance(text, str) and "\0" in text:
+                text = Bad(f"{path}, line {number} (byte {at}) {zero_byte()}", text)
+        yield at, number, text
+        at += size

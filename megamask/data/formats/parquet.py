@@ -1,0 +1,35 @@
+"""Parquet: a document per row of a column of strings. Memory: one row group."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from megamask.data.formats.fields import no_column, text_of
+from megamask.data.formats.lines import Bad, Bytes
+
+
+def documents(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
+    """The column ``field`` of each row."""
+    import pyarrow
+    from pyarrow import parquet
+
+    with tempfile.TemporaryFile() as plain:
+        if not path.name.lower().endswith(".parquet"):
+            # parquet is read from its end
+            shutil.copyfileobj(file, plain)
+            file = plain
+        try:
+            table = parquet.ParquetFile(file)
+            if field not in table.schema_arrow.names:
+                yield no_column(path, field, table.schema_arrow.names)
+                return
+            row = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield text_of(f"{path}, row {row}", {field: value}, field)
+        except (pyarrow.ArrowException, OSError) as error:
+            yield Bad(f"{path} is damaged or cut short: {str(error).splitlines()[0]}.")

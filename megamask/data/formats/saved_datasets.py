@@ -1,0 +1,50 @@
+"""Data sets of the library datasets: by name, or saved in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from megamask.data.formats.fields import text_of
+from megamask.data.formats.lines import Bad
+
+SHOWN = 500
+"""Characters of the library's own sentence that an error shows."""
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a data set or a dictionary of splits was saved in ``folder``."""
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+
+
+def splits(folder: Path) -> list[str] | None:
+    """The splits that were saved in ``folder``; None if it holds one data set without splits."""
+    if not (folder / "dataset_dict.json").exists():
+        return None
+    try:
+        listed = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [str(name) for name in listed] if isinstance(listed, list) else []
+
+
+def documents(name: str, folder: Path | None, split: str, field: str) -> Iterator[str | Bad]:
+    """The string in ``field`` of each row of ``split``; without a folder, of the data set NAME[:CONFIG]."""
+    import datasets
+
+    try:
+        if folder is not None:
+            table = datasets.load_from_disk(str(folder))
+            if isinstance(table, datasets.DatasetDict):
+                table = table[split]
+        else:
+            path, _, config = name.partition(":")
+            table = datasets.load_dataset(path, config or None, split=split, streaming=True)
+        for row, record in enumerate(table, start=1):
+            yield text_of(f"{name}, row {row}", record, field)
+    except Exception as error:  # the library raises of every kind: no such name, no network, a damaged file
+        # its sentences name the splits or configurations that exist in their second line
+        reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
+        where = "is neither a file nor a folder here, and as a data set" if folder is None else "as a data set"
+        yield Bad(f"{name} {where} cannot be read (split {split!r}, `dataset_split`): {reason}")

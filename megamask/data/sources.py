@@ -1,0 +1,73 @@
+"""One input of preparation, a file or a data set, and what the ending of a file's name says."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from megamask.data.formats.compression import PACKED
+from megamask.data.formats.lines import Bytes
+
+KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".conllu")
+"""Files that are read; each may be packed."""
+NO_ENDING = "without ending"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input: a file, or a data set."""
+
+    name: str
+    """What identifies it whatever folder it lies in: the path below the input that the user gave."""
+    path: Path | None
+    """The file, or the folder of a saved data set; None for a data set by name."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file, not a data set."""
+        return self.path is not None and self.path.is_file()
+
+    @property
+    def kind(self) -> str:
+        """The kind of a file; "" for a data set."""
+        return kind_of(self.path) if self.path is not None else ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file as it lies on disk; 0 for a data set."""
+        return self.path.stat().st_size if self.is_file and self.path else 0
+
+    def open(self) -> AbstractContextManager[Bytes | None]:
+        """The file as it lies on disk; None for a data set."""
+        return self.path.open("rb") if self.is_file and self.path else nullcontext()
+
+    def identity(self) -> dict[str, str | int]:
+        """Name and content, for the manifest: sha256 of the file, or of the files of a saved data set."""
+        if self.path is None:
+            return {"name": self.name}
+        files = [self.path] if self.is_file else sorted(p for p in self.path.rglob("*") if p.is_file())
+        digest = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return {"name": self.name, "bytes": sum(f.stat().st_size for f in files), "sha256": digest.hexdigest()}
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a file, packed or not: one of ``KINDS``, or "" for any other."""
+    name = without_packing(path.name.lower())
+    return next((kind for kind in KINDS if name.endswith(kind)), "")
+
+
+def ending_of(path: Path) -> str:
+    """The ending of a file in small letters, with that of its compression: ".jsonl.gz"."""
+    name = path.name.lower()
+    plain = without_packing(name)
+    return Path(plain).suffix + name[len(plain) :] or NO_ENDING
+
+
+def without_packing(name: str) -> str:
+    """``name`` without the ending of a compression."""
+    return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)

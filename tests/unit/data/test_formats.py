@@ -1,0 +1,185 @@
+"""Readers of .json, .csv, .tsv and .txt: all records of sound files, and a place for every fault."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megamask.data import text
+from megamask.data.formats import lines
+from megamask.data.formats.lines import Bad
+from megamask.data.inputs import find
+from megamask.data.text import Reading
+
+
+def read(path, **reading) -> list[str | Bad]:
+    [source] = find([str(path)]).sources
+    with source.open() as raw:
+        return list(text.documents(source, Reading(**reading), raw))
+
+
+def problems(path, **reading) -> list[str]:
+    return [found.problem for found in read(path, **reading) if isinstance(found, Bad)]
+
+
+def written(folder, name: str, content: str | bytes):
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"), max_size=30)
+
+
+# ---- JSON
+
+
+@given(st.lists(TEXT, min_size=1, max_size=5), st.sampled_from([None, 0, 3]), st.booleans(), st.integers(1, 40))
+def test_a_list_of_objects_is_read_whatever_the_layout_and_the_block(
+    tmp_path_factory, texts, indent, ascii_only, block
+):
+    records = [{"id": n, "text": one, "more": [{"text": "x"}]} for n, one in enumerate(texts)]
+    path = written(tmp_path_factory.mktemp("json"), "a.json", json.dumps(records, indent=indent, ensure_ascii=ascii))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megamask.data.formats.json_values.BLOCK", block)
+        assert read(path) == texts
+        path.write_text("\n".join(json.dumps(one, indent=indent, ensure_ascii=ascii) for one in records))
+        assert read(path) == texts
+
+
+@pytest.mark.parametrize("content", ["", " \n", "[]", "[\n]\n"])
+def test_json_without_a_record_has_no_document(tmp_path, content):
+    path = written(tmp_path, "a.json", content or " ")
+    assert read(path) == []
+
+
+def test_a_list_that_is_cut_anywhere_is_a_fault_and_gives_what_was_whole(tmp_path):
+    texts = [f"text {n}, “quoted” and [bracketed]" for n in range(5)]
+    raw = json.dumps([{"text": one, "n": -1.5e3} for one in texts], ensure_ascii=False).encode()
+    path = tmp_path / "a.json"
+    for cut in range(1, len(raw)):
+        path.write_bytes(raw[:cut])
+        *sound, last = read(path)
+        assert isinstance(last, Bad) and sound == texts[: len(sound)], cut
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (b'{"text": "cut', "is no JSON"),
+        (b"[1]", "must be a JSON object, but is int"),
+        (b"7", "must be a JSON object, but is int"),
+        (b'{"body": "x"}', "lacks the field 'text'; its fields are 'body'"),
+        (b'{"text": "caf\xe9"}', "is not UTF-8: byte {} is 0xe9"),
+        (b'{"text": "a\0"}', "is no JSON"),
+        (b'{"text": ' + b"[" * 100_000, "is no JSON"),
+    ],
+)
+def test_a_fault_among_lines_of_a_json_file_costs_its_line(tmp_path, bad, sentence):
+    first = b'{"text": "before"}\n\n'
+    path = written(tmp_path, "a.json", first + bad + b'\n{"text": "after"}\n')
+    before, fault, after = read(path)
+    assert (before, after) == ("before", "after")
+    assert fault.problem.startswith(f"{path}, line 3 (byte {len(first) + (bad == b'[1]')})")
+    assert sentence.format(len(first) + bad.find(b"\xe9")) in fault.problem
+
+
+def test_after_a_fault_in_a_list_the_rest_is_said_to_be_lost(tmp_path):
+    path = written(tmp_path, "a.json", '[{"text": "one"},\n{"text": }, {"text": "three"}]')
+    one, fault = read(path)
+    assert one == "one" and fault.problem.startswith(f"{path}, line 2 (byte 18) is no JSON")
+    assert fault.problem.endswith("The rest of the file is not read.")
+
+
+def test_a_record_that_is_too_long_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "LONGEST", 1000)
+    long = '{"text": "' + "x" * 200_000
+    path = written(tmp_path, "a.json", long + '"}\n{"text": "after"}')
+    fault, after = read(path)
+    assert "is longer than 1,000 bytes" in fault.problem and after == "after"
+
+
+# ---- tables
+
+
+def table(rows, separator: str = ",", **how) -> str:
+    file = io.StringIO()
+    csv.writer(file, delimiter=separator, **how).writerows(rows)
+    return file.getvalue()
+
+
+@given(st.lists(TEXT, min_size=1, max_size=5), st.sampled_from([",", "\t"]), st.sampled_from(["\r\n", "\n"]))
+def test_a_table_gives_the_texts_that_were_written(tmp_path_factory, texts, separator, end):
+    rows = [("text", "id"), *((one, n) for n, one in enumerate(texts))]
+    name = "a.csv" if separator == "," else "a.TSV"
+    raw = "\ufeff" + table(rows, separator, lineterminator=end, quoting=csv.QUOTE_ALL)
+    path = written(tmp_path_factory.mktemp("table"), name, raw)
+    assert read(path) == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("id,body\n1,x\n", "has no column 'text'; its columns are 'id', 'body'. Set `text_field`"),
+        ("id;text\n1;x\n", "has no column 'text'; its columns are 'id;text'. Its separator seems to be ';'"),
+        ("text,text\nx,y\n", "has 2 columns 'text'"),
+        ('text,id\n"open,1\nmore\n', "line 2 opens a quoted field that does not end"),
+        ("text,id\nx\n", "line 2 must have 2 fields, as the header has, but has 1"),
+        ("text,id\nx,y,z\n", "line 2 must have 2 fields, as the header has, but has 3"),
+        ('text,id\n"a"b,1\n', "line 2 is no row of a table with quotes"),
+        (b"text,id\ncaf\xe9,1\n", "line 2 is not UTF-8: byte 11 is 0xe9"),
+        (b"text,id\na\0,1\n", "line 2 (byte 8) holds a zero byte"),
+        ("text,id\nx,1\n".encode("utf-16"), "It looks like UTF-16"),
+    ],
+)
+def test_a_fault_of_a_table_is_named(tmp_path, content, sentence):
+    path = written(tmp_path, "a.csv", content)
+    [problem, *_] = problems(path)
+    assert problem.startswith(str(path)) and sentence in problem
+
+
+def test_a_bad_row_does_not_harm_its_neighbours(tmp_path):
+    bad = b'"caf\xe9\nmore",2\n'
+    path = written(tmp_path, "a.csv", b'text,id\r\n"one\r\ntwo",1\r\n' + bad + b"x\n\nfour,4\n")
+    one, latin, short, four = read(path)
+    assert (text.normalise(one), four) == ("one\ntwo", "four")
+    assert f"{path}, line 4 is not UTF-8" in latin.problem and f"{path}, line 6 must have 2 fields" in short.problem
+
+
+def test_a_field_larger_than_the_limit_of_the_csv_module_is_read(tmp_path, monkeypatch):
+    large = "word " * 50_000
+    path = written(tmp_path, "a.csv", table([("text",), (large,), ("after",)]))
+    assert read(path) == [large, "after"]
+    monkeypatch.setattr(lines, "LONGEST", 1000)
+    assert "is longer than 1,000 bytes" in problems(path)[0] and read(path)[-1] == "after"
+
+
+# ---- plain text
+
+
+def test_a_line_may_be_a_document(tmp_path):
+    path = written(tmp_path, "tweets.txt", "one\r\n\r\n  \ntwo\n\ufeffthree\rfour\n")
+    assert [text.normalise(found) for found in read(path, documents="lines")] == ["one", "two", "three", "four"]
+    assert [text.normalise(found) for found in read(path)] == ["one", "two\nthree\nfour"]
+
+
+def test_byte_order_marks_of_joined_files_vanish(tmp_path):
+    joined = "\ufeffThe same.\n\n\ufeffThe same.\n\nOther.\ufeff\n"
+    path = written(tmp_path, "a.txt", joined)
+    assert {text.normalise(found) for found in read(path)} == {"The same.", "Other."}
+    assert "\ufeff" not in text.normalise(read(path, documents="files")[0])
+    path = written(tmp_path, "a.jsonl", '\ufeff{"text": "one"}\n\ufeff{"text": "\ufefftwo"}\n')
+    assert [text.normalise(found) for found in read(path)] == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("documents", ["blocks", "files"])
+def test_utf16_is_named(tmp_path, name, documents):
+    path = written(tmp_path, name, "text\n\nsome\n".encode("utf-16"))
+    [problem, *_] = problems(path, documents=documents)
+    assert "is not UTF-8: byte 0 is 0xff" in problem and "It looks like UTF-16" in problem

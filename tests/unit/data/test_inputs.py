@@ -1,0 +1,138 @@
+"""What a folder holds is read, or counted, or refused; never left out without a word."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from megamask.data.inputs import Inputs, find
+from megamask.errors import DataError
+
+
+def make(folder: Path, files: dict[str, str | bytes]) -> Path:
+    """The folder with these files."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def names(inputs: Inputs) -> list[str]:
+    return [source.name.split("/", 1)[1] for source in inputs.sources]
+
+
+def refused(*given: object, **how) -> str:
+    with pytest.raises(DataError) as caught:
+        find([str(one) for one in given], **how)
+    return str(caught.value)
+
+
+def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
+    make(tmp_path, {"b.txt": "bb", "a.jsonl.gz": gzip.compress(b"{}"), "below/c.TXT": "cc", "notes.pdf": "x"})
+    found = find([str(tmp_path)])
+    assert names(found) == ["a.jsonl.gz", "b.txt", "below/c.TXT"]
+    assert found.passed_over.files == {".pdf": 1}
+    size = (tmp_path / "a.jsonl.gz").stat().st_size
+    assert found.sentence() == f"Reading 1 .jsonl.gz ({size}.0B), 2 .txt (4.00B); passed over 1 .pdf (1.00B)."
+    assert found.facts()["read"][".txt"] == {"files": 2, "bytes": 4}
+
+
+def test_records_beside_a_readme_are_read_and_the_readme_is_named(tmp_path):
+    records = gzip.compress(json.dumps([{"text": f"record {n}"} for n in range(300)]).encode())
+    make(tmp_path, {"part.json.gz": records, "README.txt": "About these data.\n\n" * 60})
+    found = find([str(tmp_path)])
+    assert names(found) == ["README.txt", "part.json.gz"]
+    [remark] = found.remarks()
+    assert remark.startswith(f"{tmp_path.name}/README.txt will be read as text") and "`exclude`" in remark
+    found = find([str(tmp_path)], exclude=["README*"])
+    assert names(found) == ["part.json.gz"] and found.excluded == 1
+    assert not list(found.remarks())
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("part.tar", "Unpack .tar files."),
+        ("part.tar.gz", "Unpack .tar.gz files."),
+        ("part.ZIP", "Unpack .zip files."),
+        ("part.jsonl.lz4", "Convert .lz4 files"),
+        ("data-00000.arrow", "Name each folder of a saved data set by itself"),
+        ("part-00000.gz", "Rename .gz files so that their names say what is inside, such as .jsonl.gz."),
+    ],
+)
+def test_files_that_look_like_the_data_are_not_passed_over(tmp_path, name, cure):
+    make(tmp_path, {"README.txt": "About these data, at length. " * 9})
+    (tmp_path / name).write_bytes(b"data")
+    sentence = refused(tmp_path)
+    assert "which look like the data: 1 ." in sentence and cure in sentence and "`exclude`" in sentence
+    assert names(find([str(tmp_path)], exclude=[name])) == ["README.txt"]
+    assert cure in refused(tmp_path / name)  # given by itself
+    (tmp_path / "README.txt").unlink()
+    assert cure in refused(tmp_path)  # alone
+
+
+def test_more_bytes_passed_over_than_read_are_refused(tmp_path):
+    make(tmp_path, {"a.txt": "a" * 100, "b.md": "b" * 100, "c.md": "", "cover.png": b"p" * 1000})
+    assert find([str(tmp_path)]).passed_over.files == {".md": 2, ".png": 1}
+    (tmp_path / "c.md").write_text("c")
+    sentence = refused(tmp_path)
+    assert "more bytes than those that are read: 1 .png (1.00kB), 2 .md (101B). It would read only 1 .txt" in sentence
+    assert "Rename .md files to .txt if they are plain text." in sentence
+    (tmp_path / "part-00000").write_text("x" * 1000)
+    assert "1 without ending (1.00kB)" in refused(tmp_path, exclude=["*.md"])
+
+
+def test_hidden_names_are_counted_and_not_read(tmp_path):
+    hidden = {
+        ".hidden.txt": "x", ".git/objects/b.txt": "x" * 99, "_SUCCESS": "", "__MACOSX/a.txt": "x",
+        "deep/.ipynb_checkpoints/a.txt": "x", "dataset_info.json": "{}",
+    }  # fmt: skip
+    make(tmp_path, {"a.txt": "a"} | hidden)
+    found = find([str(tmp_path)])
+    assert names(found) == ["a.txt"]
+    assert found.hidden == len(hidden) and f"; {len(hidden)} hidden." in found.sentence()
+    # a folder that is named is read, whatever its name
+    assert names(find([str(tmp_path / ".git")])) == ["objects/b.txt"]
+
+
+def test_links_are_followed_once_and_broken_ones_named(tmp_path):
+    elsewhere = make(tmp_path / "elsewhere", {"a.txt": "a", "deep/b.txt": "b"})
+    folder = make(tmp_path / "folder", {"own.txt": "c"})
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(elsewhere)
+    (folder / "file.txt").symlink_to(elsewhere / "a.txt")
+    assert names(find([str(folder)])) == ["file.txt", "linked/a.txt", "linked/deep/b.txt", "own.txt"]
+    (folder / "broken.txt").symlink_to(tmp_path / "nothing.txt")
+    assert "broken.txt is a link to a file that does not exist" in refused(folder)
+    assert len(find([str(folder)], exclude=["broken*"]).sources) == 4
+
+
+def test_a_text_and_its_compressed_copy_are_both_named(tmp_path):
+    make(tmp_path, {"x.txt": "a", "x.txt.gz": gzip.compress(b"a"), "y.txt": "b"})
+    [remark] = find([str(tmp_path)]).remarks()
+    assert "x.txt" in remark and "x.txt.gz" in remark and "both are read" in remark
+
+
+def test_a_folder_of_other_files_alone_says_what_it_holds(tmp_path):
+    make(tmp_path, {"a.pdf": "xx", "b.pdf": "xx", "c.md": "x", ".d.txt": "x"})
+    sentence = refused(tmp_path)
+    assert "holds no file that can be read" in sentence
+    assert "It holds 2 .pdf (4.00B), 1 .md (1.00B)." in sentence and "1 names are hidden." in sentence
+
+
+def test_empty_files_are_named_together_and_may_be_skipped(tmp_path):
+    make(tmp_path, {"a.txt": "a", "b.jsonl": "", "c.jsonl": ""})
+    sentence = refused(tmp_path)
+    assert f"{tmp_path}/b.jsonl, {tmp_path}/c.jsonl are empty. (`on_bad_document` skip counts" in sentence
+    assert len(find([str(tmp_path)], skip_empty=True).sources) == 3
+
+
+def test_a_pattern_that_excludes_nothing_is_refused(tmp_path):
+    make(tmp_path, {"a.txt": "a", "drafts/b.txt": "b"})
+    assert "`exclude` names '*.md', but no file of a folder matches it" in refused(tmp_path, exclude=["*.md"])
+    assert "`exclude` names 'a*'" in refused(tmp_path / "a.txt", exclude=["a*"])
+    assert names(find([str(tmp_path)], exclude=["drafts/*"])) == ["a.txt"]
