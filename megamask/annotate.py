@@ -30,8 +30,9 @@ from megamask import masked_lm, parts, precision, ranks, stored
 from megamask import work as working
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch
 from megamask.config import PretrainConfig
-from megamask.data import packs as packing
-from megamask.data.packs import Packs, Pieces
+from megamask.data import index
+from megamask.data.index import Pieces
+from megamask.data.packs import Packs
 from megamask.data.shards import Shards, Split, file_hash, write_sidecar
 from megamask.data.tokenizer import TOKENIZER
 from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
@@ -132,7 +133,7 @@ def _facts(config: EntropyAnnotation, shards: Shards) -> dict[str, Any]:
 
 def _entropy_parts(shards: Shards, length: int) -> Iterator[list[Part]]:
     """The parts of each shard: runs of windows of its pieces, in the order of the text, numbered over all shards."""
-    by_shard = [list(packing.windows(iter([pieces]), ROWS)) for pieces in packing.pieces(shards, length)]
+    by_shard = [list(index.windows(iter([pieces]), ROWS)) for pieces in index.pieces(shards, length)]
     most = min(max(1, sum(map(len, by_shard)) // PARTS), LARGEST)
     number = 0
     for shard, some in zip(shards.names, by_shard, strict=True):
@@ -286,8 +287,9 @@ def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
     train = Shards.open(data, "train")
     sizes = config.packs
     packs = Packs(
-        train, tokens=sizes.tokens, length=sizes.length, seed=config.seed, per_step=sizes.per_step, views=sizes.views
-    )
+        train, tokens=sizes.tokens, length=sizes.length, seed=config.seed, per_step=sizes.per_step, views=sizes.views,
+        targets=config.masking.most_targets(sizes.tokens, None if config.time_budget else config.steps),
+    )  # fmt: skip
     ids = packs.token_ids
     masker = Masker(config.masking, ids)
     # asked about every pack, whatever the weight is at its step

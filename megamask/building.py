@@ -27,13 +27,13 @@ from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.engine.engine import Engine
-from megamask.errors import CheckpointError, ConfigError, must, raise_all
+from megamask.errors import CheckpointError, ConfigError, DataError, must, raise_all
 from megamask.guidance import Guidance
 from megamask.hf.comparing import differences
 from megamask.hf.importing import read_tensors as read_safetensors
 from megamask.hf.layers import pick_layers
 from megamask.log import Log
-from megamask.masking.masker import Masker
+from megamask.masking.masker import EVALUATION, Masker
 from megamask.metrics import Meters, peak_flops
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
@@ -99,9 +99,21 @@ def read_text(config: PretrainConfig) -> Text:
 def _open_text(config: PretrainConfig, folder: Path) -> Text:
     train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
     sizes = {"tokens": config.packs.tokens, "length": config.packs.length}
-    per_step, views = config.packs.per_step, config.packs.views
-    packs = Packs(train, **sizes, seed=config.seed, per_step=per_step, views=views)
-    held_out = Packs(valid, **sizes, seed=SEED)
+    step = {"per_step": config.packs.per_step, "views": config.packs.views}
+    most = config.masking.most_targets(config.packs.tokens, None if config.time_budget else config.steps)
+    problems: list[str] = []
+
+    def packed(shards: Shards, **how: int) -> Packs | None:
+        try:
+            return Packs(shards, **sizes, **how)
+        except DataError as error:
+            problems.extend(error.problems)
+        return None
+
+    packs = packed(train, seed=config.seed, targets=most, **step)
+    held_out = packed(valid, seed=SEED, targets=EVALUATION.most_targets(config.packs.tokens))
+    raise_all(DataError, problems)
+    assert packs and held_out
     return Text(train, packs, held_out, unigram_nll(torch.from_numpy(train.unigram)))
 
 

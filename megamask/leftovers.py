@@ -63,7 +63,8 @@ def _replaced(found: Any, path: list[str], neutral: Any, name: str, typed: Colle
 def _lines(before: PretrainConfig, after: PretrainConfig, problem: Removable, recipe: str) -> list[str]:
     was, now = flatten(as_dict(before)), flatten(as_dict(after))
     return [
-        f"`{name}` {value!r} of the recipe {recipe!r} is left out: `{problem.name}` {problem.why}."
+        f"`{name}` {value!r} of the recipe {recipe!r} is left out: "
+        f"{'it' if name == problem.name else f'`{problem.name}`'} {problem.why}."
         for name, value in was.items()
         if now[name] != value
     ]

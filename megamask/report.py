@@ -80,6 +80,11 @@ def opening(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: 
         )
     if packs.left_out:
         lines.append(f"{packs.left_out:,} tokens at the end of the text are left out: they fill no pack")
+    if packs.short:
+        lines.append(
+            f"{packs.shortage} Their {packs.short_tokens:,} tokens of text are left out, and other packs are read "
+            "once more in their place."
+        )
     if step:
         lines.append(f"going on after step {step:,} of {config.steps:,}")
     return lines

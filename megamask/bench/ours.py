@@ -69,8 +69,9 @@ class Ours:
         self.name, self._config, self._step = name, config, 0
         sizes = config.packs
         self._packs = Packs(
-            shards, tokens=sizes.tokens, length=sizes.length, seed=0, per_step=sizes.per_step, views=sizes.views
-        )
+            shards, tokens=sizes.tokens, length=sizes.length, seed=0, per_step=sizes.per_step, views=sizes.views,
+            targets=config.masking.most_targets(sizes.tokens),
+        )  # fmt: skip
         ids = self._packs.token_ids
         encoder = Encoder(config.model.shape(ids), config.model)
         objective = objectives.build(config.objective, encoder, Head(encoder, config.model))

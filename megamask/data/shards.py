@@ -159,6 +159,13 @@ class Shards:
             raise DataError(must(str(path), "hold a JSON object", type(found).__name__, CURE))
         return found
 
+    def document(self, place: int) -> str:
+        """The document that holds the token at ``place`` of the stream of all shards, in words."""
+        shard = int(np.searchsorted(self.starts, place, side="right") - 1)
+        offsets = list(self.offsets())[shard]
+        number = int(np.searchsorted(offsets, place - self.starts[shard], side="right"))
+        return f"document {number:,} of {self.names[shard]}"
+
     def check_sizes(self) -> None:
         """DataError if a file is not as long as it was when it was opened; costs a look at each."""
         raise_all(DataError, list(size_problems(self.folder, self.manifest)))

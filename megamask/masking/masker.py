@@ -74,6 +74,16 @@ class MaskingConfig:
     needed at first where a model's own entropy still says nothing (cold start); the rest keeps every token within
     reach, so that what is learnt at targets holds for all."""
 
+    def targets(self, progress: float, rows: int) -> int:
+        """Targets in a pack of ``rows`` at ``progress``: at least one."""
+        return max(1, round(self.ratio(_coarse(progress)) * rows))
+
+    def most_targets(self, rows: int, steps: int | None = None) -> int:
+        """The most targets that a pack of ``rows`` has in a run of ``steps``; None: of any length, or by the clock."""
+        if steps is None or steps >= 2 * STEPS:  # then every value is reached
+            return max(self.targets(stage / STEPS, rows) for stage in range(STEPS + 1))
+        return max(self.targets(step / steps, rows) for step in range(steps))
+
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong."""
         found = self.ratio.problems(f"{name}.ratio", 0, 1, touch=True)
@@ -100,7 +110,7 @@ class Masker:
 
     def budget(self, progress: float, rows: int) -> int:
         """Targets in a pack of ``rows``: the same for every pack of a step, on every rank."""
-        return max(1, round(self.config.ratio(_coarse(progress)) * rows))
+        return self.config.targets(progress, rows)
 
     def explore(self, progress: float) -> float:
         """Share of the targets chosen at random, whatever the score."""

@@ -19,7 +19,7 @@ from megamask import annotate, parts, stored
 from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, entropies, samples, window_batch
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
 from megamask.config import PacksConfig, PretrainConfig
-from megamask.data import packs as packing
+from megamask.data import index
 from megamask.data import shards as sharding
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
@@ -166,9 +166,9 @@ def test_the_masked_signal_hides_each_token_once(config, data, model):
     entropies(dataclasses.replace(config, passes=3))
     assert Shards.open(data).sidecar_facts("entropy")["signal"] == "masked"
     train, number = Shards.open(data), 0
-    for pieces, codes in zip(packing.pieces(train, LENGTH), train.sidecar("entropy"), strict=True):
+    for pieces, codes in zip(index.pieces(train, LENGTH), train.sidecar("entropy"), strict=True):
         at = 0
-        for window in packing.windows(iter([pieces]), annotate.ROWS):
+        for window in index.windows(iter([pieces]), annotate.ROWS):
             batch, text = window_batch(train, window, number, LENGTH)
 
             def ask(batch, plan):
@@ -460,7 +460,7 @@ def test_units_of_work_add_up_to_the_size_of_the_parts(config, data, run, monkey
 def test_a_text_is_cut_into_as_many_parts_whatever_its_size(data, monkeypatch):
     """Few large parts would leave all processes but one idle at the end, and lose much with a kill."""
     shards = Shards.open(data)
-    windows = [w for pieces in packing.pieces(shards, LENGTH) for w in packing.windows(iter([pieces]), annotate.ROWS)]
+    windows = [w for pieces in index.pieces(shards, LENGTH) for w in index.windows(iter([pieces]), annotate.ROWS)]
 
     def sizes(parts, largest=LARGEST):
         monkeypatch.setattr(annotate, "PARTS", parts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamask.data import packs as packing
-from megamask.data.packs import Packs, best_fit
+from megamask.data import index
+from megamask.data.index import best_fit
+from megamask.data.packs import Packs
 from megamask.data.shards import Shards, write_sidecar
 from megamask.errors import ConfigError, DataError
 
@@ -113,6 +117,100 @@ def test_a_pack_is_a_function_of_seed_and_number(make_shards):
     assert [tuple(t.tolist()) for t in epochs[0]] != elsewhere
 
 
+def make_unknown(folder: Path, documents, share: float = 1.0) -> None:
+    """Turn a ``share`` of the tokens of some documents of the first shard into [UNK]; the shard keeps its size."""
+    tokens, offsets = (np.load(folder / f"train-00000.{name}.npy") for name in ("tokens", "offsets"))
+    for document in documents:
+        begin, end = offsets[document : document + 2]
+        tokens[begin : begin + round(share * (end - begin))] = 1
+    np.save(folder / "train-00000.tokens.npy", tokens)
+
+
+def left_to_mask(packs: Packs, epoch: int = 0) -> list[int]:
+    """The maskable rows of each pack of an epoch, counted in the packs themselves."""
+    return [int(packs.batch(epoch * len(packs) + number).maskable.sum()) for number in range(len(packs))]
+
+
+@pytest.mark.parametrize("shard_tokens", [2**27, 1500])
+def test_the_index_counts_what_can_be_masked(make_shards, shard_tokens):
+    folder = make_shards(LENGTHS, shard_tokens=shard_tokens)
+    make_unknown(folder, range(0, 8, 2), 0.7)
+    for length in (32, 128):
+        packs = Packs(Shards.open(folder), tokens=128, length=length, seed=3)
+        assert sorted(left_to_mask(packs)) == sorted(packs._index.maskable.tolist())
+
+
+def test_packs_with_too_few_tokens_to_mask_are_left_out_and_no_other_moves(make_shards):
+    folder = make_shards([62] * 400)
+    make_unknown(folder, [*range(20, 28), 77])
+    shards, sizes = Shards.open(folder), {"tokens": 256, "length": 64, "seed": 5}
+    plain, packs = Packs(shards, **sizes), Packs(shards, **sizes, targets=200)
+    free = [count for epoch in range(8) for count in left_to_mask(plain, epoch)]
+    assert packs.short == sum(count < 200 for count in free[: len(plain)]) > 1
+    stand_ins = []
+    for number, count in enumerate(free):
+        batch, other = packs.batch(number), plain.batch(number)
+        assert batch.number == number and int(batch.maskable.sum()) >= 200
+        if count >= 200:
+            assert torch.equal(batch.tokens, other.tokens)
+            assert torch.equal(packs.places(number), plain.places(number))
+        else:
+            stand_ins.append(tuple(batch.tokens.tolist()))
+    assert len(set(stand_ins)) == len(stand_ins) == 8 * packs.short  # none is favoured
+    short = {place for n in range(len(plain)) if free[n] < 200 for place in plain.places(n).tolist() if place >= 0}
+    assert packs.short_tokens == len(short)
+    assert "have fewer than 200 tokens that can be masked" in packs.shortage
+    assert "The least has 0" in packs.shortage and "document 21 of train-00000" in packs.shortage
+    assert (plain.short, plain.short_tokens, plain.shortage) == (0, 0, "")
+
+
+def test_views_of_a_text_have_the_same_pack_read_in_its_place(make_shards):
+    folder = make_shards([62] * 200)
+    make_unknown(folder, range(20, 28))
+    packs = Packs(Shards.open(folder), tokens=256, length=64, seed=5, per_step=4, views=2, targets=200)
+    for step in range(len(packs)):
+        for place in range(2):
+            one, two = (packs.batch(4 * step + place + 2 * view) for view in range(2))
+            assert one.text == two.text and torch.equal(one.tokens, two.tokens)
+            assert int(one.maskable.sum()) >= 200
+
+
+@pytest.mark.parametrize(
+    ("lengths", "unknown", "reason", "cure"),
+    [
+        ([3] * 3000, [], r"The least has 15\d: .* 0 are \[UNK\] .* 102 are \[CLS\] and", "^Join short documents"),
+        ([62] * 200, range(100), r"The least has 0: .* 248 are \[UNK\] .* 8 are \[CLS\] and", "^Prepare the text with"),
+    ],
+)
+def test_a_text_that_cannot_give_the_targets_is_refused_with_a_cure_that_works(
+    make_shards, lengths, unknown, reason, cure
+):
+    folder = make_shards(lengths)
+    make_unknown(folder, unknown)
+    sizes = {"tokens": 256, "length": 64, "seed": 0}
+    with pytest.raises(DataError, match=reason) as caught:
+        Packs(Shards.open(folder), **sizes, targets=200)
+    sentence = str(caught.value)
+    assert re.search(cure, sentence.rpartition("padding. ")[2])
+    if ratio := re.search(r"`masking.ratio` at (0\.\d+) or below", sentence):
+        packs = Packs(Shards.open(folder), **sizes, targets=round(float(ratio[1]) * 256))
+        assert all(int(packs.batch(number).maskable.sum()) >= packs.targets for number in range(len(packs)))
+    assert bool(ratio) == (not unknown)
+
+
+def test_an_index_without_the_counts_is_completed(make_shards):
+    folder = make_shards(LENGTHS)
+    made = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
+    counts = next((folder / "packs").glob("*/maskable.npy"))
+    hashes = json.loads((counts.parent / "hashes.json").read_text())
+    del hashes["maskable"]
+    (counts.parent / "hashes.json").write_text(json.dumps(hashes))
+    counts.unlink()
+    again = Packs(Shards.open(folder), tokens=128, length=48, seed=0, targets=30)
+    assert counts.is_file()
+    assert torch.equal(again.batch(3).tokens, made.batch(3).tokens)
+
+
 def test_the_index_is_cached_and_a_damaged_one_made_anew(make_shards, monkeypatch):
     folder = make_shards(LENGTHS)
     made = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
@@ -126,7 +224,7 @@ def test_the_index_is_cached_and_a_damaged_one_made_anew(make_shards, monkeypatc
         assert torch.equal(again.batch(3).tokens, made.batch(3).tokens)
         assert first.read_bytes() == whole and (first.parent / name).read_bytes() != bad
     # a folder that cannot be written is no obstacle
-    monkeypatch.setattr(packing.np, "save", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    monkeypatch.setattr(index.np, "save", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
     Packs(Shards.open(folder), tokens=256, length=48, seed=0).batch(0)
     assert not list((folder / "packs").glob("*-256-48-*"))
 
@@ -170,14 +268,18 @@ def test_sidecars_come_with_their_tokens(make_shards, documents_of):
 
 def test_an_id_outside_the_vocabulary_is_named(make_shards):
     folder = make_shards([126] * 10)
+    Packs(Shards.open(folder), tokens=128, length=128, seed=0)  # leaves its index behind
     file = folder / "train-00000.tokens.npy"
     damaged = np.load(file)
     damaged[123] = 300
     np.save(file, damaged)
     packs = Packs(Shards.open(folder), tokens=128, length=128, seed=0)
-    with pytest.raises(DataError, match=r"train-00000\.tokens\.npy holds the id 300 at token 123, .* has 300\."):
+    sentence = r"train-00000\.tokens\.npy holds the id 300 at token 123, .* has 300\."
+    with pytest.raises(DataError, match=sentence):
         for number in range(len(packs)):
             packs.batch(number)
+    with pytest.raises(DataError, match=sentence):  # without an index it is found at once
+        Packs(Shards.open(folder), tokens=256, length=128, seed=0)
 
 
 @pytest.mark.parametrize(

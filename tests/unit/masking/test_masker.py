@@ -177,6 +177,18 @@ def test_random_replacements_are_uniform_over_ordinary_tokens():
     assert (ordinary - mean).abs().max() < 5 * mean**0.5
 
 
+@pytest.mark.parametrize("steps", [1, 5, 127, 128, 1000])
+@pytest.mark.parametrize(
+    "ratio", [Schedule("linear", 0.2, 0.9), Schedule("triangle", 0.1, 0.1, at=0.5, middle=0.6), Schedule(start=0.3)]
+)
+def test_the_most_targets_are_the_most_of_any_step(ratio, steps):
+    config = MaskingConfig(ratio)
+    maker = Masker(config, IDS)
+    assert config.most_targets(1000, steps) == max(maker.budget(step / steps, 1000) for step in range(steps))
+    by_the_clock = max(maker.budget(moment / 10_000, 1000) for moment in range(10_001))
+    assert config.most_targets(1000) == by_the_clock >= config.most_targets(1000, steps)
+
+
 def test_a_moving_ratio_is_exact_at_both_ends_and_has_few_shapes():
     maker = Masker(MaskingConfig(Schedule("linear", 0.3, 0.15)), IDS)
     budgets = [maker.budget(step / 1000, 1000) for step in range(1001)]
