@@ -25,6 +25,7 @@ from pathlib import Path
 
 from megamask import ranks
 from megamask.beats import Beat, Beats, accused, place, report, waits, warn
+from megamask.entry_point import as_problem
 from megamask.errors import REQUEUE, HangError, LostError, MegamaskError, must, removable
 from megamask.stopping import Stop
 
@@ -190,7 +191,8 @@ class Watchdog:
     def _tell(self, error: Exception) -> None:
         """Leave word of ``error``; LostError if it is but a consequence of another's, or another was first."""
         beats, lost = self._beats, ranks.lost(error)
-        code = error.exit_code if isinstance(error, MegamaskError) else 1
+        problem = as_problem(error)
+        code = problem.exit_code if problem else 1
         if not lost and (beats is None or beats.claim(code)):
             if beats:
                 if isinstance(error, MegamaskError):

@@ -11,21 +11,25 @@ from __future__ import annotations
 import math
 import os
 import sys
-import traceback
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from megamask.errors import REQUEUE, MegamaskError, NonFiniteError, StorageError
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+from megamask.errors import REQUEUE, NonFiniteError, StorageError
 from megamask.stopping import Stop
 
 STOP = Stop()
 if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
+    entry_point.begin(stop_on_signals=False)
     STOP.__enter__()
     # a socket's own words, when another rank is gone, are of no help: the watchdog says which, and why
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from megamask import command, precision, ranks, report, runs, versions
+from megamask import command, precision, ranks, report, runs
 from megamask import config as configuration
 from megamask import teacher as teachers
 from megamask.batch import PackedBatch
@@ -41,33 +45,27 @@ from megamask.trees import under
 from megamask.validation import validate
 
 
+@entry_point.command
 def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
     """Run a command line; returns the exit code, after printing the sentences of an error a user can mend.
 
-    0: finished. 75: stopped as asked before the last step; the same command goes on. Others: `errors`.
+    0: finished. 75: stopped as asked before the last step; the same command goes on. Others: `entry_point`.
     """
-    try:
-        versions.check()
-        asked = command.parse(arguments)
-        if asked.list_recipes:
-            print(command.show_recipes())
-            return 0
-        ds = configuration.check(asked.run, asked.deepspeed, ranks.world())
-        configuration.check_change(asked.run, asked.change)
-        if ranks.is_main():
-            for line in asked.notes:
-                print(line, file=sys.stderr)
-        if asked.print_config:
-            print(command.show_config(asked.run))
-            return 0
-        with stop or Stop() as stop:
-            finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop, asked.change)
-        return 0 if finished else REQUEUE
-    except MegamaskError as error:
-        if str(error) and (ranks.is_main() or not error.everywhere):
-            with suppress(OSError):  # perhaps nobody listens any more; the code says it
-                print(error, file=sys.stderr)
-        return error.exit_code
+    asked = command.parse(arguments)
+    if asked.list_recipes:
+        print(command.show_recipes())
+        return 0
+    ds = configuration.check(asked.run, asked.deepspeed, ranks.world())
+    configuration.check_change(asked.run, asked.change)
+    if ranks.is_main():
+        for line in asked.notes:
+            print(line, file=sys.stderr)
+    if asked.print_config:
+        print(command.show_config(asked.run))
+        return 0
+    with stop or Stop() as stop:
+        finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop, asked.change)
+    return 0 if finished else REQUEUE
 
 
 def pretrain(
@@ -255,10 +253,4 @@ def tidy(parts: Parts) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        code = main(stop=STOP)
-    except Exception:
-        with suppress(OSError):
-            traceback.print_exc()
-        code = 1
-    ranks.end(code)
+    entry_point.run(partial(main, stop=STOP), ranks.end)

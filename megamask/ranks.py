@@ -7,9 +7,7 @@ where one process needs no port at all.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from typing import NoReturn, TypeVar
 
@@ -17,36 +15,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megamask.entry_point import end_process
 from megamask.errors import REQUEUE, ConfigError, MegamaskError
+from megamask.launcher import environment as environment
+from megamask.launcher import is_main as is_main
+from megamask.launcher import rank as rank
+from megamask.launcher import world as world
 
 Answer = TypeVar("Answer")
 MEETING = timedelta(minutes=10)
 """How long the first rank waits for the others at the start."""
-
-
-def environment() -> dict[str, str]:
-    """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of this process.
-
-    Taken from the launcher if it set them, else from Slurm, else those of a single process.
-    """
-    if "RANK" in os.environ:
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        found = {name: os.environ[name] for name in names if name in os.environ}
-        # the deepspeed launcher calls it LOCAL_SIZE
-        found.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
-        return {"LOCAL_RANK": "0", "WORLD_SIZE": "1"} | found
-    if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
-        slurm = os.environ
-        return {
-            "RANK": slurm["SLURM_PROCID"],
-            "LOCAL_RANK": slurm["SLURM_LOCALID"],
-            "WORLD_SIZE": slurm["SLURM_NTASKS"],
-            "LOCAL_WORLD_SIZE": slurm["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0],
-            "MASTER_ADDR": slurm.get("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),
-            # below the ephemeral ports, and another for each job that shares a node
-            "MASTER_PORT": slurm.get("MASTER_PORT", str(12000 + int(slurm["SLURM_JOB_ID"]) % 20000)),
-        }
-    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
 
 def join(timeout: timedelta = timedelta(hours=24)) -> None:
@@ -102,40 +80,19 @@ def leave() -> None:
 
 
 def end(code: int) -> NoReturn:
-    """Say goodbye and end the process at once with ``code``, without the interpreter's own ending.
+    """Say goodbye and end the process at once with ``code``.
 
     After an error there is no goodbye: to wait for ranks that may wait for something else would be to hang.
-
-    A thread of gloo may still hold a tensor of the last message. If it lets go of it while Python is being taken
-    down, the process aborts, after all its work was done (seen in one or two of a hundred runs of two ranks).
     """
     if code in (0, REQUEUE):
         leave()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # perhaps nobody listens any more
-            stream.flush()
-    os._exit(code)
-
-
-def rank() -> int:
-    """The number of this process among all."""
-    return int(environment()["RANK"])
-
-
-def world() -> int:
-    """The number of processes."""
-    return int(environment()["WORLD_SIZE"])
+    end_process(code)
 
 
 def several() -> bool:
     """Whether there is anybody to talk to; if so, `join` must have been called."""
     assert world() == 1 or dist.is_initialized(), "ranks.join() comes before anything collective"
     return world() > 1
-
-
-def is_main() -> bool:
-    """Whether this process speaks for all: it prints and publishes."""
-    return rank() == 0
 
 
 def device() -> torch.device:

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
-import multiprocessing
 import os
 import shutil
-import threading
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from megamask.entry_point import make_output_safe
 from megamask.errors import DataError
 
-SPAWN = multiprocessing.get_context("spawn")
+
+class _Process(SpawnProcess):
+    """A worker that leaves signals to its parent, which a terminal and a batch system send to both of them."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        try:
+            super().start()  # it inherits what is blocked
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Spawn(SpawnContext):
+    Process = _Process  # type: ignore[assignment]
+
+
+SPAWN = _Spawn()
 """Processes start afresh: a fork would copy the locks that other threads of this one may hold."""
 
 
@@ -40,7 +58,11 @@ def folder(work: Path, identity: str, output: Path) -> Iterator[Path]:
                 elif leftover.name != "lock":
                     leftover.unlink()
             request.write_text(identity)
-        yield work
+        try:
+            yield work
+        except KeyboardInterrupt as stop:
+            stop.add_note("The same command goes on from here.")
+            raise
     shutil.rmtree(work)
 
 
@@ -48,9 +70,10 @@ def folder(work: Path, identity: str, output: Path) -> Iterator[Path]:
 def processes(count: int, start: Callable[..., None], *given: Any) -> Iterator[Executor]:
     """That many worker processes, of which each calls ``start`` with what is ``given`` first.
 
-    After an error of one, or of the caller, no further work is begun. DataError if one is killed.
+    After an error of one, or of the caller, all are killed. DataError if one is killed. They end with this process,
+    however it ends.
     """
-    with ProcessPoolExecutor(count, SPAWN, _start, (start, *given)) as pool:
+    with ProcessPoolExecutor(count, SPAWN, _start, (os.getpid(), start, *given)) as pool:
         try:
             yield pool
         except BrokenProcessPool:
@@ -59,17 +82,14 @@ def processes(count: int, start: Callable[..., None], *given: Any) -> Iterator[E
                 "finished is kept."
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in list((pool._processes or {}).values()):  # Python 3.14 has `kill_workers`
+                worker.kill()
             raise
 
 
-def _start(start: Callable[..., None], *given: Any) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def _start(parent: int, start: Callable[..., None], *given: Any) -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the kernel ends this process with its parent
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before that
+    make_output_safe()
     start(*given)

@@ -15,10 +15,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
+
 import torch
 import tyro
 
-from megamask import versions
 from megamask.analysis import deficiency, drawing, effective_rank, texts
 from megamask.analysis.deficiency import Analysis, Cuts
 from megamask.analysis.layers import Layered, open_model, open_run
@@ -84,16 +89,12 @@ class Arguments:
         return found
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    try:
-        versions.check()
-        raise_all(ConfigError, arguments.problems())
-        analyse(arguments)
-        return 0
-    except MegamaskError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    raise_all(ConfigError, arguments.problems())
+    analyse(arguments)
+    return 0
 
 
 def analyse(arguments: Arguments) -> None:
@@ -221,4 +222,4 @@ def _shards(arguments: Arguments, model: Layered, scratch: Path) -> Shards:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point.run(main)

@@ -5,27 +5,25 @@ PATH``. Runs that use it set `entropy.source` to 'sidecar'."""
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
 
 import tyro
 
-from megamask import versions
 from megamask.annotate import EntropyAnnotation, entropies
 from megamask.data.shards import Shards
-from megamask.errors import MegamaskError
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     config = tyro.cli(EntropyAnnotation, description=__doc__, args=args)
-    try:
-        versions.check()
-        folder = entropies(config)
-        said = Shards.open(folder).sidecar_facts("entropy")
-    except MegamaskError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
+    folder = entropies(config)
+    said = Shards.open(folder).sidecar_facts("entropy")
     assert said is not None
     print(
         f"{folder}: entropies of every token. Train with --entropy.source sidecar --entropy.signal {said['signal']} "
@@ -35,4 +33,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point.run(main)

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from megamask import command, prepare, versions
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
+
+from megamask import command, prepare
 from megamask.annotate import SampleAnnotation, samples
 from megamask.building import CACHE
-from megamask.errors import MegamaskError
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -25,20 +32,12 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--packs", type=int, help="packs, from number 0; as many as the run asks about if not given")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one for each GPU or core")
     own, rest = parser.parse_known_args(args)
-    try:
-        versions.check()
-        run = command.parse(rest).run
-        data = run.data or prepare.local_data(CACHE)
-        folder = samples(run, data, SampleAnnotation(own.draws, own.packs, own.workers))
-    except MegamaskError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
+    run = command.parse(rest).run
+    data = run.data or prepare.local_data(CACHE)
+    folder = samples(run, data, SampleAnnotation(own.draws, own.packs, own.workers))
     print(f"{folder}: samples of the teacher. Train with the same flags, without --teacher.path.")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point.run(main)

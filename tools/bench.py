@@ -18,16 +18,22 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
+
 import torch
 import tyro
 
-from megamask import precision, prepare, ranks, versions
+from megamask import precision, prepare, ranks
 from megamask.bench import late, ours, overheads, table, theirs
 from megamask.bench.measure import BenchConfig, Figures, Round, in_turn
 from megamask.building import CACHE
 from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config, resolved
-from megamask.errors import ConfigError, MegamaskError, raise_all
+from megamask.errors import ConfigError, raise_all
 from megamask.metrics import peak_flops
 from megamask.precision import Support
 
@@ -35,17 +41,11 @@ BF16 = Support(True, "it is measured")
 HOW = Path(__file__).parent.parent / "ds_configs"
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     config = tyro.cli(BenchConfig, description=__doc__, args=args)
-    try:
-        versions.check()
-        bench(config)
-        return 0
-    except MegamaskError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    finally:
-        ranks.leave()
+    bench(config)
+    return 0
 
 
 def bench(config: BenchConfig) -> None:
@@ -148,4 +148,4 @@ def beside(config: BenchConfig, lines: bool, trainer: bool) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point.run(main, ranks.end)

@@ -7,10 +7,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
+
 import tyro
 
-from megamask import versions
-from megamask.errors import MegamaskError
 from megamask.hf import save_start
 
 
@@ -22,14 +26,10 @@ class Arguments:
     """New folder for weights, shape and tokenizer, which `pretrain.py --init` takes."""
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    try:
-        versions.check()
-        shape = save_start(arguments.model, arguments.output)
-    except MegamaskError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    shape = save_start(arguments.model, arguments.output)
     print(
         f"{arguments.output}: {shape.preset}, {shape.num_layers} layers of width {shape.hidden_size}. Go on with "
         f"megamask/pretrain.py --init {arguments.output} and text prepared with its tokenizer: tools/prepare_data.py "
@@ -39,4 +39,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point.run(main)

@@ -7,10 +7,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
+
 import tyro
 
-from megamask import versions
-from megamask.errors import MegamaskError
 from megamask.report import export
 
 
@@ -24,17 +28,13 @@ class Arguments:
     """Step of the checkpoint; the newest if not given."""
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    try:
-        versions.check()
-        difference = export(arguments.run, arguments.output, arguments.step)
-    except MegamaskError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    difference = export(arguments.run, arguments.output, arguments.step)
     print(f"{arguments.output}: logits of transformers and ours differ by at most {difference:.2g}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point.run(main)

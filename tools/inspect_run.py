@@ -11,9 +11,14 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
+
 import tyro
 
-from megamask.errors import MegamaskError
 from megamask.inspection import Inspection, inspect
 
 
@@ -27,13 +32,10 @@ class Arguments:
     """Print JSON."""
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    try:
-        found = inspect(arguments.run, hashes=arguments.verify)
-    except MegamaskError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    found = inspect(arguments.run, hashes=arguments.verify)
     if arguments.json:
         print(json.dumps(asdict(found), indent=2, default=str))
     else:
@@ -59,4 +61,4 @@ def lines(found: Inspection, verified: bool) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point.run(main)

@@ -4,25 +4,25 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
 
 import tyro
 
 from megamask.data.shards import Shards
-from megamask.errors import MegamaskError
 from megamask.prepare import PrepareConfig, prepare
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     config = tyro.cli(PrepareConfig, description=__doc__, args=args)
-    try:
-        folder = prepare(config)
-        train = Shards.open(folder)
-    except MegamaskError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
+    folder = prepare(config)
+    train = Shards.open(folder)
     read = train.manifest["read"]
     dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in read.items() if why != "documents")
     print(f"{folder}: {read['documents']} documents read ({dropped})")
@@ -40,4 +40,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point.run(main)

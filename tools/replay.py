@@ -19,14 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
+
 import tyro
 
-from megamask import command, precision, pretrain, ranks, records, runs, versions
+from megamask import command, precision, pretrain, ranks, records, runs
 from megamask import config as configuration
 from megamask.building import JUDGE, Parts, build, numbers, read_text
 from megamask.checkpoint import RunFolder, read_state, verify
 from megamask.engine.ds_file import resolved
-from megamask.errors import CheckpointError, ConfigError, DataError, MegamaskError
+from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.log import read_metrics
 from megamask.metrics import CLOCKS
 from megamask.spikes import Judge
@@ -44,18 +50,14 @@ class Arguments:
     """Folder of the shards, if they lie elsewhere now."""
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
     folder: Path | None = None
     try:
-        versions.check()
         ranks.join()
         folder = ranks.by_main(lambda: Path(tempfile.mkdtemp(prefix="replay-")))
         return replay(RunFolder(arguments.run), arguments.step, arguments.data, folder)
-    except MegamaskError as error:
-        if ranks.is_main():
-            print(error, file=sys.stderr)
-        return error.exit_code
     finally:
         if folder and ranks.is_main():
             shutil.rmtree(folder, ignore_errors=True)
@@ -149,4 +151,4 @@ def compare(told: dict[str, Any], again: dict[str, Any], step: int) -> int:
 
 
 if __name__ == "__main__":
-    ranks.end(main())
+    entry_point.run(main, ranks.end)

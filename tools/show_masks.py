@@ -8,15 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
+from megamask import entry_point
+
+if __name__ == "__main__":
+    entry_point.begin()
+
 import torch
 import tyro
 from rich.console import Console
 
-from megamask import show, versions
+from megamask import show
 from megamask.data import tokenizer as tokenizers
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import Tokenizer
-from megamask.errors import ConfigError, MegamaskError, must, raise_all
+from megamask.errors import ConfigError, must, raise_all
 from megamask.masking.entropy import EntropyScoreConfig
 from megamask.validation import unigram_nll
 
@@ -58,17 +64,12 @@ class Arguments:
         return found
 
 
+@entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    console = Console(highlight=False)
-    try:
-        versions.check()
-        raise_all(ConfigError, arguments.problems())
-        shown(arguments, console)
-        return 0
-    except MegamaskError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    raise_all(ConfigError, arguments.problems())
+    shown(arguments, Console(highlight=False))
+    return 0
 
 
 def shown(arguments: Arguments, console: Console) -> None:
@@ -103,4 +104,4 @@ def _entropy(arguments: Arguments, shards: Shards | None, sentence: show.Sentenc
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point.run(main)

@@ -47,7 +47,7 @@ def test_it_is_what_an_installer_is_told() -> None:
     ],
     ids=lambda value: getattr(value, "__module__", ""),
 )
-def test_every_command_that_reads_a_model_looks(main, arguments, monkeypatch, capsys) -> None:
+def test_commands_look_at_it_first(main, arguments, monkeypatch, capsys) -> None:
     monkeypatch.setattr(versions, "version", lambda name: "2.9.1")
     assert main(arguments) == ConfigError.exit_code
     assert capsys.readouterr().err.startswith("PyTorch must be 2.11 or newer, but is 2.9.1.")

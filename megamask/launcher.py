@@ -1,0 +1,48 @@
+"""Which process this is, and of how many: what `deepspeed`, `torchrun` or Slurm put into the environment.
+
+Without torch, so that a command line can be read before it is imported; `ranks` is what talks to the others.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def environment() -> dict[str, str]:
+    """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of this process.
+
+    Taken from the launcher if it set them, else from Slurm, else those of a single process.
+    """
+    if "RANK" in os.environ:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        found = {name: os.environ[name] for name in names if name in os.environ}
+        # the deepspeed launcher calls it LOCAL_SIZE
+        found.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
+        return {"LOCAL_RANK": "0", "WORLD_SIZE": "1"} | found
+    if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
+        slurm = os.environ
+        return {
+            "RANK": slurm["SLURM_PROCID"],
+            "LOCAL_RANK": slurm["SLURM_LOCALID"],
+            "WORLD_SIZE": slurm["SLURM_NTASKS"],
+            "LOCAL_WORLD_SIZE": slurm["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0],
+            "MASTER_ADDR": slurm.get("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),
+            # below the ephemeral ports, and another for each job that shares a node
+            "MASTER_PORT": slurm.get("MASTER_PORT", str(12000 + int(slurm["SLURM_JOB_ID"]) % 20000)),
+        }
+    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+
+
+def rank() -> int:
+    """The number of this process among all."""
+    return int(environment()["RANK"])
+
+
+def world() -> int:
+    """The number of processes."""
+    return int(environment()["WORLD_SIZE"])
+
+
+def is_main() -> bool:
+    """Whether this process speaks for all: it prints and publishes."""
+    return rank() == 0
