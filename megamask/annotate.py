@@ -35,6 +35,7 @@ from megamask.data.index import Pieces
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards, Split, file_hash, write_sidecar
 from megamask.data.tokenizer import TOKENIZER
+from megamask.entropy import exact
 from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
 from megamask.entropy.source import Signal
 from megamask.errors import ConfigError, DataError, must, raise_all
@@ -157,16 +158,22 @@ def _entropy_worker(config: EntropyAnnotation) -> Worker:
     top = top_of(config.measure, ids.size)
 
     def make(task: tuple[Split, int, list[Pieces]], report: Report) -> list[np.ndarray]:
+        def ask(batch: PackedBatch, plan: MaskPlan) -> Tensor:
+            answer = teacher.ask(config.measure)(batch, plan)
+            report(int(batch.maskable[plan.targets].sum()))
+            return answer
+
         split, first, some = task
         shards = train if split == "train" else Shards.open(config.data, split)
         found = []
         for number, window in enumerate(some, start=first):
             batch, text = window_batch(shards, window, number, config.length)
             batch, text = batch.to(ranks.device()), text.to(ranks.device())
-            said = teacher.entropies([batch], config.signal, config.passes, config.measure, seed=0)[0]
-            codes = to_bytes(said, top) * batch.maskable  # special tokens in the text are never masked
+            rng = PackRng(0, number, exact.PURPOSE)
+            nats = exact.measured(ask, batch, config.signal, config.passes, ids.mask, rng)
+            codes = to_bytes(nats, top) * batch.maskable  # special tokens in the text are never masked
             found.append(codes[text].cpu().numpy())
-            report(len(text))
+            report(len(text) - int(batch.maskable.sum()))  # what is never asked about
         return [np.concatenate(found)]
 
     return make

@@ -32,7 +32,7 @@ from megamask.hf.comparing import differences
 from megamask.hf.foreign import Foreign
 from megamask.masked_lm import MaskedLM
 from megamask.masking.rng import PackRng
-from megamask.model.vocabulary import token_stats
+from megamask.model import statistics
 from megamask.precision import DTYPES, Choice, Setting, Support, common
 from megamask.schedules import Schedule
 
@@ -261,7 +261,7 @@ class Teacher:
         batches = [batch for batch, _ in questions]
         states = self._at(batches, [p.inputs for _, p in questions], [p.targets for _, p in questions])
         return [
-            token_stats(rows, self.weight, self.bias, plan.labels).of(measure)
+            statistics.entropies(rows, self.weight, self.bias, plan.labels, measure)
             for rows, (_, plan) in zip(states, questions, strict=True)
         ]
 

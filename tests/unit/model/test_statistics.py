@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.model import statistics
-from megamask.model.statistics import TokenStats, token_stats
+from megamask.model.statistics import TokenStats, entropies, products, token_stats
 from tests.tolerances import NATS, assert_close
 from tests.unit.model.vocabularies import MEASURES, SIZES, Largest, problem
 
@@ -54,6 +54,21 @@ def test_a_shift_of_all_logits_changes_no_measure(measure):
     assert_close(
         token_stats(rows, weight, bias + 20, labels).of(measure), token_stats(rows, weight, bias, labels).of(measure)
     )
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_one_measure_alone_is_the_same_bit_for_bit(chunks, measure):
+    inputs = problem(rows=40, tokens=101, dtype=torch.float32)
+    chunks(101 * 16, 101 * 4)
+    assert torch.equal(entropies(*inputs, measure), token_stats(*inputs).of(measure))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_a_product_in_slices_of_the_vocabulary_is_the_product(monkeypatch, dtype):
+    rows, weight, _, _ = problem(rows=30, tokens=1001, dtype=dtype)
+    monkeypatch.setattr(statistics, "SLICE", 7)
+    torch.testing.assert_close(products(rows, weight), rows @ weight.t())
 
 
 def test_equal_logits_leave_all_doubt():
