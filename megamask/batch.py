@@ -9,7 +9,7 @@ visible rows, ``Q`` rows that a teacher speaks of, ``K`` sampled teacher tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -51,6 +51,35 @@ class LengthGroup(OnDevice):
 
     rows: Int64[Tensor, "G L"]
     present: Bool[Tensor, "G L"]
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Padded grids of ``rows`` rows, flattened and laid one behind the other: C cells, of which some are padding."""
+
+    groups: tuple[LengthGroup, ...]
+    rows: int
+
+    @property
+    def even(self) -> bool:
+        """Whether the rows as they lie are the one grid that there is: all sequences have the same length."""
+        return len(self.groups) == 1 and self.groups[0].rows.numel() == self.rows
+
+    @cached_property
+    def cells(self) -> Int64[Tensor, " C"]:
+        """The row in each cell; in padding, some row of the same sequence."""
+        return torch.cat([group.rows.flatten() for group in self.groups])
+
+    @cached_property
+    def places(self) -> Int64[Tensor, " T"]:
+        """The cell of each row."""
+        present = torch.cat([group.present.flatten() for group in self.groups]).nonzero().squeeze(1)
+        return torch.empty_like(present).index_copy_(0, self.cells[present], present)
+
+    @cached_property
+    def padding(self) -> Int64[Tensor, " P"]:
+        """The cells without a row of their own."""
+        return torch.cat([~group.present.flatten() for group in self.groups]).nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -102,9 +131,9 @@ class Layout(OnDevice):
         return self.within(self)
 
     @cached_property
-    def places(self) -> Int64[Tensor, " T"]:
-        """Where each row stands when the grids of all groups are flattened and laid one behind the other."""
-        return places(self.groups)
+    def grids(self) -> Grids:
+        """All rows in the grids of ``groups``."""
+        return Grids(self.groups, self.rows)
 
     def within(self, whole: Layout) -> tuple[LengthGroup, ...]:
         """These rows, kept from ``whole``, as grids that have the same sequences as the groups of ``whole``."""
@@ -121,13 +150,6 @@ class Layout(OnDevice):
         """The layout of the ascending ``rows`` alone; each keeps the position it had."""
         starts = torch.searchsorted(rows.contiguous(), self.cu_seqlens.long()).int()
         return Layout(starts, self.max_seqlen, self.positions[rows])
-
-
-def places(groups: Sequence[LengthGroup]) -> Int64[Tensor, " T"]:
-    """Where each row stands when the grids of ``groups`` are flattened and laid one behind the other."""
-    rows = torch.cat([group.rows.flatten() for group in groups])
-    present = torch.cat([group.present.flatten() for group in groups]).nonzero().squeeze(1)
-    return torch.empty_like(present).index_copy_(0, rows[present], present)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class HiddenStates(nn.Module):
             ids = torch.where(group.present, tokens[group.rows], self.pad)
             said = self.model(input_ids=ids, attention_mask=group.present.long(), output_hidden_states=True)
             groups.append([states.flatten(0, 1) for states in said.hidden_states])
-        return [torch.cat(parts).index_select(0, layout.places) for parts in zip(*groups, strict=True)]
+        return [torch.cat(parts).index_select(0, layout.grids.places) for parts in zip(*groups, strict=True)]
 
 
 def load_hidden(source: str | Path, setting: str) -> tuple[HiddenStates, Path, int | None]:

@@ -13,7 +13,6 @@ Three back ends behind one signature:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from megamask.batch import Layout, LengthGroup, places
+from megamask.batch import Grids, Layout
 
 Backend = Literal["auto", "reference", "padded", "varlen"]
 
@@ -42,14 +41,9 @@ class Asking:
         return self.whole.keep(self.rows)
 
     @cached_property
-    def groups(self) -> tuple[LengthGroup, ...]:
-        """Grids with the sequences of the groups of ``whole``."""
-        return self.layout.within(self.whole)
-
-    @cached_property
-    def places(self) -> Int64[Tensor, " N"]:
-        """Where each stands when these grids are flattened and laid one behind the other."""
-        return places(self.groups)
+    def grids(self) -> Grids:
+        """They in grids with the sequences of the groups of ``whole``."""
+        return Grids(self.layout.within(self.whole), self.layout.rows)
 
 
 def attend(
@@ -101,31 +95,53 @@ def _padded(
 ) -> Tensor:
     by_products = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     grid_attention = _by_products if by_products else _by_fused_kernel
-    asked, told = _grids(q[:, None], asking.groups), _grids(torch.stack((k, v), 1), layout.groups)
     outputs = []
-    for (queries,), (keys, values), group in zip(asked, told, layout.groups, strict=True):
-        out = grid_attention(queries, keys, values, group, window, dropout)  # (G, H, L, E)
-        outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
-    return torch.cat(outputs).index_select(0, asking.places).view(q.shape)
+    grids = zip(_grids(q, asking.grids), _grids(k, layout.grids), _grids(v, layout.grids), layout.groups, strict=True)
+    for queries, keys, values, group in grids:
+        present = None if layout.grids.even else group.present
+        out = grid_attention(queries, keys, values, present, window, dropout)  # (G, H, L, E)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    if asking.grids.even:
+        return outputs[0]
+    return _Gather.apply(torch.cat(outputs), asking.grids.places, asking.grids.cells, asking.grids.padding)
 
 
-def _grids(x: Tensor, groups: Sequence[LengthGroup]) -> list[Tensor]:
-    """(T, n, H, E) -> (n, G, H, L, E) for each group."""
+def _grids(x: Tensor, grids: Grids) -> list[Tensor]:
+    """(T, H, E) -> (G, H, L, E) for each group."""
     # one gather for all groups, since the gradient of each gather is as long as the pack
-    gathered = x.flatten(1).index_select(0, torch.cat([group.rows.flatten() for group in groups]))
-    parts = gathered.split([group.rows.numel() for group in groups])
+    cells = x if grids.even else _Gather.apply(x, grids.cells, grids.places, None)
+    parts = cells.split([group.rows.numel() for group in grids.groups])
     return [
-        part.view(*group.rows.shape, *x.shape[1:]).permute(2, 0, 3, 1, 4)
-        for part, group in zip(parts, groups, strict=True)
+        part.unflatten(0, group.rows.shape).transpose(1, 2) for part, group in zip(parts, grids.groups, strict=True)
     ]
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, group: LengthGroup, window: int | None, dropout: float) -> Tensor:
+class _Gather(torch.autograd.Function):
+    """``x[there]``, whose gradient is gathered by ``back`` and 0 at ``padding``; torch's own adds row by row to zeros.
+
+    Equal to torch's own because each row is in one cell and what else is in the cells, padding, has a gradient of 0.
+    """
+
+    @staticmethod
+    def forward(ctx, x, there, back, padding):
+        ctx.save_for_backward(back, padding)
+        return x.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        back, padding = ctx.saved_tensors
+        gradient = upstream.index_select(0, back)
+        return gradient if padding is None else gradient.index_fill_(0, padding, 0), None, None, None
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, window: int | None, dropout: float) -> Tensor:
     size, heads, length, width = k.shape
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     # a large finite number: a row of padding may see no one, and infinities there would spread as NaN
     hide = torch.finfo(q.dtype).min / 4
-    absent = torch.zeros(size, 1, length, dtype=q.dtype).masked_fill_(~group.present[:, None], hide)
+    absent = torch.zeros(size, 1, length, dtype=q.dtype)
+    if present is not None:
+        absent.masked_fill_(~present[:, None], hide)
     scores = torch.baddbmm(absent.repeat_interleave(heads, 0), q, k.transpose(1, 2), alpha=width**-0.5)
     if window is not None and window < length - 1:
         scores = scores.masked_fill_(~_near(torch.arange(length), window), hide)
@@ -133,13 +149,15 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, group: LengthGroup, window: in
     return torch.bmm(weights, v).unflatten(0, (size, heads))
 
 
-def _by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, group: LengthGroup, window: int | None, dropout: float) -> Tensor:
-    mask = group.present[:, None, None, :]
+def _by_fused_kernel(
+    q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, window: int | None, dropout: float
+) -> Tensor:
+    mask = None if present is None else present[:, None, None, :]
     length = k.shape[2]
     if window is not None and window < length - 1:
         near = _near(torch.arange(length, device=k.device), window)
         # a row of padding may look at all, for a row that sees no one would be NaN
-        mask = mask & (near | ~group.present[:, None, :, None])
+        mask = near if present is None else present[:, None, None, :] & (near | ~present[:, None, :, None])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 

@@ -128,13 +128,12 @@ class Embedding(nn.Module):
 
 
 class QKV(nn.Linear):
-    """Queries of ``rows``, else of all, and keys and values of all rows, from one parameter."""
+    """Queries, keys and values of all rows, from one parameter; with ``rows``, queries of these alone, apart."""
 
-    def forward(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        sizes = (self.in_features, 2 * self.in_features)
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
         if rows is None:
-            q, kv = super().forward(x).split(sizes, 1)
-            return q, kv
+            return (super().forward(x),)
+        sizes = (self.in_features, 2 * self.in_features)
         (q, kv), biases = self.weight.split(sizes), (None, None) if self.bias is None else self.bias.split(sizes)
         return F.linear(x.index_select(0, rows), q, biases[0]), F.linear(x, kv, biases[1])
 
@@ -200,8 +199,7 @@ class BertLayer(Layer):
     """Norm after each sum."""
 
     def before(self, x, rotary, rows):
-        q, kv = map(self._heads, self.qkv(x, rows))
-        return q[:, 0], *kv.unbind(1)
+        return tuple(part for parts in self.qkv(x, rows) for part in self._heads(parts).unbind(1))
 
     def after(self, x, attended):
         x = self.attention_norm(x + self.dropout(self.attention_out(attended.flatten(1))))
@@ -213,9 +211,11 @@ class ModernLayer(Layer):
 
     def before(self, x, rotary, rows):
         assert rotary is not None
-        q, kv = map(self._heads, self.qkv(self.attention_norm(x), rows))
-        own = rotary if rows is None else tuple(part.index_select(0, rows) for part in rotary)
-        return rotate(q, own)[:, 0], rotate(kv[:, :1], rotary)[:, 0], kv[:, 1]
+        parts = [self._heads(part) for part in self.qkv(self.attention_norm(x), rows)]
+        if rows is None:
+            return rotate(parts[0], rotary, 2)
+        own = tuple(part.index_select(0, rows) for part in rotary)
+        return *rotate(parts[0], own, 1), *rotate(parts[1], rotary, 1)
 
     def after(self, x, attended):
         x = x + self.dropout(self.attention_out(attended.flatten(1)))
@@ -229,20 +229,43 @@ def norm(shape: EncoderShape) -> LayerNorm:
 
 
 def rotary(layout: Layout, theta: float, width: int, dtype: torch.dtype) -> Rotary:
-    """Cosines and sines (T, 1, 1, E/2) of the angle of each pair at each row's position (Su et al. 2021).
+    """Cosines (T, 1, E) and sines (T, 1, E/2) of the angle of each pair at each row's position (Su et al. 2021).
 
-    Angles are always formed in 32 bits, as transformers does: in 16 bits positions above 256 would fall together.
+    Pairs are (i, i + E/2), transformers' order. Angles are always formed in 32 bits, as transformers does: in 16 bits
+    positions above 256 would fall together.
     """
     exponents = torch.arange(0, width, 2, device=layout.positions.device, dtype=torch.float32) / width
-    angles = (layout.positions.float()[:, None] * (1.0 / theta**exponents))[:, None, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = (layout.positions.float()[:, None] * (1.0 / theta**exponents))[:, None]
+    return angles.cos().to(dtype).repeat(1, 1, 2), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, turn: Rotary) -> Tensor:
-    """Each head of ``x`` (T, n, H, E) turned by its row's angles; pairs are (i, i + E/2), transformers' order."""
-    cos, sin = turn
-    first, second = x.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+def rotate(x: Tensor, turn: Rotary, count: int) -> tuple[Tensor, ...]:
+    """The n parts of ``x`` (T, n, H, E), in each head of the first ``count`` of which pairs are turned."""
+    return _Rotate.apply(x, *turn, count)
+
+
+class _Rotate(torch.autograd.Function):
+    """Turned back in the backward pass, which writes the gradients of all parts into one tensor."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin, count):
+        ctx.save_for_backward(cos, sin)
+        ctx.count = count
+        return *(_turn(part, cos, sin, 1) for part in x[:, :count].unbind(1)), *x[:, count:].unbind(1)
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        cos, sin = ctx.saved_tensors
+        turned = [_turn(part, cos, sin, -1) for part in upstream[: ctx.count]]
+        return torch.stack((*turned, *upstream[ctx.count :]), 1), None, None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    (first, second), turned = x.chunk(2, -1), x * cos
+    one, other = turned.chunk(2, -1)
+    one.addcmul_(second, sin, value=-sign)
+    other.addcmul_(first, sin, value=sign)
+    return turned
 
 
 @torch.no_grad()

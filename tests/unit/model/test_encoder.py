@@ -50,8 +50,10 @@ def test_a_sequence_alone_equals_the_sequence_in_a_pack(preset, settings, backen
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 0, 5])
-def test_attention_back_ends_agree_with_the_reference_in_value_and_gradients(window, dtype):
-    layout = pack(LENGTHS, padding=5).layout
+@pytest.mark.parametrize("lengths, padding", [(LENGTHS, 5), ([16, 16, 16], 0)])
+def test_attention_back_ends_agree_with_the_reference_in_value_and_gradients(lengths, padding, window, dtype):
+    layout = pack(lengths, padding=padding).layout
+    assert layout.grids.even == (padding == 0)
     exact = [torch.randn(layout.rows, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
     expected = attend(*exact, layout, "reference", window=window)
