@@ -30,8 +30,8 @@ from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, DataError, must, raise_all
 from megamask.guidance import Guidance
 from megamask.hf.comparing import differences
-from megamask.hf.importing import read_tensors as read_safetensors
 from megamask.hf.layers import pick_layers
+from megamask.hf.weights import read_tensors as read_safetensors
 from megamask.log import Log
 from megamask.masking.masker import EVALUATION, Masker
 from megamask.metrics import Meters, peak_flops
@@ -148,7 +148,9 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     judge = Judge(config.spikes, state.get(JUDGE))
     pace = Pace(ranks.gather(socket.gethostname()))
     log = log_of(config, encoder.shape, start.run, start.step)
-    for told in (moved(state, writers(engine.stage, engine.precision)), *guide.lost):
+    headless = weights and not start.checkpoint and not any(name.startswith("head.") for name in weights)
+    no_head = f"{config.init} has no masked-language head: a new one is drawn from `seed`." if headless else ""
+    for told in (no_head, moved(state, writers(engine.stage, engine.precision)), *guide.lost):
         if told:
             log.say(told)
     loader = Loader(text.packs, ranks.device())

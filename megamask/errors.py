@@ -135,6 +135,19 @@ def removable(config: object, parts: Iterable[str], name: str, why: str, cure: s
     return [Removable(f"{name}.{p}", why, value, cure) for p, value in values.items() if getattr(config, p) != value]
 
 
+SHOWN = 5
+"""How many names of a list an error shows."""
+
+
+def listed(names: Iterable[str], noun: str = "") -> str:
+    """The first five ``names`` and how many more there are; with a ``noun``, how many of what."""
+    every = list(names)
+    shown = ", ".join(every[:SHOWN]) + (f" and {len(every) - SHOWN} more" if len(every) > SHOWN else "")
+    if not noun:
+        return shown
+    return f"the {noun} {shown}" if len(every) == 1 else f"{len(every)} {noun}s: {shown}"
+
+
 def raise_all(error: type[MegamaskError], problems: list[str]) -> None:
     """Raise ``error`` with all problems, or return if there are none."""
     if problems:

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from megamask import checkpoint, hf
 from megamask.batch import Layout
 from megamask.data.tokenizer import TOKENIZER
-from megamask.errors import CheckpointError, ConfigError, raise_all
+from megamask.errors import CheckpointError, ConfigError, listed, raise_all
 from megamask.hf.foreign import load_foreign, model_type
-from megamask.hf.importing import fetch, read_tensors
+from megamask.hf.importing import fetch
 from megamask.hf.names import DECODER, EMBEDDING, bare, misfits
 from megamask.hf.settings import has_preset
+from megamask.hf.weights import read_tensors
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import SHAPE, EncoderShape
@@ -96,8 +97,8 @@ def read(path: str | Path, setting: str) -> MaskedLM:
             "nor a model of transformers (config.json)."
         )
     if has_preset(folder):
-        shape, weights, tokenizer = hf.import_model(folder)
-        return _own(shape, weights, tokenizer, folder)
+        model = hf.import_model(folder)
+        return _own(model.shape, model.weights, folder, folder)
     _all_finite(read_tensors(folder), folder)
     return MaskedLM(*load_foreign(folder), tokenizer=folder)
 
@@ -120,11 +121,9 @@ def _own(shape: EncoderShape, weights: Mapping[str, Tensor], tokenizer: Path, wh
 
 
 def _all_finite(weights: Mapping[str, Tensor], where: Path) -> None:
-    raise_all(
-        ConfigError,
-        [
-            f"{where} holds numbers in the tensor {name} that are not finite (NaN or infinity). Use another checkpoint."
-            for name, tensor in weights.items()
-            if tensor.is_floating_point() and not tensor.isfinite().all()
-        ],
-    )
+    wrong = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        raise ConfigError(
+            f"{where} holds numbers in {listed(wrong, 'tensor')}, that are not finite (NaN or infinity). Use another "
+            "checkpoint."
+        )

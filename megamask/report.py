@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from megamask import hf, ranks, records
@@ -12,20 +13,13 @@ from megamask.checkpoint import RunFolder, find, read_manifest, read_weights, st
 from megamask.config import PretrainConfig
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
-from megamask.data.tokenizer import TOKENIZER
-from megamask.errors import CheckpointError, StorageError
-from megamask.log import plot_curve
+from megamask.data.tokenizer import TOKENIZER, load
+from megamask.errors import CheckpointError, MegamaskError, StorageError
+from megamask.excerpts import excerpts, questions
+from megamask.log import plot_curve, read_metrics
 from megamask.metrics import Cost
 from megamask.model.shape import EncoderShape
 from megamask.objectives.objective import ObjectiveConfig
-
-SENTENCES = (
-    "The function returns a [MASK] of strings.",
-    "If the file does not [MASK], an error is raised.",
-    "This is one of the [MASK] important questions of all.",
-    "The capital of France is [MASK].",
-)
-"""Asked of every exported model; [MASK] stands for the tokenizer's own."""
 
 
 def cost(shape: EncoderShape, objective: ObjectiveConfig | None = None, masks: float = 1.0) -> Cost:
@@ -102,10 +96,14 @@ def describe(run: RunFolder, shape: EncoderShape, text: Shards) -> None:
         raise StorageError(storage_sentence(error, "describe the run", run.path)) from None
 
 
-def export(run: Path, output: Path, step: int | None = None) -> float:
-    """Write a checkpoint of ``run`` (else the newest) for transformers; returns the largest difference of logits.
+def export(
+    run: Path, output: Path, step: int | None = None, *, text: Shards | None = None, replace: bool = False
+) -> hf.Exported:
+    """Write a checkpoint of ``run`` (else the newest) for transformers, compared with the original.
 
-    Needs nothing but the run folder, whatever ZeRO stage and number of ranks made it, and no GPU.
+    Needs nothing but the run folder, whatever ZeRO stage and number of ranks made it, and no GPU. Where the held-out
+    text of the run is at hand (``text``, else where the run found it), the tokenizers are compared on it too.
+    ``replace`` an export of another run at ``output``.
     """
     try:
         config = records.read_json(run / "config.json")
@@ -114,13 +112,60 @@ def export(run: Path, output: Path, step: int | None = None) -> float:
     except (OSError, ValueError):
         raise CheckpointError(f"{run} holds no config.json that can be read, so it is no run.") from None
     checkpoint = find(run, step)
-    card = hf.Card(
+    weights, shape = read_weights(checkpoint), EncoderShape.load(run)
+    card = _card(run, config, read_manifest(checkpoint).step)
+    sentences = _held_out(run, config, text)
+    return hf.export_model(weights, shape, run / TOKENIZER, output, card=card, sentences=sentences, replace=replace)
+
+
+def _card(run: Path, config: dict, steps: int) -> hf.Card:
+    objective = config.get("objective") or {}
+    return hf.Card(
         name=run.resolve().name,
         recipe=config.get("recipe") or "none",
-        steps=read_manifest(checkpoint).step,
+        steps=steps,
         data=config.get("text", "unknown"),
+        facts=_size(run, config) | _validation(run, steps) | {"exported": f"{datetime.now(UTC):%Y-%m-%d}"},
+        knows_mask=objective.get("kind") != "mae_lm" and objective.get("mask_vector", "shared") == "shared",
+        run=_first_launch(run),
     )
-    return hf.export_model(read_weights(checkpoint), EncoderShape.load(run), run / TOKENIZER, output, card=card)
+
+
+def _size(run: Path, config: dict) -> dict[str, str]:
+    try:
+        part = records.read_json(RunFolder(run).text)["splits"]["train"]
+        size = f"{part['documents']:,} documents, {part['tokens']:,} tokens"
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    name = Path(config["data"]).name if config.get("data") else "documentation of installed Python packages"
+    return {"text": f"{name}: {size}"}
+
+
+def _validation(run: Path, steps: int) -> dict[str, str]:
+    lines = [line for line in read_metrics(RunFolder(run).logs / "metrics.jsonl") if line["step"] <= steps]
+    last = next((line for line in reversed(lines) if isinstance(line.get("valid/loss"), float)), None)
+    if last is None:
+        return {}
+    loss = f"{last['valid/loss']:.4f} nats per masked token at step {last['step']}"
+    guess = last.get("valid/unigram_loss")
+    return {"validation loss": loss + (f" (a guess by frequency: {guess:.4f})" if isinstance(guess, float) else "")}
+
+
+def _first_launch(run: Path) -> str:
+    try:
+        return str(records.read_json(RunFolder(run).environment)["launches"][0]["launch"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def _held_out(run: Path, config: dict, text: Shards | None) -> list[str]:
+    """Excerpts of the run's held-out text; none if it is not where the run found it, or is another by now."""
+    with suppress(OSError, MegamaskError):
+        folder = text.folder if text else Path(config.get("data") or "")
+        held_out = Shards.open(folder, "valid")
+        if held_out.fingerprint == config.get("text"):
+            return excerpts(held_out, load(run / TOKENIZER))
+    return []
 
 
 def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
@@ -138,7 +183,7 @@ def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
     if not config.export:
         return
     try:
-        difference = export(run.path, run.export)
+        found = export(run.path, run.export, text=text, replace=True)  # inside the run's own folder
     except (OSError, StorageError) as error:
         own = isinstance(error, StorageError)
         why = str(error) if own else storage_sentence(error, f"write {run.export}", run.path)
@@ -146,21 +191,28 @@ def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
             f"The run is finished and its checkpoints stand, but the model is not exported: {why} Make room; the same "
             "command exports it."
         ) from None
-    _say(f"model: {run.export} (logits of transformers and ours differ by at most {difference:.2g})")
+    _say(f"model: {run.export} (logits of transformers and ours differ by at most {found.difference:.2g})")
+    for note in found.notes:
+        _say(f"  {note}")
     if not config.objective.knows_mask:
         _say("  It was pretrained without [MASK] in its input, so it is not asked to fill one in; fine-tune it.")
         return
     try:
         _show(run.export, text)
-    except OSError as error:
+    except (OSError, MegamaskError) as error:
         _say(f"  It could not be asked to fill in a [MASK]: {error}")
 
 
 def _show(model: Path, text: Shards) -> None:
+    """What the exported model puts in the place of a word of the held-out text, beside that word."""
+    tokenizer = load(text.folder / TOKENIZER)
+    asked = questions(excerpts(Shards.open(text.folder, "valid"), tokenizer, 16), tokenizer)
     guess = ", ".join(hf.common_words(model, text.unigram, 3))
-    for sentence, answers in zip(SENTENCES, hf.fill_masks(model, SENTENCES, 3), strict=True):
-        _say(f"  {sentence}")
-        _say(f"    model: {', '.join(f'{word} ({share:.0%})' for word, share in answers)}   unigram guess: {guess}")
+    answers = hf.fill_masks(model, [question.sentence for question in asked], 3)
+    for question, found in zip(asked, answers, strict=True):
+        _say(f"  {question.sentence}")
+        said = ", ".join(f"{word} ({share:.0%})" for word, share in found)
+        _say(f"    model: {said}   hidden: {question.answer}   unigram guess: {guess}")
 
 
 def _say(line: str) -> None:

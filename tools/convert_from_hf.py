@@ -24,12 +24,17 @@ class Arguments:
     """Folder of a model of transformers, or its name on the Hugging Face Hub."""
     output: Path
     """New folder for weights, shape and tokenizer, which `pretrain.py --init` takes."""
+    new_head: bool = False
+    """Take the encoder alone: training starts with a new masked-language head."""
 
 
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    shape = save_start(arguments.model, arguments.output)
+    model = save_start(arguments.model, arguments.output, new_head=arguments.new_head)
+    for note in model.notes:
+        print(note)
+    shape = model.shape
     print(
         f"{arguments.output}: {shape.preset}, {shape.num_layers} layers of width {shape.hidden_size}. Go on with "
         f"megamask/pretrain.py --init {arguments.output} and text prepared with its tokenizer: tools/prepare_data.py "

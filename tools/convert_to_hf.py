@@ -23,16 +23,20 @@ class Arguments:
     run: Path
     """Folder of the run."""
     output: Path
-    """Folder to write; an earlier export there is replaced."""
+    """Folder to write; an earlier export of the same run is replaced."""
     step: int | None = None
     """Step of the checkpoint; the newest if not given."""
+    replace: bool = False
+    """Replace an export of another run too, or one that was changed since."""
 
 
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    difference = export(arguments.run, arguments.output, arguments.step)
-    print(f"{arguments.output}: logits of transformers and ours differ by at most {difference:.2g}")
+    found = export(arguments.run, arguments.output, arguments.step, replace=arguments.replace)
+    print(f"{arguments.output}: logits of transformers and ours differ by at most {found.difference:.2g}")
+    for note in found.notes:
+        print(note)
     return 0
 
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,24 @@ class Tokenizer:
         """One more than the largest id."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
+    @cached_property
+    def _encoder(self) -> Backend:
+        """The backend that encodes text: the names of the roles are text, any other added token is one token."""
+        content = json.loads(self.backend.to_str())
+        own = set(self.roles.values())
+        for token in content.get("added_tokens", []):
+            token["special"] = token["content"] in own
+        encoder = Backend.from_str(json.dumps(content))
+        encoder.encode_special_tokens = True
+        return encoder
+
     def encode(self, texts: Sequence[str]) -> list[Int64[np.ndarray, " n"]]:
-        """The ids of each text, without special tokens: "[MASK]" written in a text is text."""
-        self.backend.encode_special_tokens = True
+        """The ids of each text, with nothing put around it.
+
+        "[MASK]" and the other roles written in a text are text. A token that was added on purpose is one token.
+        """
         with _refusing("The tokenizer cannot encode the text"):
-            found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        self.backend.encode_special_tokens = False
+            found = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, np.int64) for one in found]
 
     def encode_with_places(
@@ -60,10 +73,8 @@ class Tokenizer:
 
         The space that a token carries is part of it; tokens of parts of a character have the whole. Slower by half.
         """
-        self.backend.encode_special_tokens = True
         with _refusing("The tokenizer cannot encode the text"):
-            found = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        self.backend.encode_special_tokens = False
+            found = self._encoder.encode_batch(list(texts), add_special_tokens=False)
         return [(np.array(one.ids, np.int64), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in found]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:

@@ -12,19 +12,22 @@ from megamask.hf import library
 
 
 def fill_masks(folder: Path, sentences: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
-    """For each sentence with one [MASK], the ``top`` likeliest tokens with their probabilities."""
+    """For each sentence with one mask token, the ``top`` likeliest tokens with their probabilities."""
     tokenizer = library.load_tokenizer(folder)
     model, _ = library.load_model(library.AutoModelForMaskedLM, folder)
     fill = library.pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")
-    found = []
-    for sentence in sentences:
-        answers = fill(sentence.replace("[MASK]", tokenizer.mask_token), top_k=top)
-        found.append([(str(answer["token_str"]).strip(), float(answer["score"])) for answer in answers])
-    return found
+    answers = [fill(sentence, top_k=top) for sentence in sentences]
+    return [[(_shown(tokenizer, int(one["token"])), float(one["score"])) for one in each] for each in answers]
 
 
 def common_words(folder: Path, counts: Int64[np.ndarray, " V"], top: int) -> list[str]:
     """The ``top`` most frequent tokens, which is what a guess by frequency answers everywhere."""
     tokenizer = library.load_tokenizer(folder)
-    tokens = [str(tokenizer.convert_ids_to_tokens(int(i))) for i in np.argsort(-counts, kind="stable")[:top]]
-    return [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
+    return [_shown(tokenizer, int(number)) for number in np.argsort(-counts, kind="stable")[:top]]
+
+
+def _shown(tokenizer: library.PreTrainedTokenizerBase, number: int) -> str:
+    """The text of a token; in quotes, as it stands in the vocabulary, if it is blank or no whole character."""
+    token = str(tokenizer.convert_ids_to_tokens(number))
+    text = tokenizer.convert_tokens_to_string([token]).strip()
+    return text if text and text.isprintable() and "\ufffd" not in text else repr(token)

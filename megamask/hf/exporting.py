@@ -5,152 +5,96 @@ Takes both models in 32 bits in a CPU's memory, one after the other, and a secon
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from megamask import files
 from megamask.batch import Layout
-from megamask.errors import CheckpointError, ConfigError, StorageError, must, raise_all
+from megamask.data.tokenizer import load
+from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.hf import library
+from megamask.hf.card import CARD, RECORD, Card, is_of_run, render, write_record
+from megamask.hf.encodings import SENTENCES
 from megamask.hf.names import DECODER, EMBEDDING, TOKENIZER_FILES, WEIGHTS, bare, misfits, to_theirs
 from megamask.hf.settings import write_config
+from megamask.hf.tokenizer_files import give
+from megamask.hf.weights import save_weights
+from megamask.hf.whole import whole
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape
 
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit, at which an export is published."""
-SENTENCES = (
-    "The capital of France is Paris.",
-    "She opened the old book and began to read aloud, slowly at first, then faster, until nobody in the room moved.",
-    "Water boils at 100 degrees.",
-)
 
 
 @dataclass(frozen=True)
-class Card:
-    """What the model card says of where a model comes from."""
+class Exported:
+    """What was found when an export was compared with its original."""
 
-    name: str
-    """Title of the card."""
-    recipe: str
-    """Name of the recipe, or the settings in words."""
-    steps: int
-    """Steps of training."""
-    data: str
-    """Hash of the text and tokenizer it was trained on."""
-    notes: str = ""
-    """Anything else, in Markdown."""
+    difference: float
+    """The largest difference of logits."""
+    notes: tuple[str, ...] = ()
+    """A sentence for what was added to the tokenizer."""
 
 
 def export_model(
-    weights: Mapping[str, Tensor], shape: EncoderShape, tokenizer_folder: Path, output: Path, *, card: Card
-) -> float:
-    """Write what ``from_pretrained`` loads to ``output`` and return the largest difference of logits found.
+    weights: Mapping[str, Tensor],
+    shape: EncoderShape,
+    tokenizer_folder: Path,
+    output: Path,
+    *,
+    card: Card,
+    sentences: Sequence[str] = (),
+    replace: bool = False,
+) -> Exported:
+    """Write what ``from_pretrained`` loads to ``output``, after it was compared with the original.
 
-    ``weights`` are an objective's, by name; parts beside encoder and head are left out. An earlier export at
-    ``output`` is replaced; any other folder that is not empty is refused. Raises CheckpointError, with nothing
-    written, if the model that transformers loads does not compute what ours does.
+    ``weights`` are an objective's, by name; parts beside encoder and head are left out. ``sentences`` of the text are
+    encoded by training's tokenizer and the exported one. An earlier export of the same run is replaced, that of
+    another only with ``replace``; any other folder that is not empty is refused. Raises CheckpointError, with nothing
+    written, if the model that transformers loads does not compute what ours does, or encodes a text differently.
     """
     weights = {name: tensor for name, tensor in weights.items() if name.startswith(("encoder.", "head."))}
     weights.pop(DECODER, None)
     raise_all(CheckpointError, misfits(weights, shape, "the model to be exported"))
-    raise_all(ConfigError, _obstacles(output))
-    output = Path(os.path.abspath(output))
-    temporary = output.with_name(f".tmp-{output.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        tokenizer = _write_tokenizer(tokenizer_folder, temporary, shape)
+    output = output.resolve()
+    raise_all(ConfigError, _obstacles(output, card.run, replace))
+    with whole(output) as temporary:
+        notes = give(tokenizer_folder, temporary, shape.max_positions, sentences)
+        tokenizer = library.load_tokenizer(temporary)
+        if len(tokenizer) > shape.vocab_size:
+            raise CheckpointError(
+                f"The tokenizer in {tokenizer_folder} has {len(tokenizer)} tokens, but the model only "
+                f"{shape.vocab_size}: they do not belong together."
+            )
         write_config(shape, tokenizer, temporary)
-        save_file(to_theirs(weights, shape), temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / "README.md").write_text(_render(card, shape))
+        save_weights(to_theirs(weights, shape), temporary)
+        (temporary / CARD).write_text(render(card, shape, load(tokenizer_folder)), encoding="utf-8")
+        write_record(card, temporary)
         difference = _compare(weights, shape, temporary, tokenizer)
-        if output.exists():
-            shutil.rmtree(output)
-        os.rename(temporary, output)
-        files.sync(output.parent)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is None:
-            raise  # of transformers, not of the disk
-        raise StorageError(f"{output} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return difference
+    return Exported(difference, notes)
 
 
-def _obstacles(output: Path) -> list[str]:
-    ours = {WEIGHTS, "config.json", "README.md", *TOKENIZER_FILES}
+def _obstacles(output: Path, run: str, replace: bool) -> list[str]:
+    ours = {WEIGHTS, "config.json", CARD, RECORD, *TOKENIZER_FILES}
     if not output.exists():
         return []
     if not output.is_dir():
         return [must("output", "be a folder", str(output))]
-    strange = sorted(set(os.listdir(output)) - ours)
-    if strange:
+    present = set(os.listdir(output))
+    if strange := sorted(present - ours):
         return [f"`output` is {output}, which holds {strange[0]}, so it is no earlier export. Choose another folder."]
+    if present and not replace and not is_of_run(output, run):
+        return [
+            f"`output` is {output}, which holds a model that is no export of this run, or was changed since. Choose "
+            "another folder, or replace it with `--replace`."
+        ]
     return []
-
-
-def _write_tokenizer(source: Path, target: Path, shape: EncoderShape) -> library.PreTrainedTokenizerBase:
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    path = target / "tokenizer_config.json"
-    if not path.is_file() or not (target / "tokenizer.json").is_file():
-        raise CheckpointError(f"{source} holds no tokenizer.json with its tokenizer_config.json.")
-    # else pipelines would pass on texts longer than the model can take
-    settings = json.loads(path.read_text())
-    settings["model_max_length"] = min(settings.get("model_max_length", shape.max_positions), shape.max_positions)
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    try:
-        tokenizer = library.load_tokenizer(target)
-    except library.Unloadable as error:
-        raise CheckpointError(f"The tokenizer in {source} cannot be loaded by transformers: {error.why}") from None
-    if len(tokenizer) > shape.vocab_size:
-        raise CheckpointError(
-            f"The tokenizer in {source} has {len(tokenizer)} tokens, but the model only {shape.vocab_size}: "
-            "they do not belong together."
-        )
-    return tokenizer
-
-
-def _render(card: Card, shape: EncoderShape) -> str:
-    kind = "BertForMaskedLM" if shape.preset == "bert" else "ModernBertForMaskedLM"
-    millions = sum(p.numel() for p in bare(shape).parameters()) / 1e6
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
-tags:
-- megamask
----
-
-# {card.name}
-
-A masked language model pretrained with megamask. {kind}, {millions:.1f} million parameters: {shape.num_layers} layers
-of width {shape.hidden_size}, {shape.num_heads} heads, {shape.vocab_size} tokens, sequences up to
-{shape.max_positions} tokens.
-
-| | |
-|---|---|
-| recipe | {card.recipe} |
-| steps | {card.steps} |
-| text and tokenizer (sha256) | `{card.data}` |
-
-```python
-from transformers import pipeline
-
-print(pipeline("fill-mask", "PATH OF THIS FOLDER")("..."))
-```
-{card.notes}"""
 
 
 @torch.no_grad()

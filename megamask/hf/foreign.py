@@ -18,7 +18,7 @@ from megamask import records
 from megamask.batch import Layout, LengthGroup
 from megamask.errors import CheckpointError, ConfigError
 from megamask.hf import library
-from megamask.hf.importing import read_tensors
+from megamask.hf.weights import read_tensors
 
 TOLERANCE = 1e-4
 """Largest difference from the model's own logits, as a share of the largest logit."""

@@ -15,7 +15,8 @@ from megamask.batch import Layout
 from megamask.errors import CheckpointError
 from megamask.hf import library
 from megamask.hf.foreign import longest, model_type
-from megamask.hf.importing import fetch, read_tensors
+from megamask.hf.importing import fetch
+from megamask.hf.weights import read_tensors
 
 UNUSED = ("pooler.",)
 """Parts that lie behind the last layer; masked language models are saved without them."""

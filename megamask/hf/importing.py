@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megamask import records
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
-from megamask.hf.names import LEFT_OUT, TIED, TOKENIZER_FILES, WEIGHTS, misfits, names, to_ours
-from megamask.hf.settings import read_shape
+from megamask.hf.names import TOKENIZER_FILES, misfits, to_ours
+from megamask.hf.settings import read_shape, says_tied
+from megamask.hf.tokenizer_files import take
+from megamask.hf.weights import choose, read_tensors, save_weights
+from megamask.hf.whole import whole
 from megamask.model.shape import EncoderShape
 
 
-def import_model(source: str | Path) -> tuple[EncoderShape, dict[str, Tensor], Path]:
-    """Shape, weights under our names, and the folder of the tokenizer of a BERT or ModernBERT checkpoint.
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint of transformers, read."""
 
-    ``source`` is a folder or the name of a model on the Hugging Face Hub. Weights keep their precision. Raises
-    CheckpointError with everything that a preset lacks.
+    shape: EncoderShape
+    weights: dict[str, Tensor]
+    """Under our names, in their own precision. Without a head if the checkpoint has none, or a new one is wanted."""
+    folder: Path
+    """Where it lies, with its tokenizer."""
+    notes: tuple[str, ...]
+    """A sentence for all that is not as it is in most checkpoints."""
+
+
+def import_model(source: str | Path, *, new_head: bool = False) -> Imported:
+    """The BERT or ModernBERT checkpoint at ``source``, a folder or the name of a model on the Hugging Face Hub.
+
+    ``new_head`` leaves its head out. Raises CheckpointError with everything that a preset lacks.
     """
     folder = fetch(source, "model")
-    shape = read_shape(folder)
-    theirs = read_tensors(folder)
-    for name in [name for name in theirs if name.endswith((".gamma", ".beta"))]:
-        # BERT's first checkpoints call the two vectors of a norm so
-        renamed = name.replace(".gamma", ".weight").replace(".beta", ".bias")
-        theirs[renamed] = theirs.pop(name)
-    theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith(LEFT_OUT)}
-    problems = []
-    for copy, original in TIED[shape.preset].items():
-        if copy in theirs and original in theirs and not torch.equal(theirs[copy], theirs[original]):
-            problems.append(f"{folder} must have one tensor as {copy} and {original}, but they differ.")
-        theirs.pop(copy, None)
-    wanted = {name for parts in names(shape).values() for name in parts}
-    problems += [f"{folder} lacks the tensor {name}." for name in sorted(wanted - set(theirs))]
-    problems += [
-        f"{folder} has the tensor {name}, for which there is no place." for name in sorted(set(theirs) - wanted)
-    ]
-    raise_all(CheckpointError, problems)
-    ours = to_ours(theirs, shape)
-    raise_all(CheckpointError, misfits(ours, shape, str(folder)))
-    return shape, ours, folder
+    shape, tied = read_shape(folder, any_head=True), says_tied(folder)
+    chosen = choose(read_tensors(folder), shape, folder, tied=tied, new_head=new_head)
+    ours = to_ours(chosen.tensors, shape)
+    raise_all(CheckpointError, misfits(ours, shape, str(folder), headless=not chosen.has_head))
+    notes = list(chosen.notes)
+    if not chosen.has_head:
+        why = "Its head is left out, as asked" if new_head else f"{folder} has no masked-language head"
+        notes.insert(0, f"{why}: training starts with a new one, drawn from its `seed`.")
+    return Imported(shape, ours, folder, tuple(notes))
 
 
 def fetch(source: str | Path, setting: str) -> Path:
@@ -60,7 +57,7 @@ def fetch(source: str | Path, setting: str) -> Path:
     name = str(source)
     from huggingface_hub import snapshot_download
 
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+    wanted = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # no such name, no network, no permission: one sentence for all
@@ -71,56 +68,16 @@ def fetch(source: str | Path, setting: str) -> Path:
         ) from None
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the safetensors files in ``folder``; CheckpointError for none or a damaged one."""
-    raise_all(CheckpointError, list(_leads_away(folder)))
-    paths = sorted(folder.glob("model*.safetensors"))
-    if not paths:
-        raise CheckpointError(
-            f"{folder} holds no model.safetensors. Other formats can run code when they are read; load the model with "
-            "transformers where you trust it and `save_pretrained` it."
-        )
-    found: dict[str, Tensor] = {}
-    for path in paths:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is no regular file.")
-        try:
-            found |= load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is no safetensors file: {error}.") from None
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
-    return found
+def save_start(source: str | Path, output: Path, *, new_head: bool = False) -> Imported:
+    """Write the checkpoint at ``source`` as first weights for pretraining: weights, ``shape.json``, ``tokenizer/``.
 
-
-def _leads_away(folder: Path) -> Iterator[str]:
-    """Sentences for files by which transformers would go on to other folders, or wait for ever."""
-    if (folder / "adapter_config.json").exists():
-        yield f"{folder} holds an adapter (adapter_config.json) of another model. Merge them, and save the whole."
-    for path in folder.glob("*.json"):
-        if not path.is_file():
-            yield f"{path} is no regular file."
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            parts = set(records.read_json(index)["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            yield f"{index} is no index of safetensors files."
-            return
-        for name in sorted(map(str, parts)):
-            if not re.fullmatch(r"model[\w.-]*\.safetensors", name, re.ASCII):
-                yield f"{index} names {name!r}, which is no safetensors file of a model in its folder."
-
-
-def save_start(source: str | Path, output: Path) -> EncoderShape:
-    """Write the checkpoint at ``source`` as first weights for pretraining: weights, ``shape.json``, ``tokenizer/``."""
-    shape, weights, tokenizer = import_model(source)
-    if output.exists() and any(output.iterdir()):
+    Raises ConfigError or CheckpointError, with nothing written, for whatever preparation or training would refuse.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(must("output", "be a new or empty folder", str(output)))
-    (output / TOKENIZER).mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, output / TOKENIZER / name)
-    shape.save(output)
-    save_file(weights, output / WEIGHTS)
-    return shape
+    model = import_model(source, new_head=new_head)
+    with whole(output.absolute()) as temporary:
+        notes = take(model.folder, temporary / TOKENIZER, model.shape.vocab_size)
+        model.shape.save(temporary)
+        save_weights(model.weights, temporary)
+    return replace(model, notes=(*model.notes, *notes))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from megamask.errors import must
+from megamask.errors import SHOWN, listed, must
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape
@@ -75,12 +75,23 @@ def _modern_names() -> dict[str, tuple[str, ...]]:
     }
 
 
+BODY = {"bert": "bert.", "modern": "model."}
+"""What stands before the names of the encoder's tensors in a masked language model."""
+PARTS = {
+    "bert": ("embeddings.", "encoder.", "pooler."),
+    "modern": ("embeddings.", "layers.", "final_norm."),
+}
+"""How their names go on."""
 # the same tensor under a second name, which transformers may or may not write
 TIED = {
     "bert": {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
              "cls.predictions.decoder.bias": "cls.predictions.bias"},
     "modern": {"decoder.weight": "model.embeddings.tok_embeddings.weight"},
 }  # fmt: skip
+UNTIED = (
+    "megamask makes logits with the token table itself. `tools/convert_from_hf.py --new-head` takes the encoder and "
+    "starts a new head on it."
+)
 # parts of a BERT checkpoint that masked language modelling has no use for
 LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 
@@ -96,8 +107,9 @@ def to_theirs(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, T
 
 
 def to_ours(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
-    """Their weights under our names."""
-    return {ours: torch.cat([weights[name] for name in theirs]) for ours, theirs in names(shape).items()}
+    """Their weights under our names; those that are not there are left out."""
+    table = {ours: [weights[n] for n in theirs if n in weights] for ours, theirs in names(shape).items()}
+    return {ours: torch.cat(parts) for ours, parts in table.items() if parts}
 
 
 def bare(shape: EncoderShape) -> nn.ModuleDict:
@@ -107,16 +119,31 @@ def bare(shape: EncoderShape) -> nn.ModuleDict:
         return nn.ModuleDict({"encoder": encoder, "head": Head(encoder)})
 
 
-def misfits(weights: Mapping[str, Tensor], shape: EncoderShape, where: str) -> list[str]:
-    """Sentences for tensors that are missing, not known or of another shape."""
-    wanted = {name: tuple(p.shape) for name, p in bare(shape).named_parameters()}
-    found = [f"{where} lacks the tensor {name}." for name in wanted if name not in weights]
-    found += [
-        f"{where} has a tensor {name}, which this encoder does not have." for name in weights if name not in wanted
+def misfits(weights: Mapping[str, Tensor], shape: EncoderShape, where: str, *, headless: bool = False) -> list[str]:
+    """Sentences for tensors that are missing, not known or of another shape; ``headless`` weights have no head."""
+    wanted = {
+        name: tuple(p.shape)
+        for name, p in bare(shape).named_parameters()
+        if not (headless and name.startswith("head."))
+    }
+    lacking = [name for name in wanted if name not in weights]
+    strange = [name for name in weights if name not in wanted]
+    wrong = [name for name, tensor in weights.items() if name in wanted and tuple(tensor.shape) != wanted[name]]
+    problems = []
+    if not headless and not any(name.startswith("head.") for name in weights):
+        problems.append(
+            f"{where} has no masked-language head, so it predicts no token. Train one on it first: name it as `init` "
+            "of a run."
+        )
+        lacking = [name for name in lacking if not name.startswith("head.")]
+    if lacking:
+        problems.append(f"{where} lacks {listed(lacking, 'tensor')}.")
+    if strange:
+        problems.append(f"{where} has {listed(strange, 'tensor')}, which this encoder does not have.")
+    problems += [
+        must(name, f"have the shape {wanted[name]}", tuple(weights[name].shape), f"It lies in {where}.")
+        for name in wrong[:SHOWN]
     ]
-    found += [
-        must(name, f"have the shape {wanted[name]}", tuple(tensor.shape), f"It lies in {where}.")
-        for name, tensor in weights.items()
-        if name in wanted and tuple(tensor.shape) != wanted[name]
-    ]
-    return found
+    if len(wrong) > SHOWN:
+        problems.append(f"{where} has {len(wrong) - SHOWN} more tensors of another shape.")
+    return problems

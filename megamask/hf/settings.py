@@ -81,34 +81,48 @@ def has_preset(folder: Path) -> bool:
     return True
 
 
-def read_shape(folder: Path) -> EncoderShape:
-    """The shape of the checkpoint in ``folder``; raises CheckpointError with all that no preset has."""
-    try:
-        settings = records.read_json(folder / "config.json")
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no config.json, so it is no model of transformers.") from None
-    except OSError as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error.strerror}.") from None
-    except records.BadRecord as error:
-        raise CheckpointError(f"{folder / 'config.json'} is no JSON: {error}.") from None
+def read_shape(folder: Path, *, any_head: bool = False) -> EncoderShape:
+    """The shape of the checkpoint in ``folder``; raises CheckpointError with all that no preset has.
+
+    With ``any_head``, an output matrix that is not the token table is no reason to refuse it.
+    """
+    settings = _read_settings(folder)
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if kind not in ("bert", "modernbert"):
         raise CheckpointError(must("model_type", "be 'bert' or 'modernbert'", kind, f"It stands in {folder}."))
     if strange := library.impossible(settings):
         raise CheckpointError(f"{folder / 'config.json'} is no configuration of a model: {'; '.join(strange)}.")
+    if any_head:
+        settings = settings | {"tie_word_embeddings": True}
     try:
         if kind == "bert":
             shape = _bert_shape(library.BertConfig.from_dict(settings), settings)
         else:
             shape = _modern_shape(library.ModernBertConfig.from_dict(settings))
         wrong = shape.problems()
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(*(f"{problem} It stands in {folder}." for problem in error.problems)) from None
     except Exception as error:  # whatever a malformed value makes the library raise
         raise CheckpointError(f"{folder / 'config.json'} is no configuration of {kind}: {error}.") from None
     if wrong:
         raise CheckpointError(f"{folder / 'config.json'} is no configuration that can be: {' '.join(wrong)}")
     return shape
+
+
+def says_tied(folder: Path) -> bool:
+    """Whether the config.json in ``folder`` says that the output matrix is the token table."""
+    return bool(_read_settings(folder).get("tie_word_embeddings", True))
+
+
+def _read_settings(folder: Path) -> Any:
+    try:
+        return records.read_json(folder / "config.json")
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} holds no config.json, so it is no model of transformers.") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error.strerror}.") from None
+    except records.BadRecord as error:
+        raise CheckpointError(f"{folder / 'config.json'} is no JSON: {error}.") from None
 
 
 def _refuse(config: library.PreTrainedConfig, rules: dict[str, object]) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from megamask.batch import Measure
-from megamask.errors import CheckpointError, ConfigError, Removable, must, raise_all
+from megamask.errors import SHOWN, CheckpointError, ConfigError, Removable, listed, must, raise_all
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape
@@ -95,7 +95,7 @@ def build(config: ObjectiveConfig, encoder: Encoder, head: Head, measure: Measur
 
 @torch.no_grad()
 def load_weights(objective: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy ``weights`` into encoder and head; what else the objective has keeps its first weights if they lack it.
+    """Copy ``weights`` into the objective; any part of it but the encoder keeps its first weights if they lack it.
 
     Parts of another objective, such as a decoder where there is none, are left out, so that one kind of run can begin
     with the weights of another. Raises CheckpointError, with nothing copied, for every tensor that is missing, not
@@ -103,16 +103,18 @@ def load_weights(objective: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """
     own, parts = dict(objective.named_parameters()), dict(objective.named_children())
     weights = {name: tensor for name, tensor in weights.items() if part(name) in parts}
-    whole = {"encoder", "head"} | {part(name) for name in weights}
-    problems = [f"The weights lack the tensor {name}." for name in own if name not in weights and part(name) in whole]
+    whole = {"encoder"} | {part(name) for name in weights}
+    problems = []
+    if lacking := [name for name in own if name not in weights and part(name) in whole]:
+        problems.append(f"The weights lack {listed(lacking, 'tensor')}.")
+    if strange := [name for name in weights if name not in own]:
+        problems.append(f"The weights have {listed(strange, 'tensor')}, which this model does not have.")
+    wrong = [name for name, tensor in weights.items() if name in own and own[name].shape != tensor.shape]
     problems += [
-        f"The weights have a tensor {name}, which this model does not have." for name in weights if name not in own
+        must(name, f"have the shape {tuple(own[name].shape)}", tuple(weights[name].shape)) for name in wrong[:SHOWN]
     ]
-    problems += [
-        must(name, f"have the shape {tuple(own[name].shape)}", tuple(tensor.shape))
-        for name, tensor in weights.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
+    if len(wrong) > SHOWN:
+        problems.append(f"{len(wrong) - SHOWN} more tensors have another shape.")
     raise_all(CheckpointError, problems)
     for name, tensor in weights.items():
         own[name].copy_(tensor)

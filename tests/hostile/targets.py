@@ -23,6 +23,7 @@ from megamask.data.inputs import find
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
+from megamask.data.words import word_starts
 from megamask.engine import ds_file
 from megamask.entropy import sidecar
 from megamask.entropy.sidecar import SidecarFacts
@@ -312,7 +313,7 @@ def _tokenizer(folder: Path) -> list[str]:
 def _read_tokenizer(folder: Path) -> None:
     found = tokenizer.load(folder)
     tokenizer.token_ids(found)
-    tokenizer.word_starts(found)
+    word_starts(found)
     found.encode(["w5 w6 some other w7", "", "[MASK] ￿ é"])
     tokenizer.folder_hash(folder)
 

@@ -28,7 +28,7 @@ from megamask.data.formats import compression, lines
 from megamask.data.shards import Shards
 from megamask.data.sources import Source
 from megamask.errors import MegamaskError
-from megamask.hf import importing
+from megamask.hf import weights
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
@@ -67,8 +67,8 @@ CONTROLS = {
     "settings": (config, "ValidationError", KeyboardInterrupt),
     "deepspeed file": (records, "parse_json", json.loads),
     "text": (compression, "DAMAGED", KeyboardInterrupt),
-    "model": (importing, "SafetensorError", KeyboardInterrupt),
-    "first weights": (importing, "SafetensorError", KeyboardInterrupt),
+    "model": (weights, "SafetensorError", KeyboardInterrupt),
+    "first weights": (weights, "SafetensorError", KeyboardInterrupt),
     "tokenizer": (tokenizer, "_refusing", lambda what: nullcontext()),
     "stored samples": (records, "parse_json", json.loads),
 }

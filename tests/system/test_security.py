@@ -34,8 +34,8 @@ EXPORT = "export"
 
 def _exported(folder: Path) -> None:
     """The tokenizer of a folder goes into an export."""
-    shape, weights, _ = import_model(folder)
-    hf.export_model(weights, shape, folder, folder / "out", card=Card("a", "b", 1, "c"))
+    model = import_model(folder)
+    hf.export_model(model.weights, model.shape, folder, folder / "out", card=Card("a", "b", 1, "c"))
 
 
 ALL = TARGETS | {EXPORT: Target(targets._model, _exported)}

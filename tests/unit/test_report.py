@@ -15,6 +15,7 @@ from megamask.checkpoint import RunFolder
 from megamask.config import PretrainConfig
 from megamask.data.shards import Shards
 from megamask.errors import StorageError
+from megamask.hf import Exported
 from megamask.model.shape import EncoderShape
 from megamask.report import describe, ending
 
@@ -30,7 +31,7 @@ def bare(kind: type[Kind], **given: object) -> Kind:
 
 
 def fails(error: Exception):
-    def act(*_: object) -> float:
+    def act(*_: object, **__: object) -> Exported:
         raise error
 
     return act
@@ -40,7 +41,12 @@ def fails(error: Exception):
 def end(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
     """``end(curve=..., export=..., show=...)``: the ending of a run in which these functions are others."""
     done: list[Path] = []
-    acts = {"plot_curve": lambda *_: None, "export": lambda _, output: done.append(output) or 0.0}
+
+    def export(_: Path, output: Path, **__: object) -> Exported:
+        done.append(output)
+        return Exported(0.0)
+
+    acts = {"plot_curve": lambda *_: None, "export": export}
     acts |= {"_show": lambda *_: None}
 
     def act(**others: object) -> list[Path]:

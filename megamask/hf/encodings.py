@@ -1,0 +1,92 @@
+"""Whether transformers encodes text as training does: the ids of a tokenizer folder, sentence by sentence.
+
+Training reads ``[CLS]``, the ids of the text as ``data.tokenizer`` encodes it, ``[SEP]``. A user of the model calls
+``AutoTokenizer`` on the folder. The two may differ: a missing post-processor, another normaliser in the configuration
+than in ``tokenizer.json``, tokens that only one of them knows. The names of the five roles written in a text are text
+for training and tokens for transformers; this is meant, so sentences that contain them are not compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from megamask.data.tokenizer import Tokenizer, token_ids
+from megamask.errors import DataError
+from megamask.hf import library
+
+SENTENCES = (
+    "The capital of France is Paris.",
+    "She opened the old book and began to read aloud, slowly at first, then faster, until nobody in the room moved.",
+    "Water boils at 100 degrees, or 212 °F; it doesn't at 8,848 m.",
+    "  Naïve CAFÉ owners   paid €3.50 (£2.99)\tfor ½ litre:\nwhy?  ",
+    "Москва — столица России, и 東京 是日本的首都。",
+    "Die Straße nach Łódź führt über Ærøskøbing; İstanbul 😀 मुंबई",
+)
+"""Letters of several scripts, cases, accents, runs of blanks: what normalisers and pre-tokenizers treat differently."""
+ADDED = 20
+"""Added tokens that are tried."""
+SHOWN = 12
+"""Ids of each list that a sentence shows."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A text that training and transformers encode differently, with the ids of both."""
+
+    text: str
+    ours: list[int]
+    theirs: list[int]
+
+    def __str__(self) -> str:
+        return self.between("training")
+
+    def between(self, ours: str) -> str:
+        """The sentence, with what encodes as ``ours`` by its name."""
+        pairs = zip(self.ours, self.theirs, strict=False)
+        first = next((n for n, (one, other) in enumerate(pairs) if one != other), 0)
+        begin = max(0, first - 2)
+        text = json.dumps(self.text if len(self.text) <= 80 else f"{self.text[:77]}...", ensure_ascii=False)
+        return (
+            f"{ours} encodes {text} as {_short(self.ours, begin)} ({len(self.ours)} ids), transformers as "
+            f"{_short(self.theirs, begin)} ({len(self.theirs)} ids)"
+        )
+
+
+def _short(ids: list[int], begin: int) -> str:
+    shown = ", ".join(map(str, ids[begin : begin + SHOWN]))
+    return f"[{'..., ' if begin else ''}{shown}{', ...' if begin + SHOWN < len(ids) else ''}]"
+
+
+def difference(
+    ours: Tokenizer, theirs: library.PreTrainedTokenizerBase, sentences: Sequence[str] = (), *, around: bool = True
+) -> Difference | None:
+    """The first text that the two encode differently, with [CLS] and [SEP] ``around`` it; None if they agree.
+
+    Tried are ``sentences``, a few in several scripts, and texts with the tokens that were added on purpose.
+    """
+    ids = token_ids(ours)
+    texts = [text for text in (*sentences, *SENTENCES, *_with_added(ours)) if not _names_a_role(text, ours)]
+    for text, found in zip(texts, ours.encode(texts), strict=True):
+        expected = [ids.cls, *found.tolist(), ids.sep] if around else found.tolist()
+        try:
+            said = list(theirs(text, add_special_tokens=around)["input_ids"])
+        except Exception as error:  # whatever a strange configuration makes the library raise
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(f"The tokenizer cannot encode {text!r} in transformers: {reason}") from None
+        if said != expected:
+            return Difference(text, expected, said)
+    return None
+
+
+def _names_a_role(text: str, tokenizer: Tokenizer) -> bool:
+    return any(role.lower() in text.lower() for role in tokenizer.roles.values())
+
+
+def _with_added(tokenizer: Tokenizer) -> Iterable[str]:
+    """Texts with each token that was added on purpose, between blanks and between letters."""
+    roles = set(tokenizer.roles.values())
+    added = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
+    for token in [content for content in added if content not in roles][:ADDED]:
+        yield f"one {token} two{token}three"

@@ -1,0 +1,219 @@
+"""What training encodes is what transformers encodes, at export and at import; else it is mended or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedTokenizerFast
+
+from megamask.data import tokenizer as tokenizers
+from megamask.data.tokenizer_training import train
+from megamask.errors import CheckpointError, ConfigError, MegamaskError
+from megamask.hf import Card, export_model, save_start
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.model.shape import EncoderShape, ModelConfig
+from megamask.objectives.mlm import MLM
+
+ROLES = {role: f"[{role.upper()}]" for role in ("unk", "cls", "sep", "pad", "mask")}
+TEXT = "The old river <e1>heparin</e1> flows by a lamp [SECTION] and the man sleeps."
+ADDED = ["<e1>", "</e1>", "[SECTION]"]
+
+
+def bare(folder: Path, added: list[str] = ADDED) -> Path:
+    """A BPE tokenizer cut at blanks, saved by transformers, which puts nothing around a text."""
+    backend = Tokenizer(models.BPE(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=list(ROLES.values()), show_progress=False)
+    backend.train_from_iterator([TEXT] * 5, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, **{f"{role}_token": name for role, name in ROLES.items()})
+    fast.add_special_tokens({"additional_special_tokens": added})
+    fast.save_pretrained(folder)
+    return folder
+
+
+def as_trained(folder: Path, output: Path) -> Path:
+    """The tokenizer in ``folder`` as preparation leaves it beside shards and in a run."""
+    tokenizers.load(folder).save(output)
+    return output
+
+
+def export(tokenizer: Path, output: Path, sentences: list[str] | None = None):
+    ids = tokenizers.token_ids(tokenizers.load(tokenizer))
+    config = ModelConfig(preset="modern", num_layers=1, hidden_size=16, num_heads=2, max_positions=64)
+    encoder = Encoder(config.shape(ids), config)
+    weights = {name: p.detach() for name, p in MLM(encoder, Head(encoder, config)).named_parameters()}
+    card = Card("a test", recipe="none", steps=1, data="0", run="one")
+    return export_model(weights, encoder.shape, tokenizer, output, card=card, sentences=sentences or [])
+
+
+def seen(folder: Path, text: str) -> list[int]:
+    """What a sequence of training holds."""
+    tokenizer = tokenizers.load(folder)
+    ids = tokenizers.token_ids(tokenizer)
+    return [ids.cls, *tokenizer.encode([text])[0].tolist(), ids.sep]
+
+
+def test_the_export_puts_cls_and_sep_around_a_text_as_training_did(tmp_path):
+    trained = as_trained(bare(tmp_path / "tokenizer"), tmp_path / "trained")
+    assert AutoTokenizer.from_pretrained(trained)("The old man")["input_ids"] != seen(trained, "The old man")
+    found = export(trained, tmp_path / "out")
+    assert found.notes == ("The tokenizer put nothing around a text: [CLS] and [SEP] were added.",)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in (TEXT, "The old man", ""):
+        assert theirs(text)["input_ids"] == seen(trained, text)
+    pair = theirs("The old", "man")["input_ids"]
+    assert pair == [*seen(trained, "The old"), *seen(trained, "man")[1:]]
+    again = tmp_path / "again"
+    theirs.save_pretrained(again)
+    assert export(again, tmp_path / "second").notes == ()
+
+
+@pytest.mark.parametrize("kind, size", [("wordpiece", 1100), ("bpe", 400), ("sentencepiece", 700)])
+def test_a_tokenizer_of_ours_needs_no_mending(tmp_path, kind, size):
+    letters = [chr(code) for code in range(33, 500) if chr(code).isprintable()]
+    train(kind, [TEXT, " ".join(letters)] * 5, size=size).save(tmp_path / "tokenizer")
+    assert export(tmp_path / "tokenizer", tmp_path / "out", [TEXT]).notes == ()
+
+
+def test_tokens_added_on_purpose_are_one_token_and_the_roles_are_text(tmp_path):
+    folder = bare(tmp_path / "tokenizer")
+    theirs, ours = AutoTokenizer.from_pretrained(folder), tokenizers.load(folder)
+    wanted = theirs(TEXT, add_special_tokens=False)["input_ids"]
+    assert [theirs.convert_ids_to_tokens(number) for number in wanted if number in theirs.convert_tokens_to_ids(ADDED)]
+    for ids in (ours.encode([TEXT])[0], ours.encode_with_places([TEXT])[0][0]):
+        assert ids.tolist() == wanted
+    written = ours.encode(["a [MASK] b [CLS]"])[0].tolist()
+    assert not {theirs.mask_token_id, theirs.cls_token_id} & set(written)
+
+
+def test_a_text_that_is_encoded_differently_is_refused_with_both_lists(tmp_path):
+    trained = as_trained(bare(tmp_path / "tokenizer"), tmp_path / "trained")
+    # of a class that builds its own rules from the vocabulary and reads no normalizer
+    settings = json.loads((trained / "tokenizer_config.json").read_text())
+    (trained / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "BertTokenizer"}))
+    with pytest.raises(
+        CheckpointError, match=r"training encodes \".+\" as \[.*\] \(\d+ ids\), transformers as \["
+    ) as e:
+        export(trained, tmp_path / "out", [TEXT])
+    assert len(str(e.value)) < 500
+    assert not (tmp_path / "out").exists()
+
+
+# ---- import
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """``checkpoint(rows, tokenizer)``: the folder of a BERT with a table of so many rows, without a tokenizer."""
+
+    def make(rows: int) -> Path:
+        config = BertConfig(
+            vocab_size=rows, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            max_position_embeddings=32,
+        )  # fmt: skip
+        BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+        return tmp_path / "bert"
+
+    return make
+
+
+VOCABULARY = [*ROLES.values(), *"abcdefghijklmnopqrstuvwxyz.", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"), "the"]
+
+
+def agrees(start: Path, folder: Path, texts: list[str]) -> bool:
+    """Whether training with the tokenizer in ``start`` sees what transformers does with ``folder``."""
+    theirs = AutoTokenizer.from_pretrained(folder)
+    return all(seen(start / "tokenizer", text) == theirs(text)["input_ids"] for text in texts)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_tokenizer_json_is_made_of_vocab_txt(checkpoint, tmp_path, lower):
+    folder = checkpoint(len(VOCABULARY))
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": lower})
+    )
+    notes = save_start(folder, tmp_path / "start").notes
+    assert ("capital letters into small" in notes[0]) is lower
+    assert agrees(tmp_path / "start", folder, ["The River.", "the river"])
+    assert EncoderShape.load(tmp_path / "start").vocab_size == tokenizers.load(tmp_path / "start" / "tokenizer").size
+
+
+def test_the_configuration_of_a_tokenizer_counts_beside_its_json(checkpoint, tmp_path):
+    folder = checkpoint(len(VOCABULARY))
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Lowercase"}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    save_start(folder, tmp_path / "start")
+    assert agrees(tmp_path / "start", folder, ["The River.", "the river"])
+
+
+def test_an_import_puts_cls_and_sep_around_a_text(checkpoint, tmp_path):
+    folder = bare(checkpoint(tokenizers.load(bare(tmp_path / "any")).size))
+    assert any("were added" in note for note in save_start(folder, tmp_path / "start").notes)
+    text = "The old man"
+    assert AutoTokenizer.from_pretrained(tmp_path / "start" / "tokenizer")(text)["input_ids"] == seen(folder, text)
+
+
+def no_tokenizer(folder: Path) -> None:
+    pass
+
+
+def no_mask(folder: Path) -> None:
+    words = [word for word in VOCABULARY if word != "[MASK]"]
+    backend = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    names = {f"{role}_token": name for role, name in ROLES.items() if role != "mask"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+
+
+def too_many(folder: Path) -> None:
+    backend = Tokenizer(models.WordPiece({word: number for number, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    backend.add_tokens([AddedToken("one more"), AddedToken("and another")])
+    names = {f"{role}_token": name for role, name in ROLES.items()}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "give, error, sentence",
+    [
+        (no_tokenizer, CheckpointError, "holds no tokenizer"),
+        (no_mask, ConfigError, "bert: The tokenizer has no mask token"),
+        (
+            too_many,
+            CheckpointError,
+            rf"has {len(VOCABULARY) + 2} tokens, but the weights only {len(VOCABULARY)}.*resize",
+        ),
+    ],
+)
+def test_what_preparation_or_training_would_refuse_is_refused_at_once(checkpoint, tmp_path, give, error, sentence):
+    folder = checkpoint(len(VOCABULARY))
+    give(folder)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(MegamaskError, match=sentence) as found:
+        save_start(folder, tmp_path / "start")
+    assert type(found.value) is error
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_normalizers_alone_need_no_mending(checkpoint, tmp_path):
+    backend = Tokenizer(models.WordPiece({word: number for number, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    folder = checkpoint(len(VOCABULARY) + 3)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{f"{role}_token": name for role, name in ROLES.items()}
+    ).save_pretrained(folder)
+    save_start(folder, tmp_path / "start")
+    trained = tokenizers.load(tmp_path / "start" / "tokenizer")
+    assert torch.equal(
+        torch.from_numpy(trained.encode(["The River."])[0]),
+        torch.from_numpy(tokenizers.load(folder).encode(["The River."])[0]),
+    )

@@ -1,0 +1,205 @@
+"""Which files and tensors of a folder are the model: what transformers loads, or a sentence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file, save_model
+from transformers import AutoModelForMaskedLM, BertForSequenceClassification, ModernBertForSequenceClassification
+
+from megamask import masked_lm
+from megamask.errors import CheckpointError, StorageError
+from megamask.hf import import_model, save_start, weights
+from megamask.hf.names import WEIGHTS, to_theirs
+from megamask.model.encoder import Encoder
+from megamask.model.head import Head
+from megamask.objectives.mlm import MLM
+from megamask.objectives.objective import load_weights
+from tests.unit.test_hf import saved, theirs, tokenizer
+from tools import convert_from_hf
+
+__all__ = ["saved", "tokenizer"]
+
+
+def same(folder: Path, other) -> bool:
+    """Whether what is imported from ``folder`` are the weights of a model of theirs."""
+    found = import_model(folder)
+    expected = other.state_dict()
+    return all(torch.equal(tensor, expected[name]) for name, tensor in to_theirs(found.weights, found.shape).items())
+
+
+def rewrite(folder: Path, name) -> None:
+    """Let the tensors in ``folder`` be called ``name(old)``; None leaves one out."""
+    tensors = load_file(folder / WEIGHTS)
+    renamed = {name(old): tensor.clone() for old, tensor in tensors.items()}
+    save_file({new: tensor for new, tensor in renamed.items() if new}, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def test_a_file_that_is_not_the_model_is_not_read(saved):
+    other = theirs("bert")
+    folder = saved(other)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
+    for stray in ("model_ema.safetensors", "model-00001-of-00002.safetensors", "optimizer.safetensors"):
+        save_file(zeros, folder / stray)
+    assert same(folder, AutoModelForMaskedLM.from_pretrained(folder)) and same(folder, other)
+    teacher = masked_lm.read(folder, "teacher.path")
+    assert torch.equal(teacher.weight, other.get_input_embeddings().weight)
+
+
+def test_the_files_of_an_index_are_the_model_and_all_of_them_must_be_there(tmp_path):
+    other = theirs("bert")
+    other.save_pretrained(tmp_path, max_shard_size="20KB")
+    parts = sorted(tmp_path.glob("model-*"))
+    assert len(parts) > 2 and same(tmp_path, other)
+    save_file({"x": torch.zeros(1)}, tmp_path / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"holds model\.safetensors and an index of other files"):
+        import_model(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    lost = load_file(parts[0])
+    name = sorted(lost)[0]
+    save_file({other: tensor for other, tensor in lost.items() if other != name}, parts[0])
+    with pytest.raises(CheckpointError, match=f"lists the tensor {name}, but"):
+        import_model(tmp_path)
+    parts[1].unlink()
+    with pytest.raises(CheckpointError, match=f"names the file {parts[1].name}, which"):
+        import_model(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["bert", "modern"])
+def test_a_tied_tensor_is_found_under_either_name(saved, preset):
+    other = theirs(preset)
+    folder = saved(other)
+    save_model(other, str(folder / WEIGHTS))
+    kept = load_file(folder / WEIGHTS).keys()
+    both = {"bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"}
+    both |= {"model.embeddings.tok_embeddings.weight", "decoder.weight"}
+    assert len(both & kept) == 1
+    assert same(folder, other)
+
+
+def test_bert_under_the_names_of_its_copies_alone(saved):
+    other = theirs("bert")
+    folder = saved(other)
+    copies = {
+        "bert.embeddings.word_embeddings.weight": "cls.predictions.decoder.weight",
+        "cls.predictions.bias": "cls.predictions.decoder.bias",
+    }
+    rewrite(folder, lambda name: copies.get(name, name))
+    assert same(folder, other)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "_orig_mod.", "model.module."])
+@pytest.mark.parametrize("preset", ["bert", "modern"])
+def test_a_prefix_is_dropped_and_said(saved, preset, prefix):
+    other = theirs(preset)
+    folder = saved(other)
+    rewrite(folder, lambda name: prefix + name)
+    assert same(folder, other)
+    (note,) = import_model(folder).notes
+    assert f"under the prefix '{prefix}" in note
+
+
+def test_two_encoders_in_one_file_are_a_sentence(saved):
+    folder = saved(theirs("bert"))
+    tensors = load_file(folder / WEIGHTS)
+    save_file({f"{who}.{n}": t.clone() for n, t in tensors.items() for who in ("one", "two")}, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"holds 2 encoders, under the prefixes 'one\.bert\.', 'two\.bert\.'"):
+        import_model(folder)
+
+
+@pytest.mark.parametrize("preset", ["bert", "modern"])
+def test_a_body_without_a_head_starts_with_a_new_one(saved, tmp_path, preset, capsys):
+    other = theirs(preset)
+    folder = saved(other.base_model)
+    assert convert_from_hf.main(["--model", str(folder), "--output", str(tmp_path / "start")]) == 0
+    told = capsys.readouterr().out
+    assert told.count("has no masked-language head: training starts with a new one") == 1
+    assert all(len(line) < 400 for line in told.splitlines())
+    found = import_model(folder)
+    assert not [name for name in found.weights if name.startswith("head.")]
+    encoder = Encoder(found.shape)
+    model = MLM(encoder, Head(encoder))
+    drawn = model.head.dense.weight.clone()
+    load_weights(model, found.weights)
+    assert torch.equal(model.head.dense.weight, drawn)
+    assert torch.equal(model.encoder.embedding.tokens.weight, other.get_input_embeddings().weight)
+    for path in (folder, tmp_path / "start"):
+        with pytest.raises(CheckpointError, match="has no masked-language head, so it predicts no token") as error:
+            masked_lm.read(path, "teacher.path")
+        assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "preset, kind", [("bert", BertForSequenceClassification), ("modern", ModernBertForSequenceClassification)]
+)
+def test_the_head_of_another_task_is_left_out_and_said(saved, preset, kind):
+    found = import_model(saved(kind(theirs(preset).config)))
+    assert "no masked-language head" in found.notes[0] and "Left out" in found.notes[1]
+    assert "classifier.weight" in found.notes[1]
+    assert not [name for name in found.weights if name.startswith("head.")]
+
+
+@pytest.mark.parametrize("preset", ["bert", "modern"])
+def test_an_output_matrix_of_its_own_is_refused_with_the_cure(saved, tmp_path, preset, capsys):
+    folder = saved(theirs(preset, tie_word_embeddings=False))
+    command = ["--model", str(folder), "--output", str(tmp_path / "start")]
+    capsys.readouterr()
+    assert convert_from_hf.main(command) == CheckpointError.exit_code
+    told = capsys.readouterr().err.strip()
+    assert str(folder) in told and "--new-head" in told and "\n" not in told
+    assert convert_from_hf.main([*command, "--new-head"]) == 0
+    assert not [name for name in load_file(tmp_path / "start" / WEIGHTS) if name.startswith("head.")]
+
+
+def test_a_matrix_of_its_own_that_equals_the_table_is_the_table(saved):
+    folder = saved(theirs("bert", tie_word_embeddings=False))
+    tensors = load_file(folder / WEIGHTS)
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
+    tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].clone()
+    save_file(tensors, folder / WEIGHTS)
+    assert import_model(folder).weights
+    del tensors["cls.predictions.decoder.weight"]
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings is false.*--new-head"):
+        import_model(folder)
+
+
+def test_lists_of_tensors_are_short(saved):
+    folder = saved(theirs("bert"))
+    rewrite(folder, lambda name: name if ".layer.2." not in name else name.replace(".layer.2.", ".layer.7."))
+    with pytest.raises(CheckpointError) as error:
+        import_model(folder)
+    lacks, strange = error.value.problems
+    assert "lacks 16 tensors: " in lacks and "and 11 more" in lacks and lacks.count("bert.") == 5
+    assert "has 16 tensors: " in strange and "and 11 more" in strange
+    rewrite(folder, lambda name: f"x{name}" if "LayerNorm" in name else None)
+    with pytest.raises(CheckpointError, match="holds no encoder") as error:
+        import_model(folder)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_have_the_mode_that_the_umask_gives(saved, tmp_path, umask, mode):
+    folder = saved(theirs("bert"))
+    before = os.umask(umask)
+    try:
+        save_start(folder, tmp_path / "start")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "start").iterdir() if path.is_file()} == {mode}
+
+
+def test_first_weights_are_whole_or_not_there(saved, tmp_path, monkeypatch):
+    folder = saved(theirs("bert"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(StorageError, match="start cannot be written: No space left on device"):
+        save_start(folder, tmp_path / "start")
+    assert set(tmp_path.iterdir()) == before
