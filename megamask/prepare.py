@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -34,6 +35,7 @@ from megamask.data.text import Reading
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load, token_ids
 from megamask.data.tokenizer_training import Kind, train
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
+from megamask.progress_bar import ProgressBar, elapsed
 
 VOCAB_SIZE = 32_768
 # part of the identity of a result: change it with whatever changes the bytes that are written
@@ -136,7 +138,7 @@ def prepare(config: PrepareConfig) -> Path:
     intake = Intake(sources, reading, config.on_bad_document, config.bad_share, config.valid_share)
     tags = _tag_facts(config, sources)
     request = {
-        "inputs": [source.identity() for source in sources],
+        "inputs": _identities(sources),
         "settings": config.settings() | ({"tokenizer": existing.hash()} if existing else {}),
         "versions": {name: version(name) for name in ("tokenizers", "sentencepiece")} | {"method": METHOD},
     }
@@ -158,6 +160,12 @@ def prepare(config: PrepareConfig) -> Path:
             raise
         raise StorageError(f"{error.filename or config.output} cannot be written: {error.strerror}.") from None
     return config.output
+
+
+def _identities(sources: list[Source]) -> list[dict[str, str | int]]:
+    """Name and content of each source. Reads every byte."""
+    with ProgressBar("hashing", sum(source.size for source in sources) or None, "byte") as bar:
+        return [source.identity(bar) for source in sources]
 
 
 def _tag_facts(config: PrepareConfig, sources: list[Source]) -> dict | None:
@@ -203,7 +211,9 @@ def _tokenizer(config: PrepareConfig, intake: Intake, work: Path) -> Tokenizer:
         if not texts:
             raise DataError("No text is left to train a tokenizer on: every document is bad, blank or for validation.")
         kind: Kind = config.tokenizer  # type: ignore[assignment]
-        tokenizer = train(kind, texts, size=config.vocab_size or VOCAB_SIZE, lowercase=config.lowercase)
+        size = sum(len(one.encode()) for one in texts)
+        with elapsed(f"training the {kind} tokenizer on {size / 1e6:,.1f} MB of text"):
+            tokenizer = train(kind, texts, size=config.vocab_size or VOCAB_SIZE, lowercase=config.lowercase)
         tokenizer.save(work / "tokenizer.part")
         (work / "tokenizer.part").rename(folder)
     # the saved one also in the run that trained it, so that a resumed run encodes with the same
@@ -223,7 +233,8 @@ def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: 
     ready = work / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
-    shards.write(ready, tokenizer, {split: encoding.joined(work, split) for split in splits}, facts=facts)
+    with elapsed("writing shards"):
+        shards.write(ready, tokenizer, {split: encoding.joined(work, split) for split in splits}, facts=facts)
     written = shards.read_manifest(ready)["splits"]
     for split in splits:
         if not written[split]["tokens"]:
@@ -244,8 +255,10 @@ def _empty_split(split: Split, documents: int, config: PrepareConfig) -> str:
             "blank lines, or lines), or set `valid_share` to 0."
         )
     rule = "be larger, or 0" if split == "valid" else "be smaller"
+    # with so large a share a split without documents is unlikely
+    cure = f"Try `--valid-share {min(0.5, math.ceil(500 / documents) / 100):g}`." if split == "valid" else ""
     return f"None of the {documents} documents fell into the split {split!r}: " + must(
-        "valid_share", rule, config.valid_share
+        "valid_share", rule, config.valid_share, cure
     )
 
 
@@ -267,7 +280,7 @@ def local_data(cache: Path, vocab_size: int = 8192) -> Path:
     collected = cache / f"local-{key}.jsonl"
     if not collected.exists():
         beside = collected.with_suffix(f".{os.getpid()}")
-        with beside.open("w", encoding="utf-8") as file:
+        with elapsed("collecting text of this machine"), beside.open("w", encoding="utf-8") as file:
             for document in local_text.collect():
                 file.write(json.dumps({"text": document}) + "\n")
         beside.rename(collected)

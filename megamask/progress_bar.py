@@ -7,9 +7,10 @@ one reading of the clock.
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
@@ -101,3 +102,28 @@ class ProgressBar:
     def _write(self, line: str) -> None:
         with suppress(OSError, ValueError):
             print(line, file=self._stream, flush=True)
+
+
+@contextmanager
+def elapsed(label: str) -> Iterator[None]:
+    """Says how long the work inside has taken so far, for work that cannot be counted.
+
+    The lines come at the times of a ProgressBar without a terminal, from a thread.
+    """
+    start, ended = time.monotonic(), threading.Event()
+
+    def report() -> None:
+        interval = FIRST
+        while not ended.wait(interval):
+            with suppress(OSError, ValueError):
+                seconds = tqdm.format_interval(time.monotonic() - start)
+                print(f"{label}: {seconds} so far", file=sys.stderr, flush=True)
+            interval = min(2 * interval, LONGEST)
+
+    reporter = threading.Thread(target=report, name="elapsed", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reporter.join()

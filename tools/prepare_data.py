@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import tyro
 
+from megamask.data import validation_share
 from megamask.data.shards import Shards
 from megamask.prepare import PrepareConfig, prepare
 
@@ -33,6 +34,8 @@ def main(args: list[str] | None = None) -> int:
         print(f"  files: {', '.join(left_out)}")
     for split, found in train.manifest["splits"].items():
         print(f"  {split}: {found['documents']} documents, {found['tokens']} tokens")
+    if warning := validation_share.warning(train.manifest):
+        print(warning, file=sys.stderr)
     tags = train.sidecar_facts("tags")
     if tags:
         print("  tags: " + " ".join(tags["by"][part] for part in ("pipeline", "version") if part in tags["by"]))

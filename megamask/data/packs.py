@@ -20,6 +20,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from megamask.batch import Layout, PackedBatch
+from megamask.data import validation_share
 from megamask.data.index import FULL, cached_index, is_text
 from megamask.data.order import Permutation
 from megamask.data.shards import Shards
@@ -217,8 +218,12 @@ class Packs:
         if found < self.tokens and len(self) == 0:
             raise DataError(
                 f"{self.shards.folder} holds {found} tokens in the split {self.shards.split!r}, fewer than one pack "
-                f"of {self.tokens}. Give more text, or smaller packs (`packs.tokens`)"
-                + (", or a larger --valid-share to tools/prepare_data.py." if self.shards.split == "valid" else ".")
+                f"of {self.tokens}. "
+                + (
+                    validation_share.cure(self.shards.manifest, self.tokens)
+                    if self.shards.split == "valid"
+                    else "Give more text, or smaller packs (`--packs.tokens`)."
+                )
             )
         # poorly filled packs end every text; many of them mean that its pieces do not fit together
         if len(self) == 0 or lost > max(4 * self.tokens, found // 4):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from megamask.data.formats.compression import PACKED
 from megamask.data.formats.lines import Bytes
+from megamask.progress_bar import ProgressBar
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".conllu")
 """Files that are read; each may be packed."""
+BLOCK = 2**20
 NO_ENDING = "without ending"
 
 
@@ -43,15 +45,22 @@ class Source:
         """The file as it lies on disk; None for a data set."""
         return self.path.open("rb") if self.is_file and self.path else nullcontext()
 
-    def identity(self) -> dict[str, str | int]:
-        """Name and content, for the manifest: sha256 of the file, or of the files of a saved data set."""
+    def identity(self, bar: ProgressBar) -> dict[str, str | int]:
+        """Name and content, for the manifest: sha256 of the file, or of the files of a saved data set.
+
+        ``bar`` counts the bytes of files.
+        """
         if self.path is None:
             return {"name": self.name}
         files = [self.path] if self.is_file else sorted(p for p in self.path.rglob("*") if p.is_file())
         digest = hashlib.sha256()
         for file in files:
+            one = hashlib.sha256()
             with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+                while block := opened.read(BLOCK):
+                    one.update(block)
+                    bar.update(len(block) if self.is_file else 0)
+            digest.update(one.digest())
         return {"name": self.name, "bytes": sum(f.stat().st_size for f in files), "sha256": digest.hexdigest()}
 
 

@@ -234,7 +234,9 @@ def test_all_wrong_settings_are_said_at_once(config):
 def test_no_validation_document_is_an_error(tmp_path, paragraphs):
     (tmp_path / "a.txt").write_text("\n\n".join(paragraphs[:20]))
     config = PrepareConfig((str(tmp_path / "a.txt"),), tmp_path / "out", tokenizer="bpe", vocab_size=300, workers=1)
-    with pytest.raises(DataError, match="None of the 20 documents fell into the split 'valid'"):
+    with pytest.raises(
+        DataError, match=r"None of the 20 documents fell into the split 'valid': .* Try `--valid-share 0\.25`"
+    ):
         prepare(change(config, valid_share=1e-9))
     assert Shards.open(prepare(change(config, valid_share=0.0))).manifest["splits"].keys() == {"train"}
 
@@ -273,6 +275,7 @@ def test_the_command_line(corpus, tmp_path):
     done = command("--input", corpus, "--output", out, "--vocab-size", 600, "--valid-share", 0.1, "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert f"{Shards.open(out).tokens} tokens" in done.stdout
+    assert "The validation split has" in done.stderr and "Give more text" in done.stderr
     missing = command("--input", corpus / "c.txt", corpus / "d.pdf", "--output", tmp_path / "o")
     assert missing.returncode == DataError.exit_code
     assert missing.stderr == f"{corpus / 'c.txt'} does not exist.\n{corpus / 'd.pdf'} does not exist.\n"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import threading
+import time
 
 import pytest
 
-from megamask.progress_bar import FIRST, LONGEST, ProgressBar
+from megamask import progress_bar
+from megamask.progress_bar import FIRST, LONGEST, ProgressBar, elapsed
 
 
 class Clock:
@@ -87,3 +90,13 @@ def test_a_stream_that_is_gone_does_not_end_the_work():
         clock.seconds = FIRST
         bar.update()
         assert bar.done == 1
+
+
+def test_work_that_cannot_be_counted_says_how_long_it_takes(monkeypatch):
+    monkeypatch.setattr(progress_bar, "FIRST", 0.01)
+    stream = io.StringIO()
+    with contextlib.redirect_stderr(stream), elapsed("training the tokenizer"):
+        while "so far" not in stream.getvalue():
+            time.sleep(0.005)
+    assert stream.getvalue().startswith("training the tokenizer: 00:00 so far\n")
+    assert not [thread for thread in threading.enumerate() if thread.name == "elapsed"]

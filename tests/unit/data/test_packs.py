@@ -296,6 +296,12 @@ def test_what_cannot_be_packed_is_refused(make_shards, lengths, tokens, length, 
         Packs(Shards.open(make_shards(lengths)), tokens=tokens, length=length, seed=0)
 
 
+def test_too_little_text_for_validation_names_the_share(make_shards):
+    folder = make_shards([50] * 100, valid=(20, 30))
+    with pytest.raises(DataError, match=r"50 tokens in the split 'valid', fewer than one pack of 64\. .*valid-share"):
+        Packs(Shards.open(folder, "valid"), tokens=64, length=32, seed=0)
+
+
 def test_with_views_a_step_shows_each_text_several_times_and_the_texts_go_on_in_order(make_shards):
     shards = Shards.open(make_shards([62] * 160))
     sizes = {"tokens": 256, "length": 64, "seed": 0}

@@ -1,0 +1,57 @@
+"""Whether the validation split is large enough to measure a loss on, and which share of the text would be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+Manifest = dict[str, Any]
+MEASURABLE = 16_384
+"""Tokens that a validation split should have: a pack of the largest recipes. The losses of 15 % of them differ by about
+3 nats, so their mean has a standard error of 0.06 nats."""
+MARGIN = 1.25
+"""Documents are drawn by their hash: a split has a little more or fewer tokens than its share."""
+LARGEST = 0.2
+"""Share of the text that is spent on validation, at most."""
+
+
+def share_for(manifest: Manifest, tokens: int) -> float | None:
+    """The share, rounded up, that gives about ``tokens`` tokens or a little more; None if that is too large a part."""
+    total, now = _total(manifest), _share(manifest)
+    share = MARGIN * tokens / total if total else 1.0
+    # documents of very different lengths may give much less than their share
+    share = share if share > now else 2 * now
+    if share > LARGEST:
+        return None
+    digits = -math.floor(math.log10(share))
+    return math.ceil(round(share * 10**digits, 6)) / 10**digits
+
+
+def warning(manifest: Manifest) -> str:
+    """The sentence for a validation split that is too small; "" if it is large enough, or if there is none."""
+    split = manifest["splits"].get("valid")
+    if split is None or split["tokens"] >= MEASURABLE:
+        return ""
+    return (
+        f"The validation split has {split['documents']:,} documents with {split['tokens']:,} tokens. That is too "
+        f"little to measure a loss well, which takes about {MEASURABLE:,} tokens. {cure(manifest, MEASURABLE)}"
+    )
+
+
+def cure(manifest: Manifest, tokens: int) -> str:
+    """What gives a validation split of ``tokens`` tokens."""
+    share, total = share_for(manifest, tokens), _total(manifest)
+    if share is not None:
+        return f"Prepare the text with `--valid-share {share:g}`."
+    most = f" `--valid-share {LARGEST:g}` would give about {LARGEST * total:,.0f}." * (_share(manifest) < LARGEST)
+    return f"The whole text has {total:,} tokens.{most} Give more text, or set smaller packs (`--packs.tokens`)."
+
+
+def _total(manifest: Manifest) -> int:
+    return sum(split["tokens"] for split in manifest["splits"].values())
+
+
+def _share(manifest: Manifest) -> float:
+    """The share that the text was prepared with."""
+    share = (manifest.get("settings") or {}).get("valid_share", 0.0)
+    return share if isinstance(share, float) else 0.0

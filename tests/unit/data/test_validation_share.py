@@ -1,0 +1,40 @@
+"""A validation split that is too small is named with a share that cures it."""
+
+from __future__ import annotations
+
+import pytest
+
+from megamask.data.validation_share import LARGEST, MEASURABLE, cure, share_for, warning
+
+
+def manifest(train: int, valid: int, share: float) -> dict:
+    splits = {"train": {"tokens": train, "documents": 9}, "valid": {"tokens": valid, "documents": 2}}
+    return {"splits": splits, "settings": {"valid_share": share}}
+
+
+@pytest.mark.parametrize("total", [100_000, 123_456, 2_000_000, 10**9])
+@pytest.mark.parametrize("share", [1e-9, 0.005, 0.01, 0.05])
+def test_the_share_that_is_named_gives_enough(total, share):
+    made = manifest(total - 100, 100, share)
+    named = share_for(made, MEASURABLE)
+    if named is None:  # only if all that may be spent does not give it
+        assert LARGEST * total < 2 * MEASURABLE or share >= LARGEST / 2
+    else:
+        assert share < named <= LARGEST and named * total > MEASURABLE
+        assert f"`--valid-share {named:g}`" in warning(made)
+        assert len(f"{named:g}".strip("0.")) <= 2 or "e" in f"{named:g}"
+
+
+def test_a_text_that_is_too_short_for_any_share_says_so():
+    small = manifest(1463, 37, 0.005)
+    assert "2 documents with 37 tokens" in warning(small)
+    assert "has 1,500 tokens. `--valid-share 0.2` would give about 300. Give more text" in cure(small, 2048)
+    # not again what was done
+    assert "--valid-share" not in cure(manifest(1200, 300, 0.2), 2048)
+
+
+def test_a_split_that_is_large_enough_or_not_wanted_gives_no_warning():
+    assert warning(manifest(10, MEASURABLE, 0.1)) == ""
+    made = manifest(10, 0, 0.0)
+    del made["splits"]["valid"]
+    assert warning(made) == ""
