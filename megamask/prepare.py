@@ -27,7 +27,7 @@ from typing import Literal, get_args
 from megamask import work as working
 from megamask.data import encoding, local_text, shards, tagger, text
 from megamask.data.inputs import find
-from megamask.data.intake import EMPTY, REASONS, Intake, say
+from megamask.data.intake import CUT, EMPTY, REASONS, Intake, say
 from megamask.data.shards import INPUT_FILES, Shards, Split
 from megamask.data.sources import Source
 from megamask.data.tagger import Tagger
@@ -152,7 +152,7 @@ def prepare(config: PrepareConfig) -> Path:
             tokenizer = existing or _tokenizer(config, intake, work)
             read: Counter[str] = Counter()
             encoding.encode(intake.documents(read, "encoding"), tokenizer, work, config.workers, config.tags)
-            files = inputs.facts() | {"empty": read.pop(EMPTY)}
+            files = inputs.facts() | {"empty": read.pop(EMPTY), "cut": read.pop(CUT)}
             facts = request | {"request": identity, "read": dict(sorted(read.items())), INPUT_FILES: files}
             _publish(config, tokenizer, work, facts=facts, tags=tags)
     except OSError as error:

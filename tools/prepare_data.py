@@ -29,6 +29,7 @@ def main(args: list[str] | None = None) -> int:
     print(f"{folder}: {read['documents']} documents read ({dropped})")
     files = train.manifest["input_files"]
     left_out = [f"{tally['files']} {ending} passed over" for ending, tally in files["passed_over"].items()]
+    left_out += [f"{files['cut']} read only in part"] if files["cut"] else []
     left_out += [f"{files[why]} {why}" for why in ("empty", "excluded", "hidden") if files[why]]
     if left_out:
         print(f"  files: {', '.join(left_out)}")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from megamask.data.formats import saved_datasets
 from megamask.data.formats.compression import PACKED
-from megamask.data.sources import KINDS, NO_ENDING, Source, ending_of, kind_of, without_packing
+from megamask.data.sources import KINDS, NO_ENDING, Source, ending_of, kind_of, utf8, without_packing
 from megamask.errors import DataError, raise_all
 
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
@@ -122,14 +122,14 @@ def find(inputs: Iterable[str], *, exclude: Sequence[str] = (), skip_empty: bool
     for given in inputs:
         path = Path(given)
         if path.is_dir() and saved_datasets.is_saved(path):
-            found.sources.append(Source(path.name, path))
+            found.sources.append(Source(utf8(path.name), path))
         elif path.is_dir():
             problems += _add_folder(found, path, exclude, used)
         elif path.exists():
             if not kind_of(path):
                 problems.append(_unknown(path))
             else:
-                found.sources.append(Source(path.name, path))
+                found.sources.append(Source(utf8(path.name), path))
                 found.read.add(ending_of(path), path.stat().st_size)
         elif _looks_like_path(given):
             problems.append(f"{path} does not exist.")
@@ -163,7 +163,7 @@ def _add_folder(found: Inputs, folder: Path, exclude: Sequence[str], used: set[s
         elif not file.is_file():
             here.passed_over.add("special files", 0)
         elif kind_of(file):
-            here.sources.append(Source(f"{folder.name}/{name}", file))
+            here.sources.append(Source(utf8(f"{folder.name}/{name}"), file))
             here.read.add(ending_of(file), file.stat().st_size)
         else:
             here.passed_over.add(ending_of(file), file.stat().st_size)

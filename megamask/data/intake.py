@@ -27,6 +27,10 @@ REASONS = ("bad", "blank", "duplicate")
 SKIP = "(`on_bad_document` skip would count it and go on.)"
 EMPTY = "empty_files"
 """The count of files without a document."""
+CUT = "cut_files"
+"""The count of files that a fault ends before their end."""
+NAMED = 10
+"""Bad documents that are named when they are skipped; of those that end their file, ten times as many."""
 MANY_LINES = 1000
 """Lines of a document from a .txt file that seem to be a document each."""
 
@@ -65,12 +69,13 @@ class Intake:
 
         Raises DataError at a bad one, or at too many.
         """
-        counts.update(dict.fromkeys(("documents", *REASONS, EMPTY), 0))
+        counts.update(dict.fromkeys(("documents", *REASONS, EMPTY, CUT), 0))
         seen: set[bytes] = set()
         for source, found in self._read(label, counts):
             counts["documents"] += 1
             if isinstance(found, Bad):
                 counts["bad"] += 1
+                counts[CUT] += found.ends and source.is_file
                 self._bear(found, counts)
                 continue
             clean, words = (found.text, found.words) if isinstance(found, Tagged) else (text.normalise(found), None)
@@ -106,6 +111,9 @@ class Intake:
                 f"{found.problem} It is the {counts['bad']}. bad one of {counts['documents']} documents, more than "
                 f"`bad_share` ({self.bad_share:g}) allows."
             )
+        if found.problem not in self.warned and len(self.warned) < (10 * NAMED if found.ends else NAMED):
+            self.warned.add(found.problem)
+            say(f"Skipped: {found.problem}")
 
     def _read(self, label: str, counts: Counter[str]) -> Iterator[tuple[Source, str | Tagged | Bad]]:
         """Every document as it stands, with its source. Shows how many bytes of the files are read.

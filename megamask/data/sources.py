@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,12 @@ def ending_of(path: Path) -> str:
     """The ending of a file in small letters, with that of its compression: ".jsonl.gz"."""
     name = path.name.lower()
     plain = without_packing(name)
-    return Path(plain).suffix + name[len(plain) :] or NO_ENDING
+    return utf8(Path(plain).suffix + name[len(plain) :]) or NO_ENDING
+
+
+def utf8(name: str) -> str:
+    """``name`` with escapes for bytes that are not UTF-8, which a file name may hold and a manifest may not."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def without_packing(name: str) -> str:

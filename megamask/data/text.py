@@ -51,10 +51,10 @@ def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[s
         with compression.unpacked(path, raw) as file:
             yield from _of_file(path, source.kind, file, reading)
     except compression.DAMAGED as error:
-        yield Bad(f"{path} is damaged or cut short: {error}.")
+        yield Bad(f"{path} is damaged or cut short: {error}.", ends=True)
     except OSError as error:
         wrong = f"cannot be read: {error.strerror}" if error.errno else f"is damaged or cut short: {error}"
-        yield Bad(f"{path} {wrong}.")
+        yield Bad(f"{path} {wrong}.", ends=True)
 
 
 def _of_file(path: Path, kind: str, file: Bytes, reading: Reading) -> Iterator[str | Tagged | Bad]:

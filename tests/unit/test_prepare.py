@@ -389,7 +389,7 @@ def test_files_that_are_read_and_passed_over_stand_in_the_manifest(config, corpu
     again = Shards.open(prepare(change(config, output=tmp_path / "again")))
     assert again.manifest["input_files"] == {
         "read": {p.suffix: {"files": 1, "bytes": p.stat().st_size} for p in (corpus / "a.jsonl", corpus / "b.txt")},
-        "passed_over": {".md": {"files": 1, "bytes": 5}}, "hidden": 1, "excluded": 0, "empty": 0,
+        "passed_over": {".md": {"files": 1, "bytes": 5}}, "hidden": 1, "excluded": 0, "empty": 0, "cut": 0,
     }  # fmt: skip
     assert "passed over 1 .md (5.00B); 1 hidden." in capsys.readouterr().err
     # the text is the same
@@ -440,3 +440,23 @@ def test_settings_that_do_not_fit_the_inputs_are_refused_before_any_text_is_read
 def test_tags_that_come_with_the_text_need_documents_of_their_own_kind(tagged):
     with pytest.raises(DataError, match=r"`documents` must be 'blocks' or 'files' for \.conllu files"):
         prepare(change(tagged, documents="lines"))
+
+
+def test_files_that_are_lost_in_part_are_named_and_counted_apart(config, corpus, capsys):
+    """One fault may cost a file's documents, however many: a share of bad documents does not show it."""
+    (corpus / "c.csv").write_text("id,body\n" + "1,x\n" * 1000)
+    (corpus / "d.json").write_text('[{"text": "one"}, {"text": }, {"text": "three"}]')
+    (corpus / "e.jsonl").write_text('{"text": 1}\n' * 30)
+    skipping = change(config, on_bad_document="skip", bad_share=0.01)
+    manifest = Shards.open(prepare(skipping)).manifest
+    assert manifest["read"]["bad"] == 32 and manifest["input_files"]["cut"] == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Skipped: ")]
+    assert "c.csv has no column 'text'" in said[0] and "The rest of the file is not read" in said[1]
+    # of other faults the first ones, and none twice
+    assert len(said) == len(set(said)) == 10
+
+
+def test_a_file_name_that_is_not_utf8_is_no_obstacle(config, corpus):
+    os.rename(corpus / "b.txt", os.fsencode(corpus) + b"/caf\xe9.txt")
+    inputs = Shards.open(prepare(config)).manifest["inputs"]
+    assert inputs[1]["name"] == "corpus/caf\\xe9.txt"

@@ -14,6 +14,7 @@ from megamask.data.formats.fields import no_column, text_of
 from megamask.data.formats.lines import Bad, Bytes, lines
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OPEN = "opens a quoted field that does not end."
 _OTHERS = (",", ";", "\t", "|")
 
 
@@ -37,7 +38,8 @@ def documents(path: Path, file: Bytes, field: str, separator: str) -> Iterator[s
         problem = faults[0] if faults else f"{path}, line {begin} {fault}" if fault else ""
         faults.clear()
         if problem:
-            yield Bad(problem)
+            # without a header no row can be read
+            yield Bad(problem, ends=header is None or fault == OPEN)
         elif row is None:
             return
         elif header is None:
@@ -48,7 +50,7 @@ def documents(path: Path, file: Bytes, field: str, separator: str) -> Iterator[s
         elif row:
             yield _field(f"{path}, line {begin}", header, row, field)
         if problem and header is None:
-            return  # without a header no row can be read
+            return
 
 
 def _next(rows: Iterator[list[str]]) -> tuple[list[str] | None, str]:
@@ -58,7 +60,7 @@ def _next(rows: Iterator[list[str]]) -> tuple[list[str] | None, str]:
     except csv.Error as error:
         reason = str(error)
         if reason == "unexpected end of data":
-            return [], "opens a quoted field that does not end."
+            return [], OPEN
         if "field limit" in reason:
             return [], reading.too_long()
         return [], f"is no row of a table with quotes: {reason}."
@@ -72,7 +74,7 @@ def _field(place: str, header: list[str], row: list[str], field: str) -> str | B
 
 def _bad_header(path: Path, header: list[str], field: str, separator: str) -> Bad:
     if field in header:
-        return Bad(f"{path} has {header.count(field)} columns {field!r}. Rename all but one.")
+        return Bad(f"{path} has {header.count(field)} columns {field!r}. Rename all but one.", ends=True)
     other = [mark for mark in _OTHERS if mark != separator and field in separator.join(header).split(mark)]
     more = f" Its separator seems to be {other[0]!r}, but must be {separator!r}: convert it." if other else ""
     return no_column(path, field, header, more)

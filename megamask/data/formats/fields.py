@@ -28,7 +28,7 @@ def text_of(place: str, record: dict[str, Any], field: str) -> str | Bad:
 
 def no_column(path: object, field: str, names: Iterable[str], more: str = "") -> Bad:
     """The fault of a table without the column ``field``."""
-    return Bad(f"{path} has no column {field!r}; its columns are {listed(names)}.{more} {CURE}")
+    return Bad(f"{path} has no column {field!r}; its columns are {listed(names)}.{more} {CURE}", ends=True)
 
 
 def listed(names: Iterable[str]) -> str:

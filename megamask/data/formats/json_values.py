@@ -43,13 +43,13 @@ def documents(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
         else:
             problem = f"{place} {fault}" if fault else ""
         if fault and in_list:
-            yield Bad(f"{problem} {_REST}")
+            yield Bad(f"{problem} {_REST}", ends=True)
             return
         yield Bad(problem) if problem else of_record(place, value, source, field)
         if fault:
             text.skip_line()
     if in_list:
-        yield Bad(f"{path} is damaged or cut short: the list that it holds does not end.")
+        yield Bad(f"{path} is damaged or cut short: the list that it holds does not end.", ends=True)
 
 
 def _raw(text: str) -> bytes:

@@ -27,6 +27,8 @@ class Bad:
     problem: str
     text: str = ""
     """A line with replacement characters where it is not UTF-8, for formats whose records span lines."""
+    ends: bool = False
+    """Whether nothing after it is read of its file, so that more than one document may be lost."""
 
 
 def zero_byte() -> str:

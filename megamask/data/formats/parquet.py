@@ -32,4 +32,4 @@ def documents(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
                     row += 1
                     yield text_of(f"{path}, row {row}", {field: value}, field)
         except (pyarrow.ArrowException, OSError) as error:
-            yield Bad(f"{path} is damaged or cut short: {str(error).splitlines()[0]}.")
+            yield Bad(f"{path} is damaged or cut short: {str(error).splitlines()[0]}.", ends=True)

@@ -47,4 +47,4 @@ def documents(name: str, folder: Path | None, split: str, field: str) -> Iterato
         # its sentences name the splits or configurations that exist in their second line
         reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
         where = "is neither a file nor a folder here, and as a data set" if folder is None else "as a data set"
-        yield Bad(f"{name} {where} cannot be read (split {split!r}, `dataset_split`): {reason}")
+        yield Bad(f"{name} {where} cannot be read (split {split!r}, `dataset_split`): {reason}", ends=True)

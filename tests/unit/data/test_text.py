@@ -108,6 +108,18 @@ def test_a_saved_data_set(tmp_path):
     assert "cannot be read (split 'dev'" in bad.problem
 
 
+def test_the_splits_and_configurations_that_exist_are_named(monkeypatch):
+    """They stand in the second line of what the library says."""
+    datasets = pytest.importorskip("datasets")
+
+    def load(name, config, **_):
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['en', 'de']")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    [bad] = read("somebody/some-data")
+    assert "(split 'train', `dataset_split`)" in bad.problem and "['en', 'de']" in bad.problem
+
+
 def test_a_data_set_that_cannot_be_found_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     [bad] = read("somebody/some-data")
