@@ -150,7 +150,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     log = log_of(config, encoder.shape, start.run, start.step)
     headless = weights and not start.checkpoint and not any(name.startswith("head.") for name in weights)
     no_head = f"{config.init} has no masked-language head: a new one is drawn from `seed`." if headless else ""
-    for told in (no_head, moved(state, writers(engine.stage, engine.precision)), *guide.lost):
+    for told in (no_head, later_decay(state), moved(state, writers(engine.stage, engine.precision)), *guide.lost):
         if told:
             log.say(told)
     loader = Loader(text.packs, ranks.device())
@@ -249,12 +249,14 @@ def same_teacher(teacher: Teacher | None, before: str, checkpoint: Path) -> None
 def derived(parts: Parts, step: int, seconds: float) -> dict[str, float]:
     """What follows from the number of a step and the seconds used, and so need not be in a checkpoint.
 
-    The number of the next pack; the learning rate and the targets in a pack where the next step begins.
+    The number of the next pack; the learning rate and the targets in a pack where the next step begins; the learning
+    rate of that step.
     """
-    progress = parts.progress.then(step, seconds)
+    progress, end = parts.progress.then(step, seconds), parts.progress.then(step + 1, seconds)
     return {
         "packs": (step + parts.judge.ledger.shift(step)) * parts.config.packs.per_step,
         "rate": parts.config.optimizer.rate(progress),
+        "next_rate": parts.config.optimizer.rate.of_step(progress, min(1.0, end)),
         "targets": parts.masker.budget(progress, parts.config.packs.tokens),
     }
 
@@ -298,6 +300,16 @@ def moved(state: dict[str, Any], now: dict[str, Any]) -> str:
         return ""
     rounding = " From here on its figures round differently." if now["precision"] != before["precision"] else ""
     return f"Resumed at {here}; the checkpoint was written by {there}.{rounding}"
+
+
+def later_decay(state: dict[str, Any]) -> str:
+    """A line if a checkpoint's ``state`` is of a megamask whose learning rate reached its end in the last step."""
+    if not state or "next_rate" in state:
+        return ""
+    return (
+        "The checkpoint was written by an earlier megamask, which decayed the learning rate one step sooner, so that "
+        "the last step moved nothing. From here on each decaying step has the rate that the step before it had there."
+    )
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

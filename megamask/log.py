@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,6 +35,7 @@ class Log:
         self._lines: TextIO | None = None
         self._kept = start
         """The last step of which figures stand in the file."""
+        self._said: set[str] = set()
         self._tells = ranks.is_main()
         if not self._tells:
             return
@@ -52,20 +54,29 @@ class Log:
         if self._tells:
             self._bar.update(step - self._bar.n)
 
-    def train(self, step: int, window: Window, lr: float, most: float | None = None) -> dict[str, float]:
+    def train(
+        self, step: int, window: Window, lr: float, most: float | None = None, masks: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
         """Write the figures of a window that ends after ``step`` steps; returns them, on every rank.
 
-        ``most`` are the seconds after which the run ends, if it has such a limit.
+        ``most`` are the seconds after which the run ends, if it has such a limit; ``masks`` are figures of the masks.
         """
-        found = window.figures(lr, self.cost, self.peak)
-        left = window.seconds / window.steps * (self.steps - step)
-        left = left if most is None else min(left, most)
+        found = window.figures(lr, self.cost, self.peak) | dict(masks or {})
         if self._tells:
-            loss, speed = found["train/loss"], found["tokens_per_second"]
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            loss, speed = found["train/loss"], found.get("tokens_per_second")
+            shown = f"loss {loss:.3f}" + (f", {speed:,.0f} tokens/s" if speed else "")
+            self._bar.set_postfix_str(shown, refresh=False)
             self.advance(step)
-        self._write(step, found, f"left {tqdm.format_interval(left)}")
+        self._write(step, found, self._left(step, window, most))
         return found
+
+    def _left(self, step: int, window: Window, most: float | None) -> str:
+        """How long the run takes from here; nothing as long as only the first step of a launch was timed."""
+        timed = window.timed
+        left = timed.seconds / timed.steps * (self.steps - step) if timed.steps else most
+        if left is None:
+            return ""
+        return f"left {tqdm.format_interval(left if most is None else min(left, most))}"
 
     def figures(self, step: int, found: dict[str, float]) -> None:
         """Write other figures."""
@@ -83,6 +94,12 @@ class Log:
             with suppress(OSError):  # a launcher or `tee` that is gone is no reason to lose the last checkpoint
                 tqdm.write(line, file=sys.stdout)
                 sys.stdout.flush()
+
+    def say_once(self, line: str) -> None:
+        """A line for people, unless it was said before."""
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
     def close(self) -> None:
         """Write all that is left."""
@@ -146,6 +163,8 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "valid/accuracy": ("accuracy", "{:.1%}"),
     "valid/unigram_loss": ("unigram loss", "{:.4f}"),
     "train/distill": ("distill", "{:.4f}"),
+    "train/distill_sampled": ("distill (samples)", "{:.4f}"),
+    "distill/weight": ("distill weight", "{:.2f}"),
     "entropy/mean": ("entropy", "{:.3f}"),
     "entropy/spread": ("spread", "{:.3f}"),
     "audit/overlap": ("audit: overlap", "{:.3f}"),
@@ -155,6 +174,7 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "lr": ("lr", "{:.2e}"),
     "grad_norm": ("grad norm", "{:.3g}"),
     "mask_ratio": ("masked", "{:.1%}"),
+    "masking/random_share": ("of them at random", "{:.1%}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
     "masked_per_second": ("masked/s", "{:,.0f}"),
     "mfu": ("mfu", "{:.1%}"),

@@ -25,6 +25,8 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "V100"
 """Dense 16-bit FLOP/s of one device by a part of its name, from the makers' data sheets (SXM form; fp16 for V100)."""
 CLOCKS = ("tokens_per_second", "masked_per_second", "mfu", "data_wait", "slowest_rank")
 """The figures that a clock had a part in: all others are the same whenever a step is taken again."""
+FIRST = 6
+"""Numbers that are kept of the first step of a launch: those of `Timed`."""
 FLAT = 0.02
 """Entropies are flat if, inside a sequence, they spread by less than this share of their mean (or of one nat)."""
 
@@ -96,6 +98,18 @@ def peak_flops(stated: float | None = None) -> float | None:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """What rates are of: a window without the first step of a launch, which compiles and warms up."""
+
+    steps: int
+    seconds: float
+    waited: float
+    tokens: int
+    targets: int
+    pairs: int
+
+
+@dataclass(frozen=True)
 class Window:
     """Totals since the last line of figures, over all ranks."""
 
@@ -117,7 +131,8 @@ class Window:
     pairs: int
     """Sum of squared sequence lengths."""
     distill: float = 0.0
-    """Sum over the teacher's rows of its divergence from the model, in nats."""
+    """Sum over the teacher's rows of its divergence from the model, in nats; where its answers are stored samples, of
+    the cross-entropy with them, which is larger by an entropy that is not known."""
     taught: int = 0
     """The teacher's rows."""
     guided: int = 0
@@ -128,6 +143,16 @@ class Window:
     """Sum over these rows of the squared distance from the mean of their sequence."""
     own: tuple[float, ...] = ()
     """Seconds of each rank's own work, in which it waited for no other: for its data, and in forward passes."""
+    sampled: bool = False
+    """Whether the teacher's answers are stored samples."""
+    without_first: Timed | None = None
+    """The same without the first step of the launch, if that is in it."""
+
+    @property
+    def timed(self) -> Timed:
+        """What rates are of."""
+        whole = Timed(self.steps, self.seconds, self.waited, self.tokens, self.targets, self.pairs)
+        return self.without_first or whole
 
     @property
     def flat(self) -> bool:
@@ -135,27 +160,34 @@ class Window:
         return self.guided > 0 and math.sqrt(self.spread / self.guided) < FLAT * max(abs(self.entropy / self.guided), 1)
 
     def figures(self, lr: float, cost: Cost | None = None, peak: float | None = None) -> dict[str, float]:
-        """The figures by the names under which they are written. Without a cost or peak there is no MFU."""
+        """The figures by the names under which they are written. Without a cost or peak there is no MFU.
+
+        Without a step that was timed there are no rates.
+        """
+        timed = self.timed
         found = {
             "train/loss": _share(self.nll, self.targets),
             "train/accuracy": _share(self.correct, self.targets),
             "lr": lr,
             "grad_norm": self.grad_norm,
             "mask_ratio": _share(self.targets, self.tokens),
-            "tokens_per_second": self.tokens / self.seconds,
-            "masked_per_second": self.targets / self.seconds,
         }
-        if cost and peak and self.tokens:
-            done = cost.training(self.tokens, self.pairs, self.targets)
-            found["mfu"] = done / self.seconds / (self.ranks * peak)
+        if timed.steps:
+            found["tokens_per_second"] = timed.tokens / timed.seconds
+            found["masked_per_second"] = timed.targets / timed.seconds
+        if cost and peak and timed.steps and timed.tokens:
+            done = cost.training(timed.tokens, timed.pairs, timed.targets)
+            found["mfu"] = done / timed.seconds / (self.ranks * peak)
         if self.taught:
-            found["train/distill"] = self.distill / self.taught
+            found["train/distill_sampled" if self.sampled else "train/distill"] = self.distill / self.taught
         if self.guided:
             found["entropy/mean"] = self.entropy / self.guided
             found["entropy/spread"] = math.sqrt(self.spread / self.guided)
         if len(self.own) > 1:
             found["slowest_rank"] = _share(max(self.own), median_low(self.own))
-        return found | {"data_wait": self.waited / self.seconds, "skipped_steps": self.skipped}
+        if timed.steps:
+            found["data_wait"] = timed.waited / timed.seconds
+        return found | {"skipped_steps": self.skipped}
 
 
 @runtime_checkable
@@ -177,6 +209,7 @@ class Meters:
 
     def __init__(self, loader: Waits | None = None, engine: Works | None = None):
         self._loader, self._engine = loader, engine
+        self._sampled, self._started, self._first = False, False, [0.0] * FIRST
         self._reset()
 
     def _reset(self) -> None:
@@ -200,6 +233,7 @@ class Meters:
         if losses.distill is not None and soft is not None:
             rows = plan.targets if soft.rows is None else soft.rows
             sums += [losses.distill.double(), float(len(rows))]
+            self._sampled = soft.tokens is not None
         else:
             sums += [0.0, 0.0]
         sums += _spread(batch, entropy) if entropy is not None else [0.0, 0.0, 0.0]
@@ -210,6 +244,15 @@ class Meters:
         self._steps += 1
         self._skipped += skipped
         self._norms += 0.0 if skipped else grad_norm
+        if not self._started:
+            self._started = True
+            _, _, targets, tokens, pairs, *_ = self._sums.tolist()  # waits for the device, once in a launch
+            self._first = [1.0, *self._clock(), tokens, targets, pairs]
+
+    def _clock(self) -> tuple[float, float]:
+        """Seconds of training, and of waiting for data, since the last line of figures."""
+        seconds = time.perf_counter() - self._since - self._paused
+        return seconds, (self._loader.waited if self._loader else 0.0) - self._waited
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -223,14 +266,20 @@ class Meters:
     def take(self, add_over_ranks: Callable[[Tensor], Tensor] = ranks.sum) -> Window:
         """The totals since the last call, and start again. Collective; at least one step must have been counted."""
         mine = self._sums.tolist()  # waits for the device, so that the clock is read after the work
-        seconds = time.perf_counter() - self._since - self._paused
-        waited = (self._loader.waited if self._loader else 0.0) - self._waited
+        seconds, waited = self._clock()
         own = [0.0] * ranks.world()
         own[ranks.rank()] = waited + (self._engine.worked() if self._engine else 0.0)
-        all_of_it = torch.tensor([*mine, seconds, waited, 1.0, *own], dtype=torch.float64, device=self._sums.device)
+        numbers = [*mine, *self._first, seconds, waited, 1.0, *own]
+        all_of_it = torch.tensor(numbers, dtype=torch.float64, device=self._sums.device)
         found = add_over_ranks(all_of_it).tolist()
         nll, correct, targets, tokens, pairs, distill, taught, guided, entropy, spread = found[: len(mine)]
-        seconds, waited, world, *own = found[len(mine) :]
+        seconds, waited, world, *own = found[len(mine) + FIRST :]
+        _, first_seconds, first_waited, *first = found[len(mine) : len(mine) + FIRST]
+        without_first = None
+        if self._first[0]:
+            counts = (int(all_of_them - one) for all_of_them, one in zip((tokens, targets, pairs), first, strict=True))
+            clocks = (seconds - first_seconds) / world, (waited - first_waited) / world
+            without_first = Timed(self._steps - 1, *clocks, *counts)
         moved = self._steps - self._skipped
         window = Window(
             steps=self._steps,
@@ -250,7 +299,10 @@ class Meters:
             entropy=entropy,
             spread=spread,
             own=tuple(own),
+            sampled=self._sampled,
+            without_first=without_first,
         )
+        self._first = [0.0] * FIRST
         self._reset()
         return window
 

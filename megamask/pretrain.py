@@ -156,7 +156,7 @@ def take(parts: Parts, step: int, batches: list[PackedBatch]) -> Verdict:
     progress = parts.progress
     progress.tick()
     verdict = take_step(
-        step, batches, progress=progress.at(step), rate=parts.config.optimizer.rate(progress.at(step + 1)),
+        step, batches, progress=progress.at(step), rate=rate_of(parts, step),
         engine=parts.engine, masker=parts.masker, guidance=parts.guidance, meters=parts.meters, judge=parts.judge,
         seed=parts.config.seed,
     )  # fmt: skip
@@ -165,11 +165,17 @@ def take(parts: Parts, step: int, batches: list[PackedBatch]) -> Verdict:
     return verdict
 
 
+def rate_of(parts: Parts, step: int) -> float:
+    """The learning rate of ``step`` (from 0), as of the last tick of the clock."""
+    return parts.config.optimizer.rate.of_step(parts.progress.began(step), parts.progress.at(step + 1))
+
+
 def tell(parts: Parts, step: int) -> None:
-    """Write the figures since the last time; NonFiniteError if the entropies among them are no numbers."""
+    """Write the figures since the last time; NonFiniteError if the entropies among them are not finite."""
     window = parts.meters.take()
     progress = parts.progress
-    parts.log.train(step, window, parts.config.optimizer.rate(progress.at(step)), progress.left)
+    masks = report.mask_figures(parts.config, parts.masker, progress.at(step - 1))
+    parts.log.train(step, window, rate_of(parts, step - 1), progress.left, masks)
     if progress.budget:
         parts.log.figures(step, {"progress": progress.at(step)})
     if found := parts.masker.figures():
@@ -182,7 +188,7 @@ def tell(parts: Parts, step: int) -> None:
             "same command goes on from the newest checkpoint; choose another `entropy.source` if it happens again."
         )
     if window.flat:
-        parts.log.say(
+        parts.log.say_once(
             f"The entropies of {parts.guidance.source!r} are flat: inside a document they hardly differ, so the masks "
             "are hardly better than random ones."
         )

@@ -47,7 +47,7 @@ class Progress:
     ):
         self.steps, self.budget = steps, seconds(budget) if budget else None
         self._before, self._now, self._began = used, now, now()
-        self._share = self._of(used)
+        self._share = self._earlier = self._of(used)
 
     def _of(self, used: float) -> float:
         return min(1.0, used / self.budget) if self.budget else 0.0
@@ -77,11 +77,18 @@ class Progress:
         """Before a step: agree what time it is. Collective."""
         if self.budget:
             mine = torch.tensor(self.used if ranks.is_main() else 0.0, dtype=torch.float64)
-            self._share = self._of(ranks.sum(mine).item())
+            self._earlier, self._share = self._share, self._of(ranks.sum(mine).item())
 
     def at(self, step: int) -> float:
         """The progress after ``step`` steps, as of the last tick."""
         return self._of_both(step, self._share)
+
+    def began(self, step: int) -> float:
+        """The progress where ``step`` (from 0) begins: by its number, or by the clock when the step before it began.
+
+        So it is below 1 for the last step too, which has progress 1 when a deadline finds it.
+        """
+        return self._of_both(step, self._earlier)
 
     def then(self, step: int, used: float) -> float:
         """The progress after ``step`` steps and ``used`` seconds."""

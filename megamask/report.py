@@ -17,6 +17,7 @@ from megamask.data.tokenizer import TOKENIZER, load
 from megamask.errors import CheckpointError, MegamaskError, StorageError
 from megamask.excerpts import excerpts, questions
 from megamask.log import plot_curve, read_metrics
+from megamask.masking.masker import Masker
 from megamask.metrics import Cost
 from megamask.model.shape import EncoderShape
 from megamask.objectives.objective import ObjectiveConfig
@@ -82,6 +83,19 @@ def opening(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: 
     if step:
         lines.append(f"going on after step {step:,} of {config.steps:,}")
     return lines
+
+
+def mask_figures(config: PretrainConfig, masker: Masker, progress: float) -> dict[str, float]:
+    """The share of a step's targets that is random whatever the score, and the weight of the teacher, at ``progress``.
+
+    Only where a score or a teacher is in use.
+    """
+    found = {}
+    if config.masking.score != "uniform":
+        found["masking/random_share"] = masker.explore(progress)
+    if config.distill.active:
+        found["distill/weight"] = config.distill.weight(progress)
+    return found
 
 
 def describe(run: RunFolder, shape: EncoderShape, text: Shards) -> None:

@@ -186,14 +186,21 @@ class LearningRate:
     peak: float = 1e-3
     """The highest learning rate."""
     final: float = 0.0
-    """The learning rate at the end, as a share of `peak`."""
+    """The learning rate that is reached after the last step, as a share of `peak`."""
     warmup: float = 0.05
     """Share of the run spent warming up."""
     decay: float = 0.2
     """Share of the run spent decaying at the end; for `wsd` alone."""
 
+    def of_step(self, begin: float, end: float) -> float:
+        """The learning rate of the step from progress ``begin`` to ``end``, both in [0, 1].
+
+        It warms up by where the step ends and decays by where it begins, so the first and the last step move weights.
+        """
+        return self(end) if end <= self.warmup else self(max(begin, self.warmup))
+
     def __call__(self, done: float) -> float:
-        """The learning rate of the step that ends at progress ``done``, in [0, 1]."""
+        """The learning rate at progress ``done``, in [0, 1]."""
         if done < self.warmup:
             return self.peak * done / self.warmup
         if self.kind == "wsd":

@@ -68,7 +68,9 @@ def stopped(cell: Cell, text: Text, folder: Path, fault: str = "") -> Stopped:
     assert f"Stopped after step {step} of {STEPS}, as asked." in half["out"]
     rate = command.parse(words[0]).run.optimizer.rate
     for number, groups in whole["rates"].items():
-        assert all(lr == (rate((int(number) + 1) / STEPS) * scale).hex() for lr, scale in groups)
+        assert all(
+            lr == (rate.of_step(int(number) / STEPS, (int(number) + 1) / STEPS) * scale).hex() for lr, scale in groups
+        )
     return Stopped(cell, text, folder, step, whole)
 
 

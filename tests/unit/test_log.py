@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from megamask import files
 from megamask import log as telling
 from megamask.log import Log, plot_curve, read_metrics
-from megamask.metrics import Cost, Window
+from megamask.metrics import Cost, Timed, Window
 
 WINDOW = Window(
     steps=5, skipped=1, grad_norm=0.5, seconds=2.0, waited=0.1, ranks=2,
@@ -32,7 +33,7 @@ def events(folder) -> dict[str, list[tuple[int, float]]]:
 def test_every_figure_goes_to_all_three_places(tmp_path, capsys):
     cost = Cost.of(layers=2, width=8, inner=16, gated=True, vocab=32)
     log = Log(tmp_path, 0, 100, cost=cost, peak=1e12)
-    figures = log.train(10, WINDOW, 1e-3)
+    figures = log.train(10, WINDOW, 1e-3, masks={"masking/random_share": 0.15, "distill/weight": 0.5})
     log.validation(10, 2.0, 0.25, 7.0)
     log.close()
     valid = {"valid/loss": 2.0, "valid/perplexity": math.exp(2), "valid/accuracy": 0.25, "valid/unigram_loss": 7.0}
@@ -44,8 +45,26 @@ def test_every_figure_goes_to_all_three_places(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all(line.startswith("step 10/100  ") for line in lines)
     for word, _ in (told for name, told in telling._SHOWN.items() if not name.startswith("audit/")):
-        assert f"  {word} " in lines[0] + lines[1]
+        assert f"  {word} " in lines[0] + lines[1] or word == "distill (samples)"
     assert lines[0].endswith("left 00:36")  # 90 steps at 2 s for 5
+
+
+def test_the_time_left_does_not_count_the_first_step(tmp_path, capsys):
+    compiled = Timed(steps=4, seconds=2.0, waited=0.0, tokens=320, targets=80, pairs=32_000)
+    log = Log(tmp_path, 0, 100)
+    log.train(5, replace(WINDOW, seconds=600.0, without_first=compiled), 1e-3)
+    log.train(6, replace(WINDOW, steps=1, without_first=replace(compiled, steps=0, seconds=0.0)), 1e-3)
+    log.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert "tokens/s 160 " in first and first.endswith("left 00:47")  # 95 steps of half a second
+    assert "tokens/s" not in second and "left" not in second
+
+
+def test_a_line_can_be_said_once(tmp_path, capsys):
+    log = Log(tmp_path, 0, 100)
+    for line in ("flat", "flat", "other", "flat"):
+        log.say_once(line)
+    assert capsys.readouterr().out.splitlines() == ["flat", "other"]
 
 
 def test_a_resumed_run_doubles_and_loses_nothing(tmp_path):

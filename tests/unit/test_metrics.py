@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
@@ -67,6 +68,42 @@ def test_local_layers_cost_at_most_what_global_ones_do():
     assert local.training(100, 100 * 50, 10) < everywhere.training(100, 100 * 50, 10)
     assert local.training(100, 100 * 8, 10) == everywhere.training(100, 100 * 8, 10)
     assert local.training(100, 100 * 5, 10) == everywhere.training(100, 100 * 5, 10)
+
+
+def test_rates_leave_out_the_first_step_of_a_launch_and_sums_do_not(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    rng = torch.Generator().manual_seed(1)
+    batch = pack([20, 30], [14], rng)
+    meters = Meters()
+
+    def step(seconds: float) -> None:
+        plan, losses = some_losses(10, rng)
+        meters.add(batch, plan, losses)
+        clock[0] += seconds
+        meters.step(1.0)
+
+    step(60.0)  # compiles
+    only = meters.take()
+    assert only.steps == 1 and only.targets == 10 and only.timed.steps == 0
+    assert not {"tokens_per_second", "masked_per_second", "data_wait", "mfu"} & only.figures(1e-3).keys()
+    step(2.0)
+    assert meters.take().figures(1e-3)["tokens_per_second"] == 25.0
+
+    meters = Meters()
+    for seconds in (60.0, 2.0, 2.0):
+        step(seconds)
+    window = meters.take()
+    assert (window.steps, window.targets, window.tokens, window.seconds) == (3, 30, 150, 64.0)
+    assert (window.timed.steps, window.timed.targets, window.timed.seconds) == (2, 20, 4.0)
+    assert window.figures(1e-3)["tokens_per_second"] == 25.0
+    assert window.figures(1e-3)["train/loss"] == window.nll / 30
+
+
+def test_distillation_from_samples_has_a_name_of_its_own():
+    asked, stored = (dataclasses.replace(WINDOW, sampled=sampled).figures(1e-3) for sampled in (False, True))
+    assert asked["train/distill"] == stored["train/distill_sampled"]
+    assert "train/distill_sampled" not in asked and "train/distill" not in stored
 
 
 def test_mfu_is_one_when_a_device_does_its_peak():

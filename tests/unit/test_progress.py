@@ -35,6 +35,7 @@ def trained(progress: Progress, clock: Clock, step: int, durations: list[float])
         if progress.over(step):
             break
         progress.tick()
+        assert progress.began(step) < 1  # so that the learning rate of every step is above its end
         found.append((step, progress.at(step)))
         clock.time += duration
         step += 1
@@ -77,6 +78,10 @@ def test_a_budget_ends_the_run_at_its_deadline_with_the_rate_at_its_end(duration
     # the step that the deadline found is the last, and the only one at the end
     assert all(share < 1 for share in shares[:-1])
     assert rate(shares[-1]) == pytest.approx(rate.peak * rate.final)
+    # the last step has the rate of where the one before it began, and so it moves
+    begin = shares[-2] if len(shares) > 1 else 0.0
+    assert progress.began(len(found) - 1) == pytest.approx(begin, abs=1e-5)
+    assert rate.of_step(progress.began(len(found) - 1), 1.0) >= rate.peak * rate.final
     assert "is used up" in progress.ending(len(found))
 
 

@@ -101,26 +101,36 @@ def test_a_learning_rate_rises_to_its_peak_and_falls_to_its_end(
 ) -> None:
     rate = LearningRate(kind, 2.0, final, warmup, decay if kind == "wsd" else LearningRate.decay)
     assert rate.problems("rate") == []
-    values = [rate((step + 1) / steps) for step in range(steps)]
+    values = [rate.of_step(step / steps, (step + 1) / steps) for step in range(steps)]
     rounding = 1e-9
     assert all(0 <= value <= 2 + rounding for value in values)
     warm = [value for step, value in enumerate(values) if (step + 1) / steps < warmup]
     rest = values[len(warm) :]
     assert warm == sorted(warm)
     assert all(later <= earlier + rounding for earlier, later in itertools.pairwise(rest))
-    assert values[-1] == pytest.approx(2 * final, abs=rounding)
+    assert rate(1.0) == pytest.approx(2 * final, abs=rounding)
+    assert rate.of_step(1.0, 1.0) == rate(1.0)
+
+    def later(step: int) -> float:
+        return rate((step + 1) / steps)  # the rate where a step ends
+
+    # a decaying step has the rate at which it begins: that at which the step before it ended
+    decaying = [step for step in range(1, steps) if step / steps >= warmup]
+    assert all(values[step] == later(step - 1) for step in decaying)
+    assert all(value > 0 for value in values)
 
 
 def test_a_warm_up_is_linear_from_nothing() -> None:
     rate = LearningRate("linear", 1.0, warmup=0.5)
-    assert [rate((step + 1) / 20) for step in range(9)] == pytest.approx([(step + 1) / 10 for step in range(9)])
+    values = [rate.of_step(step / 20, (step + 1) / 20) for step in range(9)]
+    assert values == pytest.approx([(step + 1) / 10 for step in range(9)])
 
 
 def test_warm_up_stable_decay_is_constant_in_the_middle() -> None:
     rate = LearningRate("wsd", 1.0, warmup=0.2, decay=0.3)
-    values = [rate((step + 1) / 10) for step in range(10)]
-    assert values[1:7] == [1.0] * 6
-    assert values[7:] == pytest.approx([2 / 3, 1 / 3, 0])
+    values = [rate.of_step(step / 10, (step + 1) / 10) for step in range(10)]
+    assert values[1:8] == pytest.approx([1.0] * 7)
+    assert values[8:] == pytest.approx([2 / 3, 1 / 3])
     assert LearningRate("wsd", 1.0, warmup=0.0, decay=0.0)(1.0) == 1.0
 
 
