@@ -236,6 +236,8 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
     output = config.distill.stored
     assert output is not None and config.teacher.path is not None
     train = Shards.open(data, "train")
+    if config.masking.unit != "token":
+        train.check_words()
     manifest = {
         "format": stored.FORMAT, "version": stored.VERSION,
         "facts": stored.facts_of(config, train.fingerprint),

@@ -98,6 +98,8 @@ def read_text(config: PretrainConfig) -> Text:
 
 def _open_text(config: PretrainConfig, folder: Path) -> Text:
     train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
+    if config.masking.unit != "token":
+        train.check_words()
     sizes = {"tokens": config.packs.tokens, "length": config.packs.length}
     step = {"per_step": config.packs.per_step, "views": config.packs.views}
     most = config.masking.most_targets(config.packs.tokens, None if config.time_budget else config.steps)

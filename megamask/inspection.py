@@ -10,8 +10,10 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from megamask.checkpoint import NewerFormat, RunFolder, damage, read_manifest, storage_sentence
+from megamask.data.manifest import Split, text_report
 from megamask.errors import CheckpointError, ConfigError, LockError, StorageError
 
 
@@ -46,6 +48,8 @@ class Inspection:
     """Names of what was set aside: damaged, or newer than a start that somebody chose."""
     leftovers: tuple[str, ...]
     """Names of what dead launches left half done; the next launch deletes it."""
+    text: tuple[str, ...]
+    """What the tokenizer lost of the text, as counted at preparation, and how long words are."""
     writer: str
     """Who holds the lock, or is noted in it on a host that cannot be seen from here."""
     resume: tuple[str, ...] = ()
@@ -80,6 +84,7 @@ def _seen(run: RunFolder, hashes: bool) -> Inspection:
         checkpoints=tuple(_checkpoint(run.checkpoint(step), step, hashes) for step in run.steps()),
         aside=tuple(name for name in names if name.startswith((".bad-", ".newer-"))),
         leftovers=tuple(name for name in names if name.startswith((".tmp-", ".trash-"))),
+        text=_text(run.text),
         writer=_writer(run.lock, owner),
     )
 
@@ -91,6 +96,17 @@ def _read(path: Path) -> dict | None:
     except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _text(manifest: Path) -> tuple[str, ...]:
+    """Sentences by split; none if there is no manifest."""
+    content = _read(manifest)
+    if content is None:
+        return ()
+    try:
+        return tuple(f"{split}: {line}" for split in get_args(Split) for line in text_report(content, split))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return (f"{manifest} is damaged: its counts cannot be read.",)
 
 
 def _checkpoint(folder: Path, step: int, hashes: bool) -> Found:

@@ -26,6 +26,7 @@ from typing import Literal, get_args
 
 from megamask import work as working
 from megamask.data import encoding, local_text, shards, tagger, text
+from megamask.data.coverage import lost_too_much, total
 from megamask.data.inputs import find
 from megamask.data.intake import CUT, EMPTY, REASONS, Intake, say
 from megamask.data.shards import INPUT_FILES, Shards, Split
@@ -34,12 +35,13 @@ from megamask.data.tagger import Tagger
 from megamask.data.text import Reading
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load, token_ids
 from megamask.data.tokenizer_training import Kind, train
+from megamask.data.words import WordSizes
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 from megamask.progress_bar import ProgressBar, elapsed
 
 VOCAB_SIZE = 32_768
 # part of the identity of a result: change it with whatever changes the bytes that are written
-METHOD = 2
+METHOD = 3
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class PrepareConfig:
     on."""
     bad_share: float = 0.001
     """Share of the documents read so far (of 10,000, if there are fewer) that `skip` may count until it stops too."""
+    lost_share: float = 0.01
+    """Largest share of the text that the tokenizer may lose: of the tokens, those that are unknown, or of the
+    characters, those inside unknown tokens and those without a token, whichever share is larger."""
     tags: str | None = None
     """Parts of speech for the score `part_of_speech`: the name or folder of a spaCy pipeline (needs megamask[tags]), or
     `conllu` for those of .conllu files; none if not given."""
@@ -96,6 +101,8 @@ class PrepareConfig:
             found.append(must("valid_share", "lie in [0, 1)", self.valid_share))
         if not 0 <= self.bad_share <= 1:
             found.append(must("bad_share", "lie in [0, 1]", self.bad_share))
+        if not 0 <= self.lost_share <= 1:
+            found.append(must("lost_share", "lie in [0, 1]", self.lost_share))
         if self.on_bad_document == "stop" and self.bad_share != PrepareConfig.bad_share:
             found.append("`bad_share` has no effect while `on_bad_document` is 'stop'. Remove one.")
         if self.workers < 0:
@@ -113,8 +120,8 @@ class PrepareConfig:
     def settings(self) -> dict:
         """What the result depends on, beside the text."""
         without = asdict(self)
-        # of tags the sidecar's facts speak; by the share nothing is decided but whether there is a result
-        for name in ("input", "exclude", "output", "workers", "tags", "bad_share"):
+        # of tags the sidecar's facts speak; by the shares nothing is decided but whether there is a result
+        for name in ("input", "exclude", "output", "workers", "tags", "bad_share", "lost_share"):
             del without[name]
         return without | {"vocab_size": self.vocab_size or (VOCAB_SIZE if self.trains else None)}
 
@@ -154,6 +161,7 @@ def prepare(config: PrepareConfig) -> Path:
             encoding.encode(intake.documents(read, "encoding"), tokenizer, work, config.workers, config.tags)
             files = inputs.facts() | {"empty": read.pop(EMPTY), "cut": read.pop(CUT)}
             facts = request | {"request": identity, "read": dict(sorted(read.items())), INPUT_FILES: files}
+            facts |= _counted(config, tokenizer, work)
             _publish(config, tokenizer, work, facts=facts, tags=tags)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
@@ -221,6 +229,19 @@ def _tokenizer(config: PrepareConfig, intake: Intake, work: Path) -> Tokenizer:
 
 
 # ---- the end
+
+
+def _counted(config: PrepareConfig, tokenizer: Tokenizer, work: Path) -> dict:
+    """What the tokenizer lost, how long words are, and what of it was switched off; DataError if it lost too much."""
+    splits: tuple[Split, ...] = get_args(Split)
+    lost = {split: encoding.coverage(work, split) for split in splits}
+    problem = lost_too_much(total(lost.values()), config.lost_share)
+    raise_all(DataError, [problem] if problem else [])
+    return {
+        "coverage": {split: counts.record() for split, counts in lost.items() if counts.characters},
+        "word_sizes": {split: asdict(WordSizes.of(encoding.word_sizes(work, split))) for split in splits},
+        "switched_off": list(tokenizer.switched_off),
+    }
 
 
 def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: dict, tags: dict | None) -> None:

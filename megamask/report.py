@@ -73,6 +73,9 @@ def opening(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: 
             f"time: {config.time_budget} of training, by which every schedule runs; a clock decides, so the run cannot "
             "be repeated bit for bit"
         )
+    sizes = packs.shards.word_sizes
+    if config.masking.unit != "token" and sizes:
+        lines.append(f"words: {sizes.sentence()}")
     if packs.left_out:
         lines.append(f"{packs.left_out:,} tokens at the end of the text are left out: they fill no pack")
     if packs.short:

@@ -5,20 +5,19 @@ Text with styles (rich), which reads as well without them: marks under the token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from rich.cells import cell_len
 from rich.text import Text
 from torch import Tensor
 
 from megamask.batch import Layout, MaskPlan, PackedBatch, TokenIds
 from megamask.data.tokenizer import Tokenizer, token_ids
-from megamask.data.words import word_starts
+from megamask.data.words import encode_words
 from megamask.masking.corrupt import Corruption
 from megamask.masking.entropy import EntropyScoreConfig, Strategy
 from megamask.masking.masker import Masker, MaskingConfig
@@ -39,12 +38,16 @@ class Sentence:
     ids: TokenIds
 
     @classmethod
-    def of(cls, tokens: Sequence[int] | Int64[np.ndarray, " n"], tokenizer: Tokenizer) -> Sentence:
-        """``tokens`` of a text, without special ones. Tokens that carry on a word are written with ## before them."""
+    def of(cls, text: str, tokenizer: Tokenizer) -> Sentence:
+        """The tokens of ``text``. Those that carry on a word are written with ## before them.
+
+        Raises ConfigError if the tokenizer does not show where words begin.
+        """
         ids = token_ids(tokenizer)
-        row = torch.tensor([ids.cls, *(int(token) for token in tokens), ids.sep])
-        starts = torch.from_numpy(word_starts(tokenizer))[row]
+        [(tokens, begins)] = encode_words(tokenizer, [text])
+        row = torch.tensor([ids.cls, *tokens.tolist(), ids.sep])
         maskable = ~torch.isin(row, torch.tensor(ids.special))
+        starts = torch.cat([torch.tensor([True]), torch.from_numpy(begins), torch.tensor([True])]) | ~maskable
         starts[1] = True
         written = [_written(int(token), bool(start), tokenizer) for token, start in zip(row, starts, strict=True)]
         layout = Layout(torch.tensor([0, len(row)]).int(), len(row), torch.arange(len(row)).int())

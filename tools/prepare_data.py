@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import tyro
 
 from megamask.data import validation_share
+from megamask.data.manifest import text_report
 from megamask.data.shards import Shards
 from megamask.prepare import PrepareConfig, prepare
 
@@ -35,6 +36,10 @@ def main(args: list[str] | None = None) -> int:
         print(f"  files: {', '.join(left_out)}")
     for split, found in train.manifest["splits"].items():
         print(f"  {split}: {found['documents']} documents, {found['tokens']} tokens")
+        for line in text_report(train.manifest, split):
+            print(f"    {line}")
+    for switch in train.manifest.get("switched_off", ()):
+        print(f"  switched off in the tokenizer, as it changes or cuts texts from call to call: {switch}")
     if warning := validation_share.warning(train.manifest):
         print(warning, file=sys.stderr)
     tags = train.sidecar_facts("tags")

@@ -78,7 +78,7 @@ def shown(arguments: Arguments, console: Console) -> None:
     default = arguments.model or (arguments.data / "tokenizer" if arguments.data else None)
     tokenizer = tokenizers.load(arguments.tokenizer or str(default))
     for text in arguments.sentence:
-        sentence = show.Sentence.of(tokenizer.encode([text])[0], tokenizer)
+        sentence = show.Sentence.of(text, tokenizer)
         entropy = _entropy(arguments, shards, sentence, tokenizer)
         for line in show.render(
             sentence, entropy, ratio=arguments.ratio, score=arguments.score, seed=arguments.seed, width=console.width

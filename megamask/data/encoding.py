@@ -6,6 +6,7 @@ bytes do not depend on the number of workers.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,13 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from megamask import work as working
 from megamask.data import shards, tagger
+from megamask.data.coverage import KEPT, Coverage, CoverageCounter, total
 from megamask.data.intake import Document
 from megamask.data.shards import Split, Unit
 from megamask.data.tagger import Tagger
-from megamask.data.tokenizer import Tokenizer, load, quiet
+from megamask.data.tokenizer import Tokenizer, load, offsets_of, quiet
+from megamask.data.words import starts_of, word_rule, word_starts
+from megamask.errors import DataError
 
 UNIT_BYTES = 2**22
 
@@ -76,6 +81,9 @@ def _unit_file(work: Path, number: int) -> Path:
 
 
 _encoder: Tokenizer | None = None
+_coverage: CoverageCounter | None = None
+_starts: np.ndarray | None = None
+"""Whether a token of each id begins a word; None if that depends on the text."""
 _tagger: Tagger | None = None
 _tags = False
 
@@ -86,32 +94,53 @@ def _start(work: Path, tags: str | None) -> None:
 
 
 def _load(work: Path, tags: str | None) -> None:
-    global _encoder, _tagger, _tags
+    global _encoder, _coverage, _starts, _tagger, _tags
     _encoder, _tags = load(work / "encoder"), tags is not None
+    _coverage = CoverageCounter(_encoder)
+    _starts = None if word_rule(_encoder) == "pre_tokenizer" else word_starts(_encoder)
     _tagger = Tagger.load(tags) if tags not in (None, tagger.GIVEN) else None
 
 
 def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
-    """Write the ids, tags and lengths of a unit's documents, by split; documents without a token are left out."""
-    assert _encoder is not None
+    """Write the ids, tags and lengths of a unit's documents, where their words begin, and what the tokenizer lost.
+
+    All by split. Documents without a token are left out, but what they lost is counted.
+    """
+    assert _encoder is not None and _coverage is not None
     texts = [document.text for document in unit]
+    needs_encodings = _tags or _starts is None or _coverage.needs_encodings
+    try:
+        encodings = _encoder.encodings(texts) if needs_encodings else None
+        encoded = [np.array(e.ids, np.int64) for e in encodings] if encodings is not None else _encoder.encode(texts)
+    except DataError as error:
+        raise _at_fault(unit, error) from None
     tags: list[np.ndarray] = []
     if _tags:
-        places = _encoder.encode_with_places(texts)
-        encoded = [ids for ids, _ in places]
+        assert encodings is not None
         words = _tagger.words(texts) if _tagger else [document.words for document in unit]
-        tags = [w.tags_of(*at.T) for w, (_, at) in zip(words, places, strict=True) if w is not None]
-    else:
-        encoded = _encoder.encode(texts)
+        places = [offsets_of(encoding) for encoding in encodings]
+        tags = [w.tags_of(*at.T) for w, at in zip(words, places, strict=True) if w is not None]
     arrays: dict[str, np.ndarray] = {}
     for split in shards.SPLITS:
         here = [at for at, document in enumerate(unit) if document.split == split]
         kept = [at for at in here if len(encoded[at])]
         tokens = np.concatenate([encoded[at] for at in kept]) if kept else np.empty(0, np.int64)
+        lengths = np.array([len(encoded[at]) for at in kept], np.int64)
+        if _starts is not None:
+            starts = _starts[tokens]
+        else:
+            assert encodings is not None
+            starts = np.concatenate([np.empty(0, bool), *(starts_of(encodings[at]) for at in kept)])
+            arrays[f"{split}_starts"] = starts
+        lost = _coverage(
+            [texts[at] for at in here], [encoded[at] for at in here], encodings and [encodings[at] for at in here]
+        )
         arrays |= {
             f"{split}_tokens": tokens.astype(shards.id_type(_encoder.size)),
-            f"{split}_lengths": np.array([len(encoded[at]) for at in kept], np.int64),
+            f"{split}_lengths": lengths,
             f"{split}_without_tokens": np.array(len(here) - len(kept)),
+            f"{split}_word_sizes": _word_sizes(starts, lengths),
+            f"{split}_coverage": np.frombuffer(json.dumps(lost.record(KEPT)).encode(), np.uint8),
         }
         if _tags:
             arrays[f"{split}_tags"] = np.concatenate([tags[at] for at in kept]) if kept else np.empty(0, np.uint8)
@@ -124,7 +153,53 @@ def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
     beside.rename(file)
 
 
+def _word_sizes(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """How many words have 0, 1, 2, ... tokens. The first token of each document begins a word."""
+    starts = starts.copy()
+    starts[np.cumsum(lengths) - lengths] = True
+    return np.bincount(np.diff(np.flatnonzero(starts), append=len(starts)))
+
+
+def _at_fault(unit: Sequence[Document], error: DataError) -> DataError:
+    """``error`` of the tokenizer, with the first document and character that it cannot encode."""
+    assert _encoder is not None
+    for document in unit:
+        if not _encodes(document.text):
+            wrong = next((c for c in dict.fromkeys(document.text) if not c.isspace() and not _encodes(c)), None)
+            what = f"the character {wrong!r} (U+{ord(wrong):04X})" if wrong else "a document"
+            return DataError(
+                f"The tokenizer cannot encode {what}, found in {document.source}, in the document that begins "
+                f"{document.text[:40]!r}: {error.problems[0]} Choose a tokenizer that has an unknown token or bytes "
+                "for such characters, or train one, for example with `tokenizer` bpe."
+            )
+    return error
+
+
+def _encodes(text: str) -> bool:
+    assert _encoder is not None
+    try:
+        _encoder.encode([text])
+    except DataError:
+        return False
+    return True
+
+
 # ---- units joined
+
+
+def coverage(work: Path, split: Split) -> Coverage:
+    """What the tokenizer lost of a split."""
+    return total(Coverage.of_record(json.loads(unit[f"{split}_coverage"].tobytes())) for unit in _opened(work))
+
+
+def word_sizes(work: Path, split: Split) -> Int64[np.ndarray, " sizes"]:
+    """How many words of a split have 0, 1, 2, ... tokens."""
+    sizes = np.zeros(1, np.int64)
+    for unit in _opened(work):
+        more = unit[f"{split}_word_sizes"]
+        longer = max(len(sizes), len(more))
+        sizes = np.pad(sizes, (0, longer - len(sizes))) + np.pad(more, (0, longer - len(more)))
+    return sizes
 
 
 def without_tokens(work: Path) -> int:
@@ -133,8 +208,10 @@ def without_tokens(work: Path) -> int:
 
 
 def joined(work: Path, split: Split) -> Iterator[Unit]:
-    """The ids and lengths of each unit, in order."""
-    return ((unit[f"{split}_tokens"], unit[f"{split}_lengths"]) for unit in _opened(work))
+    """The ids and lengths of each unit, in order, and where words begin, if ids do not show it."""
+    for unit in _opened(work):
+        starts = unit.get(f"{split}_starts")
+        yield Unit(unit[f"{split}_tokens"], unit[f"{split}_lengths"], starts)
 
 
 def tags_of(work: Path, split: Split, sizes: Sequence[int]) -> Iterator[np.ndarray]:

@@ -50,6 +50,8 @@ class Document:
     text: str
     words: Words | None
     """Its words with their tags, if they came with it."""
+    source: str
+    """The name of the input that holds it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Intake:
             else:
                 seen.add(digest)
                 split: Split = "valid" if text.is_valid(digest, self.valid_share) else "train"
-                yield Document(digest, split, clean, words)
+                yield Document(digest, split, clean, words, source.name)
 
     def _warn_of_lines(self, source: Source, clean: str) -> None:
         """Say once that a document seems to be many, one a line."""

@@ -20,7 +20,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from megamask import records
 from megamask.arrays import mapped
 from megamask.batch import TokenIds
+from megamask.data.coverage import Coverage
 from megamask.data.tokenizer import TOKENIZER, folder_hash
+from megamask.data.words import Rule, WordSizes
 from megamask.errors import DataError, must, raise_all
 
 FORMAT, VERSION = "megamask shards", 1
@@ -57,6 +59,24 @@ class File:
 
 
 @dataclass(frozen=True)
+class _Lost:
+    tokens: Count
+    characters: Count
+    unknown_tokens: Count
+    unknown_characters: Count
+    lost_characters: Count
+    removed_characters: Count
+    examples: list[tuple[str, Count]]
+
+
+@dataclass(frozen=True)
+class _Words:
+    words: Count
+    median: Count
+    longest: Count
+
+
+@dataclass(frozen=True)
 class _Facts:
     """What a manifest must say; more may stand there."""
 
@@ -65,6 +85,11 @@ class _Facts:
     dtype: Literal["uint16", "uint32"]
     splits: dict[Split, _Part]
     files: dict[str, File]
+    words: Rule | None = None
+    """None in a manifest of an earlier version."""
+    coverage: dict[Split, _Lost] = field(default_factory=dict)
+    word_sizes: dict[Split, _Words] = field(default_factory=dict)
+    switched_off: list[str] = field(default_factory=list)
     sidecars: dict[Literal["tags", "entropy"], dict[Split, dict[str, File]]] = field(default_factory=dict)
 
 
@@ -102,6 +127,16 @@ def check(folder: Path, *, verify: bool) -> Manifest:
         raise DataError(*(f"{folder / NAME} is damaged: `{at}`: {why}. {CURE}" for at, why in places)) from None
     raise_all(DataError, [*_counts(folder / NAME, facts), *_files(folder, facts, verify)])
     return manifest
+
+
+def text_report(manifest: Manifest, split: str) -> list[str]:
+    """What a checked manifest says of the text of a split: what the tokenizer lost, and how long words are."""
+    lost = manifest.get("coverage", {}).get(split)
+    sizes = manifest.get("word_sizes", {}).get(split)
+    return [
+        Coverage.of_record(lost).sentence() if lost else "What the tokenizer lost was not counted.",
+        *([WordSizes(**sizes).sentence()] if sizes and manifest.get("words") != "unknown" else ()),
+    ]
 
 
 def _counts(path: Path, facts: _Facts) -> Iterator[str]:
@@ -187,6 +222,8 @@ def _expected(facts: _Facts) -> Iterator[tuple[str, tuple[str, int]]]:
         for shard in split.shards:
             yield f"{shard.name}.tokens.npy", (facts.dtype, shard.tokens)
             yield f"{shard.name}.offsets.npy", ("int64", shard.documents + 1)
+            if facts.words == "pre_tokenizer":
+                yield f"{shard.name}.starts.npy", ("bool", shard.tokens)
     for name, splits in facts.sidecars.items():
         for part in splits:
             for shard in facts.splits[part].shards if part in facts.splits else ():

@@ -66,7 +66,7 @@ class Packs:
         self._entries = int(sequences.max()) + 1
         self._order = lru_cache(maxsize=2)(self._begin)
         self._rows = np.arange(tokens)
-        self._starts_word = shards.starts_word
+        self._starts_word, self._word_parts = shards.starts_word, shards.word_parts
         self._is_text = is_text(shards)
         self._sidecars = {name: shards.sidecar(name) for name in ("tags", "entropy")}
 
@@ -131,6 +131,8 @@ class Packs:
             starts_word, maskable = self._starts_word[tokens], self._is_text[tokens]
         except IndexError:
             raise self.shards.stray(places) from None
+        if self._word_parts is not None:
+            starts_word[:used] = self.shards.read(self._word_parts, places) | ~maskable[:used]
         starts_word[begins + 1] = True
 
         padding = np.arange(used, self.tokens, self.length)

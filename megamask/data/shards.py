@@ -4,10 +4,11 @@ A folder of shards, for the splits ``train`` and ``valid``::
 
     manifest.json             counts, token ids, tokenizer hash, size and sha256 of each file
     tokenizer/                tokenizer.json, tokenizer_config.json
-    starts_word.npy           (V,) bool: whether a token of this id begins a word
+    starts_word.npy           (V,) bool: whether a token of this id begins a word, if ids show it
     train.unigram.npy         (V,) int64: how often each id occurs in train
     train-00000.tokens.npy    ids of whole documents, without special tokens; uint16, or uint32 above 65,535 ids
     train-00000.offsets.npy   (documents + 1,) int64: where each document begins
+    train-00000.starts.npy    (tokens,) bool: whether each token begins a word, only if ids do not show it
     train-00000.tags.npy      sidecars, where there are any: uint8, one for each token
     train.entropy.json        what such a sidecar holds, if that must be known
 
@@ -20,11 +21,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped
@@ -44,8 +45,8 @@ from megamask.data.manifest import (
     read_manifest,
     size_problems,
 )
-from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, token_ids
-from megamask.data.words import word_starts
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, load, token_ids
+from megamask.data.words import Rule, WordSizes, unknown_words, word_rule, word_starts
 from megamask.errors import DataError, must, raise_all
 
 SPLITS = ("train", "valid")
@@ -116,6 +117,34 @@ class Shards:
     def starts_word(self) -> Bool[np.ndarray, " V"]:
         """Whether a token of each id begins a word."""
         return np.load(self.folder / "starts_word.npy", allow_pickle=False)
+
+    @cached_property
+    def words(self) -> Rule:
+        """How words are found. Shards of an earlier version do not say so and may lack the words."""
+        return self.manifest.get("words") or word_rule(load(self.folder / TOKENIZER))
+
+    @cached_property
+    def word_parts(self) -> list[np.ndarray] | None:
+        """Whether each token of each shard begins a word, memory-mapped; None if ``starts_word`` knows it by id."""
+        if self.manifest.get("words") != "pre_tokenizer":
+            return None
+        return [self._map(f"{name}.starts.npy") for name in self.names]
+
+    @property
+    def word_sizes(self) -> WordSizes | None:
+        """How long words are; None in shards of an earlier version."""
+        sizes = self.manifest.get("word_sizes", {}).get(self.split)
+        return WordSizes(**sizes) if sizes else None
+
+    def check_words(self) -> None:
+        """DataError if these shards do not know where words begin."""
+        if self.words == "unknown":
+            raise DataError(unknown_words(f"The tokenizer of {self.folder}"))
+        if self.words == "pre_tokenizer" and self.word_parts is None:
+            raise DataError(
+                f"{self.folder} does not hold where words begin, which ids of its tokenizer do not show: it was "
+                f"prepared by an earlier version. {CURE} Or set `masking.unit` to token."
+            )
 
     @property
     def names(self) -> list[str]:
@@ -199,8 +228,15 @@ class Shards:
 
 # ---- writing
 
-Unit = tuple[Shaped[np.ndarray, " _tokens"], Int64[np.ndarray, " _documents"]]
-"""The ids of some whole documents, one behind the other, and how many each has."""
+
+class Unit(NamedTuple):
+    """Some whole documents, one behind the other."""
+
+    tokens: Shaped[np.ndarray, " _tokens"]
+    lengths: Int64[np.ndarray, " _documents"]
+    """How many tokens each document has."""
+    starts: Bool[np.ndarray, " _tokens"] | None = None
+    """Whether each token begins a word, for a tokenizer of the word rule ``pre_tokenizer``."""
 
 
 def write(
@@ -217,13 +253,14 @@ def write(
     """
     ids = token_ids(tokenizer)
     dtype = id_type(ids.size)
+    rule = word_rule(tokenizer)
     tokenizer.save(folder / TOKENIZER)
     save_array(folder / "starts_word.npy", word_starts(tokenizer))
     unigram = np.zeros(ids.size, np.int64)
     written: dict[str, Any] = {}
     for split, units in splits.items():
         shards: list[dict[str, Any]] = []
-        for number, (tokens, lengths) in enumerate(_gathered(units, shard_tokens)):
+        for number, (tokens, lengths, starts) in enumerate(_gathered(units, shard_tokens)):
             name = f"{split}-{number:05d}"
             largest = int(tokens.max(initial=0))
             if largest >= ids.size:
@@ -232,13 +269,17 @@ def write(
                 unigram += np.bincount(tokens, minlength=ids.size)
             save_array(folder / f"{name}.tokens.npy", tokens.astype(dtype, copy=False))
             save_array(folder / f"{name}.offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+            if rule == "pre_tokenizer":
+                if starts is None:
+                    raise DataError("Units of this tokenizer must say where words begin: its ids do not show it.")
+                save_array(folder / f"{name}.starts.npy", starts)
             shards.append({"name": name, "documents": len(lengths), "tokens": len(tokens), "largest": largest})
         totals = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens")}
         written[split] = totals | {"shards": shards}
     save_array(folder / "train.unigram.npy", unigram)
     manifest = {
         "format": FORMAT, "version": VERSION, "tokenizer": folder_hash(folder / TOKENIZER),
-        "token_ids": asdict(ids), "dtype": str(dtype), "splits": written,
+        "token_ids": asdict(ids), "dtype": str(dtype), "words": rule, "splits": written,
     } | facts | {"files": _listed(folder, sorted(p for p in folder.rglob("*") if p.is_file()))}  # fmt: skip
     _write_manifest(folder, manifest)
 
@@ -292,13 +333,22 @@ def _gathered(units: Iterable[Unit], shard_tokens: int) -> Iterator[Unit]:
     waiting: list[Unit] = []
     count = 0
     for unit in units:
-        waiting.append(unit)
-        count += len(unit[0])
+        waiting.append(Unit(*unit))
+        count += len(waiting[-1].tokens)
         if count >= shard_tokens:
-            yield np.concatenate([t for t, _ in waiting]), np.concatenate([n for _, n in waiting])
+            yield _joined(waiting)
             waiting, count = [], 0
     if count:
-        yield np.concatenate([t for t, _ in waiting]), np.concatenate([n for _, n in waiting])
+        yield _joined(waiting)
+
+
+def _joined(units: Sequence[Unit]) -> Unit:
+    starts = [unit.starts for unit in units if unit.starts is not None]
+    return Unit(
+        np.concatenate([unit.tokens for unit in units]),
+        np.concatenate([unit.lengths for unit in units]),
+        np.concatenate(starts) if len(starts) == len(units) else None,
+    )
 
 
 def _listed(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, int | str]]:

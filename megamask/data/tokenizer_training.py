@@ -6,9 +6,11 @@ Training takes 5 to 60 seconds on 20 MB of text and gives the same result whatev
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
+import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
@@ -17,6 +19,11 @@ from megamask.errors import DataError, must
 
 Kind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
 ALPHABET = 1000
+"""Characters that WordPiece keeps in any case, if the text has as many and they fit."""
+COVERAGE = 0.99999
+"""Share of the text whose characters get a token of their own in WordPiece, if they fit into the vocabulary."""
+LEAST_COVERAGE = 0.99
+"""A smaller share is refused: a word with one unknown character is unknown as a whole."""
 # below the score of every piece: the text "[MASK]" or "<0x41>" must never become the piece of that name
 NEVER = -1e6
 
@@ -60,18 +67,13 @@ def _train_wordpiece(texts: Sequence[str], size: int, lowercase: bool) -> Backen
         return backend
 
     backend = untrained({"[UNK]": 0})
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for text in texts:
-        for character in backend.normalizer.normalize_str(text):
-            counts[character] = counts.get(character, 0) + 1
-    letters = sorted(c for c in counts if not c.isspace())
-    letters = sorted(sorted(letters, key=lambda c: -counts[c])[:ALPHABET])
-    room = size - len(SPECIAL) - 2 * len(letters)
-    if room < 0:
-        least = len(SPECIAL) + 2 * len(letters)
-        raise DataError(must("vocab_size", f"be at least {least} for the {len(letters)} characters of this text", size))
+        counts.update(backend.normalizer.normalize_str(text))
+    inside = _inside_words(backend, counts)
+    letters = _alphabet(counts, inside, size - len(SPECIAL))
     # the trainer numbers characters in the order of a hash table, so they are all named to it beforehand
-    beforehand = [*SPECIAL, *letters, *(f"##{c}" for c in letters)]
+    beforehand = [*SPECIAL, *letters, *(f"##{c}" for c in letters if c in inside)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, show_progress=False, special_tokens=beforehand, initial_alphabet=letters,
         limit_alphabet=len(letters), continuing_subword_prefix="##",
@@ -79,6 +81,46 @@ def _train_wordpiece(texts: Sequence[str], size: int, lowercase: bool) -> Backen
     backend.train_from_iterator(texts, trainer, length=len(texts))
     # a fresh one: in the trained one those characters are special tokens
     return untrained(backend.get_vocab(with_added_tokens=True))
+
+
+def _inside_words(backend: Backend, characters: Iterable[str]) -> set[str]:
+    """Those of ``characters`` that may stand inside a word; Chinese characters and punctuation are words alone."""
+
+    def joins(character: str) -> bool:
+        word = backend.normalizer.normalize_str(f"a{character}a")
+        return len(backend.pre_tokenizer.pre_tokenize_str(word)) == 1
+
+    return {character for character in characters if joins(character)}
+
+
+def _alphabet(counts: Counter[str], inside: set[str], size: int) -> list[str]:
+    """The most frequent characters that make up ``COVERAGE`` of a text, or as many as ``size`` tokens can spell.
+
+    A character takes a token, and a second one with "##" if it may stand inside a word. At least ``ALPHABET``
+    characters are kept, if the text has as many and they fit. Raises DataError if those that fit make up less than
+    ``LEAST_COVERAGE`` of the text.
+    """
+    letters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    if not letters:
+        raise DataError("The text holds no characters that a tokenizer could learn.")
+    covered = np.cumsum([counts[c] for c in letters]) / sum(counts[c] for c in letters)
+    tokens = np.cumsum([1 + (c in inside) for c in letters])
+
+    def enough(share: float) -> int:
+        return min(int(np.searchsorted(covered, share)) + 1, len(letters))
+
+    least = enough(LEAST_COVERAGE)
+    if tokens[least - 1] > size:
+        raise DataError(
+            must(
+                "vocab_size",
+                f"be at least {tokens[least - 1] + len(SPECIAL)} for the {least} characters that make up "
+                f"{LEAST_COVERAGE:.0%} of this text",
+                size + len(SPECIAL),
+            )
+        )
+    fitting = int(np.searchsorted(tokens, size, side="right"))
+    return sorted(letters[: min(max(enough(COVERAGE), ALPHABET), fitting)])
 
 
 def _train_byte_bpe(texts: Sequence[str], size: int, lowercase: bool) -> Backend:

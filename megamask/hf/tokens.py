@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 
-from megamask.data.tokenizer import ROLES, Tokenizer
+from megamask.data.tokenizer import ROLES, Tokenizer, switch_off
 from megamask.errors import DataError
 from megamask.hf import library
 
 
 def as_ours(theirs: library.PreTrainedTokenizerBase) -> Tokenizer:
-    """The same tokenizer as ``data.tokenizer`` knows it; ``token_ids`` there and ``data.words.word_starts`` take it.
+    """The same tokenizer as ``data.tokenizer`` knows it; ``token_ids`` there and ``data.words.encode_words`` take it.
 
     ``theirs`` is not changed by what is done to ours. Raises DataError if it is no fast tokenizer.
     """
@@ -21,6 +21,5 @@ def as_ours(theirs: library.PreTrainedTokenizerBase) -> Tokenizer:
         )
     roles = {role: getattr(theirs, f"{role}_token") for role in ROLES}
     backend = copy.deepcopy(theirs.backend_tokenizer)  # type: ignore[attr-defined]
-    backend.no_padding()
-    backend.no_truncation()
+    switch_off(backend)
     return Tokenizer(backend, {role: token for role, token in roles.items() if token})

@@ -53,7 +53,9 @@ def make_shards(folder: Path) -> Path:
     rng = np.random.default_rng(0)
 
     def unit(lengths):
-        return rng.integers(len(SPECIAL), WORDS, sum(lengths)).astype(np.int64), np.array(lengths, np.int64)
+        return shards.Unit(
+            rng.integers(len(SPECIAL), WORDS, sum(lengths)).astype(np.int64), np.array(lengths, np.int64)
+        )
 
     units = {"train": [unit(LENGTHS), unit(LENGTHS)], "valid": [unit(LENGTHS[:4])]}
     shards.write(folder, small_tokenizer(), units, facts={"read": {}}, shard_tokens=50)

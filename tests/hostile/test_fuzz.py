@@ -129,7 +129,7 @@ def differential(folder: Path, seed: int, samples: int) -> int:
     draw = np.random.default_rng(seed)
     lengths = [draw.integers(0, 60, draw.integers(1, 30)) for _ in range(draw.integers(1, 6))]
     lengths[0][0] += 1
-    units = [(draw.integers(5, targets.WORDS, some.sum()), some.astype(np.int64)) for some in lengths]
+    units = [shards.Unit(draw.integers(5, targets.WORDS, some.sum()), some.astype(np.int64)) for some in lengths]
     folder.mkdir(exist_ok=True)
     shards.write(folder, targets.small_tokenizer(), {"train": units}, facts={}, shard_tokens=int(draw.integers(1, 200)))
     opened = Shards.open(folder)

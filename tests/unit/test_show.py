@@ -51,7 +51,7 @@ def blocks(lines):
 @pytest.mark.parametrize("width", [30, 200])
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_way_marks_exactly_the_budget(tokenizer, text, width):
-    sentence = show.Sentence.of(tokenizer.encode([text])[0], tokenizer)
+    sentence = show.Sentence.of(text, tokenizer)
     rows = int(sentence.batch.maskable.sum())
     lines = show.render(
         sentence, torch.rand(rows + 2), ratio=0.4, score=EntropyScoreConfig(temperature=0.0), seed=0, width=width
@@ -70,7 +70,7 @@ def test_every_way_marks_exactly_the_budget(tokenizer, text, width):
 
 
 def test_high_marks_the_tokens_with_the_highest_numbers_beneath(tokenizer):
-    sentence = show.Sentence.of(tokenizer.encode(TEXTS[:1])[0], tokenizer)
+    sentence = show.Sentence.of(TEXTS[0], tokenizer)
     entropy = torch.rand(len(sentence.words)) * 9
     lines = show.render(sentence, entropy, ratio=0.3, score=EntropyScoreConfig(temperature=0.0), seed=0, width=10_000)
     found = blocks([line.plain for line in lines])
@@ -86,7 +86,7 @@ def starts(line, place):
 
 
 def test_colour_says_what_the_marks_say(tokenizer):
-    sentence = show.Sentence.of(tokenizer.encode(TEXTS[:1])[0], tokenizer)
+    sentence = show.Sentence.of(TEXTS[0], tokenizer)
     lines = list(
         show.render(
             sentence, torch.rand(len(sentence.words)), ratio=0.3, score=EntropyScoreConfig(), seed=0, width=10_000
@@ -101,7 +101,7 @@ def test_colour_says_what_the_marks_say(tokenizer):
 
 
 def test_clean_and_masked_doubts_are_those_of_the_model_by_hand(model, tokenizer):
-    sentence = show.Sentence.of(tokenizer.encode(TEXTS[:1])[0], tokenizer)
+    sentence = show.Sentence.of(TEXTS[0], tokenizer)
     tokens, bert = sentence.batch.tokens, BertForMaskedLM.from_pretrained(model).eval()
     for signal in ("clean", "masked"):
         found = doubts(model, tokens, sentence.ids.mask, signal)
@@ -125,7 +125,7 @@ def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, t
 
     def units():
         for ids in encoded:
-            yield ids, np.array([len(ids)])
+            yield shards.Unit(ids, np.array([len(ids)]))
 
     shards.write(folder, tokenizer, {"train": units(), "valid": units()}, facts={})
     for source in (["--data", str(folder)], ["--model", str(model)], ["--model", str(model), "--signal", "clean"]):

@@ -42,7 +42,7 @@ def make_shards(tmp_path):
 
         def cut(lengths):
             for some in np.array_split(np.array(lengths, np.int64), units):
-                yield rng.integers(len(SPECIAL), 300, some.sum()), some
+                yield shards.Unit(rng.integers(len(SPECIAL), 300, some.sum()), some)
 
         shards.write(
             folder, _tokenizer(), {"train": cut(lengths), "valid": cut(valid)}, facts={}, shard_tokens=shard_tokens

@@ -1,0 +1,311 @@
+"""What a tokenizer loses of a text: unknown tokens, and characters that no token stands for.
+
+A character counts as lost if it is still there after the tokenizer's normalizer, is no whitespace, and gets no token
+or lies inside an unknown token. What the normalizer does on purpose is no loss: lower-casing, accents, another form of
+the same letter. Characters that it takes out altogether (control characters, for example) are counted apart, as
+``removed_characters``. What a pre-tokenizer drops beside whitespace is lost.
+
+Counting costs about two percent of encoding. A document with unknown tokens, and one with characters that the
+tokenizer may drop, is looked at again in the words that may be the reason; a pre-tokenizer that drops more than
+whitespace has every different word looked at. Characters are judged within words between whitespace.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from tokenizers import Encoding
+
+from megamask.data.tokenizer import Tokenizer
+from megamask.data.words import BYTE_OF, normalised
+
+SHOWN = 10
+"""Examples in a manifest."""
+KEPT = 1000
+"""Different examples that are kept of a unit of text; counts of rarer ones are lower bounds."""
+FEW = 0.01
+"""Share of unknown tokens in a document above which all of it is encoded again, not single words."""
+LONGEST_EXAMPLE = 40
+LONGEST_WORD = 100
+"""Characters of a word from which WordPiece calls it unknown, unless its file says otherwise."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Counts over some documents of one split."""
+
+    tokens: int = 0
+    characters: int = 0
+    """All characters of the documents, whitespace included."""
+    unknown_tokens: int = 0
+    unknown_characters: int = 0
+    """Characters inside unknown tokens."""
+    lost_characters: int = 0
+    """Characters that got no token at all."""
+    removed_characters: int = 0
+    """Characters that the normalizer takes out."""
+    examples: Counter[str] = field(default_factory=Counter)
+    """The texts of unknown tokens and the lost characters, with how often each occurs."""
+
+    @property
+    def share(self) -> float:
+        """Share of the text that is lost, by tokens or by characters, whichever is larger."""
+        lost = self.unknown_characters + self.lost_characters
+        return max(self.unknown_tokens / max(self.tokens, 1), lost / max(self.characters, 1))
+
+    def sentence(self) -> str:
+        """The counts in words."""
+        parts = [
+            f"{self.unknown_tokens:,} of {self.tokens:,} tokens are unknown, with {self.unknown_characters:,} of "
+            f"{self.characters:,} characters",
+            f"{self.lost_characters:,} characters got no token",
+        ]
+        if self.removed_characters:
+            parts.append(f"{self.removed_characters:,} were removed by the normalizer on purpose")
+        examples = ", ".join(f"{text!r} {count:,}" for text, count in _most_frequent(self.examples, SHOWN))
+        return "; ".join(parts) + (f". Most frequent among the lost: {examples}." if examples else ".")
+
+    def record(self, shown: int = SHOWN) -> dict[str, Any]:
+        """As JSON, with the most frequent examples as pairs."""
+        return asdict(self) | {"examples": _most_frequent(self.examples, shown)}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> Coverage:
+        """What ``record`` wrote; a field of a later version is passed over."""
+        known = {each.name for each in fields(cls)}
+        values = {name: value for name, value in record.items() if name in known}
+        return cls(**values | {"examples": Counter(dict(record.get("examples", [])))})
+
+
+def total(parts: Iterable[Coverage]) -> Coverage:
+    """The sum of ``parts``."""
+    sums: Counter[str] = Counter()
+    examples: Counter[str] = Counter()
+    for part in parts:
+        sums.update({name: value for name, value in vars(part).items() if name != "examples"})
+        examples.update(part.examples)
+    return Coverage(**sums, examples=examples)
+
+
+def lost_too_much(lost: Coverage, allowed: float) -> str | None:
+    """The sentence for a text of which a larger share than ``allowed`` is lost."""
+    if lost.share <= allowed:
+        return None
+    return (
+        f"The tokenizer loses {lost.share:.2%} of the text, more than `lost_share` ({allowed:g}) allows: "
+        f"{lost.sentence()} The byte-level tokenizer `bpe` loses nothing and `sentencepiece` falls back to "
+        "bytes; a new `wordpiece` learns the characters of this text. Choose one of them with `tokenizer`, or raise "
+        "`lost_share`: what is finished is kept."
+    )
+
+
+def _most_frequent(examples: Counter[str], count: int) -> list[tuple[str, int]]:
+    return sorted(examples.items(), key=lambda pair: (-pair[1], pair[0]))[:count]
+
+
+class CoverageCounter:
+    """Counts what ``tokenizer`` loses. One for each process: it remembers what it learnt about characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._backend = tokenizer, tokenizer.backend
+        content = json.loads(self._backend.to_str())
+        model = content["model"]
+        unk = model.get("unk_id") if "unk_id" in model else self._backend.token_to_id(model.get("unk_token") or "")
+        self._unk: int | None = unk
+        self._longest = model.get("max_input_chars_per_word", LONGEST_WORD)
+        self.needs_encodings = model["type"] == "WordLevel"
+        """Whether unknown tokens are so frequent that texts are better encoded with offsets at once."""
+        self._bpe = model if model["type"] == "BPE" and self._unk is None else None
+        self._vocabulary = self._backend.get_vocab(with_added_tokens=False) if self._bpe else {}
+        self._byte_level = '"ByteLevel"' in json.dumps(content["pre_tokenizer"])
+        # pre-tokenizers that drop what they split at
+        self._drops = re.search(r'"Removed"|"CharDelimiterSplit"', json.dumps(content["pre_tokenizer"])) is not None
+        added = [
+            re.escape(t.content)
+            for t in self._backend.get_added_tokens_decoder().values()
+            if t.content not in tokenizer.roles.values()
+        ]
+        self._added = re.compile("|".join(sorted(added, key=len, reverse=True))) if added else None
+        self._removed: dict[str, bool] = {}
+        self._gives_unknown: dict[str, bool] = {}
+        self._lost_word = lru_cache(100_000)(self._lost_in)
+
+    def __call__(
+        self, texts: Sequence[str], ids: Sequence[Int64[np.ndarray, " _"]], encodings: Sequence[Encoding] | None = None
+    ) -> Coverage:
+        """Counts over ``texts``, whose tokens are ``ids``; ``encodings`` spare encoding some of them again."""
+        histogram = _histogram(texts)
+        unknown = [int((each == self._unk).sum()) for each in ids] if self._unk is not None else [0] * len(ids)
+        surfaces: Counter[str] = Counter()
+        suspects = self._suspects(histogram) if any(unknown) and encodings is None else _any_of("")
+        for number in np.flatnonzero(unknown).tolist():
+            if encodings is not None:
+                surfaces.update(self._surfaces(texts[number], encodings[number]))
+            else:
+                surfaces.update(self._unknown_in(texts[number], unknown[number], len(ids[number]), suspects))
+        lost: Counter[str] = Counter()
+        for word, times in self._words_to_check(texts, histogram).items():
+            for character in self._lost_word(word):
+                lost[character] += times
+        examples = surfaces + lost
+        return Coverage(
+            tokens=sum(map(len, ids)),
+            characters=sum(histogram.values()),
+            unknown_tokens=sum(unknown),
+            unknown_characters=sum(len("".join(text.split())) * times for text, times in surfaces.items()),
+            lost_characters=lost.total(),
+            removed_characters=sum(times for c, times in histogram.items() if self._is_removed(c)),
+            examples=Counter(dict(_most_frequent(_shortened(examples), KEPT))),
+        )
+
+    # unknown tokens
+
+    def _surfaces(self, text: str, encoding: Encoding) -> Iterator[str]:
+        """The text of each unknown token."""
+        return (
+            text[begin:end]
+            for number, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if number == self._unk
+        )
+
+    def _unknown_in(self, text: str, count: int, tokens: int, suspects: re.Pattern[str]) -> list[str]:
+        """The texts of the ``count`` unknown tokens of ``text``: by the words that may be the reason, else by all."""
+        if count <= FEW * tokens:
+            words = list(_words_with(suspects, text))
+            for more in (False, True):
+                if more:
+                    words += [w for w in text.split() if len(w) > self._longest and not suspects.search(w)]
+                encodings = self._tokenizer.encodings(words)
+                surfaces = [s for word, each in zip(words, encodings, strict=True) for s in self._surfaces(word, each)]
+                if len(surfaces) == count:
+                    return surfaces
+        return list(self._surfaces(text, *self._tokenizer.encodings([text])))
+
+    def _suspects(self, characters: Iterable[str]) -> re.Pattern[str]:
+        """Finds those of ``characters`` that give an unknown token, alone or inside a word."""
+        new = [c for c in characters if c not in self._gives_unknown]
+        alone, inside = (self._tokenizer.encode([c * times for c in new]) for times in (1, 3))
+        for character, *encoded in zip(new, alone, inside, strict=True):
+            self._gives_unknown[character] = any(self._unk in ids for ids in encoded)
+        return _any_of("".join(c for c in characters if self._gives_unknown[c]))
+
+    # characters without a token
+
+    def _words_to_check(self, texts: Sequence[str], histogram: dict[str, int]) -> Counter[str]:
+        """Words that may lose characters, with how often each occurs."""
+        if self._drops:
+            return Counter(word for text in texts for word in text.split())
+        suspects = [c for c in histogram if self._bpe and (self._lost_word(c) or self._lost_word(c * 3))]
+        if not suspects:
+            return Counter()
+        pattern = _any_of("".join(suspects))
+        return Counter(word for text in texts for word in _words_with(pattern, text))
+
+    def _lost_in(self, word: str) -> tuple[str, ...]:
+        """The characters of ``word``, as they are after the normalizer, that no token stands for."""
+        lost: list[str] = []
+        for part in self._added.split(word) if self._added else (word,):
+            text = normalised(self._backend, part)
+            pieces = [(text, (0, len(text)))]
+            if self._backend.pre_tokenizer:
+                pieces = self._backend.pre_tokenizer.pre_tokenize_str(text)
+            covered = np.zeros(len(text), bool)
+            for piece, (begin, end) in pieces:
+                covered[begin:end] = True
+                lost += self._dropped_by_model(piece)
+            lost += [text[at] for at in np.flatnonzero(~covered) if not text[at].isspace()]
+        return tuple(lost)
+
+    def _dropped_by_model(self, piece: str) -> list[str]:
+        """The characters of a piece for which a BPE without unknown token has no token, by the rules of its library."""
+        model = self._bpe
+        if not model or (model.get("ignore_merges") and piece in self._vocabulary):
+            return []
+        prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+        last = len(piece) - 1
+        dropped = []
+        for at, character in enumerate(piece):
+            token = (prefix if at else "") + character + (suffix if at == last else "")
+            by_bytes = model.get("byte_fallback") and all(
+                f"<0x{byte:02X}>" in self._vocabulary for byte in token.encode()
+            )
+            if token not in self._vocabulary and not by_bytes and not character.isspace():
+                dropped.append(at)
+        if self._byte_level and all(c in BYTE_OF for c in piece):
+            return _characters_at(bytes(BYTE_OF[c] for c in piece), set(dropped))
+        return [piece[at] for at in dropped]
+
+    def _is_removed(self, character: str) -> bool:
+        if character not in self._removed:
+            gone = not normalised(self._backend, character).strip()
+            self._removed[character] = gone and not character.isspace()
+        return self._removed[character]
+
+
+def _any_of(characters: str) -> re.Pattern[str]:
+    return re.compile(f"[{re.escape(characters)}]" if characters else r"(?!)")
+
+
+def _words_with(pattern: re.Pattern[str], text: str) -> Iterator[str]:
+    """The words between whitespace in which ``pattern``, a set of characters, is found."""
+    end = 0
+    for match in pattern.finditer(text):
+        if match.start() < end or match[0].isspace():
+            continue
+        begin, end = match.span()
+        while begin and not text[begin - 1].isspace():
+            begin -= 1
+        while end < len(text) and not text[end].isspace():
+            end += 1
+        yield text[begin:end]
+
+
+def _characters_at(text: bytes, places: set[int]) -> list[str]:
+    """The characters of a UTF-8 text of which a byte stands at ``places``."""
+    begins = [at for at, byte in enumerate(text) if byte & 0xC0 != 0x80] + [len(text)]
+    return [
+        text[begin:end].decode(errors="replace")
+        for begin, end in pairwise(begins)
+        if not places.isdisjoint(range(begin, end)) and not text[begin:end].isspace()
+    ]
+
+
+def _shortened(examples: Counter[str]) -> Counter[str]:
+    """Examples of at most ``LONGEST_EXAMPLE`` characters, without space around them."""
+    short: Counter[str] = Counter()
+    for text, times in examples.items():
+        text = text.strip()
+        short[text if len(text) <= LONGEST_EXAMPLE else text[: LONGEST_EXAMPLE - 1] + "…"] += times
+    return short
+
+
+def _histogram(texts: Sequence[str]) -> dict[str, int]:
+    """How often each character occurs."""
+    counts = np.zeros(sys.maxunicode + 1, np.int64)
+    for chunk in _chunks(texts):
+        here = np.bincount(np.frombuffer(chunk.encode("utf-32-le"), np.uint32))
+        counts[: len(here)] += here
+    return {chr(c): int(counts[c]) for c in np.flatnonzero(counts)}
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[str]:
+    """The texts joined to strings that fit into a processor's cache, unless one is longer by itself."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= 2**15:
+            yield "".join(chunk)
+            chunk, size = [], 0
+    yield "".join(chunk)

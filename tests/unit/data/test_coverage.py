@@ -1,0 +1,164 @@
+"""What a tokenizer loses is counted: held against its library's own offsets, and against what was planted."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+
+import pytest
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from megamask.data import local_text
+from megamask.data.coverage import Coverage, CoverageCounter, total
+from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
+from megamask.data.tokenizer_training import COVERAGE, train
+from megamask.errors import DataError
+
+FOREIGN = ["Москва and 東京 are cities.", "A naïve café, ☂ and a\u0001b.", "x" * 150 + " is long.", "plain words"]
+CHINESE = [chr(0x4E00 + number) for number in range(3000)]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return list(local_text.collect(60_000))
+
+
+def tokenizer(model, trainer, texts, pre=None, normalizer=None) -> Tokenizer:
+    backend = Backend(model)
+    if pre is not None:
+        backend.pre_tokenizer = pre
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.train_from_iterator([text for text in texts if text.isascii()], trainer)
+    return Tokenizer(backend, dict(zip(ROLES, SPECIAL, strict=True)))
+
+
+def options(**more):
+    return {"vocab_size": 600, "special_tokens": list(SPECIAL), "show_progress": False} | more
+
+
+def wordpiece(texts):
+    normalizer = normalizers.BertNormalizer(strip_accents=True, lowercase=True)
+    pre = pre_tokenizers.BertPreTokenizer()
+    return tokenizer(
+        models.WordPiece(unk_token="[UNK]"), trainers.WordPieceTrainer(**options()), texts, pre, normalizer
+    )
+
+
+def bpe(texts, pre, **how):
+    return tokenizer(models.BPE(**how), trainers.BpeTrainer(**options()), texts, pre)
+
+
+def counted(tokenizer: Tokenizer, texts) -> Coverage:
+    return CoverageCounter(tokenizer)(texts, tokenizer.encode(texts))
+
+
+WITH_UNKNOWN = {
+    "wordpiece": wordpiece,
+    "bpe": lambda texts: bpe(texts, pre_tokenizers.Whitespace(), unk_token="[UNK]"),
+    "bpe, fused": lambda texts: bpe(texts, pre_tokenizers.Metaspace(), unk_token="[UNK]", fuse_unk=True),
+    "unigram": lambda texts: tokenizer(
+        models.Unigram(), trainers.UnigramTrainer(unk_token="[UNK]", **options()), texts, pre_tokenizers.Metaspace()
+    ),
+    "wordlevel": lambda texts: tokenizer(
+        models.WordLevel(unk_token="[UNK]"), trainers.WordLevelTrainer(**options()), texts, pre_tokenizers.Whitespace()
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_UNKNOWN)
+def test_unknown_tokens_are_those_of_the_library(texts, kind):
+    """Also where few words of a long document are looked at again."""
+    tokenizer = WITH_UNKNOWN[kind](texts)
+    unknown = tokenizer.backend.token_to_id("[UNK]")
+    long = " ".join([*texts[:20], FOREIGN[0], FOREIGN[1]])
+    for documents in (FOREIGN, [long], [*texts[:20], *FOREIGN]):
+        surfaces: Counter[str] = Counter()
+        for text, encoding in zip(documents, tokenizer.encodings(documents), strict=True):
+            places = zip(encoding.ids, encoding.offsets, strict=True)
+            surfaces.update(text[begin:end] for number, (begin, end) in places if number == unknown)
+        found = counted(tokenizer, documents)
+        assert found.unknown_tokens == surfaces.total() > 0
+        assert found.unknown_characters == sum(len(text) * times for text, times in surfaces.items())
+        assert found.lost_characters == 0
+        assert {text[:20] for text in found.examples} == {text.strip()[:20] for text in surfaces}
+        # encodings at hand, or asked for, make no difference
+        assert found == CoverageCounter(tokenizer)(
+            documents, tokenizer.encode(documents), tokenizer.encodings(documents)
+        )
+
+
+@pytest.mark.parametrize("pre", [pre_tokenizers.Metaspace(), pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel()])
+def test_characters_without_a_token_are_counted(texts, pre):
+    """A BPE without unknown token drops what its alphabet lacks; each plan puts such characters everywhere."""
+    found = counted(bpe(texts, pre), FOREIGN)
+    alphabet = {c for text in texts if text.isascii() for c in text}
+    lost = Counter(c for text in FOREIGN for c in text if c not in alphabet and not c.isspace())
+    assert found.examples == lost and found.lost_characters == lost.total() > 0
+    assert found.unknown_tokens == 0 and found.share == lost.total() / found.characters
+
+
+def test_an_ending_that_the_vocabulary_lacks_is_lost():
+    """With </w>, a letter may be known inside a word alone."""
+    backend = Backend(models.BPE({"a": 0, "b</w>": 1}, [], end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(backend, {})
+    assert [len(ids) for ids in tokenizer.encode(["ab", "ba", "aab a"])] == [2, 0, 3]
+    assert counted(tokenizer, ["ab", "ba", "aab a"]).examples == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize(
+    "pre",
+    [
+        pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation("removed")]),
+        pre_tokenizers.Split(Regex(r"[a-z ]+"), "removed", invert=True),
+        pre_tokenizers.CharDelimiterSplit("#"),
+    ],
+)
+def test_what_a_pre_tokenizer_drops_is_lost_unless_it_is_space(texts, pre):
+    found = counted(bpe(texts, pre, unk_token="[UNK]"), ["some words, and 7 more. # here"])
+    assert found.examples == Counter("#" if isinstance(pre, pre_tokenizers.CharDelimiterSplit) else found.examples)
+    assert found.examples["#"] == 1
+    assert counted(bpe(texts, pre, unk_token="[UNK]"), ["some words and more here"]).lost_characters == 0
+
+
+def test_what_the_normalizer_does_on_purpose_is_no_loss(texts):
+    """Accents and capitals go, a control character is counted apart."""
+    found = counted(wordpiece(texts), ["NAÏVE Café", "con\u0001trol", unicodedata.normalize("NFD", "é")])
+    assert (found.unknown_tokens, found.lost_characters, found.removed_characters) == (0, 0, 2)
+
+
+def test_counts_add_up_however_the_text_is_cut(texts):
+    tokenizer = wordpiece(texts)
+    documents = [*texts[:5], *FOREIGN]
+    whole = counted(tokenizer, documents)
+    assert total(counted(tokenizer, [document]) for document in documents) == whole
+    assert Coverage.of_record(whole.record(1000)) == whole
+    assert counted(tokenizer, []) == Coverage()
+
+
+# ---- the alphabet of a new WordPiece
+
+
+def test_an_alphabet_larger_than_a_thousand_is_known(texts):
+    """Chinese characters stand alone, so each takes one token."""
+    chinese = ["".join(CHINESE[at : at + 50]) + "。" for at in range(0, len(CHINESE), 50)]
+    found = counted(train("wordpiece", [*texts, *chinese], size=len(CHINESE) + 1000), chinese)
+    assert found.unknown_tokens == 0 and found.tokens == len(CHINESE) + len(chinese)
+
+
+def test_the_alphabet_ends_where_the_text_is_covered():
+    common, rare = "".join(c * 100 for c in CHINESE), "".join(chr(0x20000 + number) for number in range(50))
+    found = counted(train("wordpiece", [common, rare], size=8000), [common, rare])
+    assert 0 < found.unknown_tokens <= (1 - COVERAGE) * len(common + rare)
+
+
+def test_the_alphabet_ends_where_the_vocabulary_is_full():
+    """The least frequent are left out, until too much of the text would be lost."""
+    size = len(CHINESE)
+    texts = ["".join(CHINESE), "".join(CHINESE[7:])]
+    found = counted(train("wordpiece", texts, size=size), texts)
+    assert set(found.examples) == set(CHINESE[7 - len(SPECIAL) : 7])
+    with pytest.raises(DataError, match=rf"`vocab_size` must be at least \d+ .* but is {size // 2}"):
+        train("wordpiece", texts, size=size // 2)
