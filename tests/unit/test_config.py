@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def test_a_recipe_is_sound_and_read_back_from_what_is_shown(recipe: str, tmp_pat
 
 def test_every_recipe_says_what_it_is() -> None:
     assert all(said.endswith(".") and len(said.split()) > 5 for said in listed().values())
+
+
+def test_the_document_of_the_recipes_has_every_one_and_no_other() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    described = set(re.findall(r"^\| `([a-z][a-z0-9-]*)` \|", document, re.MULTILINE))
+    assert described == {name.partition("[")[0] for name in listed()}
 
 
 @settings(max_examples=20)  # each builds the whole schema
