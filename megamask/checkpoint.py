@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megamask import files, ranks, records
-from megamask.errors import CheckpointError, StorageError, raise_all
+from megamask.errors import SHOWN, CheckpointError, StorageError, listed, raise_all
 from megamask.files import Entry
 
 FORMAT = 1
@@ -199,8 +199,14 @@ def complete(folder: Path) -> bool:
 def verify(folder: Path) -> Manifest:
     """The manifest, after every byte of the checkpoint was hashed. Raises CheckpointError naming what is damaged."""
     manifest = read_manifest(folder)
-    raise_all(CheckpointError, damage(folder, manifest.files))
+    raise_all(CheckpointError, _first(damage(folder, manifest.files)))
     return manifest
+
+
+def _first(problems: list[str]) -> list[str]:
+    """The first of many sentences, and how many more there are: a checkpoint has a file for each rank."""
+    more = len(problems) - SHOWN
+    return [*problems[:SHOWN], f"{more} more of its files are damaged."] if more > 0 else problems
 
 
 def together(act: Callable[[], Answer], what: str, folder: Path, need: int = 0) -> list[Answer]:
@@ -241,7 +247,7 @@ def verify_together(folder: Path) -> Manifest:
     def look() -> Manifest:
         try:
             manifest = read_manifest(folder)
-            raise_all(CheckpointError, damage(folder, manifest.files, hashes=False))
+            raise_all(CheckpointError, _first(damage(folder, manifest.files, hashes=False)))
         except OSError as error:
             raise StorageError(storage_sentence(error, f"read {folder}", folder)) from None
         return manifest
@@ -257,9 +263,9 @@ def verify_together(folder: Path) -> Manifest:
     if said and ranks.world() > 1:
         entries = [entry for entry, _ in said]
         if not together(lambda: damage(folder, entries) if ranks.is_main() else [], f"read {folder}", folder)[0]:
-            sentences = [sentence for _, sentence in said]
+            sentences = _first([sentence for _, sentence in said])
             raise StorageError(f"{folder} is whole to rank 0, but not to others. Look at their storage:", *sentences)
-    raise_all(CheckpointError, [sentence for _, sentence in said])
+    raise_all(CheckpointError, _first([sentence for _, sentence in said]))
     return manifest
 
 
@@ -286,7 +292,7 @@ def read_tensors(folder: Path, prefix: str = "", names: Iterable[str] | None = N
             raise CheckpointError(f"{folder / entry.name} is no safetensors file: {error}.") from None
     missing = sorted((wanted or set()) - seen)
     if missing:
-        raise CheckpointError(f"{folder} lacks {len(missing)} tensors: {', '.join(missing[:10])}.")
+        raise CheckpointError(f"{folder} lacks {listed(missing, 'tensor')}.")
 
 
 def read_state(folder: Path) -> dict:
@@ -310,7 +316,7 @@ def find(path: Path, step: int | None = None) -> Path:
     if not steps:
         raise CheckpointError(f"{path} holds no checkpoint and is none.")
     if step is not None and step not in steps:
-        raise CheckpointError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}.")
+        raise CheckpointError(f"{path} has no checkpoint of step {step}; it has {listed(map(str, steps))}.")
     return RunFolder(path).checkpoint(steps[0] if step is None else step)
 
 

@@ -43,11 +43,13 @@ def excerpts(text: Shards, tokenizer: Tokenizer, count: int = 8) -> list[str]:
 
 
 def questions(excerpts: Sequence[str], tokenizer: Tokenizer, count: int = 4) -> list[Question]:
-    """A sentence of each of the first ``count`` excerpts that has one, with a word near its middle hidden."""
+    """A sentence, or the beginning, of each of the first ``count`` excerpts that has one, with a word of it hidden."""
     found = []
     for excerpt in excerpts:
         sentences = [sentence.strip() for sentence in _ENDS.split(excerpt) if sentence.strip()]
-        asked = (question for sentence in sentences[:-1] or sentences if (question := _ask(sentence, tokenizer)))
+        beginning = tokenizer.decode(tokenizer.encode([excerpt])[0][:LONG]).strip()
+        likely = [*(sentences[:-1] or sentences), beginning]  # the last one may be cut
+        asked = (question for sentence in likely if (question := _ask(sentence, tokenizer)))
         if question := next(asked, None):
             found.append(question)
     return found[:count]

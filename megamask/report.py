@@ -188,8 +188,8 @@ def _held_out(run: Path, config: dict, text: Shards | None) -> list[str]:
 def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
     """The curve as a picture; the exported model, and what it puts in the place of [MASK].
 
-    The run is finished before, so what fails here costs no more than itself. StorageError if there is no exported
-    model; a remark if there is no picture.
+    The run is finished before, so what fails here costs no more than itself. An error that says so if there is no
+    exported model; a remark if there is no picture.
     """
     picture = run.path / "curve.png"
     try:
@@ -201,12 +201,15 @@ def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
         return
     try:
         found = export(run.path, run.export, text=text, replace=True)  # inside the run's own folder
-    except (OSError, StorageError) as error:
-        own = isinstance(error, StorageError)
-        why = str(error) if own else storage_sentence(error, f"write {run.export}", run.path)
-        raise StorageError(
-            f"The run is finished and its checkpoints stand, but the model is not exported: {why} Make room; the same "
-            "command exports it."
+    except (OSError, MegamaskError) as error:
+        kind: type[MegamaskError] = StorageError
+        if isinstance(error, MegamaskError):
+            kind = CheckpointError if isinstance(error, CheckpointError) else type(error)
+        why = storage_sentence(error, f"write {run.export}", run.path) if isinstance(error, OSError) else str(error)
+        cure = "Make room; the" if kind is StorageError else "When that is mended, the"
+        raise kind(
+            f"The run is finished and its checkpoints stand, but the model is not exported: {why} {cure} same command "
+            "exports it."
         ) from None
     _say(f"model: {run.export} (logits of transformers and ours differ by at most {found.difference:.2g})")
     for note in found.notes:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megamask.batch import Layout
 from megamask.data.tokenizer import load
-from megamask.errors import CheckpointError, ConfigError, must, raise_all
+from megamask.errors import CheckpointError, ConfigError, listed, must, raise_all
 from megamask.hf import library
 from megamask.hf.card import CARD, RECORD, Card, is_of_run, render, write_record
 from megamask.hf.encodings import SENTENCES
@@ -147,9 +147,9 @@ def _our_logits(weights: Mapping[str, Tensor], shape: EncoderShape, sequences: l
 
 def _their_logits(folder: Path, sequences: list[Tensor], pad: int) -> list[Tensor]:
     model, report = library.load_model(library.AutoModelForMaskedLM, folder)
-    wrong = {key: found for key, found in report.items() if found}
+    wrong = [f"{key}: {listed(sorted(map(str, found)))}" for key, found in report.items() if found]
     if wrong:
-        raise CheckpointError(f"transformers did not find in the export what it looks for: {wrong}.")
+        raise CheckpointError(f"transformers did not find in the export what it looks for: {'; '.join(wrong)}.")
     model.eval()
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad)

@@ -54,6 +54,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _load(kind: Any, folder: Path, **how: Any) -> Any:
+    __getattr__("logging").disable_progress_bar()
     try:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **how)
     except Exception as error:  # whatever a strange configuration makes the library raise

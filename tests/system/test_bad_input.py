@@ -15,7 +15,7 @@ import torch
 
 from megamask import command, files, pretrain, publish
 from megamask.checkpoint import RunFolder, read_tensors
-from megamask.hf import exporting
+from megamask.hf import weights
 from megamask.log import SummaryWriter
 from megamask.objectives.mlm import MLM
 from tests.system.commands import Ended, content, metrics, run, train, training
@@ -189,7 +189,7 @@ def test_an_export_that_cannot_be_written_leaves_the_older_one(
     def failing(*given, **more):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(exporting, "save_file", failing)
+    monkeypatch.setattr(weights, "save_file", failing)
     ended = run(convert_to_hf.main, "--run", finished, "--output", output)
     said(ended, STORAGE, f"{output} cannot be written: No space left on device")
     assert content(tmp_path) == before

@@ -132,6 +132,12 @@ def test_training_goes_on_from_an_export(exported: Path, disturbed: Path, data: 
     assert ended.code == 0, ended.err
     found, expected = metrics(output, "valid/loss"), metrics(disturbed, "valid/loss")
     assert_close(torch.tensor(found[0, "valid/loss"]), torch.tensor(expected[STEPS, "valid/loss"]))
+    made = run(convert_from_hf.main, "--model", exported, "--output", tmp_path / "body", "--new-head")
+    assert made.code == 0, made.err
+    ended = train(data, tmp_path / "again", init=tmp_path / "body", steps=1)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("has no masked-language head: a new one is drawn from `seed`") == 1
+    assert metrics(tmp_path / "again", "valid/loss")[0, "valid/loss"] > found[0, "valid/loss"]
 
 
 def test_a_run_of_two_ranks_in_stage_3_is_exported_by_one_process(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import os
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -380,23 +382,74 @@ def test_first_weights_hold_all_that_pretraining_needs(saved, tmp_path):
         save_start(folder, out)
 
 
-def test_a_checkpoint_of_a_run_is_exported_by_one_command(make, tokenizer, tmp_path, capsys):
-    model = make("modern")
-    run = RunFolder(tmp_path / "run")
-    run.path.mkdir()
-    run.config.write_text(json.dumps({"recipe": "quick", "text": "feed5eed"}))
-    model.encoder.shape.save(run.path)
-    (run.path / "tokenizer").symlink_to(tokenizer)
-    run.checkpoints.mkdir()
-    publish(run, 12, {f"weights/{name}": tensor for name, tensor in weights(model).items()}, {})
-    out = tmp_path / "out"
-    assert convert_to_hf.main(["--run", str(run.path), "--output", str(out)]) == 0
+@pytest.fixture
+def trained(make, tokenizer, tmp_path):
+    """``trained(name)``: the folder of a run of 12 steps, as far as an export looks at it."""
+
+    def trained(name: str, **settings: object) -> Path:
+        model = make("modern")
+        run = RunFolder(tmp_path / name)
+        run.logs.mkdir(parents=True)
+        run.config.write_text(json.dumps({"recipe": "quick", "text": "feed5eed", "data": "/far/away/poems"} | settings))
+        run.environment.write_text(json.dumps({"launches": [{"launch": f"{name}-1"}, {"launch": f"{name}-2"}]}))
+        run.text.write_text(json.dumps({"splits": {"train": {"documents": 7, "tokens": 4321}}}))
+        lines = [{"step": 6, "valid/loss": 5.5}, {"step": 12, "valid/loss": 4.25, "valid/unigram_loss": 6.5}]
+        lines += [{"step": 12, "train/loss": 3.0}, {"step": 18, "valid/loss": 1.0}]
+        (run.logs / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        model.encoder.shape.save(run.path)
+        (run.path / "tokenizer").symlink_to(tokenizer)
+        run.checkpoints.mkdir()
+        publish(run, 12, {f"weights/{name}": tensor for name, tensor in weights(model).items()}, {})
+        return run.path
+
+    return trained
+
+
+def test_a_checkpoint_of_a_run_is_exported_by_one_command(trained, tmp_path, capsys):
+    run, out = trained("run"), tmp_path / "out"
+    assert convert_to_hf.main(["--run", str(run), "--output", str(out)]) == 0
     assert "differ by at most" in capsys.readouterr().out
-    assert "| steps | 12 |" in (out / "README.md").read_text()
-    assert (
-        convert_to_hf.main(["--run", str(run.path), "--output", str(out), "--step", "13"]) == CheckpointError.exit_code
-    )
+    card = (out / "README.md").read_text()
+    for row in ("steps | 12", "text | poems: 7 documents, 4,321 tokens", f"exported | {date.today():%Y}"):
+        assert f"| {row}" in card
+    assert "| validation loss | 4.2500 nats per masked token at step 12 (a guess by frequency: 6.5000) |" in card
+    assert convert_to_hf.main(["--run", str(run), "--output", str(out), "--step", "13"]) == CheckpointError.exit_code
     assert "has no checkpoint of step 13" in capsys.readouterr().err
+
+
+def test_an_export_of_another_run_is_replaced_when_that_is_said(trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["--run", str(trained("one")), "--output", str(out)]
+    assert convert_to_hf.main(command) == convert_to_hf.main(command) == 0
+    other = ["--run", str(trained("other")), "--output", str(out)]
+    before = (out / WEIGHTS).read_bytes()
+    capsys.readouterr()
+    assert convert_to_hf.main(other) == ConfigError.exit_code
+    assert "holds a model that is no export of this run" in capsys.readouterr().err
+    assert (out / WEIGHTS).read_bytes() == before
+    assert convert_to_hf.main([*other, "--replace"]) == 0
+    assert (out / WEIGHTS).read_bytes() != before
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": {"kind": "mae_lm"}}, {"objective": {"mask_vector": "own"}}])
+def test_the_example_of_the_card_runs_as_it_stands(trained, tmp_path, settings):
+    out = tmp_path / "out"
+    assert convert_to_hf.main(["--run", str(trained("run", **settings)), "--output", str(out)]) == 0
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert ("pipeline" in code and "[MASK]" in code) is not bool(settings)
+    printed: list[object] = []
+    exec(code.replace("PATH OF THIS FOLDER", str(out)), {"print": printed.append})
+    assert bool(printed) is not bool(settings)
+
+
+def test_an_export_has_the_mode_that_the_umask_gives(trained, tmp_path):
+    run = str(trained("run"))
+    before = os.umask(0o027)
+    try:
+        assert convert_to_hf.main(["--run", run, "--output", str(tmp_path / "out")]) == 0
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
 
 
 def test_a_run_waits_for_the_library_only_where_it_needs_it() -> None:

@@ -14,8 +14,9 @@ from megamask import report
 from megamask.checkpoint import RunFolder
 from megamask.config import PretrainConfig
 from megamask.data.shards import Shards
-from megamask.errors import StorageError
+from megamask.errors import CheckpointError, DataError, MegamaskError, StorageError
 from megamask.hf import Exported
+from megamask.hf.library import Unloadable
 from megamask.model.shape import EncoderShape
 from megamask.report import describe, ending
 
@@ -70,6 +71,13 @@ def test_a_model_that_cannot_be_written_is_a_sentence_with_code_7(end, run, erro
         end(export=fails(error))
     assert found.value.exit_code == 7
     assert (getattr(error, "strerror", None) or str(error)) in str(found.value)
+
+
+@pytest.mark.parametrize("error", [CheckpointError("It differs."), Unloadable(Path("there"), "no"), DataError("Text.")])
+def test_a_model_that_must_not_be_written_keeps_its_code_and_says_that_the_run_is_finished(end, error) -> None:
+    with pytest.raises(MegamaskError, match=r"its checkpoints stand.*not exported: .*the same command exports it") as e:
+        end(export=fails(error))
+    assert e.value.exit_code == error.exit_code and str(error) in str(e.value)
 
 
 def test_words_that_nobody_can_see_cost_nothing(end, run, monkeypatch) -> None:
