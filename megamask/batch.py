@@ -12,18 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
-Record = TypeVar("Record", bound="OnDevice")
+from megamask.basic_types import Measure as Measure
+from megamask.basic_types import TokenIds as TokenIds
 
-Measure = Literal["shannon", "renyi", "min", "margin", "loss"]
-"""How unsure a prediction p is, in nats; more is less sure. ``shannon``: -sum p log p; ``renyi``: of order 2,
--log sum p^2; ``min``: min-entropy, -log max p; ``margin``: log of the second likeliest over the likeliest, at most 0;
-``loss``: -log p(true token), which needs the answer."""
+Record = TypeVar("Record", bound="OnDevice")
 
 
 class OnDevice:
@@ -150,19 +148,6 @@ class Layout(OnDevice):
         """The layout of the ascending ``rows`` alone; each keeps the position it had."""
         starts = torch.searchsorted(rows.contiguous(), self.cu_seqlens.long()).int()
         return Layout(starts, self.max_seqlen, self.positions[rows])
-
-
-@dataclass(frozen=True)
-class TokenIds:
-    """The ids of a tokenizer that megamask must know: how many there are and which are special."""
-
-    size: int
-    cls: int
-    sep: int
-    pad: int
-    mask: int
-    special: tuple[int, ...]
-    """Every id that is never masked and never drawn as a random replacement, the four above included."""
 
 
 @dataclass(frozen=True)

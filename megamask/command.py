@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from megamask import config as configuration
-from megamask import leftovers, ranks, recipes
+from megamask import entry_point, launcher, leftovers, recipes
 from megamask.config import PretrainConfig
 
 
@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> Command:
     recipe = known.recipe or str(named)
     base = configuration.override(recipes.named(recipe), said, str(known.config))
     default = Command(recipe, run=base)
-    asked = tyro.cli(Command, args=arguments, default=default, prog="pretrain.py", console_outputs=ranks.is_main())
+    asked = tyro.cli(Command, args=arguments, default=default, prog="pretrain.py", console_outputs=launcher.is_main())
     run, notes = leftovers.leave_out(asked.run, leftovers.typed(asked.run, arguments, said), recipe)
     return replace(asked, run=configuration.tied(run), notes=tuple(notes))
 
@@ -70,3 +70,15 @@ def show_recipes() -> str:
 def show_config(config: PretrainConfig) -> str:
     """The configuration as JSON that --config takes."""
     return json.dumps(configuration.as_dict(config), indent=2)
+
+
+SHOWS = ("-h", "--help", "--list-recipes")
+"""Flags that only print something, for which torch need not be imported."""
+
+
+@entry_point.command
+def show(arguments: list[str] | None = None) -> int:
+    """Answer a command line that has one of the flags `SHOWS`."""
+    parse(arguments)  # ends here for --help
+    print(show_recipes())
+    return 0

@@ -17,20 +17,19 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from megamask import progress, records
-from megamask import teacher as teachers
-from megamask.batch import TokenIds
-from megamask.checkpoint import RunFolder
+from megamask import records, time_budget
+from megamask import teacher_settings as teachers
+from megamask.basic_types import TokenIds
 from megamask.engine import ds_file
-from megamask.engine.optimizer import OptimizerConfig
-from megamask.entropy.source import EntropyConfig
+from megamask.engine.settings import OptimizerConfig
+from megamask.entropy.settings import EntropyConfig
 from megamask.errors import ConfigError, Removable, must, raise_all, unknown
-from megamask.hangs import HangConfig
-from megamask.masking.masker import STEPS, MaskingConfig
+from megamask.hang_settings import HangConfig
+from megamask.masking.settings import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
-from megamask.objectives.objective import ObjectiveConfig
+from megamask.objectives.settings import ObjectiveConfig
 from megamask.spikes import SpikesConfig
-from megamask.teacher import DistillConfig, TeacherConfig
+from megamask.teacher_settings import DistillConfig, TeacherConfig
 from megamask.trees import flatten, merged, names_in, under
 
 FREE = frozenset(
@@ -188,7 +187,7 @@ def problems(config: PretrainConfig) -> list[str]:
         found.append(must("steps", "be at least 1", config.steps))
     if not 0 <= config.seed < 2**63:
         found.append(must("seed", "lie in [0, 2**63)", config.seed))
-    found += progress.problems(config.time_budget) + config.spikes.problems("spikes")
+    found += time_budget.problems(config.time_budget) + config.spikes.problems("spikes")
     found += config.packs.problems("packs") + config.model.problems("model")
     found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
     found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
@@ -253,7 +252,7 @@ def tied(config: PretrainConfig) -> PretrainConfig:
 
 
 def _is_run(folder: Path) -> bool:
-    return RunFolder(folder).checkpoints.is_dir()
+    return (Path(folder) / "checkpoints").is_dir()
 
 
 def _guided(config: PretrainConfig) -> list[str]:

@@ -19,14 +19,15 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 from megamask import ranks
 from megamask.beats import Beat, Beats, accused, place, report, waits, warn
 from megamask.entry_point import as_problem
-from megamask.errors import REQUEUE, HangError, LostError, MegamaskError, must, removable
+from megamask.errors import REQUEUE, HangError, LostError, MegamaskError
+from megamask.hang_settings import HangConfig as HangConfig
 from megamask.stopping import Stop
 
 TICK = 0.5
@@ -38,28 +39,6 @@ ORPHANED = 8.0
 SHORT = ("data", "step")
 """Phases that must end within `hang.timeout`, except for the first of each; the others within `hang.longest`."""
 _CURE = "The same command goes on from the newest checkpoint."
-
-
-@dataclass(frozen=True)
-class HangConfig:
-    """How long nothing may move until the run ends with the stacks of all ranks, and does not hold its machines on."""
-
-    timeout: float = 1800.0
-    """Seconds that a step may take, or its packs; 0: no watch is kept."""
-    longest: float = 7200.0
-    """Seconds that may take what comes seldom: reading the text, building, the first step, an evaluation, a checkpoint,
-    the export."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        if self.timeout == 0:
-            why = f"has no effect while `{name}.timeout` is 0"
-            return removable(self, ("longest",), name, why, "Remove one.")
-        if not self.timeout >= 1:
-            return [must(f"{name}.timeout", "be 0, or at least 1", self.timeout)]
-        if not self.longest >= self.timeout:
-            return [must(f"{name}.longest", f"be at least `{name}.timeout` ({self.timeout:g})", self.longest)]
-        return []
 
 
 class Watchdog:

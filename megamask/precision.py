@@ -14,55 +14,20 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from megamask import ranks
+from megamask.precision_choice import Choice as Choice
+from megamask.precision_choice import Precision as Precision
+from megamask.precision_choice import Setting as Setting
+from megamask.precision_choice import Support as Support
 
-Precision = Literal["bf16", "fp32"]
-Setting = Literal["auto", "bf16", "fp32"]
-"""What a user asks for; `auto` is bf16 where `Support.bf16` is true, else fp32."""
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Environment variables that limit the instructions that oneDNN uses; the first that is set counts."""
 WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
 """Values of those under which PyTorch's products in bf16 are slower than in fp32."""
-
-
-@dataclass(frozen=True)
-class Support:
-    """Whether a device multiplies matrices in bf16, and how one can tell."""
-
-    bf16: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The precision of a model; ``setting`` is the name of what decided it, with the value ``asked``."""
-
-    setting: str
-    asked: Setting
-    support: Support
-
-    @property
-    def precision(self) -> Precision:
-        """The precision that the model is computed in."""
-        if self.asked == "auto":
-            return "bf16" if self.support.bf16 else "fp32"
-        return self.asked
-
-    @property
-    def slow(self) -> bool:
-        """Whether bf16 is ordered on a device that does not multiply in it."""
-        return self.precision == "bf16" and not self.support.bf16
-
-    def __str__(self) -> str:
-        if self.asked == "auto":
-            return f"{self.precision}, because {self.support.reason}"
-        return f"{self.precision}, as {self.setting} says"
 
 
 def support(device: torch.device) -> Support:

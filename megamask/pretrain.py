@@ -28,6 +28,10 @@ if __name__ == "__main__":  # the other imports take from seconds to minutes: wh
     STOP.__enter__()
     # a socket's own words, when another rank is gone, are of no help: the watchdog says which, and why
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from megamask import command
+
+    if set(command.SHOWS).intersection(sys.argv):  # before torch is imported
+        entry_point.run(command.show)
 
 from megamask import command, precision, ranks, report, runs
 from megamask import config as configuration

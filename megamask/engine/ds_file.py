@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from megamask import records
-from megamask.engine.optimizer import OptimizerConfig
+from megamask.engine.settings import OptimizerConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
-from megamask.precision import Choice, Setting, Support
+from megamask.precision_choice import Choice, Setting, Support
 
 OURS = {
     "train_batch_size": "`packs.per_step` decides it",
@@ -30,6 +30,8 @@ OURS = {
 }
 """Keys of a DeepSpeed file that would be a second source of truth, and which is the first."""
 
+TEACHERS = ("bf16", "torch_autocast", "data_types")
+"""Keys that a teacher's DeepSpeed file must not have."""
 Float = Literal["fp32", "bf16", "fp16"]
 SECTIONS: dict[str, dict[str, Any]] = {
     "zero_optimization": {},
@@ -178,6 +180,27 @@ def _kind_problems(path: Path, name: str, kind: Any, value: Any) -> list[str]:
     except ValidationError as error:
         return [f"`{path}`: `{name}`: {error.errors()[0]['msg']}, but is {value!r}."]
     return []
+
+
+def teacher_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the DeepSpeed file of the setting ``name`` says, and sentences for what is wrong with it.
+
+    Raises ConfigError if the file holds no JSON object.
+    """
+    ds, found = parse(path)
+    found += [
+        f"`{path}` must not set `{key}`: the teacher's `precision` decides it. Remove it."
+        for key in TEACHERS
+        if key in ds
+    ]
+    if zero_stage(ds) != 3:
+        found.append(
+            f"`{name}` needs ZeRO stage 3, the only one that DeepSpeed runs without an optimizer, but {path} says "
+            f"{zero_stage(ds)}. Use ds_configs/teacher_shard.json, or leave `{name}` out to hold the teacher whole."
+        )
+    if "offload_optimizer" in ds.get("zero_optimization", {}):
+        found.append(f"`{path}` has `offload_optimizer`, but a teacher has no optimizer. Remove it.")
+    return ds, found
 
 
 def zero_stage(ds: dict[str, Any]) -> int:

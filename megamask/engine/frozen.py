@@ -11,35 +11,12 @@ host, the copy of each layer to the device a pass. Every rank reads the whole mo
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from megamask import ranks
-from megamask.engine.ds_file import parse, zero_stage
-
-OURS = ("bf16", "torch_autocast", "data_types")
-
-
-def problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What the DeepSpeed file of the setting ``name`` says, and sentences for what is wrong with it.
-
-    Raises ConfigError if the file holds no JSON object.
-    """
-    ds, found = parse(path)
-    found += [
-        f"`{path}` must not set `{key}`: the teacher's `precision` decides it. Remove it." for key in OURS if key in ds
-    ]
-    if zero_stage(ds) != 3:
-        found.append(
-            f"`{name}` needs ZeRO stage 3, the only one that DeepSpeed runs without an optimizer, but {path} says "
-            f"{zero_stage(ds)}. Use ds_configs/teacher_shard.json, or leave `{name}` out to hold the teacher whole."
-        )
-    if "offload_optimizer" in ds.get("zero_optimization", {}):
-        found.append(f"`{path}` has `offload_optimizer`, but a teacher has no optimizer. Remove it.")
-    return ds, found
 
 
 class Frozen:

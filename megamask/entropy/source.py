@@ -7,19 +7,19 @@ all, from free (`frequency`) to exact; what each costs stands in its module.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
-from megamask.batch import Losses, MaskPlan, Measure, PackedBatch
-from megamask.errors import Removable, must, removable
+from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.entropy.settings import AuditConfig as AuditConfig
+from megamask.entropy.settings import EntropyConfig as EntropyConfig
+from megamask.entropy.settings import Kind as Kind
+from megamask.entropy.settings import Signal as Signal
 
 Ask = Callable[[PackedBatch, MaskPlan], Tensor]
 """The measure (M,) of a model at the targets of a plan, in nats, without gradients and without dropout."""
-Signal = Literal["clean", "masked"]
-Kind = Literal["none", "frequency", "probe", "sidecar", "cache", "exact", "teacher"]
 
 
 @runtime_checkable
@@ -64,113 +64,3 @@ class Stateless:
 def text_of(batch: PackedBatch) -> int:
     """The number of the text in ``batch``: its own number, unless several packs hold it."""
     return batch.number if batch.text is None else batch.text
-
-
-@dataclass(frozen=True)
-class AuditConfig:
-    """How often the source in use is held against the exact signal, and what follows."""
-
-    every: int | None = None
-    """Steps between two audits of one micro-batch; None: none. Each costs one pass without
-    gradients (`clean`) or twice `passes` (`masked`): every 200 steps of one micro-batch about 0.2 % or 1.5 %."""
-    threshold: float = 0.85
-    """Captured gain, as a share of its ceiling, under which an audit counts as failed; in (0, 1)."""
-    patience: int = 3
-    """Failed audits in a row after which the next source takes over."""
-    fall_back: tuple[Kind, ...] = ()
-    """The sources that take over, in this order; empty: a failure is told, and nothing changes."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
-        if self.every is None:
-            why, cure = f"has no effect without `{name}.every`", "Remove it or set that."
-            return removable(self, ("threshold", "patience", "fall_back"), name, why, cure)
-        if self.every < 1:
-            found.append(must(f"{name}.every", "be at least 1", self.every))
-        if not 0 < self.threshold < 1:
-            found.append(must(f"{name}.threshold", "lie in (0, 1)", self.threshold))
-        if self.patience < 1:
-            found.append(must(f"{name}.patience", "be at least 1", self.patience))
-        if "none" in self.fall_back or len(set(self.fall_back)) < len(self.fall_back):
-            found.append(must(f"{name}.fall_back", "name different sources, none of them 'none'", self.fall_back))
-        return found
-
-
-@dataclass(frozen=True)
-class EntropyConfig:
-    """Where the entropies come from by which tokens are masked."""
-
-    source: Kind = "none"
-    """`frequency`: minus log unigram probability; `probe`: a small network that learns from what the loss says;
-    `sidecar`: a byte per token beside the shards; `cache`: what the loss said in the last epoch; `exact`: a pass of
-    the model itself; `teacher`: a pass of a frozen model. `none` goes with scores that need none."""
-    signal: Signal = "masked"
-    """What the model sees of a token while it is asked about it. They are different quantities (in two small models the
-    top 20 % by one and by the other share 0.60 and 0.65 of their tokens), and what `clean` means depends on the
-    corruption in training:
-
-    `masked`: the token is hidden under [MASK], which is what the loss will see, under any corruption.
-
-    `clean`: nothing is hidden. Under 80/10/10 the model was asked about tokens in sight now and then, so it answers
-    with how far it trusts what it reads: low (mean 2.24 nats) and nearly a ranking by rarity (Spearman 0.93 with minus
-    log frequency). Under 100 % [MASK] it was never asked about a token in sight: the answer is untrained, higher than
-    at masked tokens (mean 5.21 against 4.65 nats), and follows frequency little (0.35).
-
-    Source of the figures: measured for this project on two models of 4 layers of width 128 with 8,192 tokens, alike
-    but for the corruption, 1,200 and 1,000 steps on books, one seed each: the order is the message."""
-    measure: Measure = "shannon"
-    """How unsure a prediction is, in nats: `shannon`: its entropy; `renyi`: that of order 2; `min`: -log of the
-    likeliest token's probability; `margin`: log of the second likeliest over the likeliest, at most 0; `loss`: -log of
-    the true token's, which needs the answer."""
-    passes: int = 4
-    """Groups in which the tokens of a pack are hidden one after the other, for `masked`: 1/passes of them at a time."""
-    candidates: float | None = None
-    """Rows that `exact` asks about, as a multiple of the mask budget, proposed by the probe; None: all rows. The probe
-    foretells the signal `masked`; for `clean` it is a proxy, which an audit can judge."""
-    average: float | None = None
-    """Decay per step of the moving average of the weights that `exact` asks, in (0, 1); None: the model itself."""
-    audit: AuditConfig = field(default_factory=AuditConfig)
-    """How the source is watched."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        if self.source == "none":
-            parts = ("signal", "measure", "passes", "candidates", "average", "audit")
-            return removable(self, parts, name, f"has no effect without `{name}.source`", "Remove it or name one.")
-        found = self.audit.problems(f"{name}.audit") + self._without_effect(name)
-        for kind in ("probe", "cache") if self.signal != "masked" else ():
-            if kind in self.kinds:
-                rule = f"be 'masked' for the source {kind!r}, which learns from losses at masked tokens alone"
-                found.append(must(f"{name}.signal", rule, self.signal))
-        if self.passes < 1:
-            found.append(must(f"{name}.passes", "be at least 1", self.passes))
-        if self.candidates is not None and not self.candidates >= 1:
-            found.append(must(f"{name}.candidates", "be at least 1, a multiple of the mask budget", self.candidates))
-        if self.average is not None and not 0 < self.average < 1:
-            found.append(must(f"{name}.average", "lie in (0, 1)", self.average))
-        if self.source in self.audit.fall_back:
-            found.append(must(f"{name}.audit.fall_back", f"name other sources than {self.source!r}", self.source))
-        return found
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The source and those that may take over."""
-        return (self.source, *self.audit.fall_back)
-
-    def _without_effect(self, name: str) -> list[str]:
-        """Sentences for settings that are not their default and decide nothing."""
-        asks, audits = self.source in ("exact", "teacher"), self.audit.every is not None
-        found: list[str] = []
-        if self.source == "frequency" and not audits:
-            why = "has no effect on the source 'frequency' without an audit"
-            found += removable(self, ("signal", "measure"), name, why)
-        if not (self.signal == "masked" and (asks or audits)):
-            why = "has an effect on the signal 'masked' of 'exact', 'teacher' or an audit alone"
-            found += removable(self, ("passes",), name, why)
-        if "exact" not in self.kinds:
-            found += removable(self, ("candidates", "average"), name, "has an effect on the source 'exact' alone")
-        if audits and (self.source == "teacher" or (asks and self.candidates is None and self.average is None)):
-            why = f"has no effect on the source {self.source!r}, which would be compared with itself"
-            found.append(Removable(f"{name}.audit.every", why, None))
-        return found

@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jaxtyping import Float, Int64
 from torch import Tensor, tensor
 
 from megamask.batch import MaskPlan, PackedBatch, TokenIds
-from megamask.errors import must
 from megamask.masking.rng import PackRng
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """Shares of the targets; they add up to 1. BERT (Devlin et al. 2019) has 0.8, 0.1, 0.1."""
-
-    mask: float = 0.8
-    """Share of the targets replaced by [MASK]."""
-    random: float = 0.1
-    """Share of the targets replaced by a random token that is not special."""
-    keep: float = 0.1
-    """Share of the targets left as they are, but asked for."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = [
-            must(f"{name}.{part}", "lie in [0, 1]", share) for part, share in vars(self).items() if not 0 <= share <= 1
-        ]
-        total = self.mask + self.random + self.keep
-        if abs(total - 1) > 1e-9:
-            found.append(must(f"{name}.mask + {name}.random + {name}.keep", "be 1", round(total, 9)))
-        return found
-
-    def counts(self, targets: int) -> tuple[int, int]:
-        """How many of ``targets`` become [MASK] and how many a random token; the rest stay."""
-        masks = round(self.mask * targets)
-        return masks, min(round(self.random * targets), targets - masks)
+from megamask.masking.settings import Corruption as Corruption
 
 
 def corrupt(

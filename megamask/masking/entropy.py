@@ -13,69 +13,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import PackedBatch
-from megamask.errors import Removable, must
 from megamask.masking.queue import Pieces, Queue, per_sequence
 from megamask.masking.rng import PackRng
+from megamask.masking.settings import EntropyScoreConfig as EntropyScoreConfig
+from megamask.masking.settings import Strategy as Strategy
 from megamask.masking.uniform import Stateless
-
-Strategy = Literal["high", "low", "middle", "both", "proportional"]
 
 FLAT = 1e-6
 """Nats. A sequence whose entropies spread less is flat: what differs is rounding."""
 FLOOR = 1e-6
 """Nats. The least entropy that `proportional` counts with, so that pieces of none are drawn last and not never."""
-
-
-@dataclass(frozen=True)
-class EntropyScoreConfig:
-    """How entropy decides which pieces are masked first."""
-
-    strategy: Strategy = "high"
-    """high: what the model is unsure of, the idea of the method and its paper's main case; low: the contrast; middle
-    and both: pieces whose rank of entropy in the sequence is near the middle, or near either end; proportional: drawn
-    without replacement, the next piece with a chance in proportion to its entropy to the power 1 / `temperature`. For
-    that, entropies of a sequence that holds negative ones (margins are) are counted from its lowest, and none counts
-    as less than a millionth of a nat."""
-    temperature: float = 0.25
-    """Of the noise added to the score; 0 takes the top, as the paper's top 15 % does. Scores have a spread of 1 in
-    each sequence if standardised, and under middle and both, so it is in units of that spread; under proportional it
-    is the inverse of the exponent. By default not 0: greedy masks gather on the rarest tokens, and with noise every
-    piece keeps a chance, which weights by inverse chance need. On made-up entropies (gamma of shape 2, 15 % masked)
-    high at 0.25 keeps 0.96 of what the top gains over random, at 0.5 0.85, at 1 0.60."""
-    standardise: bool = True
-    """Whether high and low look at (entropy - mean) / standard deviation over the maskable pieces of the sequence, so
-    that one temperature means the same in hard and in easy documents. A sequence's share of the masks never depends
-    on it. Flat sequences give 0. The others look at ranks or proportions, which it cannot change."""
-    cap: float = 0.0
-    """The top share of each sequence's pieces by entropy that the score leaves to the last, for they may be noise,
-    typos or identifiers. 0 by default, as in the paper; 0.01 to 0.02 is meant. If nothing else is left they are taken,
-    so the budget stays within reach; what is explored by lot does not heed it."""
-    shuffle: Literal["no", "pack", "type"] = "no"
-    """The control: the same entropies at wrong places, permuted over all maskable tokens of a pack, or among those
-    with the same id, which keeps what the token alone says and takes away what the context says."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
-        if not 0 <= self.temperature < math.inf:
-            found.append(must(f"{name}.temperature", "be at least 0 and finite", self.temperature))
-        if self.strategy == "proportional" and self.temperature == 0:
-            found.append(
-                must(f"{name}.temperature", "be above 0 under the strategy 'proportional'", self.temperature)
-                + " For the highest entropies take the strategy 'high'."
-            )
-        if not 0 <= self.cap < 1:
-            found.append(must(f"{name}.cap", "lie in [0, 1)", self.cap))
-        if not self.standardise and self.strategy not in ("high", "low"):
-            found.append(Removable(f"{name}.standardise", f"has no effect on the strategy {self.strategy!r}", True))
-        return found
 
 
 class Entropy(Stateless):

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import MaskPlan, PackedBatch, TokenIds
-from megamask.errors import ConfigError, DataError, NonFiniteError, removable
+from megamask.errors import ConfigError, DataError, NonFiniteError
 from megamask.masking.choose import choose
-from megamask.masking.corrupt import Corruption, corrupt
-from megamask.masking.entropy import Entropy, EntropyScoreConfig
-from megamask.masking.part_of_speech import PartOfSpeech, PartOfSpeechScoreConfig
+from megamask.masking.corrupt import corrupt
+from megamask.masking.entropy import Entropy
+from megamask.masking.part_of_speech import PartOfSpeech
 from megamask.masking.rng import PackRng
+from megamask.masking.settings import STEPS as STEPS
+from megamask.masking.settings import Corruption, MaskingConfig
+from megamask.masking.settings import coarse as coarse
 from megamask.masking.uniform import Uniform
-from megamask.masking.units import Unit, pieces
+from megamask.masking.units import pieces
 from megamask.schedules import Schedule
-
-STEPS = 64
-"""Moving schedules move in this many steps from 0 to 1 over the run, so that a run has few shapes."""
-
-
-UNUSED = {
-    "uniform": ("entropy", "part_of_speech", "explore"),
-    "entropy": ("part_of_speech",),
-    "part_of_speech": ("entropy",),
-}
-"""Settings of masking that have no effect under a score."""
 
 
 @runtime_checkable
@@ -52,51 +43,6 @@ class Score(Protocol):
     def figures(self) -> dict[str, float]: ...
 
 
-@dataclass(frozen=True)
-class MaskingConfig:
-    """How many tokens are masked, in which pieces, which first, and what stands in their place."""
-
-    ratio: Schedule = field(default_factory=lambda: Schedule(start=0.3))
-    """Share of a pack's rows that are targets."""
-    unit: Unit = "token"
-    """The pieces that are masked whole: tokens, words, or spans of words."""
-    score: Literal["uniform", "entropy", "part_of_speech"] = "uniform"
-    """Which pieces come first: `uniform` is random masking; `entropy` goes by how unsure a model is of each token, as
-    `entropy.source` says it; `part_of_speech` by how hard words of each tag were (PTW), for text with tags."""
-    corruption: Corruption = field(default_factory=Corruption)
-    """What stands in the place of the targets."""
-    entropy: EntropyScoreConfig = field(default_factory=EntropyScoreConfig)
-    """How entropy decides; for the score `entropy` alone."""
-    part_of_speech: PartOfSpeechScoreConfig = field(default_factory=PartOfSpeechScoreConfig)
-    """How the losses of tags decide; for the score `part_of_speech` alone."""
-    explore: Schedule = field(default_factory=lambda: Schedule("ramp", 1.0, 0.1, at=0.05, until=0.15))
-    """Share of the targets chosen at random, whatever the score; for every score but `uniform`. 1 is random masking,
-    needed at first where a model's own entropy still says nothing (cold start); the rest keeps every token within
-    reach, so that what is learnt at targets holds for all."""
-
-    def targets(self, progress: float, rows: int) -> int:
-        """Targets in a pack of ``rows`` at ``progress``: at least one."""
-        return max(1, round(self.ratio(_coarse(progress)) * rows))
-
-    def most_targets(self, rows: int, steps: int | None = None) -> int:
-        """The most targets that a pack of ``rows`` has in a run of ``steps``; None: of any length, or by the clock."""
-        if steps is None or steps >= 2 * STEPS:  # then every value is reached
-            return max(self.targets(stage / STEPS, rows) for stage in range(STEPS + 1))
-        return max(self.targets(step / steps, rows) for step in range(steps))
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = self.ratio.problems(f"{name}.ratio", 0, 1, touch=True)
-        found += self.corruption.problems(f"{name}.corruption")
-        kind = "random masking" if self.score == "uniform" else f"the score {self.score!r}"
-        cure = f"Remove it or set `{name}.score`."
-        found += removable(self, UNUSED[self.score], name, f"has no effect on {kind}", cure)
-        if self.score != "uniform":
-            found += self.explore.problems(f"{name}.explore", 0, 1, closed=True)
-            found += getattr(self, self.score).problems(f"{name}.{self.score}")
-        return found
-
-
 class Masker:
     """Makes plans. A plan depends on (seed, pack number, progress), the entropy, and what the score has learnt."""
 
@@ -114,11 +60,11 @@ class Masker:
 
     def explore(self, progress: float) -> float:
         """Share of the targets chosen at random, whatever the score."""
-        return 1.0 if self.config.score == "uniform" else self.config.explore(_coarse(progress))
+        return 1.0 if self.config.score == "uniform" else self.config.explore(coarse(progress))
 
     def needs_entropy(self, progress: float) -> bool:
         """Whether plans at ``progress`` depend on entropy; while they do not, nobody need compute it."""
-        return isinstance(self.score, Entropy) and self.config.explore(_coarse(progress)) < 1
+        return isinstance(self.score, Entropy) and self.config.explore(coarse(progress)) < 1
 
     def __call__(
         self,
@@ -142,7 +88,7 @@ class Masker:
             _check(entropy, batch)
         piece = pieces(self.config.unit, batch, rng)
         budget = self.budget(progress, batch.layout.rows if rows is None else rows)
-        explore = self.config.explore(_coarse(progress))
+        explore = self.config.explore(coarse(progress))
         score = None if explore == 1 else self.score(batch, entropy, piece, rng)
         targets, probability = choose(
             score, piece, budget, batch, rng, temperature=self.score.temperature, explore=explore
@@ -182,10 +128,6 @@ def _score(config: MaskingConfig, tags: Sequence[str]) -> Score:
             )
         return PartOfSpeech(config.part_of_speech, tags)
     return Uniform()
-
-
-def _coarse(progress: float) -> float:
-    return round(progress * STEPS) / STEPS
 
 
 def _check(entropy: Tensor | None, batch: PackedBatch) -> None:

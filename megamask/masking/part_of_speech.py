@@ -18,9 +18,7 @@ Costs a few lookups a pack and one message of 2 x tags numbers a step; nothing w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,36 +26,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import MaskPlan, PackedBatch
-from megamask.errors import CheckpointError, DataError, must
+from megamask.errors import CheckpointError, DataError
 from megamask.masking.rng import PackRng
+from megamask.masking.settings import PartOfSpeechScoreConfig as PartOfSpeechScoreConfig
 from megamask.masking.units import pieces
 
 GRAIN = 2.0**-20
 """Nats. Losses are summed in whole multiples of it: such sums are exact, so the same in any order on any ranks."""
-
-
-@dataclass(frozen=True)
-class PartOfSpeechScoreConfig:
-    """How the losses of tags become weights."""
-
-    momentum: float = 0.999
-    """How much of a tag's running loss stays at each step in which it had targets. Losses begin at 0."""
-    sharpness: float = 2.0
-    """The weight of a tag is sigmoid(sharpness x (loss - mean over tags) / standard deviation over tags)."""
-    temperature: float = 1.0
-    """Of the noise of the selection: pieces are drawn in proportion to weight to the power 1 / temperature, 1 is the
-    paper's; large ones come near random whole words."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
-        if not 0 <= self.momentum < 1:
-            found.append(must(f"{name}.momentum", "lie in [0, 1)", self.momentum))
-        for part in ("sharpness", "temperature"):
-            value = getattr(self, part)
-            if not 0 < value < math.inf:
-                found.append(must(f"{name}.{part}", "be above 0 and finite", value))
-        return found
 
 
 class PartOfSpeech:

@@ -6,8 +6,6 @@ never cross from one sequence into another.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64
@@ -15,8 +13,7 @@ from torch import Tensor
 
 from megamask.batch import PackedBatch
 from megamask.masking.rng import PackRng
-
-Unit = Literal["token", "word", "span"]
+from megamask.masking.settings import Unit as Unit
 
 
 def pieces(unit: Unit, batch: PackedBatch, rng: PackRng) -> Int64[Tensor, " T"]:

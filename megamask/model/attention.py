@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from megamask.batch import Grids, Layout
-
-Backend = Literal["auto", "reference", "padded", "varlen"]
+from megamask.model.shape import Backend as Backend
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from megamask import records
-from megamask.batch import TokenIds
+from megamask.basic_types import TokenIds
 from megamask.errors import CheckpointError, Removable, must
-from megamask.model.attention import Backend
 
+Backend = Literal["auto", "reference", "padded", "varlen"]
 SHAPE = "shape.json"
 HEAD_WIDTH = 64
 LARGEST = 2**40

@@ -16,44 +16,19 @@ a norm, as the encoder does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch
-from megamask.errors import must
 from megamask.model.encoder import Encoder, Stack, initialise, norm
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape
 from megamask.model.sums import Table
 from megamask.objectives.late import MaskVector, mask_rows, put_back, visible_states
 from megamask.objectives.mlm import MLM
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The small stack behind the encoder; its layers are as the encoder's next ones would be, local ones too."""
-
-    layers: int = 4
-    """Its layers. The released code has 4 behind 12."""
-    attention: Literal["self", "cross"] = "self"
-    """`self`: all rows move on, as in the encoder. `cross`: the rows of [MASK] alone do; they attend to each other and
-    to what the encoder made of the rest, which stays as it is and costs about a sixth. Its layers are all global."""
-    positions: Literal["masks", "all"] = "masks"
-    """`masks`: a row of [MASK] brings its position along, through the encoder's embedding; the others have had theirs.
-    `all`: a learned position of the decoder's own is added to every row, and a norm follows, as in the released code;
-    for the preset `bert` alone, since `modern` turns queries and keys by position in every layer anyway."""
-    dropout: float = 0.0
-    """Share of hidden values and of attention weights dropped in the decoder; the released code has none there."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = [must(f"{name}.layers", "be at least 1", self.layers)] if self.layers < 1 else []
-        if not 0 <= self.dropout < 1:
-            found.append(must(f"{name}.dropout", "lie in [0, 1)", self.dropout))
-        return found
+from megamask.objectives.settings import DecoderConfig as DecoderConfig
 
 
 class Entry(nn.Module):

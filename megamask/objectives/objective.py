@@ -8,74 +8,19 @@ what the engine trains and what a checkpoint holds: ``encoder`` and ``head``, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from megamask.batch import Measure
-from megamask.errors import SHOWN, CheckpointError, ConfigError, Removable, listed, must, raise_all
+from megamask.errors import SHOWN, CheckpointError, ConfigError, listed, must, raise_all
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
-from megamask.model.shape import EncoderShape
 from megamask.objectives.late import MaskVector
-from megamask.objectives.mae_lm import MAELM, Decoder, DecoderConfig
+from megamask.objectives.mae_lm import MAELM, Decoder
 from megamask.objectives.mlm import MLM
+from megamask.objectives.settings import ObjectiveConfig as ObjectiveConfig
 from megamask.objectives.three_ml import ThreeML
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What is learnt from a masked pack: where [MASK] enters the network."""
-
-    kind: Literal["mlm", "three_ml", "mae_lm"] = "mlm"
-    """`mlm`: at the embedding. `three_ml`: before layer `depth` of the encoder, so that those below run on fewer rows.
-    `mae_lm`: in a small decoder behind the encoder, which an export drops; 3ML with its own decoder is this too."""
-    depth: int | None = None
-    """Layers, from the first, that [MASK] passes by; for `three_ml`, which needs it. 0 is `mlm`."""
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """The decoder of `mae_lm`."""
-    mask_vector: Literal["shared", "own"] = "shared"
-    """`shared`: [MASK] is its row of the token table. `own`: a vector learnt for this place alone, which an export
-    drops; then the model knows no [MASK]. For `three_ml` and `mae_lm`."""
-
-    @property
-    def late(self) -> bool:
-        """Whether the rows of [MASK] leave the first layers."""
-        return self.kind != "mlm"
-
-    @property
-    def knows_mask(self) -> bool:
-        """Whether encoder and head alone, which an export keeps, make predictions at [MASK]."""
-        return self.kind != "mae_lm" and self.mask_vector == "shared"
-
-    def problems(self, name: str, shape: EncoderShape | None = None) -> list[str]:
-        """Sentences for what is wrong, with the encoder's ``shape`` too where it is known."""
-        found: list[str] = []
-        if self.kind != "three_ml" and self.depth is not None:
-            found.append(Removable(f"{name}.depth", "has an effect on the kind 'three_ml' alone", None))
-        if self.kind == "three_ml" and self.depth is None:
-            found.append(f"`{name}.depth` must be given when `{name}.kind` is 'three_ml', but is missing.")
-        if self.kind != "mae_lm" and self.decoder != DecoderConfig():
-            why = "one stack has neither a decoder nor cross-attention" if self.late else "no decoder is there"
-            why = f"has an effect on the kind 'mae_lm' alone: {why}"
-            found.append(Removable(f"{name}.decoder", why, DecoderConfig()))
-        if self.kind == "mae_lm":
-            found += self.decoder.problems(f"{name}.decoder")
-        if not self.late and self.mask_vector != "shared":
-            found.append(Removable(f"{name}.mask_vector", "has no effect on the kind 'mlm'", "shared"))
-        return found + (self._misfits(name, shape) if shape else [])
-
-    def _misfits(self, name: str, shape: EncoderShape) -> list[str]:
-        last = shape.num_layers - 1
-        if self.kind == "three_ml" and self.depth is not None and not 0 <= self.depth <= last:
-            rule = f"lie between 0 and {last}, for one of the {shape.num_layers} layers of `model` must see [MASK]"
-            return [must(f"{name}.depth", rule, self.depth)]
-        if self.kind == "mae_lm" and self.decoder.positions == "all" and shape.preset == "modern":
-            cure = "Its layers turn queries and keys by position, in the decoder too."
-            return [must(f"{name}.decoder.positions", "be 'masks' with the preset 'modern'", "all", cure)]
-        return []
 
 
 def build(config: ObjectiveConfig, encoder: Encoder, head: Head, measure: Measure = "shannon") -> MLM:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from megamask import ranks
+from megamask import launcher
 from megamask.config import CheckpointConfig, PacksConfig, PretrainConfig, ValidationConfig
-from megamask.engine.optimizer import OptimizerConfig
-from megamask.masking.corrupt import Corruption
-from megamask.masking.masker import MaskingConfig
+from megamask.engine.settings import OptimizerConfig
+from megamask.masking.settings import Corruption, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.schedules import LearningRate, Schedule
 
@@ -26,7 +25,7 @@ def tiny() -> PretrainConfig:
         output=Path("runs/tiny"),
         steps=600,
         # a pack for each rank, so that the same command runs on any number of GPUs
-        packs=PacksConfig(tokens=2048, length=128, per_step=ranks.world()),
+        packs=PacksConfig(tokens=2048, length=128, per_step=launcher.world()),
         # most layers look at near words alone: a small model learns these first anyway, and far sooner so
         model=ModelConfig(preset="modern", size="tiny", global_every=4, local_window=8),
         masking=MaskingConfig(Schedule(start=0.2), corruption=Corruption(1.0, 0.0, 0.0)),
@@ -100,7 +99,7 @@ def two_cores() -> PretrainConfig:
     base = tiny()
     return replace(
         base,
-        packs=replace(base.packs, per_step=4 * ranks.world()),
+        packs=replace(base.packs, per_step=4 * launcher.world()),
         steps=150,
         model=ModelConfig(preset="modern", size="tiny", global_every=3, local_window=16),
         checkpoint=CheckpointConfig(every=50),

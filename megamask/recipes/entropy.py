@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from megamask.config import PretrainConfig
-from megamask.entropy.source import AuditConfig, EntropyConfig
-from megamask.masking.entropy import EntropyScoreConfig
+from megamask.entropy.settings import AuditConfig, EntropyConfig
+from megamask.masking.settings import EntropyScoreConfig
 from megamask.schedules import Schedule
-from megamask.teacher import DistillConfig
+from megamask.teacher_settings import DistillConfig
 
 COLD = Schedule("ramp", start=1.0, end=0.15, at=0.1, until=0.2)
 """Random masking in the first tenth of the run, entropies from the second on, 15 % of the masks random to the end."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from megamask.batch import TokenIds
+from megamask.basic_types import TokenIds
 from megamask.config import PretrainConfig
-from megamask.masking.corrupt import Corruption
-from megamask.objectives.mae_lm import DecoderConfig
-from megamask.objectives.objective import ObjectiveConfig
+from megamask.masking.settings import Corruption
+from megamask.objectives.settings import DecoderConfig, ObjectiveConfig
 from megamask.recipes.entropy import entropy_kd_after_init
 from megamask.schedules import Schedule
 

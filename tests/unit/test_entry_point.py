@@ -206,3 +206,20 @@ def test_the_pythons_are_those_of_the_project_file(version: tuple[int, int], run
     with pytest.raises(SystemExit) as ended:
         versions.check_python(version)
     assert ended.value.code == ConfigError.exit_code
+
+
+def test_a_command_line_is_read_without_torch() -> None:
+    """Its import takes longer than all else that `--help` does."""
+    slow = {"torch", "transformers", "deepspeed", "datasets", "tokenizers", "sentencepiece", "pyarrow", "matplotlib"}
+    source = f"import sys, megamask.command as c; c.parse([]); print({slow!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+@pytest.mark.parametrize("flag", ["--help", "--list-recipes"])
+def test_what_only_prints_ends_in_silence_when_nobody_reads(flag: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" "$1" {flag} | head -1; echo "${{PIPESTATUS[0]}}"', sys.executable, str(SCRIPTS[0])],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[1:] == ["0"] and done.stderr == ""

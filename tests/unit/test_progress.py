@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask import ranks
-from megamask.progress import Progress, problems, seconds
+from megamask.progress import Progress
 from megamask.schedules import LearningRate
+from megamask.time_budget import problems, seconds
 
 
 @given(st.integers(1, 50), st.floats(0, 200), st.sampled_from([None, "60s"]))

@@ -17,7 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from megamask.batch import MaskPlan
 from megamask.checkpoint import RunFolder
 from megamask.data import tokenizer as tokenizers
-from megamask.engine.frozen import problems as file_problems
+from megamask.engine.ds_file import teacher_problems as file_problems
 from megamask.entropy.exact import PURPOSE, measured
 from megamask.entropy.source import AuditConfig, EntropyConfig
 from megamask.errors import CheckpointError, ConfigError, DataError
@@ -32,7 +32,8 @@ from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import ObjectiveConfig, build
 from megamask.publish import publish
 from megamask.schedules import Schedule
-from megamask.teacher import DistillConfig, Teacher, TeacherConfig, TeacherEntropy, join, problems
+from megamask.teacher import DistillConfig, Teacher, TeacherConfig, TeacherEntropy, join
+from megamask.teacher_settings import problems
 from tests.batches import pack
 from tests.tolerances import assert_close
 

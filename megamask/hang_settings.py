@@ -1,0 +1,29 @@
+"""The settings of the watchdog; without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megamask.errors import must, removable
+
+
+@dataclass(frozen=True)
+class HangConfig:
+    """How long nothing may move until the run ends with the stacks of all ranks, and does not hold its machines on."""
+
+    timeout: float = 1800.0
+    """Seconds that a step may take, or its packs; 0: no watch is kept."""
+    longest: float = 7200.0
+    """Seconds that may take what comes seldom: reading the text, building, the first step, an evaluation, a checkpoint,
+    the export."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        if self.timeout == 0:
+            why = f"has no effect while `{name}.timeout` is 0"
+            return removable(self, ("longest",), name, why, "Remove one.")
+        if not self.timeout >= 1:
+            return [must(f"{name}.timeout", "be 0, or at least 1", self.timeout)]
+        if not self.longest >= self.timeout:
+            return [must(f"{name}.longest", f"be at least `{name}.timeout` ({self.timeout:g})", self.longest)]
+        return []
