@@ -90,7 +90,11 @@ def pretrain(
         with closing(runs.open_run(config.output, identity, resume, may_differ, text.train, facts)) as start:
             watch.write_to(start.run.logs, start.run.launch)
             watch.phase("building", start.step)
-            parts = build(config, ds_file.resolved(ds, support), text, start)
+            try:
+                parts = build(config, ds_file.resolved(ds, support), text, start)
+            except BaseException:  # refused, failed or stopped before the first step
+                start.withdraw()
+                raise
             ranks.wait_for(watch.patience)
             opening = report.opening(config, parts.shape, text.packs, parts.engine.weights, start.step)
             changed = [

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,7 @@ from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, DataError, StorageError
 from megamask.hf.comparing import differences
+from megamask.log import read_metrics
 from megamask.provenance import environment
 from megamask.trees import flatten, under
 
@@ -47,11 +49,22 @@ class Start:
     """Held by rank 0 until ``close`` or the end of the process."""
     changes: dict[str, list[object]] = field(default_factory=dict)
     """Settings that differ from those of the launch before: theirs, ours."""
+    created: bool = False
+    """Whether this launch made the folder. Known to rank 0."""
 
     def close(self) -> None:
         """Let another launch have the folder."""
         if self.lock:
             self.lock.close()
+
+    def withdraw(self) -> None:
+        """After a launch was refused before its first step: delete the folder if this launch made it.
+
+        With several ranks it stays, for the watchdogs still read there. A launch that follows may take it over.
+        """
+        if self.created and ranks.world() == 1 and not begun(self.run):
+            with suppress(OSError):
+                files.remove(self.run.path)
 
 
 @dataclass(frozen=True)
@@ -88,9 +101,11 @@ def open_run(
     # rank 0's clock, working folder and dice, for all
     run = ranks.by_main(lambda: RunFolder(Path(path), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"))
     lock: files.Lock | None = None
+    created = False
 
     def take() -> None:
-        nonlocal lock
+        nonlocal lock, created
+        created = not run.path.exists()
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         lock = files.Lock(run.lock, run.launch)
 
@@ -103,7 +118,17 @@ def open_run(
         if lock:
             lock.close()
         raise
-    return Start(run, checkpoint, step, tuple(notes), lock, choice.changes)
+    return Start(run, checkpoint, step, tuple(notes), lock, choice.changes, created)
+
+
+def begun(run: RunFolder) -> bool:
+    """Whether ``run`` has taken steps of which something is left: a checkpoint, whole or not, or a figure.
+
+    Otherwise its launch was refused or failed before, and another run may have the folder.
+    """
+    checkpoints = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
+    kept = any(not path.name.startswith(".tmp-") for path in checkpoints)
+    return kept or any(line["step"] > 0 for line in read_metrics(run.logs / "metrics.jsonl"))
 
 
 def check_space(path: Path | str, checkpoint_bytes: int, checkpoints: int = 3) -> None:
@@ -209,6 +234,8 @@ def _changes(run: RunFolder, config: dict, may_differ: tuple[str, ...], text: Sh
         if run.steps():
             raise ConfigError(f"{run.path} holds checkpoints but no config.json, so it cannot be told of which run.")
         return {}
+    if not begun(run):
+        return {}
     try:
         there = flatten(records.read_json(run.config))
     except (ValueError, AttributeError):
@@ -218,28 +245,42 @@ def _changes(run: RunFolder, config: dict, may_differ: tuple[str, ...], text: Sh
     found = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     refused = {key: pair for key, pair in found.items() if not under(key, may_differ)}
     if refused.keys() == {"text"} and text:
-        _refuse_other_text(run, text)
+        _refuse_other_text(run, text, there.get("data"), here.get("data"))
     if refused:
         cures = "Choose another output folder, undo the changes, or, where they are meant, name them after --change"
-        fields = [f"`{key}` is {ours!r} here, but {theirs!r} there." for key, (theirs, ours) in refused.items()]
+        fields = [
+            f"`{key}` is {ours!r} here, but {theirs!r} there."
+            if key != "text" else _other_data(there.get("data"), here.get("data"))
+            for key, (theirs, ours) in refused.items()
+        ]  # fmt: skip
         raise ConfigError(f"{run.path} holds another run. {cures}:", *fields)
     return found
 
 
-def _refuse_other_text(run: RunFolder, text: Shards) -> None:
+def _other_data(theirs: object, ours: object) -> str:
+    """The sentence for another text than that of the run, by the setting `data` of both."""
+    if theirs == ours:
+        return (
+            f"`data` is {ours or 'not given'} as before, but holds another text now. Prepare the text of the run again."
+        )
+    cure = f"Go on with --data {theirs}." if theirs else "Go on without --data."
+    return f"`data` is {ours or 'not given'} here, but {theirs or 'not given'} there, and they hold other texts. {cure}"
+
+
+def _refuse_other_text(run: RunFolder, text: Shards, theirs: object, ours: object) -> None:
     """DataError with the shards that are others than the run began with, or ConfigError if its tokenizer is."""
     try:
         before = records.read_json(run.text)
         changed = changes(before, text.manifest) or ["the same files, but of other sources or settings"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         before, changed = {}, [f"what, cannot be told without {run.text}"]
-    cure = "Name the text of the run as `data`, or choose another output folder."
+    cure = f"{_other_data(theirs, ours)} Or choose another output folder."
     own, now = run.path / TOKENIZER, text.folder / TOKENIZER
     if before.get("tokenizer", text.manifest["tokenizer"]) != text.manifest["tokenizer"] and own.is_dir():
         problem = f"{text.folder} has another tokenizer than the run in {run.path} began with. {cure}"
         raise ConfigError(problem, *differences(now, str(now), own, str(own)))
     shown = ", ".join(changed[:10]) + (f", and {len(changed) - 10} more" if len(changed) > 10 else "")
-    raise DataError(f"{text.folder} has changed since the run in {run.path} began: {shown}. {cure}")
+    raise DataError(f"{text.folder} is not the text that the run in {run.path} began with: {shown}. {cure}")
 
 
 def _first_whole(run: RunFolder, choice: _Choice) -> tuple[Path | None, int, list[str]]:

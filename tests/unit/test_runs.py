@@ -143,6 +143,56 @@ def test_another_run_in_the_folder_is_refused_with_each_field(tmp_path):
     assert json.loads(start.run.config.read_text())["log"] == {"every": 1}
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "sentence"),
+    [
+        ("old", "new", "`data` is new here, but old there, and they hold other texts. Go on with --data old."),
+        (None, "new", "`data` is new here, but not given there, and they hold other texts. Go on without --data."),
+        ("old", "old", "`data` is old as before, but holds another text now."),
+    ],
+)
+def test_another_text_is_told_by_the_setting_and_both_paths(tmp_path, before, now, sentence):
+    run = {**CONFIG, "data": before, "text": "a" * 64}
+    fill(tmp_path, 1, config=run)
+    with pytest.raises(ConfigError) as caught:
+        begin(tmp_path, config={**run, "data": now, "text": "b" * 64, "steps": 7}, may_differ=["data"])
+    assert sentence in str(caught.value) and "`steps` is 7 here" in str(caught.value)
+    assert "a" * 16 not in str(caught.value) and "b" * 16 not in str(caught.value)
+
+
+def test_a_run_that_took_no_step_does_not_occupy_its_folder(tmp_path):
+    other = {**CONFIG, "steps": 7}
+    for name in ("refused", "stopped before its first checkpoint", "with a damaged checkpoint"):
+        folder = tmp_path / name
+        start = begin(folder)
+        (start.run.logs / "metrics.jsonl").write_text('{"step": 0, "valid/loss": 9.0}\n')
+        assert begin(folder, config=other).changes == {}
+        assert json.loads(start.run.config.read_text())["steps"] == 7
+        if name == "refused":
+            continue
+        if name.startswith("stopped"):
+            (start.run.logs / "metrics.jsonl").write_text('{"step": 10, "train/loss": 9.0}\n')
+        else:
+            (start.run.checkpoints / ".bad-step-1-x").mkdir()
+        with pytest.raises(ConfigError, match="holds another run"):
+            begin(folder)
+
+
+def test_a_folder_that_a_refused_launch_made_goes_and_no_other_does(tmp_path):
+    fresh = open_run(tmp_path / "deep" / "fresh", CONFIG)
+    fresh.withdraw()
+    fresh.close()
+    assert not fresh.run.path.exists() and (tmp_path / "deep").is_dir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for folder in (tmp_path / "mine", fill(tmp_path / "run", 1).path):
+        start = open_run(folder, CONFIG)
+        start.withdraw()
+        start.close()
+        assert folder.is_dir()
+    assert (tmp_path / "mine" / "notes.txt").is_file() and RunFolder(tmp_path / "run").steps() == [1]
+
+
 def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
     run = fill(tmp_path, 1)
     run.config.write_text("{")

@@ -113,7 +113,10 @@ RUNS = [
     ),
     Row(
         "a text that has changed", other_text(), DATA,
-        ("changed has changed since the run in", "valid-00000.tokens.npy has other bytes"),
+        (
+            "changed is not the text that the run in", "valid-00000.tokens.npy has other bytes",
+            "there, and they hold other texts. Go on with --data",
+        ),
     ),
     Row(
         "a tokenizer that has changed", other_text("--vocab-size", 200), CONFIG,
