@@ -9,10 +9,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 FIRST, LONGEST = 10.0, 300.0
 """Seconds before the first line, and the longest interval between two lines."""
@@ -57,6 +60,12 @@ class ProgressBar:
             self._write(self._line())
             self._interval = min(2 * self._interval, LONGEST)
             self._next = self._now() + self._interval
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Each of ``items``, one unit of work, which is finished when the next is asked for."""
+        for item in items:
+            yield item
+            self.update()
 
     def move_to(self, done: int) -> None:
         """Set the number of finished units."""

@@ -29,6 +29,7 @@ from megamask.analysis.deficiency import Analysis, Cuts
 from megamask.analysis.layers import Layered, open_model, open_run
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError, MegamaskError, StorageError, must, raise_all
+from megamask.progress_bar import ProgressBar
 
 LENGTH = 512
 NAMES = ("ranks.json", "ranks.md", "ranks.png")
@@ -143,7 +144,8 @@ def measured(
     begin = time.perf_counter()
     batches = texts.batches(shards, arguments.tokens, length, arguments.seed)
     plans = texts.masked(batches, shards, arguments.ratio, arguments.seed)
-    halves = deficiency.gather(model, plans, device)
+    with ProgressBar(f"reading by {model.name}", len(batches), "pack") as bar:
+        halves = deficiency.gather(model, bar.over(plans), device)
     read = time.perf_counter()
     analysis = deficiency.analyse(halves, cuts)
     model.states.cpu()

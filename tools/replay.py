@@ -35,6 +35,7 @@ from megamask.engine.ds_file import resolved
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.log import read_metrics
 from megamask.metrics import CLOCKS
+from megamask.progress_bar import ProgressBar
 from megamask.spikes import Judge
 
 """Figures that go by a clock."""
@@ -131,12 +132,17 @@ def whole(run: RunFolder, most: int) -> tuple[Path | None, int]:
 
 def steps(parts: Parts, first: int, end: int) -> None:
     """The steps from ``first`` up to ``end`` as the loop takes them, with their figures."""
+    # on a terminal the log has a bar
+    hidden = not ranks.is_main() or sys.stdout.isatty()
+    bar = None if hidden else ProgressBar("steps taken again", end - first, "step")
     for step in range(first, end):
         batches = [next(parts.batches) for _ in range(parts.engine.accumulate)]
         pretrain.take(parts, step, batches)
         if (step + 1) % parts.config.log.every == 0 or step + 1 == end:
             pretrain.tell(parts, step + 1)
         pretrain.audit(parts, step + 1, batches[0])
+        if bar:
+            bar.update()
     parts.batches.close()
     parts.log.close()
 

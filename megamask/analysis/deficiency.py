@@ -45,6 +45,7 @@ from torch import Tensor
 from megamask.analysis.effective_rank import Moments, Spectrum, Way, outside_directions, outside_norm
 from megamask.analysis.layers import Layered, States
 from megamask.batch import MaskPlan, PackedBatch
+from megamask.progress_bar import ProgressBar
 
 MATRICES = {
     "clean": "real tokens, nothing masked",
@@ -152,9 +153,11 @@ def _add(layers: list[LayerMoments], name: str, states: Sequence[Tensor], rows: 
 def analyse(halves: list[list[LayerMoments]], cuts: Cuts) -> Analysis:
     """The figures of what ``gather`` found."""
     one, other = halves
-    plain, centred = (
-        [_layer(mine, its, cuts, centre) for mine, its in zip(one, other, strict=True)] for centre in (False, True)
-    )
+    with ProgressBar("ranks", 2 * len(one), "layer") as bar:
+        plain, centred = (
+            [_layer(mine, its, cuts, centre) for mine, its in bar.over(zip(one, other, strict=True))]
+            for centre in (False, True)
+        )
     return Analysis(plain, centred)
 
 

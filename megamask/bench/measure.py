@@ -16,6 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool
+from tqdm import tqdm
 
 from megamask.batch import TokenIds
 from megamask.errors import must
@@ -142,12 +143,20 @@ def is_text(ids: TokenIds) -> Bool[np.ndarray, " V"]:
 def in_turn(
     variants: Sequence[Variant], rounds: int, steps: int, tell: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[Round]]:
-    """``rounds`` rounds of each variant by its name, A B C A B C ...; one before them is thrown away."""
+    """``rounds`` rounds of each variant by its name, A B C A B C ...; one before them is thrown away.
+
+    ``tell`` gets a line after each round of a variant: its speed, and the time that all others are likely to take.
+    """
     found: dict[str, list[Round]] = {variant.name: [] for variant in variants}
+    begin, left = time.perf_counter(), (rounds + 1) * len(variants)
+    total = left
     for turn in range(rounds + 1):
         for variant in variants:
             seen = variant.run(steps)
-            tell(f"round {turn} of {rounds}: {variant.name}: {seen.tokens / seen.wall:,.0f} tokens/s")
+            left -= 1
+            seconds = (time.perf_counter() - begin) / (total - left) * left
+            speed = f"{seen.tokens / seen.wall:,.0f} tokens/s, left {tqdm.format_interval(seconds)}"
+            tell(f"round {turn} of {rounds}: {variant.name}: {speed}")
             if turn:
                 found[variant.name].append(seen)
     return found

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megamask.errors import DataError
 from megamask.hf import library
+from megamask.progress_bar import ProgressBar
 
 AT_ONCE = 32
 """Copies of the sentence in one pass."""
@@ -43,10 +44,11 @@ def doubts(
     each = torch.arange(len(tokens))
     masked = tokens.repeat(len(tokens), 1)
     masked[each, each] = mask_id
-    found = [
-        _entropy(model(input_ids=some).logits[torch.arange(len(some)), places])
-        for some, places in zip(masked.split(AT_ONCE), each.split(AT_ONCE), strict=True)
-    ]
+    found = []
+    with ProgressBar("entropies", len(tokens), "token") as bar:
+        for some, places in zip(masked.split(AT_ONCE), each.split(AT_ONCE), strict=True):
+            found.append(_entropy(model(input_ids=some).logits[torch.arange(len(some)), places]))
+            bar.update(len(some))
     return torch.cat(found)
 
 

@@ -62,6 +62,12 @@ def test_work_without_a_finished_unit_shows_that_it_is_alive():
     assert line == "entropies: 0 of 1,000 tokens (0%), 00:10 so far\n"
 
 
+def test_items_are_counted_when_they_are_finished():
+    with ProgressBar("ranks", 3, "layer") as bar:
+        assert [(item, bar.done) for item in bar.over("abc")] == [("a", 0), ("b", 1), ("c", 2)]
+        assert bar.done == 3
+
+
 @pytest.mark.parametrize(("seconds", "lines"), [(FIRST - 1, 0), (FIRST + 1, 1)])
 def test_only_long_work_says_how_long_it_took(seconds, lines):
     clock, stream = Clock(), io.StringIO()

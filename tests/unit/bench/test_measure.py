@@ -30,6 +30,12 @@ def test_variants_take_turns_and_the_first_round_is_thrown_away():
         assert [one.wall for one in found[name]] == [3 * turn + at + 1 for turn in range(1, 6)]
 
 
+def test_the_time_left_ends_at_none():
+    lines: list[str] = []
+    in_turn([Counted(name, []) for name in "ab"], rounds=2, steps=1, tell=lines.append)
+    assert len(lines) == 6 and all(", left 00:0" in line for line in lines) and lines[-1].endswith(", left 00:00")
+
+
 def test_figures_are_medians_over_rounds():
     rounds = in_turn([Counted("a", [])], rounds=7, steps=1)["a"]
     found = Figures.of(rounds)
