@@ -90,7 +90,8 @@ def encode_words(
     if rule == "pre_tokenizer":
         return [(np.array(each.ids, np.int64), starts_of(each)) for each in tokenizer.encodings(texts)]
     table = word_starts(tokenizer)
-    return [(ids, table[ids]) for ids in tokenizer.encode(texts)]
+    # the first token begins a word, with or without the mark of a space
+    return [(ids, table[ids] | (np.arange(len(ids)) == 0)) for ids in tokenizer.encode(texts)]
 
 
 def unknown_words(what: str) -> str:

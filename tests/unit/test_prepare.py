@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, trainers
 
 from megamask import prepare as preparing
 from megamask import work
@@ -22,9 +24,11 @@ from megamask.data import encoding, local_text, tagger, text
 from megamask.data.inputs import find
 from megamask.data.intake import Intake
 from megamask.data.shards import Shards
-from megamask.data.tokenizer import load
+from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load
+from megamask.data.words import WordSizes
 from megamask.errors import ConfigError, DataError, StorageError
 from megamask.prepare import PrepareConfig, local_data, prepare
+from tools import prepare_data
 
 ROOT = Path(__file__).parents[2]
 
@@ -460,3 +464,89 @@ def test_a_file_name_that_is_not_utf8_is_no_obstacle(config, corpus):
     os.rename(corpus / "b.txt", os.fsencode(corpus) + b"/caf\xe9.txt")
     inputs = Shards.open(prepare(config)).manifest["inputs"]
     assert inputs[1]["name"] == "corpus/caf\\xe9.txt"
+
+
+# ---- what the tokenizer loses, and where its words begin
+
+
+@pytest.fixture
+def whitespace_bpe(paragraphs, tmp_path) -> Path:
+    """A BPE that knows no foreign letters, whose tokens do not show where words begin, with dropout in its file."""
+    backend = Backend(models.BPE(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    options = {"vocab_size": 600, "special_tokens": list(SPECIAL), "show_progress": False}
+    backend.train_from_iterator([p for p in paragraphs if p.isascii()], trainers.BpeTrainer(**options))
+    backend.model.dropout = 0.1
+    Tokenizer(backend, dict(zip(ROLES, SPECIAL, strict=True))).save(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+@pytest.fixture
+def lossy(config, corpus, whitespace_bpe) -> PrepareConfig:
+    (corpus / "c.jsonl").write_text("".join(json.dumps({"text": f"東京 {n} и ещё"}) + "\n" for n in range(9)))
+    return change(config, tokenizer=str(whitespace_bpe), vocab_size=None, lost_share=0.5)
+
+
+def test_counts_and_words_do_not_depend_on_workers_or_kills(lossy, tmp_path, small_units, monkeypatch):
+    """Nor does dropout in the tokenizer's file."""
+    whole = contents(prepare(lossy))
+    assert any(name.endswith(".starts.npy") for name in whole)
+    assert contents(prepare(change(lossy, output=tmp_path / "two", workers=2))) == whole
+    stopped = change(lossy, output=tmp_path / "stopped")
+    encode, left = encoding._encode_unit, [5]
+
+    def some(*given):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        encode(*given)
+
+    monkeypatch.setattr(encoding, "_encode_unit", some)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(stopped)
+    monkeypatch.setattr(encoding, "_encode_unit", encode)
+    assert contents(prepare(stopped)) == whole
+
+
+def test_the_counts_are_those_of_the_text(lossy, capsys):
+    arguments = [*("--input", *lossy.input), "--output", str(lossy.output), "--tokenizer", lossy.tokenizer]
+    assert prepare_data.main([*arguments, "--lost-share", "0.5", "--valid-share", "0.1", "--workers", "1"]) == 0
+    told = capsys.readouterr().out
+    manifest = Shards.open(lossy.output).manifest
+    unknown = load(lossy.tokenizer).backend.token_to_id("[UNK]")
+    for split, counts in manifest["coverage"].items():
+        shards = Shards.open(lossy.output, split)
+        assert counts["tokens"] == shards.tokens
+        assert counts["unknown_tokens"] == sum(int((part == unknown).sum()) for part in shards.parts)
+        assert f"{counts['unknown_tokens']:,} of {counts['tokens']:,} tokens are unknown" in told
+        assert shards.word_parts is not None and shards.word_sizes is not None
+    examples = {text for counts in manifest["coverage"].values() for text, _ in counts["examples"]}
+    assert {"東", "京", "щ"} <= examples
+    assert manifest["switched_off"] == ["dropout 0.1"] and "dropout 0.1" in told
+    # sizes of words by the plainest code
+    shards = Shards.open(lossy.output)
+    [offsets], [starts] = list(shards.offsets()), shards.word_parts
+    begins = np.union1d(np.flatnonzero(starts), offsets[:-1])
+    sizes = np.diff(begins, append=shards.tokens)
+    assert shards.word_sizes == WordSizes(len(sizes), int(np.sort(sizes)[(len(sizes) - 1) // 2]), int(sizes.max()))
+
+
+def test_a_text_of_which_much_is_lost_is_refused_and_the_cure_keeps_what_is_finished(lossy, monkeypatch):
+    with pytest.raises(DataError, match=r"loses .* more than `lost_share` \(0\.001\) allows: .* '東'"):
+        prepare(change(lossy, lost_share=0.001))
+    assert not lossy.output.exists()
+    monkeypatch.setattr(encoding, "_encode_unit", lambda *given: pytest.fail("encoded again"))
+    assert Shards.open(prepare(lossy)).manifest["coverage"]
+
+
+def test_a_character_that_cannot_be_encoded_is_named_with_its_file(config, corpus, paragraphs, tmp_path):
+    backend = Backend(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    options = {"vocab_size": 600, "special_tokens": list(SPECIAL), "show_progress": False}
+    backend.train_from_iterator([p for p in paragraphs if p.isascii()], trainers.UnigramTrainer(**options))
+    Tokenizer(backend, dict(zip(ROLES, SPECIAL, strict=True))).save(tmp_path / "tokenizer")
+    (corpus / "a.jsonl").write_text('{"text": "plain"}\n{"text": "to 東京"}\n')
+    (corpus / "b.txt").unlink()
+    sentence = r"cannot encode the character '東' \(U\+6771\), found in corpus/a\.jsonl, .* begins 'to 東京': .*Choose"
+    with pytest.raises(DataError, match=sentence):
+        prepare(change(config, tokenizer=str(tmp_path / "tokenizer"), vocab_size=None))
