@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from megamask import checkpoint, inspection
 from megamask.checkpoint import RunFolder
+from megamask.data.coverage import Coverage
 from megamask.errors import CheckpointError, MegamaskError
 from megamask.inspection import inspect
 from megamask.publish import publish
@@ -30,6 +32,25 @@ def trace(folder: Path) -> dict[str, tuple]:
         text = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         found[str(path)] = (status.st_ino, status.st_mode, status.st_mtime_ns, status.st_ctime_ns, text)
     return found
+
+
+def test_what_the_tokenizer_lost_is_told(tmp_path):
+    """A manifest of an earlier version has no counts; one that is damaged does not end the command."""
+    run = RunFolder(tmp_path)
+    run.config.write_text(json.dumps(CONFIG))
+    counts = Coverage(tokens=200, characters=700, unknown_tokens=3, unknown_characters=5, examples=Counter(["東京"]))
+    for manifest, line in (
+        ({"coverage": {"train": counts.record()}}, f"train: {counts.sentence()}"),
+        ({"coverage": {}}, "train: What the tokenizer lost was not counted."),
+        ({"coverage": {"train": 7}}, f"{run.text} is damaged: its counts cannot be read."),
+        ({"coverage": []}, f"{run.text} is damaged: its counts cannot be read."),
+    ):
+        run.text.write_text(json.dumps(manifest))
+        inspected = inspect(tmp_path)
+        assert line in inspected.text
+        assert f"  text, {line}" in inspect_run.lines(inspected, True)
+    run.text.unlink()
+    assert inspect(tmp_path).text == ()
 
 
 def save(run: RunFolder, step: int) -> None:
