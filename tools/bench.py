@@ -67,11 +67,16 @@ def bench(config: BenchConfig) -> None:
         return bench_late(config, shards)
     # theirs first: accelerate would take the single rank that our engine announces for one of several
     lines = theirs.lines(raw, shards) if raw else theirs.documents(shards)
-    variants = theirs.variants(config, shards, lines, trainer=trainer)
-    ds = {"fp32": read_ds_config(HOW / "fp32.json"), "bf16": resolved(read_ds_config(HOW / "zero1.json"), BF16)}
-    variants += ours.variants(config, shards, **ds)
+    support = precision.support(ranks.device())
+    precisions = config.measured(support)
+    variants = theirs.variants(config, shards, lines, precisions, trainer=trainer)
     bases = [variant.name for variant in variants[:3]]
-    print(*opening(config, shards), *beside(config, raw is not None, trainer), "", sep="\n")
+    files = {"fp32": read_ds_config(HOW / "fp32.json"), "bf16": resolved(read_ds_config(HOW / "zero1.json"), BF16)}
+    variants += ours.variants(config, shards, {name: files[name] for name in precisions})
+    print(*opening(config, shards), *beside(config, raw is not None, trainer), sep="\n")
+    if "bf16" not in precisions and config.precisions is None:
+        print(f"- no bf16: {support.reason}; `--precisions fp32 bf16` measures it all the same")
+    print()
     rounds = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
 
     by_cpu = config.threads == 1 and not torch.cuda.is_available()
@@ -125,7 +130,7 @@ def opening(config: BenchConfig, shards: Shards) -> list[str]:
     here = table.machine()
     versions = ", ".join(f"{name} {said or 'absent'}" for name, said in here["versions"].items())
     return [
-        f"- machine: {here['gpu'] or ''}{', ' if here['gpu'] else ''}{here['cpu']} ({', '.join(here['flags'])}), "
+        f"- machine: {here['gpu'] or ''}{', ' if here['gpu'] else ''}{here['cpu']} ({here['instructions']}), "
         f"{here['cores']} cores, load {here['load']} at the start; {here['threads']} thread(s)",
         f"- versions: Python {here['python']}, {versions}",
         f"- text: {shards.folder.name}, {shards.token_ids.size:,} tokens in the vocabulary",

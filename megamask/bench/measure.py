@@ -21,6 +21,7 @@ from tqdm import tqdm
 from megamask.batch import TokenIds
 from megamask.errors import must
 from megamask.model.shape import ModelConfig
+from megamask.precision import Precision, Support
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class BenchConfig:
     """Presets of megamask; the Trainer has BERT."""
     size: Literal["tiny", "small", "base", "large"] = "tiny"
     """Layers and width, of both sides."""
+    precisions: tuple[Precision, ...] | None = None
+    """Precisions of both sides; without it fp32, and bf16 where the device multiplies in it."""
     length: int = 128
     """Longest sequence in rows."""
     rows: int = 4096
@@ -68,6 +71,8 @@ class BenchConfig:
                 found.append(must(name, "be at least 1", getattr(self, name)))
         if self.length >= 8 and (self.rows < self.length or self.rows % self.length):
             found.append(must("rows", f"be a multiple of `length` ({self.length})", self.rows))
+        if self.precisions is not None and not self.precisions:
+            found.append(must("precisions", "name at least one precision", self.precisions))
         if not 0 < self.ratio < 1:
             found.append(must("ratio", "lie in (0, 1)", self.ratio))
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -80,6 +85,10 @@ class BenchConfig:
         """The same layers, width and longest sequence for all."""
         longest = max(512, self.length)
         return ModelConfig(preset, self.size, max_positions=longest, dropout=self.dropout or 0.0, compile=compiled)
+
+    def measured(self, support: Support) -> tuple[Precision, ...]:
+        """The precisions to measure on a device with ``support``."""
+        return self.precisions or (("fp32", "bf16") if support.bf16 else ("fp32",))
 
     @property
     def needed(self) -> int:

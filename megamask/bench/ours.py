@@ -7,7 +7,7 @@ plain PyTorch, which shows what the engine costs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -30,6 +30,7 @@ from megamask.metrics import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.objectives import objective as objectives
+from megamask.precision import Precision
 from megamask.schedules import Schedule
 from megamask.spikes import Judge, SpikesConfig
 from megamask.teacher import Teacher
@@ -41,21 +42,22 @@ DsFile = dict[str, Any]
 """What a file of ds_configs/ holds."""
 
 
-def variants(config: BenchConfig, shards: Shards, *, fp32: DsFile, bf16: DsFile) -> list[Variant]:
-    """Every preset in bf16; `bert` also in fp32 and in plain PyTorch; each compiled too if that is asked for."""
+def variants(config: BenchConfig, shards: Shards, files: Mapping[Precision, DsFile]) -> list[Variant]:
+    """Every preset in the precisions of ``files``; `bert` in bf16 also in plain PyTorch; compiled too if asked for."""
     packs = PacksConfig(tokens=config.rows, length=config.length, per_step=1)
     masking = MaskingConfig(Schedule(start=config.ratio))
-    engines: dict[str, DsFile | None] = {"fp32": fp32, "bf16": bf16, "bf16, plain PyTorch": None}
+    engines: dict[str, DsFile | None] = {str(name): ds for name, ds in files.items()}
+    plain: dict[str, DsFile | None] = {"bf16, plain PyTorch": None} if "bf16" in files else {}
     return [
         Ours(
             f"megamask {preset}, {kind}" + ", compiled" * compiled,
             PretrainConfig(packs=packs, masking=masking, model=config.model(preset, compiled=compiled), seed=0),
             shards,
-            engines[kind],
+            ds,
         )
         for preset in config.preset
         for compiled in ((False, True) if config.compile else (False,))
-        for kind in (engines if preset == "bert" else ("bf16",))
+        for kind, ds in (engines | plain if preset == "bert" else engines).items()
     ]
 
 

@@ -13,26 +13,32 @@ from typing import Any
 import torch
 
 from megamask.bench.measure import Figures, Round
+from megamask.precision import cpu_support
 
-FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
-"""What decides how fast a CPU multiplies matrices, the best first."""
 LIBRARIES = ("torch", "deepspeed", "transformers", "accelerate", "numpy")
 
 
 def machine() -> dict[str, Any]:
     """Processor, what else it does, devices and versions."""
     known = _cpu()
-    flags = known.get("flags", known.get("Features", "")).split()
     return {
         "cpu": known.get("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "flags": [flag for flag in FLAGS if flag in flags],
+        "instructions": instructions(),
         "load": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def instructions() -> str:
+    """The widest instructions that PyTorch uses on this CPU, with bf16 where it multiplies in it: avx2, amx, ..."""
+    said = torch.backends.cpu.get_cpu_capability().lower()
+    if not cpu_support(os.environ).bf16:
+        return said
+    return "amx" if torch.cpu._is_amx_tile_supported() else f"{said}_bf16"
 
 
 def _cpu() -> dict[str, str]:
@@ -61,8 +67,14 @@ def ratios(found: Mapping[str, Figures], bases: Sequence[str], *, by_cpu: bool) 
 def markdown(
     found: Mapping[str, Figures], bases: Sequence[str], *, by_cpu: bool, peak: float | None = None
 ) -> list[str]:
-    """The table; without ``peak`` (FLOP/s of the device) there is no MFU."""
-    head = ["variant", "tokens/s", "tokens per CPU second", "rows that are text", "masked"]
+    """The table, with the instructions in its corner; without ``peak`` (FLOP/s of the device) there is no MFU."""
+    head = [
+        f"variant ({'cuda' if torch.cuda.is_available() else instructions()})",
+        "tokens/s",
+        "tokens per CPU second",
+        "rows that are text",
+        "masked",
+    ]
     head += [f"x {base}" for base in bases] + (["MFU"] if peak else [])
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     times = ratios(found, bases, by_cpu=by_cpu)

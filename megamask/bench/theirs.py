@@ -8,7 +8,7 @@ are lists in memory, which is faster than the example's Arrow files.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,21 @@ from megamask.data.inputs import find
 from megamask.data.shards import Shards
 from megamask.errors import DataError
 from megamask.model.shape import EncoderShape
+from megamask.precision import Precision
 
 Example = dict[str, list[int]]
 """``input_ids`` and ``special_tokens_mask`` of a sequence with its [CLS] and [SEP]."""
 
 
-def variants(config: BenchConfig, shards: Shards, lines: Iterable[np.ndarray], *, trainer: bool) -> list[Variant]:
-    """The forms and precisions; ``lines`` are the texts to pad. ``trainer``: under Trainer, else by hand."""
+def variants(
+    config: BenchConfig,
+    shards: Shards,
+    lines: Iterable[np.ndarray],
+    precisions: Sequence[Precision],
+    *,
+    trainer: bool,
+) -> list[Variant]:
+    """The forms in each of ``precisions``; ``lines`` are the texts to pad. ``trainer``: under Trainer, else by hand."""
     batch = config.rows // config.length
     wanted = config.needed * batch
     ids, kind, word = shards.token_ids, (Trained if trainer else ByHand), ("Trainer" if trainer else "by hand")
@@ -42,20 +50,20 @@ def variants(config: BenchConfig, shards: Shards, lines: Iterable[np.ndarray], *
         "concatenated": _examples(concatenated(documents(shards), ids, config.length), ids, wanted),
         "padded": _examples(alone(lines, ids, config.length), ids, wanted),
     }
-    kinds = [(form, bf16, False) for bf16 in (False, True) for form in examples]
+    kinds = [(form, precision, False) for precision in precisions for form in examples]
     if config.compile:
-        kinds.append(("concatenated", True, True))
+        kinds.append(("concatenated", precisions[-1], True))
     return [
         kind(
-            f"{word}, {form}, {'bf16' if bf16 else 'fp32'}" + ", compiled" * compiled,
+            f"{word}, {form}, {precision}" + ", compiled" * compiled,
             BertForMaskedLM(settings(config.model("bert").shape(ids), config.dropout)),
             examples[form],
             Collator(shards.folder / "tokenizer", config.ratio),
             batch,
-            bf16=bf16,
+            bf16=precision == "bf16",
             compiled=compiled,
         )
-        for form, bf16, compiled in kinds
+        for form, precision, compiled in kinds
     ]
 
 

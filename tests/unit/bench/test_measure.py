@@ -8,6 +8,7 @@ import pytest
 
 from megamask.bench.measure import BenchConfig, Figures, Round, in_turn
 from megamask.bench.table import markdown, ratios
+from megamask.precision import Support
 
 
 class Counted:
@@ -67,6 +68,7 @@ def test_every_line_of_the_table_has_every_column(peak):
         ({"length": 4}, ["length"]),
         ({"rows": 100}, ["rows"]),
         ({"rounds": 0, "steps": 0, "threads": 0}, ["rounds", "steps", "threads"]),
+        ({"precisions": ()}, ["precisions"]),
         ({"ratio": 1.0, "dropout": 1.0, "peak_flops": 0.0}, ["ratio", "dropout", "peak_flops"]),
     ],
 )
@@ -75,3 +77,10 @@ def test_all_problems_are_named(wrong, named):
     assert len(found) == len(named)
     assert all(f"`{name}`" in sentence for name, sentence in zip(named, found, strict=True))
     assert not BenchConfig().problems()
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_bf16_is_measured_where_the_device_multiplies_in_it_or_where_it_is_named(bf16):
+    here = Support(bf16, "")
+    assert BenchConfig().measured(here) == (("fp32", "bf16") if bf16 else ("fp32",))
+    assert BenchConfig(precisions=("bf16",)).measured(here) == ("bf16",)
