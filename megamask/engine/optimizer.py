@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from megamask import ranks
+from megamask.engine import muon
 from megamask.engine.settings import OptimizerConfig as OptimizerConfig
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
@@ -46,6 +48,8 @@ def optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimize
         return Lamb(groups, lr=config.rate.peak, betas=betas, eps=config.eps, max_grad_norm=0.0)
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
+    if ranks.device().type == "cpu":
+        muon.without_compiling()
     return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW)
 
 
