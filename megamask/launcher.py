@@ -33,6 +33,11 @@ def environment() -> dict[str, str]:
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
 
+def launched() -> bool:
+    """Whether a launcher started this process."""
+    return "RANK" in os.environ or "SLURM_STEP_ID" in os.environ
+
+
 def rank() -> int:
     """The number of this process among all."""
     return int(environment()["RANK"])

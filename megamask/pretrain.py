@@ -76,6 +76,8 @@ def pretrain(
     config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: str, stop: Stop, change: Sequence[str] = ()
 ) -> bool:
     """Train, or go on training, until somebody asks to stop, or to the end; then show what came of it, and say so."""
+    if ranks.is_main():
+        print(report.first_line(recipe, config.output), flush=True)
     with Watchdog(config.hang, stop) as watch:
         ranks.join(watch.patience)
         watch.phase("reading text")
@@ -102,6 +104,7 @@ def pretrain(
                 for name, (before, now) in start.changes.items()
                 if under(name, change)
             ]
+            opening += report.compiling(config)
             for line in (*precision.lines(weights, taught), *start.notes, *changed, *opening):
                 parts.log.say(line)
             step = train(parts, start.step, stop, watch)

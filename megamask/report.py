@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from megamask import hf, ranks, records
+from megamask import __version__, hf, launcher, ranks, records
 from megamask.checkpoint import RunFolder, find, read_manifest, read_weights, storage_sentence
 from megamask.config import PretrainConfig
 from megamask.data.packs import Packs
@@ -55,6 +55,27 @@ def _layers(shape: EncoderShape, first: int, end: int, vocab: int) -> Cost:
         local_layers=local,
         window=shape.local_window if local else 0,
     )
+
+
+def first_line(recipe: str, output: Path) -> str:
+    """The first line of a run. It says whose the lines above it are, if a launcher may have printed some."""
+    line = f"megamask {__version__}: recipe {recipe}, output {output}"
+    if launcher.launched():
+        line += ". Lines above this one are from the launcher (deepspeed, torchrun or srun) and need no action."
+    return line
+
+
+def compiling(config: PretrainConfig) -> list[str]:
+    """A line about what torch.compile compiles before the first step ends, if it compiles anything."""
+    parts = ["the encoder's layers"] if config.model.compile else []
+    if config.optimizer.kind == "muon" and ranks.device().type == "cuda":
+        parts.append("Muon's update")
+    if not parts:
+        return []
+    return [
+        f"torch.compile compiles {' and '.join(parts)} during the first evaluation and step. This takes a minute or "
+        "more without output. It does not count for tokens/s and the time left."
+    ]
 
 
 def opening(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: int, step: int) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from megamask import records
+from megamask.engine import choose_accelerator
 from megamask.engine.settings import OptimizerConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
 from megamask.precision_choice import Choice, Setting, Support
@@ -117,6 +118,7 @@ def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     """What is wrong inside of a section: no object, an unknown key, or a value that DeepSpeed would refuse later."""
     if not isinstance(section, dict):
         return [must(f"{path}: {name}", "be an object", type(section).__name__)]
+    choose_accelerator()
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -268,6 +270,7 @@ def problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimizer
 
 
 def _has_async_io() -> bool:
+    choose_accelerator()
     from deepspeed.accelerator import get_accelerator
 
     return get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible()

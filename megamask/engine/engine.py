@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from megamask import ranks
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
-from megamask.engine import muon
+from megamask.engine import choose_accelerator, muon
 from megamask.engine.ds_file import filled, precision, zero_stage
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer
 from megamask.engine.stopwatch import Stopwatch
@@ -53,6 +53,7 @@ class Engine:
     """An objective under DeepSpeed. Every method is collective: all ranks call it alike."""
 
     def __init__(self, objective: nn.Module, config: OptimizerConfig, ds: dict[str, Any], *, packs_per_step: int):
+        choose_accelerator()
         import deepspeed
 
         _hush()

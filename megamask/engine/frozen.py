@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from megamask import ranks
+from megamask.engine import choose_accelerator
 
 
 class Frozen:
@@ -39,6 +40,7 @@ class Frozen:
 
 
 def _cut_up(module: nn.Module, ds: dict[str, Any], dtype: torch.dtype) -> Any:
+    choose_accelerator()
     import deepspeed
 
     # as in the engine: it would compile a C++ extension that only tensor-parallel inference uses

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from megamask import ranks
-from megamask.engine import muon
+from megamask.engine import choose_accelerator, muon
 from megamask.engine.settings import OptimizerConfig as OptimizerConfig
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
@@ -46,6 +46,7 @@ def optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimize
         from pytorch_optimizer import Lamb
 
         return Lamb(groups, lr=config.rate.peak, betas=betas, eps=config.eps, max_grad_norm=0.0)
+    choose_accelerator()
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     if ranks.device().type == "cpu":

@@ -5,8 +5,9 @@ Three back ends behind one signature:
 - ``varlen``: torch's variable-length flash attention; no padding anywhere. CUDA, 16-bit, no dropout.
 - ``padded``: sequences of like length are laid out as padded grids, and the rows taken back afterwards. In 32 bits
   and on CUDA the grid goes through torch's fused attention. In 16 bits on a CPU it is two matrix products around a
-  softmax, because the backward pass of the fused kernel is about three times slower there. The grids hold at most
-  twice the rows of the pack, the scores at most four times what is needed.
+  softmax, because the backward pass of the fused kernel is about three times slower there. A CPU that does not multiply
+  in bf16 computes it in 32 bits. The grids hold at most twice the rows of the pack, the scores at most four times what
+  is needed.
 - ``reference``: one block-diagonal mask over the whole pack. Quadratic in the pack; for tests, in any precision.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from megamask.batch import Grids, Layout
 from megamask.model.shape import Backend as Backend
+from megamask.precision import support
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ def _padded(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, asking: Layout | Asking, window: int | None, dropout: float
 ) -> Tensor:
     by_products = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
+    if by_products and not _multiplies_in_bf16():
+        with torch.autocast("cpu", enabled=False):
+            return _padded(q.float(), k.float(), v.float(), layout, asking, window, dropout).to(q.dtype)
     grid_attention = _by_products if by_products else _by_fused_kernel
     outputs = []
     grids = zip(_grids(q, asking.grids), _grids(k, layout.grids), _grids(v, layout.grids), layout.groups, strict=True)
@@ -131,6 +136,11 @@ class _Gather(torch.autograd.Function):
         back, padding = ctx.saved_tensors
         gradient = upstream.index_select(0, back)
         return gradient if padding is None else gradient.index_fill_(0, padding, 0), None, None, None
+
+
+@cache
+def _multiplies_in_bf16() -> bool:
+    return support(torch.device("cpu")).bf16
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, window: int | None, dropout: float) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -283,4 +284,6 @@ def compiled(function: Callable) -> Callable:
     """``function`` compiled once for all layers: parameters are inputs of its graph, not constants in it."""
     # a graph per kind of layer, length of input, and with and without gradients
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # PyTorch's compiler calls a function of PyTorch that is deprecated
+    warnings.filterwarnings("ignore", message=r"`torch\._prims_common\.check` is deprecated", category=FutureWarning)
     return torch.compile(function, dynamic=False)

@@ -31,6 +31,7 @@ def measured(tmp_path_factory) -> tuple[list[str], dict]:
     return done.stdout.splitlines(), json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.bf16
 def test_table_and_file_name_the_same_variants(measured):
     printed, found = measured
     table = [line for line in printed if line.startswith("| ")]
@@ -44,6 +45,7 @@ def test_table_and_file_name_the_same_variants(measured):
     assert found["machine"]["instructions"] in table[0].split(" | ")[0]
 
 
+@pytest.mark.bf16
 def test_rounds_hold_what_was_asked_for(measured):
     _, found = measured
     for one in found["variants"]:
@@ -54,6 +56,7 @@ def test_rounds_hold_what_was_asked_for(measured):
             assert part["wall"] > 0 and part["cpu"] > 0
 
 
+@pytest.mark.bf16
 def test_ratios_are_of_the_medians(measured):
     _, found = measured
     speed = {one["name"]: one["median"]["per_cpu_second"] for one in found["variants"]}

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import torch
 
-from megamask import report
+from megamask import ranks, report
 from megamask.checkpoint import RunFolder
 from megamask.config import PretrainConfig
 from megamask.data.shards import Shards
+from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import CheckpointError, DataError, MegamaskError, StorageError
 from megamask.hf import Exported
 from megamask.hf.library import Unloadable
-from megamask.model.shape import EncoderShape
+from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.report import describe, ending
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -102,3 +104,27 @@ def test_a_run_that_cannot_be_described_is_a_sentence_with_code_7(run, tmp_path)
         describe(run, shape, bare(Shards, folder=tmp_path / "nowhere"))
     with pytest.raises(StorageError, match=r"could not describe the run: No space left on device"):
         describe(run, bare(EncoderShape, save=fails(FULL)), bare(Shards, folder=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_STEP_ID"])
+def test_the_first_line_explains_a_launchers_lines(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for known in ("RANK", "SLURM_STEP_ID"):
+        monkeypatch.delenv(known, raising=False)
+    assert "launcher" not in report.first_line("tiny", Path("runs/tiny"))
+    monkeypatch.setenv(name, "0")
+    assert "are from the launcher" in report.first_line("tiny", Path("runs/tiny"))
+
+
+def test_what_is_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    muon, adamw = OptimizerConfig("muon", clip=0.0), OptimizerConfig()
+    for device, optimizer, compiled, words in (
+        ("cpu", muon, False, []),
+        ("cpu", muon, True, ["layers"]),
+        ("cuda", muon, False, ["Muon"]),
+        ("cuda", adamw, False, []),
+        ("cuda", muon, True, ["layers", "Muon"]),
+    ):
+        monkeypatch.setattr(ranks, "device", lambda device=device: torch.device(device))
+        config = PretrainConfig(optimizer=optimizer, model=ModelConfig(compile=compiled))
+        said = " ".join(report.compiling(config))
+        assert [word for word in ("layers", "Muon") if word in said] == words

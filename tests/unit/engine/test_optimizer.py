@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+
 import pytest
 import torch
+from torch import nn
 
+from megamask import ranks
+from megamask.engine import muon
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer, parameter_groups
 from megamask.schedules import LearningRate
 from tests.unit.model.models import PRESETS, objective
@@ -80,3 +86,19 @@ def test_every_problem_is_named(wrong: dict, names: list[str]) -> None:
     assert len(found) == len(names)
     assert all(f"`optimizer.{name}`" in sentence for name, sentence in zip(names, found, strict=True))
     assert OptimizerConfig().problems("optimizer") == []
+
+
+def test_muon_is_not_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
+
+    modules = (original_muon, muon_optimizer)
+    for device, compiled in (("cuda", True), ("cpu", False)):
+        monkeypatch.setattr(ranks, "device", lambda device=device: torch.device(device))
+        for module in modules:
+            for name in muon.COMPILED:
+                if hasattr(module, name):
+                    plain = inspect.unwrap(getattr(module, name))
+                    monkeypatch.setattr(module, name, functools.wraps(plain)(lambda *_: None))
+        optimizer(nn.Linear(2, 2), config("muon"))
+        held = [getattr(module, name) for module in modules for name in muon.COMPILED if hasattr(module, name)]
+        assert held and all((inspect.unwrap(function) is not function) == compiled for function in held)

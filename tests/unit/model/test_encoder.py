@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megamask.batch import Layout
+from megamask.model import attention
 from megamask.model.attention import Asking, attend
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
@@ -81,6 +82,18 @@ def test_rows_that_alone_ask_hear_what_they_would_among_all(backend, dtype, shar
     wanted = torch.autograd.grad(expected, exact, upstream)
     for gradient, want in zip(torch.autograd.grad(found, inputs, upstream.to(dtype)), wanted, strict=True):
         assert_close(gradient, want)
+
+
+def test_attention_in_bf16_keeps_32_bits_on_a_cpu_that_does_not_multiply_in_bf16(monkeypatch):
+    layout = pack(LENGTHS, padding=5).layout
+    inputs = [torch.randn(layout.rows, 4, 8, dtype=torch.bfloat16) for _ in range(3)]
+    expected = attend(*(x.float() for x in inputs), layout, "padded").bfloat16()
+    monkeypatch.setattr(attention, "_multiplies_in_bf16", lambda: False)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            assert torch.equal(attend(*inputs, layout, "padded"), expected)
+    monkeypatch.setattr(attention, "_multiplies_in_bf16", lambda: True)
+    assert not torch.equal(attend(*inputs, layout, "padded"), expected)
 
 
 def test_the_reference_is_softmax_attention():
