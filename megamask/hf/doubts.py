@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megamask.errors import DataError
 from megamask.hf import library
+from megamask.hf.foreign import check_whole
 from megamask.progress_bar import ProgressBar
 
 AT_ONCE = 32
@@ -29,9 +30,10 @@ def doubts(
 
     clean: the sentence as it stands. masked: each token in turn replaced by [MASK], alone. A model that was trained
     with [MASK] at all targets has never been asked for a token that it sees, so its clean entropies say little.
-    Raises DataError if the model's vocabulary or length does not reach.
+    Raises DataError if the model's vocabulary or length does not reach, CheckpointError if it has no head.
     """
-    model, _ = library.load_model(library.AutoModelForMaskedLM, folder)
+    model, report = library.load_model(library.AutoModelForMaskedLM, folder)
+    check_whole(report, folder)
     model.eval()
     size, longest = model.config.vocab_size, model.config.max_position_embeddings
     if int(tokens.max()) >= size:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from megamask import records
 from megamask.batch import Layout, LengthGroup
-from megamask.errors import CheckpointError, ConfigError
+from megamask.errors import CheckpointError, ConfigError, listed
 from megamask.hf import library
 from megamask.hf.weights import read_tensors
 
@@ -90,11 +90,21 @@ def _from_folder(folder: Path) -> library.PreTrainedModel:
         model, report = library.load_model(library.AutoModelForMaskedLM, folder)
     except library.Unloadable as error:
         raise ConfigError(f"{folder} is no masked language model that transformers can load: {error.why}") from None
-    if wrong := {key: sorted(map(str, report[key]))[:3] for key in ("missing_keys", "mismatched_keys") if report[key]}:
-        raise CheckpointError(
-            f"{folder} is no whole masked language model; of its tensors, transformers says: {wrong}."
-        )
+    check_whole(report, folder)
     return model
+
+
+def check_whole(report: dict, folder: Path) -> None:
+    """CheckpointError if transformers made up tensors of the masked language model in ``folder``, by its report."""
+    wrong = {
+        why: sorted(map(str, report[key]))
+        for key, why in (("missing_keys", "it lacks"), ("mismatched_keys", "of another shape it has"))
+        if report[key]
+    }
+    if wrong:
+        kind = "no masked language model, or not the whole of one"
+        said = "; ".join(f"{why} {listed(names, 'tensor')}" for why, names in wrong.items())
+        raise CheckpointError(f"{folder} is {kind}: {said}.")
 
 
 def _decoder(model: library.PreTrainedModel, folder: Path) -> tuple[str, nn.Linear]:

@@ -50,12 +50,7 @@ def load_hidden(source: str | Path, setting: str) -> tuple[HiddenStates, Path, i
     for name, tensor in read_tensors(folder).items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{folder} holds numbers in the tensor {name} that are not finite.")
-    loud = library.logging.get_verbosity()
-    library.logging.set_verbosity_error()  # it would list the head, which is left out; what matters is in the report
-    try:
-        model, report = library.load_model(library.AutoModel, folder)
-    finally:
-        library.logging.set_verbosity(loud)
+    model, report = library.load_model(library.AutoModel, folder)
     lacking = sorted(name for name in map(str, report["missing_keys"]) if not name.startswith(UNUSED))
     if lacking or report["mismatched_keys"]:
         wrong = lacking[:3] or sorted(map(str, report["mismatched_keys"]))[:3]

@@ -27,7 +27,8 @@ class Unloadable(CheckpointError):
 def load_model(kind: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     """A model of the Auto class ``kind``, in 32 bits, and what transformers says of tensors missing or too many.
 
-    Only safetensors are read, nothing is fetched, no code that comes with the model is run. Raises Unloadable.
+    Missing ones have random numbers, and nothing is printed: the caller looks at the report. Only safetensors are
+    read, nothing is fetched, no code that comes with the model is run. Raises Unloadable.
     """
     try:
         settings = records.read_json(folder / "config.json")
@@ -54,11 +55,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _load(kind: Any, folder: Path, **how: Any) -> Any:
-    __getattr__("logging").disable_progress_bar()
+    logging = __getattr__("logging")
+    logging.disable_progress_bar()
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would print a table of all tensors that are missing or too many
     try:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **how)
     except Exception as error:  # whatever a strange configuration makes the library raise
         raise Unloadable(folder, " ".join(str(error).split())[:300]) from None
+    finally:
+        logging.set_verbosity(loud)
 
 
 def __getattr__(name: str) -> Any:

@@ -352,6 +352,17 @@ def test_a_model_that_cannot_be_loaded_is_a_sentence_for_whoever_asks_it(saved):
         doubts(folder, torch.tensor([1, 2]), 3, "clean")
 
 
+@pytest.mark.parametrize("reads", [load_foreign, lambda folder: doubts(folder, torch.tensor([1, 2]), 3, "clean")])
+def test_a_body_is_not_asked_through_a_head_of_random_numbers(saved, reads, capfd):
+    folder = saved(theirs("bert").bert)
+    capfd.readouterr()
+    with pytest.raises(
+        CheckpointError, match=r"no masked language model, or not the whole of one: it lacks \d+ tensors"
+    ):
+        reads(folder)
+    assert not any(capfd.readouterr())
+
+
 def test_other_models_formats_and_damage_are_refused(saved, tmp_path):
     folder = saved(theirs("bert"))
     config, tensors = (folder / "config.json").read_text(), (folder / WEIGHTS).read_bytes()
