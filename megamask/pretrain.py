@@ -107,6 +107,10 @@ def pretrain(
             opening += report.compiling(config)
             for line in (*precision.lines(weights, taught), *start.notes, *changed, *opening):
                 parts.log.say(line)
+            if text.packs.short and start.step == 0:
+                parts.log.figures(
+                    0, {"data/packs_left_out": text.packs.short, "data/tokens_left_out": text.packs.short_tokens}
+                )
             step = train(parts, start.step, stop, watch)
             finished = parts.progress.over(step)
             watch.phase("ending", step)

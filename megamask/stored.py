@@ -111,8 +111,34 @@ class Stored:
                 f"`distill.stored` holds {manifest['packs']} packs, but the run asks about {count}. Store more, or let "
                 "`distill.weight` end earlier."
             )
-        ranks.by_main(lambda: raise_all(DataError, list(_damage(folder, manifest, verify))))
-        return cls(folder, manifest, config.distill, ids)
+        found = cls(folder, manifest, config.distill, ids)
+
+        def check() -> None:
+            raise_all(DataError, list(_damage(folder, manifest, verify)))
+            raise_all(DataError, found._misfits(config, verify))
+
+        ranks.by_main(check)
+        return found
+
+    def _misfits(self, config: PretrainConfig, read: bool) -> list[str]:
+        """The first pack with another number of targets than its mask has; the first id that the vocabulary lacks.
+
+        For the ids every sample must be ``read``.
+        """
+        sizes, asked = config.packs, needed(config)
+        for part in range(-(-self.manifest["packs"] // PART)):
+            tokens, _, offsets = self._part(part)
+            numbers = range(part * PART, part * PART + len(offsets) - 1)
+            masks = (config.masking.targets(n // sizes.per_step / config.steps, sizes.tokens) for n in numbers)
+            for number, held, targets in zip(numbers, np.diff(offsets).tolist(), masks, strict=True):
+                if number < asked and held != targets:
+                    return [_other_targets(self.folder, number, held, targets)]
+            if read and tokens.max(initial=0) >= self.ids.size:
+                return [
+                    f"{self.folder / names(part)[0]} holds the id {tokens.max()}, but the vocabulary has "
+                    f"{self.ids.size}. {CURE}"
+                ]
+        return []
 
     def targets(
         self, batches: Sequence[PackedBatch], plans: Sequence[MaskPlan], progress: float
@@ -136,10 +162,7 @@ class Stored:
         tokens, counts, offsets = self._part(number // PART)
         rows = slice(*offsets[number % PART : number % PART + 2].tolist())
         if rows.stop - rows.start != targets:
-            raise DataError(
-                f"{self.folder} holds {rows.stop - rows.start} targets of pack {number}, but its mask has {targets}. "
-                f"{CURE}"
-            )
+            raise DataError(_other_targets(self.folder, number, rows.stop - rows.start, targets))
         if tokens[rows].max(initial=0) >= self.ids.size:
             raise DataError(
                 f"{self.folder / names(number // PART)[0]} holds the id {tokens[rows].max()} in pack {number}, but the "
@@ -164,6 +187,10 @@ class Stored:
         ):  # fmt: skip
             raise DataError(f"{self.folder}: the arrays of part {part} do not fit together. {CURE}")
         return tokens, counts, offsets
+
+
+def _other_targets(folder: Path, number: int, held: int, targets: int) -> str:
+    return f"{folder} holds {held} targets of pack {number}, but its mask has {targets}. {CURE}"
 
 
 def names(part: int) -> list[str]:

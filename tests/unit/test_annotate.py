@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from megamask import annotate, parts, stored
+from megamask import annotate, files, parts, stored
 from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, entropies, samples, window_batch
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
 from megamask.config import PacksConfig, PretrainConfig
@@ -61,11 +61,11 @@ def data(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     units = {
-        split: [(rng.integers(1, SIZE, sum(n)), np.array(n)) for n in some]
+        split: [sharding.Unit(rng.integers(1, SIZE, sum(n)), np.array(n)) for n in some]
         for split, some in (("train", (LENGTHS[:6], LENGTHS[6:])), ("valid", ([20, 9, 33],)))
     }
     for some in units.values():
-        for tokens, _ in some:
+        for tokens, *_ in some:
             tokens[(tokens > 1) & (tokens < len(SPECIAL))] = 7
     sharding.write(folder, tokenizer(), units, facts={}, shard_tokens=100)
     monkeypatch.setattr(annotate, "ROWS", 64)
@@ -377,6 +377,33 @@ def test_another_run_is_refused_by_what_differs(run, data, changes, key):
     opened(run)
     with pytest.raises(ConfigError, match=rf"`distill.stored` \(.*\) was made with `{key}` .*, but the run has"):
         opened(run, **changes)
+
+
+@pytest.mark.parametrize("fault", ["one target less", "an id outside the vocabulary"])
+def test_samples_that_do_not_fit_the_masks_are_refused_when_they_are_opened(run, data, tmp_path, fault):
+    samples(run, data, HOW)
+    folder = tmp_path / "stored"
+    manifest = json.loads((folder / "manifest.json").read_text())
+
+    def put(name: str, array: np.ndarray) -> None:
+        """Replace a file, and vouch for it."""
+        np.save(folder / name, array)
+        kept = {"bytes": (folder / name).stat().st_size, "sha256": files.sha256(folder / name)}
+        manifest["files"][name] = kept
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    if fault == "one target less":
+        offsets = np.load(folder / "part-00001.offsets.npy")
+        offsets[1] -= 1
+        put("part-00001.offsets.npy", offsets)
+        sentence = r"holds \d+ targets of pack 3, but its mask has \d+"
+    else:
+        tokens = np.load(folder / "part-00001.tokens.npy")
+        tokens[-1] = Shards.open(data).token_ids.size
+        put("part-00001.tokens.npy", tokens)
+        sentence = r"part-00001.tokens.npy holds the id \d+, but the vocabulary has \d+"
+    with pytest.raises(DataError, match=sentence):
+        opened(run)
 
 
 def test_another_temperature_text_score_or_more_steps_are_refused(run, data, tmp_path):
