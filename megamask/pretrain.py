@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
 from megamask import entry_point
 from megamask.errors import REQUEUE, NonFiniteError, StorageError
-from megamask.stopping import Stop
+from megamask.stopping import Stop, StoppedEarly
 
 STOP = Stop()
 if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
@@ -67,8 +67,12 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
     if asked.print_config:
         print(command.show_config(asked.run))
         return 0
-    with stop or Stop() as stop:
-        finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop, asked.change)
+    try:
+        with stop or Stop() as stop:
+            finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop, asked.change)
+    except StoppedEarly:
+        print("Stopped before the first step of this launch, as asked.", file=sys.stderr)
+        return REQUEUE
     return 0 if finished else REQUEUE
 
 
@@ -78,10 +82,12 @@ def pretrain(
     """Train, or go on training, until somebody asks to stop, or to the end; then show what came of it, and say so."""
     if ranks.is_main():
         print(report.first_line(recipe, config.output), flush=True)
+    early = stop.early if ranks.world() == 1 else nullcontext
     with Watchdog(config.hang, stop) as watch:
         ranks.join(watch.patience)
         watch.phase("reading text")
-        text = read_text(config)
+        with early():
+            text = read_text(config)
         watch.phase("opening")
         support = precision.common()
         weights = ds_file.choice(ds, support)
@@ -93,7 +99,8 @@ def pretrain(
             watch.write_to(start.run.logs, start.run.launch)
             watch.phase("building", start.step)
             try:
-                parts = build(config, ds_file.resolved(ds, support), text, start)
+                with early():
+                    parts = build(config, ds_file.resolved(ds, support), text, start)
             except BaseException:  # refused, failed or stopped before the first step
                 start.withdraw()
                 raise

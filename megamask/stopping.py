@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """What asks a run to stop: people, launchers, Slurm's --signal. So does SIGHUP, unless nohup has it ignored."""
+
+
+class StoppedEarly(KeyboardInterrupt):
+    """A run was asked to stop while it had nothing to save."""
 
 
 class Stop:
@@ -20,6 +26,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked = False
+        self._early = False
         self._depth = 0
         self._before: dict = {}
         self._launcher = Launcher()
@@ -37,8 +44,25 @@ class Stop:
         while self._depth == 0 and self._before:
             signal.signal(*self._before.popitem())
 
+    @contextmanager
+    def early(self) -> Iterator[None]:
+        """Inside of this a signal raises StoppedEarly: there is nothing to save, and work that may take minutes.
+
+        For a single process: of several ranks, the others would wait for this one.
+        """
+        if self._asked:
+            raise StoppedEarly
+        self._early = True
+        try:
+            yield
+        finally:
+            self._early = False
+
     def _ask(self, number: int, frame: object) -> None:
-        self._asked = True  # and nothing more: a handler that prints can die of it
+        first, self._asked = not self._asked, True
+        if first and self._early:
+            raise StoppedEarly
+        # and nothing more: a handler that prints can die of it
 
     def orphaned(self) -> bool:
         """Whether the launcher that would end this process with the others is gone."""

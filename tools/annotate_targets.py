@@ -18,9 +18,7 @@ from megamask import entry_point
 if __name__ == "__main__":
     entry_point.begin()
 
-from megamask import command, prepare
-from megamask.annotate import SampleAnnotation, samples
-from megamask.building import CACHE
+from megamask import command
 
 
 @entry_point.command
@@ -28,13 +26,19 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--draws", type=int, default=SampleAnnotation.draws, help="tokens drawn at each target")
+    parser.add_argument("--draws", type=int, help="tokens drawn at each target; 32 if not given")
     parser.add_argument("--packs", type=int, help="packs, from number 0; as many as the run asks about if not given")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one for each GPU or core")
+    parser.add_argument("--workers", type=int, help="processes; one for each GPU or core if not given")
     own, rest = parser.parse_known_args(args)
     run = command.parse(rest).run
+    from megamask import prepare  # here, so that --help need not wait for torch
+    from megamask.annotate import SampleAnnotation, samples
+    from megamask.building import CACHE
+
     data = run.data or prepare.local_data(CACHE)
-    folder = samples(run, data, SampleAnnotation(own.draws, own.packs, own.workers))
+    folder = samples(
+        run, data, SampleAnnotation(**{name: value for name, value in vars(own).items() if value is not None})
+    )
     print(f"{folder}: samples of the teacher. Train with the same flags, without --teacher.path.")
     return 0
 

@@ -15,8 +15,6 @@ if __name__ == "__main__":
 
 import tyro
 
-from megamask.hf import save_start
-
 
 @dataclass(frozen=True)
 class Arguments:
@@ -31,6 +29,8 @@ class Arguments:
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
+    from megamask.hf import save_start  # here, so that --help need not wait for torch
+
     model = save_start(arguments.model, arguments.output, new_head=arguments.new_head)
     for note in model.notes:
         print(note)

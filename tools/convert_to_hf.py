@@ -15,8 +15,6 @@ if __name__ == "__main__":
 
 import tyro
 
-from megamask.report import export
-
 
 @dataclass(frozen=True)
 class Arguments:
@@ -33,6 +31,8 @@ class Arguments:
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
+    from megamask.report import export  # here, so that --help need not wait for torch
+
     found = export(arguments.run, arguments.output, arguments.step, replace=arguments.replace)
     print(f"{arguments.output}: logits of transformers and ours differ by at most {found.difference:.2g}")
     for note in found.notes:

@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
 from megamask import entry_point
@@ -19,7 +20,8 @@ if __name__ == "__main__":
 
 import tyro
 
-from megamask.inspection import Inspection, inspect
+if TYPE_CHECKING:
+    from megamask.inspection import Inspection
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Arguments:
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
+    from megamask.inspection import inspect  # here, so that --help need not wait for torch
+
     found = inspect(arguments.run, hashes=arguments.verify)
     if arguments.json:
         print(json.dumps(asdict(found), indent=2, default=str))

@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from megamask import records
 from megamask.arrays import mapped
-from megamask.batch import TokenIds
+from megamask.basic_types import TokenIds
 from megamask.data.coverage import Coverage
 from megamask.data.tokenizer import TOKENIZER, folder_hash
 from megamask.data.words import Rule, WordSizes

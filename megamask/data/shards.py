@@ -32,7 +32,7 @@ from jaxtyping import Bool, Int64, Shaped
 
 from megamask import records
 from megamask.arrays import mapped, rising
-from megamask.batch import TokenIds
+from megamask.basic_types import TokenIds
 from megamask.data.manifest import (
     CURE,
     FORMAT,

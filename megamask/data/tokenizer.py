@@ -23,7 +23,7 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from megamask import records
-from megamask.batch import TokenIds
+from megamask.basic_types import TokenIds
 from megamask.errors import ConfigError, DataError, must, raise_all
 
 TOKENIZER = "tokenizer"

@@ -208,10 +208,10 @@ def test_the_pythons_are_those_of_the_project_file(version: tuple[int, int], run
     assert ended.value.code == ConfigError.exit_code
 
 
-def test_a_command_line_is_read_without_torch() -> None:
-    """Its import takes longer than all else that `--help` does."""
-    slow = {"torch", "transformers", "deepspeed", "datasets", "tokenizers", "sentencepiece", "pyarrow", "matplotlib"}
-    source = f"import sys, megamask.command as c; c.parse([]); print({slow!r} & set(sys.modules))"
+def test_a_command_line_is_read_and_text_is_prepared_without_torch() -> None:
+    """Its import takes longer than all else that `--help` does, and memory in every worker process."""
+    slow = {"torch", "transformers", "deepspeed", "datasets", "sentencepiece", "matplotlib"}
+    source = f"import sys, megamask.prepare, megamask.command as c; c.parse([]); print({slow!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
 

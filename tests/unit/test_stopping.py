@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from megamask import stopping
-from megamask.stopping import SIGNALS, Launcher, Stop, parent_of
+from megamask.stopping import SIGNALS, Launcher, Stop, StoppedEarly, parent_of
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,20 @@ def test_a_stop_that_began_early_is_not_forgotten_in_the_run() -> None:
         with early as stop:
             assert stop.asked()
         os.kill(os.getpid(), signal.SIGTERM)  # and still does not end the process
+
+
+@pytest.mark.parametrize("which", SIGNALS)
+def test_while_there_is_nothing_to_save_a_signal_ends_the_work(which: signal.Signals) -> None:
+    with Stop() as stop:
+        with stop.early():
+            pass
+        with pytest.raises(StoppedEarly), stop.early():
+            os.kill(os.getpid(), which)
+            raise AssertionError("it goes on")
+        with pytest.raises(StoppedEarly), stop.early():  # the next phase does not begin
+            raise AssertionError("it begins")
+        os.kill(os.getpid(), which)  # and outside it is remembered
+        assert stop.asked()
 
 
 def test_nohup_is_respected() -> None:
