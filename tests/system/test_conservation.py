@@ -163,7 +163,7 @@ def prepared(data: Path, folder: Path, places: int, patch: pytest.MonkeyPatch) -
     patch.setattr(lines, "LONGEST", LONGEST)
     planted = plant(folder / "corpus", places)
     asked = ["--input", folder / "corpus", "--output", folder / "made", "--tokenizer", data / "tokenizer"]
-    more = ["--valid-share", 0.2, "--workers", 1, "--on-bad-document", "skip", "--bad-share", 1]
+    more = ["--valid-share", 0.2, "--workers", 1, "--on-bad-document", "skip", "--bad-share", 1, "--lost-share", 1]
     ended = run(prepare_data.main, *asked, *more)
     assert ended.code == 0, ended.err
     return planted

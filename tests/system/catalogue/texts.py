@@ -53,7 +53,7 @@ def occupied(ground: Ground) -> Command:
     return source("good.txt")(b"Some words.")(ground)
 
 
-MARKED = b"\xef\xbb\xbf" + b"".join(b"word %d\n\n" % n for n in range(30))
+MARKED = b"\xef\xbb\xbf" + b"".join(b"word " + b"a" * n + b"\n\n" for n in range(30))
 WORD = "1\tword\t_\tNOUN" + "\t_" * 6 + "\n"
 TEXT = [
     row
