@@ -41,7 +41,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from megamask import precision, ranks
 from tests.processes import forked
 from tests.processes.server import Server
 
@@ -57,11 +56,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-    found = precision.support(ranks.device())
-    if not found.bf16:
-        for item in items:
-            if item.get_closest_marker("bf16"):
-                item.add_marker(pytest.mark.skip(reason=found.reason))
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,6 @@ def measured(tmp_path_factory) -> tuple[list[str], dict]:
     return done.stdout.splitlines(), json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.bf16
 def test_table_and_file_name_the_same_variants(measured):
     printed, found = measured
     table = [line for line in printed if line.startswith("| ")]
@@ -45,7 +44,6 @@ def test_table_and_file_name_the_same_variants(measured):
     assert found["machine"]["instructions"] in table[0].split(" | ")[0]
 
 
-@pytest.mark.bf16
 def test_rounds_hold_what_was_asked_for(measured):
     _, found = measured
     for one in found["variants"]:
@@ -56,7 +54,6 @@ def test_rounds_hold_what_was_asked_for(measured):
             assert part["wall"] > 0 and part["cpu"] > 0
 
 
-@pytest.mark.bf16
 def test_ratios_are_of_the_medians(measured):
     _, found = measured
     speed = {one["name"]: one["median"]["per_cpu_second"] for one in found["variants"]}
