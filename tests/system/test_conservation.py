@@ -141,7 +141,8 @@ def lost(folder: Path, planted: Planted) -> list[str]:
     shards = {split: Shards.open(folder, split, verify=True) for split in SPLITS}
     read = Counter(shards["train"].manifest["read"])
     expected = Counter(planted.documents)
-    encoded = load(folder / "tokenizer").encode(planted.texts)
+    tokenizer = load(folder / "tokenizer")
+    encoded, unknown = tokenizer.encode(planted.texts), tokenizer.backend.token_to_id("[UNK]")
     sizes = {one: len(ids) for one, ids in zip(planted.texts, encoded, strict=True)}
     packed = {split: Packs(one, tokens=256, length=64, seed=0) for split, one in shards.items()}
     in_packs = sum(int((packs.places(n) >= 0).sum()) for packs in packed.values() for n in range(len(packs)))
@@ -153,6 +154,10 @@ def lost(folder: Path, planted: Planted) -> list[str]:
         "tokens": (
             sum(one.tokens for one in shards.values()) + sum(sizes[one] for one in planted.again),
             sum(sizes[one] for one in planted.texts),
+        ),
+        "unknown tokens": (
+            sum(int((part == unknown).sum()) for one in shards.values() for part in one.parts),
+            sum(counts["unknown_tokens"] for counts in shards["train"].manifest["coverage"].values()),
         ),
         "tokens in packs": (in_packs + left_out, sum(one.tokens for one in shards.values())),
     }
