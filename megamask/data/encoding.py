@@ -146,11 +146,14 @@ def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
             arrays[f"{split}_tags"] = np.concatenate([tags[at] for at in kept]) if kept else np.empty(0, np.uint8)
     file = _unit_file(work, number)
     beside = file.with_suffix(f".{os.getpid()}")
-    with beside.open("wb") as opened:
-        np.savez(opened, **arrays)  # type: ignore[arg-type]
-        opened.flush()
-        os.fsync(opened.fileno())
-    beside.rename(file)
+    try:
+        with beside.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type]
+            opened.flush()
+            os.fsync(opened.fileno())
+        beside.rename(file)
+    finally:
+        beside.unlink(missing_ok=True)  # half of it, on a full disk
 
 
 def _word_sizes(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

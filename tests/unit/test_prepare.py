@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -550,3 +551,14 @@ def test_a_character_that_cannot_be_encoded_is_named_with_its_file(config, corpu
     sentence = r"cannot encode the character '東' \(U\+6771\), found in corpus/a\.jsonl, .* begins 'to 東京': .*Choose"
     with pytest.raises(DataError, match=sentence):
         prepare(change(config, tokenizer=str(tmp_path / "tokenizer"), vocab_size=None))
+
+
+def test_a_full_disk_leaves_no_half_written_unit(config, monkeypatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        prepare(config)
+    assert not config.output.exists()
+    assert not list((config.output.parent / ".out.partial" / "units").iterdir())
