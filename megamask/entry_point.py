@@ -54,8 +54,8 @@ def begin(stop_on_signals: bool = True) -> None:
 
     Call it in the main script before other imports.
     """
-    versions.check_python(sys.version_info[:2])
     make_output_safe()
+    versions.check_python(sys.version_info[:2])
     if stop_on_signals:
         _stop_on_signals()
 
