@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from megamask.errors import DataError
 from megamask.hf import library
@@ -49,9 +49,31 @@ def doubts(
     found = []
     with ProgressBar("entropies", len(tokens), "token") as bar:
         for some, places in zip(masked.split(AT_ONCE), each.split(AT_ONCE), strict=True):
-            found.append(_entropy(model(input_ids=some).logits[torch.arange(len(some)), places]))
+            found.append(_entropy(_logits_at(model, some, places)))
             bar.update(len(some))
     return torch.cat(found)
+
+
+def _logits_at(
+    model: library.PreTrainedModel, tokens: Int64[Tensor, "n T"], places: Int64[Tensor, " n"]
+) -> Float[Tensor, "n V"]:
+    """The logits of each row of ``tokens`` at its place, from an output matrix that is computed there alone.
+
+    At all places it costs more than the rest of a small model. A model without such a matrix computes all of them.
+    """
+    rows = torch.arange(len(tokens))
+
+    def select(module: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (states[0][rows, places][:, None],) if states[0].shape[:2] == tokens.shape else None
+
+    decoder = model.get_output_embeddings()
+    hook = decoder.register_forward_pre_hook(select) if isinstance(decoder, nn.Linear) else None
+    try:
+        logits = model(input_ids=tokens).logits
+    finally:
+        if hook:
+            hook.remove()
+    return logits[:, 0] if logits.shape[1] == 1 else logits[rows, places]
 
 
 def _entropy(logits: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:

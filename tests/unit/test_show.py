@@ -118,6 +118,21 @@ def test_clean_and_masked_doubts_are_those_of_the_model_by_hand(model, tokenizer
         doubts(model, tokens + tokenizer.size, 4, "clean")
 
 
+def test_the_output_matrix_is_computed_at_the_place_that_is_asked_about_alone(model, tokenizer, monkeypatch):
+    rows = []
+    linear = torch.nn.functional.linear
+
+    def counted(states, weight, *bias):
+        if len(weight) == tokenizer.size:
+            rows.append(states.shape[:-1].numel())
+        return linear(states, weight, *bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    tokens = show.Sentence.of(TEXTS[0], tokenizer).batch.tokens
+    doubts(model, tokens, 4, "masked")
+    assert sum(rows) == len(tokens)
+
+
 def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, tmp_path, capsys):
     folder = tmp_path / "shards"
     folder.mkdir()
