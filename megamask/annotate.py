@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from megamask import masked_lm, parts, precision, ranks, stored
 from megamask import work as working
-from megamask.batch import Layout, MaskPlan, Measure, PackedBatch
+from megamask.annotate_settings import EntropyAnnotation, SampleAnnotation
+from megamask.batch import Layout, MaskPlan, PackedBatch
 from megamask.config import PretrainConfig
 from megamask.data import index
 from megamask.data.index import Pieces
@@ -37,8 +38,7 @@ from megamask.data.shards import Shards, Split, file_hash, write_sidecar
 from megamask.data.tokenizer import TOKENIZER
 from megamask.entropy import exact
 from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
-from megamask.entropy.source import Signal
-from megamask.errors import ConfigError, DataError, must, raise_all
+from megamask.errors import ConfigError, DataError, raise_all
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.parts import Part, Report, Worker
@@ -53,39 +53,6 @@ PARTS, LARGEST = 256, 64
 little is lost with a kill."""
 # part of the identity of a result: change it with whatever changes the bytes that are written
 METHOD = 1
-
-
-@dataclass(frozen=True)
-class EntropyAnnotation:
-    """What to ask of whom, about which text."""
-
-    data: Path
-    """Folder of token shards; the sidecar goes beside them."""
-    teacher: str
-    """A run of megamask (its newest checkpoint) or one of its checkpoints, first weights, or the folder or hub name of
-    any masked language model of transformers."""
-    signal: Signal = "masked"
-    """`masked`: each token is hidden once, in `passes` groups; `clean`: nothing is hidden."""
-    measure: Measure = "shannon"
-    """How unsure a prediction is: shannon, renyi, min, margin or loss."""
-    passes: int = 4
-    """Groups in which the tokens are hidden one after the other, for `masked`."""
-    length: int = 512
-    """Longest sequence in rows, special tokens included: `packs.length` of the runs that will use it."""
-    precision: Setting = "auto"
-    """Of the teacher's weights and states: bf16, fp32, or auto, which is bf16 where the device multiplies in it, else
-    fp32."""
-    workers: int = 0
-    """Processes; 0 is one for each GPU, or for each core where there is none. The result does not depend on it."""
-
-    def problems(self) -> list[str]:
-        """Sentences for what is wrong."""
-        found = [must("passes", "be at least 1", self.passes)] if self.passes < 1 else []
-        if self.signal == "clean" and self.passes != EntropyAnnotation.passes:
-            found.append("`passes` has an effect on the signal 'masked' alone. Remove it.")
-        if self.length < 8:
-            found.append(must("length", "be at least 8", self.length))
-        return found + parts.problems(self.workers)
 
 
 def entropies(config: EntropyAnnotation) -> Path:
@@ -203,25 +170,6 @@ def window_batch(shards: Shards, window: Pieces, number: int, length: int) -> tu
 
 
 # ---- samples of the teacher at fixed masks
-
-
-@dataclass(frozen=True)
-class SampleAnnotation:
-    """How much of a teacher is stored; the run's own configuration says the rest."""
-
-    draws: int = 32
-    """Tokens drawn from the teacher's distribution at each target, with replacement; at most 255."""
-    packs: int | None = None
-    """Packs, from number 0; as many as the run asks about if not given."""
-    workers: int = 0
-    """Processes; 0 is one for each GPU, or for each core where there is none. The result does not depend on it."""
-
-    def problems(self) -> list[str]:
-        """Sentences for what is wrong."""
-        found = [] if 1 <= self.draws <= 255 else [must("draws", "lie between 1 and 255", self.draws)]
-        if self.packs is not None and self.packs < 1:
-            found.append(must("packs", "be at least 1", self.packs))
-        return found + parts.problems(self.workers)
 
 
 def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:

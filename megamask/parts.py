@@ -20,7 +20,6 @@ import torch
 from megamask import records
 from megamask import work as working
 from megamask.data.shards import file_hash, save_array
-from megamask.errors import must
 from megamask.progress_bar import ProgressBar
 
 POLL = 1.0
@@ -149,8 +148,3 @@ def _finished(work: Path, name: str, kinds: Sequence[str]) -> bool:
 def joined(names: Sequence[str], work: Path) -> np.ndarray:
     found = [np.load(work / f"{name}.npy", allow_pickle=False) for name in names]
     return np.concatenate(found) if found else np.empty(0, np.uint8)
-
-
-def problems(workers: int) -> list[str]:
-    """Sentences for what is wrong with a number of processes."""
-    return [must("workers", "be 0 or more", workers)] if workers < 0 else []

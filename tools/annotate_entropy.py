@@ -15,13 +15,17 @@ if __name__ == "__main__":
 
 import tyro
 
-from megamask.annotate import EntropyAnnotation, entropies
-from megamask.data.shards import Shards
+from megamask.annotate_settings import EntropyAnnotation
+from megamask.errors import ConfigError, raise_all
 
 
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     config = tyro.cli(EntropyAnnotation, description=__doc__, args=args)
+    raise_all(ConfigError, config.problems())
+    from megamask.annotate import entropies  # here, so that --help need not wait for torch
+    from megamask.data.shards import Shards
+
     folder = entropies(config)
     said = Shards.open(folder).sidecar_facts("entropy")
     assert said is not None

@@ -8,12 +8,8 @@ which ``Trainer`` needs, comes with ``pip install -e '.[bench]'``; without it th
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
-import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,133 +20,21 @@ from megamask import entry_point
 if __name__ == "__main__":
     entry_point.begin()
 
-import torch
 import tyro
 
-from megamask import precision, prepare, ranks
-from megamask.bench import late, ours, overheads, table, theirs
-from megamask.bench.measure import BenchConfig, Figures, Round, in_turn
-from megamask.building import CACHE
-from megamask.data.shards import Shards
-from megamask.engine.ds_file import read_ds_config, resolved
+from megamask.bench.settings import BenchConfig
 from megamask.errors import ConfigError, raise_all
-from megamask.metrics import peak_flops
-from megamask.precision import Support
-
-BF16 = Support(True, "it is measured")
-HOW = Path(__file__).parent.parent / "ds_configs"
 
 
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     config = tyro.cli(BenchConfig, description=__doc__, args=args)
+    raise_all(ConfigError, config.problems())
+    from megamask.bench.comparing import bench  # here, so that --help need not wait for torch
+
     bench(config)
     return 0
 
 
-def bench(config: BenchConfig) -> None:
-    """Measure, print, write."""
-    raise_all(ConfigError, config.problems())
-    torch.set_num_threads(config.threads)
-    # DeepSpeed prints to where the table goes
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    folder = config.data or prepare.local_data(CACHE)
-    raw = config.text or (None if config.data else folder.with_suffix(".jsonl"))
-    shards = Shards.open(folder)
-    trainer = table.version("accelerate") is not None
-
-    if config.what == "overheads":
-        return bench_overheads(config, shards)
-    if config.what == "late":
-        return bench_late(config, shards)
-    # theirs first: accelerate would take the single rank that our engine announces for one of several
-    lines = theirs.lines(raw, shards) if raw else theirs.documents(shards)
-    support = precision.support(ranks.device())
-    precisions = config.measured(support)
-    variants = theirs.variants(config, shards, lines, precisions, trainer=trainer)
-    bases = [variant.name for variant in variants[:3]]
-    files = {"fp32": read_ds_config(HOW / "fp32.json"), "bf16": resolved(read_ds_config(HOW / "zero1.json"), BF16)}
-    variants += ours.variants(config, shards, {name: files[name] for name in precisions})
-    print(*opening(config, shards), *beside(config, raw is not None, trainer), sep="\n")
-    if "bf16" not in precisions and config.precisions is None:
-        print(f"- no bf16: {support.reason}; `--precisions fp32 bf16` measures it all the same")
-    print()
-    rounds = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
-
-    by_cpu = config.threads == 1 and not torch.cuda.is_available()
-    found = {name: Figures.of(some) for name, some in rounds.items()}
-    print(*table.markdown(found, bases, by_cpu=by_cpu, peak=peak_flops(config.peak_flops)), sep="\n")
-    print(f"\nRatios are of {'tokens per CPU second' if by_cpu else 'tokens/s'}.")
-    if config.json:
-        report = table.as_json(asdict(config), rounds, bases, by_cpu=by_cpu)
-        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
-
-
-def bench_overheads(config: BenchConfig, shards: Shards) -> None:
-    """Measure and print what guidance adds to a step."""
-    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "fp32.json"))
-    ds = resolved(ds, precision.common())
-    with tempfile.TemporaryDirectory() as scratch:
-        variants = overheads.variants(config, shards, ds, Path(scratch))
-        print(*opening(config, shards), "", sep="\n")
-        rounds = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
-    by_cpu = config.threads == 1 and not torch.cuda.is_available()
-    found = {name: Figures.of(some) for name, some in rounds.items()}
-    print(*overheads.markdown(found, by_cpu=by_cpu), sep="\n")
-    print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}.")
-    if config.json:
-        report = table.as_json(asdict(config), rounds, [overheads.PLAIN], by_cpu=by_cpu)
-        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
-
-
-def bench_late(config: BenchConfig, shards: Shards) -> None:
-    """Measure and print what it saves that [MASK] enters late; a share of masked tokens at a time, to save memory."""
-    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "fp32.json"))
-    ds = resolved(ds, precision.common())
-    by_cpu = config.threads == 1 and not torch.cuda.is_available()
-    print(*opening(config, shards), "", *late.HEAD, sep="\n", flush=True)
-    rounds: dict[str, list[Round]] = {}
-    bases = []
-    for ratio in late.RATIOS:
-        variants = late.variants(config, shards, ds, ratio)
-        some = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
-        print(*late.markdown(some, by_cpu=by_cpu), sep="\n", flush=True)
-        bases.append(variants[0].name)
-        rounds |= some
-    print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}; goal: {late.GOAL}.")
-    if config.json:
-        report = table.as_json(asdict(config), rounds, bases, by_cpu=by_cpu)
-        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
-
-
-def opening(config: BenchConfig, shards: Shards) -> list[str]:
-    """What the table below is of."""
-    here = table.machine()
-    versions = ", ".join(f"{name} {said or 'absent'}" for name, said in here["versions"].items())
-    return [
-        f"- machine: {here['gpu'] or ''}{', ' if here['gpu'] else ''}{here['cpu']} ({here['instructions']}), "
-        f"{here['cores']} cores, load {here['load']} at the start; {here['threads']} thread(s)",
-        f"- versions: Python {here['python']}, {versions}",
-        f"- text: {shards.folder.name}, {shards.token_ids.size:,} tokens in the vocabulary",
-        f"- model: {config.size}; {config.rows:,} rows a step in sequences of at most {config.length}; "
-        f"{config.ratio:.0%} masked",
-        f"- medians of {config.rounds} rounds of {config.steps} steps, in turn; only text counts as tokens",
-    ]
-
-
-def beside(config: BenchConfig, lines: bool, trainer: bool) -> list[str]:
-    """What the two sides are."""
-    padded = "lines of the raw text" if lines else "whole documents, cut off"
-    return [
-        "- dropout: "
-        + ("0.1 in the Trainer, 0 in megamask" if config.dropout is None else f"{config.dropout} in both"),
-        f"- concatenated: documents one behind the other, cut into full blocks; padded: {padded}, "
-        "to the longest of a batch; megamask: packs of whole pieces of documents",
-        "- theirs: " + ("transformers.Trainer" if trainer else "the Trainer's step by hand, for want of accelerate"),
-    ]
-
-
 if __name__ == "__main__":
-    entry_point.run(main, ranks.end)
+    entry_point.run(main, entry_point.end_process)

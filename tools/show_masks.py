@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
 from megamask import entry_point
@@ -14,17 +14,17 @@ from megamask import entry_point
 if __name__ == "__main__":
     entry_point.begin()
 
-import torch
 import tyro
 from rich.console import Console
 
-from megamask import show
-from megamask.data import tokenizer as tokenizers
-from megamask.data.shards import Shards
-from megamask.data.tokenizer import Tokenizer
 from megamask.errors import ConfigError, must, raise_all
-from megamask.masking.entropy import EntropyScoreConfig
-from megamask.validation import unigram_nll
+from megamask.masking.settings import EntropyScoreConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megamask import show
+    from megamask.data.shards import Shards
 
 SENTENCE = "The river froze that winter, and for three weeks no ship could leave the harbour of Rotterdam."
 
@@ -74,24 +74,31 @@ def main(args: list[str] | None = None) -> int:
 
 def shown(arguments: Arguments, console: Console) -> None:
     """Print each sentence under each way to mask it."""
+    from megamask import show  # here, so that --help need not wait for torch
+    from megamask.data import tokenizer as tokenizers
+    from megamask.data.shards import Shards
+
     shards = Shards.open(arguments.data) if arguments.data else None
-    default = arguments.model or (arguments.data / "tokenizer" if arguments.data else None)
+    default = arguments.model or (arguments.data / tokenizers.TOKENIZER if arguments.data else None)
     tokenizer = tokenizers.load(arguments.tokenizer or str(default))
     for text in arguments.sentence:
         sentence = show.Sentence.of(text, tokenizer)
-        entropy = _entropy(arguments, shards, sentence, tokenizer)
+        entropy = _entropy(arguments, shards, sentence)
         for line in show.render(
             sentence, entropy, ratio=arguments.ratio, score=arguments.score, seed=arguments.seed, width=console.width
         ):
             console.print(line, no_wrap=True, overflow="ignore", crop=False)
 
 
-def _entropy(arguments: Arguments, shards: Shards | None, sentence: show.Sentence, tokenizer: Tokenizer):
+def _entropy(arguments: Arguments, shards: Shards | None, sentence: show.Sentence) -> Tensor:
     """The entropy at each row of the sentence."""
+    import torch
+
+    from megamask.hf.doubts import doubts
+    from megamask.validation import unigram_nll
+
     tokens = sentence.batch.tokens
     if shards is None:
-        from megamask.hf.doubts import doubts
-
         assert arguments.model is not None
         return doubts(arguments.model, tokens, sentence.ids.mask, arguments.signal)
     unigram = unigram_nll(torch.from_numpy(shards.unigram))

@@ -4,4 +4,6 @@ effective_rank.py   how many dimensions some rows fill, and how much of one set 
 layers.py           any encoder, asked for its states after every layer
 deficiency.py       both, of real tokens and of [MASK], with and without [MASK] in the input
 drawing.py          the figures as a table and as a picture
+settings.py         what is asked for
+ranking.py          all of it: encoders read, measured, printed, written
 """

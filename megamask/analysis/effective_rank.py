@@ -4,9 +4,9 @@
 the matrix of all rows are the square roots of the eigenvalues of its Gram matrix. That costs precision: eigenvalues
 are exact to about 2e-16 of the largest, so singular values below the square root, 1.5e-8 of the largest, are noise.
 The states come out of a network in 32 bits, with a rounding of 1.2e-7 of their own, so little is lost: what is below
-that share of the norm of the matrix (``ROUNDING``) is taken for 0, and thresholds below ``SMALLEST`` are refused. The
-mean is kept apart (Chan et al. 1979), so taking it off cancels no digits. Adding T rows costs T x D^2 multiply-adds, a
-spectrum about 10 x D^3.
+that share of the norm of the matrix (``ROUNDING``) is taken for 0, and thresholds below ``SMALLEST``
+(`settings`) are refused. The mean is kept apart (Chan et al. 1979), so taking it off cancels no digits. Adding T rows
+costs T x D^2 multiply-adds, a spectrum about 10 x D^3.
 
 Three ways to count, for singular values s_1 >= s_2 >= ... :
 
@@ -26,8 +26,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SMALLEST = 1e-6
-"""Thresholds below this, as a share of the largest singular value, come too near to the noise."""
 ROUNDING = torch.finfo(torch.float32).eps
 
 Way = Literal["effective", "energy", "numerical"]

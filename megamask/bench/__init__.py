@@ -1,6 +1,8 @@
 """Tokens per second of megamask beside the masked-language-model example of transformers, in one run on one text.
 
-measure.py   what is asked for, rounds in turn, medians
+settings.py  what is asked for
+comparing.py the variants in turn, printed and written
+measure.py   rounds in turn, medians
 ours.py      the loop of ``pretrain``, under DeepSpeed and in plain PyTorch
 theirs.py    ``run_mlm``'s: Trainer, BertForMaskedLM, DataCollatorForLanguageModeling
 table.py     the machine and the figures as Markdown

@@ -11,8 +11,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from megamask.bench.measure import BenchConfig, Round
+from megamask.bench.measure import Round
 from megamask.bench.ours import DsFile, Ours
+from megamask.bench.settings import BenchConfig
 from megamask.config import PacksConfig, PretrainConfig
 from megamask.data.shards import Shards
 from megamask.masking.corrupt import Corruption

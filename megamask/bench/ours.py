@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from megamask import guidance, ranks, report
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
-from megamask.bench.measure import BenchConfig, Clock, Round, Variant, is_text
+from megamask.bench.measure import Clock, Round, Variant, is_text
+from megamask.bench.settings import BenchConfig
 from megamask.config import PacksConfig, PretrainConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs

@@ -16,8 +16,9 @@ import torch
 
 from megamask import ranks
 from megamask.batch import TokenIds
-from megamask.bench.measure import BenchConfig, Figures
+from megamask.bench.measure import Figures
 from megamask.bench.ours import DsFile, Ours
+from megamask.bench.settings import BenchConfig
 from megamask.config import PacksConfig, PretrainConfig
 from megamask.data.shards import Shards, write_sidecar
 from megamask.entropy.sidecar import SidecarFacts, top_of

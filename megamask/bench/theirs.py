@@ -21,7 +21,8 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollato
 
 from megamask import ranks
 from megamask.batch import TokenIds
-from megamask.bench.measure import BenchConfig, Clock, Round, Variant, is_text
+from megamask.bench.measure import Clock, Round, Variant, is_text
+from megamask.bench.settings import BenchConfig
 from megamask.data import text, tokenizer
 from megamask.data.formats.lines import Bad
 from megamask.data.inputs import find

@@ -17,6 +17,8 @@ from megamask.work import processes
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = [ROOT / "megamask" / "pretrain.py", *sorted((ROOT / "tools").glob("*.py"))]
+SLOW = {"torch", "transformers", "deepspeed", "datasets", "sentencepiece", "matplotlib"}
+"""Libraries whose import takes long."""
 PRINTS = """
 import sys
 from megamask import entry_point
@@ -208,10 +210,24 @@ def test_the_pythons_are_those_of_the_project_file(version: tuple[int, int], run
     assert ended.value.code == ConfigError.exit_code
 
 
-def test_a_command_line_is_read_and_text_is_prepared_without_torch() -> None:
-    """Its import takes longer than all else that `--help` does, and memory in every worker process."""
-    slow = {"torch", "transformers", "deepspeed", "datasets", "sentencepiece", "matplotlib"}
-    source = f"import sys, megamask.prepare, megamask.command as c; c.parse([]); print({slow!r} & set(sys.modules))"
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_help_is_printed_without_torch(path: Path) -> None:
+    """Its import takes longer than all else that `--help` does."""
+    source = f"""
+import atexit, os, runpy, sys
+atexit.register(lambda: print({SLOW!r} & set(sys.modules)))
+os._exit = sys.exit  # which skips what is registered
+sys.argv = [{str(path)!r}, "--help"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1], done.stderr) == (0, "set()", "")
+    assert "usage" in done.stdout
+
+
+def test_text_is_prepared_without_torch() -> None:
+    """It takes memory in every worker process."""
+    source = f"import sys, megamask.prepare; print({SLOW!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
 

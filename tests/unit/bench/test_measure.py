@@ -6,7 +6,8 @@ import statistics
 
 import pytest
 
-from megamask.bench.measure import BenchConfig, Figures, Round, in_turn
+from megamask.bench.measure import Figures, Round, in_turn
+from megamask.bench.settings import BenchConfig
 from megamask.bench.table import markdown, ratios
 from megamask.precision import Support
 

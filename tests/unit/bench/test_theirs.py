@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import BertForMaskedLM
 
 from megamask.batch import TokenIds
-from megamask.bench.measure import BenchConfig
+from megamask.bench.settings import BenchConfig
 from megamask.bench.theirs import alone, concatenated, settings
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head

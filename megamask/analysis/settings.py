@@ -1,0 +1,71 @@
+"""What ``tools/analyze_rank.py`` is asked for; without torch, so that it is read at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from megamask.errors import must
+
+SMALLEST = 1e-6
+"""Thresholds below this, as a share of the largest singular value, come too near to the noise."""
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """What to compare, on which text, and how."""
+
+    output: Path
+    """Folder for ranks.md (tables), ranks.png (a picture) and ranks.json (everything, and how it was made)."""
+    run: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Run folder, a checkpoint in one, or first weights; may be given several times."""
+    model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Folder or name of an encoder for transformers, such as an exported run; may be given several times."""
+    data: Path | None = None
+    """Folder of token shards, whose validation split is read; by default that which the first run was trained on."""
+    text: Path | None = None
+    """A text file instead, in the tokens of each encoder's own tokenizer."""
+    step: int | None = None
+    """The checkpoint of each run; by default its newest."""
+    ratio: float = 0.15
+    """Share of the tokens that are replaced by [MASK]."""
+    tokens: int = 100_000
+    """Tokens of text that are read, at least."""
+    length: int | None = None
+    """Longest sequence; by default 512, or less if an encoder cannot read as many."""
+    energy: float = 0.9
+    """The energy rank counts the directions that hold this share of the squared norm."""
+    threshold: float = 0.01
+    """The numerical rank counts singular values above this share of the largest."""
+    centred: bool = False
+    """Print the tables of the states with their mean taken off; the files have both."""
+    seed: int = 0
+    """Of the order of the text and of the masks."""
+
+    def problems(self) -> list[str]:
+        """Sentences for what is wrong."""
+        found = []
+        if not self.run and not self.model:
+            found.append("`run` or `model` must name at least one encoder.")
+        if self.data is not None and self.text is not None:
+            found.append("`data` and `text` both say what to read. Remove one.")
+        if not self.run and self.data is None and self.text is None:
+            found.append("A `model` does not say what text to read: name `data` or `text`.")
+        if self.step is not None and not self.run:
+            found.append("`step` has an effect on `run` alone. Remove it.")
+        for name in ("ratio", "energy"):
+            if not 0 < getattr(self, name) < 1:
+                found.append(must(name, "lie in (0, 1)", getattr(self, name)))
+        if not SMALLEST <= self.threshold < 1:
+            rule = f"lie in [{SMALLEST:g}, 1), for what is smaller is rounding"
+            found.append(must("threshold", rule, self.threshold))
+        if self.tokens < 1:
+            found.append(must("tokens", "be at least 1", self.tokens))
+        if self.length is not None and self.length < 3:
+            found.append(must("length", "be at least 3, for [CLS], a token and [SEP]", self.length))
+        if self.output.exists() and not self.output.is_dir():
+            found.append(must("output", "be a folder", str(self.output)))
+        return found

@@ -1,0 +1,133 @@
+"""``tools/replay.py``: steps of a run taken again in another folder, and their figures beside those of its log."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megamask import command, precision, pretrain, ranks, records, runs
+from megamask import config as configuration
+from megamask.building import JUDGE, Parts, build, numbers, read_text
+from megamask.checkpoint import RunFolder, read_state, verify
+from megamask.engine.ds_file import resolved
+from megamask.errors import CheckpointError, ConfigError, DataError
+from megamask.log import read_metrics
+from megamask.metrics import CLOCKS
+from megamask.progress_bar import ProgressBar
+from megamask.spikes import Judge
+
+
+def again(path: Path, step: int, data: Path | None) -> int:
+    """Take the steps again that lead to the figures of ``step`` of the run in ``path``; 0 if they are the same, else 1.
+
+    ``data`` is the folder of its text, if it lies elsewhere now. Collective. Raises ConfigError, DataError,
+    CheckpointError.
+    """
+    folder: Path | None = None
+    try:
+        ranks.join()
+        folder = ranks.by_main(lambda: Path(tempfile.mkdtemp(prefix="replay-")))
+        code = replay(RunFolder(path), step, data, folder)
+    finally:
+        if folder and ranks.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+    if ranks.several():
+        ranks.leave()
+    return code
+
+
+def replay(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
+    """Take the steps again that lead to the figures of ``step``, in ``folder``; 0 if these are those of the run."""
+    config, ds, fingerprint = settings(run, data, folder)
+    every, last = config.log.every, config.steps
+    end = min(-(-step // every) * every, last)
+    told = figures(run, end)
+    if not 1 <= step <= last or not told:
+        raise ConfigError(f"{run.logs / 'metrics.jsonl'} has no figures of step {step}, which step {end} tells.")
+    text = read_text(config)
+    if text.train.fingerprint != fingerprint:
+        raise DataError(f"{text.train.folder} is not the text of the run in {run.path}. Name that text with --data.")
+    newest, _ = ranks.by_main(lambda: whole(run, max(run.steps(), default=0)))
+    judge = Judge(config.spikes, read_state(newest).get(JUDGE) if newest else None)
+    begin = max((at for at in (*begins(run, judge), (end - 1) // every * every) if at < end), default=0)
+    start = runs.Start(RunFolder(folder), *ranks.by_main(lambda: whole(run, begin)), (), None)
+    saved = [at for at in run.steps() if at >= end]
+    then = read_state(run.checkpoint(min(saved))).get("settings") if saved else None
+    if then not in (None, configuration.changeable(config)):
+        raise ConfigError(f"{run.path} goes on under other settings since, so step {step} cannot be taken again.")
+    if ranks.is_main() and run.entropy.is_dir():
+        shutil.copytree(run.entropy, folder / run.entropy.name)
+    parts = build(config, resolved(ds, precision.common()), text, start)
+    # packs that a rewind left out since are left out
+    batches = parts.loader.batches(numbers(config, start.step, parts.engine.accumulate, judge.ledger))
+    steps(replace(parts, batches=batches), start.step, end)
+    parts.engine.close()
+    return ranks.by_main(lambda: compare(told, figures(RunFolder(folder), end), end))
+
+
+def settings(run: RunFolder, data: Path | None, folder: Path) -> tuple[configuration.PretrainConfig, dict, str]:
+    """The run's settings with another output folder, its DeepSpeed file, and the hash of its text."""
+    said = configuration.read(run.config)
+    zero = folder / "deepspeed.json"
+    ranks.by_main(lambda: zero.write_text(json.dumps(said.get("deepspeed") or {})))
+    more = ["--data", str(data)] if data else []
+    config = command.parse(["--config", str(run.config), "--output", str(folder), "--no-export", *more]).run
+    if config.time_budget:
+        raise ConfigError("`time_budget` lets a clock decide, so no step of such a run can be taken again.")
+    return config, configuration.check(config, zero, ranks.world()), str(said.get("text"))
+
+
+def figures(run: RunFolder, step: int) -> dict[str, Any]:
+    """What the log says of ``step``, but for speeds and the evaluation."""
+    lines = [line for line in read_metrics(run.logs / "metrics.jsonl") if line["step"] == step]
+    found = {name: value for line in lines for name, value in line.items()}
+    return {name: value for name, value in found.items() if name not in CLOCKS and not name.startswith("valid/")}
+
+
+def begins(run: RunFolder, judge: Judge) -> list[int]:
+    """The steps after which a launch began, or went back to: there the sums of figures begin anew."""
+    launches = records.read_json(run.environment)["launches"] if run.environment.exists() else []
+    return [*(launch["step"] for launch in launches), *(first for first, _ in judge.ledger.entries)]
+
+
+def whole(run: RunFolder, most: int) -> tuple[Path | None, int]:
+    """The newest whole checkpoint of at most ``most`` steps, and its step; (None, 0) if there is none."""
+    for step in (step for step in run.steps() if step <= most):
+        try:
+            verify(run.checkpoint(step))
+        except CheckpointError as error:
+            print(error, file=sys.stderr)
+        else:
+            return run.checkpoint(step), step
+    return None, 0
+
+
+def steps(parts: Parts, first: int, end: int) -> None:
+    """The steps from ``first`` up to ``end`` as the loop takes them, with their figures."""
+    # on a terminal the log has a bar
+    hidden = not ranks.is_main() or sys.stdout.isatty()
+    bar = None if hidden else ProgressBar("steps taken again", end - first, "step")
+    for step in range(first, end):
+        batches = [next(parts.batches) for _ in range(parts.engine.accumulate)]
+        pretrain.take(parts, step, batches)
+        if (step + 1) % parts.config.log.every == 0 or step + 1 == end:
+            pretrain.tell(parts, step + 1)
+        pretrain.audit(parts, step + 1, batches[0])
+        if bar:
+            bar.update()
+    parts.batches.close()
+    parts.log.close()
+
+
+def compare(told: dict[str, Any], again: dict[str, Any], step: int) -> int:
+    """Say of each figure whether it is the same; 1 if one is not."""
+    names = [name for name in told | again if told.get(name) != again.get(name)]
+    for name in names:
+        print(f"step {step}: {name} is {told.get(name)} in the log, but {again.get(name)} when taken again")
+    print(f"step {step}: {len(told | again) - 1 - len(names)} figures are the same to the bit, {len(names)} differ")
+    return 1 if names else 0
