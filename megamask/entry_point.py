@@ -118,11 +118,16 @@ def as_problem(error: Exception) -> MegamaskError | None:
     if isinstance(error, OSError) and error.errno in STORAGE:
         name = error.filename2 or error.filename
         return StorageError(f"{name}: {error.strerror}." if name else f"The storage failed: {error.strerror}.")
-    # libraries written in Rust and C++ pass on the words of the operating system alone
-    full = next(
-        (number for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if os.strerror(number) in str(error)), 0
-    )
-    return StorageError(f"A file cannot be written: {os.strerror(full)}.") if full else None
+    reason = full_disk(error)
+    return StorageError(f"A file cannot be written: {reason}.") if reason else None
+
+
+def full_disk(error: Exception) -> str:
+    """The operating system's words for a full disk, if that is what ``error`` says, else an empty text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno) if error.errno in FULL else ""
+    # libraries written in Rust and C++ pass on the words alone
+    return next((words for number in FULL if (words := os.strerror(number)) in str(error)), "")
 
 
 def print_error(error: MegamaskError) -> None:

@@ -164,7 +164,7 @@ def prepare(config: PrepareConfig) -> Path:
             facts |= _counted(config, tokenizer, work)
             _publish(config, tokenizer, work, facts=facts, tags=tags)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise StorageError(f"{error.filename or config.output} cannot be written: {error.strerror}.") from None
     return config.output
@@ -254,8 +254,12 @@ def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: 
     ready = work / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
-    with elapsed("writing shards"):
-        shards.write(ready, tokenizer, {split: encoding.joined(work, split) for split in splits}, facts=facts)
+    try:
+        with elapsed("writing shards"):
+            shards.write(ready, tokenizer, {split: encoding.joined(work, split) for split in splits}, facts=facts)
+    except Exception:
+        shutil.rmtree(ready, ignore_errors=True)  # half of it, on a full disk
+        raise
     written = shards.read_manifest(ready)["splits"]
     for split in splits:
         if not written[split]["tokens"]:

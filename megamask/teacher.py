@@ -92,13 +92,14 @@ class Teacher:
         """
         assert config.path is not None
         model = masked_lm.read(config.path, "teacher.path")
-        found = differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
+        differ = differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
+        found = list(differ)
         if model.beside:
             found.append(
                 f"`teacher.path` is {config.path}, a run whose encoder has never seen [MASK]: its {model.beside[0]} "
                 "filled it in. Train a run of the kind 'mlm' from it (`init`) first, or name another model."
             )
-        if len(model.weight) < ids.size:
+        if not differ and len(model.weight) < ids.size:
             found.append(
                 f"`teacher.path` gives {len(model.weight)} tokens a logit, but its tokenizer has {ids.size} tokens. "
                 "They do not belong together."

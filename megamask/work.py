@@ -15,8 +15,8 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from megamask.entry_point import make_output_safe
-from megamask.errors import DataError
+from megamask.entry_point import full_disk, make_output_safe
+from megamask.errors import DataError, MegamaskError, StorageError
 
 
 class _Process(SpawnProcess):
@@ -42,8 +42,33 @@ SPAWN = _Spawn()
 def folder(work: Path, identity: str, output: Path) -> Iterator[Path]:
     """The folder ``work`` of what is finished of this request for ``output``; another request's is emptied.
 
-    It is removed at the end, and stays if what is done inside fails. DataError if another process works in it.
+    It is removed at the end, and stays if what is done inside fails. DataError if another process works in it;
+    StorageError, which says what stays, if the disk is full.
     """
+    try:
+        with _held(work, identity, output):
+            yield work
+    except MegamaskError:
+        raise
+    except Exception as error:
+        if not (reason := full_disk(error)):
+            raise
+        sentence = f"{output} cannot be written: {reason}."
+        if _something_finished(work):
+            sentence += f" What is finished stays in {work}. Make room: the same command goes on from there."
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+        raise StorageError(sentence) from None
+
+
+def _something_finished(work: Path) -> bool:
+    """Whether a file is there besides what each request begins with and what was being written."""
+    inside = (file.relative_to(work) for file in work.rglob("*") if file.is_file())
+    return any(not file.parts[0].endswith(".part") and file.parts[0] not in ("lock", "request") for file in inside)
+
+
+@contextmanager
+def _held(work: Path, identity: str, output: Path) -> Iterator[None]:
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:
@@ -59,7 +84,7 @@ def folder(work: Path, identity: str, output: Path) -> Iterator[Path]:
                     leftover.unlink()
             request.write_text(identity)
         try:
-            yield work
+            yield
         except KeyboardInterrupt as stop:
             stop.add_note("The same command goes on from here.")
             raise

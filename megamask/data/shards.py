@@ -110,8 +110,10 @@ class Shards:
 
     @cached_property
     def unigram(self) -> Int64[np.ndarray, " V"]:
-        """How often each id occurs in the train split, whichever split this is."""
-        return np.load(self.folder / "train.unigram.npy", allow_pickle=False)
+        """How often each id occurs in the train split, whichever split this is; 0 for special ids, never a target."""
+        counts = np.load(self.folder / "train.unigram.npy", allow_pickle=False)
+        counts[list(self.token_ids.special)] = 0
+        return counts
 
     @cached_property
     def starts_word(self) -> Bool[np.ndarray, " V"]:

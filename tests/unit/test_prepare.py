@@ -246,14 +246,21 @@ def test_no_validation_document_is_an_error(tmp_path, paragraphs):
     assert Shards.open(prepare(change(config, valid_share=0.0))).manifest["splits"].keys() == {"train"}
 
 
-def test_no_space_is_a_sentence(config, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device", "some/file")
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full", "a"), Exception("No space left on device (os error)")])
+def test_a_full_disk_keeps_what_is_finished_and_nothing_else(config, monkeypatch, error):
+    """Also where a library in Rust has the words of the operating system alone."""
 
-    monkeypatch.setattr(preparing.shards, "save_array", full)
-    with pytest.raises(StorageError, match=r"some/file cannot be written: No space left on device\."):
-        prepare(config)
-    monkeypatch.undo()
+    def full(*_, **__):
+        raise error
+
+    partial = config.output.parent / ".out.partial"
+    for where, name, stays in ((Tokenizer, "save", False), (preparing.shards, "save_array", True)):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, full)
+            with pytest.raises(StorageError, match=rf"^{config.output} cannot be written: No space left") as found:
+                prepare(config)
+        assert partial.exists() == (f"stays in {partial}" in str(found.value)) == stays
+        assert not config.output.exists() and not (partial / "ready").exists()
     Shards.open(prepare(config), verify=True)
 
 

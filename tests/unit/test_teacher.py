@@ -17,6 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from megamask.batch import MaskPlan
 from megamask.checkpoint import RunFolder
 from megamask.data import tokenizer as tokenizers
+from megamask.data.tokenizer_training import train as train_tokenizer
 from megamask.engine.ds_file import teacher_problems as file_problems
 from megamask.entropy.exact import PURPOSE, measured
 from megamask.entropy.source import AuditConfig, EntropyConfig
@@ -369,6 +370,16 @@ def test_another_tokenizer_is_refused_by_its_first_difference(student, first_wei
     settings.write_text(json.dumps(roles | {"mask_token": "[UNK]"}))
     with pytest.raises(ConfigError, match=r"has the id \d as its mask token, but data's tokenizer has"):
         load(folder)
+
+
+def test_a_smaller_vocabulary_is_one_problem_and_rows_that_its_tokenizer_lacks_another(theirs, load, ids):
+    folder, _ = theirs("bert", vocab_size=ids.size - 1)
+    with pytest.raises(ConfigError, match=f"gives {ids.size - 1} tokens a logit, but its tokenizer has {ids.size}"):
+        load(folder)
+    train_tokenizer("wordpiece", ["other words of another text"] * 20, size=ids.size - 1).save(folder)
+    with pytest.raises(ConfigError, match="has a vocabulary of") as found:
+        load(folder)
+    assert len(found.value.problems) == 1
 
 
 def test_truncation_and_padding_make_no_other_tokenizer(student, first_weights, load):

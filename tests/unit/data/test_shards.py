@@ -38,6 +38,15 @@ def test_what_was_written_is_read(folder, documents_of):
     assert np.array_equal(Shards.open(folder, "valid").unigram, shards.unigram)
 
 
+def test_a_guess_by_frequency_guesses_no_special_id(folder):
+    counts = np.load(folder / "train.unigram.npy")
+    counts[1] = 10**6  # [UNK], which a text may be full of and which is never a target
+    np.save(folder / "train.unigram.npy", counts)
+    shards = Shards.open(folder)
+    expected = [0 if number in shards.token_ids.special else count for number, count in enumerate(counts)]
+    assert shards.unigram.tolist() == expected
+
+
 def test_words_and_special_ids(folder, tiny_tokenizer):
     shards = Shards.open(folder)
     ids = shards.token_ids
