@@ -26,15 +26,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from megamask import masked_lm, parts, precision, ranks, stored
+from megamask import files, fixed_masks, masked_lm, parts, precision, ranks, stored
 from megamask import work as working
 from megamask.annotate_settings import EntropyAnnotation, SampleAnnotation
 from megamask.batch import Layout, MaskPlan, PackedBatch
-from megamask.config import PretrainConfig
+from megamask.config import PretrainConfig, fixed_mask_problems
 from megamask.data import index
 from megamask.data.index import Pieces
 from megamask.data.packs import Packs
-from megamask.data.shards import Shards, Split, file_hash, write_sidecar
+from megamask.data.shards import Shards, Split, write_sidecar
 from megamask.data.tokenizer import TOKENIZER
 from megamask.entropy import exact
 from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
@@ -188,8 +188,8 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
         train.check_words()
     manifest = {
         "format": stored.FORMAT, "version": stored.VERSION,
-        "facts": stored.facts_of(config, train.fingerprint),
-        "packs": how.packs or stored.needed(config), "draws": how.draws,
+        "facts": fixed_masks.facts(config, train.fingerprint),
+        "packs": how.packs or len(fixed_masks.targets(config)), "draws": how.draws,
         "model": masked_lm.read(config.teacher.path, "teacher.path").fingerprint(),
         "precision": config.teacher.precision, "method": METHOD,
     }  # fmt: skip
@@ -214,11 +214,11 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
         ready = work.with_name(f".{output.name}.ready")
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
-        files = {}
+        entries = {}
         for name in (name for n in range(len(tasks)) for name in stored.names(n)):
             os.link(work / name, ready / name)
-            files[name] = {"bytes": (ready / name).stat().st_size, "sha256": file_hash(ready / name)}
-        (ready / "manifest.json").write_text(json.dumps(manifest | {"files": files}, indent=1) + "\n")
+            entries[name] = {"bytes": (ready / name).stat().st_size, "sha256": files.sha256(ready / name)}
+        (ready / "manifest.json").write_text(json.dumps(manifest | {"files": entries}, indent=1) + "\n")
         ready.rename(output)
     return output
 
@@ -229,7 +229,7 @@ def _cut(numbers: range, size: int) -> Iterator[range]:
 
 def _sample_problems(config: PretrainConfig, how: SampleAnnotation) -> list[str]:
     found = how.problems() + config.distill.problems("distill") + config.teacher.problems("teacher")
-    found += config.masking.problems("masking") + config.packs.problems("packs") + stored.problems(config)
+    found += config.masking.problems("masking") + config.packs.problems("packs") + fixed_mask_problems(config)
     if config.distill.stored is None:
         found.append("`distill.stored` must name the folder to write, but is missing.")
     if config.teacher.path is None:

@@ -1,4 +1,4 @@
-"""Arrays in .npy files, mapped into memory; a header is looked at before numpy acts on it.
+"""Arrays in .npy files: saved whole, and mapped into memory; a header is looked at before numpy acts on it.
 
 A header is Python text with a type and a shape. One that says "texts of no length, as many as there are" divides by
 zero inside of numpy and takes the process with it (seen with 2.4), so what it says must be what the file holds.
@@ -7,6 +7,7 @@ zero inside of numpy and takes the process with it (seen with 2.4), so what it s
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,16 @@ def rising(values: Int64[np.ndarray, " n"], *, strictly: bool = False) -> bool:
     """Whether no value is below the one before, or each is above it. No difference is formed, which might overflow."""
     before, after = values[:-1], values[1:]
     return bool((after > before).all() if strictly else (after >= before).all())
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file that is whole or absent, also after a crash."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megamask import guidance, prepare, ranks, report, runs
+from megamask import fixed_masks, guidance, prepare, ranks, report, runs
 from megamask.batch import PackedBatch, TokenIds
 from megamask.checkpoint import RunFolder, find, read_state, read_tensors, read_weights
 from megamask.config import PretrainConfig, changeable
@@ -135,7 +135,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: runs.St
     ranks.by_main(lambda: report.describe(start.run, encoder.shape, text.train))
 
     teacher = teacher_of(config, text, encoder.shape) if config.teacher.path is not None else None
-    stored = Stored.open(config, text.train.fingerprint, ids, verify=config.verify) if config.distill.stored else None
+    stored = stored_targets(config, text) if config.distill.stored else None
     tags = tagger.names(text.train) if config.masking.score == "part_of_speech" else ()
     masker = Masker(config.masking, ids, tags=tags)
     engine = Engine(objective, config.optimizer, ds, packs_per_step=config.packs.per_step)
@@ -224,6 +224,17 @@ def log_of(config: PretrainConfig, shape: EncoderShape, run: RunFolder, step: in
     """Where the figures of a run go on after ``step``."""
     cost = report.cost(shape, config.objective, config.masking.corruption.mask)
     return Log(run.path, step, config.steps, cost=cost, peak=peak_flops(config.log.peak_flops))
+
+
+def stored_targets(config: PretrainConfig, text: Text) -> Stored:
+    """What `distill.stored` holds, checked against the masks of the run."""
+    return Stored.open(
+        config.distill,
+        text.packs.token_ids,
+        facts=fixed_masks.facts(config, text.train.fingerprint),
+        targets=fixed_masks.targets(config),
+        verify=config.verify,
+    )
 
 
 def teacher_of(config: PretrainConfig, text: Text, shape: EncoderShape) -> Teacher:

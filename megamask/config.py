@@ -278,6 +278,8 @@ def _moved(config: PretrainConfig) -> list[str]:
             "`time_budget` moves `masking.ratio` by the clock, but `distill.stored` was made under masks known in "
             "advance. Keep the ratio constant, or ask a teacher."
         )
+    if stored:
+        found += fixed_mask_problems(config)
     if config.spikes.policy != "rewind":
         return found
     if stored:
@@ -287,6 +289,14 @@ def _moved(config: PretrainConfig) -> list[str]:
         rule = f"be at most {reach}, the age that one of `checkpoint.keep` checkpoints always has"
         found.append(must("spikes.back", rule, config.spikes.back, "Keep more checkpoints."))
     return found
+
+
+def fixed_mask_problems(config: PretrainConfig) -> list[str]:
+    """Sentences for why the masks of a run are not known before it starts."""
+    if config.masking.score == "uniform":
+        return []
+    rule = "be 'uniform' with `distill.stored`, because other masks are not known in advance"
+    return [must("masking.score", rule, config.masking.score)]
 
 
 def _late(config: PretrainConfig) -> list[str]:

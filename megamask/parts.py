@@ -19,7 +19,8 @@ import torch
 
 from megamask import records
 from megamask import work as working
-from megamask.data.shards import file_hash, save_array
+from megamask.arrays import save_array
+from megamask.files import sha256
 from megamask.progress_bar import ProgressBar
 
 POLL = 1.0
@@ -132,7 +133,7 @@ def _save(work: Path, name: str, made: Sequence[np.ndarray], kinds: Sequence[str
         save_array(work / file, array)
     record = work / f"{name}.json"
     beside = record.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps({file: file_hash(work / file) for file in files}))
+    beside.write_text(json.dumps({file: sha256(work / file) for file in files}))
     beside.rename(record)
 
 
@@ -140,7 +141,7 @@ def _finished(work: Path, name: str, kinds: Sequence[str]) -> bool:
     """Whether a part is there, byte for byte as it was written."""
     try:
         record = records.read_json(work / f"{name}.json")
-        return all(file_hash(work / file) == record[file] for file in _files(name, kinds))
+        return all(sha256(work / file) == record[file] for file in _files(name, kinds))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

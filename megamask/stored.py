@@ -17,7 +17,7 @@ whose text, packs, masks, seed and temperature are the same, and is refused by e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,9 @@ from torch import Tensor
 from megamask import ranks, records
 from megamask.arrays import mapped, rising
 from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
-from megamask.config import PretrainConfig
 from megamask.data.manifest import Count, File, file_problem
 from megamask.data.shards import id_type
-from megamask.errors import ConfigError, DataError, must, raise_all
+from megamask.errors import ConfigError, DataError, raise_all
 from megamask.masking.rng import PackRng
 from megamask.teacher import DistillConfig, scale
 from megamask.trees import flatten
@@ -45,39 +44,6 @@ BLOCK = 2**22
 PURPOSE = "teacher"
 KINDS = ("tokens", "counts", "offsets")
 CURE = "Make them anew with tools/annotate_targets.py."
-
-
-def facts_of(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
-    """What the targets of every pack of a run depend on, and the temperature, as JSON can hold it."""
-    masking = asdict(config.masking)
-    for unused in ("score", "entropy", "part_of_speech", "explore"):  # random masking asks none
-        masking.pop(unused, None)
-    moves = config.masking.ratio.kind != "constant"
-    views = config.packs.views
-    return {
-        "text": fingerprint,
-        "seed": config.seed,
-        "packs": {"tokens": config.packs.tokens, "length": config.packs.length, "views": views}
-        # which text a pack holds, and how far the run is, follow from the place in the step
-        | ({"per_step": config.packs.per_step} if moves or views > 1 else {}),
-        "masking": masking,
-        "distill": {"temperature": config.distill.temperature},
-    } | ({"steps": config.steps} if moves else {})
-
-
-def problems(config: PretrainConfig) -> list[str]:
-    """Sentences for why masks are not fixed in advance."""
-    if config.masking.score == "uniform":
-        return []
-    rule = "be 'uniform' with `distill.stored`, for other masks are not known in advance"
-    return [must("masking.score", rule, config.masking.score)]
-
-
-def needed(config: PretrainConfig) -> int:
-    """How many packs a run asks about, from pack 0: up to the last step at which the weight is above 0."""
-    weights = (config.distill.weight(step / config.steps) for step in range(config.steps - 1, -1, -1))
-    unused = next((n for n, weight in enumerate(weights) if weight > 0), config.steps)
-    return (config.steps - unused) * config.packs.per_step
 
 
 @dataclass(frozen=True)
@@ -97,42 +63,50 @@ class Stored:
         self._part = lru_cache(maxsize=8)(self._open)
 
     @classmethod
-    def open(cls, config: PretrainConfig, fingerprint: str, ids: TokenIds, *, verify: bool = True) -> Stored:
-        """The folder ``config.distill.stored``, checked against the run; DataError or ConfigError with every problem.
+    def open(
+        cls,
+        distill: DistillConfig,
+        ids: TokenIds,
+        *,
+        facts: dict[str, Any],
+        targets: Int64[np.ndarray, " packs"],
+        verify: bool = True,
+    ) -> Stored:
+        """The folder ``distill.stored``, checked against the run; DataError or ConfigError with every problem.
 
-        ``fingerprint`` is that of the run's text; ``verify`` holds every byte against its sha256. Collective.
+        ``facts`` are what the masks of the run depend on, ``targets`` how many of them each pack has that the run asks
+        about (`fixed_masks`). ``verify`` compares every byte with its sha256. Collective.
         """
-        folder = config.distill.stored
+        folder = distill.stored
         assert folder is not None
         manifest = read_manifest(folder)
-        raise_all(ConfigError, problems(config) + _differences(folder, manifest, facts_of(config, fingerprint)))
-        if manifest["packs"] < (count := needed(config)):
+        raise_all(ConfigError, _differences(folder, manifest, facts))
+        if manifest["packs"] < len(targets):
             raise ConfigError(
-                f"`distill.stored` holds {manifest['packs']} packs, but the run asks about {count}. Store more, or let "
-                "`distill.weight` end earlier."
+                f"`distill.stored` holds {manifest['packs']} packs, but the run asks about {len(targets)}. Store more, "
+                "or let `distill.weight` end earlier."
             )
-        found = cls(folder, manifest, config.distill, ids)
+        stored = cls(folder, manifest, distill, ids)
 
         def check() -> None:
             raise_all(DataError, list(_damage(folder, manifest, verify)))
-            raise_all(DataError, found._misfits(config, verify))
+            raise_all(DataError, stored._misfits(targets, verify))
 
         ranks.by_main(check)
-        return found
+        return stored
 
-    def _misfits(self, config: PretrainConfig, read: bool) -> list[str]:
-        """The first pack with another number of targets than its mask has; the first id that the vocabulary lacks.
+    def _misfits(self, targets: Int64[np.ndarray, " packs"], read: bool) -> list[str]:
+        """The first pack with another number of ``targets``, and the first id that the vocabulary lacks.
 
         For the ids every sample must be ``read``.
         """
-        sizes, asked = config.packs, needed(config)
         for part in range(-(-self.manifest["packs"] // PART)):
             tokens, _, offsets = self._part(part)
-            numbers = range(part * PART, part * PART + len(offsets) - 1)
-            masks = (config.masking.targets(n // sizes.per_step / config.steps, sizes.tokens) for n in numbers)
-            for number, held, targets in zip(numbers, np.diff(offsets).tolist(), masks, strict=True):
-                if number < asked and held != targets:
-                    return [_other_targets(self.folder, number, held, targets)]
+            expected = targets[part * PART : (part + 1) * PART]
+            stored = np.diff(offsets)[: len(expected)]
+            if len(other := np.flatnonzero(stored != expected)):
+                pack = int(other[0])
+                return [_other_targets(self.folder, part * PART + pack, int(stored[pack]), int(expected[pack]))]
             if read and tokens.max(initial=0) >= self.ids.size:
                 return [
                     f"{self.folder / names(part)[0]} holds the id {tokens.max()}, but the vocabulary has "

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Int32, Int64
 
 from megamask import records
 from megamask.arrays import mapped, rising
-from megamask.data.shards import Shards, file_hash
+from megamask.data.shards import Shards
+from megamask.files import sha256
 
 FULL = 0.9
 """A pack filled less is left out: too few rows to draw an exact budget of targets from."""
@@ -76,7 +77,7 @@ def _load(folder: Path, text: int, tokens: int, length: int) -> Index:
     hashes = records.read_json(folder / HASHES)
     found = []
     for name, kind in KINDS.items():
-        if file_hash(folder / f"{name}.npy") != hashes[name]:
+        if sha256(folder / f"{name}.npy") != hashes[name]:
             raise ValueError(name)
         array = mapped(folder / f"{name}.npy")
         if array.dtype != kind or array.ndim != 1:
@@ -102,7 +103,7 @@ def _keep(index: Index, folder: Path) -> None:
         hashes = {}
         for name in KINDS:
             np.save(beside / f"{name}.npy", getattr(index, name), allow_pickle=False)
-            hashes[name] = file_hash(beside / f"{name}.npy")
+            hashes[name] = sha256(beside / f"{name}.npy")
         (beside / HASHES).write_bytes(records.as_json(hashes))
         if folder.exists():
             shutil.rmtree(folder)  # damaged; whoever has it open keeps it

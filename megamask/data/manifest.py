@@ -6,7 +6,6 @@ disk. Hashes are compared before an array is opened.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from megamask.data.coverage import Coverage
 from megamask.data.tokenizer import TOKENIZER, folder_hash
 from megamask.data.words import Rule, WordSizes
 from megamask.errors import DataError, must, raise_all
+from megamask.files import sha256
 
 FORMAT, VERSION = "megamask shards", 1
 NAME = "manifest.json"
@@ -207,7 +207,7 @@ def file_problem(folder: Path, name: str, fact: File, verify: bool, cure: str = 
             return out
         if (size := file.stat().st_size) != fact.bytes:
             return f"{file} must have {fact.bytes} bytes, but has {size}. Copy it again, or: {cure}"
-        if verify and file_hash(file) != fact.sha256:
+        if verify and sha256(file) != fact.sha256:
             return f"{file} is damaged: its sha256 is not that in {NAME}. Copy it again, or: {cure}"
     except OSError as error:
         return f"{file} cannot be read: {error.strerror}."
@@ -258,9 +258,3 @@ def changes(before: Manifest, now: Manifest) -> list[str]:
     said = {name: "is gone" for name in old.keys() - new.keys()} | {name: "is new" for name in new.keys() - old.keys()}
     said |= {name: "has other bytes" for name in old.keys() & new.keys() if old[name] != new[name]}
     return [f"{name} {what}" for name, what in sorted(said.items())]
-
-
-def file_hash(file: Path) -> str:
-    """sha256 of a file's bytes."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from megamask import records
-from megamask.arrays import mapped, rising
+from megamask.arrays import mapped, rising, save_array
 from megamask.basic_types import TokenIds
 from megamask.data.manifest import (
     CURE,
@@ -41,13 +41,13 @@ from megamask.data.manifest import (
     Manifest,
     Split,
     check,
-    file_hash,
     read_manifest,
     size_problems,
 )
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, load, token_ids
 from megamask.data.words import Rule, WordSizes, unknown_words, word_rule, word_starts
 from megamask.errors import DataError, must, raise_all
+from megamask.files import sha256
 
 SPLITS = ("train", "valid")
 SIDECARS = ("tags", "entropy")
@@ -317,19 +317,6 @@ def write_sidecar(
     _write_manifest(Path(folder), manifest)
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file that is whole or absent, also after a crash."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def _gathered(units: Iterable[Unit], shard_tokens: int) -> Iterator[Unit]:
     """Units joined until they have ``shard_tokens`` tokens."""
     waiting: list[Unit] = []
@@ -355,7 +342,7 @@ def _joined(units: Sequence[Unit]) -> Unit:
 
 def _listed(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, int | str]]:
     return {
-        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_hash(file)} for file in files
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files
     }
 
 

@@ -23,7 +23,7 @@ import triton.language as tl
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask.model.statistics import TokenStats
+from megamask.model.token_stats import TokenStats
 
 TILES = {2: (128, 128, 64, 8, 3), 4: (64, 64, 32, 4, 2)}
 """By bytes of the inputs: rows, tokens and width of a tile, warps and stages."""

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import Measure
+from megamask.model.token_stats import TokenStats
 
 BLOCK = 2**22
 """Logits of one product where no gradient is formed."""
@@ -33,26 +34,6 @@ SLICE = 512
 """Tokens per thread of one product in fp32 on a CPU: with more, MKL is up to 1.4 times slower for 30,000 tokens."""
 
 TRITON = importlib.util.find_spec("triton") is not None
-
-
-class TokenStats(NamedTuple):
-    """Of each row's predicted distribution p, in nats: see `Measure`.
-
-    ``margin`` is -inf where there is but one token.
-    """
-
-    logsumexp: Float[Tensor, " M"]
-    entropy: Float[Tensor, " M"]
-    log_prob: Float[Tensor, " M"]
-    renyi: Float[Tensor, " M"]
-    min: Float[Tensor, " M"]
-    margin: Float[Tensor, " M"]
-
-    def of(self, measure: Measure) -> Float[Tensor, " M"]:
-        """How unsure each prediction is by ``measure``."""
-        if measure == "loss":
-            return -self.log_prob
-        return self.entropy if measure == "shannon" else getattr(self, measure)
 
 
 @torch.no_grad()

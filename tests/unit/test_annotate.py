@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from megamask import annotate, files, parts, stored
+from megamask import annotate, files, fixed_masks, parts, stored
 from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, entropies, samples, window_batch
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
-from megamask.config import PacksConfig, PretrainConfig
+from megamask.config import PacksConfig, PretrainConfig, problems
 from megamask.data import index
 from megamask.data import shards as sharding
 from megamask.data.packs import Packs
@@ -37,7 +37,7 @@ from megamask.model.vocabulary import token_stats
 from megamask.objectives.mlm import MLM
 from megamask.progress_bar import ProgressBar
 from megamask.schedules import Schedule
-from megamask.stored import Stored, counted, needed
+from megamask.stored import Stored, counted
 from megamask.teacher import DistillConfig, Teacher, TeacherConfig
 from tools import annotate_entropy, annotate_targets
 
@@ -256,17 +256,22 @@ def run(data, teacher, tmp_path, monkeypatch) -> PretrainConfig:
 HOW = SampleAnnotation(draws=9, workers=1)
 
 
+def stored_of(run: PretrainConfig, fingerprint: str, ids) -> Stored:
+    facts, targets = fixed_masks.facts(run, fingerprint), fixed_masks.targets(run)
+    return Stored.open(run.distill, ids, facts=facts, targets=targets)
+
+
 def opened(run: PretrainConfig, **changes) -> Stored:
     config = dataclasses.replace(run, **changes)
     train = Shards.open(config.data)
-    return Stored.open(config, train.fingerprint, train.token_ids)
+    return stored_of(config, train.fingerprint, train.token_ids)
 
 
 @torch.no_grad()
 def test_a_run_reads_samples_of_its_teacher_at_its_own_masks(run, data, model, teacher):
     samples(run, data, HOW)
     found, train = opened(run), Shards.open(data)
-    assert found.manifest["packs"] == needed(run) == 8
+    assert found.manifest["packs"] == len(fixed_masks.targets(run)) == 8
     packs = Packs(train, tokens=96, length=LENGTH, seed=4, per_step=2)
     masker = Masker(run.masking, train.token_ids)
     for number in range(8):
@@ -415,9 +420,9 @@ def test_another_temperature_text_score_or_more_steps_are_refused(run, data, tmp
     with pytest.raises(ConfigError, match=r"`distill.temperature` 2.0, but the run has 1.0"):
         opened(run, distill=dataclasses.replace(run.distill, temperature=1.0))
     with pytest.raises(ConfigError, match=r"with `text` 'other', but|`text` '[0-9a-f]+', but the run has 'other'"):
-        Stored.open(run, "other", Shards.open(data).token_ids)
-    with pytest.raises(ConfigError, match=r"`masking.score` must be 'uniform' with `distill.stored`"):
-        opened(run, masking=MaskingConfig(Schedule(start=0.2), score="entropy"))
+        stored_of(run, "other", Shards.open(data).token_ids)
+    other = dataclasses.replace(run, masking=MaskingConfig(Schedule(start=0.2), score="entropy"))
+    assert any("`masking.score` must be 'uniform' with `distill.stored`" in problem for problem in problems(other))
     file = tmp_path / "stored" / "part-00001.tokens.npy"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -481,7 +486,7 @@ def test_units_of_work_add_up_to_the_size_of_the_parts(config, data, run, monkey
     assert len(reported) > len(SPLITS)  # per window, not once at the end
     total.clear(), reported.clear()
     samples(run, data, HOW)
-    assert total == [needed(run)] == [sum(reported)]
+    assert total == [len(fixed_masks.targets(run))] == [sum(reported)]
 
 
 def test_a_text_is_cut_into_as_many_parts_whatever_its_size(data, monkeypatch):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megamask.model.statistics import TokenStats, token_stats
+from megamask.model.statistics import token_stats
+from megamask.model.token_stats import TokenStats
 from tests.tolerances import NATS
 from tests.unit.model.vocabularies import problem
 

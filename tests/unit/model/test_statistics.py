@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.model import statistics
-from megamask.model.statistics import TokenStats, entropies, products, token_stats
+from megamask.model.statistics import entropies, products, token_stats
+from megamask.model.token_stats import TokenStats
 from tests.tolerances import NATS, assert_close
 from tests.unit.model.vocabularies import MEASURES, SIZES, Largest, problem
 
