@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask import entry_point
+from megamask import entry_point, launcher
 from megamask.errors import REQUEUE, NonFiniteError, StorageError
-from megamask.stopping import Stop, StoppedEarly
+from megamask.stopping import EARLY, Stop, StoppedEarly
 
 STOP = Stop()
 if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
     entry_point.begin(stop_on_signals=False)
     STOP.__enter__()
+    STOP.loading = launcher.world() == 1
     # a socket's own words, when another rank is gone, are of no help: the watchdog says which, and why
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from megamask import command
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
         with stop or Stop() as stop:
             finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop, asked.change)
     except StoppedEarly:
-        print("Stopped before the first step of this launch, as asked.", file=sys.stderr)
+        print(EARLY, file=sys.stderr)
         return REQUEUE
     return 0 if finished else REQUEUE
 

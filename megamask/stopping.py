@@ -10,11 +10,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from megamask.errors import REQUEUE
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """What asks a run to stop: people, launchers, Slurm's --signal. So does SIGHUP, unless nohup has it ignored."""
+
+
+EARLY = "Stopped before the first step of this launch, as asked."
 
 
 class StoppedEarly(KeyboardInterrupt):
@@ -27,6 +32,8 @@ class Stop:
     def __init__(self) -> None:
         self._asked = False
         self._early = False
+        self.loading = False
+        """Whether a signal ends the process at once: while modules are imported, and no other rank waits for it."""
         self._depth = 0
         self._before: dict = {}
         self._launcher = Launcher()
@@ -50,6 +57,7 @@ class Stop:
 
         For a single process: of several ranks, the others would wait for this one.
         """
+        self.loading = False
         if self._asked:
             raise StoppedEarly
         self._early = True
@@ -60,6 +68,10 @@ class Stop:
 
     def _ask(self, number: int, frame: object) -> None:
         first, self._asked = not self._asked, True
+        if first and self.loading:  # an exception in the middle of an import would be reported as the module's
+            with suppress(OSError):
+                os.write(2, f"{EARLY}\n".encode())
+            os._exit(REQUEUE)
         if first and self._early:
             raise StoppedEarly
         # and nothing more: a handler that prints can die of it

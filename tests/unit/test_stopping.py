@@ -72,6 +72,17 @@ def test_nohup_is_respected() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize(("then", "code", "printed"), [("", 75, ""), ("with stop.early(): pass\n", 0, "goes on\n")])
+def test_a_signal_while_modules_are_imported_ends_the_process_at_once(then: str, code: int, printed: str) -> None:
+    script = (
+        "import os, signal\nfrom megamask.stopping import Stop\nstop = Stop().__enter__()\nstop.loading = True\n"
+        f"{then}os.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (code, printed)
+    assert (stopping.EARLY in found.stderr) == (code == 75)
+
+
 def test_it_needs_no_slow_import() -> None:
     seen = "import sys; from megamask.stopping import Stop; Stop().__enter__(); print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
