@@ -135,7 +135,7 @@ def differential(folder: Path, seed: int, samples: int) -> int:
     opened = Shards.open(folder)
     stream, documents = reference(folder)
     assert [a.tolist() for a in documents] == [
-        a.tolist() for ids, some in units for a in np.split(ids, some.cumsum())[:-1]
+        a.tolist() for unit in units for a in np.split(unit.tokens, unit.lengths.cumsum())[:-1]
     ]
     assert (opened.tokens, opened.documents) == (len(stream), len(documents))
     for _ in range(-(-samples // 500)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megamask.engine import ds_file
 from megamask.errors import REQUEUE
 from tests.processes.conftest import RunRanks
 from tests.system.cells import ENGINES, SIZES, STEPS, Cell, Text, arguments, place
@@ -37,6 +38,10 @@ class Place:
     @property
     def stage(self) -> int:
         return ENGINES[self.engine].get("zero_optimization", {}).get("stage", 0)
+
+    @property
+    def precision(self) -> str:
+        return ds_file.precision(ENGINES[self.engine])
 
     def __str__(self) -> str:
         return f"{self.engine} x {self.world}"
@@ -142,7 +147,7 @@ def outcome(said: Said, run: Path, whole: Said, reference: Path) -> Outcome:
 
 def line(source: Place, target: Place) -> str:
     """What the run says of its move."""
-    here, there = (f"{p.world} rank{'s' * (p.world > 1)}, ZeRO {p.stage}" for p in (target, source))
+    here, there = (f"{p.world} rank{'s' * (p.world > 1)}, ZeRO {p.stage}, {p.precision}" for p in (target, source))
     return f"Resumed at {here}; the checkpoint was written by {there}."
 
 

@@ -49,6 +49,7 @@ def teacher(source: str, deepspeed: str | None, sweep: int, said: DistillConfig)
 
 def runs(cases: list[dict]) -> list[dict]:
     """`run` of each case in turn, on this rank."""
+    ranks.join()
     found = [run(**case) for case in cases]
     ranks.leave()
     return found

@@ -13,7 +13,7 @@ ROWS = {
     "no_manifest": (3, "holds no manifest.json"),
     "cut": (3, "train-00000.tokens.npy must have"),
     "cut_for_one": (3, "train-00000.tokens.npy must have"),
-    "wide": (3, "fewer than one pack of 1048576"),
+    "wide": (3, "tokens in the split 'train', fewer than one pack of 1048576"),
     "no_start": (4, "holds no checkpoint, and `resume` is 'must'"),
     "no_teacher": (4, "`teacher.path` is"),
     "below_a_file": (7, "Not a directory"),

@@ -141,7 +141,7 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, chunks)
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:

@@ -140,7 +140,7 @@ def test_loaded_weights_make_the_same_model_or_are_named(preset):
         load_weights(target, wrong)
     assert error.value.problems == (
         "The weights lack the tensor head.dense.weight.",
-        "The weights have a tensor encoder.layers.9.qkv.weight, which this model does not have.",
+        "The weights have the tensor encoder.layers.9.qkv.weight, which this model does not have.",
         f"`head.decoder.bias` must have the shape ({IDS.size},), but is (1,).",
     )
     assert torch.equal(target(batch, plan(batch)).nll, before(batch, plan(batch)).nll)
