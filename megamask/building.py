@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,28 @@ class Parts:
     batches: Generator[PackedBatch, None, None]
 
 
-def read_text(config: PretrainConfig) -> Text:
-    """Open and check the shards; without `data`, those of the English that this machine holds."""
-    folder = config.data or ranks.by_main(lambda: prepare.local_data(CACHE))
+def read_text(config: PretrainConfig, early: Callable[[], AbstractContextManager] = nullcontext) -> Text:
+    """Open and check the shards; without `data`, those of the English that this machine holds.
+
+    Long work happens inside of ``early()``, and never a collective: what it raises on one rank is raised on all.
+    """
+
+    def prepared() -> Path:
+        with early():
+            return prepare.local_data(CACHE)
+
+    def checked() -> None:
+        with early():
+            shards.check(folder, verify=True)
+
+    def opened() -> Text:
+        with early():
+            return _open_text(config, folder)
+
+    folder = config.data or ranks.by_main(prepared)
     if config.verify:
-        ranks.by_main(lambda: shards.check(folder, verify=True))
-    return ranks.all_or_none(lambda: _open_text(config, folder))
+        ranks.by_main(checked)
+    return ranks.all_or_none(opened)
 
 
 def _open_text(config: PretrainConfig, folder: Path) -> Text:

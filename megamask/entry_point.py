@@ -93,6 +93,8 @@ def run(main: Callable[[], int], end: Callable[[int], NoReturn] = sys.exit) -> N
     except Exception:
         traceback.print_exc()
         code = 1
+    if _stopped:  # the interpreter's own ending may take seconds, in which no thread can cut it short
+        end_process(code)
     end(code)
 
 

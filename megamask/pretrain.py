@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
         with stop or Stop() as stop:
             finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop, asked.change)
     except StoppedEarly:
-        print(EARLY, file=sys.stderr)
+        if ranks.is_main():
+            print(EARLY, file=sys.stderr)
         return REQUEUE
     return 0 if finished else REQUEUE
 
@@ -87,8 +88,9 @@ def pretrain(
     with Watchdog(config.hang, stop) as watch:
         ranks.join(watch.patience)
         watch.phase("reading text")
-        with early():
-            text = read_text(config)
+        text = read_text(config, stop.early)
+        if stop.agreed():
+            raise StoppedEarly
         watch.phase("opening")
         support = precision.common()
         weights = ds_file.choice(ds, support)

@@ -138,12 +138,15 @@ def barrier() -> None:
 
 
 def by_main(act: Callable[[], Answer]) -> Answer:
-    """What ``act`` returned on rank 0, on every rank; if it raised there, every rank raises the same error."""
+    """What ``act`` returned on rank 0, on every rank; if it raised there, every rank raises the same error.
+
+    So it is with KeyboardInterrupt and its kinds, a stop, too.
+    """
     answer: list = [None, None]
     if is_main():
         try:
             answer[0] = act()
-        except Exception as error:  # every rank must hear of it, or the others would wait for ever
+        except (Exception, KeyboardInterrupt) as error:  # every rank must hear of it, or the others would wait for ever
             answer[1] = error
     if several():
         dist.broadcast_object_list(answer, src=0)
@@ -153,18 +156,18 @@ def by_main(act: Callable[[], Answer]) -> Answer:
 
 
 def all_or_none(act: Callable[[], Answer]) -> Answer:
-    """What ``act`` returned on this rank; a MegamaskError on any rank is raised on all."""
+    """What ``act`` returned on this rank; a MegamaskError or KeyboardInterrupt on any rank is raised on all."""
     found: list = [None, None]
     try:
         found[0] = act()
-    except MegamaskError as error:
+    except (MegamaskError, KeyboardInterrupt) as error:
         found[1] = error
     if first := next((error for error in gather(found[1]) if error is not None), None):
         _raise_everywhere(first)
     return found[0]
 
 
-def _raise_everywhere(error: Exception) -> NoReturn:
+def _raise_everywhere(error: BaseException) -> NoReturn:
     if isinstance(error, MegamaskError):
         error.everywhere = True
     raise error

@@ -55,7 +55,8 @@ class Stop:
     def early(self) -> Iterator[None]:
         """Inside of this a signal raises StoppedEarly: there is nothing to save, and work that may take minutes.
 
-        For a single process: of several ranks, the others would wait for this one.
+        With several ranks the others must learn of it: use it inside of `ranks.by_main` and `ranks.all_or_none`, and
+        let it contain no collective.
         """
         self.loading = False
         if self._asked:

@@ -305,6 +305,8 @@ def leftovers(output: Path, run: Launch) -> list[str]:
     """What a launch left that should be gone: processes, temporary files, beats, the lock's holder."""
     left = [str(path) for path in output.rglob("*") if re.match(r"\.tmp|\.trash|beat-", path.name)]
     left += [f"process {pid}" for pid in run.pids if Path(f"/proc/{pid}").exists()]
+    if not output.exists():  # asked to stop before there was anything to write
+        return left
     with (output / "run.lock").open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
 from megamask import ranks
+from megamask.stopping import StoppedEarly
 
 
 def sums(start: float) -> dict:
@@ -19,9 +21,24 @@ def sums(start: float) -> dict:
         "maximum": ranks.maximum(mine).item(),
         "gathered": ranks.gather(ranks.rank()),
         "mine": mine.item(),
+        "stopped": [stopped(ranks.by_main, 0), stopped(ranks.all_or_none, ranks.world() - 1)],
     }
     ranks.leave()
     return said
+
+
+def stopped(together: Callable[[Callable[[], None]], None], by: int) -> bool:
+    """Whether this rank is stopped when rank ``by`` is, in what they do ``together``."""
+
+    def act() -> None:
+        if ranks.rank() == by:
+            raise StoppedEarly
+
+    try:
+        together(act)
+    except StoppedEarly:
+        return True
+    return False
 
 
 def fail_on_last() -> None:

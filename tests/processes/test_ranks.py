@@ -15,6 +15,7 @@ def test_every_rank_hears_the_same(run_ranks, world: int) -> None:
         assert answer["sum"] == sum(values)
         assert answer["maximum"] == max(values)
         assert answer["gathered"] == list(range(world))
+        assert answer["stopped"] == [True, True]
 
 
 def test_a_rank_that_fails_ends_all_and_is_quoted(run_ranks) -> None:

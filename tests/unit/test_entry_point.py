@@ -164,6 +164,16 @@ def test_what_swallows_a_signal_or_never_hears_of_it_is_ended(work: str) -> None
     assert done.stderr.read() == b"Stopped.\n"
 
 
+def test_a_stop_does_not_wait_for_the_end_of_the_interpreter() -> None:
+    """It takes seconds where libraries have much to clean up, and no thread can cut it short."""
+    slow = "import atexit, time\natexit.register(time.sleep, 3600)\n"
+    done = script(slow + STUCK.format(work="time.sleep(60)"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.stdout.readline() == b"begun\n"
+    done.send_signal(signal.SIGTERM)
+    out, err = done.communicate(timeout=60)
+    assert (done.returncode, out, err) == (143, b"cleaned up\n", b"Stopped.\n")
+
+
 # ---- worker processes
 
 
