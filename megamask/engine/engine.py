@@ -220,7 +220,7 @@ class Engine:
     def share(self) -> dict[str, Tensor]:
         """The weights and moments that this rank writes to a checkpoint, on the host; each tensor by one rank.
 
-        NonFiniteError, on all ranks, if one of them holds what is no number: no checkpoint may.
+        NonFiniteError, on all ranks, if one of them contains NaN or Inf: no checkpoint may.
         """
         sizes, mine, bad = [0] * ranks.world(), {}, []
         for name, gather in self.tensors():
@@ -236,8 +236,8 @@ class Engine:
         if names:
             more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
             raise NonFiniteError(
-                f"After {self.steps} steps of the optimizer {', '.join(names[:3])}{more} hold what is no number, so no "
-                "checkpoint is made of them. The same command goes on from the newest that there is."
+                f"After {self.steps} steps of the optimizer {', '.join(names[:3])}{more} contain NaN or Inf, so no "
+                "checkpoint was written. The same command resumes from the newest checkpoint, if there is one."
             )
         return mine
 

@@ -92,6 +92,11 @@ def read_shape(folder: Path, *, any_head: bool = False) -> EncoderShape:
         raise CheckpointError(must("model_type", "be 'bert' or 'modernbert'", kind, f"It stands in {folder}."))
     if strange := library.impossible(settings):
         raise CheckpointError(f"{folder / 'config.json'} is no configuration of a model: {'; '.join(strange)}.")
+    if settings.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder / 'config.json'} has a `quantization_config`, so the weights are quantized. Load the model in "
+            "transformers, dequantize it and save it with `save_pretrained`."
+        )
     if any_head:
         settings = settings | {"tie_word_embeddings": True}
     try:

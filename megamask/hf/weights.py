@@ -25,6 +25,8 @@ from megamask.hf.names import BODY, LEFT_OUT, PARTS, TIED, UNTIED, WEIGHTS, name
 from megamask.model.shape import EncoderShape
 
 INDEX = "model.safetensors.index.json"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of tensors that are taken as weights."""
 
 
 # ---- which files
@@ -143,6 +145,7 @@ def choose(
     expected = wanted if has_head else wanted - head
     if lacking := sorted(expected - chosen.keys()):
         problems.append(f"{where} lacks {listed(lacking, 'tensor')}.")
+    problems += unusable(chosen, where)
     if strange := sorted(chosen.keys() - expected):
         problems.append(f"{where} has {listed(strange, 'tensor')}, for which there is no place.")
     raise_all(CheckpointError, problems)
@@ -152,6 +155,21 @@ def choose(
     if others:
         notes.append(f"Left out, as neither encoder nor masked-language head: {listed(others, 'tensor')}.")
     return Chosen(chosen, has_head, tuple(notes))
+
+
+def unusable(tensors: Mapping[str, Tensor], where: Path) -> list[str]:
+    """Sentences for tensors that are not weights: of integers or 8-bit numbers, or with NaN or Inf."""
+    floats = {name for name, tensor in tensors.items() if tensor.dtype in FLOATS}
+    problems = []
+    if others := sorted(tensors.keys() - floats):
+        kinds = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in others}))
+        problems.append(
+            f"{where} has {listed(others, 'tensor')} of the type {kinds}, so its weights are quantized. Load the model "
+            "in transformers, dequantize it and save it with `save_pretrained`."
+        )
+    if broken := sorted(name for name in floats if not tensors[name].isfinite().all()):
+        problems.append(f"{where} has NaN or Inf in {listed(broken, 'tensor')}. Use an intact checkpoint.")
+    return problems
 
 
 def _modern_norm(name: str) -> str:

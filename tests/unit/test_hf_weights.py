@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -203,3 +204,33 @@ def test_first_weights_are_whole_or_not_there(saved, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="start cannot be written: No space left on device"):
         save_start(folder, tmp_path / "start")
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights_are_refused(saved, kind):
+    folder = saved(theirs("bert"))
+    tensors = load_file(folder / WEIGHTS)
+    name = next(name for name in tensors if name.endswith("query.weight"))
+    save_file(tensors | {name: tensors[name].to(kind)}, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{name} of the type {str(kind).removeprefix('torch.')}.*quantized"):
+        import_model(folder)
+
+
+def test_a_configuration_of_quantized_weights_is_refused(saved):
+    folder = saved(theirs("bert"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "other"}}))
+    with pytest.raises(CheckpointError, match=r"config\.json has a `quantization_config`"):
+        import_model(folder)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("kind", ["bert", "modern"])
+def test_weights_that_are_not_finite_are_refused(saved, kind, value):
+    folder = saved(theirs(kind))
+    tensors = load_file(folder / WEIGHTS)
+    name = next(name for name in tensors if name.endswith("decoder.bias") or name.endswith("predictions.bias"))
+    tensors[name][-1] = value
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"NaN or Inf in .*{name}"):
+        import_model(folder)
