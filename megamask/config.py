@@ -106,7 +106,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is told while the run goes on."""
+    """What is logged while the run trains."""
 
     every: int = 10
     """Steps between two lines of figures."""

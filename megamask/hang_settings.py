@@ -9,12 +9,12 @@ from megamask.errors import must, removable
 
 @dataclass(frozen=True)
 class HangConfig:
-    """How long nothing may move until the run ends with the stacks of all ranks, and does not hold its machines on."""
+    """How long a run may make no progress before it ends with the stacks of all ranks."""
 
     timeout: float = 1800.0
     """Seconds that a step may take, or its packs; 0: no watch is kept."""
     longest: float = 7200.0
-    """Seconds that may take what comes seldom: reading the text, building, the first step, an evaluation, a checkpoint,
+    """Timeout in seconds for rare phases: reading the text, building, the first step, an evaluation, a checkpoint,
     the export."""
 
     def problems(self, name: str) -> list[str]:

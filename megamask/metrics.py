@@ -51,7 +51,7 @@ class Cost:
     mask_pair: int = 0
     """Per pair of such a row and one that it attends to."""
     early: Cost | None = None
-    """Of the layers that [MASK] passes by; they cost only what the visible rows do."""
+    """Of the layers that [MASK] skips; they cost only what the visible rows do."""
     masks: float = 1.0
     """Share of the targets that are [MASK]."""
 

@@ -41,6 +41,7 @@ from megamask.batch import PackedBatch
 from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, derived, read_text, rewound, writers
 from megamask.checkpoint import storage_sentence
 from megamask.config import PretrainConfig
+from megamask.data import manifest
 from megamask.engine import ds_file
 from megamask.hangs import Watchdog
 from megamask.publish import publish
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
         for line in asked.notes:
             print(line, file=sys.stderr)
     if asked.print_config:
+        if asked.run.data is not None:
+            manifest.read_manifest(asked.run.data)
         print(command.show_config(asked.run))
         return 0
     try:
@@ -140,8 +143,7 @@ def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
     config, engine, progress = parts.config, parts.engine, parts.progress
     failures, went_back, stopping = 0, False, stop.agreed()
     if step == 0 and not stopping:
-        watch.phase("evaluation", step)
-        evaluate(parts, step)
+        evaluate(parts, step, watch)
     while not progress.over(step) and not stopping:
         watch.phase("data", step)
         batches = [next(parts.batches) for _ in range(engine.accumulate)]
@@ -159,15 +161,18 @@ def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
         if step % config.log.every == 0 or last:
             tell(parts, step)
         audit(parts, step, batches[0])
-        if step % config.validation.every == 0 or last:
-            watch.phase("evaluation", step)
-            evaluate(parts, step)
+        due = step % config.validation.every == 0 or last
+        save_first = stopping  # a launcher may kill the ranks soon after it passed on a signal
+        if due and not save_first:
+            evaluate(parts, step, watch)
         # what a rewind leaves out is durable with the next checkpoint; a run killed before that goes back once more
         if step % config.checkpoint.every == 0 or last or stopping or went_back:
             watch.phase("save", step)
             failures = save(parts, step, failures, final=last or stopping)
             went_back = went_back and failures > 0
             stopping = stopping or (failures == 0 and stop.agreed())  # a next save would hold nothing new
+        if due and save_first:
+            evaluate(parts, step, watch)
     if not progress.over(step):
         parts.log.say(f"Stopped after step {step} of {config.steps}, as asked. The same command goes on from there.")
     elif told := progress.ending(step):
@@ -233,8 +238,9 @@ def audit(parts: Parts, step: int, batch: PackedBatch) -> None:
                 parts.log.say(verdict.sentence)
 
 
-def evaluate(parts: Parts, step: int) -> None:
-    """Evaluate on held-out text, and tell."""
+def evaluate(parts: Parts, step: int, watch: Watchdog) -> None:
+    """Evaluate on held-out text, and log the figures."""
+    watch.phase("evaluation", step)
     with parts.meters.paused():
         text = parts.text
         found = validate(parts.engine, text.held_out, parts.config.validation.packs, text.packs.token_ids, text.unigram)

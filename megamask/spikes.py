@@ -32,7 +32,7 @@ SAME = 0.1
 
 @dataclass(frozen=True)
 class SpikesConfig:
-    """What is done about steps that are no numbers, and about those that are far above the others."""
+    """What to do about steps with NaN or Inf, and about steps whose loss is far above the others."""
 
     policy: Literal["log", "skip", "rewind"] = "log"
     """What a spike leads to. `log`: a line. `skip`: the step is dropped, its weights do not move. `rewind`: back to an

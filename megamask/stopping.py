@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from megamask import launcher
 from megamask.errors import REQUEUE
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """What asks a run to stop: people, launchers, Slurm's --signal. So does SIGHUP, unless nohup has it ignored."""
 
 
+HEARD = "Asked to stop. The run saves after the current step and ends."
 EARLY = "Stopped before the first step of this launch, as asked."
 
 
@@ -75,7 +77,10 @@ class Stop:
             os._exit(REQUEUE)
         if first and self._early:
             raise StoppedEarly
-        # and nothing more: a handler that prints can die of it
+        # one system call and nothing more: a handler that prints through Python's buffers can fail
+        if first and launcher.is_main():
+            with suppress(OSError):
+                os.write(2, f"{HEARD}\n".encode())
 
     def orphaned(self) -> bool:
         """Whether the launcher that would end this process with the others is gone."""

@@ -49,7 +49,8 @@ def main(args: list[str] | None = None) -> int:
 
 def lines(found: Inspection, verified: bool) -> list[str]:
     """The inspection for people."""
-    told = [f"{found.run}", f"  recipe {found.recipe or 'none'}, {found.steps or '?'} steps, {found.launches} launches"]
+    launches = f"{found.launches} launch{'es' * (found.launches != 1)}"
+    told = [f"{found.run}", f"  recipe {found.recipe or 'none'}, {found.steps or '?'} steps, {launches}"]
     told += [f"  text, {line}" for line in found.text]
     told += [f"  written by {found.writer}"] if found.writer else []
     told += ["", f"  {'step':>9}  {'state':8} {'MB':>10}  {'ranks':>5}  launch"] if found.checkpoints else []

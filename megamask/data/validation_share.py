@@ -42,8 +42,8 @@ def cure(manifest: Manifest, tokens: int) -> str:
     """What gives a validation split of ``tokens`` tokens."""
     share, total = share_for(manifest, tokens), _total(manifest)
     if share is not None:
-        return f"Prepare the text with `--valid-share {share:g}`."
-    most = f" `--valid-share {LARGEST:g}` would give about {LARGEST * total:,.0f}." * (_share(manifest) < LARGEST)
+        return f"Delete the output and prepare the text again with `--valid-share {share:g}`."
+    most = f" `--valid-share {LARGEST:g}` would only give about {LARGEST * total:,.0f}." * (_share(manifest) < LARGEST)
     return f"The whole text has {total:,} tokens.{most} Give more text, or set smaller packs (`--packs.tokens`)."
 
 

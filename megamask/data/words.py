@@ -125,7 +125,8 @@ class WordSizes:
 
     def sentence(self) -> str:
         """The sizes in words, and a warning if such words are clauses."""
-        said = f"{self.words:,} words, the median has {self.median} tokens, the longest {self.longest:,}"
+        median = f"{self.median} token{'s' * (self.median != 1)}"
+        said = f"{self.words:,} words, the median has {median}, the longest {self.longest:,}"
         if self.median < CLAUSE:
             return f"{said}."
         return (

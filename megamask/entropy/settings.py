@@ -24,7 +24,7 @@ class AuditConfig:
     patience: int = 3
     """Failed audits in a row after which the next source takes over."""
     fall_back: tuple[Kind, ...] = ()
-    """The sources that take over, in this order; empty: a failure is told, and nothing changes."""
+    """The sources that take over, in this order; empty: a failure is logged, and the source stays."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong."""

@@ -71,7 +71,7 @@ class EntropyScoreConfig:
     cap: float = 0.0
     """The top share of each sequence's pieces by entropy that the score leaves to the last, for they may be noise,
     typos or identifiers. 0 by default, as in the paper; 0.01 to 0.02 is meant. If nothing else is left they are taken,
-    so the budget stays within reach; what is explored by lot does not heed it."""
+    so the budget stays within reach. Tokens that `explore` masks at random ignore it."""
     shuffle: Literal["no", "pack", "type"] = "no"
     """The control: the same entropies at wrong places, permuted over all maskable tokens of a pack, or among those
     with the same id, which keeps what the token alone says and takes away what the context says."""

@@ -41,7 +41,7 @@ class ObjectiveConfig:
     """`mlm`: at the embedding. `three_ml`: before layer `depth` of the encoder, so that those below run on fewer rows.
     `mae_lm`: in a small decoder behind the encoder, which an export drops; 3ML with its own decoder is this too."""
     depth: int | None = None
-    """Layers, from the first, that [MASK] passes by; for `three_ml`, which needs it. 0 is `mlm`."""
+    """Layers, from the first, that [MASK] skips; for `three_ml`, which needs it. 0 is `mlm`."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The decoder of `mae_lm`."""
     mask_vector: Literal["shared", "own"] = "shared"

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -184,6 +185,34 @@ def test_steps_that_are_no_numbers_end_a_run_with_code_5_and_leave_its_checkpoin
     assert train(data, run.path, **settings).code == 5
     # the bound may be another when a run goes on
     assert train(data, run.path, **settings | {"spikes__broken_in_row": 4}).code == 0
+
+
+def test_a_run_that_is_asked_to_stop_saves_before_it_evaluates(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher kills the ranks 30 seconds after Ctrl-C, and an evaluation may take longer."""
+    order, take = [], pretrain.take_step
+
+    def stopped(step: int, *given: object, **more: object) -> object:
+        if step == 3:
+            os.kill(os.getpid(), 15)
+        return take(step, *given, **more)
+
+    def recorded(name: str) -> Callable[..., object]:
+        act = getattr(pretrain, name)
+
+        def record(parts: object, step: int, *given: object, **more: object) -> object:
+            order.append((name, step))
+            return act(parts, step, *given, **more)
+
+        return record
+
+    monkeypatch.setattr(pretrain, "take_step", stopped)
+    for name in ("evaluate", "save"):
+        monkeypatch.setattr(pretrain, name, recorded(name))
+    ended = train(data, tmp_path / "run", steps=6, validation__every=2, checkpoint__every=2)
+    assert ended.code == 75, ended.err
+    assert order == [("evaluate", 0), ("evaluate", 2), ("save", 2), ("save", 4), ("evaluate", 4)]
 
 
 def test_a_budget_of_time_ends_a_run_with_the_rate_at_its_end_over_requeues_too(

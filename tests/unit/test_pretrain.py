@@ -20,7 +20,7 @@ from megamask import files, pretrain, ranks
 from megamask.building import Parts, derived, numbers, same_step
 from megamask.checkpoint import RunFolder, verify
 from megamask.config import PacksConfig, PretrainConfig
-from megamask.errors import CheckpointError, StorageError
+from megamask.errors import CheckpointError, DataError, StorageError
 from megamask.masking.masker import Masker
 from megamask.progress import Progress
 from megamask.spikes import Judge, Ledger, SpikesConfig
@@ -162,3 +162,8 @@ def test_what_follows_from_a_step_is_found_again(step: int, used: float, budget:
         for wrong in (state[name] + other, "many", None, [state[name]], float("nan"), 10**400):
             with pytest.raises(CheckpointError, match=f"state.json: {name}` must be .* as computed anew, but is"):
                 same_step(resumed, step, state | {name: wrong}, Path("step"))
+
+
+def test_print_config_looks_for_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain.main(["--print-config", "--data", str(tmp_path / "absent")]) == DataError.exit_code
+    assert "absent is no folder" in capsys.readouterr().err

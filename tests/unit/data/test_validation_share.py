@@ -28,7 +28,7 @@ def test_the_share_that_is_named_gives_enough(total, share):
 def test_a_text_that_is_too_short_for_any_share_says_so():
     small = manifest(1463, 37, 0.005)
     assert "2 documents with 37 tokens" in warning(small)
-    assert "has 1,500 tokens. `--valid-share 0.2` would give about 300. Give more text" in cure(small, 2048)
+    assert "has 1,500 tokens. `--valid-share 0.2` would only give about 300. Give more text" in cure(small, 2048)
     # not again what was done
     assert "--valid-share" not in cure(manifest(1200, 300, 0.2), 2048)
 
