@@ -24,7 +24,7 @@ from megamask.batch import TokenIds
 from megamask.bench.measure import Clock, Round, Variant, is_text
 from megamask.bench.settings import BenchConfig
 from megamask.data import text, tokenizer
-from megamask.data.formats.lines import Bad
+from megamask.data.formats.lines import Bad, Remark
 from megamask.data.inputs import find
 from megamask.data.shards import Shards
 from megamask.errors import DataError
@@ -101,6 +101,8 @@ def lines(path: Path, shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
             for found in text.documents(source, text.Reading(), raw):
                 if isinstance(found, Bad):
                     raise DataError(found.problem)
+                if isinstance(found, Remark):
+                    continue
                 raw_text = found if isinstance(found, str) else found.text
                 yield from said.encode([line for line in text.normalise(raw_text).splitlines() if line.strip()])
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from megamask.data import text
 from megamask.data.conllu import Tagged
-from megamask.data.formats.lines import Bad
+from megamask.data.formats.lines import Bad, Remark
 from megamask.data.shards import Split
 from megamask.data.sources import Source
 from megamask.data.tagger import Words
@@ -65,6 +65,8 @@ class Intake:
     valid_share: float
     warned: set[str] = field(default_factory=set)
     """Warnings that were given: the text may be read twice."""
+    remarks: set[str] = field(default_factory=set)
+    """Remarks of readers that were given, at most one for each file."""
 
     def documents(self, counts: Counter[str], label: str) -> Iterator[Document]:
         """Each document that is kept; ``counts`` says what became of all. Holds about 100 bytes for each.
@@ -104,6 +106,12 @@ class Intake:
                 "`--documents lines` makes each line a document."
             )
 
+    def _remark(self, remark: Remark) -> None:
+        """Say once what a reader noticed."""
+        if remark.sentence not in self.remarks:
+            self.remarks.add(remark.sentence)
+            say(remark.sentence)
+
     def _bear(self, found: Bad, counts: Counter[str]) -> None:
         """Raise DataError unless a bad document may be left out."""
         if self.on_bad_document == "stop":
@@ -129,6 +137,9 @@ class Intake:
                 before = counts["documents"]
                 with source.open() as raw:
                     for found in text.documents(source, self.reading, raw):
+                        if isinstance(found, Remark):
+                            self._remark(found)
+                            continue
                         yield source, found
                         if raw is None:
                             bar.update(0 if size else 1)

@@ -18,7 +18,7 @@ from megamask.data.conllu import Tagged
 from megamask.data.formats import compression, delimited, json_lines, json_values, parquet, plain, saved_datasets
 from megamask.data.formats.delimited import SEPARATORS
 from megamask.data.formats.fields import listed
-from megamask.data.formats.lines import Bad, Bytes, lines
+from megamask.data.formats.lines import Bad, Bytes, Remark, lines
 from megamask.data.sources import Source
 
 Documents = Literal["blocks", "lines", "files"]
@@ -37,10 +37,10 @@ class Reading:
     """The split of a Hugging Face data set."""
 
 
-def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[str | Tagged | Bad]:
+def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[str | Tagged | Bad | Remark]:
     """The documents of ``source`` in order, as they stand there; a fault gives a ``Bad`` in their midst.
 
-    Those of .conllu files are ``Tagged``.
+    Those of .conllu files are ``Tagged``. A ``Remark`` is no document.
     ``raw`` is ``source.open()``; its ``tell()`` says how far the file is read.
     """
     path, field = source.path, reading.text_field
@@ -57,7 +57,7 @@ def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[s
         yield Bad(f"{path} {wrong}.", ends=True)
 
 
-def _of_file(path: Path, kind: str, file: Bytes, reading: Reading) -> Iterator[str | Tagged | Bad]:
+def _of_file(path: Path, kind: str, file: Bytes, reading: Reading) -> Iterator[str | Tagged | Bad | Remark]:
     field = reading.text_field
     if kind == ".parquet":
         yield from parquet.documents(path, file, field)

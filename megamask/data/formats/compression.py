@@ -10,10 +10,11 @@ import zlib
 from pathlib import Path
 
 from megamask.data.formats.lines import BLOCK, Bytes
+from megamask.data.formats.streams import StreamDamaged, StreamReader
 from megamask.data.zstd import ZstdReader, ZstdTruncated
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
-DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, ZstdTruncated)
+DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, StreamDamaged, ZstdTruncated)
 """What the readers raise for a file that is damaged or cut short; bz2 raises an OSError without a number."""
 
 
@@ -23,9 +24,9 @@ def unpacked(path: Path, raw: Bytes) -> Bytes:
     if ending == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if ending == ".bz2":
-        return bz2.BZ2File(raw)  # type: ignore[arg-type]
+        return io.BufferedReader(StreamReader(raw, bz2.BZ2Decompressor), BLOCK)
     if ending == ".xz":
-        return lzma.LZMAFile(raw)  # type: ignore[arg-type]
+        return io.BufferedReader(StreamReader(raw, lzma.LZMADecompressor), BLOCK)
     if ending == ".zst":
         return io.BufferedReader(ZstdReader(raw), BLOCK)
     return raw

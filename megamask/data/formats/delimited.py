@@ -11,15 +11,17 @@ from pathlib import Path
 
 from megamask.data.formats import lines as reading
 from megamask.data.formats.fields import no_column, text_of
-from megamask.data.formats.lines import Bad, Bytes, lines
+from megamask.data.formats.lines import Bad, Bytes, Remark, lines
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OPEN = "opens a quoted field that does not end."
+MANY_LINES = 100
+"""Lines of a row above which a quote seems to be unbalanced."""
 _OTHERS = (",", ";", "\t", "|")
 
 
-def documents(path: Path, file: Bytes, field: str, separator: str) -> Iterator[str | Bad]:
-    """The column ``field`` of each row; blank lines are none."""
+def documents(path: Path, file: Bytes, field: str, separator: str) -> Iterator[str | Bad | Remark]:
+    """The column ``field`` of each row; blank lines are none. The first row of many lines has a remark before it."""
     faults: list[str] = []
 
     def texts() -> Iterator[str]:
@@ -32,11 +34,20 @@ def documents(path: Path, file: Bytes, field: str, separator: str) -> Iterator[s
     csv.field_size_limit(reading.LONGEST)
     rows = csv.reader(texts(), delimiter=separator, strict=True)
     header: list[str] | None = None
+    has_remark = False
     while True:
         begin = rows.line_num + 1
         row, fault = _next(rows)
         problem = faults[0] if faults else f"{path}, line {begin} {fault}" if fault else ""
         faults.clear()
+        count = rows.line_num - begin + 1
+        if count > MANY_LINES and fault != OPEN and not has_remark:
+            has_remark = True
+            yield Remark(
+                f"{path}, line {begin} begins a row of {count:,} lines: a quoted field holds them, or a quote is "
+                "unbalanced and many rows are read as one. If so, put each field that holds quotes in quotes and "
+                "double the quotes inside it."
+            )
         if problem:
             # without a header no row can be read
             yield Bad(problem, ends=header is None or fault == OPEN)

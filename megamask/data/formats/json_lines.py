@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from megamask.data.formats.fields import text_of
@@ -29,4 +30,23 @@ def of_record(place: str, record: object, source: str, field: str) -> str | Bad:
     """The text of a parsed value, which must be an object; ``source`` is the JSON that it was read from."""
     if not isinstance(record, dict):
         return Bad(f"{place} must be a JSON object, but is {type(record).__name__}: {source[:SHOWN]!r}.")
+    times = _times(source, field)
+    if times > 1:
+        return Bad(f"{place}: the field {field!r} occurs {times} times. Keep one, or rename the others.")
     return text_of(place, record, field)
+
+
+@cache
+def _spellings(field: str) -> frozenset[str]:
+    """How a writer of JSON spells the key ``field``."""
+    return frozenset((json.dumps(field), json.dumps(field, ensure_ascii=False)))
+
+
+def _times(source: str, field: str) -> int:
+    """How often ``field`` is a key of the object in ``source``; 1 also where it is none.
+
+    The parser keeps the last of equal keys. Parsing again costs time, so only objects are that may hold the key twice.
+    """
+    if sum(map(source.count, _spellings(field))) < 2:
+        return 1
+    return [key for key, _ in json.loads(source, object_pairs_hook=list)].count(field)

@@ -31,6 +31,13 @@ class Bad:
     """Whether nothing after it is read of its file, so that more than one document may be lost."""
 
 
+@dataclass(frozen=True)
+class Remark:
+    """A sentence about a file whose documents are read, but perhaps not as they are meant. It is no document."""
+
+    sentence: str
+
+
 def zero_byte() -> str:
     """The end of the sentence for text with a zero byte."""
     return "holds a zero byte: it may be UTF-16 or no text at all. Write it as UTF-8."

@@ -26,6 +26,10 @@ def documents(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
             if field not in table.schema_arrow.names:
                 yield no_column(path, field, table.schema_arrow.names)
                 return
+            times = table.schema_arrow.names.count(field)
+            if times > 1:
+                yield Bad(f"{path} has {times} columns {field!r}. Rename all but one.", ends=True)
+                return
             row = 0
             for batch in table.iter_batches(batch_size=1024, columns=[field]):
                 for value in batch.column(0).to_pylist():

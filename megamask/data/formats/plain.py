@@ -14,7 +14,7 @@ def blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
     block: list[str] = []
     bad: Bad | None = None
     size = 0
-    for at, number, text in lines(path, file):
+    for at, number, text in _lines(path, file):
         if isinstance(text, Bad):
             bad = bad or Bad(text.problem)
         elif text and not text.isspace():
@@ -30,6 +30,22 @@ def blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
             block, bad, size = [], None, 0
     if block or bad:
         yield bad or "".join(block)
+
+
+def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
+    """As ``lines``, but a "\\r" inside a line ends a line too: a file may have no other line ends.
+
+    Byte and number are those of the whole line.
+    """
+    for at, number, text in lines(path, file):
+        if isinstance(text, Bad) or "\r" not in text:
+            yield at, number, text
+        else:
+            content = text.rstrip("\r\n")
+            *parts, last = content.split("\r")
+            for part in parts:
+                yield at, number, part + "\r"
+            yield at, number, last + text[len(content) :]
 
 
 def single_lines(path: Path, file: Bytes) -> Iterator[str | Bad]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megamask.data import text
 from megamask.data.formats import lines
-from megamask.data.formats.lines import Bad
+from megamask.data.formats.lines import Bad, Remark
 from megamask.data.inputs import find
 from megamask.data.text import Reading
 
@@ -89,6 +89,19 @@ def test_a_fault_among_lines_of_a_json_file_costs_its_line(tmp_path, bad, senten
     assert sentence.format(len(first) + bad.find(b"\xe9")) in fault.problem
 
 
+@pytest.mark.parametrize("field", ["text", "é", 'a "b"'])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_field_that_occurs_twice_in_its_object_is_a_bad_document(tmp_path, name, field):
+    keys = json.dumps(field), json.dumps(field, ensure_ascii=False)
+    twice = [f'{{{one}: "A", "id": 1, {two}: "B"}}' for one in keys for two in keys]
+    # elsewhere in a record it is no second text
+    sound = [{field: "one", "more": {field: "x", "again": [{field: "y"}]}}, {"kind": field, field: "two"}]
+    records = [json.dumps(sound[0]), *twice, json.dumps(sound[1])]
+    one, *bad, two = read(written(tmp_path, name, "\n".join(records)), text_field=field)
+    assert (one, two) == ("one", "two") and len(bad) == 4
+    assert all(f"the field {field!r} occurs 2 times" in found.problem for found in bad)
+
+
 def test_after_a_fault_in_a_list_the_rest_is_said_to_be_lost(tmp_path):
     path = written(tmp_path, "a.json", '[{"text": "one"},\n{"text": }, {"text": "three"}]')
     one, fault = read(path)
@@ -149,6 +162,19 @@ def test_a_bad_row_does_not_harm_its_neighbours(tmp_path):
     one, latin, short, four = read(path)
     assert (text.normalise(one), four) == ("one\ntwo", "four")
     assert f"{path}, line 4 is not UTF-8" in latin.problem and f"{path}, line 6 must have 2 fields" in short.problem
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_row_of_many_lines_has_one_remark_a_file(tmp_path, name, separator):
+    rows = "".join(f"some words{separator}{n}\n" for n in range(120))
+    swallowed = f'"unbalanced{separator}0\n{rows}and an inch is 1"{separator}2\n'
+    path = written(tmp_path, name, f"text{separator}id\nfirst{separator}1\n" + 2 * swallowed)
+    first, remark, *texts = read(path)
+    assert first == "first" and len(texts) == 2 and all(isinstance(one, str) for one in texts)
+    assert isinstance(remark, Remark) and remark.sentence.startswith(f"{path}, line 3 begins a row of 122 lines")
+    assert "double the quotes inside it" in remark.sentence
+    long = "\n".join(["line"] * 100)
+    assert read(written(tmp_path, name, table([("text", "id"), (long, "1")], separator))) == [long]
 
 
 def test_a_field_larger_than_the_limit_of_the_csv_module_is_read(tmp_path, monkeypatch):

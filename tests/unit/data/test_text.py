@@ -90,7 +90,15 @@ def test_a_document_may_be_a_whole_file(tmp_path):
     assert kept(tmp_path / "a.txt", documents="files") == ["\n\n".join(TEXTS)]
 
 
-@pytest.mark.parametrize("raw", ["\ufeffOne.\r\nTwo.\r\n\r\nThree.".encode(), b"One.\nTwo.\n\n\n\nThree.\n\n"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "\ufeffOne.\r\nTwo.\r\n\r\nThree.".encode(),
+        b"One.\nTwo.\n\n\n\nThree.\n\n",
+        b"One.\rTwo.\r\rThree.\r",
+        b"\rOne.\rTwo.\r\n\r\nThree.\r\r\n",
+    ],
+)
 def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, raw):
     (tmp_path / "a.txt").write_bytes(raw)
     assert kept(tmp_path / "a.txt") == ["One.\nTwo.", "Three."]
@@ -139,6 +147,8 @@ def test_a_data_set_that_cannot_be_found_is_said(tmp_path, monkeypatch):
         (b'{"body": "x", "id": 3}', "lacks the field 'text'; its fields are 'body', 'id'"),
         (b'{"text": null}', "the field 'text' must be a string, but is NoneType"),
         (b'{"text": ["a"]}', "must be a string, but is list"),
+        (b'{"text": "A", "text": "B"}', "the field 'text' occurs 2 times"),
+        (b'{"text": "A", "text": "A"}', "the field 'text' occurs 2 times"),
         (b'{"text": "\\ud800"}', "holds half a surrogate pair at character 0"),
     ],
 )
@@ -199,6 +209,48 @@ def test_a_packed_file_cut_anywhere_is_named(tmp_path, kind, packing):
         assert isinstance(last, Bad) and str(path) in last.problem, cut
 
 
+@pytest.mark.parametrize("packing", compression.PACKED)
+def test_a_damaged_later_stream_is_named_and_does_not_end_the_file_silently(tmp_path, packing):
+    first, second = PACK[packing](b"first\n\n"), PACK[packing](b"second " * 500)
+    path = tmp_path / f"a.txt{packing}"
+    path.write_bytes(first + second)
+    assert kept(path) == ["first", ("second " * 500).strip()]
+    damaged = bytes([second[0] ^ 255]) + second[1:]
+    for rest in (damaged, second[:-1], second[:3], b"no stream"):
+        path.write_bytes(first + rest)
+        *_, last = read(path)
+        assert isinstance(last, Bad) and "is damaged or cut short" in last.problem and last.ends, rest
+
+
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+def test_any_damaged_byte_of_a_later_stream_is_named(tmp_path, kind):
+    first, second = (PACK[f".{kind}"](raw) for raw in (b"first\n\n", b"second"))
+    path = tmp_path / f"a.txt.{kind}"
+    for at in range(len(second)):
+        path.write_bytes(first + second[:at] + bytes([second[at] ^ 255]) + second[at + 1 :])
+        last = read(path)[-1]
+        assert isinstance(last, Bad) and "is damaged or cut short" in last.problem, at
+
+
+@pytest.mark.parametrize("zeros", [4, 2**15])
+def test_zeros_behind_a_stream_of_xz_are_padding_in_multiples_of_four(tmp_path, zeros):
+    one, two = lzma.compress(b"one\n\n"), lzma.compress(b"two")
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(one + bytes(zeros) + two + bytes(zeros))
+    assert kept(path) == ["one", "two"]
+    for raw in (one + bytes(zeros + 2) + two, one + two + bytes(zeros + 1)):
+        path.write_bytes(raw)
+        assert "is damaged or cut short" in read(path)[-1].problem
+
+
+@given(st.sampled_from(["bz2", "xz"]), st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.integers(1, 50))
+def test_streams_follow_each_other_whatever_the_steps(tmp_path_factory, kind, parts, step):
+    path = tmp_path_factory.mktemp("streams") / f"a.{kind}"
+    path.write_bytes(b"".join(map(PACK[f".{kind}"], parts)))
+    with path.open("rb") as raw, compression.unpacked(path, raw) as file:
+        assert b"".join(iter(lambda: file.read(step), b"")) == b"".join(parts)
+
+
 def test_a_packed_file_that_is_none_is_named(tmp_path):
     for packing in compression.PACKED:
         path = tmp_path / f"a.txt{packing}"
@@ -218,6 +270,13 @@ def test_parquet_faults(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     [bad] = read(path)
     assert "is damaged or cut short" in bad.problem
+
+
+def test_a_parquet_column_that_exists_twice_is_named(tmp_path):
+    table = pyarrow.table([pyarrow.array(["A"]), pyarrow.array(["B"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    [bad] = read(tmp_path / "a.parquet")
+    assert "has 2 columns 'text'. Rename all but one." in bad.problem
 
 
 def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
