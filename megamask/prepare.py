@@ -26,7 +26,7 @@ from typing import Literal, get_args
 
 from megamask import work as working
 from megamask.data import encoding, local_text, shards, tagger, text
-from megamask.data.coverage import lost_too_much, total
+from megamask.data.coverage import lost_too_much, removed_much, total
 from megamask.data.inputs import find
 from megamask.data.intake import CUT, EMPTY, REASONS, Intake, say
 from megamask.data.shards import INPUT_FILES, Shards, Split
@@ -235,7 +235,10 @@ def _counted(config: PrepareConfig, tokenizer: Tokenizer, work: Path) -> dict:
     """What the tokenizer lost, how long words are, and what of it was switched off; DataError if it lost too much."""
     splits: tuple[Split, ...] = get_args(Split)
     lost = {split: encoding.coverage(work, split) for split in splits}
-    problem = lost_too_much(total(lost.values()), config.lost_share)
+    whole = total(lost.values())
+    if warning := removed_much(whole):
+        say(warning)
+    problem = lost_too_much(whole, config.lost_share)
     raise_all(DataError, [problem] if problem else [])
     return {
         "coverage": {split: counts.record() for split, counts in lost.items() if counts.characters},

@@ -2,12 +2,13 @@
 
 A character counts as lost if it is still there after the tokenizer's normalizer, is no whitespace, and gets no token
 or lies inside an unknown token. What the normalizer does on purpose is no loss: lower-casing, accents, another form of
-the same letter. Characters that it takes out altogether (control characters, for example) are counted apart, as
+the same letter. Characters that it removes (control characters, or what a ``Replace`` leaves out) are counted apart, as
 ``removed_characters``. What a pre-tokenizer drops beside whitespace is lost.
 
 Counting costs about two percent of encoding. A document with unknown tokens, and one with characters that the
 tokenizer may drop, is looked at again in the words that may be the reason; a pre-tokenizer that drops more than
-whitespace has every different word looked at. Characters are judged within words between whitespace.
+whitespace has every different word looked at, and a normalizer whose ``Replace`` removes text is applied to the
+text twice more, with and without that ``Replace``. Lost characters are judged within words between whitespace.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -24,9 +26,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from tokenizers import Encoding
+from tokenizers import Encoding, models
+from tokenizers import Tokenizer as Backend
 
-from megamask.data.tokenizer import Tokenizer
+from megamask.data.tokenizer import WORD, Tokenizer
 from megamask.data.words import BYTE_OF, normalised
 
 SHOWN = 10
@@ -35,6 +38,8 @@ KEPT = 1000
 """Different examples that are kept of a unit of text; counts of rarer ones are lower bounds."""
 FEW = 0.01
 """Share of unknown tokens in a document above which all of it is encoded again, not single words."""
+REMOVED = 0.05
+"""Share of the characters that a normalizer may remove without a warning."""
 LONGEST_EXAMPLE = 40
 LONGEST_WORD = 100
 """Characters of a word from which WordPiece calls it unknown, unless its file says otherwise."""
@@ -53,9 +58,11 @@ class Coverage:
     lost_characters: int = 0
     """Characters that got no token at all."""
     removed_characters: int = 0
-    """Characters that the normalizer takes out."""
+    """Characters that the normalizer removes."""
     examples: Counter[str] = field(default_factory=Counter)
     """The texts of unknown tokens and the lost characters, with how often each occurs."""
+    removed_examples: Counter[str] = field(default_factory=Counter)
+    """The removed characters, with how often each occurs."""
 
     @property
     def share(self) -> float:
@@ -71,30 +78,36 @@ class Coverage:
             f"{self.lost_characters:,} characters got no token",
         ]
         if self.removed_characters:
-            parts.append(f"{self.removed_characters:,} were removed by the normalizer on purpose")
-        examples = ", ".join(f"{text!r} {count:,}" for text, count in _most_frequent(self.examples, SHOWN))
+            parts.append(f"{self.removed_characters:,} were removed by the normalizer")
+        examples = _listed(self.examples)
         return "; ".join(parts) + (f". Most frequent among the lost: {examples}." if examples else ".")
 
     def record(self, shown: int = SHOWN) -> dict[str, Any]:
         """As JSON, with the most frequent examples as pairs."""
-        return asdict(self) | {"examples": _most_frequent(self.examples, shown)}
+        return asdict(self) | {name: _most_frequent(getattr(self, name), shown) for name in EXAMPLES}
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> Coverage:
         """What ``record`` wrote; a field of a later version is passed over."""
         known = {each.name for each in fields(cls)}
         values = {name: value for name, value in record.items() if name in known}
-        return cls(**values | {"examples": Counter(dict(record.get("examples", [])))})
+        return cls(**values | {name: Counter(dict(record.get(name, []))) for name in EXAMPLES})
+
+
+EXAMPLES = ("examples", "removed_examples")
+"""The fields of ``Coverage`` that hold examples."""
 
 
 def total(parts: Iterable[Coverage]) -> Coverage:
     """The sum of ``parts``."""
     sums: Counter[str] = Counter()
-    examples: Counter[str] = Counter()
+    examples: dict[str, Counter[str]] = {name: Counter() for name in EXAMPLES}
     for part in parts:
-        sums.update({name: value for name, value in vars(part).items() if name != "examples"})
-        examples.update(part.examples)
-    return Coverage(**sums, examples=examples)
+        sums.update({name: value for name, value in vars(part).items() if name not in EXAMPLES})
+        for name in EXAMPLES:
+            examples[name].update(getattr(part, name))
+    values: dict[str, Any] = {**sums, **examples}
+    return Coverage(**values)
 
 
 def lost_too_much(lost: Coverage, allowed: float) -> str | None:
@@ -107,6 +120,23 @@ def lost_too_much(lost: Coverage, allowed: float) -> str | None:
         "bytes; a new `wordpiece` learns the characters of this text. Choose one of them with `tokenizer`, or raise "
         "`lost_share`: what is finished is kept."
     )
+
+
+def removed_much(counts: Coverage) -> str | None:
+    """The warning for a text of which the normalizer removes a larger share than ``REMOVED``."""
+    share = counts.removed_characters / max(counts.characters, 1)
+    if share <= REMOVED:
+        return None
+    return (
+        f"Warning: the normalizer of the tokenizer removes {share:.1%} of the characters of the text "
+        f"({counts.removed_characters:,} of {counts.characters:,}), most often {_listed(counts.removed_examples)}. "
+        "The model will never see them. If you need them, change `normalizer` in tokenizer.json, or choose another "
+        "`tokenizer`."
+    )
+
+
+def _listed(examples: Counter[str]) -> str:
+    return ", ".join(f"{text!r} {count:,}" for text, count in _most_frequent(examples, SHOWN))
 
 
 def _most_frequent(examples: Counter[str], count: int) -> list[tuple[str, int]]:
@@ -127,7 +157,14 @@ class CoverageCounter:
         """Whether unknown tokens are so frequent that texts are better encoded with offsets at once."""
         self._bpe = model if model["type"] == "BPE" and self._unk is None else None
         self._vocabulary = self._backend.get_vocab(with_added_tokens=False) if self._bpe else {}
-        self._byte_level = '"ByteLevel"' in json.dumps(content["pre_tokenizer"])
+        steps = _steps(content["normalizer"])
+        self._normalizes_to_bytes = any(step["type"] == "ByteLevel" for step in steps)
+        self._byte_level = self._normalizes_to_bytes or '"ByteLevel"' in json.dumps(content["pre_tokenizer"])
+        # what a Prepend adds stands for no character, and bytes are none
+        steps = [step for step in steps if step["type"] not in ("Prepend", "ByteLevel")]
+        keeping = [step for step in steps if not _removes_text(step)]
+        self._keeping = _normalizer(keeping)
+        self._removing = _normalizer(steps) if keeping != steps else None
         # pre-tokenizers that drop what they split at
         self._drops = re.search(r'"Removed"|"CharDelimiterSplit"', json.dumps(content["pre_tokenizer"])) is not None
         added = [
@@ -158,14 +195,16 @@ class CoverageCounter:
             for character in self._lost_word(word):
                 lost[character] += times
         examples = surfaces + lost
+        removed = self._removed_from(texts, histogram)
         return Coverage(
             tokens=sum(map(len, ids)),
             characters=sum(histogram.values()),
             unknown_tokens=sum(unknown),
             unknown_characters=sum(len("".join(text.split())) * times for text, times in surfaces.items()),
             lost_characters=lost.total(),
-            removed_characters=sum(times for c, times in histogram.items() if self._is_removed(c)),
+            removed_characters=removed.total(),
             examples=Counter(dict(_most_frequent(_shortened(examples), KEPT))),
+            removed_examples=Counter(dict(_most_frequent(removed, KEPT))),
         )
 
     # unknown tokens
@@ -214,20 +253,27 @@ class CoverageCounter:
     def _lost_in(self, word: str) -> tuple[str, ...]:
         """The characters of ``word``, as they are after the normalizer, that no token stands for."""
         lost: list[str] = []
-        for part in self._added.split(word) if self._added else (word,):
+        for part in self._without_added(word):
             text = normalised(self._backend, part)
             pieces = [(text, (0, len(text)))]
             if self._backend.pre_tokenizer:
                 pieces = self._backend.pre_tokenizer.pre_tokenize_str(text)
             covered = np.zeros(len(text), bool)
+            places: set[int] = set()  # in the text, if it consists of bytes: pieces may be parts of a character
             for piece, (begin, end) in pieces:
                 covered[begin:end] = True
-                lost += self._dropped_by_model(piece)
-            lost += [text[at] for at in np.flatnonzero(~covered) if not text[at].isspace()]
+                dropped = self._dropped_by_model(piece)
+                if self._normalizes_to_bytes:
+                    # what a pre-tokenizer adds, it puts before the piece
+                    places.update(max(end - len(piece) + at, begin) for at in dropped)
+                else:
+                    lost += _characters(piece, dropped, as_bytes=self._byte_level)
+            places.update(np.flatnonzero(~covered).tolist())
+            lost += _characters(text, sorted(places), as_bytes=self._normalizes_to_bytes)
         return tuple(lost)
 
-    def _dropped_by_model(self, piece: str) -> list[str]:
-        """The characters of a piece for which a BPE without unknown token has no token, by the rules of its library."""
+    def _dropped_by_model(self, piece: str) -> list[int]:
+        """Where a BPE without unknown token has no token for a character of ``piece``, by the rules of its library."""
         model = self._bpe
         if not model or (model.get("ignore_merges") and piece in self._vocabulary):
             return []
@@ -241,15 +287,60 @@ class CoverageCounter:
             )
             if token not in self._vocabulary and not by_bytes and not character.isspace():
                 dropped.append(at)
-        if self._byte_level and all(c in BYTE_OF for c in piece):
-            return _characters_at(bytes(BYTE_OF[c] for c in piece), set(dropped))
-        return [piece[at] for at in dropped]
+        return dropped
+
+    # characters that the normalizer removes
+
+    def _removed_from(self, texts: Sequence[str], histogram: dict[str, int]) -> Counter[str]:
+        """The characters of ``texts`` that the normalizer removes, with how often each occurs."""
+        removed = Counter({c: times for c, times in histogram.items() if self._is_removed(c)})
+        if self._removing is None:
+            return removed
+        # by context: what is there without the removing steps, less what is there with them
+        kept, left = (
+            Counter(_histogram([normalised(backend, part) for text in texts for part in self._without_added(text)]))
+            for backend in (self._keeping, self._removing)
+        )
+        # a mark goes on purpose where accents do
+        return removed + Counter(
+            {c: n for c, n in (kept - left).items() if not (c.isspace() or c == WORD or unicodedata.combining(c))}
+        )
+
+    def _without_added(self, text: str) -> list[str]:
+        """The parts of ``text`` between the tokens that were added."""
+        return self._added.split(text) if self._added else [text]
 
     def _is_removed(self, character: str) -> bool:
+        """Whether nothing is left of ``character``, wherever it stands."""
         if character not in self._removed:
-            gone = not normalised(self._backend, character).strip()
+            gone = not normalised(self._keeping, character).strip()
             self._removed[character] = gone and not character.isspace()
         return self._removed[character]
+
+
+def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The normalizers of a tokenizer file in their order, without the sequences that hold them."""
+    if normalizer is None:
+        return []
+    if normalizer["type"] == "Sequence":
+        return [step for part in normalizer["normalizers"] for step in _steps(part)]
+    return [normalizer]
+
+
+def _normalizer(steps: list[dict[str, Any]]) -> Backend:
+    """A tokenizer that has ``steps`` as its normalizer, and is good for nothing else."""
+    content = json.loads(Backend(models.BPE()).to_str())
+    return Backend.from_str(json.dumps(content | {"normalizer": {"type": "Sequence", "normalizers": steps}}))
+
+
+def _removes_text(step: dict[str, Any]) -> bool:
+    """Whether a normalizer is a ``Replace`` that leaves nothing, or a blank, of something beside blanks."""
+    if step["type"] != "Replace" or step["content"].replace(WORD, "").strip():
+        return False
+    [(kind, pattern)] = step["pattern"].items()
+    if kind == "Regex":  # without what a pattern of whitespace consists of
+        pattern = re.sub(r"\\[snrtfv]|\{[\d,]*\}|[\[\]()|+*?$]", "", pattern.removeprefix("^"))
+    return bool(pattern.replace(WORD, "").strip())
 
 
 def _any_of(characters: str) -> re.Pattern[str]:
@@ -268,6 +359,13 @@ def _words_with(pattern: re.Pattern[str], text: str) -> Iterator[str]:
         while end < len(text) and not text[end].isspace():
             end += 1
         yield text[begin:end]
+
+
+def _characters(text: str, places: Sequence[int], *, as_bytes: bool) -> list[str]:
+    """The characters at ``places``, beside whitespace; those that the bytes there belong to, if ``as_bytes``."""
+    if as_bytes and all(c in BYTE_OF for c in text):
+        return _characters_at(bytes(BYTE_OF[c] for c in text), set(places))
+    return [text[at] for at in places if not text[at].isspace()]
 
 
 def _characters_at(text: bytes, places: set[int]) -> list[str]:

@@ -67,6 +67,7 @@ class _Lost:
     lost_characters: Count
     removed_characters: Count
     examples: list[tuple[str, Count]]
+    removed_examples: list[tuple[str, Count]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -51,17 +51,18 @@ def word_starts(tokenizer: Tokenizer) -> Bool[np.ndarray, " V"]:
     With a continuing prefix: every token without it. SentencePiece and byte-level: tokens with the mark of a space,
     and, as in WordPiece, tokens that begin with neither letter, digit nor combining mark, so that a comma after a word
     is a word of its own. A table by id cannot see what stands before: letters that follow punctuation without a
-    space ("t" in "don't") belong to the word that the punctuation began. Special tokens begin words.
+    space ("t" in "don't") belong to the word that the punctuation began. Special tokens, and tokens that were added,
+    begin words.
     """
     ids = token_ids(tokenizer)
     starts = np.ones(ids.size, bool)
     if word_rule(tokenizer) != "marks":
         return starts
-    special = set(ids.special)
+    added = {*ids.special, *tokenizer.backend.get_added_tokens_decoder()}
     prefix = _attribute(tokenizer.backend, "continuing_subword_prefix")
     byte_level = not prefix and _space_mark(tokenizer.backend) == BYTE_SPACE
     for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items():
-        if number in special:
+        if number in added:
             continue
         if prefix:
             starts[number] = not token.startswith(prefix)

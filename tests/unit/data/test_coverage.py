@@ -10,7 +10,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from megamask.data import local_text
-from megamask.data.coverage import Coverage, CoverageCounter, total
+from megamask.data.coverage import REMOVED, Coverage, CoverageCounter, removed_much, total
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
 from megamask.data.tokenizer_training import COVERAGE, train
 from megamask.errors import DataError
@@ -127,6 +127,47 @@ def test_what_the_normalizer_does_on_purpose_is_no_loss(texts):
     """Accents and capitals go, a control character is counted apart."""
     found = counted(wordpiece(texts), ["NAÏVE Café", "con\u0001trol", unicodedata.normalize("NFD", "é")])
     assert (found.unknown_tokens, found.lost_characters, found.removed_characters) == (0, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("steps", "removed"),
+    [
+        ([normalizers.Prepend("▁"), normalizers.Replace(Regex("[0-9é東]"), "")], "7東é12é9"),
+        ([normalizers.Prepend("▁"), normalizers.Replace("東", " ")], "東"),
+        ([normalizers.Replace(Regex(r"[a-z]+\d+"), "")], "ab12"),
+        ([normalizers.Replace(Regex("[^ ]"), "")], "7東caféab12eé9▂"),
+        ([normalizers.NFC(), normalizers.Replace("b", "")], "b"),
+        ([normalizers.NFD(), normalizers.StripAccents(), normalizers.Replace("b", "")], "b\u0301"),
+        ([normalizers.NFD(), normalizers.Replace(Regex(r"\p{Mn}"), "")], ""),
+        ([normalizers.Replace(Regex(" {2,}"), " "), normalizers.Prepend("▁")], ""),
+        ([normalizers.Replace("b", ""), normalizers.ByteLevel()], "b"),
+    ],
+)
+def test_what_the_normalizer_removes_is_counted_wherever_it_stands(texts, steps, removed):
+    """Also where the character alone would stay, or gets a mark of its own."""
+    how = bpe(texts, pre_tokenizers.Whitespace(), unk_token="[UNK]")
+    how.backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    found = counted(how, ["7東 café  ab12 ▁", "e\u0301", "é9 ▂"])
+    assert found.removed_examples == Counter(removed) and found.removed_characters == len(removed)
+
+
+def test_a_normalizer_that_removes_much_is_named_with_examples():
+    allowed = Coverage(characters=100, removed_characters=round(100 * REMOVED), removed_examples=Counter("77é79"))
+    assert removed_much(allowed) is None and removed_much(Coverage()) is None
+    warning = removed_much(total([allowed, Coverage(removed_characters=1, removed_examples=Counter("é"))]))
+    assert (
+        warning and "removes 6.0% of the characters of the text (6 of 100), most often '7' 3, 'é' 2, '9' 1" in warning
+    )
+    assert "`normalizer` in tokenizer.json" in warning
+
+
+@pytest.mark.parametrize("pre", [pre_tokenizers.Whitespace(), pre_tokenizers.Metaspace()])
+def test_a_normalizer_that_writes_bytes_loses_characters(texts, pre):
+    """Not bytes; pre-tokenizers may cut between the bytes of a character."""
+    how = bpe(texts, pre)
+    how.backend.normalizer = normalizers.ByteLevel()
+    found = counted(how, ["déjà vu, 東京"])
+    assert found.examples == Counter("éà東京") and found.lost_characters == 4
 
 
 def test_counts_add_up_however_the_text_is_cut(texts):

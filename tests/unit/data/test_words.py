@@ -106,6 +106,13 @@ def test_words_are_those_that_a_reader_sees(texts, kind):
     assert words_of(tokenizer, TEXT) == re.findall(r"\w+|[^\w\s]+", TEXT)
 
 
+@pytest.mark.parametrize("kind", BY_MARKS)
+def test_an_added_token_begins_a_word(texts, kind):
+    tokenizer = BY_MARKS[kind](texts)
+    tokenizer.backend.add_tokens(["zzyzx"])
+    assert words_of(tokenizer, "oldzzyzx") == ["old", "zzyzx"]
+
+
 @pytest.mark.parametrize("kind", BY_SPACES)
 def test_words_between_spaces(texts, kind):
     tokenizer = BY_SPACES[kind](texts)
