@@ -30,8 +30,8 @@ BLOCK = 2**22
 """Logits of one product where no gradient is formed."""
 PIECE = 2**19
 """Logits that are worked on at a time on a CPU."""
-SLICE = 512
-"""Tokens per thread of one product in fp32 on a CPU: with more, MKL is up to 1.4 times slower for 30,000 tokens."""
+LINE = 16
+"""Logits in fp32 of a cache line."""
 
 TRITON = importlib.util.find_spec("triton") is not None
 
@@ -141,10 +141,10 @@ def products(rows: Tensor, weight: Tensor) -> Float[Tensor, "m V"]:
     if rows.is_cuda and rows.dtype.itemsize < 4:
         return torch.mm(rows, weight.t(), out_dtype=torch.float32)
     if rows.is_cpu and rows.dtype == torch.float32:
-        logits = rows.new_empty(len(rows), len(weight))
-        for some in spans(0, len(weight), SLICE * torch.get_num_threads()):
-            torch.mm(rows, weight[some].t(), out=logits[:, some])
-        return logits
+        # each row begins a cache line, an odd number of lines behind the one before: MKL is up to 1.6 times slower for
+        # 30,522 tokens if it does not, and 1.1 times for a power of two
+        stride = (-(-len(weight) // LINE) | 1) * LINE
+        return torch.mm(rows, weight.t(), out=rows.new_empty(len(rows), stride)[:, : len(weight)])
     return rows @ weight.t()
 
 
