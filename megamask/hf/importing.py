@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from megamask.data.tokenizer import TOKENIZER
-from megamask.errors import CheckpointError, ConfigError, must, raise_all
+from megamask.errors import CheckpointError, ConfigError, listed, must, raise_all
 from megamask.hf.names import TOKENIZER_FILES, misfits, to_ours
 from megamask.hf.settings import read_shape, says_tied
 from megamask.hf.tokenizer_files import take
@@ -76,6 +76,8 @@ def save_start(source: str | Path, output: Path, *, new_head: bool = False) -> I
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(must("output", "be a new or empty folder", str(output)))
     model = import_model(source, new_head=new_head)
+    if broken := sorted(name for name, tensor in model.weights.items() if not tensor.isfinite().all()):
+        raise CheckpointError(f"{model.folder} has NaN or Inf in {listed(broken, 'tensor')}. Use an intact checkpoint.")
     with whole(output.absolute()) as temporary:
         notes = take(model.folder, temporary / TOKENIZER, model.shape.vocab_size)
         model.shape.save(temporary)

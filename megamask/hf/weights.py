@@ -145,7 +145,7 @@ def choose(
     expected = wanted if has_head else wanted - head
     if lacking := sorted(expected - chosen.keys()):
         problems.append(f"{where} lacks {listed(lacking, 'tensor')}.")
-    problems += unusable(chosen, where)
+    problems += _quantized(chosen, where)
     if strange := sorted(chosen.keys() - expected):
         problems.append(f"{where} has {listed(strange, 'tensor')}, for which there is no place.")
     raise_all(CheckpointError, problems)
@@ -157,19 +157,16 @@ def choose(
     return Chosen(chosen, has_head, tuple(notes))
 
 
-def unusable(tensors: Mapping[str, Tensor], where: Path) -> list[str]:
-    """Sentences for tensors that are not weights: of integers or 8-bit numbers, or with NaN or Inf."""
-    floats = {name for name, tensor in tensors.items() if tensor.dtype in FLOATS}
-    problems = []
-    if others := sorted(tensors.keys() - floats):
-        kinds = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in others}))
-        problems.append(
-            f"{where} has {listed(others, 'tensor')} of the type {kinds}, so its weights are quantized. Load the model "
-            "in transformers, dequantize it and save it with `save_pretrained`."
-        )
-    if broken := sorted(name for name in floats if not tensors[name].isfinite().all()):
-        problems.append(f"{where} has NaN or Inf in {listed(broken, 'tensor')}. Use an intact checkpoint.")
-    return problems
+def _quantized(tensors: Mapping[str, Tensor], where: Path) -> list[str]:
+    """A sentence if some of the weights are integers or 8-bit numbers."""
+    others = sorted(name for name, tensor in tensors.items() if tensor.dtype not in FLOATS)
+    if not others:
+        return []
+    kinds = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in others}))
+    return [
+        f"{where} has {listed(others, 'tensor')} of the type {kinds}, so its weights are quantized. Load the model in "
+        "transformers, dequantize it and save it with `save_pretrained`."
+    ]
 
 
 def _modern_norm(name: str) -> str:

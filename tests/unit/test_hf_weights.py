@@ -226,11 +226,12 @@ def test_a_configuration_of_quantized_weights_is_refused(saved):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("kind", ["bert", "modern"])
-def test_weights_that_are_not_finite_are_refused(saved, kind, value):
+def test_weights_that_are_not_finite_are_refused(saved, tmp_path, kind, value):
     folder = saved(theirs(kind))
     tensors = load_file(folder / WEIGHTS)
     name = next(name for name in tensors if name.endswith("decoder.bias") or name.endswith("predictions.bias"))
     tensors[name][-1] = value
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=rf"NaN or Inf in .*{name}"):
-        import_model(folder)
+    with pytest.raises(CheckpointError, match=r"NaN or Inf in .*bias"):
+        save_start(folder, tmp_path / "start")
+    assert not (tmp_path / "start").exists()
