@@ -2,11 +2,12 @@
 
 ``entropies``: a byte per token beside the shards, by either signal, each token in the context that it has in training:
 its piece of at most ``length`` rows. ``samples``: a sample of the teacher's distribution at the targets of masks that
-are fixed in advance (`megamask.stored`).
+are fixed in advance (`megamask.teacher.stored_targets`).
 
-The work is cut into parts, which worker processes take one by one (`megamask.parts`): a killed annotation goes on where
-it was, and the bytes do not depend on the number of processes. Costs: the teacher's forward pass over the text (`clean`
-one, with the head at every row; `masked` ``passes`` of them), and the teacher once in the memory of each process.
+The work is cut into parts, which worker processes take one by one (`megamask.storage.resumable`): a killed annotation
+goes on where it was, and the bytes do not depend on the number of processes. Costs: the
+teacher's forward pass over the text (`clean` one, with the head at every row; `masked` ``passes`` of them), and the
+teacher once in the memory of each process.
 """
 
 from __future__ import annotations
@@ -26,11 +27,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from megamask import files, fixed_masks, masked_lm, parts, precision, ranks, stored
-from megamask import work as working
-from megamask.annotate_settings import EntropyAnnotation, SampleAnnotation
 from megamask.batch import Layout, MaskPlan, PackedBatch
-from megamask.config import PretrainConfig, fixed_mask_problems
+from megamask.config import fixed_masks
+from megamask.config.pretrain_config import PretrainConfig, fixed_mask_problems
 from megamask.data import index
 from megamask.data.index import Pieces
 from megamask.data.packs import Packs
@@ -41,10 +40,15 @@ from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
 from megamask.errors import ConfigError, DataError, raise_all
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
-from megamask.parts import Part, Report, Worker
-from megamask.precision import Precision, Setting
+from megamask.runtime import precision, ranks
+from megamask.runtime.precision import Precision, Setting
 from megamask.schedules import Schedule
-from megamask.teacher import DistillConfig, Teacher, TeacherConfig
+from megamask.storage import durable, resumable
+from megamask.storage import workdir as working
+from megamask.storage.resumable import Part, Report, Worker
+from megamask.teacher import frozen_lm, stored_targets
+from megamask.teacher.annotation_settings import EntropyAnnotation, SampleAnnotation
+from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 
 ROWS = 8192
 """Rows of a window, about: a window goes through the teacher at once."""
@@ -71,9 +75,9 @@ def entropies(config: EntropyAnnotation) -> Path:
     with working.folder(config.data / f".entropy-{identity[:16]}.partial", identity, config.data) as work:
         by_shard = {shards.split: list(_entropy_parts(shards, config.length)) for shards in splits}
         every = [part for some in by_shard.values() for each in some for part in each]
-        parts.make(every, work, partial(_entropy_worker, config), config.workers, "entropies", "token")
+        resumable.make(every, work, partial(_entropy_worker, config), config.workers, "entropies", "token")
         for shards in splits:
-            joined = (parts.joined([part.name for part in each], work) for each in by_shard[shards.split])
+            joined = (resumable.joined([part.name for part in each], work) for each in by_shard[shards.split])
             write_sidecar(config.data, "entropy", shards.split, joined, facts)
     return config.data
 
@@ -92,7 +96,7 @@ def _holds(folder: Path, split: Split) -> bool:
 
 def _facts(config: EntropyAnnotation, shards: Shards) -> dict[str, Any]:
     """What is kept beside the bytes: `SidecarFacts`, and how they were made."""
-    model = masked_lm.read(config.teacher, "teacher").fingerprint()
+    model = frozen_lm.read(config.teacher, "teacher").fingerprint()
     top = top_of(config.measure, shards.token_ids.size)
     said = SidecarFacts(config.signal, config.measure, top, model, config.length).record()
     how = {"passes": config.passes} if config.signal == "masked" else {}
@@ -187,15 +191,15 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
     if config.masking.unit != "token":
         train.check_words()
     manifest = {
-        "format": stored.FORMAT, "version": stored.VERSION,
+        "format": stored_targets.FORMAT, "version": stored_targets.VERSION,
         "facts": fixed_masks.facts(config, train.fingerprint),
         "packs": how.packs or len(fixed_masks.targets(config)), "draws": how.draws,
-        "model": masked_lm.read(config.teacher.path, "teacher.path").fingerprint(),
+        "model": frozen_lm.read(config.teacher.path, "teacher.path").fingerprint(),
         "precision": config.teacher.precision, "method": METHOD,
     }  # fmt: skip
     manifest = json.loads(json.dumps(manifest))
     if output.exists():
-        held = {key: value for key, value in stored.read_manifest(output).items() if key != "files"}
+        held = {key: value for key, value in stored_targets.read_manifest(output).items() if key != "files"}
         if held != manifest:
             raise DataError(
                 f"{output} holds other samples of a teacher. Choose another `distill.stored`, or delete it."
@@ -206,18 +210,19 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
     with working.folder(work, identity, output):
         count = manifest["packs"]
         tasks: list[Part] = [
-            Part(f"part-{n:05d}", numbers, len(numbers)) for n, numbers in enumerate(_cut(range(count), stored.PART))
+            Part(f"part-{n:05d}", numbers, len(numbers))
+            for n, numbers in enumerate(_cut(range(count), stored_targets.PART))
         ]
         worker = partial(_sample_worker, config, data, how.draws)
-        parts.make(tasks, work, worker, how.workers, "samples", "pack", stored.KINDS)
+        resumable.make(tasks, work, worker, how.workers, "samples", "pack", stored_targets.KINDS)
         # the teacher's samples appear whole, by a rename
         ready = work.with_name(f".{output.name}.ready")
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
         entries = {}
-        for name in (name for n in range(len(tasks)) for name in stored.names(n)):
+        for name in (name for n in range(len(tasks)) for name in stored_targets.names(n)):
             os.link(work / name, ready / name)
-            entries[name] = {"bytes": (ready / name).stat().st_size, "sha256": files.sha256(ready / name)}
+            entries[name] = {"bytes": (ready / name).stat().st_size, "sha256": durable.sha256(ready / name)}
         (ready / "manifest.json").write_text(json.dumps(manifest | {"files": entries}, indent=1) + "\n")
         ready.rename(output)
     return output
@@ -264,9 +269,9 @@ def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
             softs = teacher.targets(batches, [plan_of(batch) for batch in batches], 0.0)
             for number, soft in zip(some, softs, strict=True):
                 assert soft is not None
-                found.append(stored.sample(soft, draws, PackRng(config.seed, number, stored.PURPOSE)))
+                found.append(stored_targets.sample(soft, draws, PackRng(config.seed, number, stored_targets.PURPOSE)))
             report(len(some))
-        return stored.arrays(found, ids.size)
+        return stored_targets.arrays(found, ids.size)
 
     return make
 

@@ -18,37 +18,40 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask import entry_point, launcher
 from megamask.errors import REQUEUE, NonFiniteError, StorageError
-from megamask.stopping import EARLY, Stop, StoppedEarly
+from megamask.health.stop_signals import EARLY, Stop, StoppedEarly
+from megamask.runtime import entry_point, launch_environment
 
 STOP = Stop()
 if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
     entry_point.begin(stop_on_signals=False)
     STOP.__enter__()
-    STOP.loading = launcher.world() == 1
+    STOP.loading = launch_environment.world() == 1
     # a socket's own words, when another rank is gone, are of no help: the watchdog says which, and why
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from megamask import command
+    from megamask.config import cli
 
-    if set(command.SHOWS).intersection(sys.argv):  # before torch is imported
-        entry_point.run(command.show)
+    if set(cli.SHOWS).intersection(sys.argv):  # before torch is imported
+        entry_point.run(cli.show)
 
-from megamask import command, precision, ranks, report, runs
-from megamask import config as configuration
-from megamask import teacher as teachers
 from megamask.batch import PackedBatch
-from megamask.building import GUIDANCE, JUDGE, MASKER, Parts, build, derived, read_text, rewound, writers
-from megamask.checkpoint import storage_sentence
-from megamask.config import PretrainConfig
+from megamask.checkpoint import resume as runs
+from megamask.checkpoint.format import storage_sentence
+from megamask.checkpoint.save import publish
+from megamask.config import cli
+from megamask.config import pretrain_config as configuration
+from megamask.config.pretrain_config import PretrainConfig
 from megamask.data import manifest
 from megamask.engine import ds_file
-from megamask.hangs import Watchdog
-from megamask.publish import publish
-from megamask.spikes import Verdict
-from megamask.training import take_step
-from megamask.trees import under
-from megamask.validation import validate
+from megamask.health.loss_spikes import Verdict
+from megamask.health.watchdog import Watchdog
+from megamask.runtime import precision, ranks
+from megamask.storage.dotted import under
+from megamask.teacher import teacher as teachers
+from megamask.training import summary
+from megamask.training.setup import GUIDANCE, JUDGE, MASKER, Parts, build, derived, read_text, rewound, writers
+from megamask.training.step import take_step
+from megamask.training.validation import validate
 
 
 @entry_point.command
@@ -57,9 +60,9 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
 
     0: finished. 75: stopped as asked before the last step; the same command goes on. Others: `entry_point`.
     """
-    asked = command.parse(arguments)
+    asked = cli.parse(arguments)
     if asked.list_recipes:
-        print(command.show_recipes())
+        print(cli.show_recipes())
         return 0
     ds = configuration.check(asked.run, asked.deepspeed, ranks.world())
     configuration.check_change(asked.run, asked.change)
@@ -69,7 +72,7 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
     if asked.print_config:
         if asked.run.data is not None:
             manifest.read_manifest(asked.run.data)
-        print(command.show_config(asked.run))
+        print(cli.show_config(asked.run))
         return 0
     try:
         with stop or Stop() as stop:
@@ -86,7 +89,7 @@ def pretrain(
 ) -> bool:
     """Train, or go on training, until somebody asks to stop, or to the end; then show what came of it, and say so."""
     if ranks.is_main():
-        print(report.first_line(recipe, config.output), flush=True)
+        print(summary.first_line(recipe, config.output), flush=True)
     early = stop.early if ranks.world() == 1 else nullcontext
     with Watchdog(config.hang, stop) as watch:
         ranks.join(watch.patience)
@@ -111,13 +114,13 @@ def pretrain(
                 start.withdraw()
                 raise
             ranks.wait_for(watch.patience)
-            opening = report.opening(config, parts.shape, text.packs, parts.engine.weights, start.step)
+            opening = summary.opening(config, parts.shape, text.packs, parts.engine.weights, start.step)
             changed = [
                 f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
                 for name, (before, now) in start.changes.items()
                 if under(name, change)
             ]
-            opening += report.compiling(config)
+            opening += summary.compiling(config)
             for line in (*precision.lines(weights, taught), *start.notes, *changed, *opening):
                 parts.log.say(line)
             if text.packs.short and start.step == 0:
@@ -131,7 +134,7 @@ def pretrain(
             if parts.teacher:
                 parts.teacher.close()
             if finished:
-                ranks.by_main(lambda: report.ending(start.run, config, text.train))
+                ranks.by_main(lambda: summary.ending(start.run, config, text.train))
     return finished
 
 
@@ -204,7 +207,7 @@ def tell(parts: Parts, step: int) -> None:
     """Write the figures since the last time; NonFiniteError if the entropies among them are not finite."""
     window = parts.meters.take()
     progress = parts.progress
-    masks = report.mask_figures(parts.config, parts.masker, progress.at(step - 1))
+    masks = summary.mask_figures(parts.config, parts.masker, progress.at(step - 1))
     parts.log.train(step, window, rate_of(parts, step - 1), progress.left, masks)
     if progress.budget:
         parts.log.figures(step, {"progress": progress.at(step)})

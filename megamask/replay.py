@@ -10,16 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megamask import command, precision, pretrain, ranks, records, runs
-from megamask import config as configuration
-from megamask.building import JUDGE, Parts, build, numbers, read_text
-from megamask.checkpoint import RunFolder, read_state, verify
+from megamask import pretrain
+from megamask.checkpoint import resume
+from megamask.checkpoint.format import RunFolder, read_state, verify
+from megamask.config import cli
+from megamask.config import pretrain_config as configuration
 from megamask.engine.ds_file import resolved
 from megamask.errors import CheckpointError, ConfigError, DataError
-from megamask.log import read_metrics
-from megamask.metrics import CLOCKS
-from megamask.progress_bar import ProgressBar
-from megamask.spikes import Judge
+from megamask.health.loss_spikes import Judge
+from megamask.metrics.logger import read_metrics
+from megamask.metrics.meters import CLOCKS
+from megamask.runtime import precision, ranks
+from megamask.runtime.progress_bar import ProgressBar
+from megamask.storage import strict_json
+from megamask.training.setup import JUDGE, Parts, build, numbers, read_text
 
 
 def again(path: Path, step: int, data: Path | None) -> int:
@@ -55,7 +59,7 @@ def replay(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
     newest, _ = ranks.by_main(lambda: whole(run, max(run.steps(), default=0)))
     judge = Judge(config.spikes, read_state(newest).get(JUDGE) if newest else None)
     begin = max((at for at in (*begins(run, judge), (end - 1) // every * every) if at < end), default=0)
-    start = runs.Start(RunFolder(folder), *ranks.by_main(lambda: whole(run, begin)), (), None)
+    start = resume.Start(RunFolder(folder), *ranks.by_main(lambda: whole(run, begin)), (), None)
     saved = [at for at in run.steps() if at >= end]
     then = read_state(run.checkpoint(min(saved))).get("settings") if saved else None
     if then not in (None, configuration.changeable(config)):
@@ -76,7 +80,7 @@ def settings(run: RunFolder, data: Path | None, folder: Path) -> tuple[configura
     zero = folder / "deepspeed.json"
     ranks.by_main(lambda: zero.write_text(json.dumps(said.get("deepspeed") or {})))
     more = ["--data", str(data)] if data else []
-    config = command.parse(["--config", str(run.config), "--output", str(folder), "--no-export", *more]).run
+    config = cli.parse(["--config", str(run.config), "--output", str(folder), "--no-export", *more]).run
     if config.time_budget:
         raise ConfigError("`time_budget` lets a clock decide, so no step of such a run can be taken again.")
     return config, configuration.check(config, zero, ranks.world()), str(said.get("text"))
@@ -91,7 +95,7 @@ def figures(run: RunFolder, step: int) -> dict[str, Any]:
 
 def begins(run: RunFolder, judge: Judge) -> list[int]:
     """The steps after which a launch began, or went back to: there the sums of figures begin anew."""
-    launches = records.read_json(run.environment)["launches"] if run.environment.exists() else []
+    launches = strict_json.read_json(run.environment)["launches"] if run.environment.exists() else []
     return [*(launch["step"] for launch in launches), *(first for first, _ in judge.ledger.entries)]
 
 

@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask import entry_point
+from megamask.runtime import entry_point
 
 if __name__ == "__main__":
     entry_point.begin()
 
 import tyro
 
-from megamask.annotate_settings import EntropyAnnotation
 from megamask.errors import ConfigError, raise_all
+from megamask.teacher.annotation_settings import EntropyAnnotation
 
 
 @entry_point.command

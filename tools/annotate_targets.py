@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask import entry_point
+from megamask.runtime import entry_point
 
 if __name__ == "__main__":
     entry_point.begin()
 
-from megamask import command
+from megamask.config import cli
 
 
 @entry_point.command
@@ -30,10 +30,10 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--packs", type=int, help="packs, from number 0; as many as the run asks about if not given")
     parser.add_argument("--workers", type=int, help="processes; one for each GPU or core if not given")
     own, rest = parser.parse_known_args(args)
-    run = command.parse(rest).run
-    from megamask import prepare  # here, so that --help need not wait for torch
+    run = cli.parse(rest).run
     from megamask.annotate import SampleAnnotation, samples
-    from megamask.building import CACHE
+    from megamask.data import prepare  # here, so that --help need not wait for torch
+    from megamask.training.setup import CACHE
 
     data = run.data or prepare.local_data(CACHE)
     folder = samples(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask import entry_point
+from megamask.runtime import entry_point
 
 if __name__ == "__main__":
     entry_point.begin()
@@ -31,7 +31,7 @@ class Arguments:
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    from megamask.report import export  # here, so that --help need not wait for torch
+    from megamask.training.summary import export  # here, so that --help need not wait for torch
 
     found = export(arguments.run, arguments.output, arguments.step, replace=arguments.replace)
     print(f"{arguments.output}: logits of transformers and ours differ by at most {found.difference:.2g}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask import entry_point
+from megamask.runtime import entry_point
 
 if __name__ == "__main__":
     entry_point.begin()
@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import tyro
 
 if TYPE_CHECKING:
-    from megamask.inspection import Inspection
+    from megamask.checkpoint.inspect import Inspection
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Arguments:
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    from megamask.inspection import inspect  # here, so that --help need not wait for torch
+    from megamask.checkpoint.inspect import inspect  # here, so that --help need not wait for torch
 
     found = inspect(arguments.run, hashes=arguments.verify)
     if arguments.json:

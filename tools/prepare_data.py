@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask import entry_point
+from megamask.runtime import entry_point
 
 if __name__ == "__main__":
     entry_point.begin()
@@ -16,8 +16,8 @@ import tyro
 
 from megamask.data import validation_share
 from megamask.data.manifest import text_report
+from megamask.data.prepare import PrepareConfig, prepare
 from megamask.data.shards import Shards
-from megamask.prepare import PrepareConfig, prepare
 
 
 @entry_point.command

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask import entry_point
+from megamask.runtime import entry_point
 
 if __name__ == "__main__":
     entry_point.begin()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask import entry_point
+from megamask.runtime import entry_point
 
 if __name__ == "__main__":
     entry_point.begin()
@@ -23,7 +23,7 @@ from megamask.masking.settings import EntropyScoreConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megamask import show
+    from megamask.analysis import show_masks
     from megamask.data.shards import Shards
 
 SENTENCE = "The river froze that winter, and for three weeks no ship could leave the harbour of Rotterdam."
@@ -74,7 +74,7 @@ def main(args: list[str] | None = None) -> int:
 
 def shown(arguments: Arguments, console: Console) -> None:
     """Print each sentence under each way to mask it."""
-    from megamask import show  # here, so that --help need not wait for torch
+    from megamask.analysis import show_masks  # here, so that --help need not wait for torch
     from megamask.data import tokenizer as tokenizers
     from megamask.data.shards import Shards
 
@@ -82,20 +82,20 @@ def shown(arguments: Arguments, console: Console) -> None:
     default = arguments.model or (arguments.data / tokenizers.TOKENIZER if arguments.data else None)
     tokenizer = tokenizers.load(arguments.tokenizer or str(default))
     for text in arguments.sentence:
-        sentence = show.Sentence.of(text, tokenizer)
+        sentence = show_masks.Sentence.of(text, tokenizer)
         entropy = _entropy(arguments, shards, sentence)
-        for line in show.render(
+        for line in show_masks.render(
             sentence, entropy, ratio=arguments.ratio, score=arguments.score, seed=arguments.seed, width=console.width
         ):
             console.print(line, no_wrap=True, overflow="ignore", crop=False)
 
 
-def _entropy(arguments: Arguments, shards: Shards | None, sentence: show.Sentence) -> Tensor:
+def _entropy(arguments: Arguments, shards: Shards | None, sentence: show_masks.Sentence) -> Tensor:
     """The entropy at each row of the sentence."""
     import torch
 
-    from megamask.hf.doubts import doubts
-    from megamask.validation import unigram_nll
+    from megamask.analysis.sentence_entropy import doubts
+    from megamask.training.validation import unigram_nll
 
     tokens = sentence.batch.tokens
     if shards is None:

@@ -45,7 +45,7 @@ from torch import Tensor
 from megamask.analysis.effective_rank import Moments, Spectrum, Way, outside_directions, outside_norm
 from megamask.analysis.layers import Layered, States
 from megamask.batch import MaskPlan, PackedBatch
-from megamask.progress_bar import ProgressBar
+from megamask.runtime.progress_bar import ProgressBar
 
 MATRICES = {
     "clean": "real tokens, nothing masked",

@@ -17,14 +17,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from megamask import checkpoint, masked_lm
 from megamask.batch import Layout
+from megamask.checkpoint import format
 from megamask.data import tokenizer as tokenizers
 from megamask.errors import CheckpointError
-from megamask.hf.hidden import load_hidden
-from megamask.hf.names import WEIGHTS
+from megamask.hf.hidden_states import load_hidden
+from megamask.hf.tensor_names import WEIGHTS
 from megamask.model.encoder import Encoder
 from megamask.model.shape import SHAPE
+from megamask.teacher import frozen_lm
 
 
 @runtime_checkable
@@ -85,8 +86,8 @@ def open_run(path: Path, step: int | None = None) -> Layered:
     if not path.is_dir():
         raise CheckpointError(f"`run` must be a run folder or a checkpoint in one, but there is no folder {path}.")
     first = (path / SHAPE).exists() and (path / WEIGHTS).exists()
-    found = path if first and step is None else checkpoint.find(path, step)
-    model = masked_lm.read(found, "run")
+    found = path if first and step is None else format.find(path, step)
+    model = frozen_lm.read(found, "run")
     encoder = getattr(model.states, "encoder", None)
     assert isinstance(encoder, Encoder)
     shape = encoder.shape

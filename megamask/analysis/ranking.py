@@ -20,7 +20,7 @@ from megamask.analysis.layers import Layered, open_model, open_run
 from megamask.analysis.settings import RankConfig
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError, MegamaskError, StorageError, must, raise_all
-from megamask.progress_bar import ProgressBar
+from megamask.runtime.progress_bar import ProgressBar
 
 LENGTH = 512
 NAMES = ("ranks.json", "ranks.md", "ranks.png")

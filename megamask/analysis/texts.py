@@ -8,15 +8,15 @@ from pathlib import Path
 
 from megamask.batch import MaskPlan, PackedBatch
 from megamask.data import tokenizer as tokenizers
+from megamask.data.compare_tokenizers import differences
 from megamask.data.packs import Packs
+from megamask.data.prepare import PrepareConfig, prepare
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import DataError, raise_all
-from megamask.hf.comparing import differences
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
-from megamask.prepare import PrepareConfig, prepare
 from megamask.schedules import Schedule
 
 PURPOSE = "rank"

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 
-from megamask import precision, prepare, ranks
 from megamask.bench import late, ours, overheads, table, theirs
 from megamask.bench.measure import Figures, Round, in_turn
 from megamask.bench.settings import BenchConfig
-from megamask.building import CACHE
+from megamask.data import prepare
 from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config, resolved
-from megamask.metrics import peak_flops
-from megamask.precision import Support
+from megamask.metrics.meters import peak_flops
+from megamask.runtime import precision, ranks
+from megamask.runtime.precision import Support
+from megamask.training.setup import CACHE
 
 BF16 = Support(True, "it is measured")
 HOW = Path(__file__).parent.parent.parent / "ds_configs"

@@ -14,7 +14,7 @@ from dataclasses import replace
 from megamask.bench.measure import Round
 from megamask.bench.ours import DsFile, Ours
 from megamask.bench.settings import BenchConfig
-from megamask.config import PacksConfig, PretrainConfig
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data.shards import Shards
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import MaskingConfig

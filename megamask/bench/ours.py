@@ -15,27 +15,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from megamask import guidance, ranks, report
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.bench.measure import Clock, Round, Variant, is_text
 from megamask.bench.settings import BenchConfig
-from megamask.config import PacksConfig, PretrainConfig
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.engine.engine import Engine, Measured
 from megamask.engine.optimizer import OptimizerConfig, optimizer
-from megamask.guidance import Guidance
+from megamask.health.loss_spikes import Judge, SpikesConfig
 from megamask.masking.masker import Masker, MaskingConfig
-from megamask.metrics import Meters
+from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.objectives import objective as objectives
-from megamask.precision import Precision
+from megamask.runtime import ranks
+from megamask.runtime.precision import Precision
 from megamask.schedules import Schedule
-from megamask.spikes import Judge, SpikesConfig
-from megamask.teacher import Teacher
-from megamask.training import Steps, take_step
+from megamask.teacher.teacher import Teacher
+from megamask.training import guidance, summary
+from megamask.training.guidance import Guidance
+from megamask.training.step import Steps, take_step
 
 LONG = 10**6
 """Steps of the run of which the first are measured."""
@@ -88,7 +89,7 @@ class Ours:
             self._guidance = guidance.build(config, engine, self._packs, teacher=teacher, stored=None)
         self._masker = Masker(config.masking, ids)
         self._is_text = torch.from_numpy(is_text(ids))
-        self._cost = report.cost(encoder.shape, config.objective, config.masking.corruption.mask)
+        self._cost = summary.cost(encoder.shape, config.objective, config.masking.corruption.mask)
         loader = Loader(self._packs, ranks.device())
         self._batches: Iterator[PackedBatch] = loader.batches(count())
         self._meters = Meters(loader)

@@ -14,22 +14,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megamask import ranks
 from megamask.batch import TokenIds
 from megamask.bench.measure import Figures
 from megamask.bench.ours import DsFile, Ours
 from megamask.bench.settings import BenchConfig
-from megamask.config import PacksConfig, PretrainConfig
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data.shards import Shards, write_sidecar
 from megamask.entropy.sidecar import SidecarFacts, top_of
 from megamask.entropy.source import EntropyConfig
-from megamask.masked_lm import MaskedLM, States
 from megamask.masking.entropy import EntropyScoreConfig
 from megamask.masking.masker import MaskingConfig
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
+from megamask.runtime import ranks
 from megamask.schedules import Schedule
-from megamask.teacher import DistillConfig, Teacher, TeacherConfig
+from megamask.teacher.frozen_lm import MaskedLM, States
+from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 
 VIEWS = 4
 PLAIN = "plain"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from megamask.errors import must
 from megamask.model.shape import ModelConfig
-from megamask.precision_choice import Precision, Support
+from megamask.runtime.precision_choice import Precision, Support
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from megamask.bench.measure import Figures, Round
-from megamask.precision import cpu_support
+from megamask.runtime.precision import cpu_support
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "accelerate", "numpy")
 

@@ -19,7 +19,6 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
-from megamask import ranks
 from megamask.batch import TokenIds
 from megamask.bench.measure import Clock, Round, Variant, is_text
 from megamask.bench.settings import BenchConfig
@@ -29,7 +28,8 @@ from megamask.data.inputs import find
 from megamask.data.shards import Shards
 from megamask.errors import DataError
 from megamask.model.shape import EncoderShape
-from megamask.precision import Precision
+from megamask.runtime import ranks
+from megamask.runtime.precision import Precision
 
 Example = dict[str, list[int]]
 """``input_ids`` and ``special_tokens_mask`` of a sequence with its [CLS] and [SEP]."""

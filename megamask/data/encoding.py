@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from megamask import work as working
 from megamask.data import shards, tagger
 from megamask.data.coverage import KEPT, Coverage, CoverageCounter, total
 from megamask.data.intake import Document
@@ -26,6 +25,7 @@ from megamask.data.tagger import Tagger
 from megamask.data.tokenizer import Tokenizer, load, offsets_of, quiet
 from megamask.data.words import starts_of, word_rule, word_starts
 from megamask.errors import DataError
+from megamask.storage import workdir as working
 
 UNIT_BYTES = 2**22
 

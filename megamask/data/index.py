@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from megamask import records
-from megamask.arrays import mapped, rising
 from megamask.data.shards import Shards
-from megamask.files import sha256
+from megamask.storage import strict_json
+from megamask.storage.durable import sha256
+from megamask.storage.npy import mapped, rising
 
 FULL = 0.9
 """A pack filled less is left out: too few rows to draw an exact budget of targets from."""
@@ -74,7 +74,7 @@ def cached_index(shards: Shards, tokens: int, length: int) -> Index:
 
 def _load(folder: Path, text: int, tokens: int, length: int) -> Index:
     """The index in ``folder``, whole and of packs that can be; one flipped bit would be another text."""
-    hashes = records.read_json(folder / HASHES)
+    hashes = strict_json.read_json(folder / HASHES)
     found = []
     for name, kind in KINDS.items():
         if sha256(folder / f"{name}.npy") != hashes[name]:
@@ -104,7 +104,7 @@ def _keep(index: Index, folder: Path) -> None:
         for name in KINDS:
             np.save(beside / f"{name}.npy", getattr(index, name), allow_pickle=False)
             hashes[name] = sha256(beside / f"{name}.npy")
-        (beside / HASHES).write_bytes(records.as_json(hashes))
+        (beside / HASHES).write_bytes(strict_json.as_json(hashes))
         if folder.exists():
             shutil.rmtree(folder)  # damaged; whoever has it open keeps it
         beside.rename(folder)

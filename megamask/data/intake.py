@@ -18,7 +18,7 @@ from megamask.data.sources import Source
 from megamask.data.tagger import Words
 from megamask.data.text import Reading
 from megamask.errors import DataError
-from megamask.progress_bar import ProgressBar
+from megamask.runtime.progress_bar import ProgressBar
 
 FEW = 10_000
 """Documents below which `bad_share` is of this many."""

@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from megamask import records
-from megamask.arrays import mapped
 from megamask.basic_types import TokenIds
 from megamask.data.coverage import Coverage
 from megamask.data.tokenizer import TOKENIZER, folder_hash
 from megamask.data.words import Rule, WordSizes
 from megamask.errors import DataError, must, raise_all
-from megamask.files import sha256
+from megamask.storage import strict_json
+from megamask.storage.durable import sha256
+from megamask.storage.npy import mapped
 
 FORMAT, VERSION = "megamask shards", 1
 NAME = "manifest.json"
@@ -100,12 +100,12 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder. Prepare data into it with tools/prepare_data.py.")
     try:
-        manifest = records.read_json(path)
+        manifest = strict_json.read_json(path)
     except FileNotFoundError:
         raise DataError(f"{folder} holds no {NAME}, so no finished shards. {CURE}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except records.BadRecord as error:
+    except strict_json.BadRecord as error:
         raise DataError(f"{path} is damaged: {error}. {CURE}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path} is no manifest of megamask shards.")
@@ -122,7 +122,7 @@ def check(folder: Path, *, verify: bool) -> Manifest:
     manifest = read_manifest(folder)
     try:
         # by the rules of JSON, in which a tuple is a list and true is no 1
-        facts = TypeAdapter(_Facts).validate_json(records.as_json(manifest), strict=True)
+        facts = TypeAdapter(_Facts).validate_json(strict_json.as_json(manifest), strict=True)
     except ValidationError as error:
         places = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
         raise DataError(*(f"{folder / NAME} is damaged: `{at}`: {why}. {CURE}" for at, why in places)) from None

@@ -30,8 +30,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
-from megamask import records
-from megamask.arrays import mapped, rising, save_array
 from megamask.basic_types import TokenIds
 from megamask.data.manifest import (
     CURE,
@@ -47,7 +45,9 @@ from megamask.data.manifest import (
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, load, token_ids
 from megamask.data.words import Rule, WordSizes, unknown_words, word_rule, word_starts
 from megamask.errors import DataError, must, raise_all
-from megamask.files import sha256
+from megamask.storage import strict_json
+from megamask.storage.durable import sha256
+from megamask.storage.npy import mapped, rising, save_array
 
 SPLITS = ("train", "valid")
 SIDECARS = ("tags", "entropy")
@@ -183,8 +183,8 @@ class Shards:
         if path.name not in self.manifest.get("sidecars", {}).get(name, {}).get(self.split, {}):
             return None
         try:
-            found = records.read_json(path)
-        except records.BadRecord as error:
+            found = strict_json.read_json(path)
+        except strict_json.BadRecord as error:
             raise DataError(f"{path} is damaged: {error}. {CURE}") from None
         if not isinstance(found, dict):
             raise DataError(must(str(path), "hold a JSON object", type(found).__name__, CURE))

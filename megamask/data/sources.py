@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megamask.data.formats.compression import PACKED
 from megamask.data.formats.lines import Bytes
-from megamask.progress_bar import ProgressBar
+from megamask.runtime.progress_bar import ProgressBar
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".conllu")
 """Files that are read; each may be packed."""

@@ -22,9 +22,9 @@ from jaxtyping import Int64
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
-from megamask import records
 from megamask.basic_types import TokenIds
 from megamask.errors import ConfigError, DataError, must, raise_all
+from megamask.storage import strict_json
 
 TOKENIZER = "tokenizer"
 """The folder of a tokenizer, beside shards, beside weights and in a run."""
@@ -228,7 +228,7 @@ def _vocabulary_problems(backend: Backend, path: Path) -> Iterator[str]:
 
 def _read_json(path: Path, folder: Path) -> dict:
     try:
-        content = records.read_json(path)
+        content = strict_json.read_json(path)
     except FileNotFoundError:
         raise DataError(
             f"{folder} holds no {path.name}, so it is no fast tokenizer. "
@@ -236,7 +236,7 @@ def _read_json(path: Path, folder: Path) -> dict:
         ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except records.BadRecord as error:
+    except strict_json.BadRecord as error:
         raise DataError(f"{path} is no JSON: {error}.") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold a JSON object.")

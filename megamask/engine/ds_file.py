@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from megamask import records
 from megamask.engine import choose_accelerator
 from megamask.engine.settings import OptimizerConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
-from megamask.precision_choice import Choice, Setting, Support
+from megamask.runtime.precision_choice import Choice, Setting, Support
+from megamask.storage import strict_json
 
 OURS = {
     "train_batch_size": "`packs.per_step` decides it",
@@ -87,12 +87,12 @@ def parse(path: Path) -> tuple[dict[str, Any], list[str]]:
 
     wrong: list[str] = []
     try:
-        found = records.parse_json(records.read_text(path, records.LARGEST_YAML), once)
+        found = strict_json.parse_json(strict_json.read_text(path, strict_json.LARGEST_YAML), once)
     except OSError as error:
         raise ConfigError(
             f"`{path}` cannot be read: {error.strerror}. Name a file such as ds_configs/zero2.json."
         ) from None
-    except records.BadRecord as error:
+    except strict_json.BadRecord as error:
         raise ConfigError(f"`{path}` is not JSON: {error}.") from None
     if not isinstance(found, dict):
         raise ConfigError(must(str(path), "hold one JSON object", type(found).__name__))

@@ -27,13 +27,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from megamask import ranks
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine import choose_accelerator, muon
 from megamask.engine.ds_file import filled, precision, zero_stage
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer
 from megamask.engine.stopwatch import Stopwatch
 from megamask.errors import NonFiniteError, ReplicaError
+from megamask.runtime import ranks
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megamask import ranks
 from megamask.engine import choose_accelerator
+from megamask.runtime import ranks
 
 
 class Frozen:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megamask import ranks
+from megamask.runtime import ranks
 
 BUFFER = "momentum_buffer"
 COMPILED = ("muon_update", "zeropower_via_gram_newtonschulz", "zeropower_via_newtonschulz5")

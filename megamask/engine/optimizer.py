@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from megamask import ranks
 from megamask.engine import choose_accelerator, muon
 from megamask.engine.settings import OptimizerConfig as OptimizerConfig
+from megamask.runtime import ranks
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
 """What each optimizer remembers of every weight, by the names of its own state."""

@@ -37,12 +37,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask import files, ranks
 from megamask.batch import Losses, MaskPlan, Measure, PackedBatch
 from megamask.entropy.frequency import surprise
 from megamask.entropy.sidecar import from_bytes, to_bytes, top_of
 from megamask.entropy.source import text_of
 from megamask.errors import CheckpointError, StorageError
+from megamask.runtime import ranks
+from megamask.storage import durable
 
 UNKNOWN, FIRST = 0, 1
 """The code of a token that was never a target, and the first that stands for an entropy."""
@@ -191,8 +192,8 @@ class Cache:
         beside.unlink(missing_ok=True)
         try:
             entry = _write(beside, seen)
-            files.rename(beside, path)
-            files.sync(self.folder)
+            durable.rename(beside, path)
+            durable.sync(self.folder)
         finally:
             beside.unlink(missing_ok=True)
         return bytes.fromhex(entry.sha256)
@@ -256,7 +257,7 @@ class Cache:
         with self._room():
             self._write_to(seen)
             path = self._path(self._read_epoch)
-            if self._read_epoch < 0 or (path.is_file() and bytes.fromhex(files.sha256(path)) == self._hash):
+            if self._read_epoch < 0 or (path.is_file() and bytes.fromhex(durable.sha256(path)) == self._hash):
                 return self._hash, ""
             found = "is not what was written" if path.exists() else "is missing"
             return self._keep(seen), (
@@ -265,6 +266,6 @@ class Cache:
             )
 
 
-def _write(path: Path, codes: np.ndarray) -> files.Entry:
+def _write(path: Path, codes: np.ndarray) -> durable.Entry:
     data = codes.data
-    return files.write(path, (data[begin : begin + files.BLOCK] for begin in range(0, len(data), files.BLOCK)))
+    return durable.write(path, (data[begin : begin + durable.BLOCK] for begin in range(0, len(data), durable.BLOCK)))

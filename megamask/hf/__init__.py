@@ -23,9 +23,9 @@ Only safetensors are read, and no code that comes with a model is ever run.
     asking.py      what an exported model puts in the place of [MASK]
 """
 
-from megamask.hf.asking import common_words, fill_masks
 from megamask.hf.card import Card
 from megamask.hf.exporting import Exported, export_model
+from megamask.hf.fill_mask import common_words, fill_masks
 from megamask.hf.importing import import_model, save_start
 from megamask.hf.layers import pick_layers
 

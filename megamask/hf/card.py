@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megamask import files, records
 from megamask.data.tokenizer import Tokenizer
-from megamask.hf.names import WEIGHTS, bare
+from megamask.hf.tensor_names import WEIGHTS, bare
 from megamask.model.shape import EncoderShape
+from megamask.storage import durable, strict_json
 
 CARD, RECORD = "README.md", "megamask.json"
 
@@ -86,14 +86,14 @@ print(fill({begin + mask + end!r}))"""
 
 def write_record(card: Card, folder: Path) -> None:
     """Write down which run made the export in ``folder``, and the hash of its weights."""
-    record = {"run": card.run, "steps": card.steps, "weights": files.sha256(folder / WEIGHTS)}
+    record = {"run": card.run, "steps": card.steps, "weights": durable.sha256(folder / WEIGHTS)}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def is_of_run(folder: Path, run: str) -> bool:
     """Whether ``folder`` holds an export of ``run`` as megamask wrote it."""
     try:
-        record = records.read_json(folder / RECORD)
-        return bool(run) and record["run"] == run and record["weights"] == files.sha256(folder / WEIGHTS)
+        record = strict_json.read_json(folder / RECORD)
+        return bool(run) and record["run"] == run and record["weights"] == durable.sha256(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from megamask.data.tokenizer import Tokenizer, token_ids
 from megamask.errors import DataError
-from megamask.hf import library
+from megamask.hf import lazy_transformers
 
 SENTENCES = (
     "The capital of France is Paris.",
@@ -60,7 +60,11 @@ def _short(ids: list[int], begin: int) -> str:
 
 
 def difference(
-    ours: Tokenizer, theirs: library.PreTrainedTokenizerBase, sentences: Sequence[str] = (), *, around: bool = True
+    ours: Tokenizer,
+    theirs: lazy_transformers.PreTrainedTokenizerBase,
+    sentences: Sequence[str] = (),
+    *,
+    around: bool = True,
 ) -> Difference | None:
     """The first text that the two encode differently, with [CLS] and [SEP] ``around`` it; None if they agree.
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from megamask.batch import Layout
 from megamask.data.tokenizer import load
 from megamask.errors import CheckpointError, ConfigError, listed, must, raise_all
-from megamask.hf import library
+from megamask.hf import lazy_transformers
 from megamask.hf.card import CARD, RECORD, Card, is_of_run, render, write_record
+from megamask.hf.config_json import write_config
 from megamask.hf.encodings import SENTENCES
-from megamask.hf.names import DECODER, EMBEDDING, TOKENIZER_FILES, WEIGHTS, bare, misfits, to_theirs
-from megamask.hf.settings import write_config
+from megamask.hf.tensor_names import DECODER, EMBEDDING, TOKENIZER_FILES, WEIGHTS, bare, misfits, to_theirs
 from megamask.hf.tokenizer_files import give
 from megamask.hf.weights import save_weights
 from megamask.hf.whole import whole
@@ -66,7 +66,7 @@ def export_model(
     raise_all(ConfigError, _obstacles(output, card.run, replace))
     with whole(output) as temporary:
         notes = give(tokenizer_folder, temporary, shape.max_positions, sentences)
-        tokenizer = library.load_tokenizer(temporary)
+        tokenizer = lazy_transformers.load_tokenizer(temporary)
         if len(tokenizer) > shape.vocab_size:
             raise CheckpointError(
                 f"The tokenizer in {tokenizer_folder} has {len(tokenizer)} tokens, but the model only "
@@ -120,7 +120,7 @@ def _random_input(shape: EncoderShape) -> list[Tensor]:
     return [torch.randint(shape.vocab_size, (length,), generator=draws) for length in lengths]
 
 
-def _real_input(tokenizer: library.PreTrainedTokenizerBase, shape: EncoderShape) -> list[Tensor]:
+def _real_input(tokenizer: lazy_transformers.PreTrainedTokenizerBase, shape: EncoderShape) -> list[Tensor]:
     """A few sentences, each with a word masked."""
     found = []
     for sentence in SENTENCES:
@@ -146,7 +146,7 @@ def _our_logits(weights: Mapping[str, Tensor], shape: EncoderShape, sequences: l
 
 
 def _their_logits(folder: Path, sequences: list[Tensor], pad: int) -> list[Tensor]:
-    model, report = library.load_model(library.AutoModelForMaskedLM, folder)
+    model, report = lazy_transformers.load_model(lazy_transformers.AutoModelForMaskedLM, folder)
     wrong = [f"{key}: {listed(sorted(map(str, found)))}" for key, found in report.items() if found]
     if wrong:
         raise CheckpointError(f"transformers did not find in the export what it looks for: {'; '.join(wrong)}.")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, listed, must, raise_all
-from megamask.hf.names import TOKENIZER_FILES, misfits, to_ours
-from megamask.hf.settings import read_shape, says_tied
+from megamask.hf.config_json import read_shape, says_tied
+from megamask.hf.tensor_names import TOKENIZER_FILES, misfits, to_ours
 from megamask.hf.tokenizer_files import take
 from megamask.hf.weights import choose, read_tensors, save_weights
 from megamask.hf.whole import whole

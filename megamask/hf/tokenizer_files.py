@@ -13,9 +13,9 @@ from pathlib import Path
 
 from megamask.data.tokenizer import Tokenizer, load, token_ids
 from megamask.errors import CheckpointError, ConfigError
-from megamask.hf import library
+from megamask.hf import lazy_transformers
 from megamask.hf.encodings import difference
-from megamask.hf.names import TOKENIZER_FILES
+from megamask.hf.tensor_names import TOKENIZER_FILES
 from megamask.hf.tokens import as_ours
 
 VOCABULARIES = (
@@ -98,10 +98,10 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _loaded(folder: Path, source: Path) -> library.PreTrainedTokenizerBase:
+def _loaded(folder: Path, source: Path) -> lazy_transformers.PreTrainedTokenizerBase:
     try:
-        return library.load_tokenizer(folder)
-    except library.Unloadable as error:
+        return lazy_transformers.load_tokenizer(folder)
+    except lazy_transformers.Unloadable as error:
         raise CheckpointError(f"The tokenizer in {source} cannot be loaded by transformers: {error.why}") from None
 
 

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megamask import records
 from megamask.errors import CheckpointError, listed, raise_all
-from megamask.hf.names import BODY, LEFT_OUT, PARTS, TIED, UNTIED, WEIGHTS, names
+from megamask.hf.tensor_names import BODY, LEFT_OUT, PARTS, TIED, UNTIED, WEIGHTS, names
 from megamask.model.shape import EncoderShape
+from megamask.storage import strict_json
 
 INDEX = "model.safetensors.index.json"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,7 +67,7 @@ def _index(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        said = records.read_json(path)["weight_map"]
+        said = strict_json.read_json(path)["weight_map"]
         listing = {str(tensor): str(file) for tensor, file in said.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path} is no index of safetensors files.") from None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from megamask import files
 from megamask.errors import StorageError
+from megamask.storage import durable
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def whole(output: Path) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, output)
             raise
-        files.sync(output.parent)
+        durable.sync(output.parent)
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is None:
             raise  # of transformers, not of the disk

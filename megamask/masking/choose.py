@@ -17,8 +17,8 @@ from torch import Tensor
 
 from megamask.batch import PackedBatch
 from megamask.errors import DataError
-from megamask.masking.chances import Draw, chances
-from megamask.masking.queue import Pieces, Queue
+from megamask.masking.inclusion_probability import Draw, chances
+from megamask.masking.piece_order import Pieces, Queue
 from megamask.masking.rng import PackRng
 
 

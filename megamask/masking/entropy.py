@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import PackedBatch
-from megamask.masking.queue import Pieces, Queue, per_sequence
+from megamask.masking.piece_order import Pieces, Queue, per_sequence
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import EntropyScoreConfig as EntropyScoreConfig
 from megamask.masking.settings import Strategy as Strategy

@@ -26,7 +26,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from megamask.batch import Grids, Layout
 from megamask.model.shape import Backend as Backend
-from megamask.precision import support
+from megamask.runtime.precision import support
 
 
 @dataclass(frozen=True)

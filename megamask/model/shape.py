@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from megamask import records
 from megamask.basic_types import TokenIds
 from megamask.errors import CheckpointError, Removable, must
+from megamask.storage import strict_json
 
 Backend = Literal["auto", "reference", "padded", "varlen"]
 SHAPE = "shape.json"
@@ -86,7 +86,9 @@ class EncoderShape:
 
         path = folder / SHAPE
         try:
-            found = TypeAdapter(cls).validate_json(records.as_json(values := records.read_json(path)), strict=True)
+            found = TypeAdapter(cls).validate_json(
+                strict_json.as_json(values := strict_json.read_json(path)), strict=True
+            )
         except FileNotFoundError:
             raise CheckpointError(f"{folder} holds no {SHAPE}, so the shape of its weights is not known.") from None
         except OSError as error:
@@ -94,7 +96,7 @@ class EncoderShape:
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, one['loc'])) or 'all'}: {one['msg']}" for one in error.errors()]
             raise CheckpointError(f"{path} is no description of an encoder: {'; '.join(wrong)}.") from None
-        except records.BadRecord as error:
+        except strict_json.BadRecord as error:
             raise CheckpointError(f"{path} is no description of an encoder: {error}.") from None
         if strange := sorted(set(values) - {field.name for field in fields(cls)}):
             known = sorted(field.name for field in fields(cls))

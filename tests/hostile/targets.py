@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from megamask import building, checkpoint, config, log, masked_lm, provenance, recipes, runs, stored
 from megamask.batch import Layout, PackedBatch, TokenIds
-from megamask.checkpoint import RunFolder
+from megamask.checkpoint import format, resume
+from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.save import publish
+from megamask.config import pretrain_config, recipes
 from megamask.data import shards, text, tokenizer
 from megamask.data.inputs import find
 from megamask.data.packs import Packs
@@ -29,9 +31,12 @@ from megamask.entropy import sidecar
 from megamask.entropy.sidecar import SidecarFacts
 from megamask.errors import DataError, raise_all
 from megamask.hf import importing
+from megamask.metrics import logger
 from megamask.model.shape import EncoderShape, ModelConfig
-from megamask.publish import publish
-from megamask.teacher import DistillConfig
+from megamask.runtime import environment
+from megamask.teacher import frozen_lm, stored_targets
+from megamask.teacher.teacher import DistillConfig
+from megamask.training import setup
 from tests.hostile.fuzzing import Target
 
 LENGTHS = [9, 3, 20, 11, 1, 17, 30, 8, 14, 25]
@@ -164,15 +169,15 @@ def _seal(folder: Path) -> None:
         if name == name.strip("./")[:100] and name.isprintable() and "/" not in name and (found / name).is_file():
             raw = (found / entry["name"]).read_bytes()
             entry |= {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    (found / "MANIFEST.json").write_bytes(checkpoint._seal(body))
+    (found / "MANIFEST.json").write_bytes(format._seal(body))
 
 
 def _read_checkpoint(folder: Path) -> None:
     found = folder / "run" / "checkpoints" / "step-4"
-    checkpoint.verify(found)
-    dict(checkpoint.read_tensors(found))
-    checkpoint.read_state(found)
-    checkpoint.read_weights(folder / "run", 4)
+    format.verify(found)
+    dict(format.read_tensors(found))
+    format.read_state(found)
+    format.read_weights(folder / "run", 4)
 
 
 CONFIG = {"steps": 10, "log": {"every": 10}, "teacher": None}
@@ -180,8 +185,8 @@ CONFIG = {"steps": 10, "log": {"every": 10}, "teacher": None}
 
 def _run(folder: Path) -> list[str]:
     run = folder / "run"
-    provenance._commit = lambda: None  # two processes of git each time
-    start = runs.open_run(run, CONFIG)
+    environment._commit = lambda: None  # two processes of git each time
+    start = resume.open_run(run, CONFIG)
     publish(start.run, 3, {"weights/a": torch.ones(3)}, {"optimizer_steps": 3})
     start.close()
     (run / "latest").write_text("step-4\n")
@@ -202,15 +207,15 @@ def _read_run(folder: Path) -> None:
     for damaged in run.joinpath("checkpoints").glob(".*"):
         shutil.rmtree(damaged)
     EncoderShape.load(run)
-    runs.open_run(run, CONFIG).close()
-    log.Log(run, 2, 10).close()
+    resume.open_run(run, CONFIG).close()
+    logger.Log(run, 2, 10).close()
 
 
 # ---- settings
 
 
 def _settings(folder: Path) -> list[str]:
-    values = config.as_dict(recipes.named("tiny"))
+    values = pretrain_config.as_dict(recipes.named("tiny"))
     (folder / "run.json").write_text(json.dumps(values))
     plain = {"steps": 12, "optimizer": {"rate": {"peak": 0.01}}, "data": "x", "export": False}
     (folder / "few.yaml").write_text(json.dumps(plain))
@@ -219,8 +224,8 @@ def _settings(folder: Path) -> list[str]:
 
 def _read_settings(folder: Path) -> None:
     for name in ("run.json", "few.yaml"):
-        said = config.read(folder / name)
-        config.check(config.override(recipes.named("tiny"), said, name), None, 1)
+        said = pretrain_config.read(folder / name)
+        pretrain_config.check(pretrain_config.override(recipes.named("tiny"), said, name), None, 1)
 
 
 def _ds(folder: Path) -> list[str]:
@@ -281,7 +286,7 @@ def _model(folder: Path) -> list[str]:
 
 
 def _read_model(folder: Path) -> None:
-    masked_lm.read(folder, "teacher.path")
+    frozen_lm.read(folder, "teacher.path")
     importing.import_model(folder)
 
 
@@ -289,7 +294,7 @@ def _start(folder: Path) -> list[str]:
     shape = EncoderShape("bert", WORDS, 0, 1, 8, 2, 16, 32, 1e-12)
     shape.save(folder)
     small_tokenizer().save(folder / "tokenizer")
-    from megamask.hf.names import bare
+    from megamask.hf.tensor_names import bare
 
     weights = {name: torch.full(tuple(p.shape), 0.01) for name, p in bare(shape).named_parameters()}
     weights.pop("head.decoder.weight", None)
@@ -303,8 +308,8 @@ def _read_start(folder: Path) -> None:
     from dataclasses import replace
 
     asked = replace(asked, init=folder, model=ModelConfig(), packs=replace(asked.packs, length=16))
-    building.first_shape(asked, ids, folder / "tokenizer")
-    masked_lm.read(folder, "teacher.path")
+    setup.first_shape(asked, ids, folder / "tokenizer")
+    frozen_lm.read(folder, "teacher.path")
 
 
 def _tokenizer(folder: Path) -> list[str]:
@@ -324,20 +329,26 @@ def _read_tokenizer(folder: Path) -> None:
 
 
 def _stored(folder: Path) -> list[str]:
-    manifest = {"format": stored.FORMAT, "version": stored.VERSION, "packs": 2, "facts": {"seed": 1}, "files": {}}
+    manifest = {
+        "format": stored_targets.FORMAT,
+        "version": stored_targets.VERSION,
+        "packs": 2,
+        "facts": {"seed": 1},
+        "files": {},
+    }
     arrays = (np.zeros((6, 2), np.uint16), np.ones((6, 2), np.uint8), np.array([0, 3, 6]))
-    for name, array in zip(stored.names(0), arrays, strict=True):
+    for name, array in zip(stored_targets.names(0), arrays, strict=True):
         np.save(folder / name, array)
         manifest["files"][name] = {"bytes": 0, "sha256": ""}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     vouch(folder)
-    return ["manifest.json", *stored.names(0)]
+    return ["manifest.json", *stored_targets.names(0)]
 
 
 def _read_stored(folder: Path) -> None:
-    manifest = stored.read_manifest(folder)
-    raise_all(DataError, list(stored._damage(folder, manifest, verify=True)))
-    found = stored.Stored(folder, manifest, DistillConfig(), TokenIds(WORDS, 2, 3, 0, 4, (0, 1, 2, 3, 4)))
+    manifest = stored_targets.read_manifest(folder)
+    raise_all(DataError, list(stored_targets._damage(folder, manifest, verify=True)))
+    found = stored_targets.Stored(folder, manifest, DistillConfig(), TokenIds(WORDS, 2, 3, 0, 4, (0, 1, 2, 3, 4)))
     for number in (0, 1):
         found._pack(number, 3, torch.device("cpu"))
 

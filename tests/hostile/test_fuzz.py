@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 import torch
 
-from megamask import checkpoint, config, records
 from megamask.batch import TokenIds
+from megamask.checkpoint import format
+from megamask.config import pretrain_config
 from megamask.data import manifest, packs, shards, text, tokenizer
 from megamask.data.formats import compression, lines
 from megamask.data.shards import Shards
@@ -33,6 +34,7 @@ from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
 from megamask.schedules import LearningRate, Schedule
+from megamask.storage import strict_json
 from tests.hostile import targets
 from tests.hostile.fuzzing import Target, fuzz
 from tests.hostile.targets import TARGETS, odd_batches
@@ -60,17 +62,17 @@ CONTROLS = {
         "validate_json",
         lambda self, raw, strict: manifest._Facts(**json.loads(raw)),
     ),
-    "sidecars": (records, "parse_json", json.loads),
+    "sidecars": (strict_json, "parse_json", json.loads),
     "packs": (packs, "_load", lambda folder, *_: packs.Index(*(np.load(folder / f"{n}.npy") for n in packs.KINDS))),
-    "checkpoint": (checkpoint, "SafetensorError", KeyboardInterrupt),
-    "run folder": (records, "parse_json", json.loads),
-    "settings": (config, "ValidationError", KeyboardInterrupt),
-    "deepspeed file": (records, "parse_json", json.loads),
+    "checkpoint": (format, "SafetensorError", KeyboardInterrupt),
+    "run folder": (strict_json, "parse_json", json.loads),
+    "settings": (pretrain_config, "ValidationError", KeyboardInterrupt),
+    "deepspeed file": (strict_json, "parse_json", json.loads),
     "text": (compression, "DAMAGED", KeyboardInterrupt),
     "model": (weights, "SafetensorError", KeyboardInterrupt),
     "first weights": (weights, "SafetensorError", KeyboardInterrupt),
     "tokenizer": (tokenizer, "_refusing", lambda what: nullcontext()),
-    "stored samples": (records, "parse_json", json.loads),
+    "stored samples": (strict_json, "parse_json", json.loads),
 }
 """For each target a check, and what stands in its place."""
 

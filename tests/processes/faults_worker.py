@@ -26,11 +26,13 @@ from pathlib import Path
 
 import torch
 
-from megamask import hangs, prepare, pretrain
-from megamask.checkpoint import RunFolder
+from megamask import pretrain
+from megamask.checkpoint.format import RunFolder
+from megamask.data import prepare
 from megamask.engine import engine
 from megamask.errors import REQUEUE
-from megamask.stopping import Stop
+from megamask.health import watchdog
+from megamask.health.stop_signals import Stop
 from tests.processes.server import free_port
 from tests.system.commands import ROOT, text, training
 
@@ -42,11 +44,11 @@ POINTS = {
     "forward": "deepspeed.runtime.engine:DeepSpeedEngine.forward",
     "backward": "deepspeed.runtime.engine:DeepSpeedEngine.backward",
     "step": "megamask.engine.engine:Engine.step",
-    "stop": "megamask.stopping:Stop.agreed",
-    "evaluation": "megamask.validation:validate",
-    "publish": "megamask.publish:publish",
-    "save": "megamask.publish:_write_share",
-    "export": "megamask.report:ending",
+    "stop": "megamask.health.stop_signals:Stop.agreed",
+    "evaluation": "megamask.training.validation:validate",
+    "publish": "megamask.checkpoint.save:publish",
+    "save": "megamask.checkpoint.save:_write_share",
+    "export": "megamask.training.summary:ending",
 }
 """What is called at each point; the import is found in another way."""
 ANY = -1
@@ -177,7 +179,7 @@ def _plant(fault: Fault, meet) -> None:
         real = builtins.__import__
 
         def imports(name, *rest):
-            if name == "megamask.validation" and not calls["import"]:
+            if name == "megamask.training.validation" and not calls["import"]:
                 calls["import"] += 1
                 meet()
             return real(name, *rest)
@@ -355,7 +357,7 @@ def hanging(folder: str, faults: list[list], timeout: float, longest: float = 10
 
 def without_a_timer(folder: str, timeout: float) -> list[dict]:
     """A rank that holds the interpreter under a watchdog that is a thread of Python and no more."""
-    hangs.faulthandler.dump_traceback_later = lambda *rest, **more: None
+    watchdog.faulthandler.dump_traceback_later = lambda *rest, **more: None
     return hanging(folder, [["backward", 1, 2, "gil"]], timeout)
 
 

@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from megamask import ranks
 from megamask.errors import MegamaskError
+from megamask.runtime import ranks
 from tests.processes.server import Place, Server, environment
 
 Tell = Callable[[str], None]

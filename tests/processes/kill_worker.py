@@ -19,8 +19,11 @@ import torch
 from forked import Tell, fork
 from storage_worker import broken
 
-from megamask import files, pretrain, ranks, report
-from megamask.checkpoint import RunFolder, read_tensors, verify
+from megamask import pretrain
+from megamask.checkpoint.format import RunFolder, read_tensors, verify
+from megamask.runtime import ranks
+from megamask.storage import durable
+from megamask.training import summary
 from tests.processes.server import free_port
 from tests.system.commands import ROOT, metrics, training
 
@@ -31,7 +34,7 @@ PHASES = {
     "take_step": pretrain,
     "publish": pretrain,
     "validate": pretrain,
-    "ending": report,
+    "ending": summary,
 }
 """Where each phase of a launch is a function."""
 WISHES = (*PHASES, *["publish"] * 9)
@@ -159,7 +162,7 @@ def _in_place() -> None:
     """Write into the folder with the final name, one block at a time."""
     from storage_worker import BREAK as PUBLISHERS
 
-    files.BLOCK = 1 << 12
+    durable.BLOCK = 1 << 12
     PUBLISHERS["in place"]()
 
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from megamask import ranks
+from megamask.runtime import ranks
 from tests.system.commands import free_port
 from tests.system.launches import launch
 

@@ -16,18 +16,18 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from megamask import ranks
 from megamask.batch import Losses, SoftTargets
-from megamask.checkpoint import RunFolder, read_state, read_tensors
+from megamask.checkpoint.format import RunFolder, read_state, read_tensors
+from megamask.checkpoint.save import publish
 from megamask.engine.engine import Engine
 from megamask.errors import NonFiniteError, ReplicaError
-from megamask.guidance import Guidance
+from megamask.health.loss_spikes import Judge, Ledger, SpikesConfig
 from megamask.masking.masker import Masker, MaskingConfig
-from megamask.metrics import Meters
-from megamask.publish import publish
+from megamask.metrics.meters import Meters
+from megamask.runtime import ranks
 from megamask.schedules import Schedule
-from megamask.spikes import Judge, Ledger, SpikesConfig
-from megamask.training import take_step
+from megamask.training.guidance import Guidance
+from megamask.training.step import take_step
 from tests.batches import IDS
 from tests.processes.launch_worker import disband, one
 from tests.processes.training_worker import PACKS, STEPS, kept, micro, objective, optimizer

@@ -7,11 +7,12 @@ import os
 
 import torch
 
-from megamask import files, ranks
-from megamask.checkpoint import read_tensors
+from megamask.checkpoint.format import read_tensors
+from megamask.checkpoint.resume import open_run
+from megamask.checkpoint.save import publish
 from megamask.errors import MegamaskError
-from megamask.publish import publish
-from megamask.runs import open_run
+from megamask.runtime import ranks
+from megamask.storage import durable
 
 CONFIG = {"depth": 2}
 
@@ -37,16 +38,16 @@ def life(folder: str) -> dict:
     start = open_run(folder, CONFIG)
     run, story = start.run, {"fresh": start.step, "launch": start.run.launch}
     publish(run, 9, share(9), {"step": 9}, keep=3)
-    real = files.write
+    real = durable.write
 
     def full(path, chunks):
         next(iter(chunks))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     if last:
-        files.write = full
+        durable.write = full
     story["full"] = said(lambda: publish(run, 10, share(10), {"step": 10}, keep=3))
-    files.write = real
+    durable.write = real
     ranks.barrier()  # rank 0 has tidied up
     story["after"] = sorted(os.listdir(run.checkpoints))
     ranks.barrier()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from megamask import ranks
-from megamask.stopping import StoppedEarly
+from megamask.health.stop_signals import StoppedEarly
+from megamask.runtime import ranks
 
 
 def sums(start: float) -> dict:

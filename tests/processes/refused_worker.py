@@ -12,8 +12,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from megamask import pretrain, ranks
+from megamask import pretrain
 from megamask.data.manifest import NAME
+from megamask.runtime import ranks
 from tests.processes import forked
 from tests.processes.conftest import free_port
 from tests.processes.faults_worker import make_data

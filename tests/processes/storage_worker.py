@@ -22,12 +22,14 @@ from pathlib import Path
 import torch
 from forked import Team, Tell, fork
 
-from megamask import files, ranks, runs
-from megamask import publish as publishing
-from megamask.checkpoint import RunFolder, verify
+from megamask.checkpoint import resume
+from megamask.checkpoint import save as publishing
+from megamask.checkpoint.format import RunFolder, verify
+from megamask.checkpoint.resume import Start, open_run
+from megamask.checkpoint.save import publish
 from megamask.errors import LockError, MegamaskError, StorageError
-from megamask.publish import publish
-from megamask.runs import Start, open_run
+from megamask.runtime import ranks
+from megamask.storage import durable
 
 CONFIG = {"depth": 2}
 OPERATIONS = ("make", "write", "sync", "rename", "remove")
@@ -44,7 +46,7 @@ def save(run: RunFolder, step: int, size: int = 1500) -> None:
 
 def begin(folder: Path) -> Start:
     """A launch, without asking git for the commit."""
-    runs.environment = dict
+    resume.environment = dict
     return open_run(folder, CONFIG)
 
 
@@ -121,11 +123,11 @@ def _in_place() -> None:
         run.checkpoint(step).mkdir()
         return run.checkpoint(step)
 
-    rename = files.rename
+    rename = durable.rename
     publishing._prepare = prepare
     publishing.complete = lambda folder: False
     RunFolder.set_aside = lambda run, folder, why: folder
-    files.rename = lambda old, new: None if old == new else rename(old, new)
+    durable.rename = lambda old, new: None if old == new else rename(old, new)
 
 
 def _prune_first() -> None:
@@ -144,7 +146,7 @@ def _latest_first() -> None:
     prepare = publishing._prepare
 
     def prepare_after_naming(run, step):
-        files.replace(run.latest, f"step-{step}\n")
+        durable.replace(run.latest, f"step-{step}\n")
         return prepare(run, step)
 
     publishing._prepare = prepare_after_naming
@@ -166,7 +168,7 @@ def at_point(nth: int, do: Callable[[], None], tell: Tell) -> None:
             do()
 
     def around(name: str) -> Callable:
-        act = getattr(files, name)
+        act = getattr(durable, name)
 
         def acts(path, *given):
             point(f"{name}-{path.name}")
@@ -185,7 +187,7 @@ def at_point(nth: int, do: Callable[[], None], tell: Tell) -> None:
         return writes if name == "write" else acts
 
     for name in OPERATIONS:
-        setattr(files, name, around(name))
+        setattr(durable, name, around(name))
 
 
 def crash_points(folder: str) -> dict:
@@ -273,10 +275,10 @@ def _no_lock(*_: object) -> None:
 
 def _sleep_in_a_save(folder: Path, nth: int, variant: str, tell: Tell) -> None:
     os.environ["SLURM_JOB_ID"] = "17"
-    files.fcntl.flock = _no_lock
+    durable.fcntl.flock = _no_lock
     start = begin(folder)
     if variant == "no fence":
-        files.holds = lambda lock, launch: True
+        durable.holds = lambda lock, launch: True
 
     asleep = []
 
@@ -295,8 +297,8 @@ def _sleep_in_a_save(folder: Path, nth: int, variant: str, tell: Tell) -> None:
 
 def _take_over(folder: Path, tell: Tell) -> None:
     os.environ["SLURM_JOB_ID"] = "17"  # the same job, requeued
-    files.fcntl.flock = _no_lock
-    files.socket.gethostname = lambda: "another"
+    durable.fcntl.flock = _no_lock
+    durable.socket.gethostname = lambda: "another"
     start = begin(folder)
     for step in (start.step + 1, start.step + 2):
         save(start.run, step)
@@ -336,7 +338,7 @@ def full_disks(folder: str, variant: str, levels: int) -> dict:
 def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, tell: Tell) -> None:
     start = begin(folder)
     ballast, whole = folder.parent / "ballast", 2 * 4 * size
-    write, limits = files.write, resource.getrlimit(resource.RLIMIT_FSIZE)
+    write, limits = durable.write, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fails(path, chunks):
         raise OSError(int(level), os.strerror(int(level)), str(path))
@@ -348,7 +350,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
             return write(path, blocks)
         except OSError:
             text = b"".join(blocks)
-            return files.Entry(path.name, len(text), files.hashlib.sha256(text).hexdigest())
+            return durable.Entry(path.name, len(text), durable.hashlib.sha256(text).hexdigest())
 
     if kind == "full" and ranks.is_main():
         with ballast.open("wb") as file:
@@ -357,7 +359,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
     if kind == "limit" and not ranks.is_main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(level * 4 * size), limits[1]))
     if not ranks.is_main() and (kind == "fails" or variant == "careless"):
-        files.write = fails if kind == "fails" else careless
+        durable.write = fails if kind == "fails" else careless
     try:
         save(start.run, 3, size)
         tell("first:saved\n")
@@ -365,7 +367,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
         tell(f"first:{error}\n".replace("\n", " ").strip() + "\n")
         if ranks.is_main() and (found := broken(start.run, 2)):
             tell(f"wrong:an older checkpoint: {found}\n")
-    files.write = write
+    durable.write = write
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     ranks.barrier()
     if ranks.is_main():
@@ -393,7 +395,7 @@ def agreements(folder: str, variant: str, launches: int) -> dict:
         time.strftime = lambda form, *given: strftime(form, *(given or (time.localtime(time.time()),)))
         if variant == "own clocks":
             _own_clocks()
-        runs.environment = dict
+        resume.environment = dict
         for number in range(launches):
             start = open_run(f"run-{number}", CONFIG)
             seen = set(ranks.gather((start.run.path, start.run.launch)))
@@ -432,7 +434,7 @@ def views(folder: str) -> dict:
             file.write_bytes(file.read_bytes()[::-1])
 
         def act(tell: Tell, kind=kind) -> None:
-            looked, look, read = [0], Path.lstat, files.sha256
+            looked, look, read = [0], Path.lstat, durable.sha256
 
             def lstat(path):
                 looked[0] += 1
@@ -441,9 +443,9 @@ def views(folder: str) -> dict:
                 return look(path)
 
             if ranks.rank() and kind in ("late", "never"):
-                Path.lstat, files.PATIENCE = lstat, 0.2
+                Path.lstat, durable.PATIENCE = lstat, 0.2
             if ranks.rank() and kind == "another byte":
-                files.sha256 = lambda path: read(path)[::-1]
+                durable.sha256 = lambda path: read(path)[::-1]
             try:
                 start = begin(run.path)
             except StorageError as error:
@@ -466,7 +468,7 @@ def lags(folder: str, variant: str, saves: int, seed: int) -> dict:
 
     def act(tell: Tell) -> None:
         rng, now, shown = random.Random(seed + ranks.rank()), [0.0], {}
-        look, write = os.stat, files.write
+        look, write = os.stat, durable.write
 
         def late(path) -> None:
             if not (ranks.rank() and Path(path).name.startswith(".tmp-step")):
@@ -489,10 +491,10 @@ def lags(folder: str, variant: str, saves: int, seed: int) -> dict:
             now[0] += seconds
 
         start = begin(Path(folder) / "run")
-        files.time.sleep, files.time.monotonic = sleep, lambda: now[0]
-        files.os.stat, files.write = stat, writes
+        durable.time.sleep, durable.time.monotonic = sleep, lambda: now[0]
+        durable.os.stat, durable.write = stat, writes
         if variant == "no wait":
-            files.wait = lambda until: until() or True
+            durable.wait = lambda until: until() or True
         done = 0
         for step in range(1, saves + 1):
             try:

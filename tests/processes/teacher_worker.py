@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from megamask import ranks
 from megamask.batch import TokenIds
 from megamask.engine.engine import Engine
 from megamask.engine.optimizer import parameter_groups
-from megamask.hf.foreign import load_foreign
-from megamask.masked_lm import MaskedLM, States
+from megamask.hf.any_masked_lm import load_foreign
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import ModelConfig
+from megamask.runtime import ranks
 from megamask.schedules import Schedule
-from megamask.teacher import DistillConfig, Teacher, TeacherConfig
+from megamask.teacher.frozen_lm import MaskedLM, States
+from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 from tests.batches import IDS
 from tests.processes.training_worker import PACKS, STEPS, micro, objective, optimizer
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from megamask import prepare
-from megamask.checkpoint import RunFolder, read_state
+from megamask.checkpoint.format import RunFolder, read_state
+from megamask.data import prepare
 from tests.processes.conftest import RunRanks
 from tests.processes.numbers_worker import BAD, GUILTY, PLACES
 from tests.processes.test_engine import BF16, FP32, OFFLOAD

@@ -1,4 +1,4 @@
-"""Several processes through megamask.ranks, and the helper that starts them."""
+"""Several processes through megamask.runtime.ranks, and the helper that starts them."""
 
 from __future__ import annotations
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from megamask import ranks
 from megamask.batch import MaskPlan
-from megamask.checkpoint import read_tensors
+from megamask.checkpoint.format import read_tensors
+from megamask.checkpoint.resume import open_run
+from megamask.checkpoint.save import publish
 from megamask.engine.engine import Engine
 from megamask.engine.optimizer import OptimizerConfig, parameter_groups
 from megamask.masking.masker import Masker, MaskingConfig
@@ -18,8 +19,7 @@ from megamask.objectives import objective as objectives
 from megamask.objectives.mae_lm import DecoderConfig
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import ObjectiveConfig
-from megamask.publish import publish
-from megamask.runs import open_run
+from megamask.runtime import ranks
 from megamask.schedules import LearningRate, Schedule
 from tests.batches import IDS, pack
 

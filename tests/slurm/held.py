@@ -16,7 +16,8 @@ import hold
 if os.environ.get("SLURM_ARRAY_TASK_ID", "1") != "1":
     runpy.run_path(str(Path(os.environ["TESTS"]).parents[1] / "megamask" / "pretrain.py"), run_name="__main__")
 
-from megamask import pretrain, ranks
+from megamask import pretrain
+from megamask.runtime import ranks
 
 if __name__ == "__main__":
     take_step, run = pretrain.take_step, {}

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from megamask.metrics import CLOCKS
+from megamask.metrics.meters import CLOCKS
 from tests.slurm.cluster import Cluster
 from tests.system.commands import ROOT, clean
 

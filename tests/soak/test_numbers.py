@@ -10,10 +10,10 @@ import torch
 
 from megamask.engine.engine import Engine
 from megamask.engine.optimizer import OptimizerConfig
+from megamask.health.loss_spikes import Judge, SpikesConfig
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
 from megamask.schedules import Schedule
-from megamask.spikes import Judge, SpikesConfig
 from tests.batches import IDS, pack
 from tests.processes.conftest import RunRanks
 from tests.processes.test_engine import AUTOCAST, BF16, FP32, OFFLOAD
@@ -21,7 +21,7 @@ from tests.processes.test_numbers import MUON, assert_numbers
 from tests.processes.training_worker import objective
 from tests.system.test_guided import guided
 from tests.system.test_replay import assert_replays
-from tests.unit.test_spikes import ASKED, judged
+from tests.unit.health.test_loss_spikes import ASKED, judged
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from megamask import command
-from megamask.config import PretrainConfig
+from megamask.config import cli
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.recipes import RECIPES, STARTS, named
 from megamask.data.packs import Packs
 from megamask.data.shards import SPLITS, Shards, write_sidecar
 from megamask.engine.ds_file import problems
-from megamask.recipes import RECIPES, STARTS, named
 from tests.processes.test_engine import AUTOCAST, BF16, FP32
 from tests.system.combinations import ENTROPY, FACTORS, TAUGHT, Case, chosen, covering, named_by
 from tests.system.commands import flags, run, text, train, training
@@ -144,7 +144,7 @@ def arguments(cell: Cell, text: Text, output: Path) -> list[str]:
 
 def place(cell: Cell, text: Text, words: list[str]) -> int:
     """The number of steps after which the run of ``words`` is stopped."""
-    config = command.parse(words).run
+    config = cli.parse(words).run
     packs = Packs(Shards.open(text.data, "train"), tokens=config.packs.tokens, length=config.packs.length, seed=1)
     before = len(packs) // config.packs.per_step
     assert len(packs) % config.packs.per_step and 2 < before < STEPS - 2, "the epoch ends in the midst of a step"

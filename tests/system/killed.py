@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 
-from megamask import pretrain, ranks
+from megamask import pretrain
 from megamask.engine.engine import Engine
+from megamask.runtime import ranks
 
 if __name__ == "__main__":
     which, last = signal.Signals[sys.argv[1]], int(sys.argv[2])

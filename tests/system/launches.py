@@ -22,14 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megamask import building, pretrain, ranks, training
-from megamask.checkpoint import RunFolder, read_state, read_tensors
+from megamask import pretrain
+from megamask.checkpoint.format import RunFolder, read_state, read_tensors
 from megamask.engine.engine import Engine
-from megamask.guidance import Guidance
+from megamask.health.loss_spikes import Judge, Verdict
 from megamask.masking.masker import Masker
-from megamask.metrics import CLOCKS
+from megamask.metrics.meters import CLOCKS
 from megamask.objectives.mlm import MLM
-from megamask.spikes import Judge, Verdict
+from megamask.runtime import ranks
+from megamask.training import setup
+from megamask.training import step as training
+from megamask.training.guidance import Guidance
 from tests.system.commands import content, run
 
 """Figures that go by a clock; all others are functions of the run."""
@@ -120,7 +123,7 @@ def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
     def train(real: Callable) -> Callable:
         def watched(parts, *rest):
             seen["began"] = {name: digest(gather()) for name, gather in parts.engine.tensors()}
-            for prefix, learnt in ((building.MASKER, parts.masker), (building.GUIDANCE, parts.guidance)):
+            for prefix, learnt in ((setup.MASKER, parts.masker), (setup.GUIDANCE, parts.guidance)):
                 seen["began"] |= {prefix + name: digest(t) for name, t in learnt.state_dict().items()}
             return real(parts, *rest)
 
@@ -253,10 +256,10 @@ FAULTS: dict[str, Callable[[], list[Change]]] = {
     "what scores learnt is lost": lambda: [patch.object(Masker, "load_state_dict", lambda *_: None)],
     "what sources learnt is lost": lambda: [patch.object(Guidance, "load_state_dict", lambda *_: None)],
     "packs from the first": lambda: [
-        _replaced(building, "numbers", lambda real: lambda config, start, *rest: real(config, 0, *rest))
+        _replaced(setup, "numbers", lambda real: lambda config, start, *rest: real(config, 0, *rest))
     ],
     "two tensors swapped": lambda: [_swapped()],
     "mean of means": lambda: [_mean_of_means()],
-    "packs of each rank in a stretch": lambda: [patch.object(building, "numbers", _in_stretches)],
+    "packs of each rank in a stretch": lambda: [patch.object(setup, "numbers", _in_stretches)],
 }
 """Changes that make a resume inexact, each of which a check must find."""

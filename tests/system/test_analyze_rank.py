@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megamask import report
+from megamask.training import summary
 from tests.system.commands import Ended, run, text, train
 from tools import analyze_rank
 
@@ -21,7 +21,7 @@ def trained(folder: Path, data: Path) -> tuple[Path, Path]:
     output = folder / "ranked"
     ended = train(data, output, steps=STEPS, checkpoint__every=1)
     assert ended.code == 0, ended.err
-    report.export(output, folder / "ranked-export")
+    summary.export(output, folder / "ranked-export")
     return output, folder / "ranked-export"
 
 

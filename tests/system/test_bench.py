@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from megamask.data import local_text
-from megamask.precision import support
-from megamask.prepare import PrepareConfig, prepare
+from megamask.data.prepare import PrepareConfig, prepare
+from megamask.runtime.precision import support
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS, STEPS, ROUNDS = 128, 2, 3

@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from megamask import checkpoint, files, report
-from megamask.checkpoint import RunFolder, verify_together
+from megamask.checkpoint import format
+from megamask.checkpoint.format import RunFolder, verify_together
 from megamask.errors import CheckpointError
+from megamask.storage import durable
+from megamask.training import summary
 from tests.system.commands import content, train
 from tests.system.conftest import STEPS
 from tests.system.test_guided import guided
@@ -72,9 +74,9 @@ def test_every_damage_is_seen_and_named(copy: Path, bits: int = 64) -> None:
 
 def test_a_file_whose_hash_is_not_looked_at_is_found(copy: Path, monkeypatch) -> None:
     folder = RunFolder(copy).checkpoint(STEPS)
-    (known,) = [entry.sha256 for entry in checkpoint.read_manifest(folder).files if entry.name == "state.json"]
-    read = files.sha256
-    monkeypatch.setattr(files, "sha256", lambda path: known if path.name == "state.json" else read(path))
+    (known,) = [entry.sha256 for entry in format.read_manifest(folder).files if entry.name == "state.json"]
+    read = durable.sha256
+    monkeypatch.setattr(durable, "sha256", lambda path: known if path.name == "state.json" else read(path))
     assert sweep(folder, 8)["missed"]
 
 
@@ -133,9 +135,9 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
     shutil.rmtree(run.checkpoint(STEPS))
     lines = run.logs / "metrics.jsonl"
     lines.write_bytes(lines.read_bytes() + "Jörg".encode("utf-16") + b"\n" + lines.read_bytes()[:500])
-    write, tried = files.write, []
+    write, tried = durable.write, []
 
-    def full(path: Path, chunks) -> files.Entry:
+    def full(path: Path, chunks) -> durable.Entry:
         if "metrics" in path.name and not tried:
             tried.append(path)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -145,9 +147,9 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write", full)
-        patch.setattr(report, "plot_curve", fails)
-        patch.setattr(report, "export", fails)
+        patch.setattr(durable, "write", full)
+        patch.setattr(summary, "plot_curve", fails)
+        patch.setattr(summary, "export", fails)
         ended = train(data, copy, export=True, **more)
     assert ended.code == 7, ended.err
     assert f"{lines} cannot be written: No space left on device" in ended.out

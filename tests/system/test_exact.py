@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from megamask import command, ranks, runs
-from megamask.building import numbers
-from megamask.config import FREE, PacksConfig, PretrainConfig, as_dict
+from megamask.checkpoint import resume
+from megamask.config import cli
+from megamask.config.pretrain_config import FREE, PacksConfig, PretrainConfig, as_dict
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.errors import REQUEUE, ConfigError
-from megamask.spikes import Ledger
-from megamask.trees import flatten
+from megamask.health.loss_spikes import Ledger
+from megamask.runtime import ranks
+from megamask.storage.dotted import flatten
+from megamask.training.setup import numbers
 from tests.system import cells
 from tests.system.cells import SCORES, STEPS, STOPS, Cell, Text, arguments, place
 from tests.system.commands import flags, train
@@ -66,7 +68,7 @@ def stopped(cell: Cell, text: Text, folder: Path, fault: str = "") -> Stopped:
     assert whole["code"] == 0, whole["err"]
     assert half["code"] == REQUEUE, half["err"]
     assert f"Stopped after step {step} of {STEPS}, as asked." in half["out"]
-    rate = command.parse(words[0]).run.optimizer.rate
+    rate = cli.parse(words[0]).run.optimizer.rate
     for number, groups in whole["rates"].items():
         assert all(
             lr == (rate.of_step(int(number) / STEPS, (int(number) + 1) / STEPS) * scale).hex() for lr, scale in groups
@@ -160,7 +162,7 @@ def test_packs_go_on_in_their_order_over_epochs_wherever_a_run_stops(
 
 def test_a_run_that_goes_on_otherwise_is_refused_with_every_setting_that_decides_what_is_learnt(tmp_path: Path) -> None:
     settings = as_dict(PretrainConfig())
-    with closing(runs.open_run(tmp_path, settings)) as start:
+    with closing(resume.open_run(tmp_path, settings)) as start:
         (start.run.checkpoints / "step-1").mkdir(parents=True)  # a folder without a step may be taken over
     names = [name for name in flatten(settings) if name.split(".")[0] not in FREE and name not in FREE]
     assert len(names) > 50 and {"packs.per_step", "optimizer.rate.peak", "optimizer.beta2", "seed"} < set(names)
@@ -169,7 +171,7 @@ def test_a_run_that_goes_on_otherwise_is_refused_with_every_setting_that_decides
         *sections, last = name.split(".")
         functools.reduce(dict.__getitem__, sections, changed)[last] = "another"
         with pytest.raises(ConfigError, match=re.escape(f"`{name}` is 'another' here, but ")):
-            runs.open_run(tmp_path, changed, may_differ=FREE)
+            resume.open_run(tmp_path, changed, may_differ=FREE)
 
 
 def test_the_command_names_each_setting_of_the_optimizer_that_was_changed(text: Text) -> None:

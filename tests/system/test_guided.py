@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megamask.checkpoint import RunFolder
+from megamask.checkpoint.format import RunFolder
 from tests.system.commands import TINY, free_port, metrics, run, shell, train, training
 from tests.system.test_story import tensors
 from tests.tolerances import assert_close

@@ -9,11 +9,11 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
+from megamask.config.recipes import RECIPES, STARTS, named
 from megamask.engine.ds_file import problems, read_ds_config
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.model.shape import SIZES, ModelConfig
 from megamask.pretrain import main
-from megamask.recipes import RECIPES, STARTS, named
 from tests.batches import IDS
 from tests.system.commands import ROOT, metrics, run, train
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megamask.checkpoint import RunFolder
+from megamask.checkpoint.format import RunFolder
 from tests.system.commands import Ended, content, run, train
 from tests.system.conftest import STEPS
 from tools import replay

@@ -20,7 +20,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from megamask import config, hf, recipes, runs
+from megamask import hf
+from megamask.checkpoint import resume
+from megamask.config import pretrain_config, recipes
 from megamask.errors import ConfigError, MegamaskError
 from megamask.hf import Card
 from megamask.hf.importing import import_model
@@ -186,7 +188,7 @@ def named(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int,
     """``--output`` of ``count`` strange names: a folder below ``root``, or a sentence; returns how many of each."""
     from dataclasses import replace
 
-    monkeypatch.setattr(runs, "environment", lambda: {})
+    monkeypatch.setattr(resume, "environment", lambda: {})
     monkeypatch.chdir(root)
     before = set(os.listdir(root.parent))
     base = recipes.named("tiny")
@@ -196,8 +198,8 @@ def named(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int,
         if not Path(os.path.normpath(output)).is_relative_to(root):
             continue  # who types a path out of a folder means that
         try:
-            config.check(replace(base, output=output), None, 1)
-            runs.open_run(output, {}).close()
+            pretrain_config.check(replace(base, output=output), None, 1)
+            resume.open_run(output, {}).close()
             made += 1
             assert output.is_dir() and output.name.isprintable()
         except MegamaskError as error:
@@ -220,7 +222,7 @@ def test_a_name_that_no_terminal_shows_is_refused() -> None:
 
     for name in ("a\nb", "a\x1b[2Jb", "a\ud800b"):
         with pytest.raises(ConfigError, match=r"`output` must hold only characters that can be printed"):
-            config.check(replace(recipes.named("tiny"), output=Path(name)), None, 1)
+            pretrain_config.check(replace(recipes.named("tiny"), output=Path(name)), None, 1)
 
 
 # ---- what a run leaves, and what it tells

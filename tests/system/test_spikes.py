@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from megamask import building, pretrain
+from megamask import pretrain
 from megamask.batch import Losses, MaskPlan, PackedBatch
-from megamask.checkpoint import RunFolder, read_state, read_tensors
+from megamask.checkpoint.format import RunFolder, read_state, read_tensors
+from megamask.checkpoint.save import publish
 from megamask.engine.engine import Engine
 from megamask.objectives.mlm import MLM
-from megamask.progress import Progress
-from megamask.publish import publish
+from megamask.training import setup
+from megamask.training.progress import Progress
 from tests.system.commands import metrics, train
 from tests.system.test_story import assert_same_run, tensors
 
@@ -219,7 +220,7 @@ def test_a_budget_of_time_ends_a_run_with_the_rate_at_its_end_over_requeues_too(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = iter(range(10**6))
-    monkeypatch.setattr(building, "Progress", partial(Progress, now=lambda: float(next(ticks))))
+    monkeypatch.setattr(setup, "Progress", partial(Progress, now=lambda: float(next(ticks))))
     output, settings = tmp_path / "run", {"time_budget": "60s", "checkpoint__every": 5, "steps": 10**6}
     stop, taken = pretrain.STOP, []
     take = pretrain.take_step

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from megamask import precision
 from megamask.batch import Layout
-from megamask.checkpoint import RunFolder, read_state, read_tensors, read_weights
+from megamask.checkpoint.format import RunFolder, read_state, read_tensors, read_weights
 from megamask.errors import REQUEUE
-from megamask.hf.names import to_theirs
+from megamask.hf.tensor_names import to_theirs
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_weights
+from megamask.runtime import precision
 from tests.system.commands import free_port, metrics, run, shell, train, training
 from tests.system.conftest import STEPS
 from tests.tolerances import assert_close

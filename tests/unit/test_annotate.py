@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from megamask import annotate, files, fixed_masks, parts, stored
+from megamask import annotate
 from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, entropies, samples, window_batch
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
-from megamask.config import PacksConfig, PretrainConfig, problems
+from megamask.config import fixed_masks
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig, problems
 from megamask.data import index
 from megamask.data import shards as sharding
 from megamask.data.packs import Packs
@@ -27,7 +28,7 @@ from megamask.data.tokenizer import SPECIAL, Tokenizer
 from megamask.entropy.exact import PURPOSE, measured
 from megamask.entropy.sidecar import Sidecar, facts, top_of
 from megamask.errors import CheckpointError, ConfigError, DataError
-from megamask.hf.names import WEIGHTS
+from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
 from megamask.model.encoder import Encoder
@@ -35,10 +36,13 @@ from megamask.model.head import Head
 from megamask.model.shape import ModelConfig
 from megamask.model.vocabulary import token_stats
 from megamask.objectives.mlm import MLM
-from megamask.progress_bar import ProgressBar
+from megamask.runtime.progress_bar import ProgressBar
 from megamask.schedules import Schedule
-from megamask.stored import Stored, counted
-from megamask.teacher import DistillConfig, Teacher, TeacherConfig
+from megamask.storage import durable
+from megamask.storage import resumable as parts
+from megamask.teacher import stored_targets
+from megamask.teacher.stored_targets import Stored, counted
+from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 from tools import annotate_entropy, annotate_targets
 
 LENGTHS = [31, 7, 50, 3, 90, 12, 25, 40, 1, 18, 22, 70]
@@ -245,7 +249,7 @@ def test_the_tool_says_how_to_use_what_it_wrote(config, data, capsys):
 @pytest.fixture
 def run(data, teacher, tmp_path, monkeypatch) -> PretrainConfig:
     """A run of 6 steps of 2 packs, of which the teacher is heard in all but the last two."""
-    monkeypatch.setattr(stored, "PART", 3)
+    monkeypatch.setattr(stored_targets, "PART", 3)
     return PretrainConfig(
         data=data, steps=6, seed=4, packs=PacksConfig(tokens=96, length=LENGTH, per_step=2),
         masking=MaskingConfig(Schedule("linear", 0.3, 0.1)), teacher=TeacherConfig(str(teacher), "fp32", sweep=2),
@@ -286,10 +290,10 @@ def test_a_run_reads_samples_of_its_teacher_at_its_own_masks(run, data, model, t
             1.0, 2.0, hidden=model.head.transform(model.represent(batch, plan)),
             weight=model.head.decoder.weight, bias=model.head.decoder.bias,
         )  # fmt: skip
-        tokens, counts = stored.sample(live, 9, PackRng(4, number, stored.PURPOSE))
+        tokens, counts = stored_targets.sample(live, 9, PackRng(4, number, stored_targets.PURPOSE))
         assert torch.equal(soft.tokens, tokens) and torch.equal(soft.counts, counts.float())
         # and inversion by hand: the first token whose cumulated probability exceeds the number drawn
-        drawn = PackRng(4, number, stored.PURPOSE).uniform(9 * len(logits), torch.device("cpu")).view(-1, 9)
+        drawn = PackRng(4, number, stored_targets.PURPOSE).uniform(9 * len(logits), torch.device("cpu")).view(-1, 9)
         cumulated = (logits.double() / 2).softmax(-1).cumsum(-1)
         expected = [sorted((c > u).nonzero()[0].item() for u in us) for us, c in zip(drawn, cumulated, strict=True)]
         assert (
@@ -314,7 +318,7 @@ def test_shares_are_the_teachers_probabilities(model):
     for temperature in (1.0, 3.0):
         weight, bias = model.head.decoder.weight.detach(), torch.randn(SIZE)
         soft = SoftTargets(1.0, temperature, hidden=hidden, weight=weight, bias=bias)
-        tokens, counts = stored.sample(soft, draws, Even(0, 0))
+        tokens, counts = stored_targets.sample(soft, draws, Even(0, 0))
         shares = torch.zeros(rows, SIZE).scatter_add_(1, tokens, counts.float() / draws)
         expected = (F.linear(hidden, weight, bias) / temperature).softmax(-1)
         assert (shares - expected).abs().max() <= 1 / draws + 1e-6
@@ -323,7 +327,7 @@ def test_shares_are_the_teachers_probabilities(model):
 def test_a_token_without_probability_is_never_drawn():
     hidden, weight = torch.ones(1, 1), torch.zeros(4, 1)
     soft = SoftTargets(1.0, hidden=hidden, weight=weight, bias=torch.tensor([-1e4, 0.0, -1e4, 0.0]))
-    tokens, counts = stored.sample(soft, 200, PackRng(0, 0))
+    tokens, counts = stored_targets.sample(soft, 200, PackRng(0, 0))
     assert set(tokens[counts > 0].tolist()) == {1, 3}
 
 
@@ -342,7 +346,7 @@ def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     samples(run, data, HOW)
-    whole = files(tmp_path / "stored")
+    whole = durable(tmp_path / "stored")
     other = dataclasses.replace(run, distill=dataclasses.replace(run.distill, stored=tmp_path / "other"))
     made, save = [], parts._save
 
@@ -358,7 +362,7 @@ def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp
     assert not (tmp_path / "other").exists()
     monkeypatch.setattr(parts, "_save", lambda work, name, *rest: made.append(name) or save(work, name, *rest))
     samples(other, data, HOW)
-    assert files(tmp_path / "other") == whole and made.count(made[0]) == 1
+    assert durable(tmp_path / "other") == whole and made.count(made[0]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "other", "stored", "teacher"]
     samples(other, data, HOW)
     assert len(made) == len(set(made))  # it is there
@@ -393,7 +397,7 @@ def test_samples_that_do_not_fit_the_masks_are_refused_when_they_are_opened(run,
     def put(name: str, array: np.ndarray) -> None:
         """Replace a file, and vouch for it."""
         np.save(folder / name, array)
-        kept = {"bytes": (folder / name).stat().st_size, "sha256": files.sha256(folder / name)}
+        kept = {"bytes": (folder / name).stat().st_size, "sha256": durable.sha256(folder / name)}
         manifest["files"][name] = kept
         (folder / "manifest.json").write_text(json.dumps(manifest))
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megamask import files
-from megamask.checkpoint import RunFolder, read_weights, verify
+from megamask.checkpoint.format import RunFolder, read_weights, verify
+from megamask.checkpoint.save import publish
 from megamask.errors import CheckpointError
-from megamask.publish import publish
+from megamask.storage import durable as files
 
 
 @dataclass

@@ -14,22 +14,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, ModernBertConfig, pipeline
 
+from megamask.analysis.sentence_entropy import doubts
 from megamask.batch import Layout
-from megamask.checkpoint import RunFolder
+from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.save import publish
 from megamask.data import tokenizer as tokenizers
 from megamask.data import tokenizer_training
 from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.hf import Card, exporting, import_model, save_start
 from megamask.hf import export_model as export
-from megamask.hf.doubts import doubts
-from megamask.hf.foreign import load_foreign
-from megamask.hf.names import WEIGHTS
+from megamask.hf.any_masked_lm import load_foreign
+from megamask.hf.tensor_names import WEIGHTS
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_weights
-from megamask.publish import publish
 from tests.tolerances import assert_close
 from tools import convert_from_hf, convert_to_hf
 

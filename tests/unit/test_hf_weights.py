@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from transformers import AutoModelForMaskedLM, BertForSequenceClassification, ModernBertForSequenceClassification
 
-from megamask import masked_lm
 from megamask.errors import CheckpointError, StorageError
 from megamask.hf import import_model, save_start, weights
-from megamask.hf.names import WEIGHTS, to_theirs
+from megamask.hf.tensor_names import WEIGHTS, to_theirs
 from megamask.model.encoder import Encoder
 from megamask.model.head import Head
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_weights
+from megamask.teacher import frozen_lm
 from tests.unit.test_hf import saved, theirs, tokenizer
 from tools import convert_from_hf
 
@@ -46,7 +46,7 @@ def test_a_file_that_is_not_the_model_is_not_read(saved):
     for stray in ("model_ema.safetensors", "model-00001-of-00002.safetensors", "optimizer.safetensors"):
         save_file(zeros, folder / stray)
     assert same(folder, AutoModelForMaskedLM.from_pretrained(folder)) and same(folder, other)
-    teacher = masked_lm.read(folder, "teacher.path")
+    teacher = frozen_lm.read(folder, "teacher.path")
     assert torch.equal(teacher.weight, other.get_input_embeddings().weight)
 
 
@@ -129,7 +129,7 @@ def test_a_body_without_a_head_starts_with_a_new_one(saved, tmp_path, preset, ca
     assert torch.equal(model.encoder.embedding.tokens.weight, other.get_input_embeddings().weight)
     for path in (folder, tmp_path / "start"):
         with pytest.raises(CheckpointError, match="has no masked-language head, so it predicts no token") as error:
-            masked_lm.read(path, "teacher.path")
+            frozen_lm.read(path, "teacher.path")
         assert len(error.value.problems) == 1
 
 

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent.parent
 SOURCES = [*sorted((ROOT / "megamask").rglob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
 # parts of torch that one file alone may name; the doors of whole libraries are contracts of import-linter
 DOORS = {
-    "torch.distributed": {"megamask/ranks.py", "megamask/engine.py"},
-    "torch.utils.tensorboard": {"megamask/log.py"},
+    "torch.distributed": {"megamask/runtime/ranks.py", "megamask/engine.py"},
+    "torch.utils.tensorboard": {"megamask/metrics/logger.py"},
 }
 
 

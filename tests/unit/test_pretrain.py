@@ -16,19 +16,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamask import files, pretrain, ranks
-from megamask.building import Parts, derived, numbers, same_step
-from megamask.checkpoint import RunFolder, verify
-from megamask.config import PacksConfig, PretrainConfig
+from megamask import pretrain
+from megamask.checkpoint.format import RunFolder, verify
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.errors import CheckpointError, DataError, StorageError
+from megamask.health.loss_spikes import Judge, Ledger, SpikesConfig
+from megamask.health.stop_signals import Stop
 from megamask.masking.masker import Masker
-from megamask.progress import Progress
-from megamask.spikes import Judge, Ledger, SpikesConfig
-from megamask.stopping import Stop
-from megamask.training import seed_of
+from megamask.runtime import ranks
+from megamask.storage import durable
+from megamask.training.progress import Progress
+from megamask.training.setup import Parts, derived, numbers, same_step
+from megamask.training.step import seed_of
 from tests.batches import IDS
 from tests.processes.forked import Tell, fork
-from tests.unit.test_report import bare
+from tests.unit.training.test_summary import bare
 
 ledgers = st.one_of(st.just(Ledger()), st.just(Ledger(((2, 3), (4, 9)))))
 
@@ -112,7 +114,7 @@ def test_storage_that_fails_one_rank_in_a_save_fails_it_for_all(run: RunFolder, 
     def act(parts: Parts, said: list[str]) -> None:
         assert pretrain.save(parts, 1, 0, final=False) == 0
         if ranks.rank() == guilty:
-            files.write = fails
+            durable.write = fails
         assert [pretrain.save(parts, 2 + failures, failures, final=False) for failures in (0, 1)] == [1, 2]
         assert all(f"Rank {guilty} could not save" in line and "Training goes on" in line for line in said[1:])
         pretrain.save(parts, 4, 2, final=False)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from megamask import errors, records
-from megamask.command import parse
-from megamask.config import PretrainConfig, override, read
+from megamask import errors
+from megamask.config.cli import parse
+from megamask.config.pretrain_config import PretrainConfig, override, read
 from megamask.errors import ConfigError
+from megamask.storage import strict_json
 from tests.system.commands import flags
 
 
@@ -134,8 +135,8 @@ def test_a_value_of_another_type_is_refused_and_a_right_one_is_what_it_says(said
     path = tmp_path / "some.yaml"
     path.write_text(f"value: {said}")
     try:
-        value = records.read_yaml(path)["value"]
-    except records.BadRecord:
+        value = strict_json.read_yaml(path)["value"]
+    except strict_json.BadRecord:
         path.write_text("".join(f"{name}: {said}\n" for name in LEAVES if "." not in name))
         with pytest.raises(ConfigError, match=r"some\.yaml` is neither YAML nor JSON"):
             read(path)
@@ -173,7 +174,7 @@ def test_a_value_of_another_type_is_refused_and_a_right_one_is_what_it_says(said
 def test_which_words_are_no_values(said: str, kinds: set[type], tmp_path: Path) -> None:
     """What the test before takes from the types, for the plainest of them, written out."""
     (tmp_path / "some.yaml").write_text(f"value: {said}")
-    value = records.read_yaml(tmp_path / "some.yaml")["value"]
+    value = strict_json.read_yaml(tmp_path / "some.yaml")["value"]
     found = {kind for kind in (bool, int, float) if _refused(next(n for n, k in LEAVES.items() if k is kind), value)}
     assert found == kinds
 

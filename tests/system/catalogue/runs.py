@@ -10,8 +10,9 @@ from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
-from megamask import checkpoint, files, publish
-from megamask.checkpoint import RunFolder
+from megamask.checkpoint import format, save
+from megamask.checkpoint.format import RunFolder
+from megamask.storage import durable
 from tests.system.catalogue.row import (
     CHECKPOINT,
     CONFIG,
@@ -63,9 +64,9 @@ def says(what: str) -> Callable[[Path], object]:
 def newer(copied: Path) -> None:
     """The newest checkpoint, as a later version would write it."""
     folder = RunFolder(copied).checkpoint(STEPS)
-    said = json.loads((folder / "MANIFEST.json").read_text()) | {"format": checkpoint.FORMAT + 1}
+    said = json.loads((folder / "MANIFEST.json").read_text()) | {"format": format.FORMAT + 1}
     del said["sha256"]
-    (folder / "MANIFEST.json").write_bytes(checkpoint._seal(said))
+    (folder / "MANIFEST.json").write_bytes(format._seal(said))
 
 
 def other_text(*more: object) -> Plant:
@@ -88,7 +89,7 @@ def smaller(ground: Ground) -> Command:
 
 def locked(ground: Ground) -> Command:
     copied = ground.copy(ground.finished)
-    held = files.Lock(copied / "run.lock", "another")  # noqa: F841 - until the end of the process
+    held = durable.Lock(copied / "run.lock", "another")  # noqa: F841 - until the end of the process
     return ground.train(output=copied, **SAME)
 
 
@@ -179,14 +180,14 @@ def failing(number: int) -> Plant:
     """Storage that fails in the only save of a run."""
 
     def plant(ground: Ground) -> Command:
-        write = files.write
+        write = durable.write
 
         def fails(path, chunks):
             if path.parent.name.startswith(".tmp-step-"):
                 raise OSError(number, os.strerror(number), str(path))
             return write(path, chunks)
 
-        ground.patch.setattr(publish.files, "write", fails)
+        ground.patch.setattr(save.files, "write", fails)
         return ground.train(steps=1)
 
     return plant

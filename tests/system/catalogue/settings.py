@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from functools import partial
 
-from megamask import versions
 from megamask.engine import ds_file
+from megamask.runtime import versions
 from tests.system.catalogue.row import CONFIG, Command, Ground, Plant, Row, rows
 from tests.system.commands import flags
 

@@ -17,7 +17,7 @@ from megamask.batch import Layout, MaskPlan
 from megamask.data import tokenizer as tokenizers
 from megamask.errors import CheckpointError, ConfigError
 from megamask.hf import Card, export_model
-from megamask.hf.names import WEIGHTS
+from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.masker import EVALUATION, Masker
 from megamask.masking.rng import PackRng
 from megamask.model.encoder import Encoder

@@ -9,7 +9,7 @@ import pytest
 from megamask.bench.measure import Figures, Round, in_turn
 from megamask.bench.settings import BenchConfig
 from megamask.bench.table import markdown, ratios
-from megamask.precision import Support
+from megamask.runtime.precision import Support
 
 
 class Counted:

@@ -17,7 +17,7 @@ from megamask.engine import ds_file
 from megamask.engine.ds_file import OURS, filled, parse, problems, read_ds_config, zero_stage
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError
-from megamask.precision import Support
+from megamask.runtime.precision import Support
 
 ROOT = Path(__file__).parent.parent.parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))

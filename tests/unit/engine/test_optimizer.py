@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from megamask import ranks
 from megamask.engine import muon
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer, parameter_groups
+from megamask.runtime import ranks
 from megamask.schedules import LearningRate
 from tests.unit.model.models import PRESETS, objective
 

@@ -154,8 +154,8 @@ def test_two_ranks_are_one_and_the_first_alone_writes(tmp_path, monkeypatch):
                 return answers[-1]
             return answers.pop(0)
 
-        monkeypatch.setattr("megamask.ranks.is_main", lambda: rank == 0)
-        monkeypatch.setattr("megamask.ranks.by_main", by_main)
+        monkeypatch.setattr("megamask.runtime.ranks.is_main", lambda: rank == 0)
+        monkeypatch.setattr("megamask.runtime.ranks.by_main", by_main)
 
     one = make(tmp_path / "one", per_step=4)
     parts = [make(tmp_path / "two", per_step=4) for _ in range(2)]
@@ -301,7 +301,7 @@ def test_no_room_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.undo()
     cache = run(make(tmp_path / "cache"), 0, 1)
     state, before = held(cache), files(tmp_path / "cache")
-    monkeypatch.setattr("megamask.files.write", full)
+    monkeypatch.setattr("megamask.storage.durable.write", full)
     with pytest.raises(StorageError, match=r"need 50 bytes.*No space left"):
         run(cache, 1, 4)  # the second epoch begins
     assert files(tmp_path / "cache").keys() == before.keys()

@@ -11,13 +11,12 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
-from megamask import report
-from megamask.config import PacksConfig, PretrainConfig, check
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig, check
 from megamask.data import tokenizer as tokenizers
 from megamask.data import tokenizer_training
 from megamask.errors import CheckpointError, ConfigError
 from megamask.hf import Card, export_model
-from megamask.hf.names import WEIGHTS
+from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import MaskingConfig
 from megamask.model.shape import ModelConfig
@@ -25,6 +24,7 @@ from megamask.objectives.late import visible_states
 from megamask.objectives.mae_lm import DecoderConfig
 from megamask.objectives.objective import ObjectiveConfig, build, load_weights
 from megamask.schedules import Schedule
+from megamask.training import summary
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.model.models import PRESETS, objective, plan
@@ -114,7 +114,7 @@ def test_cost_is_what_torch_counts(preset, settings, config):
     asked = plan(batch, every=2)
     with FlopCounterMode(display=False) as counted:
         model(batch, asked).total.backward()
-    cost = report.cost(model.encoder.shape, config)
+    cost = summary.cost(model.encoder.shape, config)
     assert counted.get_total_flops() == pytest.approx(cost.training(40, 40**2, len(asked.targets)), rel=1e-12)
 
 

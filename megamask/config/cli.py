@@ -1,0 +1,87 @@
+"""The command line of pretrain.py: a recipe, then a file of overrides, then flags; later ones win."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from megamask.config import leftovers, recipes
+from megamask.config import pretrain_config as configuration
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.runtime import entry_point, launch_environment
+
+
+@dataclass(frozen=True)
+class Command:
+    """Pretrain a masked-language-model encoder. Without any argument: the tiny model, on text this machine holds."""
+
+    recipe: str = "tiny"
+    """Experiment to start from; --list-recipes shows them."""
+    config: Path | None = None
+    """YAML or JSON file of settings that differ from the recipe, which it may name too; a run's own config.json is
+    one."""
+    deepspeed: Path | None = None
+    """DeepSpeed file, such as ds_configs/zero2.json; without one: plain data parallel in fp32."""
+    resume: str = "auto"
+    """auto: go on with the run in OUTPUT, or start; must: only go on; never: only start; or a checkpoint's path."""
+    change: tuple[str, ...] = ()
+    """Settings that this launch may change in a run that goes on, such as steps optimizer.rate.peak; others may not."""
+    list_recipes: bool = False
+    """Print the recipes, a line each, and end."""
+    print_config: bool = False
+    """Check the whole resolved configuration, print it, and end."""
+    notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """A line for each setting of the recipe that was left out."""
+    local_rank: Annotated[int, tyro.conf.Suppress] = 0
+    run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
+
+
+def parse(arguments: list[str] | None = None) -> Command:
+    """The command, checked for unknown flags and values; ConfigError for an unknown recipe or a bad file."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # the deepspeed launcher adds it; ranks come from the environment
+    arguments = [a for a in arguments if not a.startswith(("--local_rank=", "--local-rank="))]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    first.add_argument("--config", type=Path)
+    known, _ = first.parse_known_args(arguments)
+    said = configuration.read(known.config) if known.config else {}
+    named = said.pop("recipe", Command.recipe)
+    recipe = known.recipe or str(named)
+    base = configuration.override(recipes.named(recipe), said, str(known.config))
+    default = Command(recipe, run=base)
+    asked = tyro.cli(
+        Command, args=arguments, default=default, prog="pretrain.py", console_outputs=launch_environment.is_main()
+    )
+    run, notes = leftovers.leave_out(asked.run, leftovers.typed(asked.run, arguments, said), recipe)
+    return replace(asked, run=configuration.tied(run), notes=tuple(notes))
+
+
+def show_recipes() -> str:
+    """The recipes, a line each."""
+    listed = recipes.listed()
+    width = max(len(name) for name in listed)
+    return "\n".join(f"{name:{width}}  {said}" for name, said in listed.items())
+
+
+def show_config(config: PretrainConfig) -> str:
+    """The configuration as JSON that --config takes."""
+    return json.dumps(configuration.as_dict(config), indent=2)
+
+
+SHOWS = ("-h", "--help", "--list-recipes")
+"""Flags that only print something, for which torch need not be imported."""
+
+
+@entry_point.command
+def show(arguments: list[str] | None = None) -> int:
+    """Answer a command line that has one of the flags `SHOWS`."""
+    parse(arguments)  # ends here for --help
+    print(show_recipes())
+    return 0

@@ -1,0 +1,41 @@
+"""Masks that are known before a run starts, as stored samples of a teacher need them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from megamask.config.pretrain_config import PretrainConfig
+
+
+def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
+    """What the targets of every pack of a run depend on, and the temperature, as values of JSON.
+
+    ``fingerprint`` is that of the text.
+    """
+    masking = asdict(config.masking)
+    for unused in ("score", "entropy", "part_of_speech", "explore"):  # random masking asks none
+        masking.pop(unused, None)
+    moves = config.masking.ratio.kind != "constant"
+    views = config.packs.views
+    return {
+        "text": fingerprint,
+        "seed": config.seed,
+        "packs": {"tokens": config.packs.tokens, "length": config.packs.length, "views": views}
+        # which text a pack holds, and how far the run is, follow from the place in the step
+        | ({"per_step": config.packs.per_step} if moves or views > 1 else {}),
+        "masking": masking,
+        "distill": {"temperature": config.distill.temperature},
+    } | ({"steps": config.steps} if moves else {})
+
+
+def targets(config: PretrainConfig) -> Int64[np.ndarray, " packs"]:
+    """How many targets each pack has that a run asks about: from pack 0 to the last step with a weight above 0."""
+    progress = [step / config.steps for step in range(config.steps)]
+    weights = (config.distill.weight(at) for at in reversed(progress))
+    unused = next((n for n, weight in enumerate(weights) if weight > 0), config.steps)
+    by_step = [config.masking.targets(at, config.packs.tokens) for at in progress[: config.steps - unused]]
+    return np.repeat(np.array(by_step, np.int64), config.packs.per_step)

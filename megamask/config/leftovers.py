@@ -1,0 +1,70 @@
+"""Settings that nobody typed and that have no effect under those that somebody did: left out, each with a line.
+
+A recipe sets `optimizer.muon_rate` for its Muon; whoever asks it for AdamW has not asked for that rate. What was typed,
+as a flag or in a file, stays as it is, and is refused if it has no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from megamask.config.pretrain_config import RECORDED, PretrainConfig, as_dict, problems
+from megamask.errors import Removable
+from megamask.storage.dotted import flatten, names_in
+
+
+def typed(config: PretrainConfig, arguments: Iterable[str], file: dict[str, Any]) -> set[str]:
+    """The dotted names of the settings that ``arguments`` or a ``file`` of overrides name.
+
+    What a run recorded of itself was typed by nobody.
+    """
+    known = set(names_in(as_dict(config)))
+    flags = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+    named = {flag for flag in flags if flag in known}
+    for flag in flags - named:  # --no-export, --masking.entropy.no-standardise
+        section, _, last = flag.rpartition(".")
+        named.add(".".join(part for part in (section, last.removeprefix("no_")) if part))
+    return (named & known) | (set() if file.keys() >= RECORDED else set(flatten(file)))
+
+
+def leave_out(config: PretrainConfig, typed: Collection[str], recipe: str) -> tuple[PretrainConfig, list[str]]:
+    """``config`` without settings that have no effect and are not ``typed``, and a line for each of them.
+
+    ``recipe`` is where they come from. Leaving out one may show that another has no effect either.
+    """
+    lines: list[str] = []
+    while True:
+        before = config
+        for problem in problems(config):
+            if isinstance(problem, Removable):
+                after = _replaced(config, problem.name.split("."), problem.neutral, "", typed)
+                lines += _lines(config, after, problem, recipe)
+                config = after
+        if config == before:
+            return config, lines
+
+
+def _replaced(found: Any, path: list[str], neutral: Any, name: str, typed: Collection[str]) -> Any:
+    """``found`` with ``neutral`` at ``path``, but for the settings that are ``typed``."""
+    if path:
+        inside = _replaced(getattr(found, path[0]), path[1:], neutral, f"{name}.{path[0]}".lstrip("."), typed)
+        return replace(found, **{path[0]: inside})
+    if is_dataclass(found) and not isinstance(found, type):
+        parts = {field.name: (getattr(found, field.name), getattr(neutral, field.name)) for field in fields(found)}
+        return replace(
+            found,
+            **{part: _replaced(own, [], plain, f"{name}.{part}", typed) for part, (own, plain) in parts.items()},
+        )
+    return found if name in typed else neutral
+
+
+def _lines(before: PretrainConfig, after: PretrainConfig, problem: Removable, recipe: str) -> list[str]:
+    was, now = flatten(as_dict(before)), flatten(as_dict(after))
+    return [
+        f"`{name}` {value!r} of the recipe {recipe!r} is left out: "
+        f"{'it' if name == problem.name else f'`{problem.name}`'} {problem.why}."
+        for name, value in was.items()
+        if now[name] != value
+    ]

@@ -1,0 +1,364 @@
+"""The whole run in one record, and the checks between its parts.
+
+Each section is a frozen dataclass that stands beside the code that reads it. This module composes them, reads
+overrides from files, and finds every problem before any device is touched. It builds nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from megamask.basic_types import TokenIds
+from megamask.config import time_budget
+from megamask.engine import ds_file
+from megamask.engine.settings import OptimizerConfig
+from megamask.entropy.settings import EntropyConfig
+from megamask.errors import ConfigError, Removable, must, raise_all, unknown
+from megamask.health.loss_spikes import SpikesConfig
+from megamask.health.settings import HangConfig
+from megamask.masking.settings import STEPS, MaskingConfig
+from megamask.model.shape import ModelConfig
+from megamask.objectives.settings import ObjectiveConfig
+from megamask.storage import strict_json
+from megamask.storage.dotted import flatten, merged, names_in, under
+from megamask.teacher import settings as teachers
+from megamask.teacher.settings import DistillConfig, TeacherConfig
+
+FREE = frozenset(
+    {"data", "verify", "output", "init", "log", "hang", "checkpoint", "validation", "export", "recipe", "deepspeed"}
+    | {"spikes", "teacher.path", "teacher.deepspeed", "teacher.sweep", "teacher.precision"}
+)
+"""What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed files only
+how exactly the same is computed; a run that spiked may go on under another policy. The text and the teacher are told by
+their hashes."""
+CHANGEABLE = frozenset(
+    {"steps", "time_budget", "masking.ratio", "masking.explore", "distill.weight", "distill.temperature"}
+    | {f"optimizer.{part}" for part in ("rate", "muon_rate", "beta1", "beta2", "eps", "weight_decay", "clip")}
+)
+"""What a launch may change on purpose in a run that goes on (`--change`): how far a step goes, not which text it reads
+nor what the weights are."""
+RECORDED = frozenset({"deepspeed", "text"})
+"""What a run's own config.json records beside its settings: what its DeepSpeed file said, the hash of its text."""
+
+
+@dataclass(frozen=True)
+class PacksConfig:
+    """How much text a micro-step and a step hold."""
+
+    tokens: int = 8192
+    """Rows of a pack; a micro-batch is one pack."""
+    length: int = 512
+    """Longest sequence in rows, special tokens included; longer documents are cut."""
+    per_step: int = 8
+    """Packs of one optimizer step, over all ranks and micro-steps."""
+    views: int = 1
+    """Packs of a step that hold the same text, each under a mask of its own: one pass of a model says how unsure it is
+    for all of them. A step then holds `per_step` / `views` different texts."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        found = []
+        if self.length < 8:
+            found.append(must(f"{name}.length", "be at least 8", self.length))
+        if self.tokens < self.length:
+            found.append(must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens))
+        counts = {"per_step": self.per_step, "views": self.views}
+        found += [must(f"{name}.{part}", "be at least 1", count) for part, count in counts.items() if count < 1]
+        return found
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """How often and on how much text the fixed evaluation runs: uniform 15 %, all [MASK], the same for every recipe."""
+
+    every: int = 200
+    """Steps between two evaluations; one more comes at the end."""
+    packs: int = 16
+    """Packs of the validation split, at most."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        return [must(f"{name}.{p}", "be at least 1", value) for p, value in vars(self).items() if value < 1]
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often the run is saved."""
+
+    every: int = 500
+    """Steps between two checkpoints; one more comes at the end and at every signal to stop."""
+    keep: int = 3
+    """Newest checkpoints that stay; at least 2."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        found = [must(f"{name}.every", "be at least 1", self.every)] if self.every < 1 else []
+        return found + ([must(f"{name}.keep", "be at least 2", self.keep)] if self.keep < 2 else [])
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is logged while the run trains."""
+
+    every: int = 10
+    """Steps between two lines of figures."""
+    peak_flops: float | None = None
+    """Floating-point operations per second of one device, for MFU; known GPUs need no number, a CPU has none."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what is wrong."""
+        found = [must(f"{name}.every", "be at least 1", self.every)] if self.every < 1 else []
+        if self.peak_flops is not None and not self.peak_flops > 0:
+            found.append(must(f"{name}.peak_flops", "be above 0", self.peak_flops))
+        return found
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A whole pretraining run."""
+
+    data: Path | None = None
+    """Folder of token shards (tools/prepare_data.py makes it); without it, English text that this machine holds."""
+    verify: bool = True
+    """Whether every byte of the shards is held against its sha256 before the run starts; costs one reading of them."""
+    output: Path = Path("runs/tiny")
+    """Folder of the run: configuration, logs, checkpoints, exported model."""
+    steps: int = 400
+    """Optimizer steps of the whole run; with `time_budget`, most steps."""
+    time_budget: str | None = None
+    """Time to train for, such as 90m or 24h (s, m, h, d): every schedule runs on the time used, or on the steps done if
+    they are further, and the run ends with them. Over restarts too; time in a queue does not count. A clock then
+    decides, so the run cannot be repeated bit for bit."""
+    seed: int = 1
+    """Seeds the first weights, the order of the text, the masks and dropout."""
+    init: Path | None = None
+    """Folder of first weights (tools/convert_from_hf.py makes it) or of a run, whose newest checkpoint they are; they
+    then say the encoder's preset and size. Without it they are random."""
+    init_layers: tuple[int, ...] | None = None
+    """Layers of `init`, counted from 0, of which the first weights are made, such as 0 2 4 6 8 10 for half of a
+    teacher's (as DistilBERT does); None: all."""
+    export: bool = True
+    """Whether the finished model is written for transformers to OUTPUT/export."""
+    packs: PacksConfig = field(default_factory=PacksConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    spikes: SpikesConfig = field(default_factory=SpikesConfig)
+    hang: HangConfig = field(default_factory=HangConfig)
+
+
+def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
+    """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
+    ds, found = ds_file.parse(deepspeed) if deepspeed else (ds_file.unwritten(config.optimizer), [])
+    found += problems(config) + ds_file.problems(config.optimizer, ds)
+    if config.entropy.average is not None and ds_file.zero_stage(ds) == 3:
+        found.append("`entropy.average` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
+    per_step, views = config.packs.per_step, config.packs.views
+    if per_step >= 1 and per_step % world:
+        cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}, or {_fitting(config)}."
+        found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
+    if views > 1 and per_step >= 1 and per_step % (views * world):
+        rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
+        found.append(must("packs.views", rule, views, f"Use {_fitting(config)}."))
+    raise_all(ConfigError, found)
+    return ds
+
+
+def problems(config: PretrainConfig) -> list[str]:
+    """Sentences for what is wrong with ``config``, whatever it runs on; some of them are `Removable`."""
+    config = tied(config)
+    found = [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
+    if config.steps < 1:
+        found.append(must("steps", "be at least 1", config.steps))
+    if not 0 <= config.seed < 2**63:
+        found.append(must("seed", "lie in [0, 2**63)", config.seed))
+    found += time_budget.problems(config.time_budget) + config.spikes.problems("spikes")
+    found += config.packs.problems("packs") + config.model.problems("model")
+    found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
+    found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
+    found += config.log.problems("log") + config.hang.problems("hang")
+    found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
+    found += config.distill.problems("distill") + teachers.problems(config.teacher, config.distill, config.entropy)
+    found += _guided(config) + _late(config) + _moved(config)
+    if config.init_layers is not None and config.init is None:
+        found.append(Removable("init_layers", "has no effect without `init`", None, "Remove it or name first weights."))
+    if config.init is None:
+        longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
+        if config.packs.length > longest:
+            found.append(must("packs.length", f"be at most `model.max_positions` ({longest})", config.packs.length))
+    if config.init and not (config.init / "model.safetensors").is_file() and not _is_run(config.init):
+        found.append(
+            f"`init` names {config.init}, which holds neither model.safetensors nor checkpoints/. Make it with "
+            "tools/convert_from_hf.py, or name the folder of a run."
+        )
+    return found
+
+
+def changeable(config: PretrainConfig) -> dict[str, object]:
+    """The settings that a launch may change on purpose, by their full names."""
+    return {name: value for name, value in flatten(as_dict(config)).items() if under(name, CHANGEABLE)}
+
+
+def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
+    """ConfigError with each of ``names``, settings or sections, that is none or that no run may change on its way."""
+    known, found = names_in(as_dict(config)), []
+    for name in names:
+        if name not in known:
+            found.append(unknown(name, known, "`change`"))
+        elif not under(name, CHANGEABLE):
+            rule = f"name settings that may change on the way ({', '.join(sorted(CHANGEABLE))})"
+            found.append(must("change", rule, name, "For another, begin a new run with `init`."))
+    raise_all(ConfigError, found)
+
+
+def _strange(name: str, value: object) -> list[str]:
+    """What no setting can be: a number without end, a name that no terminal and no file system shows as it is."""
+    if isinstance(value, str) and not value.isprintable():
+        return [must(name, "hold only characters that can be printed", value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [must(name, "be finite", value)]
+    if isinstance(value, int) and abs(value) > 2**63:
+        return [must(name, "lie below 2**63", value)]
+    return []
+
+
+def _fitting(config: PretrainConfig) -> str:
+    """The numbers of ranks that can share a step evenly, as words; of up to a thousand."""
+    per_step, views = config.packs.per_step, max(config.packs.views, 1)
+    fitting = [str(n) for n in range(1, 1001) if per_step % (n * views) == 0]
+    return f"a number of ranks that fits ({', '.join(fitting)})" if fitting else "other views"
+
+
+def tied(config: PretrainConfig) -> PretrainConfig:
+    """``config`` with numbers where schedules turn at a phase of the learning rate."""
+    rate, masking, distill = config.optimizer.rate, config.masking, config.distill
+    masking = replace(masking, ratio=masking.ratio.tied(rate), explore=masking.explore.tied(rate))
+    return replace(config, masking=masking, distill=replace(distill, weight=distill.weight.tied(rate)))
+
+
+def _is_run(folder: Path) -> bool:
+    return (Path(folder) / "checkpoints").is_dir()
+
+
+def _guided(config: PretrainConfig) -> list[str]:
+    """What score and source of entropy cannot do together."""
+    entropy, found = config.entropy, []
+    if config.masking.score == "entropy" and entropy.source == "none":
+        found.append("`masking.score` 'entropy' needs `entropy.source`. Name one, such as 'probe'.")
+    if config.masking.score != "entropy" and entropy.source != "none":
+        why = f"has no effect on the score {config.masking.score!r}"
+        found.append(Removable("entropy.source", why, "none", "Set `masking.score` to 'entropy', or remove it."))
+    strategy = config.masking.entropy.strategy
+    if entropy.candidates is not None and strategy not in ("high", "proportional"):
+        why = f"must be left out with the strategy {strategy!r}, which takes rows that the probe does not propose"
+        found.append(Removable("entropy.candidates", why, None))
+    return found
+
+
+def _moved(config: PretrainConfig) -> list[str]:
+    """What cannot be done when a clock or a spike decides which packs a step reads, under which masks."""
+    found, stored = [], config.distill.stored is not None
+    if config.time_budget is not None and stored and config.masking.ratio.kind != "constant":
+        found.append(
+            "`time_budget` moves `masking.ratio` by the clock, but `distill.stored` was made under masks known in "
+            "advance. Keep the ratio constant, or ask a teacher."
+        )
+    if stored:
+        found += fixed_mask_problems(config)
+    if config.spikes.policy != "rewind":
+        return found
+    if stored:
+        found.append("`spikes.policy` 'rewind' reads other packs than `distill.stored` speaks of. Use 'skip'.")
+    reach = (config.checkpoint.keep - 1) * config.checkpoint.every
+    if reach < config.spikes.back:
+        rule = f"be at most {reach}, the age that one of `checkpoint.keep` checkpoints always has"
+        found.append(must("spikes.back", rule, config.spikes.back, "Keep more checkpoints."))
+    return found
+
+
+def fixed_mask_problems(config: PretrainConfig) -> list[str]:
+    """Sentences for why the masks of a run are not known before it starts."""
+    if config.masking.score == "uniform":
+        return []
+    rule = "be 'uniform' with `distill.stored`, because other masks are not known in advance"
+    return [must("masking.score", rule, config.masking.score)]
+
+
+def _late(config: PretrainConfig) -> list[str]:
+    """What the objective cannot do with the encoder and with the masks; with `init`, the encoder is checked later."""
+    objective, masking, length = config.objective, config.masking, config.packs.length
+    found = objective.problems("objective", None if config.init else config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
+    if objective.decoder.dropout and config.model.attention == "varlen":
+        rule = "be 0 when `model.attention` is 'varlen'"
+        found.append(must("objective.decoder.dropout", rule, objective.decoder.dropout))
+    if not objective.late or masking.problems("masking") or length < 8:
+        return found
+    if masking.corruption.mask == 0:
+        why = f"{objective.kind!r} has no effect while `masking.corruption.mask` is 0"
+        return [*found, Removable("objective.kind", why, "mlm", "Set it to 'mlm'.")]
+    # the shares of a sequence that are [MASK], over the run; [CLS] and [SEP] never are
+    shares = [masking.ratio(step / STEPS) * masking.corruption.mask for step in range(STEPS + 1)]
+    if max(shares) * length > length - 3:
+        rule = f"leave a token in sight in a sequence of `packs.length` ({length}) rows"
+        found.append(must("masking.ratio", rule, max(shares), "Lower it."))
+    if min(shares) * length < 1:
+        rule = f"give a sequence of `packs.length` ({length}) rows a target under [MASK]"
+        found.append(must("masking.ratio", rule, min(shares), "Raise it, or lengthen sequences."))
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a YAML or JSON file says, such as a run's own config.json; `override` checks and takes it."""
+    try:
+        found = strict_json.read_yaml(path)
+    except OSError as error:
+        raise ConfigError(f"`{path}` cannot be read: {error.strerror}.") from None
+    except strict_json.BadRecord as error:
+        raise ConfigError(f"`{path}` is neither YAML nor JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(must(str(path), "hold a table of settings", type(found).__name__))
+    return found
+
+
+def override(base: PretrainConfig, values: dict[str, Any], source: str) -> PretrainConfig:
+    """``base`` with ``values`` laid over it; ConfigError names every unknown key and every wrong type."""
+    if values.keys() >= RECORDED:
+        values = {key: value for key, value in values.items() if key not in RECORDED}
+    known = names_in(as_dict(base))
+    wrong = [unknown(key, known, f"`{source}`") for key in names_in(values) if key not in known]
+    try:
+        # strict, by the rules of JSON: the word "3" is no number, true is no 1, and a list will do for a tuple
+        found = _schema().validate_json(json.dumps(merged(as_dict(base), values)), strict=True)
+    except ValidationError as error:
+        wrong += [
+            f"`{'.'.join(str(part) for part in p['loc'])}` in `{source}`: {p['msg']}, but is {p['input']!r}."
+            for p in error.errors()
+        ]
+    raise_all(ConfigError, wrong)
+    return found
+
+
+@cache
+def _schema() -> TypeAdapter:
+    return TypeAdapter(PretrainConfig)
+
+
+def as_dict(config: PretrainConfig) -> dict[str, Any]:
+    """The configuration as JSON can hold it; `override` takes it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

@@ -1,0 +1,45 @@
+"""Masking ratio decay and part-of-speech weights (Yang, Zhang, Zhao 2023; repository mutonix/better_masking)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.schedules import Schedule, released
+
+
+def mrd_linear(base: PretrainConfig) -> PretrainConfig:
+    """Masking ratio decay, linear: from 30 % of the tokens to none (the last 64th: one a pack)."""
+    return replace(base, masking=replace(base.masking, ratio=released("desc")))
+
+
+def mrd_cosine(base: PretrainConfig) -> PretrainConfig:
+    """Masking ratio decay, cosine: from 32 % of the tokens to 2 %, as the paper's code has it."""
+    return replace(base, masking=replace(base.masking, ratio=released("cosine")))
+
+
+def ptw(base: PretrainConfig) -> PretrainConfig:
+    """Whole words, those of the tags with high loss more often (PTW); give --data with tags.
+
+    Differs: an exact budget, drawn in proportion to the weights; losses are means over all ranks.
+    """
+    # nothing is explored: before anything is learnt all weights are equal anyway
+    return replace(
+        base, masking=replace(base.masking, unit="word", score="part_of_speech", explore=Schedule(start=0.0))
+    )
+
+
+def mrd_ptw(base: PretrainConfig) -> PretrainConfig:
+    """ptw under the cosine decay of mrd-cosine, with a cosine learning rate, as their code then takes."""
+    config = mrd_cosine(ptw(base))
+    rate = replace(config.optimizer.rate, kind="cosine")
+    return replace(config, optimizer=replace(config.optimizer, rate=rate))
+
+
+EXPERIMENTS: dict[str, Callable[[PretrainConfig], PretrainConfig]] = {
+    "mrd-linear": mrd_linear,
+    "mrd-cosine": mrd_cosine,
+    "ptw": ptw,
+    "mrd-ptw": mrd_ptw,
+}

@@ -1,0 +1,94 @@
+"""Entropy-aware masking (Srinivasagan et al. 2026): experiments and controls, each a change of some base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.entropy.settings import AuditConfig, EntropyConfig
+from megamask.masking.settings import EntropyScoreConfig
+from megamask.schedules import Schedule
+from megamask.teacher.settings import DistillConfig
+
+COLD = Schedule("ramp", start=1.0, end=0.15, at=0.1, until=0.2)
+"""Random masking in the first tenth of the run, entropies from the second on, 15 % of the masks random to the end."""
+
+
+def _guided(base: PretrainConfig, entropy: EntropyConfig, explore: Schedule, **score: object) -> PretrainConfig:
+    asked = EntropyScoreConfig(**score)  # type: ignore[arg-type]
+    masking = replace(base.masking, score="entropy", entropy=asked, explore=explore)
+    return replace(base, entropy=entropy, masking=masking)
+
+
+def random(base: PretrainConfig) -> PretrainConfig:
+    """Control: the same run under random masks."""
+    return base
+
+
+def whole_word(base: PretrainConfig) -> PretrainConfig:
+    """Control: whole words are masked, at random."""
+    return replace(base, masking=replace(base.masking, unit="word"))
+
+
+def span(base: PretrainConfig) -> PretrainConfig:
+    """Control: random spans of words (lengths of SpanBERT, Joshi et al. 2020)."""
+    return replace(base, masking=replace(base.masking, unit="span"))
+
+
+def frequency(base: PretrainConfig) -> PretrainConfig:
+    """Control: the rarest tokens are masked; what entropy masking must beat."""
+    return _guided(base, EntropyConfig("frequency"), COLD)
+
+
+def shuffled_entropy(base: PretrainConfig) -> PretrainConfig:
+    """Control: entropy-self-probe with entropies shuffled among tokens of the same id: rarity stays, context goes."""
+    return _guided(base, EntropyConfig("probe"), COLD, shuffle="type")
+
+
+def entropy_teacher(base: PretrainConfig) -> PretrainConfig:
+    """Masks where a teacher that reads the clean text is least sure; give --teacher.path."""
+    return _guided(base, EntropyConfig("teacher", signal="clean"), Schedule(start=0.0), temperature=0.0)
+
+
+def entropy_self(base: PretrainConfig) -> PretrainConfig:
+    """Self-masking: where the model itself, reading the clean text, is least sure, after a random phase."""
+    return _guided(base, EntropyConfig("exact", signal="clean"), COLD, temperature=0.0)
+
+
+def entropy_self_probe(base: PretrainConfig) -> PretrainConfig:
+    """Self-masking at next to no cost: a probe predicts how unsure the model will be of a masked token."""
+    return _guided(base, EntropyConfig("probe", audit=AuditConfig(every=200)), COLD)
+
+
+def entropy_kd_complete(base: PretrainConfig) -> PretrainConfig:
+    """entropy-self-probe with distillation from the first step ("complete transfer"); give --teacher.path."""
+    return replace(entropy_self_probe(base), distill=DistillConfig(weight=Schedule(start=0.5)))
+
+
+def entropy_kd_after_init(base: PretrainConfig) -> PretrainConfig:
+    """entropy-self-probe with distillation after the first fifth ("transfer after initialization"); --teacher.path."""
+    later = Schedule("step", start=0.0, end=0.5, at=0.2)
+    return replace(entropy_self_probe(base), distill=DistillConfig(weight=later))
+
+
+EXPERIMENTS: dict[str, Callable[[PretrainConfig], PretrainConfig]] = {
+    "entropy-teacher": entropy_teacher,
+    "entropy-self": entropy_self,
+    "entropy-self-probe": entropy_self_probe,
+    "entropy-kd-complete": entropy_kd_complete,
+    "entropy-kd-after-init": entropy_kd_after_init,
+}
+CONTROLS: dict[str, Callable[[PretrainConfig], PretrainConfig]] = {
+    "random": random,
+    "whole-word": whole_word,
+    "span": span,
+    "frequency": frequency,
+    "shuffled-entropy": shuffled_entropy,
+}
+
+
+def contrast(config: PretrainConfig, strategy: str) -> PretrainConfig:
+    """The same experiment under another strategy."""
+    asked = replace(config.masking.entropy, strategy=strategy)  # type: ignore[arg-type]
+    return replace(config, masking=replace(config.masking, entropy=asked))

@@ -1,0 +1,1 @@
+"""Whether a run is well: hangs, stragglers, loss spikes, stop signals."""

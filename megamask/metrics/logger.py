@@ -1,0 +1,228 @@
+"""Where the figures of a run are written: TensorBoard, a file of lines, the console; and the curve as a picture.
+
+This is the only door to TensorBoard.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from megamask.metrics.meters import Cost, Window
+from megamask.runtime import ranks
+from megamask.storage import durable
+
+
+class Log:
+    """Figures of a run, by step: TensorBoard, ``logs/metrics.jsonl``, the console. Rank 0 writes, the others do not.
+
+    What was written for steps after ``start``, by a launch that was killed before it saved them, is dropped, so a
+    resumed run doubles nothing. A disk that cannot take a figure, or the file before it, is told of on the console and
+    stops nothing: those figures are lost, and the next are tried as usual.
+    """
+
+    def __init__(self, folder: Path, start: int, steps: int, *, cost: Cost | None = None, peak: float | None = None):
+        self.steps, self.cost, self.peak = steps, cost, peak
+        self.path = folder / "logs" / "metrics.jsonl"
+        self._board: SummaryWriter | None = None
+        self._lines: TextIO | None = None
+        self._kept = start
+        """The last step of which figures stand in the file."""
+        self._said: set[str] = set()
+        self._tells = ranks.is_main()
+        if not self._tells:
+            return
+        # TensorBoard hides older events from this step on
+        self._events = folder / "tensorboard"
+        self._purge: int | None = start + 1 if start else 0
+        hide = not sys.stdout.isatty()
+        self._bar = tqdm(total=steps, initial=start, unit="step", file=sys.stdout, disable=hide, leave=False)
+        try:
+            self._lines = self._open()
+        except OSError as error:
+            self.say(f"{self.path} cannot be written: {error.strerror}. Training goes on; the next figures try it.")
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar, where there is one."""
+        if self._tells:
+            self._bar.update(step - self._bar.n)
+
+    def train(
+        self, step: int, window: Window, lr: float, most: float | None = None, masks: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Write the figures of a window that ends after ``step`` steps; returns them, on every rank.
+
+        ``most`` are the seconds after which the run ends, if it has such a limit; ``masks`` are figures of the masks.
+        """
+        found = window.figures(lr, self.cost, self.peak) | dict(masks or {})
+        if self._tells:
+            loss, speed = found["train/loss"], found.get("tokens_per_second")
+            shown = f"loss {loss:.3f}" + (f", {speed:,.0f} tokens/s" if speed else "")
+            self._bar.set_postfix_str(shown, refresh=False)
+            self.advance(step)
+        self._write(step, found, self._left(step, window, most))
+        return found
+
+    def _left(self, step: int, window: Window, most: float | None) -> str:
+        """How long the run takes from here; nothing as long as only the first step of a launch was timed."""
+        timed = window.timed
+        left = timed.seconds / timed.steps * (self.steps - step) if timed.steps else most
+        if left is None:
+            return ""
+        return f"left {tqdm.format_interval(left if most is None else min(left, most))}"
+
+    def figures(self, step: int, found: dict[str, float]) -> None:
+        """Write other figures."""
+        self._write(step, found)
+
+    def validation(self, step: int, loss: float, accuracy: float, unigram_loss: float) -> None:
+        """Write what the model of ``step`` loses on held-out text, in nats per target, beside a unigram guess."""
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        found = {"valid/loss": loss, "valid/perplexity": perplexity, "valid/accuracy": accuracy}
+        self._write(step, found | {"valid/unigram_loss": unigram_loss})
+
+    def say(self, line: str) -> None:
+        """A line for people, above the progress bar."""
+        if self._tells:
+            with suppress(OSError):  # a launcher or `tee` that is gone is no reason to lose the last checkpoint
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
+
+    def say_once(self, line: str) -> None:
+        """A line for people, unless it was said before."""
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
+
+    def close(self) -> None:
+        """Write all that is left."""
+        if self._tells:
+            self._bar.close()
+            for file in (self._board, self._lines):
+                with suppress(OSError):  # told of when it was written
+                    if file:
+                        file.close()
+
+    def _write(self, step: int, found: dict[str, float], more: str = "") -> None:
+        if not self._tells:
+            return
+        failed: dict[str, None] = {}
+        for keep in (self._to_lines, self._to_board):
+            try:
+                keep(step, found)
+            except OSError as error:
+                failed[error.strerror or str(error)] = None
+        if failed:
+            self.say(f"The figures of step {step} could not be written: {', '.join(failed)}. Training goes on.")
+        shown = as_line(found)
+        if shown:  # some figures are for the board and the file alone
+            self.say("  ".join(part for part in (f"step {step}/{self.steps}", shown, more) if part))
+
+    def _open(self) -> TextIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_after(self.path, self._kept)
+        return self.path.open("a", buffering=1)
+
+    def _to_lines(self, step: int, found: dict[str, float]) -> None:
+        kept = {name: value if math.isfinite(value) else None for name, value in found.items()}  # JSON has no NaN
+        try:
+            self._lines = self._lines or self._open()
+            self._lines.write(json.dumps({"step": step, **kept}) + "\n")
+        except OSError:
+            lines, self._lines = self._lines, None  # half a line may stand there, which opening anew drops
+            with suppress(OSError):
+                if lines:
+                    lines.close()
+            raise
+        self._kept = step
+
+    def _to_board(self, step: int, found: dict[str, float]) -> None:
+        try:
+            if not self._board:
+                self._board, self._purge = SummaryWriter(str(self._events), purge_step=self._purge), None
+            for name, value in found.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
+        except OSError:
+            self._board = None  # its thread has died of it; the next figures make a new one
+            raise
+
+
+_SHOWN: dict[str, tuple[str, str]] = {
+    "train/loss": ("loss", "{:.4f}"),
+    "train/accuracy": ("accuracy", "{:.1%}"),
+    "valid/loss": ("validation loss", "{:.4f}"),
+    "valid/perplexity": ("perplexity", "{:,.2f}"),
+    "valid/accuracy": ("accuracy", "{:.1%}"),
+    "valid/unigram_loss": ("unigram loss", "{:.4f}"),
+    "train/distill": ("distill", "{:.4f}"),
+    "train/distill_sampled": ("distill (samples)", "{:.4f}"),
+    "distill/weight": ("distill weight", "{:.2f}"),
+    "entropy/mean": ("entropy", "{:.3f}"),
+    "entropy/spread": ("spread", "{:.3f}"),
+    "audit/overlap": ("audit: overlap", "{:.3f}"),
+    "audit/gain": ("gain", "{:.3f}"),
+    "audit/ceiling": ("of", "{:.3f}"),
+    "audit/spearman": ("spearman", "{:.3f}"),
+    "lr": ("lr", "{:.2e}"),
+    "grad_norm": ("grad norm", "{:.3g}"),
+    "mask_ratio": ("masked", "{:.1%}"),
+    "masking/random_share": ("of them at random", "{:.1%}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "masked_per_second": ("masked/s", "{:,.0f}"),
+    "mfu": ("mfu", "{:.1%}"),
+    "data_wait": ("waiting", "{:.1%}"),
+    "skipped_steps": ("skipped", "{:.0f}"),
+}
+
+
+def as_line(found: dict[str, float]) -> str:
+    """All figures in one line."""
+    return "  ".join(f"{word} {form.format(found[name])}" for name, (word, form) in _SHOWN.items() if name in found)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; one that a kill cut short is left out."""
+    lines = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            found = json.loads(line)
+            if isinstance(found, dict) and isinstance(found.get("step"), int):
+                lines.append(found)
+    return lines
+
+
+def _drop_after(path: Path, start: int) -> None:
+    """Keep what was written up to step ``start``; nothing if the run starts afresh."""
+    kept = [line for line in read_metrics(path) if start and line["step"] <= start]
+    durable.replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def plot_curve(metrics: Path, picture: Path) -> None:
+    """Draw training and validation loss against steps, with the unigram baseline, from a ``metrics.jsonl``."""
+    from matplotlib.figure import Figure  # half a second that only the end of a run needs
+
+    lines = read_metrics(metrics)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, label, style in (
+        ("train/loss", "training", {"linewidth": 1.0, "alpha": 0.6}),
+        ("valid/loss", "validation", {"marker": "o", "markersize": 3.5}),
+        ("valid/unigram_loss", "unigram guess", {"linestyle": "--", "color": "grey"}),
+    ):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set(title="Masked-language-model loss", xlabel="step", ylabel="loss (nats per masked token)")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(picture, dpi=150)

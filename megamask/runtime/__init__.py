@@ -1,0 +1,1 @@
+"""The process and the machine: entry points, ranks, precision, versions, progress bars."""

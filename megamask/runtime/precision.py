@@ -1,0 +1,80 @@
+"""bf16 or fp32: in which of them a model is computed here, and why.
+
+One rule for training, teachers, annotation and the tools: bf16 where the device multiplies matrices in it, else fp32.
+A GPU does from CUDA compute capability 8.0 on, a CPU if it has the instructions (AVX512_BF16 or AMX on x86). PyTorch
+computes in bf16 without them too, but slowly: a product of (2048, 256) by (256, 1024) took 70 times as long as in fp32
+on a CPU limited to AVX2, and twice as long on one limited to AVX-512 without bf16.
+
+The answer is what PyTorch and oneDNN report, including the limits that a user sets for them (ONEDNN_MAX_CPU_ISA). It is
+never measured, so it is the same at every start.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+
+import torch
+
+from megamask.runtime import ranks
+from megamask.runtime.precision_choice import Choice as Choice
+from megamask.runtime.precision_choice import Precision as Precision
+from megamask.runtime.precision_choice import Setting as Setting
+from megamask.runtime.precision_choice import Support as Support
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Environment variables that limit the instructions that oneDNN uses; the first that is set counts."""
+WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
+"""Values of those under which PyTorch's products in bf16 are slower than in fp32."""
+
+
+def support(device: torch.device) -> Support:
+    """Whether ``device`` multiplies matrices in bf16."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name = torch.cuda.get_device_name(device)
+        has = "multiplies in bf16" if major >= 8 else "does not multiply in bf16, which needs 8.0"
+        return Support(major >= 8, f"{name} (compute capability {major}.{minor}) {has}")
+    return cpu_support(os.environ)
+
+
+def cpu_support(environment: Mapping[str, str]) -> Support:
+    """Whether this CPU multiplies matrices in bf16, under the limits in ``environment``."""
+    level = torch.backends.cpu.get_cpu_capability()
+    limit = next((f"{name}={environment[name]}" for name in LIMITS if environment.get(name)), "")
+    limited = limit.partition("=")[2].upper() in WITHOUT_BF16
+    has = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if platform.machine() in ("x86_64", "AMD64"):
+        # oneDNN counts AVX-512 without bf16, which it emulates; AMX comes with AVX512_BF16
+        has = has and torch.cpu._is_avx512_bf16_supported()
+    if limited:
+        return Support(False, f"{limit} limits the CPU to instructions that do not multiply in bf16")
+    return Support(has, f"the CPU ({level}) {'multiplies' if has else 'does not multiply'} in bf16")
+
+
+def common() -> Support:
+    """What holds for the devices of all ranks, so that all take the same precision. Collective."""
+    by_rank = ranks.gather(support(ranks.device()))
+    lacking = [number for number, one in enumerate(by_rank) if not one.bf16]
+    if not lacking or len(by_rank) == 1:
+        return by_rank[0]
+    first = lacking[0]
+    return Support(False, f"on rank {first} {by_rank[first].reason} ({len(lacking)} of {len(by_rank)} ranks)")
+
+
+def here(asked: Setting, setting: str) -> Choice:
+    """The precision of one process that works alone, such as a tool; ``setting`` is the name of what asks."""
+    return Choice(setting, asked, support(ranks.device()))
+
+
+def lines(model: Choice, teacher: Choice | None = None) -> list[str]:
+    """What a run says of its precision, and a warning where an order makes it slow."""
+    found = [f"precision: {model}" + (f"; teacher: {teacher}" if teacher else "")]
+    slow = [choice.setting for choice in (model, teacher) if choice and choice.slow]
+    if slow:
+        found.append(
+            f"bf16 is slow here: {model.support.reason}. Set {' and '.join(slow)} to 'auto', which takes fp32."
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Frozen models as a source of entropies and of soft targets."""

@@ -1,0 +1,254 @@
+"""Stored samples of a teacher: what it would put at the targets of masks that are fixed in advance.
+
+For each target of a pack, K tokens drawn with replacement from softmax(logits / temperature), as the tokens found and
+how often each (Anshumann et al. 2025, "Sparse Logit Sampling"). The shares of a sample are in expectation the
+teacher's probabilities, so the gradient of the student is unbiased; a renormalised top-k would be sharper than the
+teacher. Three or five bytes a token and K = 12 to 50 tokens a target; reading is a look into a mapped file.
+
+    manifest.json               of which run, how many packs and draws, size and sha256 of each file
+    part-00000.tokens.npy       (targets of the part's packs, K), uint16 or uint32
+    part-00000.counts.npy       the same shape, uint8; 0 fills up a row
+    part-00000.offsets.npy      where each pack begins
+
+A part holds ``PART`` packs. The samples are a function of (seed, pack number), as masks are; a folder fits the runs
+whose text, packs, masks, seed and temperature are the same, and is refused by every other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
+from megamask.data.manifest import Count, File, file_problem
+from megamask.data.shards import id_type
+from megamask.errors import ConfigError, DataError, raise_all
+from megamask.masking.rng import PackRng
+from megamask.runtime import ranks
+from megamask.storage import strict_json
+from megamask.storage.dotted import flatten
+from megamask.storage.npy import mapped, rising
+from megamask.teacher.teacher import DistillConfig, scale
+
+FORMAT, VERSION = "megamask teacher samples", 1
+PART = 64
+BLOCK = 2**22
+PURPOSE = "teacher"
+KINDS = ("tokens", "counts", "offsets")
+CURE = "Make them anew with tools/annotate_targets.py."
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a manifest must say; more may stand there."""
+
+    packs: Count
+    facts: dict[str, Any]
+    files: dict[str, File]
+
+
+class Stored:
+    """What was stored of a teacher, in place of one."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], distill: DistillConfig, ids: TokenIds):
+        self.folder, self.manifest, self.distill, self.ids = folder, manifest, distill, ids
+        self._part = lru_cache(maxsize=8)(self._open)
+
+    @classmethod
+    def open(
+        cls,
+        distill: DistillConfig,
+        ids: TokenIds,
+        *,
+        facts: dict[str, Any],
+        targets: Int64[np.ndarray, " packs"],
+        verify: bool = True,
+    ) -> Stored:
+        """The folder ``distill.stored``, checked against the run; DataError or ConfigError with every problem.
+
+        ``facts`` are what the masks of the run depend on, ``targets`` how many of them each pack has that the run asks
+        about (`fixed_masks`). ``verify`` compares every byte with its sha256. Collective.
+        """
+        folder = distill.stored
+        assert folder is not None
+        manifest = read_manifest(folder)
+        raise_all(ConfigError, _differences(folder, manifest, facts))
+        if manifest["packs"] < len(targets):
+            raise ConfigError(
+                f"`distill.stored` holds {manifest['packs']} packs, but the run asks about {len(targets)}. Store more, "
+                "or let `distill.weight` end earlier."
+            )
+        stored = cls(folder, manifest, distill, ids)
+
+        def check() -> None:
+            raise_all(DataError, list(_damage(folder, manifest, verify)))
+            raise_all(DataError, stored._misfits(targets, verify))
+
+        ranks.by_main(check)
+        return stored
+
+    def _misfits(self, targets: Int64[np.ndarray, " packs"], read: bool) -> list[str]:
+        """The first pack with another number of ``targets``, and the first id that the vocabulary lacks.
+
+        For the ids every sample must be ``read``.
+        """
+        for part in range(-(-self.manifest["packs"] // PART)):
+            tokens, _, offsets = self._part(part)
+            expected = targets[part * PART : (part + 1) * PART]
+            stored = np.diff(offsets)[: len(expected)]
+            if len(other := np.flatnonzero(stored != expected)):
+                pack = int(other[0])
+                return [_other_targets(self.folder, part * PART + pack, int(stored[pack]), int(expected[pack]))]
+            if read and tokens.max(initial=0) >= self.ids.size:
+                return [
+                    f"{self.folder / names(part)[0]} holds the id {tokens.max()}, but the vocabulary has "
+                    f"{self.ids.size}. {CURE}"
+                ]
+        return []
+
+    def targets(
+        self, batches: Sequence[PackedBatch], plans: Sequence[MaskPlan], progress: float
+    ) -> list[SoftTargets | None]:
+        """What was stored for each pack; None while the weight is 0."""
+        share = self.distill.weight(progress)
+        if share == 0:
+            return [None] * len(batches)
+        found: list[SoftTargets | None] = []
+        for batch, plan in zip(batches, plans, strict=True):
+            tokens, counts = self._pack(batch.number, len(plan.targets), plan.targets.device)
+            factor = scale(self.distill, batch, plan, len(plan.targets), self.ids)
+            found.append(SoftTargets(share, self.distill.temperature, factor, tokens=tokens, counts=counts))
+        return found
+
+    def _pack(self, number: int, targets: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if number >= self.manifest["packs"]:
+            raise DataError(
+                f"{self.folder} holds {self.manifest['packs']} packs, but the run asks about pack {number}."
+            )
+        tokens, counts, offsets = self._part(number // PART)
+        rows = slice(*offsets[number % PART : number % PART + 2].tolist())
+        if rows.stop - rows.start != targets:
+            raise DataError(_other_targets(self.folder, number, rows.stop - rows.start, targets))
+        if tokens[rows].max(initial=0) >= self.ids.size:
+            raise DataError(
+                f"{self.folder / names(number // PART)[0]} holds the id {tokens[rows].max()} in pack {number}, but the "
+                f"vocabulary has {self.ids.size}. {CURE}"
+            )
+        return (
+            torch.from_numpy(tokens[rows].astype(np.int64)).to(device),
+            torch.from_numpy(counts[rows].astype(np.float32)).to(device),
+        )
+
+    def _open(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        files = (self.folder / name for name in names(part))
+        try:
+            tokens, counts, offsets = (mapped(file) for file in files)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{self.folder}: part {part} holds no arrays: {error}. {CURE}") from None
+        packs = min(PART, self.manifest["packs"] - part * PART)
+        if not (
+            tokens.dtype in (np.uint16, np.uint32) and counts.dtype == np.uint8 and offsets.dtype == np.int64
+            and tokens.ndim == 2 and tokens.shape == counts.shape and offsets.shape == (packs + 1,)
+            and offsets[0] == 0 and offsets[-1] == len(tokens) and rising(offsets)
+        ):  # fmt: skip
+            raise DataError(f"{self.folder}: the arrays of part {part} do not fit together. {CURE}")
+        return tokens, counts, offsets
+
+
+def _other_targets(folder: Path, number: int, held: int, targets: int) -> str:
+    return f"{folder} holds {held} targets of pack {number}, but its mask has {targets}. {CURE}"
+
+
+def names(part: int) -> list[str]:
+    """The files of a part: tokens, counts, offsets."""
+    return [f"part-{part:05d}.{kind}.npy" for kind in KINDS]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in ``folder``; DataError if there is none of this format."""
+    path = folder / "manifest.json"
+    try:
+        manifest = strict_json.read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{folder} holds no manifest.json, so no finished samples of a teacher. {CURE}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except strict_json.BadRecord as error:
+        raise DataError(f"{path} is damaged: {error}. {CURE}") from None
+    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise DataError(f"{path} is no manifest of samples of a teacher, version {VERSION}. {CURE}")
+    try:
+        TypeAdapter(_Said).validate_json(strict_json.as_json(manifest), strict=True)
+    except ValidationError as error:
+        places = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
+        raise DataError(*(f"{path} is damaged: `{at}`: {why}. {CURE}" for at, why in places)) from None
+    return manifest
+
+
+def _differences(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    held, asked = flatten(manifest["facts"]), flatten(wanted)
+    return [
+        f"`distill.stored` ({folder}) was made with `{key}` {held.get(key)!r}, but the run has {asked.get(key)!r}: its "
+        "masks or its teacher would be others. Set it alike, or make the samples anew with tools/annotate_targets.py."
+        for key in sorted(held.keys() | asked.keys())
+        if held.get(key) != asked.get(key)
+    ]
+
+
+def _damage(folder: Path, manifest: dict[str, Any], verify: bool) -> Iterator[str]:
+    for name in (name for part in range(-(-manifest["packs"] // PART)) for name in names(part)):
+        if name not in manifest["files"]:
+            yield f"{folder / 'manifest.json'} does not list {name}. {CURE}"
+            return
+        if wrong := file_problem(
+            folder, name, File(*(manifest["files"][name][key] for key in ("bytes", "sha256"))), verify, CURE
+        ):
+            yield wrong
+
+
+@torch.no_grad()
+def sample(soft: SoftTargets, draws: int, rng: PackRng) -> tuple[Int64[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
+    """``draws`` tokens from the teacher's distribution at each row, as different tokens and how often each was drawn.
+
+    By inversion: a number in (0, 1) falls into one token's part of the cumulated probabilities, formed in 64 bits for
+    some rows at a time.
+    """
+    assert soft.hidden is not None and soft.weight is not None and soft.bias is not None
+    rows = len(soft.hidden)
+    places = rng.uniform(rows * draws, soft.hidden.device).view(rows, draws)
+    drawn = torch.empty(rows, draws, dtype=torch.long, device=soft.hidden.device)
+    step = max(1, BLOCK // len(soft.weight))
+    for begin in range(0, rows, step):
+        some = slice(begin, begin + step)
+        logits = (soft.hidden[some] @ soft.weight.t()).double() + soft.bias.double()
+        cumulated = (logits / soft.temperature).softmax(-1).cumsum(-1)
+        drawn[some] = torch.searchsorted(cumulated, places[some] * cumulated[:, -1:], right=True)
+    return counted(drawn.clamp_(max=len(soft.weight) - 1))
+
+
+def counted(drawn: Int64[Tensor, "Q K"]) -> tuple[Int64[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
+    """The different numbers of each row, ascending, and how often each stands there; 0 times fills up a row."""
+    drawn = drawn.sort(-1).values
+    new = torch.ones_like(drawn)
+    new[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
+    place = new.cumsum(-1) - 1
+    counts = torch.zeros_like(drawn).scatter_add_(1, place, torch.ones_like(drawn))
+    return torch.zeros_like(drawn).scatter_(1, place, drawn), counts
+
+
+def arrays(
+    found: Sequence[tuple[Int64[Tensor, "_Q K"], Int64[Tensor, "_Q K"]]], vocab_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, counts and offsets of a part, from the samples of its packs."""
+    tokens = torch.cat([tokens for tokens, _ in found]).cpu().numpy().astype(id_type(vocab_size))
+    counts = torch.cat([counts for _, counts in found]).cpu().numpy().astype(np.uint8)
+    return tokens, counts, np.cumsum([0, *(len(tokens) for tokens, _ in found)]).astype(np.int64)

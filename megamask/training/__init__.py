@@ -1,0 +1,1 @@
+"""The parts of a run put together: setup, step, validation, summary."""

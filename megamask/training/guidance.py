@@ -1,0 +1,195 @@
+"""What guides a run beside its text: how unsure a model is, before masks are chosen; what a teacher says, after.
+
+One source of entropy is in use. Those that may take over after failed audits learn along from the first step, so that
+they know something when their turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
+from megamask.checkpoint.format import RunFolder
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.data.packs import Packs
+from megamask.data.shards import Shards
+from megamask.engine.engine import Engine
+from megamask.entropy.audit import Audit, Verdict
+from megamask.entropy.cache import Cache
+from megamask.entropy.exact import Average, Exact
+from megamask.entropy.frequency import Frequency
+from megamask.entropy.probe import Probe
+from megamask.entropy.sidecar import Sidecar, SidecarFacts, facts
+from megamask.entropy.source import Kind, Source
+from megamask.errors import DataError, raise_all
+from megamask.runtime import ranks
+from megamask.teacher.teacher import Teacher, TeacherEntropy
+
+
+@runtime_checkable
+class Teaches(Protocol):
+    """Who says what the student shall learn: a teacher, or what was stored of one."""
+
+    def targets(
+        self, batches: Sequence[PackedBatch], plans: Sequence[MaskPlan], progress: float
+    ) -> list[SoftTargets | None]: ...
+
+
+class Guidance:
+    """The sources of entropy, the watch over them, and the teacher; any of them may be absent."""
+
+    def __init__(
+        self,
+        sources: Mapping[Kind, Source] | None = None,
+        *,
+        audit: Audit | None = None,
+        teacher: Teaches | None = None,
+        average: Average | None = None,
+        weights: Callable[[], Mapping[str, Tensor]] = dict,
+    ):
+        """The first of ``sources`` is in use until ``audit`` says otherwise; ``average`` follows ``weights``."""
+        self._sources, self._audit = dict(sources or {}), audit
+        self._teacher, self._average, self._weights = teacher, average, weights
+
+    @property
+    def source(self) -> str:
+        """The name of the source in use; empty if there is none."""
+        return self._audit.source if self._audit else next(iter(self._sources), "")
+
+    def entropies(self, batches: Sequence[PackedBatch], *, wanted: bool) -> list[Float[Tensor, " T"] | None]:
+        """How unsure the source in use is of each row of each pack; None if it is not ``wanted``, or there is none."""
+        if not wanted or not self._sources:
+            return [None] * len(batches)
+        return list(self._sources[self.source](batches))  # type: ignore[index]
+
+    def targets(
+        self, batches: Sequence[PackedBatch], plans: Sequence[MaskPlan], progress: float
+    ) -> list[SoftTargets | None]:
+        """What the teacher says of each pack under its plan; None while it is not asked."""
+        if self._teacher is None:
+            return [None] * len(batches)
+        return self._teacher.targets(batches, plans, progress)
+
+    def observe(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
+        """After each micro-step: show all sources what the loss said."""
+        for source in self._sources.values():
+            source.observe(batch, plan, losses)
+
+    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Once per step, after the weights moved. Collective."""
+        for source in self._sources.values():
+            source.settle(add_over_ranks)
+        if self._average:
+            self._average.update(self._weights())
+
+    def audit(self, step: int, batch: PackedBatch, share: float) -> Verdict | None:
+        """Hold the source in use against the exact signal on ``batch``, if ``step`` is one for it. Collective."""
+        if self._audit is None or not self._audit.due(step):
+            return None
+        (found,) = self.entropies([batch], wanted=True)
+        assert found is not None
+        # of the first pack of a step alone, whatever the number of ranks; the others ask too, as ZeRO-3 demands
+        return self._audit(batch, found, share, lambda sums: ranks.sum(sums * ranks.is_main()))
+
+    @property
+    def lost(self) -> list[str]:
+        """Sentences for what could not be had again when the run went on from a checkpoint."""
+        return [cache.lost for cache in self._caches if cache.lost]
+
+    def prune(self, oldest: int) -> None:
+        """After a checkpoint: drop what none from step ``oldest`` on needs. On rank 0."""
+        for cache in self._caches:
+            cache.prune(oldest)
+
+    @property
+    def _caches(self) -> list[Cache]:
+        return [source for source in self._sources.values() if isinstance(source, Cache)]
+
+    def _stateful(self) -> dict[str, Source | Audit | Average]:
+        found: dict[str, Source | Audit | Average] = {}
+        found.update(self._sources.items())
+        return found | {n: p for n, p in (("audit", self._audit), ("average", self._average)) if p is not None}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was learnt and counted, by name; the same on every rank, but for what rank 0 alone keeps."""
+        return {f"{name}/{key}": t for name, part in self._stateful().items() for key, t in part.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there. Collective."""
+        for name, part in self._stateful().items():
+            own = f"{name}/"
+            part.load_state_dict({key.removeprefix(own): t for key, t in state.items() if key.startswith(own)})
+
+
+def sidecar_facts(config: PretrainConfig, shards: Shards) -> SidecarFacts:
+    """What the sidecar of entropies beside ``shards`` holds; DataError if it is not there or not what is asked for."""
+    record = shards.sidecar_facts("entropy")
+    if record is None:
+        raise DataError(
+            f"`entropy.source` is 'sidecar', but {shards.folder} has no entropies for the split {shards.split!r}. "
+            "Write them with tools/annotate_entropy.py, or choose another source."
+        )
+    found = facts(record, str(shards.folder))
+    entropy, size = config.entropy, shards.token_ids.size
+    raise_all(DataError, found.problems(entropy.signal, entropy.measure, config.packs.length, size))
+    return found
+
+
+def build(
+    config: PretrainConfig, engine: Engine, packs: Packs, *, teacher: Teacher | None, stored: Teaches | None
+) -> Guidance:
+    """All that ``config`` asks for. ``stored`` is what was stored of a teacher, if the run distils from that."""
+    distils = (stored or teacher) if config.distill.active else None
+    entropy, ids = config.entropy, packs.token_ids
+    if entropy.source == "none":
+        return Guidance(teacher=distils)
+    counts = torch.from_numpy(packs.shards.unigram)
+    average = Average(engine.objective, entropy.average) if entropy.average is not None else None
+
+    def ask(batch: PackedBatch, plan: MaskPlan) -> Tensor:
+        if average is None:
+            return engine.evaluate(batch, plan).entropy
+        return average.module(batch, plan, None).entropy
+
+    def probe() -> Probe:
+        return Probe(engine.embed, engine.width, counts, seed=config.seed, device=ranks.device())
+
+    def make(kind: Kind) -> Source:
+        if kind == "frequency":
+            return Frequency(counts)
+        if kind == "probe":
+            return probe()
+        if kind == "sidecar":
+            return Sidecar(sidecar_facts(config, packs.shards))
+        if kind == "cache":
+            return Cache(packs, RunFolder(config.output).entropy, entropy.measure)
+        if kind == "teacher":
+            assert teacher is not None
+            return TeacherEntropy(teacher, entropy, config.seed)
+        candidates, propose = None, None
+        if entropy.candidates is not None:
+            # of the largest budget of the run, so that shapes stay the same
+            ratio = config.masking.ratio
+            largest = max(ratio.start, ratio.end or 0, ratio.middle or 0)
+            rows = round(entropy.candidates * largest * config.packs.tokens)
+            candidates, propose = (lambda: rows), probe()
+        return Exact(
+            ask, signal=entropy.signal, passes=entropy.passes, mask_id=ids.mask, seed=config.seed,
+            propose=propose, candidates=candidates,
+        )  # fmt: skip
+
+    audit = None
+    if entropy.audit.every is not None:
+        audit = Audit(
+            entropy.audit, entropy.source, ask, Frequency(counts),
+            signal=entropy.signal, passes=entropy.passes, mask_id=ids.mask, seed=config.seed,
+        )  # fmt: skip
+    return Guidance(
+        {name: make(name) for name in entropy.kinds}, audit=audit, teacher=distils, average=average,
+        weights=lambda: dict(engine.current()),
+    )  # fmt: skip

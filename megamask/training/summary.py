@@ -1,0 +1,263 @@
+"""What a run tells people: at its start what it is about to do, at its end what came of it."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from megamask import __version__, hf
+from megamask.checkpoint.format import RunFolder, find, read_manifest, read_weights, storage_sentence
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.data.excerpts import excerpts, questions
+from megamask.data.packs import Packs
+from megamask.data.shards import Shards
+from megamask.data.tokenizer import TOKENIZER, load
+from megamask.errors import CheckpointError, MegamaskError, StorageError
+from megamask.masking.masker import Masker
+from megamask.metrics.logger import plot_curve, read_metrics
+from megamask.metrics.meters import Cost
+from megamask.model.shape import EncoderShape
+from megamask.objectives.objective import ObjectiveConfig
+from megamask.runtime import launch_environment, ranks
+from megamask.storage import strict_json
+
+
+def cost(shape: EncoderShape, objective: ObjectiveConfig | None = None, masks: float = 1.0) -> Cost:
+    """What an ``objective`` (MLM if not given) with an encoder of ``shape`` costs, for MFU.
+
+    ``masks`` is the share of the targets that are [MASK].
+    """
+    objective = objective or ObjectiveConfig()
+    split = {"mlm": 0, "three_ml": objective.depth or 0, "mae_lm": shape.num_layers}[objective.kind]
+    if objective.kind == "mae_lm":
+        decoder = objective.decoder
+        late = _layers(shape, split, split + decoder.layers, shape.vocab_size)
+        if decoder.attention == "cross":
+            late = _layers(replace(shape, global_every=1), 0, decoder.layers, shape.vocab_size)
+            # keys and values of all rows; the rest of a layer for [MASK] alone
+            kept = 2 * decoder.layers * 2 * shape.hidden_size**2
+            late = replace(late, token=kept, mask=late.token - kept, pair=0, mask_pair=late.pair)
+    else:
+        late = _layers(shape, split, shape.num_layers, shape.vocab_size)
+    return replace(late, early=_layers(shape, 0, split, 0) if split else None, masks=masks)
+
+
+def _layers(shape: EncoderShape, first: int, end: int, vocab: int) -> Cost:
+    """Of the layers from ``first`` up to ``end``, and a head if it has a vocabulary."""
+    local = sum(shape.window(layer) is not None for layer in range(first, end))
+    return Cost.of(
+        layers=end - first,
+        width=shape.hidden_size,
+        inner=shape.intermediate_size,
+        gated=shape.preset == "modern",
+        vocab=vocab,
+        local_layers=local,
+        window=shape.local_window if local else 0,
+    )
+
+
+def first_line(recipe: str, output: Path) -> str:
+    """The first line of a run. It says whose the lines above it are, if a launcher may have printed some."""
+    line = f"megamask {__version__}: recipe {recipe}, output {output}"
+    if launch_environment.launched():
+        line += ". Lines above this one are from the launcher (deepspeed, torchrun or srun) and need no action."
+    return line
+
+
+def compiling(config: PretrainConfig) -> list[str]:
+    """A line about what torch.compile compiles before the first step ends, if it compiles anything."""
+    parts = ["the encoder's layers"] if config.model.compile else []
+    if config.optimizer.kind == "muon" and ranks.device().type == "cuda":
+        parts.append("Muon's update")
+    if not parts:
+        return []
+    return [
+        f"torch.compile compiles {' and '.join(parts)} during the first evaluation and step. This takes a minute or "
+        "more without output. It does not count for tokens/s and the time left."
+    ]
+
+
+def opening(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: int, step: int) -> list[str]:
+    """Lines that say what is trained, on what, and where."""
+    per_step = config.packs.per_step * config.packs.tokens
+    lines = [
+        f"{shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: {weights:,} parameters, "
+        f"{packs.token_ids.size:,} tokens in the vocabulary",
+        f"text: {packs.shards.folder}: {packs.shards.tokens:,} tokens in {packs.shards.documents:,} documents, "
+        f"{len(packs):,} packs of {config.packs.tokens:,} rows, {packs.fill:.1%} full",
+        f"run: {config.output}: {config.steps:,} steps of {per_step:,} rows "
+        f"({config.steps * config.packs.per_step / len(packs):.1f} epochs) on {ranks.world()} x {ranks.device().type}",
+    ]
+    if config.time_budget:
+        lines.append(
+            f"time: {config.time_budget} of training, by which every schedule runs; a clock decides, so the run cannot "
+            "be repeated bit for bit"
+        )
+    sizes = packs.shards.word_sizes
+    if config.masking.unit != "token" and sizes:
+        lines.append(f"words: {sizes.sentence()}")
+    if packs.left_out:
+        lines.append(f"{packs.left_out:,} tokens at the end of the text are left out: they fill no pack")
+    if packs.short:
+        lines.append(
+            f"{packs.shortage} Their {packs.short_tokens:,} tokens of text are left out, and other packs are read "
+            "once more in their place."
+        )
+    if step:
+        lines.append(f"going on after step {step:,} of {config.steps:,}")
+    return lines
+
+
+def mask_figures(config: PretrainConfig, masker: Masker, progress: float) -> dict[str, float]:
+    """The share of a step's targets that is random whatever the score, and the weight of the teacher, at ``progress``.
+
+    Only where a score or a teacher is in use.
+    """
+    found = {}
+    if config.masking.score != "uniform":
+        found["masking/random_share"] = masker.explore(progress)
+    if config.distill.active:
+        found["distill/weight"] = config.distill.weight(progress)
+    return found
+
+
+def describe(run: RunFolder, shape: EncoderShape, text: Shards) -> None:
+    """Leave in the run folder what an export needs besides weights: the shape of the encoder and the tokenizer.
+
+    Raises StorageError.
+    """
+    try:
+        shape.save(run.path)
+        shutil.copytree(text.folder / TOKENIZER, run.path / TOKENIZER, dirs_exist_ok=True)
+    except OSError as error:
+        raise StorageError(storage_sentence(error, "describe the run", run.path)) from None
+
+
+def export(
+    run: Path, output: Path, step: int | None = None, *, text: Shards | None = None, replace: bool = False
+) -> hf.Exported:
+    """Write a checkpoint of ``run`` (else the newest) for transformers, compared with the original.
+
+    Needs nothing but the run folder, whatever ZeRO stage and number of ranks made it, and no GPU. Where the held-out
+    text of the run is at hand (``text``, else where the run found it), the tokenizers are compared on it too.
+    ``replace`` an export of another run at ``output``.
+    """
+    try:
+        config = strict_json.read_json(run / "config.json")
+        if not isinstance(config, dict):
+            raise ValueError
+    except (OSError, ValueError):
+        raise CheckpointError(f"{run} holds no config.json that can be read, so it is no run.") from None
+    checkpoint = find(run, step)
+    weights, shape = read_weights(checkpoint), EncoderShape.load(run)
+    card = _card(run, config, read_manifest(checkpoint).step)
+    sentences = _held_out(run, config, text)
+    return hf.export_model(weights, shape, run / TOKENIZER, output, card=card, sentences=sentences, replace=replace)
+
+
+def _card(run: Path, config: dict, steps: int) -> hf.Card:
+    objective = config.get("objective") or {}
+    return hf.Card(
+        name=run.resolve().name,
+        recipe=config.get("recipe") or "none",
+        steps=steps,
+        data=config.get("text", "unknown"),
+        facts=_size(run, config) | _validation(run, steps) | {"exported": f"{datetime.now(UTC):%Y-%m-%d}"},
+        knows_mask=objective.get("kind") != "mae_lm" and objective.get("mask_vector", "shared") == "shared",
+        run=_first_launch(run),
+    )
+
+
+def _size(run: Path, config: dict) -> dict[str, str]:
+    try:
+        part = strict_json.read_json(RunFolder(run).text)["splits"]["train"]
+        size = f"{part['documents']:,} documents, {part['tokens']:,} tokens"
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    name = Path(config["data"]).name if config.get("data") else "documentation of installed Python packages"
+    return {"text": f"{name}: {size}"}
+
+
+def _validation(run: Path, steps: int) -> dict[str, str]:
+    lines = [line for line in read_metrics(RunFolder(run).logs / "metrics.jsonl") if line["step"] <= steps]
+    last = next((line for line in reversed(lines) if isinstance(line.get("valid/loss"), float)), None)
+    if last is None:
+        return {}
+    loss = f"{last['valid/loss']:.4f} nats per masked token at step {last['step']}"
+    guess = last.get("valid/unigram_loss")
+    return {"validation loss": loss + (f" (a guess by frequency: {guess:.4f})" if isinstance(guess, float) else "")}
+
+
+def _first_launch(run: Path) -> str:
+    try:
+        return str(strict_json.read_json(RunFolder(run).environment)["launches"][0]["launch"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def _held_out(run: Path, config: dict, text: Shards | None) -> list[str]:
+    """Excerpts of the run's held-out text; none if it is not where the run found it, or is another by now."""
+    with suppress(OSError, MegamaskError):
+        folder = text.folder if text else Path(config.get("data") or "")
+        held_out = Shards.open(folder, "valid")
+        if held_out.fingerprint == config.get("text"):
+            return excerpts(held_out, load(run / TOKENIZER))
+    return []
+
+
+def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
+    """The curve as a picture; the exported model, and what it puts in the place of [MASK].
+
+    The run is finished before, so what fails here costs no more than itself. An error that says so if there is no
+    exported model; a remark if there is no picture.
+    """
+    picture = run.path / "curve.png"
+    try:
+        plot_curve(run.logs / "metrics.jsonl", picture)
+        _say(f"curve: {picture}")
+    except OSError as error:
+        _say(storage_sentence(error, f"draw {picture}", run.path))
+    if not config.export:
+        return
+    try:
+        found = export(run.path, run.export, text=text, replace=True)  # inside the run's own folder
+    except (OSError, MegamaskError) as error:
+        kind: type[MegamaskError] = StorageError
+        if isinstance(error, MegamaskError):
+            kind = CheckpointError if isinstance(error, CheckpointError) else type(error)
+        why = storage_sentence(error, f"write {run.export}", run.path) if isinstance(error, OSError) else str(error)
+        cure = "Make room; the" if kind is StorageError else "When that is mended, the"
+        raise kind(
+            f"The run is finished and its checkpoints stand, but the model is not exported: {why} {cure} same command "
+            "exports it."
+        ) from None
+    _say(f"model: {run.export} (logits of transformers and ours differ by at most {found.difference:.2g})")
+    for note in found.notes:
+        _say(f"  {note}")
+    if not config.objective.knows_mask:
+        _say("  It was pretrained without [MASK] in its input, so it is not asked to fill one in; fine-tune it.")
+        return
+    try:
+        _show(run.export, text)
+    except (OSError, MegamaskError) as error:
+        _say(f"  It could not be asked to fill in a [MASK]: {error}")
+
+
+def _show(model: Path, text: Shards) -> None:
+    """What the exported model puts in the place of a word of the held-out text, beside that word."""
+    tokenizer = load(text.folder / TOKENIZER)
+    asked = questions(excerpts(Shards.open(text.folder, "valid"), tokenizer, 16), tokenizer)
+    guess = ", ".join(hf.common_words(model, text.unigram, 3))
+    answers = hf.fill_masks(model, [question.sentence for question in asked], 3)
+    for question, found in zip(asked, answers, strict=True):
+        _say(f"  {question.sentence}")
+        said = ", ".join(f"{word} ({share:.0%})" for word, share in found)
+        _say(f"    model: {said}   hidden: {question.answer}   unigram guess: {guess}")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # a launcher or `tee` that is gone is no reason to lose the export
+        print(line, flush=True)

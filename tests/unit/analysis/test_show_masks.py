@@ -1,0 +1,167 @@
+"""What is shown of a sentence is what was masked: as many marks as the budget, under every way to mask."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from transformers import BertConfig, BertForMaskedLM
+
+from megamask.analysis import show_masks as show
+from megamask.analysis.sentence_entropy import doubts
+from megamask.data import shards, tokenizer_training
+from megamask.errors import DataError
+from megamask.masking.entropy import EntropyScoreConfig
+from tests.tolerances import assert_close
+from tools import show_masks
+
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs and some water."]
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "bpe"])
+def tokenizer(request):
+    return tokenizer_training.train(request.param, TEXTS * 5, size=300 if request.param == "bpe" else 90)
+
+
+@pytest.fixture
+def model(tokenizer, tmp_path) -> Path:
+    """A folder of a random BERT with the tokenizer."""
+    sizes = {"vocab_size": tokenizer.size, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 32, "max_position_embeddings": 40, "initializer_range": 0.5}
+    BertForMaskedLM(BertConfig(**sizes, pad_token_id=0)).save_pretrained(tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def blocks(lines):
+    """For each way: its headline, and the rows of (tokens, marks, entropies) below."""
+    found, rest = {}, list(lines)
+    while rest:
+        end = rest.index("")
+        head, *below = rest[:end]
+        found[head] = [below[n : n + 3] for n in range(0, len(below), 3)]
+        rest = rest[end + 1 :]
+    return found
+
+
+@pytest.mark.parametrize("width", [30, 200])
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_way_marks_exactly_the_budget(tokenizer, text, width):
+    sentence = show.Sentence.of(text, tokenizer)
+    rows = int(sentence.batch.maskable.sum())
+    lines = show.render(
+        sentence, torch.rand(rows + 2), ratio=0.4, score=EntropyScoreConfig(temperature=0.0), seed=0, width=width
+    )
+    found = blocks([line.plain for line in lines])
+    assert len(found) == 18
+    for head, below in found.items():
+        assert head.endswith(f": {round(0.4 * rows)} of {rows} tokens")
+        words = [word for tokens, _, _ in below for word in tokens.split()]
+        marks = [mark for _, marks, _ in below for mark in marks.split()]
+        assert words == sentence.words
+        assert len(marks) == round(0.4 * rows)
+        assert all(set(mark) == {"^"} for mark in marks)
+        assert sum(len(doubts.split()) for _, _, doubts in below) == rows
+        assert all(len(tokens) <= width for tokens, _, _ in below)
+
+
+def test_high_marks_the_tokens_with_the_highest_numbers_beneath(tokenizer):
+    sentence = show.Sentence.of(TEXTS[0], tokenizer)
+    entropy = torch.rand(len(sentence.words)) * 9
+    lines = show.render(sentence, entropy, ratio=0.3, score=EntropyScoreConfig(temperature=0.0), seed=0, width=10_000)
+    found = blocks([line.plain for line in lines])
+    ((_, marks, numbers),) = next(below for head, below in found.items() if head.startswith("high, token"))
+    shown = {place: float(numbers[place:].split()[0]) for place in range(len(numbers)) if starts(numbers, place)}
+    marked = [number for place, number in shown.items() if marks[place : place + 1] == "^"]
+    others = [number for place, number in shown.items() if marks[place : place + 1] != "^"]
+    assert min(marked) >= max(others)
+
+
+def starts(line, place):
+    return line[place] != " " and (place == 0 or line[place - 1] == " ")
+
+
+def test_colour_says_what_the_marks_say(tokenizer):
+    sentence = show.Sentence.of(TEXTS[0], tokenizer)
+    lines = list(
+        show.render(
+            sentence, torch.rand(len(sentence.words)), ratio=0.3, score=EntropyScoreConfig(), seed=0, width=10_000
+        )
+    )
+    for tokens, marks in zip(lines[1::5], lines[2::5], strict=True):
+        coloured = [tokens.plain[span.start : span.end] for span in tokens.spans if span.style == show.MASKED]
+        assert [len(word) for word in coloured] == [len(mark) for mark in marks.plain.split()]
+    told = io.StringIO()
+    Console(file=told, width=200, force_terminal=False).print(lines[1])
+    assert "\x1b" not in told.getvalue()
+
+
+def test_clean_and_masked_doubts_are_those_of_the_model_by_hand(model, tokenizer):
+    sentence = show.Sentence.of(TEXTS[0], tokenizer)
+    tokens, bert = sentence.batch.tokens, BertForMaskedLM.from_pretrained(model).eval()
+    for signal in ("clean", "masked"):
+        found = doubts(model, tokens, sentence.ids.mask, signal)
+        for place in range(len(tokens)):
+            seen = tokens.clone()
+            if signal == "masked":
+                seen[place] = sentence.ids.mask
+            with torch.no_grad():
+                p = bert(input_ids=seen[None]).logits[0, place].double().softmax(0)
+            assert_close(found[place], -(p * p.log()).sum().float())
+    with pytest.raises(DataError, match="at most 40"):
+        doubts(model, tokens.repeat(4), 4, "clean")
+    with pytest.raises(DataError, match="do not belong together"):
+        doubts(model, tokens + tokenizer.size, 4, "clean")
+
+
+def test_the_output_matrix_is_computed_at_the_place_that_is_asked_about_alone(model, tokenizer, monkeypatch):
+    rows = []
+    linear = torch.nn.functional.linear
+
+    def counted(states, weight, *bias):
+        if len(weight) == tokenizer.size:
+            rows.append(states.shape[:-1].numel())
+        return linear(states, weight, *bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    tokens = show.Sentence.of(TEXTS[0], tokenizer).batch.tokens
+    doubts(model, tokens, 4, "masked")
+    assert sum(rows) == len(tokens)
+
+
+def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, tmp_path, capsys):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    encoded = tokenizer.encode(TEXTS)
+
+    def units():
+        for ids in encoded:
+            yield shards.Unit(ids, np.array([len(ids)]))
+
+    shards.write(folder, tokenizer, {"train": units(), "valid": units()}, facts={})
+    for source in (["--data", str(folder)], ["--model", str(model)], ["--model", str(model), "--signal", "clean"]):
+        assert show_masks.main([*source, "--sentence", *TEXTS, "--ratio", "0.2"]) == 0
+        told = capsys.readouterr().out
+        assert "\x1b" not in told
+        for text, ids in zip(TEXTS, encoded, strict=True):
+            assert told.count(f": {round(0.2 * len(ids))} of {len(ids)} tokens") >= 18, text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "`data`"),
+        (["--data", "nowhere", "--ratio", "1.5"], "`ratio`"),
+        (["--data", "nowhere", "--signal", "clean"], "`signal`"),
+        (["--data", "nowhere", "--score.strategy", "low"], "`score.strategy`"),
+        (["--data", "nowhere", "--model", "nowhere"], "`data`"),
+        (["--data", "nowhere"], "nowhere is no folder"),
+    ],
+)
+def test_the_tool_refuses_in_sentences(arguments, words, capsys):
+    assert show_masks.main(arguments) in (2, 3)
+    assert words in capsys.readouterr().err

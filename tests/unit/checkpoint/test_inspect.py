@@ -1,0 +1,192 @@
+"""What is foretold of a resume is what a resume does, and the foretelling leaves no trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from megamask.checkpoint import format
+from megamask.checkpoint import inspect as inspection
+from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.inspect import inspect
+from megamask.checkpoint.resume import open_run
+from megamask.checkpoint.save import publish
+from megamask.data.coverage import Coverage
+from megamask.errors import CheckpointError, MegamaskError
+from tools import inspect_run
+
+CONFIG = {"steps": 100, "recipe": "bert"}
+
+
+def trace(folder: Path) -> dict[str, tuple]:
+    """All there is to know of every file and folder."""
+    found = {}
+    for path in sorted([folder, *folder.rglob("*")]):
+        status = path.lstat()
+        text = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        found[str(path)] = (status.st_ino, status.st_mode, status.st_mtime_ns, status.st_ctime_ns, text)
+    return found
+
+
+def test_what_the_tokenizer_lost_is_told(tmp_path):
+    """A manifest of an earlier version has no counts; one that is damaged does not end the command."""
+    run = RunFolder(tmp_path)
+    run.config.write_text(json.dumps(CONFIG))
+    counts = Coverage(tokens=200, characters=700, unknown_tokens=3, unknown_characters=5, examples=Counter(["東京"]))
+    for manifest, line in (
+        ({"coverage": {"train": counts.record()}}, f"train: {counts.sentence()}"),
+        ({"coverage": {}}, "train: What the tokenizer lost was not counted."),
+        ({"coverage": {"train": 7}}, f"{run.text} is damaged: its counts cannot be read."),
+        ({"coverage": []}, f"{run.text} is damaged: its counts cannot be read."),
+    ):
+        run.text.write_text(json.dumps(manifest))
+        inspected = inspect(tmp_path)
+        assert line in inspected.text
+        assert f"  text, {line}" in inspect_run.lines(inspected, True)
+    run.text.unlink()
+    assert inspect(tmp_path).text == ()
+
+
+def save(run: RunFolder, step: int) -> None:
+    publish(run, step, {"weights/a": torch.full((3,), float(step))}, {"step": step}, keep=10)
+
+
+def flip(run: RunFolder, step: int) -> None:
+    file = run.checkpoint(step) / "rank-00000.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1
+    file.write_bytes(whole)
+
+
+def newer(run: RunFolder) -> None:
+    folder = run.checkpoint(3)
+    body = {**json.loads((folder / "MANIFEST.json").read_bytes()), "format": format.FORMAT + 1}
+    body.pop("sha256")
+    (folder / "MANIFEST.json").write_bytes(format._seal(body))
+
+
+def all_damaged(run: RunFolder) -> None:
+    for step in (1, 2, 3):
+        flip(run, step)
+
+
+def only_bad_ones(run: RunFolder) -> None:
+    for step in (1, 2, 3):
+        run.set_aside(run.checkpoint(step), "bad")
+
+
+def half_done(run: RunFolder) -> None:
+    (run.checkpoints / ".tmp-step-4-dead").mkdir()
+    (run.checkpoints / "step-5").mkdir()
+    (run.path / ".tmp-latest-1").touch()
+
+
+STATES: dict[str, Callable[[RunFolder], object]] = {
+    "whole": lambda run: None,
+    "newest flipped": lambda run: flip(run, 3),
+    "newest cut": lambda run: (run.checkpoint(3) / "state.json").write_text("{"),
+    "no manifest": lambda run: (run.checkpoint(3) / "MANIFEST.json").unlink(),
+    "all damaged": all_damaged,
+    "only bad ones": only_bad_ones,
+    "half done": half_done,
+    "newer format": newer,
+    "no checkpoint": lambda run: [shutil.rmtree(run.checkpoint(step)) for step in (1, 2, 3)],
+    "no configuration": lambda run: run.config.unlink(),
+    "damaged configuration": lambda run: run.config.write_text("{"),
+    "strange latest": lambda run: run.latest.write_bytes(b"\xff" * 100),
+    "no latest, no record": lambda run: (run.latest.unlink(), run.environment.unlink()),
+    "a dead writer": lambda run: run.lock.write_text(
+        json.dumps({"launch": "x", "pid": 1, "host": inspection.os.uname().nodename})
+    ),
+}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> RunFolder:
+    start = open_run(tmp_path / "run", CONFIG)
+    for step in (1, 2, 3):
+        save(start.run, step)
+    start.close()
+    return RunFolder(start.run.path)
+
+
+def resumed(run: RunFolder) -> tuple[int, int]:
+    """(exit code, step) of a resume."""
+    try:
+        start = open_run(run.path, CONFIG)
+    except MegamaskError as error:
+        return error.exit_code, 0
+    start.close()
+    return 0, start.step
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_resume_does_what_was_foretold(made, state):
+    STATES[state](made)
+    before = trace(made.path)
+    found = inspect(made.path)
+    assert trace(made.path) == before
+    code, step = resumed(made)
+    assert found.exit_code == code, found.resume
+    assert bool(code) == found.resume[0].startswith("A resume would be refused")
+    if not code:
+        words = f"go on after step {step} of 100" if step else "start afresh"
+        assert words in found.resume[0]
+    aside = [name for name in inspect(made.path).aside if name not in found.aside]
+    if not code:
+        assert len(aside) == sum("would be set aside" in sentence for sentence in found.resume)
+
+
+def test_a_run_under_way_is_looked_at_and_goes_on(tmp_path):
+    start = open_run(tmp_path / "run", CONFIG)
+    save(start.run, 1)
+    found = inspect(tmp_path / "run")
+    assert found.exit_code == 8 == resumed(start.run)[0]
+    assert start.run.launch in found.writer
+    save(start.run, 2)
+    start.close()
+    assert inspect(tmp_path / "run").writer == ""
+
+
+def test_a_writer_elsewhere_is_told_of(made):
+    made.lock.write_text(json.dumps({"launch": "far", "pid": 1, "host": "elsewhere"}))
+    found = inspect(made.path)
+    assert "process 1 on elsewhere (launch far)" in found.writer
+    assert "whether it lives cannot be seen from here" in found.resume[-1]
+
+
+def test_sizes_alone_do_not_see_a_flipped_bit(made):
+    flip(made, 3)
+    assert [each.state for each in inspect(made.path, hashes=False).checkpoints] == ["whole"] * 3
+    assert [each.state for each in inspect(made.path).checkpoints] == ["damaged", "whole", "whole"]
+
+
+def test_what_is_no_run_is_said_so(tmp_path):
+    (tmp_path / "file").touch()
+    for path, words in ((tmp_path / "nowhere", "is no folder"), (tmp_path / "file", "is no folder")):
+        with pytest.raises(CheckpointError, match=words):
+            inspect(path)
+    with pytest.raises(CheckpointError, match=r"holds no run: neither config\.json nor checkpoints/"):
+        inspect(tmp_path)
+
+
+def test_the_tool_prints_a_table_or_json(made, capsys):
+    flip(made, 3)
+    before = trace(made.path)
+    assert inspect_run.main(["--run", str(made.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "rank-00000.safetensors is damaged" in shown
+    assert "go on after step 2 of 100" in shown and "step-3 is damaged and would be set aside" in shown
+    assert inspect_run.main(["--run", str(made.path), "--json", "--no-verify"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [each["step"] for each in told["checkpoints"]] == [3, 2, 1]
+    assert inspect_run.main(["--run", str(made.path / "logs")]) == 4
+    assert "holds no run" in capsys.readouterr().err
+    assert trace(made.path) == before

@@ -1,0 +1,186 @@
+"""A checkpoint becomes visible whole or not at all, and the older ones stay."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+
+import pytest
+import torch
+
+from megamask.checkpoint.format import RunFolder, read_weights, verify
+from megamask.checkpoint.save import publish
+from megamask.errors import ConfigError, LockError, StorageError
+from megamask.storage import durable
+
+OPERATIONS = ["write", "make", "rename", "sync"]
+
+
+def weights(step: int) -> dict[str, torch.Tensor]:
+    return {"weights/a": torch.full((5,), float(step)), "exp_avg/a": torch.full((5,), step / 3)}
+
+
+def holds(run: RunFolder, step: int) -> bool:
+    return torch.equal(read_weights(run.path, step)["a"], weights(step)["weights/a"])
+
+
+def test_the_newest_stay_counted_as_numbers(run):
+    for step in (8, 9, 10, 99, 100):
+        line = publish(run, step, weights(step), {}, keep=2)
+        assert line.startswith(f"checkpoint {step} durable")
+        assert run.latest.read_text() == f"step-{step}\n"
+    assert run.steps() == [100, 99]
+    assert holds(run, 99) and holds(run, 100)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-100", "step-99"]
+
+
+def retained(run: RunFolder, monkeypatch) -> bool:
+    """Whether the two newest are kept when numbers grow longer, the clock goes back and all files are of one time."""
+    strange = RunFolder(run.path, run.launch)
+    publish(strange, 20_000, weights(20_000), {})  # a higher number than this launch will come to
+    for number, step in enumerate((9_700, 9_800, 9_900, 10_000, 10_100)):
+        monkeypatch.setattr(time, "time", lambda number=number: 1e9 - 1e6 * number)
+        publish(run, step, weights(step), {}, keep=2)
+        for each in run.steps():
+            os.utime(run.checkpoint(each), (1, 1) if number % 2 else (10**9 - each, 10**9 - each))
+        kept = [9_700, 9_800, 9_900, 10_000, 10_100][max(0, number - 1) : number + 1]
+        if not all(run.checkpoint(each).is_dir() and holds(run, each) for each in kept):
+            return False
+    return run.steps() == [20_000, 10_100, 10_000]
+
+
+def test_the_newest_stay_whatever_clocks_and_strangers_say(run, monkeypatch):
+    assert retained(run, monkeypatch)
+
+
+def _by_text(run):
+    return sorted(run_steps(run), key=str, reverse=True)
+
+
+def _by_time(run):
+    return sorted(run_steps(run), key=lambda step: run.checkpoint(step).stat().st_mtime, reverse=True)
+
+
+run_steps = RunFolder.steps
+
+
+@pytest.mark.parametrize("order", [_by_text, _by_time])
+def test_another_order_would_lose_them(run, monkeypatch, order):
+    monkeypatch.setattr(RunFolder, "steps", order)
+    assert not retained(run, monkeypatch)
+
+
+def test_leftovers_of_a_save_do_not_hinder_the_same_save(run):
+    publish(run, 1, weights(1), {})
+    publish(run, 2, weights(2), {})
+    for name in (f".tmp-step-3-{run.launch}", f".trash-step-1-{run.launch}", "step-3"):
+        (run.checkpoints / name).mkdir()
+        (run.checkpoints / name / "rank-00000.safetensors").write_bytes(b"half")
+    shutil.copy(run.checkpoint(2) / "MANIFEST.json", run.checkpoint(3))  # without the files that it names
+    run.checkpoint(1).chmod(0o555)
+    run.latest.write_text("")
+    publish(run, 3, weights(3), {}, keep=2)
+    assert holds(run, 3) and holds(run, 2)
+    publish(run, 4, weights(4), {}, keep=2)
+    assert run.steps() == [4, 3]
+
+
+def test_a_lock_that_cannot_be_read_is_not_lost(run, monkeypatch):
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    publish(run, 1, weights(1), {})
+    monkeypatch.setattr(durable, "holds", stale)
+    with pytest.raises(StorageError, match="Stale file handle"):
+        publish(run, 2, weights(2), {})
+    monkeypatch.undo()
+    publish(run, 2, weights(2), {})
+    run.lock.unlink()
+    with pytest.raises(LockError, match="taken over by another launch"):
+        publish(run, 3, weights(3), {})
+    assert run.steps() == [2, 1]
+
+
+def test_fewer_than_two_are_refused(run):
+    with pytest.raises(ConfigError, match="`keep` must be at least 2"):
+        publish(run, 1, weights(1), {}, keep=1)
+
+
+def test_a_damaged_folder_does_not_count_as_kept(run):
+    publish(run, 1, weights(1), {}, keep=2)
+    publish(run, 2, weights(2), {}, keep=2)
+    (run.checkpoint(2) / "state.json").unlink()
+    publish(run, 3, weights(3), {}, keep=2)
+    assert holds(run, 1) and holds(run, 3)
+
+
+def test_the_same_step_twice_is_saved_once(run):
+    publish(run, 4, weights(4), {})
+    before = (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns
+    assert "durable already" in publish(run, 4, weights(4), {})
+    assert (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns == before
+
+
+def test_a_leftover_without_manifest_is_set_aside(run):
+    run.checkpoint(4).mkdir()
+    (run.checkpoint(4) / "rank-00000.safetensors").write_bytes(b"half")
+    publish(run, 4, weights(4), {})
+    assert holds(run, 4)
+    assert [p.read_bytes() for p in run.checkpoints.glob(".bad-step-4-*/*")] == [b"half"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_storage_that_fails_costs_no_older_checkpoint(run, monkeypatch, operation, number):
+    """Each operation in turn fails, the first time it is called, the second, and so on until none is left to fail."""
+    publish(run, 1, weights(1), {})
+    step, failed, act = 2, 0, getattr(durable, operation)
+    for nth in range(20):
+        calls = 0
+
+        def fail(*given, nth=nth):
+            nonlocal calls
+            calls += 1
+            if calls == nth + 1:
+                if operation == "write":
+                    act(given[0], [b"half"])
+                raise OSError(number, "the disk says no", str(given[0]))
+            return act(*given)
+
+        monkeypatch.setattr(durable, operation, fail)
+        try:
+            line = publish(run, step, weights(step), {}, keep=2)
+        except StorageError as error:
+            failed += 1
+            assert "the disk says no" in str(error) and "bytes are free" in str(error)
+            assert not list(run.checkpoints.glob(".tmp-*"))
+            if not run.checkpoint(step).exists():  # else the fault came after the rename and all is there
+                assert holds(run, step - 1)
+        else:
+            assert ("the disk says no" in line) == (calls > nth)  # after the acknowledgement: a remark
+        monkeypatch.undo()
+        publish(run, step, weights(step), {}, keep=2)  # the next save works
+        assert holds(run, step) and holds(run, step - 1)
+        step += 1
+        if calls <= nth:
+            break
+    else:
+        raise AssertionError("the operation never stopped failing")
+    assert failed > 0
+
+
+def test_a_program_error_is_no_storage_error(run):
+    with pytest.raises(RuntimeError, match="Rank 0 could not save checkpoint 1: KeyError"):
+        publish(run, 1, {"weights/a": torch.zeros(2, dtype=torch.complex64)}, {})
+    assert list(run.checkpoints.iterdir()) == []
+
+
+def test_a_launch_that_was_taken_over_publishes_nothing(run):
+    publish(run, 1, weights(1), {})
+    run.lock.write_text('{"launch": "another"}')
+    with pytest.raises(LockError, match="taken over by another launch"):
+        publish(run, 2, weights(2), {})
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step-1"]
+    assert verify(run.checkpoint(1)).step == 1

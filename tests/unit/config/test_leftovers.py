@@ -1,0 +1,104 @@
+"""Settings that have no effect: refused where somebody typed them, left out with a line where a recipe made them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megamask.config.cli import parse
+from megamask.config.leftovers import leave_out, typed
+from megamask.config.pretrain_config import PretrainConfig, as_dict, check, override, problems, tied
+from megamask.config.recipes import named
+from megamask.errors import ConfigError, Removable
+from megamask.storage.dotted import flatten
+
+CHANGES = [  # a recipe, what is typed on top, and what the recipe made that then has no effect
+    ("small", {"optimizer.kind": "adamw"}, {"optimizer.muon_rate"}),
+    ("bert", {"optimizer.kind": "muon"}, {"optimizer.clip"}),
+    ("tiny", {"model.preset": "bert"}, {"model.global_every", "model.local_window"}),
+    ("tiny", {"model.global_every": 1}, {"model.local_window"}),
+    ("mrd-linear", {"masking.ratio.kind": "constant", "masking.ratio.start": 0.2}, {"masking.ratio.end"}),
+    ("frequency", {"masking.explore.kind": "linear"}, {"masking.explore.at", "masking.explore.until"}),
+    (
+        "entropy-self-probe", {"masking.score": "uniform"},
+        {"entropy.source", "entropy.audit.every"} | {f"masking.explore.{part}" for part in ("end", "at", "until")},
+    ),
+    ("entropy-self-probe", {"entropy.source": "exact"}, {"entropy.audit.every"}),
+    ("mae-lm", {"objective.kind": "mlm"}, {"objective.decoder.positions"}),
+    ("entropy-kd-after-init", {"distill.weight.end": 0.0}, set()),
+]  # fmt: skip
+
+
+def laid_over(recipe: str, values: dict) -> PretrainConfig:
+    """``recipe`` with values by their dotted names."""
+    nested: dict = {}
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        table = nested
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[last] = value
+    return override(named(recipe), nested, "test")
+
+
+def removable(config: PretrainConfig) -> list[str]:
+    return [problem.name for problem in problems(config) if isinstance(problem, Removable)]
+
+
+@pytest.mark.parametrize(("recipe", "values", "expected"), CHANGES)
+def test_what_a_recipe_made_without_effect_is_left_out_with_a_line_and_nothing_else(recipe, values, expected) -> None:
+    config = laid_over(recipe, values)
+    left, lines = leave_out(config, set(values), recipe)
+    before, after = flatten(as_dict(config)), flatten(as_dict(left))
+    changed = {name for name in before if before[name] != after[name]}
+    assert expected <= changed and (expected or not changed)
+    assert not changed & set(values)
+    assert not removable(left)
+    for name in changed:
+        (line,) = (line for line in lines if line.startswith(f"`{name}` "))
+        assert repr(before[name]) in line and repr(recipe) in line
+    assert leave_out(left, set(values), recipe) == (left, [])
+
+
+@pytest.mark.parametrize(("recipe", "values", "expected"), CHANGES)
+def test_what_somebody_typed_stays_and_is_refused(recipe, values, expected) -> None:
+    config = laid_over(recipe, values)
+    left, lines = leave_out(config, set(flatten(as_dict(config))), recipe)
+    assert left == config and lines == []
+    assert bool(removable(config)) == bool(expected)
+
+
+def test_every_recipe_is_as_it_was() -> None:
+    for recipe in ("tiny", "bert", "mrd-ptw", "entropy-kd-after-init", "mae-lm"):
+        assert leave_out(named(recipe), set(), recipe) == (named(recipe), [])
+
+
+def test_flags_and_files_are_typed_and_what_a_run_recorded_is_not(tmp_path: Path) -> None:
+    config = named("small")
+    flags = ["--optimizer.kind", "adamw", "--optimizer.muon-rate=10", "--no-export", "--masking.entropy.no-standardise"]
+    names = {"optimizer.kind", "optimizer.muon_rate", "export", "masking.entropy.standardise"}
+    assert typed(config, flags, {}) == names
+    assert typed(config, [], {"optimizer": {"muon_rate": 3.0}, "steps": 4}) == {"optimizer.muon_rate", "steps"}
+    record = as_dict(config) | {"deepspeed": {}, "text": "hash"}
+    assert typed(config, [], record) == set()
+    adamw = ["--optimizer.kind", "adamw"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "mine.json").write_text('{"optimizer": {"muon_rate": 3.0}}')
+    asked = parse(["--recipe", "small", *adamw])
+    assert check(asked.run, None, 1) == {}
+    (line,) = asked.notes
+    assert line.startswith("`optimizer.muon_rate` 10.0 of the recipe 'small' is left out")
+    assert parse(["--config", str(tmp_path / "run.json"), *adamw]).run.optimizer == asked.run.optimizer
+    for more in (["--config", str(tmp_path / "mine.json")], ["--optimizer.muon-rate", "3"]):
+        refused = parse(["--recipe", "small", *adamw, *more])
+        assert refused.notes == ()
+        with pytest.raises(ConfigError, match=r"^`optimizer.muon_rate` has an effect on the kind 'muon' alone"):
+            check(refused.run, None, 1)
+
+
+def test_what_is_left_out_of_a_run_is_read_back_from_its_record() -> None:
+    left, _ = leave_out(laid_over("small", {"optimizer.kind": "adamw"}), {"optimizer.kind"}, "small")
+    record = as_dict(tied(left)) | {"deepspeed": {}, "text": "hash"}
+    assert tied(override(named("small"), record, "config.json")) == tied(left)

@@ -1,0 +1,142 @@
+"""The configuration: written and read back, laid over, and every problem found."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megamask.config.cli import show_config
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig, as_dict, check, override, read, tied
+from megamask.config.recipes import RECIPES, listed, named
+from megamask.engine.optimizer import OptimizerConfig
+from megamask.errors import ConfigError
+from megamask.model.shape import ModelConfig
+from megamask.teacher.teacher import TeacherConfig
+
+BASES = ("tiny", "bert")
+
+
+def digest(shown: str) -> str:
+    """A configuration as one word."""
+    return hashlib.sha256(shown.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_sound_and_read_back_from_what_is_shown(recipe: str, tmp_path: Path) -> None:
+    config = tied(named(recipe))
+    (tmp_path / "config.json").write_text(show_config(config))
+    found = read(tmp_path / "config.json")
+    for base in (*BASES, "entropy-kd-after-init-both"):
+        again = tied(override(named(base), found, "file"))
+        assert again == config
+        assert digest(show_config(again)) == digest(show_config(config))
+    # what is not shown would be that of the base
+    for base in BASES:
+        for name in [name for name, value in as_dict(named(base)).items() if value != found[name]]:
+            assert override(named(base), {key: found[key] for key in found if key != name}, "file") != config
+    zero1 = tmp_path / "zero1.json"
+    zero1.write_text('{"zero_optimization": {"stage": 1}}')
+    if config.distill.active or config.entropy.source == "teacher":
+        with pytest.raises(ConfigError, match=r"needs `teacher.path`"):
+            check(config, zero1, config.packs.per_step)
+        config = replace(config, teacher=TeacherConfig("a model"))
+    assert check(config, zero1, config.packs.per_step) == {"zero_optimization": {"stage": 1}}
+
+
+def test_every_recipe_says_what_it_is() -> None:
+    assert all(said.endswith(".") and len(said.split()) > 5 for said in listed().values())
+
+
+def test_the_document_of_the_recipes_has_every_one_and_no_other() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    described = set(re.findall(r"^\| `([a-z][a-z0-9-]*)` \|", document, re.MULTILINE))
+    assert described == {name.partition("[")[0] for name in listed()}
+
+
+@settings(max_examples=20)  # each builds the whole schema
+@given(st.integers(1, 10**6), st.floats(1e-6, 1), st.sampled_from(["token", "word", "span"]))
+def test_what_a_file_says_is_laid_over_and_the_rest_stays(steps: int, peak: float, unit: str) -> None:
+    values = {"steps": steps, "optimizer": {"rate": {"peak": peak}}, "masking": {"unit": unit}}
+    base = named("span")
+    found = override(base, values, "file")
+    assert (found.steps, found.optimizer.rate.peak, found.masking.unit) == (steps, peak, unit)
+    back = {"steps": base.steps, "optimizer": {"rate": {"peak": base.optimizer.rate.peak}}, "masking": {"unit": "span"}}
+    assert override(found, back, "file") == base
+
+
+def test_yaml_is_read_like_json(tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_text("steps: 7\ninit: null\noptimizer:\n  rate: {kind: wsd, peak: 1e-4}\n")
+    found = override(PretrainConfig(), read(tmp_path / "some.yaml"), "some.yaml")
+    assert (found.steps, found.init, found.optimizer.rate.kind, found.optimizer.rate.peak) == (7, None, "wsd", 1e-4)
+
+
+def test_a_recorded_run_has_more_than_settings_and_no_other_file_may() -> None:
+    base = PretrainConfig()
+    recorded = as_dict(replace(base, seed=5)) | {"deepspeed": {}, "text": "hash"}
+    assert override(base, recorded, "config.json").seed == 5
+    for name in ("deepspeed", "text"):
+        with pytest.raises(ConfigError, match=f"`{name}` is not known"):
+            override(base, {name: "x"}, "file")
+
+
+def test_every_unknown_key_and_wrong_type_is_named() -> None:
+    wrong = {"stepz": 1, "model": {"widht": 2, "size": "vast"}, "packs": 3, "seed": "x"}
+    with pytest.raises(ConfigError) as caught:
+        override(PretrainConfig(), wrong, "file")
+    assert len(caught.value.problems) == 5
+    for name in ("`stepz`", "`model.widht`", "`model.size`", "`packs`", "`seed`"):
+        assert name in str(caught.value)
+    assert all("`file`" in problem for problem in caught.value.problems)
+
+
+def test_a_truth_value_is_no_number() -> None:
+    with pytest.raises(ConfigError, match=r"`packs.tokens` in `file`: Input should be a valid integer, but is True"):
+        override(PretrainConfig(), {"packs": {"tokens": True}, "export": False}, "file")
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_packs_are_shared_evenly_or_not_at_all(world: int) -> None:
+    for per_step in range(1, 13):
+        config = PretrainConfig(packs=PacksConfig(256, 64, per_step))
+        if per_step % world:
+            fitting = ", ".join(str(ranks) for ranks in range(1, 13) if per_step % ranks == 0)
+            with pytest.raises(ConfigError, match=rf"of the number of ranks .* ranks that fits \({fitting}\)\."):
+                check(config, None, world)
+        else:
+            assert check(config, None, world) == {}
+
+
+def test_sequences_must_fit_the_positions() -> None:
+    fits = PretrainConfig(packs=PacksConfig(1024, 512, 1), model=ModelConfig("bert"))
+    assert check(fits, None, 1) == {}
+    with pytest.raises(ConfigError, match=r"`packs.length` must be at most .*512.*, but is 513"):
+        check(replace(fits, packs=PacksConfig(1024, 513, 1)), None, 1)
+    longer = replace(fits, packs=PacksConfig(1024, 513, 1), model=ModelConfig("bert", max_positions=513))
+    assert check(longer, None, 1) == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"packs": PacksConfig(256, 4)}, "packs.length"),
+        ({"packs": PacksConfig(32, 64)}, "packs.tokens"),
+        ({"packs": PacksConfig(256, 64, 0)}, "packs.per_step"),
+        ({"model": ModelConfig(hidden_size=100)}, "model.hidden_size"),
+        ({"optimizer": OptimizerConfig(eps=0)}, "optimizer.eps"),
+        ({"init": Path("nowhere")}, "init"),
+    ],
+)
+def test_each_problem_is_found(changed: dict, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(replace(named("tiny"), **changed), None, 1)
+    assert len(caught.value.problems) == 1
+    assert f"`{name}`" in str(caught.value)

@@ -1,0 +1,66 @@
+"""Sentences of the held-out text, and words hidden in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megamask.data.excerpts import excerpts, questions
+from megamask.data.prepare import PrepareConfig, prepare
+from megamask.data.shards import Shards
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, load
+from megamask.data.tokenizer_training import train
+from megamask.hf import fill_mask
+
+ENGLISH = "The river froze early. Nobody crossed the {} before noon, and the ferry stayed where it was."
+RUSSIAN = "Старик чинил сети. Никто не видел {} раньше полудня, и паром стоял на месте весь день."
+CHINESE = "老人在海边修补渔网。没有人在中午以前看见第{}条船，渡船整天都停在原处。"  # noqa: RUF001
+NUMBERS = ("first", "second", "third", "bridge", "harbour", "market", "garden", "window")
+
+
+@pytest.fixture(scope="module", params=[ENGLISH, RUSSIAN, CHINESE], ids=["English", "Russian", "Chinese"])
+def text(request, tmp_path_factory) -> Shards:
+    """The held-out split of 80 documents in a language."""
+    folder = tmp_path_factory.mktemp("text")
+    documents = [request.param.format(f"{word}{number}") for number in range(10) for word in NUMBERS]
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+    (folder / "text.jsonl").write_text(lines)
+    config = PrepareConfig((str(folder / "text.jsonl"),), folder / "shards", valid_share=0.3, workers=1, vocab_size=400)
+    return Shards.open(prepare(config), "valid")
+
+
+def test_excerpts_are_held_out_text_without_special_tokens(text):
+    tokenizer = load(text.folder / TOKENIZER)
+    found = excerpts(text, tokenizer, 5)
+    assert len(found) == 5
+    stream = tokenizer.decode(text.parts[0])
+    for excerpt in found:
+        assert excerpt in stream and "[" not in excerpt
+
+
+def test_a_word_of_the_text_itself_is_hidden(text):
+    tokenizer = load(text.folder / TOKENIZER)
+    held_out = excerpts(text, tokenizer, 8)
+    found = questions(held_out, tokenizer, 3)
+    assert len(found) == 3
+    for question in found:
+        assert question.sentence.count("[MASK]") == 1
+        assert question.answer.isalpha()
+        whole = question.sentence.replace("[MASK]", question.answer)
+        assert any(whole in excerpt for excerpt in held_out)
+
+
+def test_what_names_a_role_or_has_no_word_is_not_asked(text):
+    tokenizer = load(text.folder / TOKENIZER)
+    assert not questions(["a b c [MASK] d e f g.", "1 2 3 4 5 6 7 8 9.", "...", ""], tokenizer)
+
+
+def test_tokens_that_show_nothing_are_shown_as_the_vocabulary_has_them(tmp_path: Path):
+    trained: Tokenizer = train("bpe", ["some words\n\nand\ta few more of them"] * 20, size=300)
+    trained.save(tmp_path)
+    tokenizer = fill_mask.library.load_tokenizer(tmp_path)
+    known = trained.backend.get_vocab(with_added_tokens=True)
+    shown = {name: fill_mask._shown(tokenizer, known[name]) for name in ("Ġ", "Ċ", "ĉ", "Ã", "s")}
+    assert shown == {"Ġ": "'Ġ'", "Ċ": "'Ċ'", "ĉ": "'ĉ'", "Ã": "'Ã'", "s": "s"}

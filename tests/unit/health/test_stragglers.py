@@ -1,0 +1,92 @@
+"""A rank that is slower than the others is named, and noise is not."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from megamask.engine.stopwatch import Stopwatch
+from megamask.health.stragglers import PATIENCE, Pace
+from megamask.metrics.meters import Meters, Window
+
+
+def lines(worlds: int, factors: dict[int, float], windows: int, steps: int = 1, seed: int = 0) -> list[list[str]]:
+    """What is said after each window of ``steps`` steps that take one second, give or take a tenth, on each rank."""
+    rng = random.Random(seed)
+    pace = Pace([f"node{rank // 2}" for rank in range(worlds)])
+    noisy = [
+        [factors.get(rank, 1.0) * sum(rng.gauss(1, 0.1) for _ in range(steps)) for rank in range(worlds)]
+        for _ in range(windows)
+    ]
+    return [pace(seconds) for seconds in noisy]
+
+
+@pytest.mark.parametrize("world", [2, 3, 8, 64])
+def test_a_rank_that_needs_half_as_long_again_is_named_within_fifty_steps(world: int):
+    for seed in range(20):
+        slow = seed % world
+        said = lines(world, {slow: 1.5}, windows=5, steps=10, seed=seed)
+        (line,) = [line for window in said for line in window]
+        assert line.startswith(f"Rank {slow} on node{slow // 2} is slow")
+
+
+@pytest.mark.parametrize("steps", [10, 1])
+def test_noise_of_a_tenth_is_no_slow_rank(steps: int):
+    for seed in range(5):
+        said = lines(8, {}, windows=1000 // steps, steps=steps, seed=seed)
+        assert not any(said)
+
+
+def test_a_pause_is_forgiven_and_who_has_caught_up_is_named_again():
+    pace = Pace(["a", "b", "c"])
+    even, slow = (1.0, 1.0, 1.0), (1.0, 9.0, 1.0)
+    said = [bool(pace(seconds)) for seconds in [*[slow] * (PATIENCE - 1), even, *[slow] * 5, even, *[slow] * PATIENCE]]
+    assert [at for at, told in enumerate(said) if told] == [2 * PATIENCE - 1, len(said) - 1]
+
+
+def test_half_of_the_ranks_may_be_slow_and_alone_nobody_is():
+    said = lines(4, {0: 2.0, 3: 2.0}, windows=PATIENCE, steps=10)[-1]
+    assert [line.split()[1] for line in said] == ["0", "3"]
+    assert not any(lines(1, {0: 9.0}, windows=9))
+
+
+def test_each_ranks_own_work_comes_to_all(monkeypatch):
+    """Three ranks, one after the other: what each adds to the sum is its own place in the list."""
+
+    class Loader:
+        waited = 0.0
+
+    class Engine:
+        def worked(self) -> float:
+            return 2.0
+
+    monkeypatch.setattr("megamask.runtime.ranks.world", lambda: 3)
+    mine: list[torch.Tensor] = []
+    for rank in range(3):
+        monkeypatch.setattr("megamask.runtime.ranks.rank", lambda rank=rank: rank)
+        loader = Loader()
+        meters = Meters(loader, Engine())
+        loader.waited = float(rank)
+        meters.step(1.0)
+        window = meters.take(lambda own: (mine.append(own), own)[1])
+        assert window.own == tuple(2.0 + rank if other == rank else 0.0 for other in range(3))
+    whole = Meters()
+    whole.step(1.0)
+    window: Window = whole.take(lambda own: torch.stack(mine).sum(0))
+    assert window.own == (2.0, 3.0, 4.0)
+    assert window.figures(1e-3)["slowest_rank"] == 4 / 3
+
+
+def test_a_stopwatch_adds_up_what_passes_inside_alone(monkeypatch):
+    now = iter([1.0, 3.0, 10.0, 14.0, 20.0, 21.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(2):
+        with watch:
+            pass
+    assert watch.take() == 6.0
+    with watch:
+        pass
+    assert (watch.take(), watch.take()) == (1.0, 0)

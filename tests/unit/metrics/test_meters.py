@@ -1,0 +1,197 @@
+"""Figures are what they say: counted against independent counts, and written once for each step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForMaskedLM
+
+from megamask.batch import Layout, Losses, MaskPlan, PackedBatch
+from megamask.metrics import meters as metrics
+from megamask.metrics.meters import Cost, Meters, Window, peak_flops
+
+WINDOW = Window(
+    steps=5, skipped=1, grad_norm=0.5, seconds=2.0, waited=0.1, ranks=2,
+    nll=600.0, correct=50.0, targets=100, tokens=400, pairs=40_000,
+    distill=30.0, taught=100, guided=400, entropy=800.0, spread=100.0,
+)  # fmt: skip
+
+
+def pack(lengths: list[int], padding: list[int], rng: torch.Generator) -> PackedBatch:
+    """Sequences that begin and end with a special token, then sequences of padding."""
+    every = lengths + padding
+    starts = torch.tensor([0, *every]).cumsum(0).int()
+    rows = int(starts[-1])
+    maskable = torch.ones(rows, dtype=torch.bool)
+    maskable[starts[: len(lengths)].long()] = False
+    maskable[starts[1 : len(lengths) + 1].long() - 1] = False
+    maskable[sum(lengths) :] = False
+    positions = torch.cat([torch.arange(n) for n in every]).int()
+    tokens = torch.randint(5, 50, (rows,), generator=rng)
+    return PackedBatch(0, tokens, Layout(starts, max(every), positions), maskable.clone(), maskable)
+
+
+def some_losses(targets: int, rng: torch.Generator) -> tuple[MaskPlan, Losses]:
+    rows = torch.arange(targets)
+    nll = torch.rand(targets, generator=rng)
+    plan = MaskPlan(rows, rows, rows, rows, rows[:0])
+    return plan, Losses(nll.sum().requires_grad_(), nll, nll, nll > 0.5)
+
+
+@pytest.mark.parametrize("masked", [1, 7, 32])
+def test_cost_is_what_torch_counts_in_another_implementation(masked):
+    """Hugging Face's BERT, whose head sees every row: all rows are targets there, and a head alone is subtracted."""
+    shape = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 40, "vocab_size": 64}
+    model = BertForMaskedLM(BertConfig(**shape, num_attention_heads=2, attn_implementation="eager"))
+    batch, length = 2, 32
+    tokens = torch.randint(64, (batch, length))
+    with FlopCounterMode(display=False) as counted:
+        model(tokens).logits.sum().backward()
+    head = model.cls(rows := torch.randn(batch * (length - masked), 16, requires_grad=True))
+    with FlopCounterMode(display=False) as unmasked:
+        model.cls(rows).sum().backward()
+    assert head.shape[1] == 64
+    cost = Cost.of(layers=3, width=16, inner=40, gated=False, vocab=64)
+    found = cost.training(batch * length, batch * length**2, batch * masked)
+    assert found == counted.get_total_flops() - unmasked.get_total_flops()
+
+
+def test_local_layers_cost_at_most_what_global_ones_do():
+    shape = {"layers": 6, "width": 16, "inner": 24, "gated": True, "vocab": 64}
+    everywhere = Cost.of(**shape)
+    local = Cost.of(**shape, local_layers=4, window=8)
+    assert local.training(100, 100 * 50, 10) < everywhere.training(100, 100 * 50, 10)
+    assert local.training(100, 100 * 8, 10) == everywhere.training(100, 100 * 8, 10)
+    assert local.training(100, 100 * 5, 10) == everywhere.training(100, 100 * 5, 10)
+
+
+def test_rates_leave_out_the_first_step_of_a_launch_and_sums_do_not(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    rng = torch.Generator().manual_seed(1)
+    batch = pack([20, 30], [14], rng)
+    meters = Meters()
+
+    def step(seconds: float) -> None:
+        plan, losses = some_losses(10, rng)
+        meters.add(batch, plan, losses)
+        clock[0] += seconds
+        meters.step(1.0)
+
+    step(60.0)  # compiles
+    only = meters.take()
+    assert only.steps == 1 and only.targets == 10 and only.timed.steps == 0
+    assert not {"tokens_per_second", "masked_per_second", "data_wait", "mfu"} & only.figures(1e-3).keys()
+    step(2.0)
+    assert meters.take().figures(1e-3)["tokens_per_second"] == 25.0
+
+    meters = Meters()
+    for seconds in (60.0, 2.0, 2.0):
+        step(seconds)
+    window = meters.take()
+    assert (window.steps, window.targets, window.tokens, window.seconds) == (3, 30, 150, 64.0)
+    assert (window.timed.steps, window.timed.targets, window.timed.seconds) == (2, 20, 4.0)
+    assert window.figures(1e-3)["tokens_per_second"] == 25.0
+    assert window.figures(1e-3)["train/loss"] == window.nll / 30
+
+
+def test_distillation_from_samples_has_a_name_of_its_own():
+    asked, stored = (dataclasses.replace(WINDOW, sampled=sampled).figures(1e-3) for sampled in (False, True))
+    assert asked["train/distill"] == stored["train/distill_sampled"]
+    assert "train/distill_sampled" not in asked and "train/distill" not in stored
+
+
+def test_mfu_is_one_when_a_device_does_its_peak():
+    cost = Cost.of(layers=2, width=8, inner=16, gated=True, vocab=32)
+    done = cost.training(WINDOW.tokens, WINDOW.pairs, WINDOW.targets)
+    peak = done / WINDOW.seconds / WINDOW.ranks
+    assert WINDOW.figures(1e-3, cost, peak)["mfu"] == 1.0
+    assert "mfu" not in WINDOW.figures(1e-3, cost, None)
+
+
+def test_a_stated_peak_goes_before_a_known_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert peak_flops() is None
+    assert peak_flops(5e12) == 5e12
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, peak in (("NVIDIA H200", metrics.PEAKS["H200"]), ("NVIDIA A100-SXM4-80GB", metrics.PEAKS["A100"])):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        assert peak_flops() == peak
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some Other GPU")
+    assert peak_flops() is None
+
+
+def test_meters_count_what_is_in_the_packs():
+    rng = torch.Generator().manual_seed(0)
+    meters = Meters()
+    nlls, lengths = [], []
+    for sequences, padding in (([5, 9, 3], [4, 2]), ([8], []), ([3, 3], [0, 6])):
+        plan, losses = some_losses(4, rng)
+        meters.add(pack(sequences, padding, rng), plan, losses)
+        nlls.append(losses.nll)
+        lengths += sequences
+    meters.step(2.0)
+    meters.step(math.inf, skipped=True)
+    meters.step(4.0)
+    window = meters.take(lambda own: 3 * own)  # as three ranks that say the same
+    nll = torch.cat(nlls).double()
+    assert window.nll == pytest.approx(3 * nll.sum().item(), rel=1e-12)
+    assert window.correct == 3 * (nll > 0.5).sum()
+    assert (window.targets, window.tokens) == (3 * 12, 3 * sum(lengths))
+    assert window.pairs == 3 * sum(n * n for n in lengths)
+    assert (window.steps, window.skipped, window.ranks, window.grad_norm) == (3, 1, 3, 3.0)
+    figures = window.figures(0.1)
+    assert figures["train/loss"] == pytest.approx(nll.mean().item())
+    assert figures["mask_ratio"] == 12 / sum(lengths)
+    meters.step(1.0)
+    assert meters.take().nll == 0  # and all began again
+
+
+def test_pauses_and_waiting_are_told_apart():
+    class Loader:
+        waited = 5.0
+
+    loader = Loader()
+    meters = Meters(loader)
+    began = time.perf_counter()
+    with meters.paused():
+        time.sleep(0.05)
+    paused_at_least = 0.05
+    loader.waited = 5.5
+    meters.step(1.0)
+    window = meters.take()
+    assert 0 < window.seconds <= time.perf_counter() - began - paused_at_least
+    assert window.waited == 0.5
+    meters.step(1.0)
+    assert meters.take().waited == 0
+
+
+def test_the_spread_is_that_inside_sequences_and_flat_entropies_are_told():
+    batch = pack([7, 12, 4], [9], torch.Generator().manual_seed(2))
+    plan, losses = some_losses(5, torch.Generator().manual_seed(3))
+    home, free = batch.layout.sequence, batch.maskable
+
+    def window(entropy) -> Window:
+        meters = Meters()
+        meters.add(batch, plan, losses, entropy)
+        meters.step(1.0)
+        return meters.take()
+
+    entropy = torch.rand(len(free), generator=torch.Generator().manual_seed(4)) * 5
+    found = window(entropy).figures(1e-3)
+    inside = [entropy[(home == n) & free] for n in home[free].unique()]
+    apart = torch.cat([values - values.mean() for values in inside])
+    assert found["entropy/mean"] == pytest.approx(float(entropy[free].mean()))
+    assert found["entropy/spread"] == pytest.approx(float(apart.square().mean().sqrt()))
+    assert not window(entropy).flat
+    # documents may differ as they like: masks are chosen inside each
+    assert window(home.float()).flat
+    assert "entropy/mean" not in WINDOW_WITHOUT.figures(1e-3) and not WINDOW_WITHOUT.flat
+
+
+WINDOW_WITHOUT = Window(1, 0, 1.0, 1.0, 0.0, 1, nll=1.0, correct=0.0, targets=1, tokens=2, pairs=4)

@@ -1,0 +1,79 @@
+"""bf16 or fp32: by what the device reports and its limits, alike on all ranks, said with the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megamask.runtime import precision, ranks
+from megamask.runtime.precision import LIMITS, WITHOUT_BF16, Choice, Support, common, cpu_support, lines
+
+CPU = torch.device("cpu")
+FAST, SLOW = Support(True, "it multiplies"), Support(False, "it does not multiply")
+
+
+def reports(monkeypatch: pytest.MonkeyPatch, *, onednn: bool, avx512_bf16: bool, machine: str = "x86_64") -> None:
+    """A CPU of which PyTorch reports this."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(precision.platform, "machine", lambda: machine)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("avx512_bf16", [True, False])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_a_cpu_needs_the_instructions(onednn: bool, avx512_bf16: bool, machine: str, monkeypatch) -> None:
+    reports(monkeypatch, onednn=onednn, avx512_bf16=avx512_bf16, machine=machine)
+    found = cpu_support({})
+    # oneDNN alone counts AVX-512 that lacks bf16; other processors have no AVX-512
+    assert found.bf16 == (onednn and (avx512_bf16 or machine == "aarch64"))
+    assert torch.backends.cpu.get_cpu_capability() in found.reason
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("value", [*sorted(WITHOUT_BF16), "avx2", "AVX512_CORE_BF16", "AVX512_CORE_AMX", "DEFAULT", ""])
+def test_a_limit_on_the_instructions_counts(name: str, value: str, monkeypatch) -> None:
+    reports(monkeypatch, onednn=True, avx512_bf16=True)
+    found = cpu_support({name: value})
+    assert found.bf16 == (value.upper() not in WITHOUT_BF16)
+    assert (f"{name}={value}" in found.reason) == (not found.bf16)
+
+
+@pytest.mark.parametrize(("capability", "bf16"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_needs_compute_capability_8(capability: tuple[int, int], bf16: bool, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
+    found = precision.support(torch.device("cuda", 0))
+    assert found.bf16 == bf16
+    assert "A card" in found.reason and ".".join(map(str, capability)) in found.reason
+
+
+def test_all_ranks_take_what_all_of_them_have(monkeypatch) -> None:
+    monkeypatch.setattr(ranks, "gather", lambda mine: [FAST, SLOW, FAST, SLOW])
+    assert not common().bf16
+    assert "rank 1 it does not multiply (2 of 4 ranks)" in common().reason
+    monkeypatch.setattr(ranks, "gather", lambda mine: [FAST, FAST])
+    assert common() == FAST
+    monkeypatch.setattr(ranks, "gather", lambda mine: [mine])
+    assert common() == precision.support(ranks.device())
+
+
+@pytest.mark.parametrize("support", [FAST, SLOW])
+@pytest.mark.parametrize("asked", ["auto", "bf16", "fp32"])
+def test_only_an_order_for_bf16_where_it_is_slow_is_warned_of(asked, support: Support) -> None:
+    choice = Choice("`some.setting`", asked, support)
+    assert choice.precision == {"auto": "bf16" if support.bf16 else "fp32"}.get(asked, asked)
+    said = lines(choice)
+    assert choice.precision in said[0]
+    assert (support.reason if asked == "auto" else "some.setting") in said[0]
+    warned = asked == "bf16" and not support.bf16
+    assert len(said) == 1 + warned
+    if warned:
+        assert all(part in said[1] for part in (support.reason, "`some.setting`", "'auto'"))
+
+
+def test_one_warning_names_all_that_order_it() -> None:
+    said = lines(Choice("`one`", "bf16", SLOW), Choice("`two`", "bf16", SLOW))
+    assert len(said) == 2 and "`one` and `two`" in said[1]
+    said = lines(Choice("`one`", "auto", SLOW), Choice("`two`", "bf16", SLOW))
+    assert len(said) == 2 and "`one`" not in said[1]

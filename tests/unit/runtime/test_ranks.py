@@ -1,0 +1,95 @@
+"""Who am I: what each launcher tells a process, and what one process says without any."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from megamask.runtime import ranks
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SLURM = {
+    "SLURM_JOB_ID": "20007",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7",
+}
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch):
+    """What `ranks.environment` makes of exactly these variables."""
+    for name in list(os.environ):
+        if name in NAMES or name.startswith("SLURM"):
+            monkeypatch.delenv(name)
+
+    def tell(**variables: str) -> dict[str, str]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return ranks.environment()
+
+    return tell
+
+
+def test_one_process_without_a_launcher(told) -> None:
+    assert told() == {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    assert ranks.is_main()
+    assert (ranks.rank(), ranks.world()) == (0, 1)
+
+
+def test_torchrun(told) -> None:
+    said = {
+        "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400",
+    }  # fmt: skip
+    assert told(**said) == said
+    assert not ranks.is_main()
+
+
+def test_the_deepspeed_launcher_has_another_name_for_the_ranks_of_a_node(told) -> None:
+    said = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    assert told(**said, LOCAL_SIZE="2") == said | {"LOCAL_WORLD_SIZE": "2"}
+
+
+def test_srun(told) -> None:
+    found = told(**SLURM)
+    assert found == {
+        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": str(12000 + 20007 % 20000),
+    }  # fmt: skip
+    chosen = told(MASTER_ADDR="node1", MASTER_PORT="4321")
+    assert (chosen["MASTER_ADDR"], chosen["MASTER_PORT"]) == ("node1", "4321")
+
+
+def test_a_launcher_inside_of_a_slurm_job_wins(told) -> None:
+    found = told(**SLURM, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0")
+    assert (found["RANK"], found["WORLD_SIZE"]) == ("0", "2")
+
+
+def test_python_in_a_slurm_batch_script_is_one_process(told) -> None:
+    """There the job has tasks, but this process is no step of it."""
+    batch = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
+    assert told(**batch)["WORLD_SIZE"] == "1"
+
+
+@pytest.mark.parametrize("job", [0, 1, 19_999, 20_000, 4_294_967_295])
+def test_the_port_of_a_job_lies_below_the_ephemeral_ones(told, job: int) -> None:
+    assert 12_000 <= int(told(**SLURM | {"SLURM_JOB_ID": str(job)})["MASTER_PORT"]) < 32_768
+
+
+def test_alone_everything_is_what_one_process_says(told) -> None:
+    told()
+    values = torch.tensor([1.0, 2.0])
+    for found in (ranks.sum(values), ranks.maximum(values)):
+        assert torch.equal(found, values)
+        assert found is not values
+    assert ranks.gather("word") == ["word"]
+    assert ranks.by_main(lambda: 7) == 7
+    with pytest.raises(ValueError, match="why"):
+        ranks.by_main(lambda: (_ for _ in ()).throw(ValueError("why")))
+    ranks.barrier()

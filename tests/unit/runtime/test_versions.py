@@ -1,0 +1,54 @@
+"""An old PyTorch is refused before anything is read, in words."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from megamask import pretrain
+from megamask.errors import ConfigError
+from megamask.runtime import versions
+from tools import annotate_entropy, annotate_targets, convert_from_hf, convert_to_hf
+
+ROOT = Path(__file__).parent.parent.parent
+NOWHERE = "/nowhere/at/all"
+
+
+@pytest.mark.parametrize("version", ["2.11.0", "2.11.0+cu128", "2.13.1", "2.14.0.dev20261101", "3.0"])
+def test_a_new_one_is_taken(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "version", lambda name: version)
+    versions.check()
+
+
+@pytest.mark.parametrize("version", ["2.10.2", "2.9.1+cpu", "2.2", "1.13.1", "", "strange"])
+def test_an_old_or_unknown_one_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "version", lambda name: version)
+    with pytest.raises(ConfigError, match=r"PyTorch must be 2\.11 or newer, but is "):
+        versions.check()
+
+
+def test_it_is_what_an_installer_is_told() -> None:
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    oldest = ".".join(map(str, versions.OLDEST))
+    (said,) = (one for one in asked if one.startswith("torch>"))
+    assert said.startswith(f"torch>={oldest},")
+    assert versions.OLDEST >= (2, 10), "CVE-2026-24747"
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (pretrain.main, ["--teacher.path", NOWHERE]),
+        (convert_to_hf.main, ["--run", NOWHERE, "--output", NOWHERE]),
+        (convert_from_hf.main, ["--model", NOWHERE, "--output", NOWHERE]),
+        (annotate_entropy.main, ["--data", NOWHERE, "--teacher", NOWHERE]),
+        (annotate_targets.main, ["--teacher.path", NOWHERE]),
+    ],
+    ids=lambda value: getattr(value, "__module__", ""),
+)
+def test_commands_look_at_it_first(main, arguments, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(versions, "version", lambda name: "2.9.1")
+    assert main(arguments) == ConfigError.exit_code
+    assert capsys.readouterr().err.startswith("PyTorch must be 2.11 or newer, but is 2.9.1.")

@@ -1,0 +1,131 @@
+"""The end of a run: what cannot be written then costs no more than itself, and is said."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+
+from megamask.checkpoint.format import RunFolder
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.data.shards import Shards
+from megamask.engine.optimizer import OptimizerConfig
+from megamask.errors import CheckpointError, DataError, MegamaskError, StorageError
+from megamask.hf import Exported
+from megamask.hf.lazy_transformers import Unloadable
+from megamask.model.shape import EncoderShape, ModelConfig
+from megamask.runtime import ranks
+from megamask.training import summary
+from megamask.training.summary import describe, ending
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+Kind = TypeVar("Kind")
+
+
+def bare(kind: type[Kind], **given: object) -> Kind:
+    """What passes for a ``kind`` and has no more than is given."""
+    found = object.__new__(kind)
+    vars(found).update(given)
+    return found
+
+
+def fails(error: Exception):
+    def act(*_: object, **__: object) -> Exported:
+        raise error
+
+    return act
+
+
+@pytest.fixture
+def end(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    """``end(curve=..., export=..., show=...)``: the ending of a run in which these functions are others."""
+    done: list[Path] = []
+
+    def export(_: Path, output: Path, **__: object) -> Exported:
+        done.append(output)
+        return Exported(0.0)
+
+    acts = {"plot_curve": lambda *_: None, "export": export}
+    acts |= {"_show": lambda *_: None}
+
+    def act(**others: object) -> list[Path]:
+        for name, other in (acts | others).items():
+            monkeypatch.setattr(summary, name, other)
+        ending(run, replace(PretrainConfig(), export=True), bare(Shards))
+        return done
+
+    return act
+
+
+def test_a_curve_that_cannot_be_drawn_is_a_remark_and_the_model_is_exported(end, run, capsys) -> None:
+    assert end(plot_curve=fails(FULL)) == [run.export]
+    told = capsys.readouterr().out
+    assert f"could not draw {run.path / 'curve.png'}: No space left on device" in told and "bytes are free" in told
+
+
+@pytest.mark.parametrize("error", [FULL, OSError("no file named config.json"), StorageError("It cannot be written.")])
+def test_a_model_that_cannot_be_written_is_a_sentence_with_code_7(end, run, error: Exception) -> None:
+    with pytest.raises(StorageError, match=r"its checkpoints stand.*the same command exports it") as found:
+        end(export=fails(error))
+    assert found.value.exit_code == 7
+    assert (getattr(error, "strerror", None) or str(error)) in str(found.value)
+
+
+@pytest.mark.parametrize("error", [CheckpointError("It differs."), Unloadable(Path("there"), "no"), DataError("Text.")])
+def test_a_model_that_must_not_be_written_keeps_its_code_and_says_that_the_run_is_finished(end, error) -> None:
+    with pytest.raises(MegamaskError, match=r"its checkpoints stand.*not exported: .*the same command exports it") as e:
+        end(export=fails(error))
+    assert e.value.exit_code == error.exit_code and str(error) in str(e.value)
+
+
+def test_words_that_nobody_can_see_cost_nothing(end, run, monkeypatch) -> None:
+    class Gone:
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+        flush = write
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    assert end() == [run.export]
+
+
+def test_a_model_that_cannot_be_asked_is_exported(end, run, capsys) -> None:
+    assert end(_show=fails(OSError(errno.EIO, os.strerror(errno.EIO)))) == [run.export]
+    assert "could not be asked to fill in a [MASK]: [Errno 5] Input/output error" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_described_is_a_sentence_with_code_7(run, tmp_path) -> None:
+    shape = bare(EncoderShape, save=lambda folder: None)
+    with pytest.raises(StorageError, match=r"could not describe the run"):
+        describe(run, shape, bare(Shards, folder=tmp_path / "nowhere"))
+    with pytest.raises(StorageError, match=r"could not describe the run: No space left on device"):
+        describe(run, bare(EncoderShape, save=fails(FULL)), bare(Shards, folder=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_STEP_ID"])
+def test_the_first_line_explains_a_launchers_lines(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for known in ("RANK", "SLURM_STEP_ID"):
+        monkeypatch.delenv(known, raising=False)
+    assert "launcher" not in summary.first_line("tiny", Path("runs/tiny"))
+    monkeypatch.setenv(name, "0")
+    assert "are from the launcher" in summary.first_line("tiny", Path("runs/tiny"))
+
+
+def test_what_is_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    muon, adamw = OptimizerConfig("muon", clip=0.0), OptimizerConfig()
+    for device, optimizer, compiled, words in (
+        ("cpu", muon, False, []),
+        ("cpu", muon, True, ["layers"]),
+        ("cuda", muon, False, ["Muon"]),
+        ("cuda", adamw, False, []),
+        ("cuda", muon, True, ["layers", "Muon"]),
+    ):
+        monkeypatch.setattr(ranks, "device", lambda device=device: torch.device(device))
+        config = PretrainConfig(optimizer=optimizer, model=ModelConfig(compile=compiled))
+        said = " ".join(summary.compiling(config))
+        assert [word for word in ("layers", "Muon") if word in said] == words

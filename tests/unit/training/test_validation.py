@@ -1,0 +1,127 @@
+"""Validation is a plain mean over the masked tokens of the held-out packs, however the ranks share them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.masking.masker import EVALUATION, Masker
+from megamask.masking.rng import PackRng
+from megamask.objectives.mlm import MLM
+from megamask.runtime import ranks
+from megamask.training import validation
+from megamask.training.validation import SEED, Validation, unigram_nll, validate
+from tests.batches import IDS, pack
+from tests.tolerances import TOLERANCES
+from tests.unit.model.models import objective
+
+
+@dataclass
+class Bare:
+    """A model without an engine."""
+
+    model: MLM
+    asked: int = 0
+
+    def evaluate(self, batch: PackedBatch, plan: MaskPlan) -> Losses:
+        self.asked += 1
+        with torch.no_grad():
+            return self.model(batch, plan)
+
+
+class HeldOut:
+    """Packs of uneven sequences."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, number: int) -> PackedBatch:
+        assert 0 <= number < self.count
+        return pack([20 + number, 30 - number, 14], number=number, seed=number)
+
+
+COUNTS = torch.arange(IDS.size)
+GUESS = unigram_nll(COUNTS)
+
+
+def by_hand(model: MLM, count: int) -> Validation:
+    """Token by token."""
+    nll, hits, guess, lucky = [], [], [], []
+    for number in range(count):
+        batch = HeldOut(count).batch(number)
+        plan = Masker(EVALUATION, IDS)(batch, progress=0.0, rng=PackRng(SEED, number, "validate"))
+        assert (plan.inputs[plan.targets] == IDS.mask).all()
+        assert len(plan.targets) == round(0.15 * batch.layout.rows)
+        with torch.no_grad():
+            logits = model.head.logits(model.represent(batch, plan))
+        for row, label in zip(logits, plan.labels.tolist(), strict=True):
+            nll.append(-row.log_softmax(0)[label].item())
+            hits.append(row.argmax().item() == label)
+            share = (COUNTS[label].item() + 1) / (COUNTS.sum().item() + IDS.size)
+            guess.append(-math.log(share))
+            lucky.append(label == IDS.size - 1)  # the most frequent token
+    found = len(nll)
+    return Validation(sum(nll) / found, sum(hits) / found, sum(guess) / found, sum(lucky) / found, found)
+
+
+def close(found: Validation, expected: Validation) -> bool:
+    relative, absolute = TOLERANCES[torch.float64]
+    return all(vars(found)[key] == pytest.approx(value, relative, absolute) for key, value in vars(expected).items())
+
+
+def test_one_rank_is_the_mean_by_hand() -> None:
+    model = objective("modern")
+    assert close(validate(Bare(model), HeldOut(5), 5, IDS, GUESS), by_hand(model, 5))
+
+
+def test_as_many_packs_as_asked_for_or_all() -> None:
+    model = objective("bert")
+    assert validate(Bare(model), HeldOut(5), 3, IDS, GUESS) == validate(Bare(model), HeldOut(3), 3, IDS, GUESS)
+    assert validate(Bare(model), HeldOut(3), 99, IDS, GUESS) == validate(Bare(model), HeldOut(3), 3, IDS, GUESS)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 7])
+def test_ranks_share_the_packs_and_run_alike(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank is simulated in turn; what they would add up is added up here."""
+    model, count = objective("modern"), 5
+    monkeypatch.setattr(ranks, "world", lambda: world)
+    parts, asked = [], []
+    for rank in range(world):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+
+        def keep(values):
+            parts.append(values)
+            return torch.ones_like(values)
+
+        monkeypatch.setattr(ranks, "sum", keep)
+        engine = Bare(model)
+        validate(engine, HeldOut(count), count, IDS, GUESS)
+        asked.append(engine.asked)
+    assert asked == [-(-count // world)] * world  # or a collective of the engine would wait for ever
+    monkeypatch.setattr(ranks, "sum", lambda values: sum(parts))
+    total = validate(Bare(model), HeldOut(count), count, IDS, GUESS)
+    assert close(total, by_hand(model, count))
+
+
+def test_the_mask_does_not_depend_on_the_run() -> None:
+    assert SEED == validation.SEED == 0
+    assert EVALUATION.corruption.mask == 1.0
+    assert EVALUATION.ratio(0.0) == EVALUATION.ratio(1.0) == 0.15
+
+
+def test_unigram_loss_by_hand() -> None:
+    found = unigram_nll(torch.tensor([0, 1, 6]))
+    expected = torch.tensor([math.log(10), math.log(5), math.log(10 / 7)], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_perplexity_is_exp_of_the_loss() -> None:
+    assert Validation(math.log(50), 0, 0, 0, 1).perplexity == pytest.approx(50)
+    assert Validation(1e4, 0, 0, 0, 1).perplexity == math.inf
