@@ -346,7 +346,7 @@ def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     samples(run, data, HOW)
-    whole = durable(tmp_path / "stored")
+    whole = files(tmp_path / "stored")
     other = dataclasses.replace(run, distill=dataclasses.replace(run.distill, stored=tmp_path / "other"))
     made, save = [], parts._save
 
@@ -362,7 +362,7 @@ def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp
     assert not (tmp_path / "other").exists()
     monkeypatch.setattr(parts, "_save", lambda work, name, *rest: made.append(name) or save(work, name, *rest))
     samples(other, data, HOW)
-    assert durable(tmp_path / "other") == whole and made.count(made[0]) == 1
+    assert files(tmp_path / "other") == whole and made.count(made[0]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "other", "stored", "teacher"]
     samples(other, data, HOW)
     assert len(made) == len(set(made))  # it is there

@@ -54,7 +54,7 @@ def test_every_recipe_says_what_it_is() -> None:
 
 
 def test_the_document_of_the_recipes_has_every_one_and_no_other() -> None:
-    document = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    document = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text()
     described = set(re.findall(r"^\| `([a-z][a-z0-9-]*)` \|", document, re.MULTILINE))
     assert described == {name.partition("[")[0] for name in listed()}
 

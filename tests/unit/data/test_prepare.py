@@ -31,7 +31,7 @@ from megamask.errors import ConfigError, DataError, StorageError
 from megamask.storage import workdir as work
 from tools import prepare_data
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_killed_and_started_again_it_gives_the_same_bytes(config, tmp_path, corp
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from megamask import prepare as p\n"
+        "from megamask.data import prepare as p\n"
         "from megamask.data import encoding as e\n"
         "e.UNIT_BYTES = 2000\n"
         "encode = e._encode_unit\n"

@@ -264,7 +264,7 @@ def test_what_the_checkpoint_holds_is_read_in_the_place_of_a_damaged_file(tmp_pa
 def test_a_file_of_which_the_length_alone_is_looked_at_would_be_read(tmp_path, monkeypatch):
     state = held(run(make(tmp_path / "cache"), 0, 4))
     path = tmp_path / "cache" / "epoch-00000.bytes"
-    monkeypatch.setattr("megamask.files.sha256", lambda path: bytes(state["hash"].tolist()).hex())
+    monkeypatch.setattr("megamask.storage.durable.sha256", lambda path: bytes(state["hash"].tolist()).hex())
     path.write_bytes(_flipped(path.read_bytes(), 77))
     again = make(tmp_path / "cache")
     again.load_state_dict(state)

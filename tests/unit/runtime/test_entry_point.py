@@ -15,13 +15,13 @@ from megamask.errors import ConfigError, DataError, LostError, StorageError
 from megamask.runtime import entry_point, versions
 from megamask.storage.workdir import processes
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SCRIPTS = [ROOT / "megamask" / "pretrain.py", *sorted((ROOT / "tools").glob("*.py"))]
 SLOW = {"torch", "transformers", "deepspeed", "datasets", "sentencepiece", "matplotlib"}
 """Libraries whose import takes long."""
 PRINTS = """
 import sys
-from megamask import entry_point
+from megamask.runtime import entry_point
 
 entry_point.begin()
 
@@ -124,7 +124,7 @@ def test_an_error_that_all_ranks_have_is_told_once(
 
 STUCK = """
 import sys, threading, time
-from megamask import entry_point
+from megamask.runtime import entry_point
 
 entry_point.begin()
 

@@ -12,7 +12,7 @@ from megamask.errors import ConfigError
 from megamask.runtime import versions
 from tools import annotate_entropy, annotate_targets, convert_from_hf, convert_to_hf
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 NOWHERE = "/nowhere/at/all"
 
 

@@ -41,7 +41,7 @@ from tests.tolerances import assert_close
 SIZES = {"num_layers": 3, "hidden_size": 32, "num_heads": 4, "intermediate_size": 48, "max_positions": 64}
 FULL = DistillConfig(Schedule(start=0.5))
 LENGTHS = [[9, 20, 3], [14, 14, 6], [25, 5]]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

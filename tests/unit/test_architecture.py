@@ -1,4 +1,4 @@
-"""The rules of the house that no library checks by itself: names, doors, and nothing that runs the code of others."""
+"""Rules of the source that no library checks by itself: names, who imports what, and nothing that runs foreign code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import grimp
 import jaxtyping
+import networkx as nx
 import pytest
 import torch
 from importlinter.cli import lint_imports
@@ -19,9 +21,9 @@ from megamask.batch import Layout
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = [*sorted((ROOT / "megamask").rglob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
-# parts of torch that one file alone may name; the doors of whole libraries are contracts of import-linter
-DOORS = {
-    "torch.distributed": {"megamask/runtime/ranks.py", "megamask/engine.py"},
+# parts of torch that only these files may name; for whole libraries import-linter has contracts
+ALLOWED_IN = {
+    "torch.distributed": {"megamask/runtime/ranks.py"},
     "torch.utils.tensorboard": {"megamask/metrics/logger.py"},
 }
 
@@ -38,9 +40,9 @@ def named(source: str) -> Iterator[str]:
             yield ast.unparse(node)
 
 
-def doors(source: str) -> set[str]:
-    """Which of the ``DOORS`` the ``source`` passes."""
-    return {door for door in DOORS for name in named(source) if f"{name}.".startswith(f"{door}.")}
+def restricted(source: str) -> set[str]:
+    """The modules of ``ALLOWED_IN`` that ``source`` names."""
+    return {module for module in ALLOWED_IN for name in named(source) if f"{name}.".startswith(f"{module}.")}
 
 
 def dangers(source: str) -> list[str]:
@@ -72,14 +74,33 @@ def test_no_name_shadows_a_library(folder: str) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_source_keeps_to_its_doors(path: Path) -> None:
+def test_restricted_modules_are_named_only_where_allowed(path: Path) -> None:
     place, source = path.relative_to(ROOT).as_posix(), path.read_text()
-    assert not [door for door in doors(source) if place not in DOORS[door]]
+    assert not [module for module in restricted(source) if place not in ALLOWED_IN[module]]
     assert not dangers(source)
 
 
-def test_floors_hold() -> None:
+def test_import_contracts_hold() -> None:
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True) == 0
+
+
+def test_packages_form_a_small_acyclic_graph() -> None:
+    """What docs/architecture.md promises of the imports, beyond the contracts."""
+    graph = grimp.build_graph("megamask", cache_dir=None)
+
+    def package(module: str) -> str:
+        return ".".join(module.split(".")[:2])
+
+    edges = {
+        (package(module), package(other))
+        for module in graph.modules - {"megamask"}
+        for other in graph.find_modules_directly_imported_by(module)
+        if package(module) != package(other)
+    }
+    modules = [path for path in (ROOT / "megamask").glob("*.py") if path.stem != "__init__"]
+    assert not list(nx.simple_cycles(nx.DiGraph(list(edges))))
+    assert len(edges) <= 150
+    assert len(modules) <= 8
 
 
 @pytest.mark.skipif(os.environ.get("MEGAMASK_CHECK_SHAPES") == "0", reason="switched off")
@@ -100,9 +121,9 @@ def test_shapes_and_types_are_checked() -> None:
         "import torch\ntorch.distributed.barrier()",
     ],
 )
-def test_every_way_through_a_door_is_seen(source: str) -> None:
-    assert doors(source) == {"torch.distributed"}
-    assert not doors(source.replace("distributed", "distributions"))
+def test_every_way_to_name_a_module_is_seen(source: str) -> None:
+    assert restricted(source) == {"torch.distributed"}
+    assert not restricted(source.replace("distributed", "distributions"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from megamask.model.head import Head
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_weights
 from megamask.teacher import frozen_lm
-from tests.unit.test_hf import saved, theirs, tokenizer
+from tests.unit.hf.test_hf import saved, theirs, tokenizer
 from tools import convert_from_hf
 
 __all__ = ["saved", "tokenizer"]
