@@ -59,7 +59,7 @@ little is lost with a kill."""
 METHOD = 1
 
 
-def entropies(config: EntropyAnnotation) -> Path:
+def store_entropies(config: EntropyAnnotation) -> Path:
     """Write the sidecar `entropy` of all splits and return the folder; do nothing if it is there.
 
     Raises ConfigError, DataError, CheckpointError.
@@ -75,17 +75,17 @@ def entropies(config: EntropyAnnotation) -> Path:
     with working.folder(config.data / f".entropy-{identity[:16]}.partial", identity, config.data) as work:
         by_shard = {shards.split: list(_entropy_parts(shards, config.length)) for shards in splits}
         every = [part for some in by_shard.values() for each in some for part in each]
-        resumable.make(every, work, partial(_entropy_worker, config), config.workers, "entropies", "token")
+        resumable.run_parts(every, work, partial(_entropy_worker, config), config.workers, "entropies", "token")
         for shards in splits:
-            joined = (resumable.joined([part.name for part in each], work) for each in by_shard[shards.split])
+            joined = (resumable.join_parts([part.name for part in each], work) for each in by_shard[shards.split])
             write_sidecar(config.data, "entropy", shards.split, joined, facts)
     return config.data
 
 
 def _decided(setting: str, asked: Setting) -> Precision:
     """The precision of the teacher on this machine, after saying why."""
-    choice = precision.here(asked, setting)
-    print(*precision.lines(choice), sep="\n", flush=True)
+    choice = precision.precision_here(asked, setting)
+    print(*precision.precision_lines(choice), sep="\n", flush=True)
     return choice.precision
 
 
@@ -96,7 +96,7 @@ def _holds(folder: Path, split: Split) -> bool:
 
 def _facts(config: EntropyAnnotation, shards: Shards) -> dict[str, Any]:
     """What is kept beside the bytes: `SidecarFacts`, and how they were made."""
-    model = frozen_lm.read(config.teacher, "teacher").fingerprint()
+    model = frozen_lm.read_masked_lm(config.teacher, "teacher").fingerprint()
     top = top_of(config.measure, shards.token_ids.size)
     said = SidecarFacts(config.signal, config.measure, top, model, config.length).record()
     how = {"passes": config.passes} if config.signal == "masked" else {}
@@ -105,7 +105,7 @@ def _facts(config: EntropyAnnotation, shards: Shards) -> dict[str, Any]:
 
 def _entropy_parts(shards: Shards, length: int) -> Iterator[list[Part]]:
     """The parts of each shard: runs of windows of its pieces, in the order of the text, numbered over all shards."""
-    by_shard = [list(index.windows(iter([pieces]), ROWS)) for pieces in index.pieces(shards, length)]
+    by_shard = [list(index.windows(iter([pieces]), ROWS)) for pieces in index.document_pieces(shards, length)]
     most = min(max(1, sum(map(len, by_shard)) // PARTS), LARGEST)
     number = 0
     for shard, some in zip(shards.names, by_shard, strict=True):
@@ -141,7 +141,7 @@ def _entropy_worker(config: EntropyAnnotation) -> Worker:
             batch, text = window_batch(shards, window, number, config.length)
             batch, text = batch.to(ranks.device()), text.to(ranks.device())
             rng = PackRng(0, number, exact.PURPOSE)
-            nats = exact.measured(ask, batch, config.signal, config.passes, ids.mask, rng)
+            nats = exact.measure_entropy(ask, batch, config.signal, config.passes, ids.mask, rng)
             codes = to_bytes(nats, top) * batch.maskable  # special tokens in the text are never masked
             found.append(codes[text].cpu().numpy())
             report(len(text) - int(batch.maskable.sum()))  # what is never asked about
@@ -176,7 +176,7 @@ def window_batch(shards: Shards, window: Pieces, number: int, length: int) -> tu
 # ---- samples of the teacher at fixed masks
 
 
-def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
+def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
     """Store what ``config.teacher`` says at the targets of a run of ``config`` into ``config.distill.stored``.
 
     ``data`` is the run's text. The run itself then names no teacher. Does nothing if the samples are there. Raises
@@ -194,12 +194,12 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
         "format": stored_targets.FORMAT, "version": stored_targets.VERSION,
         "facts": fixed_masks.facts(config, train.fingerprint),
         "packs": how.packs or len(fixed_masks.targets(config)), "draws": how.draws,
-        "model": frozen_lm.read(config.teacher.path, "teacher.path").fingerprint(),
+        "model": frozen_lm.read_masked_lm(config.teacher.path, "teacher.path").fingerprint(),
         "precision": config.teacher.precision, "method": METHOD,
     }  # fmt: skip
     manifest = json.loads(json.dumps(manifest))
     if output.exists():
-        held = {key: value for key, value in stored_targets.read_manifest(output).items() if key != "files"}
+        held = {key: value for key, value in stored_targets.read_targets_manifest(output).items() if key != "files"}
         if held != manifest:
             raise DataError(
                 f"{output} holds other samples of a teacher. Choose another `distill.stored`, or delete it."
@@ -214,13 +214,13 @@ def samples(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
             for n, numbers in enumerate(_cut(range(count), stored_targets.PART))
         ]
         worker = partial(_sample_worker, config, data, how.draws)
-        resumable.make(tasks, work, worker, how.workers, "samples", "pack", stored_targets.KINDS)
+        resumable.run_parts(tasks, work, worker, how.workers, "samples", "pack", stored_targets.KINDS)
         # the teacher's samples appear whole, by a rename
         ready = work.with_name(f".{output.name}.ready")
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
         entries = {}
-        for name in (name for n in range(len(tasks)) for name in stored_targets.names(n)):
+        for name in (name for n in range(len(tasks)) for name in stored_targets.target_file_names(n)):
             os.link(work / name, ready / name)
             entries[name] = {"bytes": (ready / name).stat().st_size, "sha256": durable.sha256(ready / name)}
         (ready / "manifest.json").write_text(json.dumps(manifest | {"files": entries}, indent=1) + "\n")
@@ -269,7 +269,9 @@ def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
             softs = teacher.targets(batches, [plan_of(batch) for batch in batches], 0.0)
             for number, soft in zip(some, softs, strict=True):
                 assert soft is not None
-                found.append(stored_targets.sample(soft, draws, PackRng(config.seed, number, stored_targets.PURPOSE)))
+                found.append(
+                    stored_targets.sample_targets(soft, draws, PackRng(config.seed, number, stored_targets.PURPOSE))
+                )
             report(len(some))
         return stored_targets.arrays(found, ids.size)
 

@@ -56,7 +56,7 @@ class NonFiniteError(MegamaskError):
     exit_code = 5
 
 
-class ReplicaError(MegamaskError):
+class WeightsDivergedError(MegamaskError):
     """Weights that should be alike on all ranks, and are not: a machine is at fault."""
 
     exit_code = 5
@@ -68,7 +68,7 @@ class HangError(MegamaskError):
     exit_code = 6
 
 
-class LostError(MegamaskError):
+class PeerLostError(MegamaskError):
     """Another rank is gone; the exit code is its own, if it left word of it, and then there is nothing to say."""
 
 

@@ -19,10 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
 from megamask.errors import REQUEUE, NonFiniteError, StorageError
-from megamask.health.stop_signals import EARLY, Stop, StoppedEarly
+from megamask.health.stop_signals import EARLY, StoppedEarly, StopRequest
 from megamask.runtime import entry_point, launch_environment
 
-STOP = Stop()
+STOP = StopRequest()
 if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
     entry_point.begin(stop_on_signals=False)
     STOP.__enter__()
@@ -37,45 +37,55 @@ if __name__ == "__main__":  # the other imports take from seconds to minutes: wh
 from megamask.batch import PackedBatch
 from megamask.checkpoint import resume as runs
 from megamask.checkpoint.format import storage_sentence
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.config import cli
 from megamask.config import pretrain_config as configuration
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data import manifest
 from megamask.engine import ds_file
-from megamask.health.loss_spikes import Verdict
+from megamask.health.loss_spikes import StepDecision
 from megamask.health.watchdog import Watchdog
 from megamask.runtime import precision, ranks
-from megamask.storage.dotted import under
+from megamask.storage.dotted import is_under
 from megamask.teacher import teacher as teachers
 from megamask.training import summary
-from megamask.training.setup import GUIDANCE, JUDGE, MASKER, Parts, build, derived, read_text, rewound, writers
+from megamask.training.setup import (
+    GUIDANCE,
+    JUDGE,
+    MASKER,
+    RunComponents,
+    build_run,
+    derived_state,
+    open_run_text,
+    rewind,
+    writers,
+)
 from megamask.training.step import take_step
 from megamask.training.validation import validate
 
 
 @entry_point.command
-def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
+def main(arguments: list[str] | None = None, stop: StopRequest | None = None) -> int:
     """Run a command line; returns the exit code, after printing the sentences of an error a user can mend.
 
     0: finished. 75: stopped as asked before the last step; the same command goes on. Others: `entry_point`.
     """
-    asked = cli.parse(arguments)
+    asked = cli.parse_command(arguments)
     if asked.list_recipes:
         print(cli.show_recipes())
         return 0
-    ds = configuration.check(asked.run, asked.deepspeed, ranks.world())
+    ds = configuration.check_config(asked.run, asked.deepspeed, ranks.world())
     configuration.check_change(asked.run, asked.change)
     if ranks.is_main():
         for line in asked.notes:
             print(line, file=sys.stderr)
     if asked.print_config:
         if asked.run.data is not None:
-            manifest.read_manifest(asked.run.data)
+            manifest.read_shard_manifest(asked.run.data)
         print(cli.show_config(asked.run))
         return 0
     try:
-        with stop or Stop() as stop:
+        with stop or StopRequest() as stop:
             finished = pretrain(asked.run, ds, asked.resume, asked.recipe, stop, asked.change)
     except StoppedEarly:
         if ranks.is_main():
@@ -85,63 +95,63 @@ def main(arguments: list[str] | None = None, stop: Stop | None = None) -> int:
 
 
 def pretrain(
-    config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: str, stop: Stop, change: Sequence[str] = ()
+    config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: str, stop: StopRequest, change: Sequence[str] = ()
 ) -> bool:
     """Train, or go on training, until somebody asks to stop, or to the end; then show what came of it, and say so."""
     if ranks.is_main():
         print(summary.first_line(recipe, config.output), flush=True)
     early = stop.early if ranks.world() == 1 else nullcontext
     with Watchdog(config.hang, stop) as watch:
-        ranks.join(watch.patience)
+        ranks.init_process_group(watch.patience)
         watch.phase("reading text")
-        text = read_text(config, stop.early)
+        text = open_run_text(config, stop.early)
         if stop.agreed():
             raise StoppedEarly
         watch.phase("opening")
-        support = precision.common()
-        weights = ds_file.choice(ds, support)
-        taught = teachers.chosen(config.teacher, support) if config.teacher.path is not None else None
+        support = precision.common_support()
+        weights = ds_file.choose_precision(ds, support)
+        taught = teachers.teacher_precision(config.teacher, support) if config.teacher.path is not None else None
         identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
-        may_differ = configuration.FREE.union(change)
+        may_differ = configuration.MAY_DIFFER_ON_RESUME.union(change)
         facts = {"precision": str(weights)} | ({"teacher precision": str(taught)} if taught else {})
         with closing(runs.open_run(config.output, identity, resume, may_differ, text.train, facts)) as start:
             watch.write_to(start.run.logs, start.run.launch)
             watch.phase("building", start.step)
             try:
                 with early():
-                    parts = build(config, ds_file.resolved(ds, support), text, start)
+                    parts = build_run(config, ds_file.resolve_auto(ds, support), text, start)
             except BaseException:  # refused, failed or stopped before the first step
                 start.withdraw()
                 raise
-            ranks.wait_for(watch.patience)
-            opening = summary.opening(config, parts.shape, text.packs, parts.engine.weights, start.step)
+            ranks.set_collective_timeout(watch.patience)
+            opening = summary.opening_lines(config, parts.shape, text.packs, parts.engine.weights, start.step)
             changed = [
                 f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
                 for name, (before, now) in start.changes.items()
-                if under(name, change)
+                if is_under(name, change)
             ]
             opening += summary.compiling(config)
-            for line in (*precision.lines(weights, taught), *start.notes, *changed, *opening):
+            for line in (*precision.precision_lines(weights, taught), *start.notes, *changed, *opening):
                 parts.log.say(line)
             if text.packs.short and start.step == 0:
                 parts.log.figures(
                     0, {"data/packs_left_out": text.packs.short, "data/tokens_left_out": text.packs.short_tokens}
                 )
-            step = train(parts, start.step, stop, watch)
+            step = train_loop(parts, start.step, stop, watch)
             finished = parts.progress.over(step)
             watch.phase("ending", step)
             parts.engine.close()
             if parts.teacher:
                 parts.teacher.close()
             if finished:
-                ranks.by_main(lambda: summary.ending(start.run, config, text.train))
+                ranks.on_rank_zero(lambda: summary.finish_run(start.run, config, text.train))
     return finished
 
 
 # ---- the loop
 
 
-def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
+def train_loop(parts: RunComponents, step: int, stop: StopRequest, watch: Watchdog) -> int:
     """Steps from ``step`` to the last, or until somebody asks to stop; returns how many steps the run has."""
     config, engine, progress = parts.config, parts.engine, parts.progress
     failures, went_back, stopping = 0, False, stop.agreed()
@@ -151,10 +161,10 @@ def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
         watch.phase("data", step)
         batches = [next(parts.batches) for _ in range(engine.accumulate)]
         watch.phase("step", step)
-        verdict = take(parts, step, batches)
+        verdict = take_and_log_step(parts, step, batches)
         if verdict.rewinds:
             watch.phase("rewind", step)
-            if found := rewound(parts, step):
+            if found := rewind(parts, step):
                 (parts, step), went_back = found, True
                 continue
         step += 1
@@ -162,7 +172,7 @@ def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
         stopping, last = stop.agreed(), progress.over(step)
         watch.phase("figures", step)
         if step % config.log.every == 0 or last:
-            tell(parts, step)
+            log_metrics(parts, step)
         audit(parts, step, batches[0])
         due = step % config.validation.every == 0 or last
         save_first = stopping  # a launcher may kill the ranks soon after it passed on a signal
@@ -184,7 +194,7 @@ def train(parts: Parts, step: int, stop: Stop, watch: Watchdog) -> int:
     return step
 
 
-def take(parts: Parts, step: int, batches: list[PackedBatch]) -> Verdict:
+def take_and_log_step(parts: RunComponents, step: int, batches: list[PackedBatch]) -> StepDecision:
     """Take ``step`` (from 0) on the packs that are this rank's in it; say what there is to say of it."""
     progress = parts.progress
     progress.tick()
@@ -198,12 +208,12 @@ def take(parts: Parts, step: int, batches: list[PackedBatch]) -> Verdict:
     return verdict
 
 
-def rate_of(parts: Parts, step: int) -> float:
+def rate_of(parts: RunComponents, step: int) -> float:
     """The learning rate of ``step`` (from 0), as of the last tick of the clock."""
     return parts.config.optimizer.rate.of_step(parts.progress.began(step), parts.progress.at(step + 1))
 
 
-def tell(parts: Parts, step: int) -> None:
+def log_metrics(parts: RunComponents, step: int) -> None:
     """Write the figures since the last time; NonFiniteError if the entropies among them are not finite."""
     window = parts.meters.take()
     progress = parts.progress
@@ -227,7 +237,7 @@ def tell(parts: Parts, step: int) -> None:
         )
 
 
-def audit(parts: Parts, step: int, batch: PackedBatch) -> None:
+def audit(parts: RunComponents, step: int, batch: PackedBatch) -> None:
     """Hold the source of entropy in use against the exact signal, when it is time."""
     progress = parts.progress.at(step)
     if parts.progress.over(step) or not parts.masker.needs_entropy(progress):
@@ -241,7 +251,7 @@ def audit(parts: Parts, step: int, batch: PackedBatch) -> None:
                 parts.log.say(verdict.sentence)
 
 
-def evaluate(parts: Parts, step: int, watch: Watchdog) -> None:
+def evaluate(parts: RunComponents, step: int, watch: Watchdog) -> None:
     """Evaluate on held-out text, and log the figures."""
     watch.phase("evaluation", step)
     with parts.meters.paused():
@@ -250,7 +260,7 @@ def evaluate(parts: Parts, step: int, watch: Watchdog) -> None:
         parts.log.validation(step, found.loss, found.accuracy, found.unigram_loss)
 
 
-def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
+def save(parts: RunComponents, step: int, failures: int, *, final: bool) -> int:
     """Publish a checkpoint; returns how many attempts in a row have failed.
 
     A full disk is no reason to stop training while older checkpoints stand: StorageError is raised only at the third
@@ -267,13 +277,13 @@ def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
             "optimizer_steps": parts.engine.steps,
             "seconds": seconds,
             "settings": configuration.changeable(parts.config),
-            **derived(parts, step, seconds),
+            **derived_state(parts, step, seconds),
             JUDGE: parts.judge.state(),
             "teacher": parts.teacher.fingerprint if parts.teacher else "",
             **writers(parts.engine.stage, parts.engine.precision),
         }
         try:
-            parts.log.say(publish(parts.run, step, tensors, state, parts.config.checkpoint.keep))
+            parts.log.say(save_checkpoint(parts.run, step, tensors, state, parts.config.checkpoint.keep))
         except StorageError as error:
             if final or failures == 2:
                 raise
@@ -283,7 +293,7 @@ def save(parts: Parts, step: int, failures: int, *, final: bool) -> int:
     return 0
 
 
-def tidy(parts: Parts) -> None:
+def tidy(parts: RunComponents) -> None:
     """Delete what no checkpoint needs any more. Rank 0 does; what fails is a remark, for the checkpoint stands."""
     if ranks.is_main():
         try:
@@ -293,4 +303,4 @@ def tidy(parts: Parts) -> None:
 
 
 if __name__ == "__main__":
-    entry_point.run(partial(main, stop=STOP), ranks.end)
+    entry_point.run(partial(main, stop=STOP), ranks.exit_process)

@@ -15,18 +15,18 @@ from megamask.checkpoint import resume
 from megamask.checkpoint.format import RunFolder, read_state, verify
 from megamask.config import cli
 from megamask.config import pretrain_config as configuration
-from megamask.engine.ds_file import resolved
+from megamask.engine.ds_file import resolve_auto
 from megamask.errors import CheckpointError, ConfigError, DataError
-from megamask.health.loss_spikes import Judge
+from megamask.health.loss_spikes import SpikePolicy
 from megamask.metrics.logger import read_metrics
 from megamask.metrics.meters import CLOCKS
 from megamask.runtime import precision, ranks
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import strict_json
-from megamask.training.setup import JUDGE, Parts, build, numbers, read_text
+from megamask.training.setup import JUDGE, RunComponents, build_run, numbers, open_run_text
 
 
-def again(path: Path, step: int, data: Path | None) -> int:
+def replay_run(path: Path, step: int, data: Path | None) -> int:
     """Take the steps again that lead to the figures of ``step`` of the run in ``path``; 0 if they are the same, else 1.
 
     ``data`` is the folder of its text, if it lies elsewhere now. Collective. Raises ConfigError, DataError,
@@ -34,56 +34,56 @@ def again(path: Path, step: int, data: Path | None) -> int:
     """
     folder: Path | None = None
     try:
-        ranks.join()
-        folder = ranks.by_main(lambda: Path(tempfile.mkdtemp(prefix="replay-")))
-        code = replay(RunFolder(path), step, data, folder)
+        ranks.init_process_group()
+        folder = ranks.on_rank_zero(lambda: Path(tempfile.mkdtemp(prefix="replay-")))
+        code = replay_step(RunFolder(path), step, data, folder)
     finally:
         if folder and ranks.is_main():
             shutil.rmtree(folder, ignore_errors=True)
-    if ranks.several():
-        ranks.leave()
+    if ranks.is_distributed():
+        ranks.destroy_process_group()
     return code
 
 
-def replay(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
+def replay_step(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
     """Take the steps again that lead to the figures of ``step``, in ``folder``; 0 if these are those of the run."""
-    config, ds, fingerprint = settings(run, data, folder)
+    config, ds, fingerprint = replay_settings(run, data, folder)
     every, last = config.log.every, config.steps
     end = min(-(-step // every) * every, last)
     told = figures(run, end)
     if not 1 <= step <= last or not told:
         raise ConfigError(f"{run.logs / 'metrics.jsonl'} has no figures of step {step}, which step {end} tells.")
-    text = read_text(config)
+    text = open_run_text(config)
     if text.train.fingerprint != fingerprint:
         raise DataError(f"{text.train.folder} is not the text of the run in {run.path}. Name that text with --data.")
-    newest, _ = ranks.by_main(lambda: whole(run, max(run.steps(), default=0)))
-    judge = Judge(config.spikes, read_state(newest).get(JUDGE) if newest else None)
+    newest, _ = ranks.on_rank_zero(lambda: logged_steps(run, max(run.steps(), default=0)))
+    judge = SpikePolicy(config.spikes, read_state(newest).get(JUDGE) if newest else None)
     begin = max((at for at in (*begins(run, judge), (end - 1) // every * every) if at < end), default=0)
-    start = resume.Start(RunFolder(folder), *ranks.by_main(lambda: whole(run, begin)), (), None)
+    start = resume.RunStart(RunFolder(folder), *ranks.on_rank_zero(lambda: logged_steps(run, begin)), (), None)
     saved = [at for at in run.steps() if at >= end]
     then = read_state(run.checkpoint(min(saved))).get("settings") if saved else None
     if then not in (None, configuration.changeable(config)):
         raise ConfigError(f"{run.path} goes on under other settings since, so step {step} cannot be taken again.")
     if ranks.is_main() and run.entropy.is_dir():
         shutil.copytree(run.entropy, folder / run.entropy.name)
-    parts = build(config, resolved(ds, precision.common()), text, start)
+    parts = build_run(config, resolve_auto(ds, precision.common_support()), text, start)
     # packs that a rewind left out since are left out
     batches = parts.loader.batches(numbers(config, start.step, parts.engine.accumulate, judge.ledger))
     steps(replace(parts, batches=batches), start.step, end)
     parts.engine.close()
-    return ranks.by_main(lambda: compare(told, figures(RunFolder(folder), end), end))
+    return ranks.on_rank_zero(lambda: compare(told, figures(RunFolder(folder), end), end))
 
 
-def settings(run: RunFolder, data: Path | None, folder: Path) -> tuple[configuration.PretrainConfig, dict, str]:
+def replay_settings(run: RunFolder, data: Path | None, folder: Path) -> tuple[configuration.PretrainConfig, dict, str]:
     """The run's settings with another output folder, its DeepSpeed file, and the hash of its text."""
-    said = configuration.read(run.config)
+    said = configuration.read_settings(run.config)
     zero = folder / "deepspeed.json"
-    ranks.by_main(lambda: zero.write_text(json.dumps(said.get("deepspeed") or {})))
+    ranks.on_rank_zero(lambda: zero.write_text(json.dumps(said.get("deepspeed") or {})))
     more = ["--data", str(data)] if data else []
-    config = cli.parse(["--config", str(run.config), "--output", str(folder), "--no-export", *more]).run
+    config = cli.parse_command(["--config", str(run.config), "--output", str(folder), "--no-export", *more]).run
     if config.time_budget:
         raise ConfigError("`time_budget` lets a clock decide, so no step of such a run can be taken again.")
-    return config, configuration.check(config, zero, ranks.world()), str(said.get("text"))
+    return config, configuration.check_config(config, zero, ranks.world()), str(said.get("text"))
 
 
 def figures(run: RunFolder, step: int) -> dict[str, Any]:
@@ -93,13 +93,13 @@ def figures(run: RunFolder, step: int) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in CLOCKS and not name.startswith("valid/")}
 
 
-def begins(run: RunFolder, judge: Judge) -> list[int]:
+def begins(run: RunFolder, judge: SpikePolicy) -> list[int]:
     """The steps after which a launch began, or went back to: there the sums of figures begin anew."""
     launches = strict_json.read_json(run.environment)["launches"] if run.environment.exists() else []
     return [*(launch["step"] for launch in launches), *(first for first, _ in judge.ledger.entries)]
 
 
-def whole(run: RunFolder, most: int) -> tuple[Path | None, int]:
+def logged_steps(run: RunFolder, most: int) -> tuple[Path | None, int]:
     """The newest whole checkpoint of at most ``most`` steps, and its step; (None, 0) if there is none."""
     for step in (step for step in run.steps() if step <= most):
         try:
@@ -111,16 +111,16 @@ def whole(run: RunFolder, most: int) -> tuple[Path | None, int]:
     return None, 0
 
 
-def steps(parts: Parts, first: int, end: int) -> None:
+def steps(parts: RunComponents, first: int, end: int) -> None:
     """The steps from ``first`` up to ``end`` as the loop takes them, with their figures."""
     # on a terminal the log has a bar
     hidden = not ranks.is_main() or sys.stdout.isatty()
     bar = None if hidden else ProgressBar("steps taken again", end - first, "step")
     for step in range(first, end):
         batches = [next(parts.batches) for _ in range(parts.engine.accumulate)]
-        pretrain.take(parts, step, batches)
+        pretrain.take_and_log_step(parts, step, batches)
         if (step + 1) % parts.config.log.every == 0 or step + 1 == end:
-            pretrain.tell(parts, step + 1)
+            pretrain.log_metrics(parts, step + 1)
         pretrain.audit(parts, step + 1, batches[0])
         if bar:
             bar.update()

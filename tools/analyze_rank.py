@@ -23,9 +23,9 @@ from megamask.errors import ConfigError, raise_all
 def main(args: list[str] | None = None) -> int:
     config = tyro.cli(RankConfig, description=__doc__, args=args)
     raise_all(ConfigError, config.problems())
-    from megamask.analysis.ranking import analyse  # here, so that --help need not wait for torch
+    from megamask.analysis.ranking import analyse_rank  # here, so that --help need not wait for torch
 
-    analyse(config)
+    analyse_rank(config)
     return 0
 
 

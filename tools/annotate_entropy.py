@@ -23,10 +23,10 @@ from megamask.teacher.annotation_settings import EntropyAnnotation
 def main(args: list[str] | None = None) -> int:
     config = tyro.cli(EntropyAnnotation, description=__doc__, args=args)
     raise_all(ConfigError, config.problems())
-    from megamask.annotate import entropies  # here, so that --help need not wait for torch
+    from megamask.annotate import store_entropies  # here, so that --help need not wait for torch
     from megamask.data.shards import Shards
 
-    folder = entropies(config)
+    folder = store_entropies(config)
     said = Shards.open(folder).sidecar_facts("entropy")
     assert said is not None
     print(

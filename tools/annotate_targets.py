@@ -30,13 +30,13 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--packs", type=int, help="packs, from number 0; as many as the run asks about if not given")
     parser.add_argument("--workers", type=int, help="processes; one for each GPU or core if not given")
     own, rest = parser.parse_known_args(args)
-    run = cli.parse(rest).run
-    from megamask.annotate import SampleAnnotation, samples
+    run = cli.parse_command(rest).run
+    from megamask.annotate import SampleAnnotation, store_targets
     from megamask.data import prepare  # here, so that --help need not wait for torch
     from megamask.training.setup import CACHE
 
     data = run.data or prepare.local_data(CACHE)
-    folder = samples(
+    folder = store_targets(
         run, data, SampleAnnotation(**{name: value for name, value in vars(own).items() if value is not None})
     )
     print(f"{folder}: samples of the teacher. Train with the same flags, without --teacher.path.")

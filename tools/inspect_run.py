@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import tyro
 
 if TYPE_CHECKING:
-    from megamask.checkpoint.inspect import Inspection
+    from megamask.checkpoint.inspect import RunReport
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Arguments:
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    from megamask.checkpoint.inspect import inspect  # here, so that --help need not wait for torch
+    from megamask.checkpoint.inspect import inspect_folder  # here, so that --help need not wait for torch
 
-    found = inspect(arguments.run, hashes=arguments.verify)
+    found = inspect_folder(arguments.run, hashes=arguments.verify)
     if arguments.json:
         print(json.dumps(asdict(found), indent=2, default=str))
     else:
@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> int:
     return found.exit_code
 
 
-def lines(found: Inspection, verified: bool) -> list[str]:
+def lines(found: RunReport, verified: bool) -> list[str]:
     """The inspection for people."""
     launches = f"{found.launches} launch{'es' * (found.launches != 1)}"
     told = [f"{found.run}", f"  recipe {found.recipe or 'none'}, {found.steps or '?'} steps, {launches}"]

@@ -37,9 +37,9 @@ class Arguments:
 @entry_point.command
 def main(args: list[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, description=__doc__, args=args)
-    from megamask.replay import again  # here, so that --help need not wait for torch
+    from megamask.replay import replay_run  # here, so that --help need not wait for torch
 
-    return again(arguments.run, arguments.step, arguments.data)
+    return replay_run(arguments.run, arguments.step, arguments.data)
 
 
 if __name__ == "__main__":

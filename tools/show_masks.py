@@ -80,11 +80,11 @@ def shown(arguments: Arguments, console: Console) -> None:
 
     shards = Shards.open(arguments.data) if arguments.data else None
     default = arguments.model or (arguments.data / tokenizers.TOKENIZER if arguments.data else None)
-    tokenizer = tokenizers.load(arguments.tokenizer or str(default))
+    tokenizer = tokenizers.load_tokenizer(arguments.tokenizer or str(default))
     for text in arguments.sentence:
         sentence = show_masks.Sentence.of(text, tokenizer)
         entropy = _entropy(arguments, shards, sentence)
-        for line in show_masks.render(
+        for line in show_masks.render_masks(
             sentence, entropy, ratio=arguments.ratio, score=arguments.score, seed=arguments.seed, width=console.width
         ):
             console.print(line, no_wrap=True, overflow="ignore", crop=False)
@@ -94,13 +94,13 @@ def _entropy(arguments: Arguments, shards: Shards | None, sentence: show_masks.S
     """The entropy at each row of the sentence."""
     import torch
 
-    from megamask.analysis.sentence_entropy import doubts
+    from megamask.analysis.sentence_entropy import sentence_entropies
     from megamask.training.validation import unigram_nll
 
     tokens = sentence.batch.tokens
     if shards is None:
         assert arguments.model is not None
-        return doubts(arguments.model, tokens, sentence.ids.mask, arguments.signal)
+        return sentence_entropies(arguments.model, tokens, sentence.ids.mask, arguments.signal)
     unigram = unigram_nll(torch.from_numpy(shards.unigram))
     if len(unigram) != sentence.ids.size:
         raise ConfigError(

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from megamask.analysis.effective_rank import Moments, Spectrum, Way, outside_directions, outside_norm
-from megamask.analysis.layers import Layered, States
+from megamask.analysis.layers import Layered, LayerStates
 from megamask.batch import MaskPlan, PackedBatch
 from megamask.runtime.progress_bar import ProgressBar
 
@@ -88,7 +88,7 @@ class Cuts:
 
 
 @dataclass(frozen=True)
-class Figure:
+class RankFigure:
     """Of all rows; the mean of the two halves; and half of the difference between them, the standard error."""
 
     all: float
@@ -96,22 +96,22 @@ class Figure:
     error: float
 
     @classmethod
-    def of(cls, ask: Callable[[Mapping[str, Spectrum]], float], spectra: list[dict[str, Spectrum]]) -> Figure:
+    def of(cls, ask: Callable[[Mapping[str, Spectrum]], float], spectra: list[dict[str, Spectrum]]) -> RankFigure:
         """What ``ask`` finds in the ``spectra`` of all rows, of one half and of the other."""
         every, one, other = map(ask, spectra)
         return cls(every, (one + other) / 2, abs(one - other) / 2)
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerRanks:
     """One layer: ranks by matrix and way; shares outside, of ``mask`` and ``under``, by way and kind.
 
     A matrix without rows is left out. ``values`` are the singular values, descending.
     """
 
     rows: dict[str, int]
-    ranks: dict[str, dict[str, Figure]]
-    outside: dict[str, dict[str, dict[str, Figure]]]
+    ranks: dict[str, dict[str, RankFigure]]
+    outside: dict[str, dict[str, dict[str, RankFigure]]]
     values: dict[str, list[float]]
 
 
@@ -119,17 +119,17 @@ class Layer:
 class Analysis:
     """All layers from the embedding, of the matrices as they are and with their means taken off."""
 
-    plain: list[Layer]
-    centred: list[Layer]
+    plain: list[LayerRanks]
+    centred: list[LayerRanks]
 
 
 @torch.no_grad()
-def gather(
+def gather_states(
     model: Layered, texts: Iterable[tuple[PackedBatch, MaskPlan]], device: torch.device | str = "cpu"
 ) -> list[list[LayerMoments]]:
     """For each half of ``texts``, for each layer, the moments of the states."""
     states = model.states.to(device)
-    assert isinstance(states, States)
+    assert isinstance(states, LayerStates)
     halves = [[_empty(model.width, device) for _ in range(model.layers + 1)] for _ in range(2)]
     for number, (batch, plan) in enumerate(texts):
         batch, plan = batch.to(device), plan.to(device)
@@ -150,7 +150,7 @@ def _add(layers: list[LayerMoments], name: str, states: Sequence[Tensor], rows: 
             layer[f"{name} {which}"].add(found.index_select(0, these))
 
 
-def analyse(halves: list[list[LayerMoments]], cuts: Cuts) -> Analysis:
+def analyse_layers(halves: list[list[LayerMoments]], cuts: Cuts) -> Analysis:
     """The figures of what ``gather`` found."""
     one, other = halves
     with ProgressBar("ranks", 2 * len(one), "layer") as bar:
@@ -165,28 +165,28 @@ def _empty(width: int, device: torch.device | str) -> LayerMoments:
     return {part: Moments(width, device) for part in dict.fromkeys(chain(*_PARTS.values()))}
 
 
-def _layer(one: LayerMoments, other: LayerMoments, cuts: Cuts, centred: bool) -> Layer:
+def _layer(one: LayerMoments, other: LayerMoments, cuts: Cuts, centred: bool) -> LayerRanks:
     every = {part: one[part] + other[part] for part in one}
     samples = [_matrices(parts) for parts in (every, one, other)]
     spectra = [{name: moments.spectrum(centred) for name, moments in sample.items()} for sample in samples]
     names = [name for name in MATRICES if all(name in sample for sample in samples)]
 
-    def rank(name: str, way: Way) -> Figure:
-        return Figure.of(lambda found: cuts.rank(found[name], way), spectra)
+    def rank(name: str, way: Way) -> RankFigure:
+        return RankFigure.of(lambda found: cuts.rank(found[name], way), spectra)
 
-    def directions(name: str, span: str, way: Way) -> Figure:
-        return Figure.of(
+    def directions(name: str, span: str, way: Way) -> RankFigure:
+        return RankFigure.of(
             lambda found: outside_directions(
                 found[name], cuts.dims(found[name], way), found[span], cuts.dims(found[span], way)
             ),
             spectra,
         )
 
-    def norm(name: str, span: str, way: Way) -> Figure:
-        return Figure.of(lambda found: outside_norm(found[name], found[span], cuts.dims(found[span], way)), spectra)
+    def norm(name: str, span: str, way: Way) -> RankFigure:
+        return RankFigure.of(lambda found: outside_norm(found[name], found[span], cuts.dims(found[span], way)), spectra)
 
     cut: tuple[Way, ...] = ("energy", "numerical")
-    return Layer(
+    return LayerRanks(
         {name: samples[0][name].count for name in names},
         {name: {way: rank(name, way) for way in ("effective", *cut)} for name in names},
         {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megamask.analysis.deficiency import MATRICES, Analysis, Cuts, Figure, Layer
+from megamask.analysis.deficiency import MATRICES, Analysis, Cuts, LayerRanks, RankFigure
 from megamask.analysis.effective_rank import Way
 
 COLOURS = {"clean": "tab:blue", "masked": "tab:purple", "real": "tab:green", "mask": "tab:red", "under": "tab:grey"}
@@ -23,7 +23,7 @@ def titles(cuts: Cuts) -> dict[Way, str]:
     }
 
 
-def tables(name: str, layers: list[Layer], cuts: Cuts, centred: bool) -> list[str]:
+def tables(name: str, layers: list[LayerRanks], cuts: Cuts, centred: bool) -> list[str]:
     """Markdown: the ranks of each matrix by layer, and the shares outside.
 
     Each cell: the figure of all rows +- its standard error (what half the rows give).
@@ -43,7 +43,7 @@ def tables(name: str, layers: list[Layer], cuts: Cuts, centred: bool) -> list[st
     return lines
 
 
-def _cell(figure: Figure, digits: int) -> str:
+def _cell(figure: RankFigure, digits: int) -> str:
     return f"{figure.all:.{digits}f} ± {figure.error:.{digits}f} ({figure.half:.{digits}f})"
 
 
@@ -92,5 +92,5 @@ def picture(found: Mapping[str, Analysis], cuts: Cuts, path: Path) -> None:
     canvas.savefig(path, dpi=110)
 
 
-def _line(ax, figures: list[Figure], **style) -> None:
+def _line(ax, figures: list[RankFigure], **style) -> None:
     ax.errorbar(range(len(figures)), [f.all for f in figures], yerr=[f.error for f in figures], capsize=2, **style)

@@ -29,7 +29,7 @@ from megamask.teacher import frozen_lm
 
 
 @runtime_checkable
-class States(Protocol):
+class LayerStates(Protocol):
     """(tokens, layout) -> the states of every row, a matrix for each layer from the embedding."""
 
     def __call__(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Sequence[Float[Tensor, "T D"]]: ...
@@ -54,8 +54,8 @@ class OwnStates(nn.Module):
 class Layered:
     """An encoder and what must be known to feed it.
 
-    ``states`` is a module with the signature of ``States``. ``longest`` is the longest sequence it can read, None if
-    there is no limit; ``tokenizer`` is the folder of its own; ``vocabulary`` is how many rows its table has.
+    ``states`` is a module with the signature of ``HiddenStatesFn``. ``longest`` is the longest sequence it can read,
+    None if there is no limit; ``tokenizer`` is the folder of its own; ``vocabulary`` is how many rows its table has.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Layered:
         return digest.hexdigest()
 
 
-def open_run(path: Path, step: int | None = None) -> Layered:
+def open_run_encoder(path: Path, step: int | None = None) -> Layered:
     """The encoder in a run folder (its checkpoint at ``step``, else the newest), a checkpoint, or first weights.
 
     Raises CheckpointError for what is missing, damaged or of another shape.
@@ -86,8 +86,8 @@ def open_run(path: Path, step: int | None = None) -> Layered:
     if not path.is_dir():
         raise CheckpointError(f"`run` must be a run folder or a checkpoint in one, but there is no folder {path}.")
     first = (path / SHAPE).exists() and (path / WEIGHTS).exists()
-    found = path if first and step is None else format.find(path, step)
-    model = frozen_lm.read(found, "run")
+    found = path if first and step is None else format.find_checkpoint(path, step)
+    model = frozen_lm.read_masked_lm(found, "run")
     encoder = getattr(model.states, "encoder", None)
     assert isinstance(encoder, Encoder)
     shape = encoder.shape
@@ -99,13 +99,13 @@ def open_run(path: Path, step: int | None = None) -> Layered:
     )  # fmt: skip
 
 
-def open_model(source: str) -> Layered:
+def open_hf_encoder(source: str) -> Layered:
     """The encoder in a folder or under a name of transformers, whatever head it has.
 
     Raises CheckpointError, or DataError for a tokenizer that is missing or has no [MASK].
     """
     states, folder, longest = load_hidden(source, "model")
-    tokenizers.token_ids(tokenizers.load(folder))
+    tokenizers.token_ids(tokenizers.load_tokenizer(folder))
     model = states.model
     ends = torch.tensor([0, 2], dtype=torch.int32)
     with torch.no_grad():

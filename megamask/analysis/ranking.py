@@ -16,7 +16,7 @@ import torch
 
 from megamask.analysis import deficiency, drawing, effective_rank, texts
 from megamask.analysis.deficiency import Analysis, Cuts
-from megamask.analysis.layers import Layered, open_model, open_run
+from megamask.analysis.layers import Layered, open_hf_encoder, open_run_encoder
 from megamask.analysis.settings import RankConfig
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError, MegamaskError, StorageError, must, raise_all
@@ -26,7 +26,7 @@ LENGTH = 512
 NAMES = ("ranks.json", "ranks.md", "ranks.png")
 
 
-def analyse(config: RankConfig) -> None:
+def analyse_rank(config: RankConfig) -> None:
     """Read, measure, print, write."""
     models = opened(config)
     length = _length(config, models)
@@ -37,17 +37,17 @@ def analyse(config: RankConfig) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for number, model in enumerate(models):
             shards = _shards(config, model, Path(scratch) / str(number))
-            found[model.name], facts = measured(config, model, shards, length, cuts)
+            found[model.name], facts = measure_encoder(config, model, shards, length, cuts)
             made.append(facts)
             print(_opening(model, facts), *_of(model.name, found, cuts, config.centred), sep="\n")
-    write(config, found, made, cuts)
+    write_analysis(config, found, made, cuts)
 
 
 def opened(config: RankConfig) -> list[Layered]:
     """The encoders, each under a name of its own; all that cannot be read is told at once."""
     models, problems = [], []
-    asked = [lambda path=path: open_run(path, config.step) for path in config.run]
-    asked += [lambda name=name: open_model(name) for name in config.model]
+    asked = [lambda path=path: open_run_encoder(path, config.step) for path in config.run]
+    asked += [lambda name=name: open_hf_encoder(name) for name in config.model]
     for ask in asked:
         try:
             models.append(ask())
@@ -64,7 +64,7 @@ def opened(config: RankConfig) -> list[Layered]:
     return models
 
 
-def measured(
+def measure_encoder(
     config: RankConfig, model: Layered, shards: Shards, length: int, cuts: Cuts
 ) -> tuple[Analysis, dict[str, Any]]:
     """The figures of one encoder, and how they were made."""
@@ -73,9 +73,9 @@ def measured(
     batches = texts.batches(shards, config.tokens, length, config.seed)
     plans = texts.masked(batches, shards, config.ratio, config.seed)
     with ProgressBar(f"reading by {model.name}", len(batches), "pack") as bar:
-        halves = deficiency.gather(model, bar.over(plans), device)
+        halves = deficiency.gather_states(model, bar.over(plans), device)
     read = time.perf_counter()
-    analysis = deficiency.analyse(halves, cuts)
+    analysis = deficiency.analyse_layers(halves, cuts)
     model.states.cpu()
     facts = {
         "name": model.name, "source": model.source, "sha256": model.fingerprint(), "layers": model.layers,
@@ -86,7 +86,7 @@ def measured(
     return analysis, facts
 
 
-def write(config: RankConfig, found: dict[str, Analysis], made: list[dict[str, Any]], cuts: Cuts) -> None:
+def write_analysis(config: RankConfig, found: dict[str, Analysis], made: list[dict[str, Any]], cuts: Cuts) -> None:
     """Tables, picture and JSON, each put in place whole."""
     report = {
         "made": {

@@ -23,7 +23,7 @@ AT_ONCE = 32
 
 
 @torch.no_grad()
-def doubts(
+def sentence_entropies(
     folder: Path, tokens: Int64[Tensor, " n"], mask_id: int, signal: Literal["clean", "masked"]
 ) -> Float[Tensor, " n"]:
     """Shannon entropy, in nats, of what the model in ``folder`` predicts at each of ``tokens``, special ones included.

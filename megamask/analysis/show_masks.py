@@ -62,7 +62,7 @@ def _written(token: int, starts: bool, tokenizer: Tokenizer) -> str:
     return text if starts or text.startswith("##") else f"##{text}"
 
 
-def ways(ratio: float, score: EntropyScoreConfig) -> Iterator[tuple[str, MaskingConfig]]:
+def masking_variants(ratio: float, score: EntropyScoreConfig) -> Iterator[tuple[str, MaskingConfig]]:
     """Every strategy with every unit, nothing explored, all [MASK]; random masking first."""
     for unit in get_args(Unit):
         hide = Corruption(1.0, 0.0, 0.0)
@@ -79,7 +79,7 @@ def ways(ratio: float, score: EntropyScoreConfig) -> Iterator[tuple[str, Masking
             )
 
 
-def render(
+def render_masks(
     sentence: Sentence, entropy: Float[Tensor, " T"], *, ratio: float, score: EntropyScoreConfig, seed: int, width: int
 ) -> Iterator[Text]:
     """The sentence under each of ``ways``, line by line, at most ``width`` cells wide where a token allows it.
@@ -87,7 +87,7 @@ def render(
     The ratio is a share of the tokens that can be masked; at least one is.
     """
     rows = int(sentence.batch.maskable.sum())
-    for name, config in ways(ratio, score):
+    for name, config in masking_variants(ratio, score):
         masker = Masker(config, sentence.ids)
         plan = masker(sentence.batch, progress=0.0, rng=PackRng(seed, 0), entropy=entropy, rows=rows)
         yield Text(f"{name}: {len(plan.targets)} of {rows} tokens", style="bold")

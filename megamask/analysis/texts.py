@@ -97,7 +97,7 @@ def enough(tokens: int, ratio: float, width: int) -> list[str]:
 
 def same_tokens(tokenizer: Path, vocabulary: int, name: str) -> list[str]:
     """A sentence if the model ``name`` has fewer rows in its table than ``tokenizer`` has tokens."""
-    size = tokenizers.load(tokenizer).size
+    size = tokenizers.load_tokenizer(tokenizer).size
     if size <= vocabulary:
         return []
     return [

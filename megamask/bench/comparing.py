@@ -17,7 +17,7 @@ from megamask.bench.measure import Figures, Round, in_turn
 from megamask.bench.settings import BenchConfig
 from megamask.data import prepare
 from megamask.data.shards import Shards
-from megamask.engine.ds_file import read_ds_config, resolved
+from megamask.engine.ds_file import read_ds_config, resolve_auto
 from megamask.metrics.meters import peak_flops
 from megamask.runtime import precision, ranks
 from megamask.runtime.precision import Support
@@ -44,14 +44,14 @@ def bench(config: BenchConfig) -> None:
     if config.what == "late":
         return bench_late(config, shards)
     # theirs first: accelerate would take the single rank that our engine announces for one of several
-    lines = theirs.lines(raw, shards) if raw else theirs.documents(shards)
-    support = precision.support(ranks.device())
+    lines = theirs.text_lines(raw, shards) if raw else theirs.bench_documents(shards)
+    support = precision.device_support(ranks.device())
     precisions = config.measured(support)
-    variants = theirs.variants(config, shards, lines, precisions, trainer=trainer)
+    variants = theirs.trainer_variants(config, shards, lines, precisions, trainer=trainer)
     bases = [variant.name for variant in variants[:3]]
-    files = {"fp32": read_ds_config(HOW / "fp32.json"), "bf16": resolved(read_ds_config(HOW / "zero1.json"), BF16)}
-    variants += ours.variants(config, shards, {name: files[name] for name in precisions})
-    print(*opening(config, shards), *beside(config, raw is not None, trainer), sep="\n")
+    files = {"fp32": read_ds_config(HOW / "fp32.json"), "bf16": resolve_auto(read_ds_config(HOW / "zero1.json"), BF16)}
+    variants += ours.megamask_variants(config, shards, {name: files[name] for name in precisions})
+    print(*bench_header(config, shards), *beside(config, raw is not None, trainer), sep="\n")
     if "bf16" not in precisions and config.precisions is None:
         print(f"- no bf16: {support.reason}; `--precisions fp32 bf16` measures it all the same")
     print()
@@ -59,51 +59,51 @@ def bench(config: BenchConfig) -> None:
 
     by_cpu = config.threads == 1 and not torch.cuda.is_available()
     found = {name: Figures.of(some) for name, some in rounds.items()}
-    print(*table.markdown(found, bases, by_cpu=by_cpu, peak=peak_flops(config.peak_flops)), sep="\n")
+    print(*table.speed_markdown(found, bases, by_cpu=by_cpu, peak=peak_flops(config.peak_flops)), sep="\n")
     print(f"\nRatios are of {'tokens per CPU second' if by_cpu else 'tokens/s'}.")
     if config.json:
-        report = table.as_json(asdict(config), rounds, bases, by_cpu=by_cpu)
+        report = table.speed_json(asdict(config), rounds, bases, by_cpu=by_cpu)
         config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
 def bench_overheads(config: BenchConfig, shards: Shards) -> None:
     """Measure and print what guidance adds to a step."""
     ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "fp32.json"))
-    ds = resolved(ds, precision.common())
+    ds = resolve_auto(ds, precision.common_support())
     with tempfile.TemporaryDirectory() as scratch:
-        variants = overheads.variants(config, shards, ds, Path(scratch))
-        print(*opening(config, shards), "", sep="\n")
+        variants = overheads.overhead_variants(config, shards, ds, Path(scratch))
+        print(*bench_header(config, shards), "", sep="\n")
         rounds = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
     by_cpu = config.threads == 1 and not torch.cuda.is_available()
     found = {name: Figures.of(some) for name, some in rounds.items()}
-    print(*overheads.markdown(found, by_cpu=by_cpu), sep="\n")
+    print(*overheads.overheads_markdown(found, by_cpu=by_cpu), sep="\n")
     print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}.")
     if config.json:
-        report = table.as_json(asdict(config), rounds, [overheads.PLAIN], by_cpu=by_cpu)
+        report = table.speed_json(asdict(config), rounds, [overheads.PLAIN], by_cpu=by_cpu)
         config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
 def bench_late(config: BenchConfig, shards: Shards) -> None:
     """Measure and print what it saves that [MASK] enters late; a share of masked tokens at a time, to save memory."""
     ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "fp32.json"))
-    ds = resolved(ds, precision.common())
+    ds = resolve_auto(ds, precision.common_support())
     by_cpu = config.threads == 1 and not torch.cuda.is_available()
-    print(*opening(config, shards), "", *late.HEAD, sep="\n", flush=True)
+    print(*bench_header(config, shards), "", *late.HEAD, sep="\n", flush=True)
     rounds: dict[str, list[Round]] = {}
     bases = []
     for ratio in late.RATIOS:
-        variants = late.variants(config, shards, ds, ratio)
+        variants = late.objective_variants(config, shards, ds, ratio)
         some = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
-        print(*late.markdown(some, by_cpu=by_cpu), sep="\n", flush=True)
+        print(*late.objectives_markdown(some, by_cpu=by_cpu), sep="\n", flush=True)
         bases.append(variants[0].name)
         rounds |= some
     print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}; goal: {late.GOAL}.")
     if config.json:
-        report = table.as_json(asdict(config), rounds, bases, by_cpu=by_cpu)
+        report = table.speed_json(asdict(config), rounds, bases, by_cpu=by_cpu)
         config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
-def opening(config: BenchConfig, shards: Shards) -> list[str]:
+def bench_header(config: BenchConfig, shards: Shards) -> list[str]:
     """What the table below is of."""
     here = table.machine()
     versions = ", ".join(f"{name} {said or 'absent'}" for name, said in here["versions"].items())

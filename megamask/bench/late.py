@@ -42,7 +42,7 @@ def objectives(layers: int) -> dict[str, ObjectiveConfig]:
     return found
 
 
-def variants(config: BenchConfig, shards: Shards, ds: DsFile, ratio: float) -> list[Ours]:
+def objective_variants(config: BenchConfig, shards: Shards, ds: DsFile, ratio: float) -> list[Ours]:
     """All objectives at one share of masked tokens."""
     model = config.model(config.preset[0], compiled=config.compile)
     plain = PretrainConfig(
@@ -58,7 +58,7 @@ def variants(config: BenchConfig, shards: Shards, ds: DsFile, ratio: float) -> l
     ]
 
 
-def markdown(found: Mapping[str, Sequence[Round]], *, by_cpu: bool) -> list[str]:
+def objectives_markdown(found: Mapping[str, Sequence[Round]], *, by_cpu: bool) -> list[str]:
     """The lines of one share of masked tokens; the first variant is MLM."""
     seconds = {
         name: statistics.median((r.cpu if by_cpu else r.wall) / r.tokens for r in rs) for name, rs in found.items()

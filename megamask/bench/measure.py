@@ -66,7 +66,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def is_text(ids: TokenIds) -> Bool[np.ndarray, " V"]:
+def is_text_file(ids: TokenIds) -> Bool[np.ndarray, " V"]:
     """Whether each id counts as a token."""
     counted = np.ones(ids.size, bool)
     counted[list(ids.special)] = False

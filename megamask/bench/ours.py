@@ -16,19 +16,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
-from megamask.bench.measure import Clock, Round, Variant, is_text
+from megamask.bench.measure import Clock, Round, Variant, is_text_file
 from megamask.bench.settings import BenchConfig
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.engine.engine import Engine, Measured
-from megamask.engine.optimizer import OptimizerConfig, optimizer
-from megamask.health.loss_spikes import Judge, SpikesConfig
+from megamask.engine.optimizer import OptimizerConfig, build_optimizer
+from megamask.health.loss_spikes import SpikePolicy, SpikesConfig
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.objectives import objective as objectives
 from megamask.runtime import ranks
 from megamask.runtime.precision import Precision
@@ -36,7 +36,7 @@ from megamask.schedules import Schedule
 from megamask.teacher.teacher import Teacher
 from megamask.training import guidance, summary
 from megamask.training.guidance import Guidance
-from megamask.training.step import Steps, take_step
+from megamask.training.step import StepEngine, take_step
 
 LONG = 10**6
 """Steps of the run of which the first are measured."""
@@ -44,7 +44,7 @@ DsFile = dict[str, Any]
 """What a file of ds_configs/ holds."""
 
 
-def variants(config: BenchConfig, shards: Shards, files: Mapping[Precision, DsFile]) -> list[Variant]:
+def megamask_variants(config: BenchConfig, shards: Shards, files: Mapping[Precision, DsFile]) -> list[Variant]:
     """Every preset in the precisions of ``files``; `bert` in bf16 also in plain PyTorch; compiled too if asked for."""
     packs = PacksConfig(tokens=config.rows, length=config.length, per_step=1)
     masking = MaskingConfig(Schedule(start=config.ratio))
@@ -78,17 +78,17 @@ class Ours:
         )  # fmt: skip
         ids = self._packs.token_ids
         encoder = Encoder(config.model.shape(ids), config.model)
-        objective = objectives.build(config.objective, encoder, Head(encoder, config.model))
+        objective = objectives.build_objective(config.objective, encoder, MaskedLMHead(encoder, config.model))
         settings = OptimizerConfig()
-        self._rate, self._judge = settings.rate, Judge(SpikesConfig())
-        self._engine: Steps
+        self._rate, self._judge = settings.rate, SpikePolicy(SpikesConfig())
+        self._engine: StepEngine
         if ds is None:
             self._engine, self._guidance = Plain(objective, settings), Guidance()
         else:
             self._engine = engine = Engine(objective, settings, ds, packs_per_step=sizes.per_step)
-            self._guidance = guidance.build(config, engine, self._packs, teacher=teacher, stored=None)
+            self._guidance = guidance.build_guidance(config, engine, self._packs, teacher=teacher, stored=None)
         self._masker = Masker(config.masking, ids)
-        self._is_text = torch.from_numpy(is_text(ids))
+        self._is_text = torch.from_numpy(is_text_file(ids))
         self._cost = summary.cost(encoder.shape, config.objective, config.masking.corruption.mask)
         loader = Loader(self._packs, ranks.device())
         self._batches: Iterator[PackedBatch] = loader.batches(count())
@@ -125,7 +125,7 @@ class Plain:
     def __init__(self, objective: nn.Module, config: OptimizerConfig):
         self._config = config
         masters = objective.to(ranks.device())
-        self._optimizer = optimizer(masters, config)
+        self._optimizer = build_optimizer(masters, config)
         self._objective = copy.deepcopy(masters).to(torch.bfloat16)
         self._masters, self._weights = list(masters.parameters()), list(self._objective.parameters())
 

@@ -25,10 +25,10 @@ from megamask.entropy.source import EntropyConfig
 from megamask.masking.entropy import EntropyScoreConfig
 from megamask.masking.masker import MaskingConfig
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.runtime import ranks
 from megamask.schedules import Schedule
-from megamask.teacher.frozen_lm import MaskedLM, States
+from megamask.teacher.frozen_lm import HiddenStatesFn, MaskedLM
 from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 
 VIEWS = 4
@@ -39,7 +39,7 @@ GOALS = {
 """Most that a step may take, of a plain one, from base size up."""
 
 
-def variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: Path) -> list[Ours]:
+def overhead_variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: Path) -> list[Ours]:
     """A plain run, and one for each source and for a teacher; ``scratch`` is an empty folder for a sidecar."""
     preset = config.preset[0]
     plain = PretrainConfig(
@@ -89,10 +89,10 @@ def untrained(config: PretrainConfig, ids: TokenIds, distill: DistillConfig) -> 
     """A teacher of the student's shape."""
     torch.manual_seed(1)
     encoder = Encoder(config.model.shape(ids), replace(config.model, dropout=0.0))
-    head = Head(encoder, config.model)
+    head = MaskedLMHead(encoder, config.model)
     weight, bias = head.decoder.weight.detach(), head.decoder.bias.detach()
     asked = TeacherConfig("untrained", precision="bf16" if torch.cuda.is_available() else "fp32")
-    return Teacher(MaskedLM(States(encoder, head), weight, bias, None, Path()), asked, distill, ids)
+    return Teacher(MaskedLM(HiddenStatesFn(encoder, head), weight, bias, None, Path()), asked, distill, ids)
 
 
 def annotated(shards: Shards, scratch: Path, length: int) -> Shards:
@@ -104,11 +104,11 @@ def annotated(shards: Shards, scratch: Path, length: int) -> Shards:
         facts = SidecarFacts("masked", "shannon", top_of("shannon", shards.token_ids.size), "none", length)
         write_sidecar(scratch, "entropy", "train", bytes_of, facts.record())
 
-    ranks.by_main(write)
+    ranks.on_rank_zero(write)
     return Shards.open(scratch, "train")
 
 
-def markdown(found: Mapping[str, Figures], *, by_cpu: bool) -> list[str]:
+def overheads_markdown(found: Mapping[str, Figures], *, by_cpu: bool) -> list[str]:
     """The table: the time of each variant for as much text, as a multiple of the plain one's."""
     speed = {name: f.per_cpu_second if by_cpu else f.per_second for name, f in found.items()}
     lines = ["| variant | tokens/s | time of a plain step | goal, from base size up |", "| --- | ---: | ---: | ---: |"]

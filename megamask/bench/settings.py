@@ -8,7 +8,7 @@ from typing import Literal
 
 from megamask.errors import must
 from megamask.model.shape import ModelConfig
-from megamask.runtime.precision_choice import Precision, Support
+from megamask.runtime.precision_choice import Precision, PrecisionSupport
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class BenchConfig:
         longest = max(512, self.length)
         return ModelConfig(preset, self.size, max_positions=longest, dropout=self.dropout or 0.0, compile=compiled)
 
-    def measured(self, support: Support) -> tuple[Precision, ...]:
+    def measured(self, support: PrecisionSupport) -> tuple[Precision, ...]:
         """The precisions to measure on a device with ``support``."""
         return self.precisions or (("fp32", "bf16") if support.bf16 else ("fp32",))
 

@@ -64,7 +64,7 @@ def ratios(found: Mapping[str, Figures], bases: Sequence[str], *, by_cpu: bool) 
     return {name: [speed[name] / speed[base] for base in bases] for name in found}
 
 
-def markdown(
+def speed_markdown(
     found: Mapping[str, Figures], bases: Sequence[str], *, by_cpu: bool, peak: float | None = None
 ) -> list[str]:
     """The table, with the instructions in its corner; without ``peak`` (FLOP/s of the device) there is no MFU."""
@@ -91,7 +91,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def as_json(
+def speed_json(
     settings: Mapping[str, Any], rounds: Mapping[str, Sequence[Round]], bases: Sequence[str], *, by_cpu: bool
 ) -> dict[str, Any]:
     """All that was found, each round of it."""

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from megamask.batch import TokenIds
-from megamask.bench.measure import Clock, Round, Variant, is_text
+from megamask.bench.measure import Clock, Round, Variant, is_text_file
 from megamask.bench.settings import BenchConfig
 from megamask.data import text, tokenizer
 from megamask.data.formats.lines import Bad, Remark
-from megamask.data.inputs import find
+from megamask.data.inputs import find_inputs
 from megamask.data.shards import Shards
 from megamask.errors import DataError
 from megamask.model.shape import EncoderShape
@@ -35,7 +35,7 @@ Example = dict[str, list[int]]
 """``input_ids`` and ``special_tokens_mask`` of a sequence with its [CLS] and [SEP]."""
 
 
-def variants(
+def trainer_variants(
     config: BenchConfig,
     shards: Shards,
     lines: Iterable[np.ndarray],
@@ -48,7 +48,7 @@ def variants(
     wanted = config.needed * batch
     ids, kind, word = shards.token_ids, (Trained if trainer else ByHand), ("Trainer" if trainer else "by hand")
     examples = {
-        "concatenated": _examples(concatenated(documents(shards), ids, config.length), ids, wanted),
+        "concatenated": _examples(concatenated(bench_documents(shards), ids, config.length), ids, wanted),
         "padded": _examples(alone(lines, ids, config.length), ids, wanted),
     }
     kinds = [(form, precision, False) for precision in precisions for form in examples]
@@ -57,7 +57,7 @@ def variants(
     return [
         kind(
             f"{word}, {form}, {precision}" + ", compiled" * compiled,
-            BertForMaskedLM(settings(config.model("bert").shape(ids), config.dropout)),
+            BertForMaskedLM(trainer_settings(config.model("bert").shape(ids), config.dropout)),
             examples[form],
             Collator(shards.folder / "tokenizer", config.ratio),
             batch,
@@ -68,7 +68,7 @@ def variants(
     ]
 
 
-def settings(shape: EncoderShape, dropout: float | None) -> BertConfig:
+def trainer_settings(shape: EncoderShape, dropout: float | None) -> BertConfig:
     said = BertConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -86,19 +86,19 @@ def settings(shape: EncoderShape, dropout: float | None) -> BertConfig:
 # ---- sequences
 
 
-def documents(shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
+def bench_documents(shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
     """The ids of each document."""
     for part, offsets in zip(shards.parts, shards.offsets(), strict=True):
         for begin, end in pairwise(offsets):
             yield part[begin:end].astype(np.int64)
 
 
-def lines(path: Path, shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
+def text_lines(path: Path, shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
     """The ids of each line of a raw text that is not blank; raises DataError."""
-    said = tokenizer.load(shards.folder / "tokenizer")
-    for source in find([str(path)]).sources:
+    said = tokenizer.load_tokenizer(shards.folder / "tokenizer")
+    for source in find_inputs([str(path)]).sources:
         with source.open() as raw:
-            for found in text.documents(source, text.Reading(), raw):
+            for found in text.read_documents(source, text.Reading(), raw):
                 if isinstance(found, Bad):
                     raise DataError(found.problem)
                 if isinstance(found, Remark):
@@ -124,7 +124,7 @@ def alone(texts: Iterable[np.ndarray], ids: TokenIds, length: int) -> Iterator[I
 
 def _examples(sequences: Iterator[np.ndarray], ids: TokenIds, wanted: int) -> list[Example]:
     """The first ``wanted``; fewer where the text has no more."""
-    counted = is_text(ids)
+    counted = is_text_file(ids)
     found = [
         {"input_ids": one.tolist(), "special_tokens_mask": (~counted[one]).astype(int).tolist()}
         for one in islice(sequences, wanted)

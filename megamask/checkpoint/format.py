@@ -30,7 +30,7 @@ from megamask.errors import SHOWN, CheckpointError, StorageError, listed, raise_
 from megamask.runtime import ranks
 from megamask.storage import durable as files
 from megamask.storage import strict_json
-from megamask.storage.durable import Entry
+from megamask.storage.durable import FileEntry
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -94,7 +94,7 @@ class Manifest:
 
     step: int
     launch: str
-    files: tuple[Entry, ...]
+    files: tuple[FileEntry, ...]
 
 
 class NewerFormat(CheckpointError):
@@ -119,7 +119,7 @@ def serialise(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
             yield data[begin : begin + files.BLOCK]
 
 
-def render(manifest: Manifest) -> bytes:
+def render_manifest(manifest: Manifest) -> bytes:
     """The one way to write a manifest down; it holds its own hash."""
     body = {"format": FORMAT, **asdict(manifest)}
     return _seal(body)
@@ -151,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has format {body.get('format')}, and this megamask reads format {FORMAT}. Use a newer megamask."
         )
     try:
-        entries = tuple(Entry(str(e["name"]), int(e["size"]), str(e["sha256"])) for e in body["files"])
+        entries = tuple(FileEntry(str(e["name"]), int(e["size"]), str(e["sha256"])) for e in body["files"])
         manifest = Manifest(int(body["step"]), str(body["launch"]), entries)
         if manifest.step < 0 or len({entry.name for entry in entries}) < len(entries):
             raise ValueError
@@ -169,7 +169,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def damage(folder: Path, entries: Iterable[Entry], hashes: bool = True) -> list[str]:
+def damage(folder: Path, entries: Iterable[FileEntry], hashes: bool = True) -> list[str]:
     """A sentence for each file that is not what was written; without ``hashes`` the sizes alone are compared."""
     problems = []
     for entry in entries:
@@ -211,7 +211,7 @@ def _first(problems: list[str]) -> list[str]:
     return [*problems[:SHOWN], f"{more} more of its files are damaged."] if more > 0 else problems
 
 
-def together(act: Callable[[], Answer], what: str, folder: Path, need: int = 0) -> list[Answer]:
+def on_all_ranks(act: Callable[[], Answer], what: str, folder: Path, need: int = 0) -> list[Answer]:
     """What ``act`` returned on each rank. An error on any rank becomes the same error on all. Collective."""
     mine: tuple[Answer | None, str, bool]
     try:
@@ -239,7 +239,7 @@ def storage_sentence(error: Exception, what: str, folder: Path, need: int = 0) -
     return f"Rank {ranks.rank()} could not {what}: {reason}{where}.{space}"
 
 
-def verify_together(folder: Path) -> Manifest:
+def verify_on_all_ranks(folder: Path) -> Manifest:
     """``verify`` with the files shared out among the ranks; all agree. Collective.
 
     Raises StorageError if a rank reads what rank 0 does not: a file system that lags is no reason to give up a
@@ -254,17 +254,17 @@ def verify_together(folder: Path) -> Manifest:
             raise StorageError(storage_sentence(error, f"read {folder}", folder)) from None
         return manifest
 
-    manifest = ranks.by_main(look)
+    manifest = ranks.on_rank_zero(look)
     share = manifest.files[ranks.rank() :: ranks.world()]
 
-    def read() -> list[tuple[Entry, str]]:
-        files.wait(lambda: not damage(folder, share, hashes=False))  # rank 0 has seen them, so they will show
+    def read() -> list[tuple[FileEntry, str]]:
+        files.wait_for_file(lambda: not damage(folder, share, hashes=False))  # rank 0 has seen them, so they will show
         return [(entry, sentence) for entry in share for sentence in damage(folder, [entry])]
 
-    said = [found for each in together(read, f"read {folder}", folder) for found in each]
+    said = [found for each in on_all_ranks(read, f"read {folder}", folder) for found in each]
     if said and ranks.world() > 1:
         entries = [entry for entry, _ in said]
-        if not together(lambda: damage(folder, entries) if ranks.is_main() else [], f"read {folder}", folder)[0]:
+        if not on_all_ranks(lambda: damage(folder, entries) if ranks.is_main() else [], f"read {folder}", folder)[0]:
             sentences = _first([sentence for _, sentence in said])
             raise StorageError(f"{folder} is whole to rank 0, but not to others. Look at their storage:", *sentences)
     raise_all(CheckpointError, _first([sentence for _, sentence in said]))
@@ -309,7 +309,7 @@ def read_state(folder: Path) -> dict:
     raise CheckpointError(f"{path} is no JSON object, so the state of the run is not known.") from None
 
 
-def find(path: Path, step: int | None = None) -> Path:
+def find_checkpoint(path: Path, step: int | None = None) -> Path:
     """The checkpoint folder at ``path``, or the one of ``step`` (else the newest) in the run folder ``path``."""
     path = Path(path)
     if (path / MANIFEST).exists() and step is None:
@@ -327,6 +327,6 @@ def read_weights(path: Path, step: int | None = None) -> dict[str, Tensor]:
 
     Verifies every hash first and raises CheckpointError, naming what is damaged.
     """
-    folder = find(path, step)
+    folder = find_checkpoint(path, step)
     verify(folder)
     return {name.removeprefix(WEIGHTS): tensor for name, tensor in read_tensors(folder, WEIGHTS)}

@@ -18,7 +18,7 @@ from megamask.errors import CheckpointError, ConfigError, LockError, StorageErro
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointReport:
     """A checkpoint as it lies there."""
 
     step: int
@@ -32,7 +32,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class RunReport:
     """What lies in a run folder, and what `--resume auto` would make of it."""
 
     run: Path
@@ -42,7 +42,7 @@ class Inspection:
     launches: int
     latest: str
     """What the file of that name says; a hint that nothing believes."""
-    checkpoints: tuple[Found, ...]
+    checkpoints: tuple[CheckpointReport, ...]
     """Newest first."""
     aside: tuple[str, ...]
     """Names of what was set aside: damaged, or newer than a start that somebody chose."""
@@ -58,7 +58,7 @@ class Inspection:
     """With which a resume would end that cannot begin, else 0."""
 
 
-def inspect(folder: Path, *, hashes: bool = True) -> Inspection:
+def inspect_folder(folder: Path, *, hashes: bool = True) -> RunReport:
     """Look at the run in ``folder``. CheckpointError if it holds none, StorageError if the storage does not answer."""
     run = RunFolder(folder)
     try:
@@ -71,11 +71,11 @@ def inspect(folder: Path, *, hashes: bool = True) -> Inspection:
         raise StorageError(storage_sentence(error, "look at the run", run.path)) from None
 
 
-def _seen(run: RunFolder, hashes: bool) -> Inspection:
+def _seen(run: RunFolder, hashes: bool) -> RunReport:
     config, record, owner = (_read(path) or {} for path in (run.config, run.environment, run.lock))
     names = sorted(os.listdir(run.checkpoints)) if run.checkpoints.is_dir() else []
     steps, launches = config.get("steps"), record.get("launches")
-    return Inspection(
+    return RunReport(
         run=run.path,
         recipe=str(config.get("recipe") or ""),
         steps=steps if isinstance(steps, int) else None,
@@ -109,17 +109,17 @@ def _text(manifest: Path) -> tuple[str, ...]:
         return (f"{manifest} is damaged: its counts cannot be read.",)
 
 
-def _checkpoint(folder: Path, step: int, hashes: bool) -> Found:
+def _checkpoint(folder: Path, step: int, hashes: bool) -> CheckpointReport:
     try:
         manifest = read_manifest(folder)
         problems = tuple(damage(folder, manifest.files, hashes))
     except NewerFormat as error:
-        return Found(step, "newer", error.problems)
+        return CheckpointReport(step, "newer", error.problems)
     except CheckpointError as error:
-        return Found(step, "damaged", error.problems)
+        return CheckpointReport(step, "damaged", error.problems)
     size = sum(entry.size for entry in manifest.files)
     wrote = sum(entry.name.startswith("rank-") for entry in manifest.files)
-    return Found(step, "damaged" if problems else "whole", problems, size, wrote, manifest.launch)
+    return CheckpointReport(step, "damaged" if problems else "whole", problems, size, wrote, manifest.launch)
 
 
 def _writer(lock: Path, owner: dict) -> str:
@@ -140,10 +140,10 @@ def _locked(lock: Path) -> bool:
     return any("FLOCK" in words and words[-3].rsplit(":", 1)[-1] == inode for words in held)
 
 
-def _foretold(run: RunFolder, found: Inspection) -> Inspection:
+def _foretold(run: RunFolder, found: RunReport) -> RunReport:
     """With what a resume would do: the decisions of ``runs.open_run``, without its deeds."""
 
-    def refused(error: type[ConfigError | CheckpointError | LockError], *why: str) -> Inspection:
+    def refused(error: type[ConfigError | CheckpointError | LockError], *why: str) -> RunReport:
         return replace(found, resume=("A resume would be refused.", *why), exit_code=error.exit_code)
 
     here = f" on {os.uname().nodename} " in found.writer

@@ -22,23 +22,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from megamask.checkpoint.format import MANIFEST, NewerFormat, RunFolder, storage_sentence, verify_together
+from megamask.checkpoint.format import MANIFEST, NewerFormat, RunFolder, storage_sentence, verify_on_all_ranks
 from megamask.data.compare_tokenizers import differences
-from megamask.data.manifest import changes
+from megamask.data.manifest import manifest_changes
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, DataError, StorageError
 from megamask.metrics.logger import read_metrics
 from megamask.runtime import ranks
-from megamask.runtime.environment import environment
+from megamask.runtime.environment import describe_environment
 from megamask.storage import durable, strict_json
-from megamask.storage.dotted import flatten, under
+from megamask.storage.dotted import flatten, is_under
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStart:
     """Where a launch begins: fresh at step 0, or from a verified checkpoint."""
 
     run: RunFolder
@@ -85,7 +85,7 @@ def open_run(
     may_differ: Iterable[str] = (),
     text: Shards | None = None,
     facts: dict[str, str] | None = None,
-) -> Start:
+) -> RunStart:
     """Take the run folder ``path`` and find where to start. Collective.
 
     ``resume`` is ``auto`` (the newest valid checkpoint, or fresh if there never was one), ``must`` (an error if there
@@ -100,7 +100,7 @@ def open_run(
     damaged, or if none of several is whole; LockError if another launch writes here; StorageError.
     """
     # rank 0's clock, working folder and dice, for all
-    run = ranks.by_main(lambda: RunFolder(Path(path), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"))
+    run = ranks.on_rank_zero(lambda: RunFolder(Path(path), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"))
     lock: durable.Lock | None = None
     created = False
 
@@ -119,7 +119,7 @@ def open_run(
         if lock:
             lock.close()
         raise
-    return Start(run, checkpoint, step, tuple(notes), lock, choice.changes, created)
+    return RunStart(run, checkpoint, step, tuple(notes), lock, choice.changes, created)
 
 
 def begun(run: RunFolder) -> bool:
@@ -144,7 +144,7 @@ def check_space(path: Path | str, checkpoint_bytes: int, checkpoints: int = 3) -
         try:
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                durable.write(probe, [b"probe"])
+                durable.write_file(probe, [b"probe"])
             finally:
                 probe.unlink(missing_ok=True)
             free = shutil.disk_usage(folder).free
@@ -156,7 +156,7 @@ def check_space(path: Path | str, checkpoint_bytes: int, checkpoints: int = 3) -
                 f"{checkpoint_bytes * checkpoints:,}. Free some space or choose another output folder."
             )
 
-    ranks.by_main(act)
+    ranks.on_rank_zero(act)
 
 
 def _by_main(run: RunFolder, act: Callable[..., Answer], *given) -> Answer:
@@ -166,7 +166,7 @@ def _by_main(run: RunFolder, act: Callable[..., Answer], *given) -> Answer:
         except OSError as error:
             raise StorageError(storage_sentence(error, "open the run folder", run.path)) from None
 
-    return ranks.by_main(guarded)
+    return ranks.on_rank_zero(guarded)
 
 
 def _choose(
@@ -244,7 +244,7 @@ def _changes(run: RunFolder, config: dict, may_differ: tuple[str, ...], text: Sh
     here = flatten(json.loads(json.dumps(config)))
     pairs = {key: [there.get(key, "absent"), here.get(key, "absent")] for key in sorted(there | here)}
     found = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    refused = {key: pair for key, pair in found.items() if not under(key, may_differ)}
+    refused = {key: pair for key, pair in found.items() if not is_under(key, may_differ)}
     if refused.keys() == {"text"} and text:
         _refuse_other_text(run, text, there.get("data"), here.get("data"))
     if refused:
@@ -272,7 +272,7 @@ def _refuse_other_text(run: RunFolder, text: Shards, theirs: object, ours: objec
     """DataError with the shards that are others than the run began with, or ConfigError if its tokenizer is."""
     try:
         before = strict_json.read_json(run.text)
-        changed = changes(before, text.manifest) or ["the same files, but of other sources or settings"]
+        changed = manifest_changes(before, text.manifest) or ["the same files, but of other sources or settings"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         before, changed = {}, [f"what, cannot be told without {run.text}"]
     cure = f"{_other_data(theirs, ours)} Or choose another output folder."
@@ -288,7 +288,7 @@ def _first_whole(run: RunFolder, choice: _Choice) -> tuple[Path | None, int, lis
     notes: list[str] = []
     for folder in choice.candidates:
         try:
-            manifest = verify_together(folder)
+            manifest = verify_on_all_ranks(folder)
         except NewerFormat:
             raise  # whole, and newer than anything older that we could read
         except CheckpointError as error:
@@ -342,5 +342,5 @@ def _record(
         except (ValueError, KeyError, TypeError):
             launches = []  # a record for people; its loss must not stop a run
     begun = {"launch": run.launch, "step": step, "from": checkpoint and str(checkpoint), "changes": changes}
-    launches.append(begun | facts | environment())
+    launches.append(begun | facts | describe_environment())
     durable.replace(run.environment, json.dumps({"launches": launches}, indent=2) + "\n")

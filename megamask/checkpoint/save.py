@@ -22,18 +22,18 @@ from megamask.checkpoint.format import (
     Manifest,
     RunFolder,
     complete,
-    render,
+    on_all_ranks,
+    render_manifest,
     serialise,
     storage_sentence,
-    together,
 )
 from megamask.errors import ConfigError, LockError, StorageError, must
 from megamask.runtime import ranks
 from megamask.storage import durable
-from megamask.storage.durable import Entry
+from megamask.storage.durable import FileEntry
 
 
-def publish(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int = 2) -> str:
+def save_checkpoint(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int = 2) -> str:
     """Make the checkpoint of ``step`` durable and return the line that says so. Collective.
 
     ``tensors`` are those that this rank writes: each whole tensor is given by exactly one rank. ``state`` is small,
@@ -49,22 +49,24 @@ def publish(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dic
         return _publish(run, step, tensors, state, keep, need)
     except StorageError:
         # whoever takes a folder over sweeps away what was being written there
-        if ranks.by_main(lambda: _lost(run)):
+        if ranks.on_rank_zero(lambda: _lost(run)):
             raise LockError(_taken(run)) from None
         raise
 
 
 def _publish(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int, need: int) -> str:
     began = time.monotonic()
-    temporary = ranks.by_main(lambda: _prepare(run, step))
+    temporary = ranks.on_rank_zero(lambda: _prepare(run, step))
     if temporary is None:
         return f"checkpoint {step} was durable already"
     try:
-        written = together(lambda: _write_share(temporary, tensors, state), f"save checkpoint {step}", run.path, need)
+        written = on_all_ranks(
+            lambda: _write_share(temporary, tensors, state), f"save checkpoint {step}", run.path, need
+        )
         names = [name for _, its_names in written for name in its_names]
         assert len(set(names)) == len(names), "a tensor was given by two ranks"
         entries = [entry for its_entries, _ in written for entry in its_entries]
-        notes = ranks.by_main(lambda: _commit(run, step, temporary, entries, keep))
+        notes = ranks.on_rank_zero(lambda: _commit(run, step, temporary, entries, keep))
     except BaseException:
         if ranks.is_main():
             durable.remove(temporary)
@@ -81,20 +83,20 @@ def _prepare(run: RunFolder, step: int) -> Path | None:
             return None  # the same run at the same step has the same content
         temporary = run.checkpoints / f".tmp-step-{step}-{run.launch}"
         durable.remove(temporary)
-        durable.make(temporary)
+        durable.make_folder(temporary)
     except OSError as error:
         raise StorageError(storage_sentence(error, f"save checkpoint {step}", run.path)) from None
     return temporary
 
 
-def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: dict) -> tuple[list[Entry], list[str]]:
-    if not durable.wait(lambda: durable.visible(folder)):
+def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: dict) -> tuple[list[FileEntry], list[str]]:
+    if not durable.wait_for_file(lambda: durable.publish_folder(folder)):
         raise StorageError(
             f"{folder} did not become visible within {durable.PATIENCE:g} s; is it on a shared file system?"
         )
-    entries = [durable.write(folder / f"rank-{ranks.rank():05d}.safetensors", serialise(tensors))]
+    entries = [durable.write_file(folder / f"rank-{ranks.rank():05d}.safetensors", serialise(tensors))]
     if ranks.is_main():
-        entries.append(durable.write(folder / STATE, [json.dumps(state, indent=1).encode()]))
+        entries.append(durable.write_file(folder / STATE, [json.dumps(state, indent=1).encode()]))
     durable.sync(folder)
     return entries, list(tensors)
 
@@ -119,10 +121,10 @@ def _taken(run: RunFolder) -> str:
     return f"{run.path} was taken over by another launch; this one may write there no more."
 
 
-def _commit(run: RunFolder, step: int, temporary: Path, entries: list[Entry], keep: int) -> list[str]:
+def _commit(run: RunFolder, step: int, temporary: Path, entries: list[FileEntry], keep: int) -> list[str]:
     final = run.checkpoint(step)
     try:
-        durable.write(temporary / MANIFEST, [render(Manifest(step, run.launch, tuple(entries)))])
+        durable.write_file(temporary / MANIFEST, [render_manifest(Manifest(step, run.launch, tuple(entries)))])
         durable.sync(temporary)
         _hold(run)
         if complete(final):

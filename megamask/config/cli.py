@@ -42,7 +42,7 @@ class Command:
     run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
 
 
-def parse(arguments: list[str] | None = None) -> Command:
+def parse_command(arguments: list[str] | None = None) -> Command:
     """The command, checked for unknown flags and values; ConfigError for an unknown recipe or a bad file."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # the deepspeed launcher adds it; ranks come from the environment
@@ -51,21 +51,21 @@ def parse(arguments: list[str] | None = None) -> Command:
     first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
     known, _ = first.parse_known_args(arguments)
-    said = configuration.read(known.config) if known.config else {}
+    said = configuration.read_settings(known.config) if known.config else {}
     named = said.pop("recipe", Command.recipe)
     recipe = known.recipe or str(named)
-    base = configuration.override(recipes.named(recipe), said, str(known.config))
+    base = configuration.override_settings(recipes.find_recipe(recipe), said, str(known.config))
     default = Command(recipe, run=base)
     asked = tyro.cli(
         Command, args=arguments, default=default, prog="pretrain.py", console_outputs=launch_environment.is_main()
     )
     run, notes = leftovers.leave_out(asked.run, leftovers.typed(asked.run, arguments, said), recipe)
-    return replace(asked, run=configuration.tied(run), notes=tuple(notes))
+    return replace(asked, run=configuration.resolve_phases(run), notes=tuple(notes))
 
 
 def show_recipes() -> str:
     """The recipes, a line each."""
-    listed = recipes.listed()
+    listed = recipes.list_recipes()
     width = max(len(name) for name in listed)
     return "\n".join(f"{name:{width}}  {said}" for name, said in listed.items())
 
@@ -82,6 +82,6 @@ SHOWS = ("-h", "--help", "--list-recipes")
 @entry_point.command
 def show(arguments: list[str] | None = None) -> int:
     """Answer a command line that has one of the flags `SHOWS`."""
-    parse(arguments)  # ends here for --help
+    parse_command(arguments)  # ends here for --help
     print(show_recipes())
     return 0

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from megamask.config.pretrain_config import RECORDED, PretrainConfig, as_dict, problems
+from megamask.config.pretrain_config import RECORDED, PretrainConfig, as_dict, config_problems
 from megamask.errors import Removable
 from megamask.storage.dotted import flatten, names_in
 
@@ -37,7 +37,7 @@ def leave_out(config: PretrainConfig, typed: Collection[str], recipe: str) -> tu
     lines: list[str] = []
     while True:
         before = config
-        for problem in problems(config):
+        for problem in config_problems(config):
             if isinstance(problem, Removable):
                 after = _replaced(config, problem.name.split("."), problem.neutral, "", typed)
                 lines += _lines(config, after, problem, recipe)

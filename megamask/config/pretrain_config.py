@@ -24,16 +24,16 @@ from megamask.engine.settings import OptimizerConfig
 from megamask.entropy.settings import EntropyConfig
 from megamask.errors import ConfigError, Removable, must, raise_all, unknown
 from megamask.health.loss_spikes import SpikesConfig
-from megamask.health.settings import HangConfig
+from megamask.health.settings import WatchdogConfig
 from megamask.masking.settings import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.settings import ObjectiveConfig
 from megamask.storage import strict_json
-from megamask.storage.dotted import flatten, merged, names_in, under
+from megamask.storage.dotted import flatten, is_under, merged, names_in
 from megamask.teacher import settings as teachers
 from megamask.teacher.settings import DistillConfig, TeacherConfig
 
-FREE = frozenset(
+MAY_DIFFER_ON_RESUME = frozenset(
     {"data", "verify", "output", "init", "log", "hang", "checkpoint", "validation", "export", "recipe", "deepspeed"}
     | {"spikes", "teacher.path", "teacher.deepspeed", "teacher.sweep", "teacher.precision"}
 )
@@ -160,13 +160,13 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     spikes: SpikesConfig = field(default_factory=SpikesConfig)
-    hang: HangConfig = field(default_factory=HangConfig)
+    hang: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
-def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
+def check_config(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
     """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
-    ds, found = ds_file.parse(deepspeed) if deepspeed else (ds_file.unwritten(config.optimizer), [])
-    found += problems(config) + ds_file.problems(config.optimizer, ds)
+    ds, found = ds_file.parse_ds_config(deepspeed) if deepspeed else (ds_file.unwritten(config.optimizer), [])
+    found += config_problems(config) + ds_file.ds_problems(config.optimizer, ds)
     if config.entropy.average is not None and ds_file.zero_stage(ds) == 3:
         found.append("`entropy.average` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
     per_step, views = config.packs.per_step, config.packs.views
@@ -180,21 +180,23 @@ def check(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[st
     return ds
 
 
-def problems(config: PretrainConfig) -> list[str]:
+def config_problems(config: PretrainConfig) -> list[str]:
     """Sentences for what is wrong with ``config``, whatever it runs on; some of them are `Removable`."""
-    config = tied(config)
+    config = resolve_phases(config)
     found = [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
     if config.steps < 1:
         found.append(must("steps", "be at least 1", config.steps))
     if not 0 <= config.seed < 2**63:
         found.append(must("seed", "lie in [0, 2**63)", config.seed))
-    found += time_budget.problems(config.time_budget) + config.spikes.problems("spikes")
+    found += time_budget.time_budget_problems(config.time_budget) + config.spikes.problems("spikes")
     found += config.packs.problems("packs") + config.model.problems("model")
     found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
     found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
     found += config.log.problems("log") + config.hang.problems("hang")
     found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
-    found += config.distill.problems("distill") + teachers.problems(config.teacher, config.distill, config.entropy)
+    found += config.distill.problems("distill") + teachers.teacher_problems(
+        config.teacher, config.distill, config.entropy
+    )
     found += _guided(config) + _late(config) + _moved(config)
     if config.init_layers is not None and config.init is None:
         found.append(Removable("init_layers", "has no effect without `init`", None, "Remove it or name first weights."))
@@ -212,7 +214,7 @@ def problems(config: PretrainConfig) -> list[str]:
 
 def changeable(config: PretrainConfig) -> dict[str, object]:
     """The settings that a launch may change on purpose, by their full names."""
-    return {name: value for name, value in flatten(as_dict(config)).items() if under(name, CHANGEABLE)}
+    return {name: value for name, value in flatten(as_dict(config)).items() if is_under(name, CHANGEABLE)}
 
 
 def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
@@ -221,7 +223,7 @@ def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             found.append(unknown(name, known, "`change`"))
-        elif not under(name, CHANGEABLE):
+        elif not is_under(name, CHANGEABLE):
             rule = f"name settings that may change on the way ({', '.join(sorted(CHANGEABLE))})"
             found.append(must("change", rule, name, "For another, begin a new run with `init`."))
     raise_all(ConfigError, found)
@@ -245,7 +247,7 @@ def _fitting(config: PretrainConfig) -> str:
     return f"a number of ranks that fits ({', '.join(fitting)})" if fitting else "other views"
 
 
-def tied(config: PretrainConfig) -> PretrainConfig:
+def resolve_phases(config: PretrainConfig) -> PretrainConfig:
     """``config`` with numbers where schedules turn at a phase of the learning rate."""
     rate, masking, distill = config.optimizer.rate, config.masking, config.distill
     masking = replace(masking, ratio=masking.ratio.tied(rate), explore=masking.explore.tied(rate))
@@ -323,7 +325,7 @@ def _late(config: PretrainConfig) -> list[str]:
     return found
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """What a YAML or JSON file says, such as a run's own config.json; `override` checks and takes it."""
     try:
         found = strict_json.read_yaml(path)
@@ -336,7 +338,7 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def override(base: PretrainConfig, values: dict[str, Any], source: str) -> PretrainConfig:
+def override_settings(base: PretrainConfig, values: dict[str, Any], source: str) -> PretrainConfig:
     """``base`` with ``values`` laid over it; ConfigError names every unknown key and every wrong type."""
     if values.keys() >= RECORDED:
         values = {key: value for key, value in values.items() if key not in RECORDED}

@@ -9,15 +9,15 @@ from megamask.errors import must
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def seconds(budget: str) -> float | None:
+def parse_duration(budget: str) -> float | None:
     """``"24h"`` -> 86400.0, with one of the units s, m, h, d; None if it is no such time."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", budget, re.ASCII)
     return float(found[1]) * UNITS[found[2]] if found else None
 
 
-def problems(budget: str | None) -> list[str]:
+def time_budget_problems(budget: str | None) -> list[str]:
     """Sentences for what is wrong with `time_budget`."""
-    if budget is None or seconds(budget):
+    if budget is None or parse_duration(budget):
         return []
     rule = "be a time above 0 with one of the units s, m, h, d, such as 90m or 24h"
     return [must("time_budget", rule, budget)]

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megamask.data.tokenizer import Tokenizer, load, token_ids
+from megamask.data.tokenizer import Tokenizer, load_tokenizer, token_ids
 
 SAME = "both must be the same tokenizer."
 SHOWN = 5
@@ -22,7 +22,7 @@ def differences(one: Path, name: str, two: Path, other: str) -> list[str]:
     Told are the first five tokens that differ, and the first of the rules. Raises DataError if a folder holds no fast
     tokenizer, ConfigError if one lacks a special token.
     """
-    left, right = load(one), load(two)
+    left, right = load_tokenizer(one), load_tokenizer(two)
     if left.size != right.size:
         return [f"`{name}` has a vocabulary of {left.size} tokens, but {other} has {right.size}; {SAME}"]
     found = _vocabularies(left, right, name, other)

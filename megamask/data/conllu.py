@@ -54,7 +54,7 @@ class _Document:
         return self.fault or Tagged("".join(self.text), Words.of(self.words))
 
 
-def documents(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: bool) -> Iterator[Tagged | str]:
+def read_conllu(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: bool) -> Iterator[Tagged | str]:
     """The documents of a file whose ``lines`` are (number, text), in order; for a faulty one the sentence that says so.
 
     ``whole_file`` makes one document of them all.

@@ -22,7 +22,7 @@ from megamask.data.coverage import KEPT, Coverage, CoverageCounter, total
 from megamask.data.intake import Document
 from megamask.data.shards import Split, Unit
 from megamask.data.tagger import Tagger
-from megamask.data.tokenizer import Tokenizer, load, offsets_of, quiet
+from megamask.data.tokenizer import Tokenizer, load_tokenizer, offsets_of, quiet
 from megamask.data.words import starts_of, word_rule, word_starts
 from megamask.errors import DataError
 from megamask.storage import workdir as working
@@ -95,7 +95,7 @@ def _start(work: Path, tags: str | None) -> None:
 
 def _load(work: Path, tags: str | None) -> None:
     global _encoder, _coverage, _starts, _tagger, _tags
-    _encoder, _tags = load(work / "encoder"), tags is not None
+    _encoder, _tags = load_tokenizer(work / "encoder"), tags is not None
     _coverage = CoverageCounter(_encoder)
     _starts = None if word_rule(_encoder) == "pre_tokenizer" else word_starts(_encoder)
     _tagger = Tagger.load(tags) if tags not in (None, tagger.GIVEN) else None
@@ -210,7 +210,7 @@ def without_tokens(work: Path) -> int:
     return sum(int(unit[f"{split}_without_tokens"]) for unit in _opened(work) for split in shards.SPLITS)
 
 
-def joined(work: Path, split: Split) -> Iterator[Unit]:
+def join_encoded(work: Path, split: Split) -> Iterator[Unit]:
     """The ids and lengths of each unit, in order, and where words begin, if ids do not show it."""
     for unit in _opened(work):
         starts = unit.get(f"{split}_starts")

@@ -33,7 +33,7 @@ HASHES = "hashes.json"
 
 
 @dataclass(frozen=True)
-class Index:
+class PackIndex:
     """Pieces, sorted by pack: where each begins in the stream of tokens, how many tokens it has; each pack's first.
 
     ``maskable`` counts, for each pack, the tokens of its text that are not special: those that can be masked.
@@ -57,7 +57,7 @@ def is_text(shards: Shards) -> Bool[np.ndarray, " V"]:
     return found
 
 
-def cached_index(shards: Shards, tokens: int, length: int) -> Index:
+def cached_index(shards: Shards, tokens: int, length: int) -> PackIndex:
     """The index kept beside the shards, or a new one, which is kept if the folder can be written.
 
     Raises DataError for a token that the vocabulary lacks.
@@ -72,7 +72,7 @@ def cached_index(shards: Shards, tokens: int, length: int) -> Index:
     return index
 
 
-def _load(folder: Path, text: int, tokens: int, length: int) -> Index:
+def _load(folder: Path, text: int, tokens: int, length: int) -> PackIndex:
     """The index in ``folder``, whole and of packs that can be; one flipped bit would be another text."""
     hashes = strict_json.read_json(folder / HASHES)
     found = []
@@ -83,7 +83,7 @@ def _load(folder: Path, text: int, tokens: int, length: int) -> Index:
         if array.dtype != kind or array.ndim != 1:
             raise ValueError(name)
         found.append(array)
-    index = Index(*found)
+    index = PackIndex(*found)
     starts, sizes, first, maskable = found
     if not (
         len(starts) == len(sizes) == first[-1] and first[0] == 0 and rising(first, strictly=True)
@@ -96,7 +96,7 @@ def _load(folder: Path, text: int, tokens: int, length: int) -> Index:
     return index
 
 
-def _keep(index: Index, folder: Path) -> None:
+def _keep(index: PackIndex, folder: Path) -> None:
     beside = folder.with_name(f".{secrets.token_hex(8)}")
     try:
         beside.mkdir(parents=True)
@@ -104,7 +104,7 @@ def _keep(index: Index, folder: Path) -> None:
         for name in KINDS:
             np.save(beside / f"{name}.npy", getattr(index, name), allow_pickle=False)
             hashes[name] = sha256(beside / f"{name}.npy")
-        (beside / HASHES).write_bytes(strict_json.as_json(hashes))
+        (beside / HASHES).write_bytes(strict_json.to_json(hashes))
         if folder.exists():
             shutil.rmtree(folder)  # damaged; whoever has it open keeps it
         beside.rename(folder)
@@ -112,7 +112,7 @@ def _keep(index: Index, folder: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def make_index(shards: Shards, *, tokens: int, length: int) -> Index:
+def make_index(shards: Shards, *, tokens: int, length: int) -> PackIndex:
     """Pack all pieces of ``shards``, window by window.
 
     Packs that stay under 90 % are packed again with the next window; those of the last are left out.
@@ -120,7 +120,7 @@ def make_index(shards: Shards, *, tokens: int, length: int) -> Index:
     window_rows = max(WINDOW_ROWS, WINDOW_PACKS * tokens)
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     over = np.empty(0, np.int64), np.empty(0, np.int64)
-    for window in windows(pieces(shards, length), window_rows):
+    for window in windows(document_pieces(shards, length), window_rows):
         starts, sizes = (np.concatenate(pair) for pair in zip(over, window, strict=True))
         pack = best_fit(sizes + 2, tokens)
         rows = np.bincount(pack, weights=sizes + 2)
@@ -135,14 +135,14 @@ def make_index(shards: Shards, *, tokens: int, length: int) -> Index:
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     every, free = _maskable(shards, length)
     maskable = np.add.reduceat(free[np.searchsorted(every, starts)], first[:-1], dtype=np.int32)
-    return Index(starts, sizes.astype(np.int32), first, maskable)
+    return PackIndex(starts, sizes.astype(np.int32), first, maskable)
 
 
 def _maskable(shards: Shards, length: int) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
     """Where each piece of the split begins, ascending, and how many of its tokens can be masked."""
     table = is_text(shards)
     begins, counts = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-    for starts, sizes in windows(pieces(shards, length), WINDOW_ROWS):
+    for starts, sizes in windows(document_pieces(shards, length), WINDOW_ROWS):
         shard = int(np.searchsorted(shards.starts, starts[0], side="right")) - 1
         first, end = starts[0] - shards.starts[shard], starts[-1] + sizes[-1] - shards.starts[shard]
         try:
@@ -158,7 +158,7 @@ Pieces = tuple[np.ndarray, np.ndarray]
 """Where pieces begin in the stream of tokens, and how many tokens each has; both int64."""
 
 
-def pieces(shards: Shards, length: int) -> Iterator[Pieces]:
+def document_pieces(shards: Shards, length: int) -> Iterator[Pieces]:
     """The pieces of each shard, in the order of the text."""
     body = length - 2
     for shard, offsets in zip(shards.starts, shards.offsets(), strict=False):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from megamask.data.formats import saved_datasets
 from megamask.data.formats.compression import PACKED
-from megamask.data.sources import KINDS, NO_ENDING, Source, ending_of, kind_of, utf8, without_packing
+from megamask.data.sources import KINDS, NO_ENDING, InputFile, ending_of, kind_of, utf8, without_packing
 from megamask.errors import DataError, raise_all
 
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
@@ -73,7 +73,7 @@ class Tally:
 class Inputs:
     """What is read, and the files of folders that are not."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[InputFile] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     """The inputs that are folders of files."""
     read: Tally = field(default_factory=Tally)
@@ -110,7 +110,7 @@ class Inputs:
             yield f"{twice[0]} and {also} have one name but for the compression; both are read."
 
 
-def find(inputs: Iterable[str], *, exclude: Sequence[str] = (), skip_empty: bool = False) -> Inputs:
+def find_inputs(inputs: Iterable[str], *, exclude: Sequence[str] = (), skip_empty: bool = False) -> Inputs:
     """What ``inputs`` name, in order; raises DataError with all that is missing, unreadable, or not to be passed over.
 
     Files of folders that match a pattern of ``exclude``, by name or by path below the folder, are left out. An empty
@@ -122,19 +122,19 @@ def find(inputs: Iterable[str], *, exclude: Sequence[str] = (), skip_empty: bool
     for given in inputs:
         path = Path(given)
         if path.is_dir() and saved_datasets.is_saved(path):
-            found.sources.append(Source(utf8(path.name), path))
+            found.sources.append(InputFile(utf8(path.name), path))
         elif path.is_dir():
             problems += _add_folder(found, path, exclude, used)
         elif path.exists():
             if not kind_of(path):
                 problems.append(_unknown(path))
             else:
-                found.sources.append(Source(utf8(path.name), path))
+                found.sources.append(InputFile(utf8(path.name), path))
                 found.read.add(ending_of(path), path.stat().st_size)
         elif _looks_like_path(given):
             problems.append(f"{path} does not exist.")
         else:
-            found.sources.append(Source(given, None))
+            found.sources.append(InputFile(given, None))
     for pattern in exclude:
         if pattern not in used:
             problems.append(f"`exclude` names {pattern!r}, but no file of a folder matches it. Remove it.")
@@ -163,7 +163,7 @@ def _add_folder(found: Inputs, folder: Path, exclude: Sequence[str], used: set[s
         elif not file.is_file():
             here.passed_over.add("special files", 0)
         elif kind_of(file):
-            here.sources.append(Source(utf8(f"{folder.name}/{name}"), file))
+            here.sources.append(InputFile(utf8(f"{folder.name}/{name}"), file))
             here.read.add(ending_of(file), file.stat().st_size)
         else:
             here.passed_over.add(ending_of(file), file.stat().st_size)
@@ -264,7 +264,7 @@ def _endings() -> str:
     return f"{', '.join(KINDS)}, or one of these and {', '.join(PACKED)}"
 
 
-def _unreadable(sources: Iterable[Source], skip_empty: bool) -> Iterator[str]:
+def _unreadable(sources: Iterable[InputFile], skip_empty: bool) -> Iterator[str]:
     empty: list[str] = []
     for source in sources:
         if source.is_file and source.path:

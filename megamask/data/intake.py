@@ -14,7 +14,7 @@ from megamask.data import text
 from megamask.data.conllu import Tagged
 from megamask.data.formats.lines import Bad, Remark
 from megamask.data.shards import Split
-from megamask.data.sources import Source
+from megamask.data.sources import InputFile
 from megamask.data.tagger import Words
 from megamask.data.text import Reading
 from megamask.errors import DataError
@@ -35,7 +35,7 @@ MANY_LINES = 1000
 """Lines of a document from a .txt file that seem to be a document each."""
 
 
-def say(line: str) -> None:
+def report_remark(line: str) -> None:
     """Write a line to stderr. Output that cannot be written is dropped: it must not end the work."""
     with suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
@@ -58,7 +58,7 @@ class Document:
 class Intake:
     """What is read, and by which rules."""
 
-    sources: Sequence[Source]
+    sources: Sequence[InputFile]
     reading: Reading
     on_bad_document: Literal["stop", "skip"]
     bad_share: float
@@ -94,14 +94,14 @@ class Intake:
                 split: Split = "valid" if text.is_valid(digest, self.valid_share) else "train"
                 yield Document(digest, split, clean, words, source.name)
 
-    def _warn_of_lines(self, source: Source, clean: str) -> None:
+    def _warn_of_lines(self, source: InputFile, clean: str) -> None:
         """Say once that a document seems to be many, one a line."""
         if source.kind != ".txt" or self.reading.documents != "blocks" or "lines" in self.warned:
             return
         count = clean.count("\n") + 1
         if count > MANY_LINES:
             self.warned.add("lines")
-            say(
+            report_remark(
                 f"{source.path} has a document of {count:,} lines: no blank line stands between them. "
                 "`--documents lines` makes each line a document."
             )
@@ -110,7 +110,7 @@ class Intake:
         """Say once what a reader noticed."""
         if remark.sentence not in self.remarks:
             self.remarks.add(remark.sentence)
-            say(remark.sentence)
+            report_remark(remark.sentence)
 
     def _bear(self, found: Bad, counts: Counter[str]) -> None:
         """Raise DataError unless a bad document may be left out."""
@@ -123,9 +123,9 @@ class Intake:
             )
         if found.problem not in self.warned and len(self.warned) < (10 * NAMED if found.ends else NAMED):
             self.warned.add(found.problem)
-            say(f"Skipped: {found.problem}")
+            report_remark(f"Skipped: {found.problem}")
 
-    def _read(self, label: str, counts: Counter[str]) -> Iterator[tuple[Source, str | Tagged | Bad]]:
+    def _read(self, label: str, counts: Counter[str]) -> Iterator[tuple[InputFile, str | Tagged | Bad]]:
         """Every document as it stands, with its source. Shows how many bytes of the files are read.
 
         Counts files without a document; DataError at one unless bad documents are skipped.
@@ -136,7 +136,7 @@ class Intake:
             for source in self.sources:
                 before = counts["documents"]
                 with source.open() as raw:
-                    for found in text.documents(source, self.reading, raw):
+                    for found in text.read_documents(source, self.reading, raw):
                         if isinstance(found, Remark):
                             self._remark(found)
                             continue

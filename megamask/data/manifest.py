@@ -94,7 +94,7 @@ class _Facts:
     sidecars: dict[Literal["tags", "entropy"], dict[Split, dict[str, File]]] = field(default_factory=dict)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_shard_manifest(folder: Path) -> Manifest:
     """The manifest of ``folder``; raises DataError if there is none of this format and version."""
     path = folder / NAME
     if not folder.is_dir():
@@ -114,15 +114,15 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def check(folder: Path, *, verify: bool) -> Manifest:
+def check_shard_manifest(folder: Path, *, verify: bool) -> Manifest:
     """The manifest of ``folder``, if all splits are as it says; DataError with every problem.
 
     ``verify`` holds every byte against its sha256; else sizes are compared.
     """
-    manifest = read_manifest(folder)
+    manifest = read_shard_manifest(folder)
     try:
         # by the rules of JSON, in which a tuple is a list and true is no 1
-        facts = TypeAdapter(_Facts).validate_json(strict_json.as_json(manifest), strict=True)
+        facts = TypeAdapter(_Facts).validate_json(strict_json.to_json(manifest), strict=True)
     except ValidationError as error:
         places = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
         raise DataError(*(f"{folder / NAME} is damaged: `{at}`: {why}. {CURE}" for at, why in places)) from None
@@ -253,7 +253,7 @@ def size_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{folder / name} must have {fact['bytes']} bytes, but has {size} now: it was changed during the run."
 
 
-def changes(before: Manifest, now: Manifest) -> list[str]:
+def manifest_changes(before: Manifest, now: Manifest) -> list[str]:
     """In words, each file of which two manifests do not say the same."""
     old, new = before["files"], now["files"]
     said = {name: "is gone" for name in old.keys() - new.keys()} | {name: "is new" for name in new.keys() - old.keys()}

@@ -26,14 +26,14 @@ from typing import Literal, get_args
 
 from megamask.data import encoding, local_text, shards, tagger, text
 from megamask.data.coverage import lost_too_much, removed_much, total
-from megamask.data.inputs import find
-from megamask.data.intake import CUT, EMPTY, REASONS, Intake, say
+from megamask.data.inputs import find_inputs
+from megamask.data.intake import CUT, EMPTY, REASONS, Intake, report_remark
 from megamask.data.shards import INPUT_FILES, Shards, Split
-from megamask.data.sources import Source
+from megamask.data.sources import InputFile
 from megamask.data.tagger import Tagger
 from megamask.data.text import Reading
-from megamask.data.tokenizer import TOKENIZER, Tokenizer, load, token_ids
-from megamask.data.tokenizer_training import Kind, train
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
+from megamask.data.tokenizer_training import Kind, train_tokenizer
 from megamask.data.words import WordSizes
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 from megamask.runtime.progress_bar import ProgressBar, elapsed
@@ -132,16 +132,16 @@ def prepare(config: PrepareConfig) -> Path:
     Raises ConfigError, DataError or StorageError.
     """
     raise_all(ConfigError, config.problems())
-    existing = None if config.trains else load(config.tokenizer)
+    existing = None if config.trains else load_tokenizer(config.tokenizer)
     if existing:
         token_ids(existing)
-    inputs = find(config.input, exclude=config.exclude, skip_empty=config.on_bad_document == "skip")
+    inputs = find_inputs(config.input, exclude=config.exclude, skip_empty=config.on_bad_document == "skip")
     sources = inputs.sources
     reading = Reading(config.documents, config.text_field, config.dataset_split)
-    raise_all(DataError, text.problems(sources, reading))
+    raise_all(DataError, text.reading_problems(sources, reading))
     for line in (inputs.sentence(), *inputs.remarks()):
         if line:
-            say(line)
+            report_remark(line)
     intake = Intake(sources, reading, config.on_bad_document, config.bad_share, config.valid_share)
     tags = _tag_facts(config, sources)
     request = {
@@ -170,13 +170,13 @@ def prepare(config: PrepareConfig) -> Path:
     return config.output
 
 
-def _identities(sources: list[Source]) -> list[dict[str, str | int]]:
+def _identities(sources: list[InputFile]) -> list[dict[str, str | int]]:
     """Name and content of each source. Reads every byte."""
     with ProgressBar("hashing", sum(source.size for source in sources) or None, "byte") as bar:
         return [source.identity(bar) for source in sources]
 
 
-def _tag_facts(config: PrepareConfig, sources: list[Source]) -> dict | None:
+def _tag_facts(config: PrepareConfig, sources: list[InputFile]) -> dict | None:
     """What tags there will be, and from where; None if none are wanted. Raises ConfigError, DataError."""
     if config.tags is None:
         return None
@@ -201,7 +201,7 @@ def _is_there(output: Path, identity: str, tags: dict | None) -> bool:
     cure = "Choose another `output`, or delete it."
     if not (output / "manifest.json").exists():
         raise DataError(f"{output} exists and holds no prepared data. {cure}")
-    if shards.read_manifest(output).get("request") != identity:
+    if shards.read_shard_manifest(output).get("request") != identity:
         raise DataError(f"{output} was prepared from other text or with other settings. {cure}")
     if Shards.open(output).sidecar_facts("tags") != tags:
         raise DataError(f"{output} was prepared with other tags, or without or with any. {cure}")
@@ -221,11 +221,11 @@ def _tokenizer(config: PrepareConfig, intake: Intake, work: Path) -> Tokenizer:
         kind: Kind = config.tokenizer  # type: ignore[assignment]
         size = sum(len(one.encode()) for one in texts)
         with elapsed(f"training the {kind} tokenizer on {size / 1e6:,.1f} MB of text"):
-            tokenizer = train(kind, texts, size=config.vocab_size or VOCAB_SIZE, lowercase=config.lowercase)
+            tokenizer = train_tokenizer(kind, texts, size=config.vocab_size or VOCAB_SIZE, lowercase=config.lowercase)
         tokenizer.save(work / "tokenizer.part")
         (work / "tokenizer.part").rename(folder)
     # the saved one also in the run that trained it, so that a resumed run encodes with the same
-    return load(folder)
+    return load_tokenizer(folder)
 
 
 # ---- the end
@@ -237,7 +237,7 @@ def _counted(config: PrepareConfig, tokenizer: Tokenizer, work: Path) -> dict:
     lost = {split: encoding.coverage(work, split) for split in splits}
     whole = total(lost.values())
     if warning := removed_much(whole):
-        say(warning)
+        report_remark(warning)
     problem = lost_too_much(whole, config.lost_share)
     raise_all(DataError, [problem] if problem else [])
     return {
@@ -259,11 +259,13 @@ def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: 
     ready.mkdir()
     try:
         with elapsed("writing shards"):
-            shards.write(ready, tokenizer, {split: encoding.joined(work, split) for split in splits}, facts=facts)
+            shards.write_shards(
+                ready, tokenizer, {split: encoding.join_encoded(work, split) for split in splits}, facts=facts
+            )
     except Exception:
         shutil.rmtree(ready, ignore_errors=True)  # half of it, on a full disk
         raise
-    written = shards.read_manifest(ready)["splits"]
+    written = shards.read_shard_manifest(ready)["splits"]
     for split in splits:
         if not written[split]["tokens"]:
             raise DataError(_empty_split(split, sum(found["documents"] for found in written.values()), config))

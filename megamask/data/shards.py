@@ -38,11 +38,11 @@ from megamask.data.manifest import (
     VERSION,
     Manifest,
     Split,
-    check,
-    read_manifest,
+    check_shard_manifest,
+    read_shard_manifest,
     size_problems,
 )
-from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, load, token_ids
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, load_tokenizer, token_ids
 from megamask.data.words import Rule, WordSizes, unknown_words, word_rule, word_starts
 from megamask.errors import DataError, must, raise_all
 from megamask.storage import strict_json
@@ -75,7 +75,7 @@ class Shards:
     def open(cls, folder: Path | str, split: Split = "train", *, verify: bool = False) -> Shards:
         """The shards in ``folder``, checked; raises DataError with every problem. ``verify`` checks each sha256."""
         folder = Path(folder)
-        manifest = check(folder, verify=verify)
+        manifest = check_shard_manifest(folder, verify=verify)
         if not manifest["splits"].get(split, {}).get("tokens"):
             raise DataError(
                 f"{folder} holds no documents in the split {split!r}. Prepare it with more text"
@@ -123,7 +123,7 @@ class Shards:
     @cached_property
     def words(self) -> Rule:
         """How words are found. Shards of an earlier version do not say so and may lack the words."""
-        return self.manifest.get("words") or word_rule(load(self.folder / TOKENIZER))
+        return self.manifest.get("words") or word_rule(load_tokenizer(self.folder / TOKENIZER))
 
     @cached_property
     def word_parts(self) -> list[np.ndarray] | None:
@@ -241,7 +241,7 @@ class Unit(NamedTuple):
     """Whether each token begins a word, for a tokenizer of the word rule ``pre_tokenizer``."""
 
 
-def write(
+def write_shards(
     folder: Path,
     tokenizer: Tokenizer,
     splits: dict[Split, Iterable[Unit]],
@@ -297,7 +297,7 @@ def write_sidecar(
     if name not in SIDECARS:
         raise DataError(must("sidecar", f"be one of {', '.join(SIDECARS)}", name))
     shards = Shards.open(folder, split)
-    earlier = read_manifest(Path(folder))
+    earlier = read_shard_manifest(Path(folder))
     if earlier.get("sidecars", {}).get(name, {}).pop(split, None):
         _write_manifest(Path(folder), earlier)  # half of it will soon be overwritten
     files = []
@@ -312,7 +312,7 @@ def write_sidecar(
     if facts is not None:
         files.append(Path(folder) / f"{split}.{name}.json")
         _write_json(files[-1], facts)
-    manifest = read_manifest(Path(folder))
+    manifest = read_shard_manifest(Path(folder))
     manifest.setdefault("sidecars", {}).setdefault(name, {})[split] = _listed(Path(folder), files)
     _write_manifest(Path(folder), manifest)
 

@@ -19,7 +19,7 @@ NO_ENDING = "without ending"
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """One input: a file, or a data set."""
 
     name: str

@@ -138,7 +138,7 @@ def cut(text: str) -> Iterator[str]:
         at = end
 
 
-def names(shards: Shards) -> tuple[str, ...]:
+def tag_names(shards: Shards) -> tuple[str, ...]:
     """The names of the tags beside ``shards``, by number from 1; DataError if there are none."""
     facts = shards.sidecar_facts("tags")
     if facts is None:

@@ -17,9 +17,9 @@ from megamask.data import conllu
 from megamask.data.conllu import Tagged
 from megamask.data.formats import compression, delimited, json_lines, json_values, parquet, plain, saved_datasets
 from megamask.data.formats.delimited import SEPARATORS
-from megamask.data.formats.fields import listed
-from megamask.data.formats.lines import Bad, Bytes, Remark, lines
-from megamask.data.sources import Source
+from megamask.data.formats.fields import quoted_names
+from megamask.data.formats.lines import Bad, Bytes, Remark, read_lines
+from megamask.data.sources import InputFile
 
 Documents = Literal["blocks", "lines", "files"]
 
@@ -37,7 +37,7 @@ class Reading:
     """The split of a Hugging Face data set."""
 
 
-def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[str | Tagged | Bad | Remark]:
+def read_documents(source: InputFile, reading: Reading, raw: Bytes | None) -> Iterator[str | Tagged | Bad | Remark]:
     """The documents of ``source`` in order, as they stand there; a fault gives a ``Bad`` in their midst.
 
     Those of .conllu files are ``Tagged``. A ``Remark`` is no document.
@@ -45,7 +45,7 @@ def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[s
     """
     path, field = source.path, reading.text_field
     if raw is None or path is None:
-        yield from saved_datasets.documents(source.name, path, reading.dataset_split, field)
+        yield from saved_datasets.read_saved_dataset(source.name, path, reading.dataset_split, field)
         return
     try:
         with compression.unpacked(path, raw) as file:
@@ -60,21 +60,21 @@ def documents(source: Source, reading: Reading, raw: Bytes | None) -> Iterator[s
 def _of_file(path: Path, kind: str, file: Bytes, reading: Reading) -> Iterator[str | Tagged | Bad | Remark]:
     field = reading.text_field
     if kind == ".parquet":
-        yield from parquet.documents(path, file, field)
+        yield from parquet.read_parquet(path, file, field)
     elif kind in (".jsonl", ".ndjson"):
-        yield from json_lines.documents(path, file, field)
+        yield from json_lines.read_json_lines(path, file, field)
     elif kind == ".json":
-        yield from json_values.documents(path, file, field)
+        yield from json_values.read_json(path, file, field)
     elif kind in SEPARATORS:
-        yield from delimited.documents(path, file, field, SEPARATORS[kind])
+        yield from delimited.read_delimited(path, file, field, SEPARATORS[kind])
     elif kind == ".conllu":
         yield from _conllu(path, file, whole_file=reading.documents == "files")
     elif reading.documents == "files":
-        yield plain.whole(path, file)
+        yield plain.read_whole_file(path, file)
     elif reading.documents == "lines":
-        yield from plain.single_lines(path, file)
+        yield from plain.read_single_lines(path, file)
     else:
-        yield from plain.blocks(path, file)
+        yield from plain.read_blocks(path, file)
 
 
 def _conllu(path: Path, file: Bytes, *, whole_file: bool) -> Iterator[Tagged | Bad]:
@@ -82,17 +82,17 @@ def _conllu(path: Path, file: Bytes, *, whole_file: bool) -> Iterator[Tagged | B
     faults: list[Bad] = []
 
     def numbered() -> Iterator[tuple[int, str]]:
-        for _, number, text in lines(path, file):
+        for _, number, text in read_lines(path, file):
             if isinstance(text, Bad):
                 faults.append(Bad(text.problem))
             yield number, "?" if isinstance(text, Bad) else text
 
-    for found in conllu.documents(path, numbered(), whole_file=whole_file):
+    for found in conllu.read_conllu(path, numbered(), whole_file=whole_file):
         yield (faults[0] if faults else Bad(found)) if isinstance(found, str) else found
         faults.clear()
 
 
-def problems(sources: Sequence[Source], reading: Reading) -> list[str]:
+def reading_problems(sources: Sequence[InputFile], reading: Reading) -> list[str]:
     """Sentences for settings that do not fit the sources: a split that does not exist, a setting without effect."""
     found = []
     kinds = {source.kind for source in sources}
@@ -101,7 +101,7 @@ def problems(sources: Sequence[Source], reading: Reading) -> list[str]:
     split = reading.dataset_split
     for name, names in splits.items():
         if names and split not in names:
-            found.append(f"{name} has no split {split!r}; its splits are {listed(names)}. Set `dataset_split`.")
+            found.append(f"{name} has no split {split!r}; its splits are {quoted_names(names)}. Set `dataset_split`.")
     by_name = any(source.path is None for source in sources)
     if split != Reading.dataset_split and not by_name and all(names is None for names in splits.values()):
         found.append(f"`dataset_split` {split!r} has no effect: no input is a data set with splits. Remove it.")

@@ -184,7 +184,7 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
 # ---- an existing tokenizer
 
 
-def load(source: str | Path) -> Tokenizer:
+def load_tokenizer(source: str | Path) -> Tokenizer:
     """The fast tokenizer in a folder, or of a Hugging Face name that is not a folder here."""
     folder = Path(source)
     if not folder.is_dir():

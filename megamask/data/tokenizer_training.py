@@ -28,7 +28,7 @@ LEAST_COVERAGE = 0.99
 NEVER = -1e6
 
 
-def train(kind: Kind, texts: Sequence[str], *, size: int, lowercase: bool = False) -> Tokenizer:
+def train_tokenizer(kind: Kind, texts: Sequence[str], *, size: int, lowercase: bool = False) -> Tokenizer:
     """A new tokenizer of at most ``size`` tokens; ``sentencepiece`` has exactly as many or raises DataError."""
     if kind == "wordpiece":
         backend = _train_wordpiece(texts, size, lowercase)

@@ -15,7 +15,7 @@ LARGEST = 0.2
 """Share of the text that is spent on validation, at most."""
 
 
-def share_for(manifest: Manifest, tokens: int) -> float | None:
+def validation_share(manifest: Manifest, tokens: int) -> float | None:
     """The share, rounded up, that gives about ``tokens`` tokens or a little more; None if that is too large a part."""
     total, now = _total(manifest), _share(manifest)
     share = MARGIN * tokens / total if total else 1.0
@@ -40,7 +40,7 @@ def warning(manifest: Manifest) -> str:
 
 def cure(manifest: Manifest, tokens: int) -> str:
     """What gives a validation split of ``tokens`` tokens."""
-    share, total = share_for(manifest, tokens), _total(manifest)
+    share, total = validation_share(manifest, tokens), _total(manifest)
     if share is not None:
         return f"Delete the output and prepare the text again with `--valid-share {share:g}`."
     most = f" `--valid-share {LARGEST:g}` would only give about {LARGEST * total:,.0f}." * (_share(manifest) < LARGEST)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from megamask.engine import choose_accelerator
 from megamask.engine.settings import OptimizerConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
-from megamask.runtime.precision_choice import Choice, Setting, Support
+from megamask.runtime.precision_choice import PrecisionChoice, PrecisionSupport, Setting
 from megamask.storage import strict_json
 
 OURS = {
@@ -68,12 +68,12 @@ PRECISION = ("bf16", "torch_autocast")
 
 def read_ds_config(path: Path) -> dict[str, Any]:
     """A file of `ds_configs/`, checked: ConfigError for all that is doubled, unknown or not its to set."""
-    found, wrong = parse(path)
+    found, wrong = parse_ds_config(path)
     raise_all(ConfigError, wrong)
     return found
 
 
-def parse(path: Path) -> tuple[dict[str, Any], list[str]]:
+def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     """What a file of `ds_configs/` says, and a sentence for each thing that is wrong with it.
 
     Sections with something wrong inside are left out. Raises ConfigError if the file holds no JSON object.
@@ -189,7 +189,7 @@ def teacher_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
 
     Raises ConfigError if the file holds no JSON object.
     """
-    ds, found = parse(path)
+    ds, found = parse_ds_config(path)
     found += [
         f"`{path}` must not set `{key}`: the teacher's `precision` decides it. Remove it."
         for key in TEACHERS
@@ -218,13 +218,13 @@ def precision(ds: dict[str, Any]) -> Setting:
     return "auto" if "auto" in asked else "fp32"
 
 
-def choice(ds: dict[str, Any], support: Support) -> Choice:
+def choose_precision(ds: dict[str, Any], support: PrecisionSupport) -> PrecisionChoice:
     """The precision of a run under a DeepSpeed file, on devices with ``support``."""
     names = [f"`{name}.enabled` in the DeepSpeed file" for name in PRECISION if ds.get(name, {}).get("enabled")]
-    return Choice(names[0] if names else "the DeepSpeed file", precision(ds), support)
+    return PrecisionChoice(names[0] if names else "the DeepSpeed file", precision(ds), support)
 
 
-def resolved(ds: dict[str, Any], support: Support) -> dict[str, Any]:
+def resolve_auto(ds: dict[str, Any], support: PrecisionSupport) -> dict[str, Any]:
     """A DeepSpeed file with true or false for each `enabled` that is 'auto'."""
     auto = [name for name in PRECISION if ds.get(name, {}).get("enabled") == "auto"]
     return ds | {name: ds[name] | {"enabled": support.bf16} for name in auto}
@@ -235,7 +235,7 @@ def unwritten(config: OptimizerConfig) -> dict[str, Any]:
     return {"zero_optimization": {"stage": 1}} if config.kind == "muon" else {}
 
 
-def problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimizer") -> list[str]:
+def ds_problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimizer") -> list[str]:
     """Sentences for what the optimizer and the DeepSpeed file cannot do together."""
     found = []
     stage = zero_stage(ds)

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine import choose_accelerator, muon
 from megamask.engine.ds_file import filled, precision, zero_stage
-from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer
+from megamask.engine.optimizer import MOMENTS, OptimizerConfig, build_optimizer, moments_of
 from megamask.engine.stopwatch import Stopwatch
-from megamask.errors import NonFiniteError, ReplicaError
+from megamask.errors import NonFiniteError, WeightsDivergedError
 from megamask.runtime import ranks
 
 
@@ -59,7 +59,7 @@ class Engine:
         _hush()
         # it would compile a C++ extension that only tensor-parallel inference uses
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        ranks.join()
+        ranks.init_process_group()
         deepspeed.init_distributed(verbose=False)
         self.config = config
         self.stage, self.precision = zero_stage(ds), precision(ds)
@@ -71,7 +71,7 @@ class Engine:
         names = {name for name, _ in objective.named_parameters()}
         self._engine = deepspeed.initialize(
             model=objective.to(ranks.device()),
-            optimizer=optimizer(objective, config),
+            optimizer=build_optimizer(objective, config),
             config=filled(ds, config, self.accumulate, packs_per_step),
             dist_init_required=False,
         )[0]
@@ -259,7 +259,7 @@ class Engine:
             usual = [Counter(column).most_common(1)[0][0] for column in zip(*said, strict=True)]
             those = [str(rank) for rank, row in enumerate(said) if row != usual] if ranks.world() > 2 else ["0", "or 1"]
             names = [name for name, differs in zip(held, apart.tolist(), strict=True) if differs]
-            raise ReplicaError(
+            raise WeightsDivergedError(
                 f"After {self.steps} steps of the optimizer {', '.join(names[:3])} ({len(names)} tensors in all) are "
                 f"not the same on all ranks; at fault is rank {' '.join(those)}. Its memory or its device cannot be "
                 "trusted: leave that machine out. The same command goes on from the newest checkpoint."
@@ -319,7 +319,7 @@ class Engine:
         if self.stage in (1, 2):
             zero._lazy_init_hp_params_optimizer_state()
             if self.config.kind == "muon":
-                muon.make(zero)
+                muon.make_momentum(zero)
 
     def _get(self, parameter: nn.Parameter, key: str | None) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -329,7 +329,7 @@ class Engine:
         if key is None:
             return safe_get_full_fp32_param(parameter).detach()
         if key == muon.BUFFER and self.stage < 3:
-            return muon.get(self._engine.optimizer, parameter)
+            return muon.get_momentum(self._engine.optimizer, parameter)
         return safe_get_full_optimizer_state(parameter, key).detach().view(_shape(parameter))
 
     def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -351,7 +351,7 @@ class Engine:
         elif self.stage == 3:
             self._set_part(parameter, value, key)
         elif key == muon.BUFFER:
-            muon.put(self._engine.optimizer, parameter, value)
+            muon.put_momentum(self._engine.optimizer, parameter, value)
         elif key is None:
             safe_set_full_fp32_param(parameter, value)
         else:

@@ -20,7 +20,7 @@ from megamask.engine import choose_accelerator
 from megamask.runtime import ranks
 
 
-class Frozen:
+class FrozenEngine:
     """``module`` in ``dtype``, without dropout and gradients; ``ds`` is DeepSpeed's file, None to hold it whole."""
 
     def __init__(self, module: nn.Module, ds: dict[str, Any] | None, dtype: torch.dtype):
@@ -45,7 +45,7 @@ def _cut_up(module: nn.Module, ds: dict[str, Any], dtype: torch.dtype) -> Any:
 
     # as in the engine: it would compile a C++ extension that only tensor-parallel inference uses
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    ranks.join()
+    ranks.init_process_group()
     deepspeed.init_distributed(verbose=False)
     filled = {
         **ds,

@@ -33,7 +33,7 @@ def without_compiling() -> None:
                 setattr(module, name, inspect.unwrap(getattr(module, name)))
 
 
-def make(zero: Any) -> None:
+def make_momentum(zero: Any) -> None:
     """Momentum of zero for every group under Muon of DeepSpeed's ZeRO optimizer ``zero``."""
     for index, group in enumerate(zero.optimizer.param_groups):
         if group["use_muon"]:
@@ -42,7 +42,7 @@ def make(zero: Any) -> None:
             zero.optimizer.state[group["params"][0]][BUFFER] = torch.zeros(size, device=ranks.device())
 
 
-def get(zero: Any, parameter: nn.Parameter) -> Tensor:
+def get_momentum(zero: Any, parameter: nn.Parameter) -> Tensor:
     """The momentum of ``parameter``, whole, in fp32. Collective."""
     slot, first = _slot(zero, parameter)
     said = torch.zeros(parameter.shape, device=ranks.device())
@@ -51,7 +51,7 @@ def get(zero: Any, parameter: nn.Parameter) -> Tensor:
     return ranks.sum(said)
 
 
-def put(zero: Any, parameter: nn.Parameter, value: Tensor) -> None:
+def put_momentum(zero: Any, parameter: nn.Parameter, value: Tensor) -> None:
     """Set the momentum of ``parameter`` wherever it is held."""
     slot, _ = _slot(zero, parameter)
     if slot is not None:

@@ -37,7 +37,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     return found
 
 
-def optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(model, config)
     betas = (config.beta1, config.beta2)
     if config.kind == "adamw":

@@ -19,29 +19,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megamask.entropy.audit import Audit, Verdict, captured_gain, overlap, spearman
+    from megamask.entropy.audit import Audit, AuditResult, captured_gain, overlap, spearman
     from megamask.entropy.cache import Cache
-    from megamask.entropy.exact import Average, Exact, measured
+    from megamask.entropy.exact import Average, Exact, measure_entropy
     from megamask.entropy.frequency import Frequency
     from megamask.entropy.probe import Probe
     from megamask.entropy.settings import AuditConfig, EntropyConfig, Signal
-    from megamask.entropy.sidecar import Sidecar, SidecarFacts
-    from megamask.entropy.source import Ask, Source
+    from megamask.entropy.sidecar import SidecarFacts, StoredEntropy
+    from megamask.entropy.source import EntropyFn, EntropySource
 
 __all__ = [
-    "Ask", "Audit", "AuditConfig", "Average", "Cache", "EntropyConfig", "Exact", "Frequency", "Probe", "Sidecar",
-    "SidecarFacts", "Signal", "Source", "Verdict", "captured_gain", "measured", "overlap", "spearman",
+    "Audit", "AuditConfig", "AuditResult", "Average", "Cache", "EntropyConfig", "EntropyFn", "EntropySource", "Exact",
+    "Frequency", "Probe", "SidecarFacts", "Signal", "StoredEntropy", "captured_gain", "measure_entropy", "overlap",
+    "spearman",
 ]  # fmt: skip
 
 _MODULES = {
-    "audit": ("Audit", "Verdict", "captured_gain", "overlap", "spearman"),
+    "audit": ("Audit", "AuditResult", "captured_gain", "overlap", "spearman"),
     "cache": ("Cache",),
-    "exact": ("Average", "Exact", "measured"),
+    "exact": ("Average", "Exact", "measure_entropy"),
     "frequency": ("Frequency",),
     "probe": ("Probe",),
     "settings": ("AuditConfig", "EntropyConfig", "Signal"),
-    "sidecar": ("Sidecar", "SidecarFacts"),
-    "source": ("Ask", "Source"),
+    "sidecar": ("StoredEntropy", "SidecarFacts"),
+    "source": ("EntropyFn", "EntropySource"),
 }
 
 

@@ -21,10 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from megamask.batch import PackedBatch
-from megamask.entropy.exact import measured
+from megamask.entropy.exact import measure_entropy
 from megamask.entropy.frequency import Frequency
-from megamask.entropy.sequences import Maskable
-from megamask.entropy.source import Ask, AuditConfig, Signal, text_of
+from megamask.entropy.sequences import MaskableTokens
+from megamask.entropy.source import AuditConfig, EntropyFn, Signal, source_packs
 from megamask.masking.rng import PackRng
 
 # ---- figures; nan for a sequence, or altogether, where there is nothing to compare
@@ -34,7 +34,7 @@ def overlap(
     found: Float[Tensor, " T"], exact: Float[Tensor, " T"], share: float, batch: PackedBatch
 ) -> Float[Tensor, " S"]:
     """Of each sequence's rows with the ``share`` highest ``exact``, the share that has the highest ``found``."""
-    rows = Maskable(batch)
+    rows = MaskableTokens(batch)
     wanted = (share * rows.count.double()).round()
     best = rows.top(exact, wanted)
     return rows.sum(best & rows.top(found, wanted)) / _unless_zero(rows.sum(best))
@@ -53,13 +53,13 @@ def captured_gain(
 
 def spearman(found: Float[Tensor, " T"], exact: Float[Tensor, " T"], batch: PackedBatch) -> Float[Tensor, " S"]:
     """The correlation of the ranks in each sequence; rows of one value share the mean of their ranks."""
-    rows = Maskable(batch)
+    rows = MaskableTokens(batch)
     a, b = (rows.centred(rows.ranks(value)) for value in (found, exact))
     return rows.sum(a * b) / _unless_zero((rows.sum(a * a) * rows.sum(b * b)).sqrt())
 
 
 def _gains(found: Tensor, exact: Tensor, share: float, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    rows = Maskable(batch)
+    rows = MaskableTokens(batch)
     above = rows.centred(exact[rows.rows].double())
     wanted = (share * rows.count.double()).round()
     captured, possible = ((above * rows.top(value, wanted)).sum() for value in (found, exact))
@@ -74,7 +74,7 @@ def _unless_zero(value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AuditResult:
     """What an audit found: figures by their name in the log, and which source takes over from now on, if one does."""
 
     figures: dict[str, float]
@@ -93,7 +93,7 @@ class Audit:
         self,
         config: AuditConfig,
         source: str,
-        ask: Ask,
+        ask: EntropyFn,
         frequency: Frequency,
         *,
         signal: Signal,
@@ -122,7 +122,7 @@ class Audit:
         found: Float[Tensor, " T"],
         share: float,
         add_over_ranks: Callable[[Tensor], Tensor],
-    ) -> Verdict:
+    ) -> AuditResult:
         """Audit what the source ``found`` for ``batch``, if ``share`` of the maskable rows were chosen. Collective."""
         exact = self._exact(batch, "audit")
         # clean text leaves nothing to chance
@@ -139,11 +139,11 @@ class Audit:
         figures["ceiling"] = figures.pop("ceiling_gain", 1.0)
         verdict = self._judge(figures)
         named = {f"audit/{name}": value for name, value in (*figures.items(), ("failures", float(self._failures)))}
-        return Verdict(named, *verdict)
+        return AuditResult(named, *verdict)
 
     def _exact(self, batch: PackedBatch, drawing: str) -> Float[Tensor, " T"]:
-        rng = PackRng(self.seed, text_of(batch), drawing)
-        return measured(self.ask, batch, self.signal, self.passes, self.mask_id, rng)
+        rng = PackRng(self.seed, source_packs(batch), drawing)
+        return measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng)
 
     def _judge(self, figures: dict[str, float]) -> tuple[str | None, str | None]:
         """Count, and decide: the next source, and the sentence. Entropies without a spread say nothing of a source."""

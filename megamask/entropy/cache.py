@@ -38,9 +38,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, Measure, PackedBatch
-from megamask.entropy.frequency import surprise
+from megamask.entropy.frequency import unigram_surprisal
 from megamask.entropy.sidecar import from_bytes, to_bytes, top_of
-from megamask.entropy.source import text_of
+from megamask.entropy.source import source_packs
 from megamask.errors import CheckpointError, StorageError
 from megamask.runtime import ranks
 from megamask.storage import durable
@@ -83,7 +83,7 @@ class Cache:
     def __init__(self, packs: Places, folder: Path, measure: Measure):
         """``packs`` are those of the training text; ``folder`` is the cache's own, in the run folder."""
         self.packs, self.folder, self.tokens = packs, folder, packs.shards.tokens
-        rare = surprise(torch.from_numpy(packs.shards.unigram))
+        rare = unigram_surprisal(torch.from_numpy(packs.shards.unigram))
         self.top = top_of(measure, len(rare))
         # in codes: the rarest token is the least sure one, whichever way the measure runs
         share = rare / rare.max() if self.top > 0 else 1 - rare / rare.max()
@@ -111,9 +111,9 @@ class Cache:
         found: dict[int, Tensor] = {}
         mean = (self._sums + self._guess) / (self._counts + 1)
         for batch in batches:
-            if text_of(batch) not in found:
-                found[text_of(batch)] = self._look_up(batch, mean.to(batch.tokens.device))
-        return [found[text_of(batch)] for batch in batches]
+            if source_packs(batch) not in found:
+                found[source_packs(batch)] = self._look_up(batch, mean.to(batch.tokens.device))
+        return [found[source_packs(batch)] for batch in batches]
 
     def _look_up(self, batch: PackedBatch, mean: Float[Tensor, " V"]) -> Float[Tensor, " T"]:
         known = mean[batch.tokens]
@@ -162,7 +162,7 @@ class Cache:
         if epoch <= self._write_epoch:
             return
         self._read_epoch, self._write_epoch = self._write_epoch, epoch
-        self._hash = ranks.by_main(self._begin)
+        self._hash = ranks.on_rank_zero(self._begin)
         self._open()
 
     def _begin(self) -> bytes:
@@ -245,7 +245,7 @@ class Cache:
         self._hash = bytes(state["hash"].tolist())
         self._rows, self._reader, self._writer = [], None, None
         if self._write_epoch >= 0:
-            self._hash, self.lost = ranks.by_main(lambda: self._restore(state["seen"].numpy()))
+            self._hash, self.lost = ranks.on_rank_zero(lambda: self._restore(state["seen"].numpy()))
             self._open()
 
     def _restore(self, seen: np.ndarray) -> tuple[bytes, str]:
@@ -266,6 +266,8 @@ class Cache:
             )
 
 
-def _write(path: Path, codes: np.ndarray) -> durable.Entry:
+def _write(path: Path, codes: np.ndarray) -> durable.FileEntry:
     data = codes.data
-    return durable.write(path, (data[begin : begin + durable.BLOCK] for begin in range(0, len(data), durable.BLOCK)))
+    return durable.write_file(
+        path, (data[begin : begin + durable.BLOCK] for begin in range(0, len(data), durable.BLOCK))
+    )

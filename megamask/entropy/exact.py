@@ -16,8 +16,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from megamask.batch import Losses, MaskPlan, PackedBatch
-from megamask.entropy.sequences import Maskable
-from megamask.entropy.source import Ask, Signal, Source, text_of
+from megamask.entropy.sequences import MaskableTokens
+from megamask.entropy.source import EntropyFn, EntropySource, Signal, source_packs
 from megamask.masking.rng import PackRng
 
 PURPOSE = "exact"
@@ -25,8 +25,8 @@ PURPOSE = "exact"
 
 
 @torch.no_grad()
-def measured(
-    ask: Ask,
+def measure_entropy(
+    ask: EntropyFn,
     batch: PackedBatch,
     signal: Signal,
     passes: int,
@@ -83,13 +83,13 @@ class Exact:
 
     def __init__(
         self,
-        ask: Ask,
+        ask: EntropyFn,
         *,
         signal: Signal,
         passes: int,
         mask_id: int,
         seed: int,
-        propose: Source | None = None,
+        propose: EntropySource | None = None,
         candidates: Callable[[], int] | None = None,
     ):
         """``candidates`` says how many rows of a pack are asked about now; present if and only if ``propose`` is."""
@@ -99,20 +99,20 @@ class Exact:
 
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " T"]]:
         """Entropies of each batch; batches of one text share theirs."""
-        texts = {text_of(batch): batch for batch in batches}
+        texts = {source_packs(batch): batch for batch in batches}
         proposals = dict(zip(texts, self.propose(list(texts.values())), strict=True)) if self.propose else {}
         found = {text: self._measure(batch, proposals.get(text)) for text, batch in texts.items()}
-        return [found[text_of(batch)] for batch in batches]
+        return [found[source_packs(batch)] for batch in batches]
 
     def _measure(self, batch: PackedBatch, proposal: Float[Tensor, " T"] | None) -> Float[Tensor, " T"]:
-        rng = PackRng(self.seed, text_of(batch), PURPOSE)
+        rng = PackRng(self.seed, source_packs(batch), PURPOSE)
         if proposal is None:
-            return measured(self.ask, batch, self.signal, self.passes, self.mask_id, rng)
+            return measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng)
         assert self.candidates is not None
-        maskable = Maskable(batch)
+        maskable = MaskableTokens(batch)
         wanted = (self.candidates() / maskable.count.sum() * maskable.count).ceil()
         rows = maskable.rows[maskable.top(proposal, wanted)]
-        found = measured(self.ask, batch, self.signal, self.passes, self.mask_id, rng, rows)
+        found = measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng, rows)
         return found[rows].min().expand_as(found).index_copy(0, rows, found[rows])
 
     def observe(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:

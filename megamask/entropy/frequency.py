@@ -13,21 +13,21 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import PackedBatch
-from megamask.entropy.source import Stateless
+from megamask.entropy.source import StatelessSource
 
 
-def surprise(counts: Int64[Tensor, " V"]) -> Float[Tensor, " V"]:
+def unigram_surprisal(counts: Int64[Tensor, " V"]) -> Float[Tensor, " V"]:
     """-log of the share of each token in ``counts``, in nats, fp32; one is added to every count."""
     smoothed = counts.double() + 1
     return -(smoothed / smoothed.sum()).log().float()
 
 
-class Frequency(Stateless):
+class Frequency(StatelessSource):
     """-log unigram probability of each row's token."""
 
     def __init__(self, counts: Int64[Tensor, " V"]):
         """``counts``: how often each token occurs in the training text."""
-        self._table = surprise(counts)
+        self._table = unigram_surprisal(counts)
 
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " T"]]:
         """The surprise of each token, in nats."""

@@ -38,8 +38,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import Layout, Losses, MaskPlan, PackedBatch
-from megamask.entropy.frequency import surprise
-from megamask.entropy.source import text_of
+from megamask.entropy.frequency import unigram_surprisal
+from megamask.entropy.source import source_packs
 
 WIDTH, REACH = 64, 3
 """Channels inside, and how many rows to either side an answer depends on."""
@@ -74,7 +74,7 @@ class Probe:
     ):
         """``embed`` gives the detached rows (T, ``width``) of the embedding of the unmasked text, without dropout."""
         self.embed, self.rate, self.every = embed, rate, every
-        rare = surprise(counts)
+        rare = unigram_surprisal(counts)
         self._rarity = ((rare - rare.mean()) / rare.std().clamp_min(1e-6)).to(device)
         self._shapes = {
             "project": (channels, width), "rarity": (channels,), "project_bias": (channels,),
@@ -104,9 +104,9 @@ class Probe:
         found: dict[int, Tensor] = {}
         _, mean, scale = self._record
         for batch in batches:
-            if text_of(batch) not in found:
-                found[text_of(batch)] = mean + scale * self._predict(self._weights, batch)
-        return [found[text_of(batch)] for batch in batches]
+            if source_packs(batch) not in found:
+                found[source_packs(batch)] = mean + scale * self._predict(self._weights, batch)
+        return [found[source_packs(batch)] for batch in batches]
 
     def _parts(self, flat: Tensor) -> dict[str, Tensor]:
         sizes = [torch.Size(shape).numel() for shape in self._shapes.values()]

@@ -9,7 +9,7 @@ from torch import Tensor
 from megamask.batch import PackedBatch
 
 
-class Maskable:
+class MaskableTokens:
     """The maskable rows of a batch, by sequence."""
 
     def __init__(self, batch: PackedBatch):

@@ -20,7 +20,7 @@ from jaxtyping import Float, Real, UInt8
 from torch import Tensor, uint8
 
 from megamask.batch import Measure, PackedBatch
-from megamask.entropy.source import Signal, Stateless
+from megamask.entropy.source import Signal, StatelessSource
 from megamask.errors import DataError, must, raise_all
 
 CURE = "Write it anew with tools/annotate_entropy.py."
@@ -83,7 +83,7 @@ class SidecarFacts:
         return found
 
 
-def facts(record: object, where: str) -> SidecarFacts:
+def sidecar_facts_of(record: object, where: str) -> SidecarFacts:
     """The facts in a JSON ``record``; raises DataError with every problem, naming ``where`` it was found."""
     if not isinstance(record, dict):
         raise DataError(f"{where} does not say what its sidecar of entropies holds. {CURE}")
@@ -109,7 +109,7 @@ def facts(record: object, where: str) -> SidecarFacts:
     return SidecarFacts(**{field.name: record[field.name] for field in fields(SidecarFacts)})
 
 
-class Sidecar(Stateless):
+class StoredEntropy(StatelessSource):
     """Reads ``PackedBatch.entropy``."""
 
     def __init__(self, facts: SidecarFacts):

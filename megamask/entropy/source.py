@@ -18,12 +18,12 @@ from megamask.entropy.settings import EntropyConfig as EntropyConfig
 from megamask.entropy.settings import Kind as Kind
 from megamask.entropy.settings import Signal as Signal
 
-Ask = Callable[[PackedBatch, MaskPlan], Tensor]
+EntropyFn = Callable[[PackedBatch, MaskPlan], Tensor]
 """The measure (M,) of a model at the targets of a plan, in nats, without gradients and without dropout."""
 
 
 @runtime_checkable
-class Source(Protocol):
+class EntropySource(Protocol):
     """Where an entropy comes from; called once per optimizer step with this rank's packs of the step.
 
     Packs that hold one text (``PackedBatch.text``) get one computation. Only what is learnt from losses is state.
@@ -45,7 +45,7 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
-class Stateless:
+class StatelessSource:
     """What a source that learns nothing says about learning."""
 
     def observe(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
@@ -61,6 +61,6 @@ class Stateless:
         assert not state, f"{type(self).__name__} has no state"
 
 
-def text_of(batch: PackedBatch) -> int:
+def source_packs(batch: PackedBatch) -> int:
     """The number of the text in ``batch``: its own number, unless several packs hold it."""
     return batch.number if batch.text is None else batch.text

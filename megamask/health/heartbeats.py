@@ -29,7 +29,7 @@ WAITING = ("/torch/distributed/", "/deepspeed/comm/", "/deepspeed/runtime/zero/"
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """Where a rank is."""
 
     rank: int
@@ -51,7 +51,7 @@ class Beat:
     """By the clock of its host, in seconds since 1970."""
 
 
-class Beats:
+class Heartbeats:
     """The beats of all ranks of a launch and the word of its end, in the folder ``logs``, which is there."""
 
     def __init__(self, logs: Path, launch: str):
@@ -88,7 +88,7 @@ class Beats:
         os.close(self.handle)
         self.handle = None
 
-    def write(self, beat: Beat) -> bool:
+    def write(self, beat: Heartbeat) -> bool:
         """Write a beat over the last one; whether that was possible."""
         if self.handle is None:
             return False
@@ -100,7 +100,7 @@ class Beats:
             return False
         return True
 
-    def gather(self, patience: float) -> list[Beat]:
+    def gather(self, patience: float) -> list[Heartbeat]:
         """The beats of all ranks, as soon as all are hung or at the end of ``patience``, in seconds."""
         until = time.monotonic() + patience
         while True:
@@ -109,14 +109,14 @@ class Beats:
                 return beats
             time.sleep(0.1)
 
-    def _read(self, rank: int) -> Beat:
+    def _read(self, rank: int) -> Heartbeat:
         try:
             with open(self._path(rank), "rb") as file:
-                return Beat(**json.loads(file.read(LINE)))
+                return Heartbeat(**json.loads(file.read(LINE)))
         except (OSError, ValueError, TypeError):
-            return Beat(rank)
+            return Heartbeat(rank)
 
-    def timed_out(self) -> list[Beat]:
+    def timed_out(self) -> list[Heartbeat]:
         """The last beats of ranks that their timers have ended: what those write stands below."""
         found = []
         for rank in range(ranks.world()):
@@ -188,7 +188,7 @@ def place(frames: dict[int, FrameType]) -> str:
     return ""
 
 
-def blame(beats: Sequence[Beat]) -> tuple[list[Beat], str]:
+def blame(beats: Sequence[Heartbeat]) -> tuple[list[Heartbeat], str]:
     """Those who hold up the others, and why they are thought to; none if that cannot be told."""
     silent = [beat for beat in beats if not beat.hung]
     if silent:
@@ -197,7 +197,7 @@ def blame(beats: Sequence[Beat]) -> tuple[list[Beat], str]:
     behind = [beat for beat in busy if beat.number == min(other.number for other in busy)]
     if busy and len(behind) < len(beats):
         return behind, "waits for no other rank, and the others wait for it"
-    places: dict[tuple, list[Beat]] = {}
+    places: dict[tuple, list[Heartbeat]] = {}
     for beat in beats:
         places.setdefault((beat.number, beat.place), []).append(beat)
     if busy or len(places) == 1:
@@ -209,7 +209,7 @@ def blame(beats: Sequence[Beat]) -> tuple[list[Beat], str]:
     return odd, "waits for something else than the others"
 
 
-def report(beats: Sequence[Beat], seconds: float, limit: float) -> str:
+def report(beats: Sequence[Heartbeat], seconds: float, limit: float) -> str:
     """What is known of a hang after so many ``seconds`` of which ``limit`` were allowed, as sentences."""
     lines = [f"Nothing has moved for {seconds:.0f} s; {limit:.0f} s are allowed (`hang.timeout`, `hang.longest`)."]
     guilty, why = blame(beats)
@@ -227,7 +227,7 @@ def report(beats: Sequence[Beat], seconds: float, limit: float) -> str:
     return "\n".join(lines)
 
 
-def accused(guilty: Sequence[Beat], why: str) -> list[str]:
+def accused(guilty: Sequence[Heartbeat], why: str) -> list[str]:
     """Sentences that name ranks, with what speaks against them."""
     lines = []
     for beat in guilty[:8]:
@@ -238,7 +238,7 @@ def accused(guilty: Sequence[Beat], why: str) -> list[str]:
     return lines
 
 
-def _last(beat: Beat) -> str:
+def _last(beat: Heartbeat) -> str:
     if not beat.phase:
         return "It has left no beat."
     seconds = beat.seconds + (0 if beat.hung else max(time.time() - beat.written, 0))

@@ -67,7 +67,7 @@ class SpikesConfig:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class SkippedPacks:
     """Which packs a step reads once spans were left out: those of step ``step + shift(step)`` of a run that skips none.
 
     ``entries`` are pairs: from this step on, shift by so many steps; both rise. A function of the step alone, so any
@@ -80,14 +80,14 @@ class Ledger:
         """By how many steps the packs of ``step`` (from 0) lie further on."""
         return next((shift for first, shift in reversed(self.entries) if first <= step), 0)
 
-    def rewound(self, to: int, step: int) -> Ledger:
+    def rewound(self, to: int, step: int) -> SkippedPacks:
         """The ledger after a rewind from within ``step`` back to ``to`` steps: what was read in between is left out."""
         kept = tuple(entry for entry in self.entries if entry[0] < to)
-        return Ledger((*kept, (to, step + 1 + self.shift(step) - to)))
+        return SkippedPacks((*kept, (to, step + 1 + self.shift(step) - to)))
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StepDecision:
     """What becomes of a step: whether its weights move, whether the run goes back, and what there is to say."""
 
     moves: bool = True
@@ -95,14 +95,14 @@ class Verdict:
     sentence: str = ""
 
 
-class Judge:
+class SpikePolicy:
     """Judges each step before its weights move. The same on every rank, given the same numbers."""
 
     def __init__(self, config: SpikesConfig, state: dict[str, Any] | None = None):
         """``state`` is what ``state`` said when a checkpoint was made."""
         self.config = config
         state = state or {}
-        self.ledger = Ledger(tuple((first, shift) for first, shift in state.get("ledger", ())))
+        self.ledger = SkippedPacks(tuple((first, shift) for first, shift in state.get("ledger", ())))
         self.spikes: int = state.get("spikes", 0)
         """Spikes so far."""
         self.dropped: int = state.get("dropped", 0)
@@ -127,15 +127,15 @@ class Judge:
             "past": self._past,
         }
 
-    def rewound(self, state: dict[str, Any], to: int, step: int) -> Judge:
+    def rewound(self, state: dict[str, Any], to: int, step: int) -> SpikePolicy:
         """The judge of a checkpoint's ``state``, which knows of the rewind from ``step`` (from 0) to ``to`` steps."""
         counts = {"spikes": self.spikes, "dropped": self.dropped, "rewinds": self.rewinds + 1}
         ledger = self.ledger.rewound(to, step)
-        return Judge(self.config, state | counts | {"ledger": ledger.entries})
+        return SpikePolicy(self.config, state | counts | {"ledger": ledger.entries})
 
     def __call__(
         self, step: int, loss: float, grad_norm: float, asked: tuple[float, ...], where: Callable[[], str]
-    ) -> Verdict:
+    ) -> StepDecision:
         """The verdict on ``step`` (from 0).
 
         ``asked`` are numbers that say what the step asks for; ``where`` finds out what is no number, and is called on
@@ -153,7 +153,7 @@ class Judge:
                 high.append(f"its {name} {value:.4g} lies above {bound:.4g}")
             past.append(min(value, bound))
             del past[: -self.config.window]
-        return self._spike(step, " and ".join(high)) if high else Verdict()
+        return self._spike(step, " and ".join(high)) if high else StepDecision()
 
     def _bound(self, past: list[float]) -> float:
         if len(past) < self.config.window // 2:
@@ -161,22 +161,22 @@ class Judge:
         mean = math.fsum(past) / len(past)
         return mean + self.config.sigma * math.sqrt(math.fsum((value - mean) ** 2 for value in past) / len(past))
 
-    def _spike(self, step: int, why: str) -> Verdict:
+    def _spike(self, step: int, why: str) -> StepDecision:
         self.spikes += 1
         told = f"Step {step + 1} is a spike: {why}, the mean of the last steps and {self.config.sigma:g} deviations"
         if self.config.policy == "log":
-            return Verdict(sentence=f"{told}.")
+            return StepDecision(sentence=f"{told}.")
         self.dropped += 1
         rewinds = self.config.policy == "rewind" and self.rewinds < self.config.rewinds
-        return Verdict(False, rewinds, f"{told}. It was dropped: its weights did not move.")
+        return StepDecision(False, rewinds, f"{told}. It was dropped: its weights did not move.")
 
-    def _no_number(self, step: int, where: str) -> Verdict:
+    def _no_number(self, step: int, where: str) -> StepDecision:
         self.dropped += 1
         self._broken = [other for other in self._broken if other > step - RECENT] + [step]
         row = next((n for n in range(1, RECENT) if step - n not in self._broken), RECENT)
         told = f"Step {step + 1} was dropped, its weights did not move: {where}."
         if row < self.config.broken_in_row and len(self._broken) < self.config.broken_in_100:
-            return Verdict(False, sentence=told)
+            return StepDecision(False, sentence=told)
         raise NonFiniteError(
             f"{told} It is the last of {row} such steps in a row, and of {len(self._broken)} among the last {RECENT}. "
             f"No checkpoint holds them: the same command goes on from the newest. {CURE}"

@@ -8,7 +8,7 @@ from megamask.errors import must, removable
 
 
 @dataclass(frozen=True)
-class HangConfig:
+class WatchdogConfig:
     """How long a run may make no progress before it ends with the stacks of all ranks."""
 
     timeout: float = 1800.0

@@ -28,7 +28,7 @@ class StoppedEarly(KeyboardInterrupt):
     """A run was asked to stop while it had nothing to save."""
 
 
-class Stop:
+class StopRequest:
     """Whether somebody asked the run to stop; inside of this no signal to stop ends the process. It may be nested."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Stop:
         self._before: dict = {}
         self._launcher = Launcher()
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopRequest:
         self._depth += 1
         if self._depth == 1:
             hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
@@ -57,8 +57,8 @@ class Stop:
     def early(self) -> Iterator[None]:
         """Inside of this a signal raises StoppedEarly: there is nothing to save, and work that may take minutes.
 
-        With several ranks the others must learn of it: use it inside of `ranks.by_main` and `ranks.all_or_none`, and
-        let it contain no collective.
+        With several ranks the others must learn of it: use it inside of `ranks.on_rank_zero` and
+        `ranks.all_ranks_or_none`, and let it contain no collective.
         """
         self.loading = False
         if self._asked:
@@ -94,7 +94,7 @@ class Stop:
         """Whether any rank was asked to stop. Collective."""
         from megamask.runtime import ranks  # here, for the imports that this must come before are those of torch
 
-        return ranks.anybody(self.asked())
+        return ranks.any_rank(self.asked())
 
 
 class Launcher:

@@ -16,7 +16,7 @@ PATIENCE = 3
 """Windows in a row in which it must be slow before it is named: a backup or a neighbour comes and goes."""
 
 
-class Pace:
+class StragglerDetector:
     """Names slow ranks, each once until it has caught up. The same on every rank, given the same numbers."""
 
     def __init__(self, hosts: Sequence[str]):

@@ -23,10 +23,10 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from megamask.errors import REQUEUE, HangError, LostError, MegamaskError
-from megamask.health.heartbeats import Beat, Beats, accused, place, report, waits, warn
-from megamask.health.settings import HangConfig as HangConfig
-from megamask.health.stop_signals import Stop
+from megamask.errors import REQUEUE, HangError, MegamaskError, PeerLostError
+from megamask.health.heartbeats import Heartbeat, Heartbeats, accused, place, report, waits, warn
+from megamask.health.settings import WatchdogConfig as HangConfig
+from megamask.health.stop_signals import StopRequest
 from megamask.runtime import ranks
 from megamask.runtime.entry_point import as_problem
 
@@ -48,9 +48,9 @@ class Watchdog:
     or with a sentence, if a rank was lost that left no word.
     """
 
-    def __init__(self, config: HangConfig, stop: Stop):
+    def __init__(self, config: HangConfig, stop: StopRequest):
         self._config, self._stop = config, stop
-        self._beats: Beats | None = None
+        self._beats: Heartbeats | None = None
         self._seen: set[str] = set()
         self._now = ("joining", 0, 1, time.monotonic(), config.longest)
         self._number, self._asks = 0, 0.0
@@ -82,7 +82,7 @@ class Watchdog:
 
     def write_to(self, logs: Path, launch: str) -> None:
         """From now on keep the beats of this rank, and stacks, in the folder ``logs``."""
-        self._beats = Beats(logs, launch)
+        self._beats = Heartbeats(logs, launch)
         if self._config.timeout:  # a rank may be stuck before its next look
             self._beats.write(self._beat())
             self._set_timer()
@@ -132,9 +132,9 @@ class Watchdog:
         file = self._beats.handle if self._beats and ranks.world() > 1 else None
         faulthandler.dump_traceback_later(self._config.timeout + GRACE, exit=True, file=file or 2)
 
-    def _beat(self) -> Beat:
+    def _beat(self) -> Heartbeat:
         name, step, number, since, _ = self._now
-        return Beat(ranks.rank(), socket.gethostname(), os.getpid(), number, name, step, time.monotonic() - since)
+        return Heartbeat(ranks.rank(), socket.gethostname(), os.getpid(), number, name, step, time.monotonic() - since)
 
     def _end_orphan(self) -> None:
         """Nobody would end a rank without its launcher: it has a moment to begin its last checkpoint."""
@@ -169,7 +169,7 @@ class Watchdog:
 
     def _tell(self, error: Exception) -> None:
         """Leave word of ``error``; LostError if it is but a consequence of another's, or another was first."""
-        beats, lost = self._beats, ranks.lost(error)
+        beats, lost = self._beats, ranks.is_peer_failure(error)
         problem = as_problem(error)
         code = problem.exit_code if problem else 1
         if not lost and (beats is None or beats.claim(code)):
@@ -188,16 +188,16 @@ class Watchdog:
                 raise HangError(_told_of(stuck, beats)) from None
         if word is None:
             why = str(error).split(". ")[0].rsplit("] ", 1)[-1]
-            raise LostError(
+            raise PeerLostError(
                 f"Rank {ranks.rank()} has lost another rank, which left no word: it was killed, perhaps for want of "
                 f"memory, or its machine is gone. {_CURE} ({why})"
             ) from None
-        silent = LostError()
+        silent = PeerLostError()
         silent.exit_code = word
         raise silent from None
 
 
-def _told_of(stuck: list[Beat], beats: Beats) -> str:
+def _told_of(stuck: list[Heartbeat], beats: Heartbeats) -> str:
     """What is said of ranks that their timers have ended, after leaving it as the word of this launch."""
     why = "let no Python run for as long as a step may take, so its timer ended it"
     text = "\n".join(accused(stuck, why))
@@ -205,5 +205,5 @@ def _told_of(stuck: list[Beat], beats: Beats) -> str:
     return f"{text}\n{_where(beats)}\n{_CURE}"
 
 
-def _where(beats: Beats) -> str:
+def _where(beats: Heartbeats) -> str:
     return f"The stacks of each rank that could write them are in {beats.logs}/beat-{beats.launch}-*."

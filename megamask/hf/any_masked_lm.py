@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from megamask.batch import Layout, LengthGroup
 from megamask.errors import CheckpointError, ConfigError, listed
 from megamask.hf import lazy_transformers
-from megamask.hf.weights import read_tensors
+from megamask.hf.weights import read_hf_tensors
 from megamask.storage import strict_json
 
 TOLERANCE = 1e-4
 """Largest difference from the model's own logits, as a share of the largest logit."""
 
 
-class Foreign(nn.Module):
+class HFMaskedLM(nn.Module):
     """A model whose output embedding is the identity, on packed rows.
 
     ``one_batch``: pad all sequences to the longest, so that ranks with other lengths make the same calls, as ZeRO
@@ -58,17 +58,17 @@ def _one_group(layout: Layout) -> LengthGroup:
     return LengthGroup(torch.where(present, starts[:, None] + places, starts[:, None]), present)
 
 
-def load_foreign(folder: Path) -> tuple[Foreign, Float[Tensor, "V D"], Float[Tensor, " V"], int | None]:
+def load_hf_masked_lm(folder: Path) -> tuple[HFMaskedLM, Float[Tensor, "V D"], Float[Tensor, " V"], int | None]:
     """The model in ``folder`` in 32 bits on the CPU, its output matrix and bias, and its longest sequence if any.
 
     Raises CheckpointError, naming what cannot be read, or ConfigError for a model of another kind: no masked one,
     or one that ends in more than a matrix. No code that comes with the model is run.
     """
-    read_tensors(folder)  # for the sentence if a file is missing or damaged
+    read_hf_tensors(folder)  # for the sentence if a file is missing or damaged
     model = _from_folder(folder)
     model.eval()
     name, decoder = _decoder(model, folder)
-    most = longest(model)
+    most = max_length(model)
     pad = _number(model.config.pad_token_id)
     tokens, layout = _probe(len(decoder.weight), pad, most)
     try:
@@ -80,7 +80,7 @@ def load_foreign(folder: Path) -> tuple[Foreign, Float[Tensor, "V D"], Float[Ten
     setattr(model.get_submodule(parent), last, nn.Identity())
     weight = decoder.weight.detach()
     bias = torch.zeros(len(weight)) if decoder.bias is None else decoder.bias.detach()
-    found = Foreign(model, pad)
+    found = HFMaskedLM(model, pad)
     _compare(found, weight, bias, tokens, layout, expected, folder)
     return found, weight, bias, most
 
@@ -118,7 +118,7 @@ def _decoder(model: lazy_transformers.PreTrainedModel, folder: Path) -> tuple[st
     return name, decoder
 
 
-def longest(model: lazy_transformers.PreTrainedModel) -> int | None:
+def max_length(model: lazy_transformers.PreTrainedModel) -> int | None:
     """How many positions the model has; RoBERTa and its kin begin to count behind the padding token's id."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
@@ -147,7 +147,7 @@ def _logits(model: lazy_transformers.PreTrainedModel, tokens: Tensor) -> Float[T
 
 
 @torch.no_grad()
-def _compare(model: Foreign, weight, bias, tokens: Tensor, layout: Layout, expected: Tensor, folder: Path) -> None:
+def _compare(model: HFMaskedLM, weight, bias, tokens: Tensor, layout: Layout, expected: Tensor, folder: Path) -> None:
     kind = model.model.config.model_type
     try:
         states = model(tokens.flatten(), layout, torch.arange(tokens.numel()))

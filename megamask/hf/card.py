@@ -36,7 +36,7 @@ class Card:
     """The name of the run's first launch. An export is replaced only by an export of the same run."""
 
 
-def render(card: Card, shape: EncoderShape, tokenizer: Tokenizer) -> str:
+def render_card(card: Card, shape: EncoderShape, tokenizer: Tokenizer) -> str:
     """The card in Markdown."""
     kind = "BertForMaskedLM" if shape.preset == "bert" else "ModernBertForMaskedLM"
     millions = sum(p.numel() for p in bare(shape).parameters()) / 1e6

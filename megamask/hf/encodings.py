@@ -32,7 +32,7 @@ SHOWN = 12
 
 
 @dataclass(frozen=True)
-class Difference:
+class EncodingDifference:
     """A text that training and transformers encode differently, with the ids of both."""
 
     text: str
@@ -59,13 +59,13 @@ def _short(ids: list[int], begin: int) -> str:
     return f"[{'..., ' if begin else ''}{shown}{', ...' if begin + SHOWN < len(ids) else ''}]"
 
 
-def difference(
+def encoding_difference(
     ours: Tokenizer,
     theirs: lazy_transformers.PreTrainedTokenizerBase,
     sentences: Sequence[str] = (),
     *,
     around: bool = True,
-) -> Difference | None:
+) -> EncodingDifference | None:
     """The first text that the two encode differently, with [CLS] and [SEP] ``around`` it; None if they agree.
 
     Tried are ``sentences``, a few in several scripts, and texts with the tokens that were added on purpose.
@@ -80,7 +80,7 @@ def difference(
             reason = " ".join(str(error).split())[:300]
             raise DataError(f"The tokenizer cannot encode {text!r} in transformers: {reason}") from None
         if said != expected:
-            return Difference(text, expected, said)
+            return EncodingDifference(text, expected, said)
     return None
 
 

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from megamask.batch import Layout
-from megamask.data.tokenizer import load
+from megamask.data.tokenizer import load_tokenizer
 from megamask.errors import CheckpointError, ConfigError, listed, must, raise_all
 from megamask.hf import lazy_transformers
-from megamask.hf.card import CARD, RECORD, Card, is_of_run, render, write_record
+from megamask.hf.card import CARD, RECORD, Card, is_of_run, render_card, write_record
 from megamask.hf.config_json import write_config
 from megamask.hf.encodings import SENTENCES
 from megamask.hf.tensor_names import DECODER, EMBEDDING, TOKENIZER_FILES, WEIGHTS, bare, misfits, to_theirs
-from megamask.hf.tokenizer_files import give
+from megamask.hf.tokenizer_files import export_tokenizer
 from megamask.hf.weights import save_weights
-from megamask.hf.whole import whole
+from megamask.hf.whole import atomic_folder
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
 
 TOLERANCE = 1e-4
@@ -64,8 +64,8 @@ def export_model(
     raise_all(CheckpointError, misfits(weights, shape, "the model to be exported"))
     output = output.resolve()
     raise_all(ConfigError, _obstacles(output, card.run, replace))
-    with whole(output) as temporary:
-        notes = give(tokenizer_folder, temporary, shape.max_positions, sentences)
+    with atomic_folder(output) as temporary:
+        notes = export_tokenizer(tokenizer_folder, temporary, shape.max_positions, sentences)
         tokenizer = lazy_transformers.load_tokenizer(temporary)
         if len(tokenizer) > shape.vocab_size:
             raise CheckpointError(
@@ -74,7 +74,7 @@ def export_model(
             )
         write_config(shape, tokenizer, temporary)
         save_weights(to_theirs(weights, shape), temporary)
-        (temporary / CARD).write_text(render(card, shape, load(tokenizer_folder)), encoding="utf-8")
+        (temporary / CARD).write_text(render_card(card, shape, load_tokenizer(tokenizer_folder)), encoding="utf-8")
         write_record(card, temporary)
         difference = _compare(weights, shape, temporary, tokenizer)
     return Exported(difference, notes)
@@ -140,7 +140,7 @@ def _our_logits(weights: Mapping[str, Tensor], shape: EncoderShape, sequences: l
         torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths), torch.cat([torch.arange(n) for n in lengths]).int()
     )
     encoder, head = model["encoder"], model["head"]
-    assert isinstance(encoder, Encoder) and isinstance(head, Head)
+    assert isinstance(encoder, Encoder) and isinstance(head, MaskedLMHead)
     states = encoder.run(encoder.embed(torch.cat(sequences), layout), layout)
     return list(head.logits(states).split(lengths))
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from megamask.batch import Layout
 from megamask.errors import CheckpointError
 from megamask.hf import lazy_transformers
-from megamask.hf.any_masked_lm import longest, model_type
-from megamask.hf.importing import fetch
-from megamask.hf.weights import read_tensors
+from megamask.hf.any_masked_lm import max_length, model_type
+from megamask.hf.importing import fetch_model
+from megamask.hf.weights import read_hf_tensors
 
 UNUSED = ("pooler.",)
 """Parts that lie behind the last layer; masked language models are saved without them."""
@@ -44,10 +44,10 @@ def load_hidden(source: str | Path, setting: str) -> tuple[HiddenStates, Path, i
 
     Raises CheckpointError, which calls it by the name of the ``setting``, for what cannot be read or is no encoder.
     """
-    folder = fetch(source, setting)
+    folder = fetch_model(source, setting)
     if model_type(folder) is None:
         raise CheckpointError(f"`{setting}` is {folder}, which is no model of transformers: it has no config.json.")
-    for name, tensor in read_tensors(folder).items():
+    for name, tensor in read_hf_tensors(folder).items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{folder} holds numbers in the tensor {name} that are not finite.")
     model, report = lazy_transformers.load_model(lazy_transformers.AutoModel, folder)
@@ -58,4 +58,4 @@ def load_hidden(source: str | Path, setting: str) -> tuple[HiddenStates, Path, i
     if model.config.is_encoder_decoder or getattr(model.config, "is_decoder", False):
         raise CheckpointError(f"{folder} ({model.config.model_type}) has a decoder; `{setting}` must be an encoder.")
     pad = model.config.pad_token_id
-    return HiddenStates(model.eval(), pad if isinstance(pad, int) else 0), folder, longest(model)
+    return HiddenStates(model.eval(), pad if isinstance(pad, int) else 0), folder, max_length(model)

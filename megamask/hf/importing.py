@@ -11,9 +11,9 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, listed, must, raise_all
 from megamask.hf.config_json import read_shape, says_tied
 from megamask.hf.tensor_names import TOKENIZER_FILES, misfits, to_ours
-from megamask.hf.tokenizer_files import take
-from megamask.hf.weights import choose, read_tensors, save_weights
-from megamask.hf.whole import whole
+from megamask.hf.tokenizer_files import import_tokenizer
+from megamask.hf.weights import choose_tensors, read_hf_tensors, save_weights
+from megamask.hf.whole import atomic_folder
 from megamask.model.shape import EncoderShape
 
 
@@ -35,9 +35,9 @@ def import_model(source: str | Path, *, new_head: bool = False) -> Imported:
 
     ``new_head`` leaves its head out. Raises CheckpointError with everything that a preset lacks.
     """
-    folder = fetch(source, "model")
+    folder = fetch_model(source, "model")
     shape, tied = read_shape(folder, any_head=True), says_tied(folder)
-    chosen = choose(read_tensors(folder), shape, folder, tied=tied, new_head=new_head)
+    chosen = choose_tensors(read_hf_tensors(folder), shape, folder, tied=tied, new_head=new_head)
     ours = to_ours(chosen.tensors, shape)
     raise_all(CheckpointError, misfits(ours, shape, str(folder), headless=not chosen.has_head))
     notes = list(chosen.notes)
@@ -47,7 +47,7 @@ def import_model(source: str | Path, *, new_head: bool = False) -> Imported:
     return Imported(shape, ours, folder, tuple(notes))
 
 
-def fetch(source: str | Path, setting: str) -> Path:
+def fetch_model(source: str | Path, setting: str) -> Path:
     """The folder ``source``, or where the model of that name on the Hugging Face Hub was brought; no code comes along.
 
     Raises CheckpointError, which calls it by the name of the ``setting``.
@@ -78,8 +78,8 @@ def save_start(source: str | Path, output: Path, *, new_head: bool = False) -> I
     model = import_model(source, new_head=new_head)
     if broken := sorted(name for name, tensor in model.weights.items() if not tensor.isfinite().all()):
         raise CheckpointError(f"{model.folder} has NaN or Inf in {listed(broken, 'tensor')}. Use an intact checkpoint.")
-    with whole(output.absolute()) as temporary:
-        notes = take(model.folder, temporary / TOKENIZER, model.shape.vocab_size)
+    with atomic_folder(output.absolute()) as temporary:
+        notes = import_tokenizer(model.folder, temporary / TOKENIZER, model.shape.vocab_size)
         model.shape.save(temporary)
         save_weights(model.weights, temporary)
     return replace(model, notes=(*model.notes, *notes))

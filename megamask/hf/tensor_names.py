@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from megamask.errors import SHOWN, listed, must
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
 
 WEIGHTS = "model.safetensors"
@@ -19,7 +19,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def names(shape: EncoderShape) -> dict[str, tuple[str, ...]]:
+def tensor_names(shape: EncoderShape) -> dict[str, tuple[str, ...]]:
     """Our name of each tensor to theirs; several of theirs are glued along dimension 0 to make ours."""
     table = _bert_names() if shape.preset == "bert" else _modern_names()
     layers = {ours: theirs for ours, theirs in table.items() if "{n}" in ours}
@@ -98,7 +98,7 @@ LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_i
 
 def to_theirs(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
     """Our weights under their names."""
-    table = names(shape)
+    table = tensor_names(shape)
     found = {}
     for ours, theirs in table.items():
         for name, part in zip(theirs, weights[ours].chunk(len(theirs)), strict=True):
@@ -108,7 +108,7 @@ def to_theirs(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, T
 
 def to_ours(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
     """Their weights under our names; those that are not there are left out."""
-    table = {ours: [weights[n] for n in theirs if n in weights] for ours, theirs in names(shape).items()}
+    table = {ours: [weights[n] for n in theirs if n in weights] for ours, theirs in tensor_names(shape).items()}
     return {ours: torch.cat(parts) for ours, parts in table.items() if parts}
 
 
@@ -116,7 +116,7 @@ def bare(shape: EncoderShape) -> nn.ModuleDict:
     """Encoder and head with the names that a checkpoint has, without memory for weights."""
     with torch.device("meta"):
         encoder = Encoder(shape)
-        return nn.ModuleDict({"encoder": encoder, "head": Head(encoder)})
+        return nn.ModuleDict({"encoder": encoder, "head": MaskedLMHead(encoder)})
 
 
 def misfits(weights: Mapping[str, Tensor], shape: EncoderShape, where: str, *, headless: bool = False) -> list[str]:

@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from megamask.data.tokenizer import Tokenizer, load, token_ids
+from megamask.data.tokenizer import Tokenizer, load_tokenizer, token_ids
 from megamask.errors import CheckpointError, ConfigError
 from megamask.hf import lazy_transformers
-from megamask.hf.encodings import difference
+from megamask.hf.encodings import encoding_difference
 from megamask.hf.tensor_names import TOKENIZER_FILES
-from megamask.hf.tokens import as_ours
+from megamask.hf.tokens import to_fast_tokenizer
 
 VOCABULARIES = (
     "tokenizer.json",
@@ -29,7 +29,7 @@ VOCABULARIES = (
 """Files that hold a vocabulary; without any, transformers makes an empty tokenizer."""
 
 
-def take(source: Path, target: Path, vocab_size: int) -> tuple[str, ...]:
+def import_tokenizer(source: Path, target: Path, vocab_size: int) -> tuple[str, ...]:
     """Write the tokenizer that transformers finds in ``source`` to ``target``, and return what was changed in it.
 
     A tokenizer of other files, such as ``vocab.txt``, becomes a ``tokenizer.json``. Raises CheckpointError if there is
@@ -43,7 +43,7 @@ def take(source: Path, target: Path, vocab_size: int) -> tuple[str, ...]:
     theirs = _loaded(source, source)
     if not theirs.is_fast:
         raise CheckpointError(f"The tokenizer in {source} is no fast one, and transformers makes none of its files.")
-    tokenizer = as_ours(theirs)
+    tokenizer = to_fast_tokenizer(theirs)
     try:
         ids = token_ids(tokenizer)
     except ConfigError as error:
@@ -60,7 +60,7 @@ def take(source: Path, target: Path, vocab_size: int) -> tuple[str, ...]:
         case = "it turns capital letters into small ones" if lower else "it keeps capital letters"
         notes.append(f"{source} holds no tokenizer.json: transformers made one of its other files ({case}).")
         tokenizer.save(target)
-    elif found := difference(load(source), theirs, around=False):
+    elif found := encoding_difference(load_tokenizer(source), theirs, around=False):
         notes.append(
             f"The tokenizer is written as transformers reads {source}, which is not by its tokenizer.json alone: "
             f"{found.between('tokenizer.json')}."
@@ -68,10 +68,10 @@ def take(source: Path, target: Path, vocab_size: int) -> tuple[str, ...]:
         tokenizer.save(target)
     else:
         _copy(source, target)
-    return (*notes, *_framed(load(target), target, source))
+    return (*notes, *_framed(load_tokenizer(target), target, source))
 
 
-def give(source: Path, target: Path, longest: int, sentences: Sequence[str]) -> tuple[str, ...]:
+def export_tokenizer(source: Path, target: Path, longest: int, sentences: Sequence[str]) -> tuple[str, ...]:
     """Write training's tokenizer in ``source`` to ``target`` for transformers, and return what was changed in it.
 
     Texts are cut at ``longest`` tokens. Raises CheckpointError if transformers encodes one of the ``sentences``, or a
@@ -79,7 +79,7 @@ def give(source: Path, target: Path, longest: int, sentences: Sequence[str]) -> 
     """
     if not (source / "tokenizer_config.json").is_file() or not (source / "tokenizer.json").is_file():
         raise CheckpointError(f"{source} holds no tokenizer.json with its tokenizer_config.json.")
-    ours = load(source)
+    ours = load_tokenizer(source)
     _copy(source, target)
     ours.backend.save(str(target / "tokenizer.json"))  # without the padding and truncation that may stand there
     path = target / "tokenizer_config.json"
@@ -107,10 +107,10 @@ def _loaded(folder: Path, source: Path) -> lazy_transformers.PreTrainedTokenizer
 
 def _framed(ours: Tokenizer, target: Path, source: Path, sentences: Sequence[str] = ()) -> tuple[str, ...]:
     """Let transformers, with the files in ``target``, put [CLS] and [SEP] around a text; refuse other differences."""
-    if not difference(ours, _loaded(target, source), sentences):
+    if not encoding_difference(ours, _loaded(target, source), sentences):
         return ()
     _add_template(target, ours)
-    if found := difference(ours, _loaded(target, source), sentences):
+    if found := encoding_difference(ours, _loaded(target, source), sentences):
         raise CheckpointError(f"The tokenizer in {source} is not used in training as in transformers: {found}.")
     return (f"The tokenizer put nothing around a text: {ours.roles['cls']} and {ours.roles['sep']} were added.",)
 

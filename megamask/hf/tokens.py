@@ -9,7 +9,7 @@ from megamask.errors import DataError
 from megamask.hf import lazy_transformers
 
 
-def as_ours(theirs: lazy_transformers.PreTrainedTokenizerBase) -> Tokenizer:
+def to_fast_tokenizer(theirs: lazy_transformers.PreTrainedTokenizerBase) -> Tokenizer:
     """The same tokenizer as ``data.tokenizer`` knows it; ``token_ids`` there and ``data.words.encode_words`` take it.
 
     ``theirs`` is not changed by what is done to ours. Raises DataError if it is no fast tokenizer.

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megamask.errors import CheckpointError, listed, raise_all
-from megamask.hf.tensor_names import BODY, LEFT_OUT, PARTS, TIED, UNTIED, WEIGHTS, names
+from megamask.hf.tensor_names import BODY, LEFT_OUT, PARTS, TIED, UNTIED, WEIGHTS, tensor_names
 from megamask.model.shape import EncoderShape
 from megamask.storage import strict_json
 
@@ -32,7 +32,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # ---- which files
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_hf_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of the model in ``folder``; raises CheckpointError for a missing or damaged file."""
     raise_all(CheckpointError, list(_leads_away(folder)))
     listing = _index(folder)
@@ -109,7 +109,7 @@ def _leads_away(folder: Path) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenTensors:
     """The tensors of a model under the names that transformers gives them; without a head if there is none."""
 
     tensors: dict[str, Tensor]
@@ -118,16 +118,16 @@ class Chosen:
     """A sentence for a prefix that was dropped, and one for tensors that were left out."""
 
 
-def choose(
+def choose_tensors(
     tensors: Mapping[str, Tensor], shape: EncoderShape, where: Path, *, tied: bool = True, new_head: bool = False
-) -> Chosen:
+) -> ChosenTensors:
     """The encoder, and the masked-language head if there is one (and no ``new_head`` is wanted), among ``tensors``.
 
     ``tied``: whether the configuration says that the output matrix is the token table. Raises CheckpointError, naming
     ``where``, for tensors that are missing, not known, or that should be one and differ.
     """
     own = BODY[shape.preset]
-    wanted = {name for parts in names(shape).values() for name in parts}
+    wanted = {name for parts in tensor_names(shape).values() for name in parts}
     head = {name for name in wanted if not name.startswith(own)}
     found = {_modern_norm(name): tensor for name, tensor in tensors.items()}
     prefix = _encoder_prefix(found, {name.removeprefix(own) for name in wanted - head}, where)
@@ -154,7 +154,7 @@ def choose(
         notes.append(f"The encoder in {where} is read under the prefix {prefix!r}.")
     if others:
         notes.append(f"Left out, as neither encoder nor masked-language head: {listed(others, 'tensor')}.")
-    return Chosen(chosen, has_head, tuple(notes))
+    return ChosenTensors(chosen, has_head, tuple(notes))
 
 
 def _quantized(tensors: Mapping[str, Tensor], where: Path) -> list[str]:

@@ -15,7 +15,7 @@ from megamask.storage import durable
 
 
 @contextmanager
-def whole(output: Path) -> Iterator[Path]:
+def atomic_folder(output: Path) -> Iterator[Path]:
     """A new folder beside ``output`` to write into; it becomes ``output`` at the end, in place of what was there.
 
     Whatever is raised meanwhile, nothing is left but what was there before. Raises StorageError if it cannot be

@@ -17,19 +17,19 @@ from torch import Tensor
 
 from megamask.batch import PackedBatch
 from megamask.errors import DataError
-from megamask.masking.inclusion_probability import Draw, chances
-from megamask.masking.piece_order import Pieces, Queue
+from megamask.masking.inclusion_probability import Draw, inclusion_probabilities
+from megamask.masking.piece_order import PieceOrder, PieceTable
 from megamask.masking.rng import PackRng
 
 
-class Choice(NamedTuple):
+class ChosenPieces(NamedTuple):
     """Rows, ascending, and the chance that each had of being chosen, in (0, 1]."""
 
     rows: Int64[Tensor, " M"]
     probability: Float[Tensor, " M"]
 
 
-def choose(
+def choose_pieces(
     score: Float[Tensor, " T"] | None,
     piece: Int64[Tensor, " T"],
     budget: int,
@@ -38,7 +38,7 @@ def choose(
     *,
     temperature: float = 1.0,
     explore: float = 0.0,
-) -> Choice:
+) -> ChosenPieces:
     """Exactly ``budget`` rows: whole pieces, highest mean ``score`` first, each sequence its fair share.
 
     A sequence's share is in proportion to its maskable rows, rounded at random. The piece that steps over it is
@@ -64,17 +64,17 @@ def choose(
     explored = round(explore * budget)
     if budget in (explored, available):
         score = None  # it has no say
-    pieces = Pieces.of(piece, batch, int(piece[-1]) + 1)
+    pieces = PieceTable.of(piece, batch, int(piece[-1]) + 1)
     noise = rng.gumbel(len(pieces.size), piece.device)
     share = _shares(pieces.maskable, budget, rng)
     if score is None:
-        taken = _take(Queue.of(noise, pieces), share, budget, budget / available)[0]
+        taken = _take(PieceOrder.of(noise, pieces), share, budget, budget / available)[0]
         chosen = _whole_budget(taken, noise, pieces, piece, budget)
         rows = chosen.nonzero().squeeze(1)
-        return Choice(rows, rows.new_full(rows.shape, budget / available, dtype=torch.float32))
+        return ChosenPieces(rows, rows.new_full(rows.shape, budget / available, dtype=torch.float32))
 
     mean = pieces.mean(score)
-    queue = Queue.of(mean + temperature * noise if temperature else _ranks(mean, noise), pieces)
+    queue = PieceOrder.of(mean + temperature * noise if temperature else _ranks(mean, noise), pieces)
     by_lot = _shares(share, explored, rng) if explored else torch.zeros_like(share)
     taken, sure = _take(queue, share - by_lot, budget - explored, (budget - explored) / available)
     priority = queue.priority
@@ -82,13 +82,13 @@ def choose(
         priority = rng.gumbel(len(pieces.size), piece.device)
         rest = pieces.without(taken)
         missing = budget - pieces.rows(taken)
-        lots = _take(Queue.of(priority, rest), by_lot.minimum(rest.maskable), missing, missing / available)[0]
+        lots = _take(PieceOrder.of(priority, rest), by_lot.minimum(rest.maskable), missing, missing / available)[0]
         sure |= lots
         taken |= lots
     rows = _whole_budget(taken, priority, pieces, piece, budget).nonzero().squeeze(1)
     draw = Draw(budget, explored, available, temperature)
-    probability = chances(draw, queue, mean, piece[rows])
-    return Choice(rows, torch.where(sure[piece[rows]], probability, budget / available).float())
+    probability = inclusion_probabilities(draw, queue, mean, piece[rows])
+    return ChosenPieces(rows, torch.where(sure[piece[rows]], probability, budget / available).float())
 
 
 def _shares(weights: Int64[Tensor, " S"], budget: int, rng: PackRng) -> Int64[Tensor, " S"]:
@@ -112,7 +112,7 @@ def _ranks(mean: Float[Tensor, " P"], noise: Float[Tensor, " P"]) -> Float[Tenso
 
 
 def _take(
-    queue: Queue, share: Int64[Tensor, " S"], budget: int, ratio: float
+    queue: PieceOrder, share: Int64[Tensor, " S"], budget: int, ratio: float
 ) -> tuple[Bool[Tensor, " P"], Bool[Tensor, " P"]]:
     """The best pieces of each sequence up to its share, of ``budget`` rows in all or a little less.
 
@@ -146,7 +146,7 @@ def _best_that_fit(priority, size, free, left: int) -> Bool[Tensor, " P"]:
     return torch.zeros_like(free).index_put_((order,), (used <= left) & fit[order])
 
 
-def _whole_budget(taken, priority, pieces: Pieces, piece: Int64[Tensor, " T"], budget: int) -> Bool[Tensor, " T"]:
+def _whole_budget(taken, priority, pieces: PieceTable, piece: Int64[Tensor, " T"], budget: int) -> Bool[Tensor, " T"]:
     """The rows of the taken pieces and, if they are too few, the first rows of the best piece that is still free."""
     chosen = taken[piece]
     left = budget - pieces.rows(taken)

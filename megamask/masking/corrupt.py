@@ -10,7 +10,7 @@ from megamask.masking.rng import PackRng
 from megamask.masking.settings import Corruption as Corruption
 
 
-def corrupt(
+def corrupt_targets(
     batch: PackedBatch,
     targets: Int64[Tensor, " M"],
     mix: Corruption,

@@ -19,11 +19,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import PackedBatch
-from megamask.masking.piece_order import Pieces, Queue, per_sequence
+from megamask.masking.piece_order import PieceOrder, PieceTable, per_sequence
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import EntropyScoreConfig as EntropyScoreConfig
 from megamask.masking.settings import Strategy as Strategy
-from megamask.masking.uniform import Stateless
+from megamask.masking.uniform import StatelessScore
 
 FLAT = 1e-6
 """Nats. A sequence whose entropies spread less is flat: what differs is rounding."""
@@ -31,7 +31,7 @@ FLOOR = 1e-6
 """Nats. The least entropy that `proportional` counts with, so that pieces of none are drawn last and not never."""
 
 
-class Entropy(Stateless):
+class EntropyScore(StatelessScore):
     """Score by entropy; nothing to learn, nothing to save."""
 
     def __init__(self, config: EntropyScoreConfig):
@@ -48,15 +48,15 @@ class Entropy(Stateless):
         if self.config.shuffle != "no":
             entropy = shuffled(entropy, batch, rng, by_type=self.config.shuffle == "type")
         # as many pieces as rows, some of them empty: counting them would mean waiting for the device
-        pieces = Pieces.of(piece, batch, len(piece))
-        within = Within(pieces, pieces.mean(entropy))
+        pieces = PieceTable.of(piece, batch, len(piece))
+        within = WithinSequence(pieces, pieces.mean(entropy))
         score = self._score(within)
         if self.config.cap:
             # below everything that noise and spread could bridge
             score = score - (within.from_top < self.config.cap) * 1e4 * (1 + self.temperature)
         return score[piece]
 
-    def _score(self, within: Within) -> Float[Tensor, " P"]:
+    def _score(self, within: WithinSequence) -> Float[Tensor, " P"]:
         """The score of each piece by the strategy."""
         if self.config.strategy in ("high", "low"):
             high = within.standard if self.config.standardise else within.values
@@ -69,10 +69,10 @@ class Entropy(Stateless):
 
 
 @dataclass(frozen=True)
-class Within:
+class WithinSequence:
     """The value of each piece, and how it stands among the maskable pieces of its sequence."""
 
-    pieces: Pieces
+    pieces: PieceTable
     values: Float[Tensor, " P"]
 
     @cached_property
@@ -105,7 +105,7 @@ class Within:
 
         The middle of its own place counts: of n pieces the highest has 1 / (2 n).
         """
-        queue = Queue.of(self.values, self.pieces)
+        queue = PieceOrder.of(self.values, self.pieces)
         value, home = self.values[queue.order], queue.home
         begins = torch.ones_like(home, dtype=torch.bool)
         begins[1:] = (value[1:] != value[:-1]) | (home[1:] != home[:-1])

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask.masking.piece_order import Queue, per_sequence
+from megamask.masking.piece_order import PieceOrder, per_sequence
 
 LEAST = 1e-12
 """Keeps an inverse finite; the noise that is drawn never makes a chance this small count."""
@@ -31,7 +31,9 @@ class Draw(NamedTuple):
     temperature: float
 
 
-def chances(draw: Draw, queue: Queue, mean: Float[Tensor, " P"], chosen: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
+def inclusion_probabilities(
+    draw: Draw, queue: PieceOrder, mean: Float[Tensor, " P"], chosen: Int64[Tensor, " M"]
+) -> Float[Tensor, " M"]:
     """The chance of each of the ``chosen`` pieces, whose mean scores are ``mean``; 64 bits, in (0, 1].
 
     It is p + (1 - p) u, with p the chance with the score and u the share by lot of what the score leaves, averaged
@@ -55,7 +57,7 @@ def chances(draw: Draw, queue: Queue, mean: Float[Tensor, " P"], chosen: Int64[T
 
 def _by_score(
     temperature: float,
-    queue: Queue,
+    queue: PieceOrder,
     mean: Float[Tensor, " P"],
     chosen: Int64[Tensor, " M"],
     taken: Int64[Tensor, "C M"],

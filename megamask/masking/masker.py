@@ -10,16 +10,16 @@ from torch import Tensor
 
 from megamask.batch import MaskPlan, PackedBatch, TokenIds
 from megamask.errors import ConfigError, DataError, NonFiniteError
-from megamask.masking.choose import choose
-from megamask.masking.corrupt import corrupt
-from megamask.masking.entropy import Entropy
-from megamask.masking.part_of_speech import PartOfSpeech
+from megamask.masking.choose import choose_pieces
+from megamask.masking.corrupt import corrupt_targets
+from megamask.masking.entropy import EntropyScore
+from megamask.masking.part_of_speech import PartOfSpeechScore
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import STEPS as STEPS
 from megamask.masking.settings import Corruption, MaskingConfig
 from megamask.masking.settings import coarse as coarse
-from megamask.masking.uniform import Uniform
-from megamask.masking.units import pieces
+from megamask.masking.uniform import UniformScore
+from megamask.masking.units import pieces_of_unit
 from megamask.schedules import Schedule
 
 
@@ -64,7 +64,7 @@ class Masker:
 
     def needs_entropy(self, progress: float) -> bool:
         """Whether plans at ``progress`` depend on entropy; while they do not, nobody need compute it."""
-        return isinstance(self.score, Entropy) and self.config.explore(coarse(progress)) < 1
+        return isinstance(self.score, EntropyScore) and self.config.explore(coarse(progress)) < 1
 
     def __call__(
         self,
@@ -86,14 +86,14 @@ class Masker:
         """
         if self.needs_entropy(progress):
             _check(entropy, batch)
-        piece = pieces(self.config.unit, batch, rng)
+        piece = pieces_of_unit(self.config.unit, batch, rng)
         budget = self.budget(progress, batch.layout.rows if rows is None else rows)
         explore = self.config.explore(coarse(progress))
         score = None if explore == 1 else self.score(batch, entropy, piece, rng)
-        targets, probability = choose(
+        targets, probability = choose_pieces(
             score, piece, budget, batch, rng, temperature=self.score.temperature, explore=explore
         )
-        return corrupt(batch, targets, self.config.corruption, self.ids, rng, probability)
+        return corrupt_targets(batch, targets, self.config.corruption, self.ids, rng, probability)
 
     def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
         """Show the score what the targets cost, in nats."""
@@ -119,15 +119,15 @@ class Masker:
 def _score(config: MaskingConfig, tags: Sequence[str]) -> Score:
     """The score that ``config`` names."""
     if config.score == "entropy":
-        return Entropy(config.entropy)
+        return EntropyScore(config.entropy)
     if config.score == "part_of_speech":
         if not tags:
             raise ConfigError(
                 "`masking.score` is 'part_of_speech', which needs a text with tags. Prepare it with "
                 "tools/prepare_data.py --tags, or choose another score."
             )
-        return PartOfSpeech(config.part_of_speech, tags)
-    return Uniform()
+        return PartOfSpeechScore(config.part_of_speech, tags)
+    return UniformScore()
 
 
 def _check(entropy: Tensor | None, batch: PackedBatch) -> None:

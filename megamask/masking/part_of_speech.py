@@ -29,13 +29,13 @@ from megamask.batch import MaskPlan, PackedBatch
 from megamask.errors import CheckpointError, DataError
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import PartOfSpeechScoreConfig as PartOfSpeechScoreConfig
-from megamask.masking.units import pieces
+from megamask.masking.units import pieces_of_unit
 
 GRAIN = 2.0**-20
 """Nats. Losses are summed in whole multiples of it: such sums are exact, so the same in any order on any ranks."""
 
 
-class PartOfSpeech:
+class PartOfSpeechScore:
     """Score by the running losses of tags; K tags, numbered from 1 in the data, 0 for none."""
 
     def __init__(self, config: PartOfSpeechScoreConfig, names: Sequence[str]):
@@ -65,7 +65,7 @@ class PartOfSpeech:
         self._follow(tags.device)
         # 32 bits: a mean of some equal ones is then exact in 64, so equal weights are equal scores
         table = torch.cat([self._losses.new_full((1,), 0.5).log(), self.log_weights]).float()
-        return table[tags[_first_rows(pieces("word", batch, rng))]]
+        return table[tags[_first_rows(pieces_of_unit("word", batch, rng))]]
 
     @property
     def log_weights(self) -> Float[Tensor, " K"]:

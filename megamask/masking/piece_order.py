@@ -18,7 +18,7 @@ def per_sequence(values: Shaped[Tensor, "*C P"], home: Int64[Tensor, " P"], sequ
 
 
 @dataclass(frozen=True)
-class Pieces:
+class PieceTable:
     """``P`` pieces: the piece of each row; the rows, sequence and freedom of each piece; sequences in a pack."""
 
     piece: Int64[Tensor, " T"]
@@ -29,7 +29,7 @@ class Pieces:
     sequences: int
 
     @classmethod
-    def of(cls, piece: Int64[Tensor, " T"], batch: PackedBatch, count: int) -> Pieces:
+    def of(cls, piece: Int64[Tensor, " T"], batch: PackedBatch, count: int) -> PieceTable:
         """The pieces of ``batch``; every row of a piece lies in one sequence and is maskable or is not.
 
         Pieces of ``count`` that no row belongs to are empty and not free.
@@ -53,16 +53,16 @@ class Pieces:
         """How many rows some pieces have in all."""
         return int(torch.where(which, self.size, 0).sum())
 
-    def without(self, taken: Bool[Tensor, " P"]) -> Pieces:
+    def without(self, taken: Bool[Tensor, " P"]) -> PieceTable:
         """The same pieces, those that are ``taken`` no longer free."""
         return replace(self, free=self.free & ~taken)
 
 
 @dataclass(frozen=True)
-class Queue:
+class PieceOrder:
     """The pieces of each sequence from the best to the worst, one sequence behind the other; Q runs over places."""
 
-    pieces: Pieces
+    pieces: PieceTable
     priority: Float[Tensor, " P"]
     order: Int64[Tensor, " Q"]
     """The piece at each place; in each sequence, those that are not free come last."""
@@ -74,7 +74,7 @@ class Queue:
     """The place at which each sequence begins."""
 
     @classmethod
-    def of(cls, priority: Float[Tensor, " P"], pieces: Pieces) -> Queue:
+    def of(cls, priority: Float[Tensor, " P"], pieces: PieceTable) -> PieceOrder:
         """Two stable sorts."""
         best = torch.argsort(priority.masked_fill(~pieces.free, -torch.inf), descending=True, stable=True)
         order = best[torch.argsort(pieces.home[best], stable=True)]

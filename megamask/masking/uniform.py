@@ -9,7 +9,7 @@ from megamask.batch import MaskPlan, PackedBatch
 from megamask.masking.rng import PackRng
 
 
-class Stateless:
+class StatelessScore:
     """What a score that learns nothing says about learning."""
 
     def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
@@ -28,7 +28,7 @@ class Stateless:
         assert not state, f"{type(self).__name__} has no state"
 
 
-class Uniform(Stateless):
+class UniformScore(StatelessScore):
     """No score."""
 
     temperature = 1.0

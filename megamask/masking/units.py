@@ -16,7 +16,7 @@ from megamask.masking.rng import PackRng
 from megamask.masking.settings import Unit as Unit
 
 
-def pieces(unit: Unit, batch: PackedBatch, rng: PackRng) -> Int64[Tensor, " T"]:
+def pieces_of_unit(unit: Unit, batch: PackedBatch, rng: PackRng) -> Int64[Tensor, " T"]:
     """The number of the piece that each row belongs to."""
     if unit == "token":
         return torch.arange(batch.layout.rows, device=batch.tokens.device)

@@ -21,7 +21,7 @@ from megamask.runtime import ranks
 from megamask.storage import durable
 
 
-class Log:
+class MetricsLogger:
     """Figures of a run, by step: TensorBoard, ``logs/metrics.jsonl``, the console. Rank 0 writes, the others do not.
 
     What was written for steps after ``start``, by a launch that was killed before it saved them, is dropped, so a

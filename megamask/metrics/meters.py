@@ -191,7 +191,7 @@ class Window:
 
 
 @runtime_checkable
-class Waits(Protocol):
+class HasWait(Protocol):
     """What meters need of a loader: the seconds that were spent waiting for it so far."""
 
     waited: float
@@ -207,7 +207,7 @@ class Works(Protocol):
 class Meters:
     """Running sums of a rank; nothing here waits for the device but ``take``."""
 
-    def __init__(self, loader: Waits | None = None, engine: Works | None = None):
+    def __init__(self, loader: HasWait | None = None, engine: Works | None = None):
         self._loader, self._engine = loader, engine
         self._sampled, self._started, self._first = False, False, [0.0] * FIRST
         self._reset()

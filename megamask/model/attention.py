@@ -26,11 +26,11 @@ from torch.nn.attention.varlen import varlen_attn
 
 from megamask.batch import Grids, Layout
 from megamask.model.shape import Backend as Backend
-from megamask.runtime.precision import support
+from megamask.runtime.precision import device_support
 
 
 @dataclass(frozen=True)
-class Asking:
+class QueryRows:
     """The ascending ``rows`` of ``whole`` that alone ask; what is known of them is found once for all layers."""
 
     rows: Int64[Tensor, " N"]
@@ -54,7 +54,7 @@ def attend(
     layout: Layout,
     backend: Backend = "auto",
     *,
-    asking: Asking | None = None,
+    asking: QueryRows | None = None,
     window: int | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "N H E"]:
@@ -92,7 +92,7 @@ def _near(places: Tensor, window: int) -> Bool[Tensor, "L L"]:
 
 
 def _padded(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, asking: Layout | Asking, window: int | None, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, asking: Layout | QueryRows, window: int | None, dropout: float
 ) -> Tensor:
     by_products = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     if by_products and not _multiplies_in_bf16():
@@ -140,7 +140,7 @@ class _Gather(torch.autograd.Function):
 
 @cache
 def _multiplies_in_bf16() -> bool:
-    return support(torch.device("cpu")).bf16
+    return device_support(torch.device("cpu")).bf16
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, window: int | None, dropout: float) -> Tensor:

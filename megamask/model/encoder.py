@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megamask.batch import Layout
-from megamask.model.attention import Asking, attend
+from megamask.model.attention import QueryRows, attend
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.model.sums import LayerNorm, Table
 
 Rotary = tuple[Tensor, Tensor]
 
 
-class Stack(nn.Module):
+class LayerStack(nn.Module):
     """Layers one upon the other; in `modern` a norm ends them.
 
     ``config`` says how they are run (dropout, attention, checkpointing, compilation) and initialised; all else is
@@ -44,7 +44,7 @@ class Stack(nn.Module):
         self.checkpointing, self.keep_rng = config.activation_checkpointing, config.dropout > 0
         if below is not None:
             self.embedding = below
-        kind: type[Layer] = BertLayer if shape.preset == "bert" else ModernLayer
+        kind: type[EncoderLayer] = BertLayer if shape.preset == "bert" else ModernLayer
         entries = [True] + [False] * (shape.num_layers - 1)
         self.layers = nn.ModuleList(kind(shape, config, place, entry) for place, entry in enumerate(entries, first))
         self.final_norm = norm(shape) if shape.preset == "modern" else nn.Identity()
@@ -72,7 +72,7 @@ class Stack(nn.Module):
         """
         numbers = range(*layers.indices(len(self.layers)))
         turns = self._rotary(x, layout, numbers)
-        asking = None if rows is None else Asking(rows, layout)
+        asking = None if rows is None else QueryRows(rows, layout)
         for number in numbers:
             rotary = turns.get(self.shape.theta(self.first + number))
             call = functools.partial(self.layers[number], layout=layout, rotary=rotary, asking=asking)
@@ -93,7 +93,7 @@ class Stack(nn.Module):
         return {theta: rotary(layout, theta, width, dtype) for theta in thetas}
 
 
-class Encoder(Stack):
+class Encoder(LayerStack):
     """The stack of layers with the embedding below it."""
 
     def __init__(self, shape: EncoderShape, config: ModelConfig | None = None):
@@ -139,7 +139,7 @@ class QKV(nn.Linear):
         return F.linear(x.index_select(0, rows), q, biases[0]), F.linear(x, kv, biases[1])
 
 
-class Layer(nn.Module):
+class EncoderLayer(nn.Module):
     """Attention and a feed-forward block; subclasses say what comes before and after attention.
 
     The two sides have static shapes and are what ``compile`` compiles. Attention stays outside: the number and
@@ -167,7 +167,7 @@ class Layer(nn.Module):
         x: Float[Tensor, "T D"],
         layout: Layout,
         rotary: Rotary | None,
-        asking: Asking | None = None,
+        asking: QueryRows | None = None,
     ) -> Float[Tensor, "T D"]:
         """``x`` one layer on; with ``asking``, its rows alone."""
         before, after = type(self).before, type(self).after
@@ -196,7 +196,7 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
-class BertLayer(Layer):
+class BertLayer(EncoderLayer):
     """Norm after each sum."""
 
     def before(self, x, rotary, rows):
@@ -207,7 +207,7 @@ class BertLayer(Layer):
         return self.mlp_norm(x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(x)))))
 
 
-class ModernLayer(Layer):
+class ModernLayer(EncoderLayer):
     """Norm at the entry of each branch, rotated queries and keys, a gated feed-forward block."""
 
     def before(self, x, rotary, rows):

@@ -16,7 +16,7 @@ from megamask.model.shape import ModelConfig
 from megamask.model.vocabulary import Scores, chunked_cross_entropy
 
 
-class Head(nn.Module):
+class MaskedLMHead(nn.Module):
     """A dense layer, GELU and a norm, then the decoder tied to the token table of ``encoder``."""
 
     def __init__(self, encoder: Encoder, config: ModelConfig | None = None):
@@ -26,7 +26,7 @@ class Head(nn.Module):
         self.dense = nn.Linear(shape.hidden_size, shape.hidden_size, bias=shape.preset == "bert")
         self.norm = norm(shape)
         initialise(self, (config or ModelConfig()).init_std)
-        self.decoder = Decoder(encoder.embedding.tokens.weight)
+        self.decoder = OutputProjection(encoder.embedding.tokens.weight)
 
     def transform(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         """What the decoder multiplies with the token table: ``hidden`` of `SoftTargets`, if this head teaches."""
@@ -47,7 +47,7 @@ class Head(nn.Module):
         return self.decoder(self.transform(rows))
 
 
-class Decoder(nn.Module):
+class OutputProjection(nn.Module):
     """The token table seen from above, with a bias per token."""
 
     def __init__(self, table: Tensor):

@@ -33,7 +33,7 @@ KEPT = 6
 """Numbers kept of each row: maximum, sums of e, e z and e^2, second maximum and the label's logit."""
 
 
-def token_stats(
+def fused_token_stats(
     rows: Float[Tensor, "M D"],
     weight: Float[Tensor, "V D"],
     bias: Float[Tensor, " V"],

@@ -87,7 +87,7 @@ class EncoderShape:
         path = folder / SHAPE
         try:
             found = TypeAdapter(cls).validate_json(
-                strict_json.as_json(values := strict_json.read_json(path)), strict=True
+                strict_json.to_json(values := strict_json.read_json(path)), strict=True
             )
         except FileNotFoundError:
             raise CheckpointError(f"{folder} holds no {SHAPE}, so the shape of its weights is not known.") from None

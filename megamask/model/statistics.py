@@ -48,7 +48,7 @@ def token_stats(
     if fused(rows):
         from megamask.model import kernels  # needs Triton, which comes with torch for CUDA alone
 
-        return kernels.token_stats(rows, weight, bias, labels)
+        return kernels.fused_token_stats(rows, weight, bias, labels)
     found = bias.new_empty(len(TokenStats._fields), len(rows))
     for at, p in _softmaxes(rows, weight, bias):
         found[0, at], found[2, at] = p.log_total + p.top, p.at(labels[at]) - p.log_total
@@ -58,7 +58,7 @@ def token_stats(
 
 
 @torch.no_grad()
-def entropies(
+def logit_entropies(
     rows: Float[Tensor, "M D"],
     weight: Float[Tensor, "V D"],
     bias: Float[Tensor, " V"],
@@ -80,7 +80,7 @@ def _softmaxes(rows: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[sli
     with torch.autocast(rows.device.type, enabled=False):
         for block in spans(0, len(rows), rows_of(BLOCK, weight)):
             logits = products(rows[block], weight)
-            for piece in pieces(logits):
+            for piece in logit_blocks(logits):
                 yield within(block, piece), softmax(logits[piece].to(bias.dtype).add_(bias))
 
 
@@ -158,7 +158,7 @@ def spans(start: int, stop: int, step: int) -> Iterator[slice]:
     return (slice(at, min(at + step, stop)) for at in range(start, stop, step))
 
 
-def pieces(logits: Tensor) -> Iterator[slice]:
+def logit_blocks(logits: Tensor) -> Iterator[slice]:
     """The rows of a block that are worked on at a time: all of them but on a CPU."""
     return spans(0, len(logits), max(1, PIECE // logits.shape[1]) if logits.is_cpu else len(logits))
 

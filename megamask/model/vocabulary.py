@@ -28,7 +28,7 @@ from megamask.model.statistics import (
     TokenStats,
     common_precision,
     fused,
-    pieces,
+    logit_blocks,
     products,
     rows_of,
     softmax,
@@ -105,7 +105,7 @@ class _Loss(torch.autograd.Function):
                 # where types allow, gradients take the room of the logits, piece by piece
                 reuse = not learn or logits.dtype == rows.dtype
                 d_logits = logits if reuse else torch.empty_like(logits, dtype=rows.dtype)
-                for piece in pieces(logits):
+                for piece in logit_blocks(logits):
                     values = logits[piece].to(bias.dtype).add_(bias)
                     gradient = tally.add(values, within(block, piece), teacher(piece) if teacher else None, learn)
                     if gradient is not None:

@@ -44,7 +44,7 @@ def mask_rows(encoder: Encoder, batch: PackedBatch, plan: MaskPlan, vector: Tens
     return encoder.embedding(plan.inputs.index_select(0, plan.hidden), positions, vector)
 
 
-def put_back(visible: Float[Tensor, "R D"], masks: Float[Tensor, "N D"], plan: MaskPlan) -> Float[Tensor, "T D"]:
+def scatter_rows(visible: Float[Tensor, "R D"], masks: Float[Tensor, "N D"], plan: MaskPlan) -> Float[Tensor, "T D"]:
     """All rows of the pack, each in its place."""
     rows = torch.empty(len(plan.inputs), visible.shape[1], dtype=visible.dtype, device=visible.device)
     return rows.index_copy_(0, plan.visible, visible).index_copy_(0, plan.hidden, masks.to(visible.dtype))

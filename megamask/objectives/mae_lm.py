@@ -22,16 +22,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch
-from megamask.model.encoder import Encoder, Stack, initialise, norm
-from megamask.model.head import Head
+from megamask.model.encoder import Encoder, LayerStack, initialise, norm
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
 from megamask.model.sums import Table
-from megamask.objectives.late import MaskVector, mask_rows, put_back, visible_states
+from megamask.objectives.late import MaskVector, mask_rows, scatter_rows, visible_states
 from megamask.objectives.mlm import MLM
 from megamask.objectives.settings import DecoderConfig as DecoderConfig
 
 
-class Entry(nn.Module):
+class DecoderInput(nn.Module):
     """A learned position of its own for every row, a norm and dropout: what stands below the decoder's layers."""
 
     def __init__(self, shape: EncoderShape, std: float, dropout: float):
@@ -45,7 +45,7 @@ class Entry(nn.Module):
         return self.dropout(self.norm(x + self.positions(layout.positions)))
 
 
-class Decoder(nn.Module):
+class MAEDecoder(nn.Module):
     """All rows, those of [MASK] among them, to states that the head reads; widths and preset are the encoder's."""
 
     def __init__(self, encoder: Encoder, config: DecoderConfig):
@@ -56,8 +56,8 @@ class Decoder(nn.Module):
         first = encoder.shape.num_layers
         if self.cross:
             shape, first = replace(shape, global_every=1), 0
-        self.entry = Entry(shape, how.init_std, config.dropout) if config.positions == "all" else None
-        self.stack = Stack(shape, how, first=first)
+        self.entry = DecoderInput(shape, how.init_std, config.dropout) if config.positions == "all" else None
+        self.stack = LayerStack(shape, how, first=first)
 
     def forward(self, x: Float[Tensor, "T D"], layout: Layout, plan: MaskPlan) -> Float[Tensor, "T D"]:
         if self.entry is not None:
@@ -71,8 +71,8 @@ class MAELM(MLM):
     def __init__(
         self,
         encoder: Encoder,
-        head: Head,
-        decoder: Decoder,
+        head: MaskedLMHead,
+        decoder: MAEDecoder,
         vector: MaskVector | None = None,
         measure: Measure = "shannon",
     ):
@@ -82,7 +82,7 @@ class MAELM(MLM):
     def states(self, batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, "T D"]:
         """The decoder's states of all rows under ``plan``."""
         seen = visible_states(self.encoder, batch, plan)
-        return self.decoder(put_back(seen, self._masks(batch, plan), plan), batch.layout, plan)
+        return self.decoder(scatter_rows(seen, self._masks(batch, plan), plan), batch.layout, plan)
 
     def _masks(self, batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, "N D"]:
         vector = self.mask_vector(plan) if self.mask_vector else None

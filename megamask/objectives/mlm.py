@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from megamask.batch import Losses, MaskPlan, Measure, PackedBatch, SoftTargets
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 
 
 class MLM(nn.Module):
     """The whole pack runs through the encoder, the rows that are asked for through the head."""
 
-    def __init__(self, encoder: Encoder, head: Head, measure: Measure = "shannon"):
+    def __init__(self, encoder: Encoder, head: MaskedLMHead, measure: Measure = "shannon"):
         super().__init__()
         self.encoder = encoder
         self.head = head

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from megamask.batch import Measure
 from megamask.errors import SHOWN, CheckpointError, ConfigError, listed, must, raise_all
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.objectives.late import MaskVector
-from megamask.objectives.mae_lm import MAELM, Decoder
+from megamask.objectives.mae_lm import MAELM, MAEDecoder
 from megamask.objectives.mlm import MLM
 from megamask.objectives.settings import ObjectiveConfig as ObjectiveConfig
 from megamask.objectives.three_ml import ThreeML
 
 
-def build(config: ObjectiveConfig, encoder: Encoder, head: Head, measure: Measure = "shannon") -> MLM:
+def build_objective(config: ObjectiveConfig, encoder: Encoder, head: MaskedLMHead, measure: Measure = "shannon") -> MLM:
     """The objective that ``config`` names; ``Losses.entropy`` is by ``measure``.
 
     What it has beside encoder and head is run as the encoder is. Raises ConfigError if it does not fit the encoder.
@@ -33,13 +33,13 @@ def build(config: ObjectiveConfig, encoder: Encoder, head: Head, measure: Measur
         return MLM(encoder, head, measure)
     vector = MaskVector(encoder.shape, encoder.config.init_std) if config.mask_vector == "own" else None
     if config.kind == "mae_lm":
-        return MAELM(encoder, head, Decoder(encoder, config.decoder), vector, measure)
+        return MAELM(encoder, head, MAEDecoder(encoder, config.decoder), vector, measure)
     assert config.depth is not None
     return ThreeML(encoder, head, config.depth, vector, measure)
 
 
 @torch.no_grad()
-def load_weights(objective: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_objective_weights(objective: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy ``weights`` into the objective; any part of it but the encoder keeps its first weights if they lack it.
 
     Parts of another objective, such as a decoder where there is none, are left out, so that one kind of run can begin
@@ -47,10 +47,10 @@ def load_weights(objective: nn.Module, weights: Mapping[str, Tensor]) -> None:
     known or of another shape.
     """
     own, parts = dict(objective.named_parameters()), dict(objective.named_children())
-    weights = {name: tensor for name, tensor in weights.items() if part(name) in parts}
-    whole = {"encoder"} | {part(name) for name in weights}
+    weights = {name: tensor for name, tensor in weights.items() if part_of_weights(name) in parts}
+    whole = {"encoder"} | {part_of_weights(name) for name in weights}
     problems = []
-    if lacking := [name for name in own if name not in weights and part(name) in whole]:
+    if lacking := [name for name in own if name not in weights and part_of_weights(name) in whole]:
         problems.append(f"The weights lack {listed(lacking, 'tensor')}.")
     if strange := [name for name in weights if name not in own]:
         problems.append(f"The weights have {listed(strange, 'tensor')}, which this model does not have.")
@@ -65,6 +65,6 @@ def load_weights(objective: nn.Module, weights: Mapping[str, Tensor]) -> None:
         own[name].copy_(tensor)
 
 
-def part(name: str) -> str:
+def part_of_weights(name: str) -> str:
     """The part of an objective that a tensor belongs to: `encoder`, `head`, or what an export drops."""
     return name.split(".")[0]

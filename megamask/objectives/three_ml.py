@@ -19,8 +19,8 @@ from torch import Tensor
 
 from megamask.batch import MaskPlan, Measure, PackedBatch
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
-from megamask.objectives.late import MaskVector, mask_rows, put_back, visible_states
+from megamask.model.head import MaskedLMHead
+from megamask.objectives.late import MaskVector, mask_rows, scatter_rows, visible_states
 from megamask.objectives.mlm import MLM
 
 
@@ -32,7 +32,12 @@ class ThreeML(MLM):
     """
 
     def __init__(
-        self, encoder: Encoder, head: Head, depth: int, vector: MaskVector | None = None, measure: Measure = "shannon"
+        self,
+        encoder: Encoder,
+        head: MaskedLMHead,
+        depth: int,
+        vector: MaskVector | None = None,
+        measure: Measure = "shannon",
     ):
         super().__init__(encoder, head, measure)
         self.depth, self.mask_vector = depth, vector
@@ -41,4 +46,4 @@ class ThreeML(MLM):
         """The encoder's states of all rows under ``plan``."""
         seen = visible_states(self.encoder, batch, plan, slice(0, self.depth))
         masks = mask_rows(self.encoder, batch, plan, self.mask_vector(plan) if self.mask_vector else None)
-        return self.encoder.run(put_back(seen, masks, plan), batch.layout, slice(self.depth, None))
+        return self.encoder.run(scatter_rows(seen, masks, plan), batch.layout, slice(self.depth, None))

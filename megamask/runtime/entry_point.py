@@ -68,7 +68,7 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
         global _begun
         _begun = True
         try:
-            versions.check()
+            versions.check_torch()
             return main(*given, **named)
         except Exception as error:
             if _stopped:  # a library that was interrupted may call it by another name

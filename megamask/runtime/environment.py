@@ -14,7 +14,7 @@ import torch
 from megamask.runtime import ranks
 
 
-def environment() -> dict:
+def describe_environment() -> dict:
     """What this process runs on: versions, hardware (without the host's name), git commit, command line."""
     versions = {"python": platform.python_version()}
     for name in ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 
-def environment() -> dict[str, str]:
+def launch_variables() -> dict[str, str]:
     """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of this process.
 
     Taken from the launcher if it set them, else from Slurm, else those of a single process.
@@ -40,12 +40,12 @@ def launched() -> bool:
 
 def rank() -> int:
     """The number of this process among all."""
-    return int(environment()["RANK"])
+    return int(launch_variables()["RANK"])
 
 
 def world() -> int:
     """The number of processes."""
-    return int(environment()["WORLD_SIZE"])
+    return int(launch_variables()["WORLD_SIZE"])
 
 
 def is_main() -> bool:

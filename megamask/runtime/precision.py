@@ -18,10 +18,10 @@ from collections.abc import Mapping
 import torch
 
 from megamask.runtime import ranks
-from megamask.runtime.precision_choice import Choice as Choice
 from megamask.runtime.precision_choice import Precision as Precision
+from megamask.runtime.precision_choice import PrecisionChoice as Choice
+from megamask.runtime.precision_choice import PrecisionSupport as Support
 from megamask.runtime.precision_choice import Setting as Setting
-from megamask.runtime.precision_choice import Support as Support
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -30,7 +30,7 @@ WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "A
 """Values of those under which PyTorch's products in bf16 are slower than in fp32."""
 
 
-def support(device: torch.device) -> Support:
+def device_support(device: torch.device) -> Support:
     """Whether ``device`` multiplies matrices in bf16."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -54,9 +54,9 @@ def cpu_support(environment: Mapping[str, str]) -> Support:
     return Support(has, f"the CPU ({level}) {'multiplies' if has else 'does not multiply'} in bf16")
 
 
-def common() -> Support:
+def common_support() -> Support:
     """What holds for the devices of all ranks, so that all take the same precision. Collective."""
-    by_rank = ranks.gather(support(ranks.device()))
+    by_rank = ranks.gather(device_support(ranks.device()))
     lacking = [number for number, one in enumerate(by_rank) if not one.bf16]
     if not lacking or len(by_rank) == 1:
         return by_rank[0]
@@ -64,12 +64,12 @@ def common() -> Support:
     return Support(False, f"on rank {first} {by_rank[first].reason} ({len(lacking)} of {len(by_rank)} ranks)")
 
 
-def here(asked: Setting, setting: str) -> Choice:
+def precision_here(asked: Setting, setting: str) -> Choice:
     """The precision of one process that works alone, such as a tool; ``setting`` is the name of what asks."""
-    return Choice(setting, asked, support(ranks.device()))
+    return Choice(setting, asked, device_support(ranks.device()))
 
 
-def lines(model: Choice, teacher: Choice | None = None) -> list[str]:
+def precision_lines(model: Choice, teacher: Choice | None = None) -> list[str]:
     """What a run says of its precision, and a warning where an order makes it slow."""
     found = [f"precision: {model}" + (f"; teacher: {teacher}" if teacher else "")]
     slow = [choice.setting for choice in (model, teacher) if choice and choice.slow]

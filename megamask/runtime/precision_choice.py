@@ -7,11 +7,11 @@ from typing import Literal
 
 Precision = Literal["bf16", "fp32"]
 Setting = Literal["auto", "bf16", "fp32"]
-"""What a user asks for; `auto` is bf16 where `Support.bf16` is true, else fp32."""
+"""What a user asks for; `auto` is bf16 where `PrecisionSupport.bf16` is true, else fp32."""
 
 
 @dataclass(frozen=True)
-class Support:
+class PrecisionSupport:
     """Whether a device multiplies matrices in bf16, and how one can tell."""
 
     bf16: bool
@@ -19,12 +19,12 @@ class Support:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PrecisionChoice:
     """The precision of a model; ``setting`` is the name of what decided it, with the value ``asked``."""
 
     setting: str
     asked: Setting
-    support: Support
+    support: PrecisionSupport
 
     @property
     def precision(self) -> Precision:

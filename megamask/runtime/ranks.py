@@ -17,8 +17,8 @@ from torch import Tensor
 
 from megamask.errors import REQUEUE, ConfigError, MegamaskError
 from megamask.runtime.entry_point import end_process
-from megamask.runtime.launch_environment import environment as environment
 from megamask.runtime.launch_environment import is_main as is_main
+from megamask.runtime.launch_environment import launch_variables as environment
 from megamask.runtime.launch_environment import rank as rank
 from megamask.runtime.launch_environment import world as world
 
@@ -27,7 +27,7 @@ MEETING = timedelta(minutes=10)
 """How long the first rank waits for the others at the start."""
 
 
-def join(timeout: timedelta = timedelta(hours=24)) -> None:
+def init_process_group(timeout: timedelta = timedelta(hours=24)) -> None:
     """Meet the other ranks; a second call does nothing. Sets the environment that DeepSpeed reads.
 
     They must come within 10 minutes. A collective that one of them never enters fails after ``timeout``, an error that
@@ -56,14 +56,14 @@ def join(timeout: timedelta = timedelta(hours=24)) -> None:
         ) from None
 
 
-def wait_for(timeout: timedelta) -> None:
+def set_collective_timeout(timeout: timedelta) -> None:
     """Let no collective fail before ``timeout``, in groups that a library has made with a limit of its own either."""
-    if several():
+    if is_distributed():
         for group in list(dist.distributed_c10d._world.pg_map):
             dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
-def lost(error: BaseException | None) -> bool:
+def is_peer_failure(error: BaseException | None) -> bool:
     """Whether ``error`` says no more than that another rank is gone, as a collective does."""
     if isinstance(error, dist.DistError):
         return True
@@ -73,23 +73,23 @@ def lost(error: BaseException | None) -> bool:
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Say goodbye to the other ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def end(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Say goodbye and end the process at once with ``code``.
 
     After an error there is no goodbye: to wait for ranks that may wait for something else would be to hang.
     """
     if code in (0, REQUEUE):
-        leave()
+        destroy_process_group()
     end_process(code)
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether there is anybody to talk to; if so, `join` must have been called."""
     assert world() == 1 or dist.is_initialized(), "ranks.join() comes before anything collective"
     return world() > 1
@@ -112,19 +112,19 @@ def maximum(values: Tensor) -> Tensor:
 
 def _reduce(values: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
     total = values.clone()
-    if several():
+    if is_distributed():
         dist.all_reduce(total, how)
     return total
 
 
-def anybody(says: bool) -> bool:
+def any_rank(says: bool) -> bool:
     """Whether any rank says so."""
     return bool(maximum(torch.tensor(float(says))).item())
 
 
 def gather(value: Answer) -> list[Answer]:
     """What each rank says, in the order of the ranks, on every rank."""
-    if not several():
+    if not is_distributed():
         return [value]
     said: list[Answer] = [value] * world()
     dist.all_gather_object(said, value)
@@ -133,11 +133,11 @@ def gather(value: Answer) -> list[Answer]:
 
 def barrier() -> None:
     """Wait for all ranks."""
-    if several():
+    if is_distributed():
         dist.barrier()
 
 
-def by_main(act: Callable[[], Answer]) -> Answer:
+def on_rank_zero(act: Callable[[], Answer]) -> Answer:
     """What ``act`` returned on rank 0, on every rank; if it raised there, every rank raises the same error.
 
     So it is with KeyboardInterrupt and its kinds, a stop, too.
@@ -148,14 +148,14 @@ def by_main(act: Callable[[], Answer]) -> Answer:
             answer[0] = act()
         except (Exception, KeyboardInterrupt) as error:  # every rank must hear of it, or the others would wait for ever
             answer[1] = error
-    if several():
+    if is_distributed():
         dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         _raise_everywhere(answer[1])
     return answer[0]
 
 
-def all_or_none(act: Callable[[], Answer]) -> Answer:
+def all_ranks_or_none(act: Callable[[], Answer]) -> Answer:
     """What ``act`` returned on this rank; a MegamaskError or KeyboardInterrupt on any rank is raised on all."""
     found: list = [None, None]
     try:

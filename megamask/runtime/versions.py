@@ -31,7 +31,7 @@ def check_python(version: tuple[int, ...]) -> None:
         sys.exit(ConfigError.exit_code)
 
 
-def check() -> None:
+def check_torch() -> None:
     """ConfigError if PyTorch is older."""
     found = version("torch")
     said = re.match(r"(\d+)\.(\d+)", found)

@@ -17,7 +17,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def under(name: str, names: Iterable[str]) -> bool:
+def is_under(name: str, names: Iterable[str]) -> bool:
     """Whether the dotted ``name`` is one of ``names`` or a part of one: "log.every" is of "log"."""
     return any(name == other or name.startswith(other + ".") for other in names)
 

@@ -33,7 +33,7 @@ PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileEntry:
     """A file as it was written: its name, its size in bytes, its sha256."""
 
     name: str
@@ -41,7 +41,7 @@ class Entry:
     sha256: str
 
 
-def write(path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
     """Write ``chunks`` to a new file at ``path``, hashing on the way; the bytes are on the disk on return."""
     digest, size, hashing = hashlib.sha256(), 0, deque[Future]()
     with open(path, "xb") as file, ThreadPoolExecutor(1) as hasher:
@@ -55,10 +55,10 @@ def write(path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
         os.fsync(file.fileno())
         for block in hashing:
             block.result()
-    return Entry(path.name, size, digest.hexdigest())
+    return FileEntry(path.name, size, digest.hexdigest())
 
 
-def make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a new folder."""
     os.mkdir(folder)
 
@@ -87,7 +87,7 @@ def replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
-        write(temporary, [text.encode()])
+        write_file(temporary, [text.encode()])
         rename(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def replace(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def visible(folder: Path) -> bool:
+def publish_folder(folder: Path) -> bool:
     """Whether this host sees ``folder``. A stale handle is an old view of it, no answer yet."""
     try:
         return stat.S_ISDIR(os.stat(folder).st_mode)
@@ -107,7 +107,7 @@ def visible(folder: Path) -> bool:
         return False
 
 
-def wait(until: Callable[[], bool]) -> bool:
+def wait_for_file(until: Callable[[], bool]) -> bool:
     """Ask again and again until it is so; False after ``PATIENCE`` seconds. Shared file systems show things late."""
     end = time.monotonic() + PATIENCE
     while not until():

@@ -41,7 +41,7 @@ Worker = Callable[[Any, Report], Sequence[np.ndarray]]
 """Makes the arrays of a part; reports its units of work as they are done, their sum is the part's size."""
 
 
-def make(
+def run_parts(
     parts: Sequence[Part],
     work: Path,
     worker: Callable[[], Worker],
@@ -146,6 +146,6 @@ def _finished(work: Path, name: str, kinds: Sequence[str]) -> bool:
         return False
 
 
-def joined(names: Sequence[str], work: Path) -> np.ndarray:
+def join_parts(names: Sequence[str], work: Path) -> np.ndarray:
     found = [np.load(work / f"{name}.npy", allow_pickle=False) for name in names]
     return np.concatenate(found) if found else np.empty(0, np.uint8)

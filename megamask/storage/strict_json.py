@@ -81,7 +81,7 @@ def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None =
     return found
 
 
-def as_json(tree: Any) -> bytes:
+def to_json(tree: Any) -> bytes:
     """``tree``, as it was read, for parsers that take bytes."""
     return json.dumps(tree).encode()
 

@@ -28,13 +28,13 @@ from megamask.batch import Layout
 from megamask.checkpoint import format
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, listed, raise_all
-from megamask.hf.any_masked_lm import load_foreign, model_type
+from megamask.hf.any_masked_lm import load_hf_masked_lm, model_type
 from megamask.hf.config_json import has_preset
-from megamask.hf.importing import fetch
+from megamask.hf.importing import fetch_model
 from megamask.hf.tensor_names import DECODER, EMBEDDING, bare, misfits
-from megamask.hf.weights import read_tensors
+from megamask.hf.weights import read_hf_tensors
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import SHAPE, EncoderShape
 
 
@@ -64,10 +64,10 @@ class MaskedLM:
         return digest.hexdigest()
 
 
-class States(nn.Module):
+class HiddenStatesFn(nn.Module):
     """Our encoder and head, up to the decoder."""
 
-    def __init__(self, encoder: Encoder, head: Head):
+    def __init__(self, encoder: Encoder, head: MaskedLMHead):
         super().__init__()
         self.encoder, self.head = encoder, head
 
@@ -77,7 +77,7 @@ class States(nn.Module):
         return self.head.transform(x.index_select(0, rows))
 
 
-def read(path: str | Path, setting: str) -> MaskedLM:
+def read_masked_lm(path: str | Path, setting: str) -> MaskedLM:
     """The model at ``path``, which the user gave as ``setting``; on the CPU, in 32 bits.
 
     Raises CheckpointError with a sentence for everything that is missing, damaged or not known, ConfigError for a
@@ -85,13 +85,13 @@ def read(path: str | Path, setting: str) -> MaskedLM:
     """
     folder = Path(path)
     if (folder / format.MANIFEST).exists() or (folder / "checkpoints").is_dir():
-        found = format.find(folder)
+        found = format.find_checkpoint(folder)
         # a checkpoint lies in RUN/checkpoints/step-N
         run = found.parent.parent
         return _own(EncoderShape.load(run), format.read_weights(found), run / TOKENIZER, found)
     if (folder / SHAPE).exists():
-        return _own(EncoderShape.load(folder), read_tensors(folder), folder / TOKENIZER, folder)
-    folder = fetch(path, setting)
+        return _own(EncoderShape.load(folder), read_hf_tensors(folder), folder / TOKENIZER, folder)
+    folder = fetch_model(path, setting)
     if model_type(folder) is None:
         raise CheckpointError(
             f"`{setting}` is {folder}, which is neither a run of megamask (checkpoints), nor first weights ({SHAPE}), "
@@ -100,8 +100,8 @@ def read(path: str | Path, setting: str) -> MaskedLM:
     if has_preset(folder):
         model = hf.import_model(folder)
         return _own(model.shape, model.weights, folder, folder)
-    _all_finite(read_tensors(folder), folder)
-    return MaskedLM(*load_foreign(folder), tokenizer=folder)
+    _all_finite(read_hf_tensors(folder), folder)
+    return MaskedLM(*load_hf_masked_lm(folder), tokenizer=folder)
 
 
 def _own(shape: EncoderShape, weights: Mapping[str, Tensor], tokenizer: Path, where: Path) -> MaskedLM:
@@ -112,13 +112,13 @@ def _own(shape: EncoderShape, weights: Mapping[str, Tensor], tokenizer: Path, wh
     model = bare(shape)
     model.load_state_dict(kept | {DECODER: kept[EMBEDDING]}, assign=True)
     encoder, head = model["encoder"], model["head"]
-    assert isinstance(encoder, Encoder) and isinstance(head, Head)
+    assert isinstance(encoder, Encoder) and isinstance(head, MaskedLMHead)
     table = encoder.embedding.tokens.weight
     assert isinstance(table, nn.Parameter)
     head.decoder.weight = table  # one parameter again, which moves and changes type once
     weight, bias = head.decoder.weight.detach(), head.decoder.bias.detach()
     beside = sorted({name.split(".")[0] for name in weights} - {"encoder", "head"})
-    return MaskedLM(States(encoder, head), weight, bias, shape.max_positions, tokenizer, tuple(beside))
+    return MaskedLM(HiddenStatesFn(encoder, head), weight, bias, shape.max_positions, tokenizer, tuple(beside))
 
 
 def _all_finite(weights: Mapping[str, Tensor], where: Path) -> None:

@@ -84,7 +84,7 @@ class DistillConfig:
         return found
 
 
-def problems(teacher: TeacherConfig, distill: DistillConfig, entropy: EntropyConfig) -> list[str]:
+def teacher_problems(teacher: TeacherConfig, distill: DistillConfig, entropy: EntropyConfig) -> list[str]:
     """Sentences for what the three sections cannot do together."""
     asked = "teacher" in entropy.kinds
     learns = distill.active and distill.stored is None

@@ -37,7 +37,7 @@ from megamask.runtime import ranks
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten
 from megamask.storage.npy import mapped, rising
-from megamask.teacher.teacher import DistillConfig, scale
+from megamask.teacher.teacher import DistillConfig, distill_scale
 
 FORMAT, VERSION = "megamask teacher samples", 1
 PART = 64
@@ -56,7 +56,7 @@ class _Said:
     files: dict[str, File]
 
 
-class Stored:
+class StoredTargets:
     """What was stored of a teacher, in place of one."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], distill: DistillConfig, ids: TokenIds):
@@ -72,7 +72,7 @@ class Stored:
         facts: dict[str, Any],
         targets: Int64[np.ndarray, " packs"],
         verify: bool = True,
-    ) -> Stored:
+    ) -> StoredTargets:
         """The folder ``distill.stored``, checked against the run; DataError or ConfigError with every problem.
 
         ``facts`` are what the masks of the run depend on, ``targets`` how many of them each pack has that the run asks
@@ -80,7 +80,7 @@ class Stored:
         """
         folder = distill.stored
         assert folder is not None
-        manifest = read_manifest(folder)
+        manifest = read_targets_manifest(folder)
         raise_all(ConfigError, _differences(folder, manifest, facts))
         if manifest["packs"] < len(targets):
             raise ConfigError(
@@ -93,7 +93,7 @@ class Stored:
             raise_all(DataError, list(_damage(folder, manifest, verify)))
             raise_all(DataError, stored._misfits(targets, verify))
 
-        ranks.by_main(check)
+        ranks.on_rank_zero(check)
         return stored
 
     def _misfits(self, targets: Int64[np.ndarray, " packs"], read: bool) -> list[str]:
@@ -110,7 +110,7 @@ class Stored:
                 return [_other_targets(self.folder, part * PART + pack, int(stored[pack]), int(expected[pack]))]
             if read and tokens.max(initial=0) >= self.ids.size:
                 return [
-                    f"{self.folder / names(part)[0]} holds the id {tokens.max()}, but the vocabulary has "
+                    f"{self.folder / target_file_names(part)[0]} holds the id {tokens.max()}, but the vocabulary has "
                     f"{self.ids.size}. {CURE}"
                 ]
         return []
@@ -125,7 +125,7 @@ class Stored:
         found: list[SoftTargets | None] = []
         for batch, plan in zip(batches, plans, strict=True):
             tokens, counts = self._pack(batch.number, len(plan.targets), plan.targets.device)
-            factor = scale(self.distill, batch, plan, len(plan.targets), self.ids)
+            factor = distill_scale(self.distill, batch, plan, len(plan.targets), self.ids)
             found.append(SoftTargets(share, self.distill.temperature, factor, tokens=tokens, counts=counts))
         return found
 
@@ -140,8 +140,8 @@ class Stored:
             raise DataError(_other_targets(self.folder, number, rows.stop - rows.start, targets))
         if tokens[rows].max(initial=0) >= self.ids.size:
             raise DataError(
-                f"{self.folder / names(number // PART)[0]} holds the id {tokens[rows].max()} in pack {number}, but the "
-                f"vocabulary has {self.ids.size}. {CURE}"
+                f"{self.folder / target_file_names(number // PART)[0]} holds the id {tokens[rows].max()} in pack "
+                f"{number}, but the vocabulary has {self.ids.size}. {CURE}"
             )
         return (
             torch.from_numpy(tokens[rows].astype(np.int64)).to(device),
@@ -149,7 +149,7 @@ class Stored:
         )
 
     def _open(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        files = (self.folder / name for name in names(part))
+        files = (self.folder / name for name in target_file_names(part))
         try:
             tokens, counts, offsets = (mapped(file) for file in files)
         except (ValueError, OSError) as error:
@@ -168,12 +168,12 @@ def _other_targets(folder: Path, number: int, held: int, targets: int) -> str:
     return f"{folder} holds {held} targets of pack {number}, but its mask has {targets}. {CURE}"
 
 
-def names(part: int) -> list[str]:
+def target_file_names(part: int) -> list[str]:
     """The files of a part: tokens, counts, offsets."""
     return [f"part-{part:05d}.{kind}.npy" for kind in KINDS]
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_targets_manifest(folder: Path) -> dict[str, Any]:
     """The manifest in ``folder``; DataError if there is none of this format."""
     path = folder / "manifest.json"
     try:
@@ -187,7 +187,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
         raise DataError(f"{path} is no manifest of samples of a teacher, version {VERSION}. {CURE}")
     try:
-        TypeAdapter(_Said).validate_json(strict_json.as_json(manifest), strict=True)
+        TypeAdapter(_Said).validate_json(strict_json.to_json(manifest), strict=True)
     except ValidationError as error:
         places = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
         raise DataError(*(f"{path} is damaged: `{at}`: {why}. {CURE}" for at, why in places)) from None
@@ -205,7 +205,7 @@ def _differences(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any])
 
 
 def _damage(folder: Path, manifest: dict[str, Any], verify: bool) -> Iterator[str]:
-    for name in (name for part in range(-(-manifest["packs"] // PART)) for name in names(part)):
+    for name in (name for part in range(-(-manifest["packs"] // PART)) for name in target_file_names(part)):
         if name not in manifest["files"]:
             yield f"{folder / 'manifest.json'} does not list {name}. {CURE}"
             return
@@ -216,7 +216,7 @@ def _damage(folder: Path, manifest: dict[str, Any], verify: bool) -> Iterator[st
 
 
 @torch.no_grad()
-def sample(soft: SoftTargets, draws: int, rng: PackRng) -> tuple[Int64[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
+def sample_targets(soft: SoftTargets, draws: int, rng: PackRng) -> tuple[Int64[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
     """``draws`` tokens from the teacher's distribution at each row, as different tokens and how often each was drawn.
 
     By inversion: a number in (0, 1) falls into one token's part of the cumulated probabilities, formed in 64 bits for

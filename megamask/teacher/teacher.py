@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch, SoftTargets, TokenIds
 from megamask.data.compare_tokenizers import differences
 from megamask.engine import ds_file
-from megamask.engine.frozen import Frozen
+from megamask.engine.frozen import FrozenEngine
 from megamask.entropy import exact
-from megamask.entropy.source import Ask, EntropyConfig, Signal, Stateless, text_of
+from megamask.entropy.source import EntropyConfig, EntropyFn, Signal, StatelessSource, source_packs
 from megamask.errors import ConfigError, must, raise_all
-from megamask.hf.any_masked_lm import Foreign
+from megamask.hf.any_masked_lm import HFMaskedLM
 from megamask.masking.rng import PackRng
 from megamask.model import statistics
 from megamask.runtime import ranks
-from megamask.runtime.precision import DTYPES, Choice, Support, common
+from megamask.runtime.precision import DTYPES, Choice, Support, common_support
 from megamask.teacher import frozen_lm
 from megamask.teacher.frozen_lm import MaskedLM
 from megamask.teacher.settings import DistillConfig as DistillConfig
@@ -40,7 +40,7 @@ NEVER = -1e4
 """The logit of a token that the teacher does not have: its probability is 0, and 0 times it is 0."""
 
 
-def chosen(config: TeacherConfig, support: Support) -> Choice:
+def teacher_precision(config: TeacherConfig, support: Support) -> Choice:
     """The precision of the teacher on devices with ``support``."""
     return Choice("`teacher.precision`", config.precision, support)
 
@@ -55,17 +55,17 @@ class Teacher:
     def __init__(self, model: MaskedLM, config: TeacherConfig, distill: DistillConfig, ids: TokenIds):
         """``model`` is changed in place and must not be used elsewhere."""
         self.config, self.distill, self.ids = config, distill, ids
-        dtype, device = DTYPES[chosen(config, common()).precision], ranks.device()
+        dtype, device = DTYPES[teacher_precision(config, common_support()).precision], ranks.device()
         self.bias = model.bias.to(device)
         cut_up = config.deepspeed is not None
         if cut_up:
             # before DeepSpeed takes the table apart; whole on every rank, for the student's loss reads it in chunks
             self.weight = model.weight.to(device, dtype, copy=True)
-        if isinstance(model.states, Foreign):
+        if isinstance(model.states, HFMaskedLM):
             model.states.one_batch = cut_up
         ds = ds_file.teacher_problems("teacher.deepspeed", config.deepspeed)[0] if config.deepspeed else None
         table = next((n for n, p in model.states.named_parameters() if p.data_ptr() == model.weight.data_ptr()), None)
-        self._states = Frozen(model.states, ds, dtype)
+        self._states = FrozenEngine(model.states, ds, dtype)
         if not cut_up and table:
             # most have one table for the embedding and the output; it is held once
             self.weight = model.states.get_parameter(table).detach()[: len(model.weight)]
@@ -92,7 +92,7 @@ class Teacher:
         table, are cut off; tokens that it lacks get no probability.
         """
         assert config.path is not None
-        model = frozen_lm.read(config.path, "teacher.path")
+        model = frozen_lm.read_masked_lm(config.path, "teacher.path")
         differ = differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
         found = list(differ)
         if model.beside:
@@ -129,7 +129,7 @@ class Teacher:
             SoftTargets(
                 share,
                 self.distill.temperature,
-                scale(self.distill, batch, plan, len(where), self.ids),
+                distill_scale(self.distill, batch, plan, len(where), self.ids),
                 rows=where if everywhere else None,
                 hidden=states,
                 weight=self.weight,
@@ -140,7 +140,7 @@ class Teacher:
 
     # ---- how unsure it is
 
-    def ask(self, measure: Measure) -> Ask:
+    def ask(self, measure: Measure) -> EntropyFn:
         """The measure at the targets of a plan, in nats."""
 
         def answer(batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, " M"]:
@@ -151,11 +151,11 @@ class Teacher:
     def entropies(
         self, batches: Sequence[PackedBatch], signal: Signal, passes: int, measure: Measure, *, seed: int
     ) -> list[Float[Tensor, " _T"]]:
-        """The measure at every row of each batch, in nats: `exact.measured`, several packs a sweep.
+        """The measure at every row of each batch, in nats: `exact.measure_entropy`, several packs a sweep.
 
         ``passes`` and ``seed`` matter for the masked signal alone. Batches of one text share theirs.
         """
-        texts = {text_of(batch): batch for batch in batches}
+        texts = {source_packs(batch): batch for batch in batches}
         questions: list[tuple[PackedBatch, MaskPlan]] = []
 
         def note(batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, " M"]:
@@ -166,16 +166,16 @@ class Teacher:
         found = {}
         for text, batch in texts.items():
             rng = PackRng(seed, text, exact.PURPOSE)
-            found[text] = exact.measured(note, batch, signal, passes, self.ids.mask, rng)
+            found[text] = exact.measure_entropy(note, batch, signal, passes, self.ids.mask, rng)
         for (batch, plan), said in zip(questions, self._measures(questions, measure), strict=True):
-            found[text_of(batch)][plan.targets] = said.float()
-        return [found[text_of(batch)] for batch in batches]
+            found[source_packs(batch)][plan.targets] = said.float()
+        return [found[source_packs(batch)] for batch in batches]
 
     def _measures(self, questions: Sequence[tuple[PackedBatch, MaskPlan]], measure: Measure) -> list[Tensor]:
         batches = [batch for batch, _ in questions]
         states = self._at(batches, [p.inputs for _, p in questions], [p.targets for _, p in questions])
         return [
-            statistics.entropies(rows, self.weight, self.bias, plan.labels, measure)
+            statistics.logit_entropies(rows, self.weight, self.bias, plan.labels, measure)
             for rows, (_, plan) in zip(states, questions, strict=True)
         ]
 
@@ -191,7 +191,7 @@ class Teacher:
         found: list[Tensor] = []
         for begin in range(0, len(batches), self.config.sweep):
             some = slice(begin, begin + self.config.sweep)
-            layout, begins = join([batch.layout for batch in batches[some]])
+            layout, begins = join_packs([batch.layout for batch in batches[some]])
             asked = [each + first for each, first in zip(rows[some], begins, strict=True)]
             states = self._states(torch.cat(list(inputs[some])), layout, torch.cat(asked))
             found += states.split([len(each) for each in asked])
@@ -202,7 +202,7 @@ class Teacher:
         self._states.close()
 
 
-class TeacherEntropy(Stateless):
+class TeacherEntropy(StatelessSource):
     """A teacher as a source of entropy."""
 
     def __init__(self, teacher: Teacher, config: EntropyConfig, seed: int):
@@ -214,7 +214,7 @@ class TeacherEntropy(Stateless):
         return self.teacher.entropies(batches, config.signal, config.passes, config.measure, seed=self.seed)
 
 
-def join(layouts: Sequence[Layout]) -> tuple[Layout, list[int]]:
+def join_packs(layouts: Sequence[Layout]) -> tuple[Layout, list[int]]:
     """One layout of several packs laid one behind the other, and the row at which each begins."""
     begins, ends, total = [], [layouts[0].cu_seqlens[:1]], 0
     for layout in layouts:
@@ -229,7 +229,7 @@ def _text_rows(batch: PackedBatch, ids: TokenIds) -> Int64[Tensor, " Q"]:
     return (batch.tokens != ids.pad).nonzero().squeeze(1)
 
 
-def scale(distill: DistillConfig, batch: PackedBatch, plan: MaskPlan, rows: int, ids: TokenIds) -> float:
+def distill_scale(distill: DistillConfig, batch: PackedBatch, plan: MaskPlan, rows: int, ids: TokenIds) -> float:
     """What makes the sum over rows, divided by the number of targets, the mean that `reduction` names."""
     if distill.reduction == "token":
         return len(plan.targets) / rows

@@ -19,20 +19,20 @@ from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.engine.engine import Engine
-from megamask.entropy.audit import Audit, Verdict
+from megamask.entropy.audit import Audit, AuditResult
 from megamask.entropy.cache import Cache
 from megamask.entropy.exact import Average, Exact
 from megamask.entropy.frequency import Frequency
 from megamask.entropy.probe import Probe
-from megamask.entropy.sidecar import Sidecar, SidecarFacts, facts
-from megamask.entropy.source import Kind, Source
+from megamask.entropy.sidecar import SidecarFacts, StoredEntropy, sidecar_facts_of
+from megamask.entropy.source import EntropySource, Kind
 from megamask.errors import DataError, raise_all
 from megamask.runtime import ranks
 from megamask.teacher.teacher import Teacher, TeacherEntropy
 
 
 @runtime_checkable
-class Teaches(Protocol):
+class TargetSource(Protocol):
     """Who says what the student shall learn: a teacher, or what was stored of one."""
 
     def targets(
@@ -45,10 +45,10 @@ class Guidance:
 
     def __init__(
         self,
-        sources: Mapping[Kind, Source] | None = None,
+        sources: Mapping[Kind, EntropySource] | None = None,
         *,
         audit: Audit | None = None,
-        teacher: Teaches | None = None,
+        teacher: TargetSource | None = None,
         average: Average | None = None,
         weights: Callable[[], Mapping[str, Tensor]] = dict,
     ):
@@ -87,7 +87,7 @@ class Guidance:
         if self._average:
             self._average.update(self._weights())
 
-    def audit(self, step: int, batch: PackedBatch, share: float) -> Verdict | None:
+    def audit(self, step: int, batch: PackedBatch, share: float) -> AuditResult | None:
         """Hold the source in use against the exact signal on ``batch``, if ``step`` is one for it. Collective."""
         if self._audit is None or not self._audit.due(step):
             return None
@@ -110,8 +110,8 @@ class Guidance:
     def _caches(self) -> list[Cache]:
         return [source for source in self._sources.values() if isinstance(source, Cache)]
 
-    def _stateful(self) -> dict[str, Source | Audit | Average]:
-        found: dict[str, Source | Audit | Average] = {}
+    def _stateful(self) -> dict[str, EntropySource | Audit | Average]:
+        found: dict[str, EntropySource | Audit | Average] = {}
         found.update(self._sources.items())
         return found | {n: p for n, p in (("audit", self._audit), ("average", self._average)) if p is not None}
 
@@ -134,14 +134,14 @@ def sidecar_facts(config: PretrainConfig, shards: Shards) -> SidecarFacts:
             f"`entropy.source` is 'sidecar', but {shards.folder} has no entropies for the split {shards.split!r}. "
             "Write them with tools/annotate_entropy.py, or choose another source."
         )
-    found = facts(record, str(shards.folder))
+    found = sidecar_facts_of(record, str(shards.folder))
     entropy, size = config.entropy, shards.token_ids.size
     raise_all(DataError, found.problems(entropy.signal, entropy.measure, config.packs.length, size))
     return found
 
 
-def build(
-    config: PretrainConfig, engine: Engine, packs: Packs, *, teacher: Teacher | None, stored: Teaches | None
+def build_guidance(
+    config: PretrainConfig, engine: Engine, packs: Packs, *, teacher: Teacher | None, stored: TargetSource | None
 ) -> Guidance:
     """All that ``config`` asks for. ``stored`` is what was stored of a teacher, if the run distils from that."""
     distils = (stored or teacher) if config.distill.active else None
@@ -159,13 +159,13 @@ def build(
     def probe() -> Probe:
         return Probe(engine.embed, engine.width, counts, seed=config.seed, device=ranks.device())
 
-    def make(kind: Kind) -> Source:
+    def make(kind: Kind) -> EntropySource:
         if kind == "frequency":
             return Frequency(counts)
         if kind == "probe":
             return probe()
         if kind == "sidecar":
-            return Sidecar(sidecar_facts(config, packs.shards))
+            return StoredEntropy(sidecar_facts(config, packs.shards))
         if kind == "cache":
             return Cache(packs, RunFolder(config.output).entropy, entropy.measure)
         if kind == "teacher":

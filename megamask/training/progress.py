@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from megamask.config.time_budget import seconds as seconds
+from megamask.config.time_budget import parse_duration as seconds
 from megamask.runtime import ranks
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from megamask.batch import PackedBatch, TokenIds
 from megamask.checkpoint import resume
-from megamask.checkpoint.format import RunFolder, find, read_state, read_tensors, read_weights
+from megamask.checkpoint.format import RunFolder, find_checkpoint, read_state, read_tensors, read_weights
 from megamask.config import fixed_masks
 from megamask.config.pretrain_config import PretrainConfig, changeable
 from megamask.data import prepare, shards, tagger
@@ -31,19 +31,19 @@ from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, DataError, must, raise_all
-from megamask.health.loss_spikes import Judge, Ledger
-from megamask.health.stragglers import Pace
+from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
+from megamask.health.stragglers import StragglerDetector
 from megamask.hf.layers import pick_layers
-from megamask.hf.weights import read_tensors as read_safetensors
+from megamask.hf.weights import read_hf_tensors as read_safetensors
 from megamask.masking.masker import EVALUATION, Masker
-from megamask.metrics.logger import Log
+from megamask.metrics.logger import MetricsLogger
 from megamask.metrics.meters import Meters, peak_flops
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
 from megamask.objectives import objective as objectives
 from megamask.runtime import ranks
-from megamask.teacher.stored_targets import Stored
+from megamask.teacher.stored_targets import StoredTargets
 from megamask.teacher.teacher import Teacher
 from megamask.training import guidance, summary
 from megamask.training.guidance import Guidance
@@ -61,7 +61,7 @@ JUDGE = "judge"
 
 
 @dataclass(frozen=True)
-class Text:
+class RunText:
     """The text of a run, checked, and the packs that it makes."""
 
     train: Shards
@@ -72,11 +72,11 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunComponents:
     """All that the loop needs."""
 
     config: PretrainConfig
-    text: Text
+    text: RunText
     shape: EncoderShape
     run: RunFolder
     masker: Masker
@@ -84,15 +84,15 @@ class Parts:
     teacher: Teacher | None
     engine: Engine
     progress: Progress
-    judge: Judge
-    pace: Pace
-    log: Log
+    judge: SpikePolicy
+    pace: StragglerDetector
+    log: MetricsLogger
     meters: Meters
     loader: Loader
     batches: Generator[PackedBatch, None, None]
 
 
-def read_text(config: PretrainConfig, early: Callable[[], AbstractContextManager] = nullcontext) -> Text:
+def open_run_text(config: PretrainConfig, early: Callable[[], AbstractContextManager] = nullcontext) -> RunText:
     """Open and check the shards; without `data`, those of the English that this machine holds.
 
     Long work happens inside of ``early()``, and never a collective: what it raises on one rank is raised on all.
@@ -104,19 +104,19 @@ def read_text(config: PretrainConfig, early: Callable[[], AbstractContextManager
 
     def checked() -> None:
         with early():
-            shards.check(folder, verify=True)
+            shards.check_shard_manifest(folder, verify=True)
 
-    def opened() -> Text:
+    def opened() -> RunText:
         with early():
             return _open_text(config, folder)
 
-    folder = config.data or ranks.by_main(prepared)
+    folder = config.data or ranks.on_rank_zero(prepared)
     if config.verify:
-        ranks.by_main(checked)
-    return ranks.all_or_none(opened)
+        ranks.on_rank_zero(checked)
+    return ranks.all_ranks_or_none(opened)
 
 
-def _open_text(config: PretrainConfig, folder: Path) -> Text:
+def _open_text(config: PretrainConfig, folder: Path) -> RunText:
     train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
     if config.masking.unit != "token":
         train.check_words()
@@ -136,39 +136,41 @@ def _open_text(config: PretrainConfig, folder: Path) -> Text:
     held_out = packed(valid, seed=SEED, targets=EVALUATION.most_targets(config.packs.tokens))
     raise_all(DataError, problems)
     assert packs and held_out
-    return Text(train, packs, held_out, unigram_nll(torch.from_numpy(train.unigram)))
+    return RunText(train, packs, held_out, unigram_nll(torch.from_numpy(train.unigram)))
 
 
-def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: resume.Start) -> Parts:
+def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: resume.RunStart) -> RunComponents:
     """Model, masker, engine and telling, with the state of the checkpoint to start from, if there is one."""
     ids = text.packs.token_ids
     torch.manual_seed(config.seed)
     shape, weights = first_shape(config, ids, text.train.folder / TOKENIZER)
     encoder = Encoder(shape, config.model)
-    objective = objectives.build(config.objective, encoder, Head(encoder, config.model), config.entropy.measure)
+    objective = objectives.build_objective(
+        config.objective, encoder, MaskedLMHead(encoder, config.model), config.entropy.measure
+    )
     if weights:
-        objectives.load_weights(objective, weights)
+        objectives.load_objective_weights(objective, weights)
     # a weight and two moments, 4 bytes each
     cached = "cache" in config.entropy.kinds
     size = 12 * sum(p.numel() for p in objective.parameters()) + cached * text.train.tokens
     resume.check_space(config.output, size)
-    ranks.by_main(lambda: summary.describe(start.run, encoder.shape, text.train))
+    ranks.on_rank_zero(lambda: summary.describe(start.run, encoder.shape, text.train))
 
     teacher = teacher_of(config, text, encoder.shape) if config.teacher.path is not None else None
     stored = stored_targets(config, text) if config.distill.stored else None
-    tags = tagger.names(text.train) if config.masking.score == "part_of_speech" else ()
+    tags = tagger.tag_names(text.train) if config.masking.score == "part_of_speech" else ()
     masker = Masker(config.masking, ids, tags=tags)
     engine = Engine(objective, config.optimizer, ds, packs_per_step=config.packs.per_step)
-    guide = guidance.build(config, engine, text.packs, teacher=teacher, stored=stored)
+    guide = guidance.build_guidance(config, engine, text.packs, teacher=teacher, stored=stored)
     state = {}
     if start.checkpoint:
         state = read_state(start.checkpoint)
         same_teacher(teacher, state.get("teacher", ""), start.checkpoint)
-        load(start.checkpoint, state, engine, masker, guide)
+        load_checkpoint(start.checkpoint, state, engine, masker, guide)
 
     progress = Progress(config.steps, config.time_budget, state.get("seconds", 0.0))
-    judge = Judge(config.spikes, state.get(JUDGE))
-    pace = Pace(ranks.gather(socket.gethostname()))
+    judge = SpikePolicy(config.spikes, state.get(JUDGE))
+    pace = StragglerDetector(ranks.gather(socket.gethostname()))
     log = log_of(config, encoder.shape, start.run, start.step)
     headless = weights and not start.checkpoint and not any(name.startswith("head.") for name in weights)
     no_head = f"{config.init} has no masked-language head: a new one is drawn from `seed`." if headless else ""
@@ -177,7 +179,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: resume.
             log.say(told)
     loader = Loader(text.packs, ranks.device())
     batches = loader.batches(numbers(config, start.step, engine.accumulate, judge.ledger))
-    parts = Parts(
+    parts = RunComponents(
         config, text, encoder.shape, start.run, masker, guide, teacher, engine, progress, judge, pace, log,
         Meters(loader, engine), loader, batches,
     )  # fmt: skip
@@ -186,7 +188,7 @@ def build(config: PretrainConfig, ds: dict[str, Any], text: Text, start: resume.
     return parts
 
 
-def load(checkpoint: Path, state: dict[str, Any], engine: Engine, masker: Masker, guide: Guidance) -> None:
+def load_checkpoint(checkpoint: Path, state: dict[str, Any], engine: Engine, masker: Masker, guide: Guidance) -> None:
     """Give everything that learns the state of a verified ``checkpoint``."""
     tensors = dict(read_tensors(checkpoint))
     wanted = {f"weights/{name}": tuple(shape) for name, shape in engine.shapes.items()}
@@ -202,8 +204,8 @@ def load(checkpoint: Path, state: dict[str, Any], engine: Engine, masker: Masker
         raise CheckpointError(must(f"{checkpoint}/state.json: optimizer_steps", "be a whole number", str(steps)))
     engine.restore(tensors.get, steps=steps)
     try:
-        masker.load_state_dict(part(tensors, MASKER))
-        guide.load_state_dict(part(tensors, GUIDANCE))
+        masker.load_state_dict(select_prefix(tensors, MASKER))
+        guide.load_state_dict(select_prefix(tensors, GUIDANCE))
     except KeyError as error:
         raise CheckpointError(
             f"{checkpoint} lacks {error.args[0]!r} of what a score or a source of entropy has learnt: it was made "
@@ -211,7 +213,7 @@ def load(checkpoint: Path, state: dict[str, Any], engine: Engine, masker: Masker
         ) from None
 
 
-def rewound(parts: Parts, step: int) -> tuple[Parts, int] | None:
+def rewind(parts: RunComponents, step: int) -> tuple[RunComponents, int] | None:
     """The parts as of a checkpoint from long before ``step`` (from 0), and its step; from there other packs are read.
 
     None if no checkpoint is old enough. The newer ones are set aside, and so are the figures since. Collective.
@@ -222,7 +224,7 @@ def rewound(parts: Parts, step: int) -> tuple[Parts, int] | None:
         parts.log.say(f"No checkpoint is {config.spikes.back} steps old, so there is nothing to go back to.")
         return None
     state = read_state(checkpoint)
-    load(checkpoint, state, parts.engine, parts.masker, parts.guidance)
+    load_checkpoint(checkpoint, state, parts.engine, parts.masker, parts.guidance)
     parts.masker.figures()  # those since are not told
     judge = parts.judge.rewound(state.get(JUDGE, {}), to, step)
     per_step = config.packs.per_step
@@ -240,15 +242,15 @@ def rewound(parts: Parts, step: int) -> tuple[Parts, int] | None:
     return replace(parts, judge=judge, log=log, meters=Meters(parts.loader, parts.engine), batches=batches), to
 
 
-def log_of(config: PretrainConfig, shape: EncoderShape, run: RunFolder, step: int) -> Log:
+def log_of(config: PretrainConfig, shape: EncoderShape, run: RunFolder, step: int) -> MetricsLogger:
     """Where the figures of a run go on after ``step``."""
     cost = summary.cost(shape, config.objective, config.masking.corruption.mask)
-    return Log(run.path, step, config.steps, cost=cost, peak=peak_flops(config.log.peak_flops))
+    return MetricsLogger(run.path, step, config.steps, cost=cost, peak=peak_flops(config.log.peak_flops))
 
 
-def stored_targets(config: PretrainConfig, text: Text) -> Stored:
+def stored_targets(config: PretrainConfig, text: RunText) -> StoredTargets:
     """What `distill.stored` holds, checked against the masks of the run."""
-    return Stored.open(
+    return StoredTargets.open(
         config.distill,
         text.packs.token_ids,
         facts=fixed_masks.facts(config, text.train.fingerprint),
@@ -257,7 +259,7 @@ def stored_targets(config: PretrainConfig, text: Text) -> Stored:
     )
 
 
-def teacher_of(config: PretrainConfig, text: Text, shape: EncoderShape) -> Teacher:
+def teacher_of(config: PretrainConfig, text: RunText, shape: EncoderShape) -> Teacher:
     """The frozen model that `teacher` names, checked against the run."""
     return Teacher.load(
         config.teacher,
@@ -279,7 +281,7 @@ def same_teacher(teacher: Teacher | None, before: str, checkpoint: Path) -> None
         )
 
 
-def derived(parts: Parts, step: int, seconds: float) -> dict[str, float]:
+def derived_state(parts: RunComponents, step: int, seconds: float) -> dict[str, float]:
     """What follows from the number of a step and the seconds used, and so need not be in a checkpoint.
 
     The number of the next pack; the learning rate and the targets in a pack where the next step begins; the learning
@@ -294,12 +296,12 @@ def derived(parts: Parts, step: int, seconds: float) -> dict[str, float]:
     }
 
 
-def same_step(parts: Parts, step: int, state: dict[str, Any], checkpoint: Path) -> None:
+def same_step(parts: RunComponents, step: int, state: dict[str, Any], checkpoint: Path) -> None:
     """CheckpointError unless what follows from the ``step`` of a ``checkpoint`` is what its ``state`` says.
 
     If a setting was changed on purpose since, rate and targets may well be others.
     """
-    expected = derived(parts, step, state.get("seconds", 0.0))
+    expected = derived_state(parts, step, state.get("seconds", 0.0))
     now = changeable(parts.config)
     if state.get("settings", now) != now:
         expected = {"packs": expected["packs"]}
@@ -345,7 +347,7 @@ def later_decay(state: dict[str, Any]) -> str:
     )
 
 
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those of a checkpoint's tensors whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -358,7 +360,7 @@ def first_shape(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> tuple
     if config.init is None:
         return config.model.shape(ids), {}
     if RunFolder(config.init).checkpoints.is_dir():
-        shape, weights = EncoderShape.load(config.init), read_weights(find(config.init))
+        shape, weights = EncoderShape.load(config.init), read_weights(find_checkpoint(config.init))
     else:
         shape, weights = EncoderShape.load(config.init), read_safetensors(config.init)
     if config.init_layers is not None:
@@ -383,7 +385,7 @@ def first_shape(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> tuple
     return shape, weights
 
 
-def numbers(config: PretrainConfig, start: int, accumulate: int, ledger: Ledger) -> Iterator[int]:
+def numbers(config: PretrainConfig, start: int, accumulate: int, ledger: SkippedPacks) -> Iterator[int]:
     """The packs of this rank from step ``start`` on: step x packs per step + place in the step.
 
     Where ``ledger`` has spans that are left out, the step is a later one.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine.engine import Measured
-from megamask.health.loss_spikes import Judge, Verdict
+from megamask.health.loss_spikes import SpikePolicy, StepDecision
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.metrics.meters import Meters
@@ -21,7 +21,7 @@ from megamask.training.guidance import Guidance
 
 
 @runtime_checkable
-class Steps(Protocol):
+class StepEngine(Protocol):
     """What a step needs of an engine."""
 
     def train_micro(
@@ -39,13 +39,13 @@ def take_step(
     *,
     progress: float,
     rate: float,
-    engine: Steps,
+    engine: StepEngine,
     masker: Masker,
     guidance: Guidance,
     meters: Meters,
-    judge: Judge,
+    judge: SpikePolicy,
     seed: int,
-) -> Verdict:
+) -> StepDecision:
     """Train on the packs of this rank in step ``step`` (from 0), one after the other. Collective.
 
     Schedules are at ``progress``, the learning rate is ``rate``. Entropies and the teacher's targets are had for all

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from megamask import __version__, hf
-from megamask.checkpoint.format import RunFolder, find, read_manifest, read_weights, storage_sentence
+from megamask.checkpoint.format import RunFolder, find_checkpoint, read_manifest, read_weights, storage_sentence
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.excerpts import excerpts, questions
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
-from megamask.data.tokenizer import TOKENIZER, load
+from megamask.data.tokenizer import TOKENIZER, load_tokenizer
 from megamask.errors import CheckpointError, MegamaskError, StorageError
 from megamask.masking.masker import Masker
 from megamask.metrics.logger import plot_curve, read_metrics
@@ -80,7 +80,7 @@ def compiling(config: PretrainConfig) -> list[str]:
     ]
 
 
-def opening(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: int, step: int) -> list[str]:
+def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: int, step: int) -> list[str]:
     """Lines that say what is trained, on what, and where."""
     per_step = config.packs.per_step * config.packs.tokens
     lines = [
@@ -151,7 +151,7 @@ def export(
             raise ValueError
     except (OSError, ValueError):
         raise CheckpointError(f"{run} holds no config.json that can be read, so it is no run.") from None
-    checkpoint = find(run, step)
+    checkpoint = find_checkpoint(run, step)
     weights, shape = read_weights(checkpoint), EncoderShape.load(run)
     card = _card(run, config, read_manifest(checkpoint).step)
     sentences = _held_out(run, config, text)
@@ -204,11 +204,11 @@ def _held_out(run: Path, config: dict, text: Shards | None) -> list[str]:
         folder = text.folder if text else Path(config.get("data") or "")
         held_out = Shards.open(folder, "valid")
         if held_out.fingerprint == config.get("text"):
-            return excerpts(held_out, load(run / TOKENIZER))
+            return excerpts(held_out, load_tokenizer(run / TOKENIZER))
     return []
 
 
-def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
+def finish_run(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
     """The curve as a picture; the exported model, and what it puts in the place of [MASK].
 
     The run is finished before, so what fails here costs no more than itself. An error that says so if there is no
@@ -248,7 +248,7 @@ def ending(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
 
 def _show(model: Path, text: Shards) -> None:
     """What the exported model puts in the place of a word of the held-out text, beside that word."""
-    tokenizer = load(text.folder / TOKENIZER)
+    tokenizer = load_tokenizer(text.folder / TOKENIZER)
     asked = questions(excerpts(Shards.open(text.folder, "valid"), tokenizer, 16), tokenizer)
     guess = ", ".join(hf.common_words(model, text.unigram, 3))
     answers = hf.fill_masks(model, [question.sentence for question in asked], 3)

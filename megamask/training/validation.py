@@ -40,14 +40,14 @@ class Validation:
 
 
 @runtime_checkable
-class Evaluates(Protocol):
+class EvaluationEngine(Protocol):
     """What validation needs of an engine."""
 
     def evaluate(self, batch: PackedBatch, plan: MaskPlan) -> Losses: ...
 
 
 @runtime_checkable
-class HeldOut(Protocol):
+class HeldOutPacks(Protocol):
     """What validation needs of packs."""
 
     def __len__(self) -> int: ...
@@ -60,7 +60,9 @@ def unigram_nll(counts: Int64[Tensor, " V"]) -> Float[Tensor, " V"]:
     return -(smoothed / smoothed.sum()).log()
 
 
-def validate(engine: Evaluates, packs: HeldOut, count: int, ids: TokenIds, unigram: Float[Tensor, " V"]) -> Validation:
+def validate(
+    engine: EvaluationEngine, packs: HeldOutPacks, count: int, ids: TokenIds, unigram: Float[Tensor, " V"]
+) -> Validation:
     """Evaluate on the first ``count`` held-out packs (or all, if they are fewer), shared among the ranks.
 
     Collective: every rank runs the same number of forward passes, the last ones perhaps for nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megamask.model.attention import Asking, attend
+from megamask.model.attention import QueryRows, attend
 from tests.batches import pack
 from tests.tolerances import assert_close
 from tests.unit.objectives.test_late import LATE, corrupted, gradients, late
@@ -23,7 +23,7 @@ def test_packed_attention_equals_the_reference(backend, share):
     asking = None
     if share is not None:
         rows = rows[torch.rand(layout.rows, device="cuda") < share]
-        asking = Asking(rows, layout)
+        asking = QueryRows(rows, layout)
     exact = [torch.randn(layout.rows, 4, 32, dtype=torch.float64, device="cuda", requires_grad=True) for _ in range(3)]
     expected = attend(*exact, layout, "reference")[rows]
     inputs = [t.detach().bfloat16().requires_grad_() for t in exact]

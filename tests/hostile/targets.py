@@ -18,10 +18,10 @@ from tokenizers import models, pre_tokenizers
 from megamask.batch import Layout, PackedBatch, TokenIds
 from megamask.checkpoint import format, resume
 from megamask.checkpoint.format import RunFolder
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.config import pretrain_config, recipes
 from megamask.data import shards, text, tokenizer
-from megamask.data.inputs import find
+from megamask.data.inputs import find_inputs
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
@@ -63,7 +63,7 @@ def make_shards(folder: Path) -> Path:
         )
 
     units = {"train": [unit(LENGTHS), unit(LENGTHS)], "valid": [unit(LENGTHS[:4])]}
-    shards.write(folder, small_tokenizer(), units, facts={"read": {}}, shard_tokens=50)
+    shards.write_shards(folder, small_tokenizer(), units, facts={"read": {}}, shard_tokens=50)
     for split in shards.SPLITS:
         codes = [(part % 4).astype(np.uint8) for part in Shards.open(folder, split).parts]
         shards.write_sidecar(folder, "tags", split, codes, {"tags": ["NOUN", "VERB", "ADJ"]})
@@ -96,7 +96,7 @@ def read_shards(folder: Path) -> None:
         packs = Packs(opened, tokens=32, length=16, seed=0)
         for number in range(len(packs)):
             packs.batch(number)
-        sidecar.facts(opened.sidecar_facts("entropy"), str(folder))
+        sidecar.sidecar_facts_of(opened.sidecar_facts("entropy"), str(folder))
         opened.sidecar_facts("tags")
 
 
@@ -146,8 +146,8 @@ def _checkpoint(folder: Path) -> Path:
     run.checkpoints.mkdir(parents=True)
     run.lock.write_text('{"launch": "launch"}')
     state = {"optimizer_steps": 3, "packs": 6, "teacher": ""}
-    publish(run, 3, {"weights/a": torch.arange(6.0).reshape(2, 3), "exp_avg/a": torch.ones(2, 3)}, state)
-    publish(run, 4, {"weights/a": torch.arange(6.0).reshape(2, 3), "exp_avg/a": torch.ones(2, 3)}, state)
+    save_checkpoint(run, 3, {"weights/a": torch.arange(6.0).reshape(2, 3), "exp_avg/a": torch.ones(2, 3)}, state)
+    save_checkpoint(run, 4, {"weights/a": torch.arange(6.0).reshape(2, 3), "exp_avg/a": torch.ones(2, 3)}, state)
     return run.checkpoint(4)
 
 
@@ -187,7 +187,7 @@ def _run(folder: Path) -> list[str]:
     run = folder / "run"
     environment._commit = lambda: None  # two processes of git each time
     start = resume.open_run(run, CONFIG)
-    publish(start.run, 3, {"weights/a": torch.ones(3)}, {"optimizer_steps": 3})
+    save_checkpoint(start.run, 3, {"weights/a": torch.ones(3)}, {"optimizer_steps": 3})
     start.close()
     (run / "latest").write_text("step-4\n")
     (run / "logs" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.5}\n{"step": 2, "train/loss": null}\n')
@@ -208,14 +208,14 @@ def _read_run(folder: Path) -> None:
         shutil.rmtree(damaged)
     EncoderShape.load(run)
     resume.open_run(run, CONFIG).close()
-    logger.Log(run, 2, 10).close()
+    logger.MetricsLogger(run, 2, 10).close()
 
 
 # ---- settings
 
 
 def _settings(folder: Path) -> list[str]:
-    values = pretrain_config.as_dict(recipes.named("tiny"))
+    values = pretrain_config.as_dict(recipes.find_recipe("tiny"))
     (folder / "run.json").write_text(json.dumps(values))
     plain = {"steps": 12, "optimizer": {"rate": {"peak": 0.01}}, "data": "x", "export": False}
     (folder / "few.yaml").write_text(json.dumps(plain))
@@ -224,8 +224,10 @@ def _settings(folder: Path) -> list[str]:
 
 def _read_settings(folder: Path) -> None:
     for name in ("run.json", "few.yaml"):
-        said = pretrain_config.read(folder / name)
-        pretrain_config.check(pretrain_config.override(recipes.named("tiny"), said, name), None, 1)
+        said = pretrain_config.read_settings(folder / name)
+        pretrain_config.check_config(
+            pretrain_config.override_settings(recipes.find_recipe("tiny"), said, name), None, 1
+        )
 
 
 def _ds(folder: Path) -> list[str]:
@@ -265,9 +267,9 @@ def _texts(folder: Path) -> list[str]:
 
 def _read_texts(folder: Path) -> None:
     for reading in (text.Reading(), text.Reading(documents="lines"), text.Reading(documents="files")):
-        for source in find([str(folder)]).sources:
+        for source in find_inputs([str(folder)]).sources:
             with source.open() as raw:
-                for found in text.documents(source, reading, raw):
+                for found in text.read_documents(source, reading, raw):
                     clean = found if isinstance(found, str) else getattr(found, "text", "")
                     text.digest(text.normalise(clean))
 
@@ -286,7 +288,7 @@ def _model(folder: Path) -> list[str]:
 
 
 def _read_model(folder: Path) -> None:
-    frozen_lm.read(folder, "teacher.path")
+    frozen_lm.read_masked_lm(folder, "teacher.path")
     importing.import_model(folder)
 
 
@@ -304,12 +306,12 @@ def _start(folder: Path) -> list[str]:
 
 def _read_start(folder: Path) -> None:
     ids = TokenIds(WORDS, 2, 3, 0, 4, (0, 1, 2, 3, 4))
-    asked = recipes.named("tiny")
+    asked = recipes.find_recipe("tiny")
     from dataclasses import replace
 
     asked = replace(asked, init=folder, model=ModelConfig(), packs=replace(asked.packs, length=16))
     setup.first_shape(asked, ids, folder / "tokenizer")
-    frozen_lm.read(folder, "teacher.path")
+    frozen_lm.read_masked_lm(folder, "teacher.path")
 
 
 def _tokenizer(folder: Path) -> list[str]:
@@ -318,7 +320,7 @@ def _tokenizer(folder: Path) -> list[str]:
 
 
 def _read_tokenizer(folder: Path) -> None:
-    found = tokenizer.load(folder)
+    found = tokenizer.load_tokenizer(folder)
     tokenizer.token_ids(found)
     word_starts(found)
     found.encode(["w5 w6 some other w7", "", "[MASK] ￿ é"])
@@ -337,18 +339,20 @@ def _stored(folder: Path) -> list[str]:
         "files": {},
     }
     arrays = (np.zeros((6, 2), np.uint16), np.ones((6, 2), np.uint8), np.array([0, 3, 6]))
-    for name, array in zip(stored_targets.names(0), arrays, strict=True):
+    for name, array in zip(stored_targets.target_file_names(0), arrays, strict=True):
         np.save(folder / name, array)
         manifest["files"][name] = {"bytes": 0, "sha256": ""}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     vouch(folder)
-    return ["manifest.json", *stored_targets.names(0)]
+    return ["manifest.json", *stored_targets.target_file_names(0)]
 
 
 def _read_stored(folder: Path) -> None:
-    manifest = stored_targets.read_manifest(folder)
+    manifest = stored_targets.read_targets_manifest(folder)
     raise_all(DataError, list(stored_targets._damage(folder, manifest, verify=True)))
-    found = stored_targets.Stored(folder, manifest, DistillConfig(), TokenIds(WORDS, 2, 3, 0, 4, (0, 1, 2, 3, 4)))
+    found = stored_targets.StoredTargets(
+        folder, manifest, DistillConfig(), TokenIds(WORDS, 2, 3, 0, 4, (0, 1, 2, 3, 4))
+    )
     for number in (0, 1):
         found._pack(number, 3, torch.device("cpu"))
 

@@ -27,7 +27,7 @@ from megamask.config import pretrain_config
 from megamask.data import manifest, packs, shards, text, tokenizer
 from megamask.data.formats import compression, lines
 from megamask.data.shards import Shards
-from megamask.data.sources import Source
+from megamask.data.sources import InputFile
 from megamask.errors import MegamaskError
 from megamask.hf import weights
 from megamask.masking.corrupt import Corruption
@@ -133,7 +133,9 @@ def differential(folder: Path, seed: int, samples: int) -> int:
     lengths[0][0] += 1
     units = [shards.Unit(draw.integers(5, targets.WORDS, some.sum()), some.astype(np.int64)) for some in lengths]
     folder.mkdir(exist_ok=True)
-    shards.write(folder, targets.small_tokenizer(), {"train": units}, facts={}, shard_tokens=int(draw.integers(1, 200)))
+    shards.write_shards(
+        folder, targets.small_tokenizer(), {"train": units}, facts={}, shard_tokens=int(draw.integers(1, 200))
+    )
     opened = Shards.open(folder)
     stream, documents = reference(folder)
     assert [a.tolist() for a in documents] == [
@@ -194,8 +196,8 @@ def test_where_a_read_ends_makes_no_difference(name: str, tmp_path: Path) -> Non
     """Split at every byte; and cut short at every byte it is still read, or named."""
     raw = gzip.compress(LINES, mtime=0) if name.endswith("gz") else LINES
     (tmp_path / name).write_bytes(raw)
-    source = Source(name, tmp_path / name)
-    whole = list(text.documents(source, text.Reading(), io.BytesIO(raw)))
+    source = InputFile(name, tmp_path / name)
+    whole = list(text.read_documents(source, text.Reading(), io.BytesIO(raw)))
     if name.startswith("a.jsonl"):
         said = [getattr(found, "problem", found) for found in whole]
         assert said[:2] == ["café", "a\0b €"] and said[4] == "end"
@@ -203,8 +205,8 @@ def test_where_a_read_ends_makes_no_difference(name: str, tmp_path: Path) -> Non
         assert f"line 5 is not UTF-8: byte {LINES.index(0xFF)} is 0xff" in said[3]
     for at in range(len(raw)):
         dripping = io.BufferedReader(Dripping(raw, at), 16)
-        assert list(text.documents(source, text.Reading(), dripping)) == whole
-        list(text.documents(source, text.Reading(), io.BytesIO(raw[:at])))
+        assert list(text.read_documents(source, text.Reading(), dripping)) == whole
+        list(text.read_documents(source, text.Reading(), io.BytesIO(raw[:at])))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.txt.gz"])
@@ -213,15 +215,15 @@ def test_a_line_without_end_is_named_and_not_held(name: str, tmp_path: Path, mon
     after = b'\n\n{"text": "good"}\n'
     raw = b"x" * 10_000 + after
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
-    source = Source(name, tmp_path / name)
+    source = InputFile(name, tmp_path / name)
     with source.open() as opened:
-        bad, good = text.documents(source, text.Reading(), opened)
+        bad, good = text.read_documents(source, text.Reading(), opened)
     assert "is longer than" in bad.problem and "line 1 (byte 0)" in bad.problem
     assert "good" in good
     many = tmp_path / "many.txt"
     many.write_bytes(b"a line\n" * 1000 + b"\nnext")
     with many.open("rb") as opened:
-        bad, good = text.documents(Source("many.txt", many), text.Reading(), opened)
+        bad, good = text.read_documents(InputFile("many.txt", many), text.Reading(), opened)
     assert "is longer than" in bad.problem and good == "next"
 
 

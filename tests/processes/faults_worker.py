@@ -32,7 +32,7 @@ from megamask.data import prepare
 from megamask.engine import engine
 from megamask.errors import REQUEUE
 from megamask.health import watchdog
-from megamask.health.stop_signals import Stop
+from megamask.health.stop_signals import StopRequest
 from tests.processes.server import free_port
 from tests.system.commands import ROOT, text, training
 
@@ -44,11 +44,11 @@ POINTS = {
     "forward": "deepspeed.runtime.engine:DeepSpeedEngine.forward",
     "backward": "deepspeed.runtime.engine:DeepSpeedEngine.backward",
     "step": "megamask.engine.engine:Engine.step",
-    "stop": "megamask.health.stop_signals:Stop.agreed",
+    "stop": "megamask.health.stop_signals:StopRequest.agreed",
     "evaluation": "megamask.training.validation:validate",
-    "publish": "megamask.checkpoint.save:publish",
+    "publish": "megamask.checkpoint.save:save_checkpoint",
     "save": "megamask.checkpoint.save:_write_share",
-    "export": "megamask.training.summary:ending",
+    "export": "megamask.training.summary:finish_run",
 }
 """What is called at each point; the import is found in another way."""
 ANY = -1
@@ -502,7 +502,7 @@ def disagreeing(folder: str) -> list[int | None]:
     """The exit codes of ranks of which each asks only itself whether to stop."""
     home = Path(folder)
     data, output = make_data(home), home / "run"
-    Stop.agreed = Stop.asked
+    StopRequest.agreed = StopRequest.asked
     limits = {"hang__timeout": 4.0, "hang__longest": 8.0}
     run = launch(training(data, output, steps=8, checkpoint__every=2, **limits), output, Fault("backward", 1, 2))
     assert run.wait_for_fault()

@@ -125,7 +125,7 @@ def _be(rank: int, world: int, port: int, ends: list[Connection], act: Callable[
             return answer
 
         if not port:
-            ranks.gather, ranks.by_main, ranks.barrier = gather, by_main, lambda: gather(None)
+            ranks.gather, ranks.on_rank_zero, ranks.barrier = gather, by_main, lambda: gather(None)
         act(tell)
         code = 0
     except MegamaskError as error:

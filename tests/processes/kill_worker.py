@@ -121,7 +121,7 @@ def _train(command: list[str], log: Path, variant: str, tell: Tell) -> None:
         for name, module in PHASES.items():
             if module:
                 setattr(module, name, _told(name, getattr(module, name), tell))
-    ranks.end(pretrain.main(command))
+    ranks.exit_process(pretrain.main(command))
 
 
 def _told(name: str, act, tell: Tell):

@@ -36,7 +36,7 @@ def one(job: dict) -> dict | None:
     before = dict(os.environ)
     os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_PORT": str(port)}
     try:
-        ranks.join()
+        ranks.init_process_group()
         ranks.barrier()  # the copy is there
         return launch(**job)
     finally:

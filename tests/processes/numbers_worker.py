@@ -18,10 +18,10 @@ from torch import nn
 
 from megamask.batch import Losses, SoftTargets
 from megamask.checkpoint.format import RunFolder, read_state, read_tensors
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.engine.engine import Engine
-from megamask.errors import NonFiniteError, ReplicaError
-from megamask.health.loss_spikes import Judge, Ledger, SpikesConfig
+from megamask.errors import NonFiniteError, WeightsDivergedError
+from megamask.health.loss_spikes import SkippedPacks, SpikePolicy, SpikesConfig
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.metrics.meters import Meters
 from megamask.runtime import ranks
@@ -87,7 +87,7 @@ class Run:
         self.engine = Engine(model, optimizer(), ds, packs_per_step=PACKS)
         self.masker = Masker(MaskingConfig(Schedule(start=0.3)), IDS)
         self.guidance = Guidance(teacher=Says(self.faults))
-        self.meters, self.judge = Meters(), Judge(config or SpikesConfig(broken_in_row=99, broken_in_100=99))
+        self.meters, self.judge = Meters(), SpikePolicy(config or SpikesConfig(broken_in_row=99, broken_in_100=99))
         self.rate = 1e-3
 
     def take(self, step: int):
@@ -141,7 +141,7 @@ def poisoned(cells: list[dict]) -> list[list[dict]]:
 def unjudged() -> dict:
     """What becomes of a step that nobody judges; and what each rank measures if it asks no other."""
     run = Run({"zero_optimization": {"stage": 0}})
-    run.judge = lambda *given: replace(Judge(SpikesConfig())(0, 1.0, 1.0, (1.0,), str), moves=True)
+    run.judge = lambda *given: replace(SpikePolicy(SpikesConfig())(0, 1.0, 1.0, (1.0,), str), moves=True)
     with run.fault("activation", "nan"):
         run.take(0)
     poison = any(not tensor.isfinite().all() for tensor in kept(run.engine).values())
@@ -180,14 +180,14 @@ def flipped(cells: list[dict], times: int) -> list[dict]:
                 bits[byte] ^= bit
             try:
                 run.engine.compare()
-            except ReplicaError as error:
+            except WeightsDivergedError as error:
                 seen += 1
                 named = named and "are not the same on all ranks" in str(error)
             if ranks.rank() == GUILTY:
                 bits[byte] ^= bit
             try:
                 run.engine.compare()
-            except ReplicaError:
+            except WeightsDivergedError:
                 false += 1
         run.engine.close()
         found.append({"seen": seen, "false": false, "named": named})
@@ -238,9 +238,9 @@ def begun(source: str, target: str, step: int, ledger: list[list[int]], per_step
     shutil.copy(Path(source) / "config.json", run.config)
     state = read_state(checkpoint)
     state["judge"] |= {"ledger": ledger, "rewinds": 1}
-    state["packs"] = (step + Ledger(tuple((first, shift) for first, shift in ledger)).shift(step)) * per_step
+    state["packs"] = (step + SkippedPacks(tuple((first, shift) for first, shift in ledger)).shift(step)) * per_step
     with patch.dict(os.environ, WORLD_SIZE="1"):  # the others wait for the run to begin
-        publish(run, step, dict(read_tensors(checkpoint)), state)
+        save_checkpoint(run, step, dict(read_tensors(checkpoint)), state)
 
 
 def everything(cells: list[dict], few: list[dict], times: int, jobs: list[dict]) -> dict:

@@ -9,7 +9,7 @@ import torch
 
 from megamask.checkpoint.format import read_tensors
 from megamask.checkpoint.resume import open_run
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import MegamaskError
 from megamask.runtime import ranks
 from megamask.storage import durable
@@ -33,30 +33,30 @@ def said(act) -> str:
 
 def life(folder: str) -> dict:
     """A run of two launches, with a full disk on the last rank and a damaged file of the last rank."""
-    ranks.join()
+    ranks.init_process_group()
     last = ranks.rank() == ranks.world() - 1
     start = open_run(folder, CONFIG)
     run, story = start.run, {"fresh": start.step, "launch": start.run.launch}
-    publish(run, 9, share(9), {"step": 9}, keep=3)
-    real = durable.write
+    save_checkpoint(run, 9, share(9), {"step": 9}, keep=3)
+    real = durable.write_file
 
     def full(path, chunks):
         next(iter(chunks))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     if last:
-        durable.write = full
-    story["full"] = said(lambda: publish(run, 10, share(10), {"step": 10}, keep=3))
-    durable.write = real
+        durable.write_file = full
+    story["full"] = said(lambda: save_checkpoint(run, 10, share(10), {"step": 10}, keep=3))
+    durable.write_file = real
     ranks.barrier()  # rank 0 has tidied up
     story["after"] = sorted(os.listdir(run.checkpoints))
     ranks.barrier()
-    publish(run, 10, share(10), {"step": 10}, keep=3)
+    save_checkpoint(run, 10, share(10), {"step": 10}, keep=3)
     found = dict(read_tensors(run.checkpoint(10)))
     mine = share(10)
     story["tensors"] = len(found)
     story["exact"] = all(torch.equal(found[name], mine[name]) for name in mine)
-    publish(run, 11, share(11), {"step": 11}, keep=3)
+    save_checkpoint(run, 11, share(11), {"step": 11}, keep=3)
     ranks.barrier()
     start.close()
 
@@ -68,5 +68,5 @@ def life(folder: str) -> dict:
     ranks.barrier()
     again = open_run(folder, CONFIG)
     story["resumed"], story["notes"] = again.step, again.notes
-    ranks.leave()
+    ranks.destroy_process_group()
     return story

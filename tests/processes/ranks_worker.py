@@ -13,7 +13,7 @@ from megamask.runtime import ranks
 
 def sums(start: float) -> dict:
     """The sum and maximum of ``start`` + rank over all, and everybody's rank."""
-    ranks.join()
+    ranks.init_process_group()
     mine = torch.tensor([start + ranks.rank()])
     said = {
         "rank": ranks.rank(),
@@ -21,9 +21,9 @@ def sums(start: float) -> dict:
         "maximum": ranks.maximum(mine).item(),
         "gathered": ranks.gather(ranks.rank()),
         "mine": mine.item(),
-        "stopped": [stopped(ranks.by_main, 0), stopped(ranks.all_or_none, ranks.world() - 1)],
+        "stopped": [stopped(ranks.on_rank_zero, 0), stopped(ranks.all_ranks_or_none, ranks.world() - 1)],
     }
-    ranks.leave()
+    ranks.destroy_process_group()
     return said
 
 
@@ -43,7 +43,7 @@ def stopped(together: Callable[[Callable[[], None]], None], by: int) -> bool:
 
 def fail_on_last() -> None:
     """The last rank fails while the others wait for it."""
-    ranks.join()
+    ranks.init_process_group()
     if ranks.rank() == ranks.world() - 1:
         raise ValueError("the last rank cannot go on")
     ranks.barrier()

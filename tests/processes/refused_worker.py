@@ -114,7 +114,7 @@ def _be(place: Path, data: Path, plant: Plant, alone: bool, tell: forked.Tell) -
         contextlib.redirect_stderr(said),
     ):
         if alone:
-            ranks.all_or_none = lambda act: act()
+            ranks.all_ranks_or_none = lambda act: act()
         os.chdir(ROOT)
         try:
             code = pretrain.main(plant(place, data))

@@ -25,8 +25,8 @@ from forked import Team, Tell, fork
 from megamask.checkpoint import resume
 from megamask.checkpoint import save as publishing
 from megamask.checkpoint.format import RunFolder, verify
-from megamask.checkpoint.resume import Start, open_run
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.resume import RunStart, open_run
+from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import LockError, MegamaskError, StorageError
 from megamask.runtime import ranks
 from megamask.storage import durable
@@ -41,10 +41,10 @@ def share(step: int, size: int = 1500) -> dict[str, torch.Tensor]:
 
 
 def save(run: RunFolder, step: int, size: int = 1500) -> None:
-    publish(run, step, share(step, size), {"step": step}, keep=2)
+    save_checkpoint(run, step, share(step, size), {"step": step}, keep=2)
 
 
-def begin(folder: Path) -> Start:
+def begin(folder: Path) -> RunStart:
     """A launch, without asking git for the commit."""
     resume.environment = dict
     return open_run(folder, CONFIG)
@@ -338,7 +338,7 @@ def full_disks(folder: str, variant: str, levels: int) -> dict:
 def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, tell: Tell) -> None:
     start = begin(folder)
     ballast, whole = folder.parent / "ballast", 2 * 4 * size
-    write, limits = durable.write, resource.getrlimit(resource.RLIMIT_FSIZE)
+    write, limits = durable.write_file, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fails(path, chunks):
         raise OSError(int(level), os.strerror(int(level)), str(path))
@@ -350,7 +350,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
             return write(path, blocks)
         except OSError:
             text = b"".join(blocks)
-            return durable.Entry(path.name, len(text), durable.hashlib.sha256(text).hexdigest())
+            return durable.FileEntry(path.name, len(text), durable.hashlib.sha256(text).hexdigest())
 
     if kind == "full" and ranks.is_main():
         with ballast.open("wb") as file:
@@ -359,7 +359,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
     if kind == "limit" and not ranks.is_main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(level * 4 * size), limits[1]))
     if not ranks.is_main() and (kind == "fails" or variant == "careless"):
-        durable.write = fails if kind == "fails" else careless
+        durable.write_file = fails if kind == "fails" else careless
     try:
         save(start.run, 3, size)
         tell("first:saved\n")
@@ -367,7 +367,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
         tell(f"first:{error}\n".replace("\n", " ").strip() + "\n")
         if ranks.is_main() and (found := broken(start.run, 2)):
             tell(f"wrong:an older checkpoint: {found}\n")
-    durable.write = write
+    durable.write_file = write
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     ranks.barrier()
     if ranks.is_main():
@@ -468,7 +468,7 @@ def lags(folder: str, variant: str, saves: int, seed: int) -> dict:
 
     def act(tell: Tell) -> None:
         rng, now, shown = random.Random(seed + ranks.rank()), [0.0], {}
-        look, write = os.stat, durable.write
+        look, write = os.stat, durable.write_file
 
         def late(path) -> None:
             if not (ranks.rank() and Path(path).name.startswith(".tmp-step")):
@@ -492,9 +492,9 @@ def lags(folder: str, variant: str, saves: int, seed: int) -> dict:
 
         start = begin(Path(folder) / "run")
         durable.time.sleep, durable.time.monotonic = sleep, lambda: now[0]
-        durable.os.stat, durable.write = stat, writes
+        durable.os.stat, durable.write_file = stat, writes
         if variant == "no wait":
-            durable.wait = lambda until: until() or True
+            durable.wait_for_file = lambda until: until() or True
         done = 0
         for step in range(1, saves + 1):
             try:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from megamask.batch import TokenIds
 from megamask.engine.engine import Engine
 from megamask.engine.optimizer import parameter_groups
-from megamask.hf.any_masked_lm import load_foreign
+from megamask.hf.any_masked_lm import load_hf_masked_lm
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
 from megamask.runtime import ranks
 from megamask.schedules import Schedule
-from megamask.teacher.frozen_lm import MaskedLM, States
+from megamask.teacher.frozen_lm import HiddenStatesFn, MaskedLM
 from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 from tests.batches import IDS
 from tests.processes.training_worker import PACKS, STEPS, micro, objective, optimizer
@@ -33,12 +33,14 @@ def distill(reduction: str, positions: str) -> DistillConfig:
 def model(source: str) -> MaskedLM:
     """A deeper and wider model of ours, or the model of transformers in a folder."""
     if source != "ours":
-        return MaskedLM(*load_foreign(Path(source)), tokenizer=Path(source))
+        return MaskedLM(*load_hf_masked_lm(Path(source)), tokenizer=Path(source))
     torch.manual_seed(1)
     config = ModelConfig("bert", num_layers=3, hidden_size=20, num_heads=4, intermediate_size=31, init_std=0.3)
     encoder = Encoder(config.shape(IDS), config)
-    head = Head(encoder, config)
-    return MaskedLM(States(encoder, head), head.decoder.weight.detach(), head.decoder.bias.detach(), None, Path())
+    head = MaskedLMHead(encoder, config)
+    return MaskedLM(
+        HiddenStatesFn(encoder, head), head.decoder.weight.detach(), head.decoder.bias.detach(), None, Path()
+    )
 
 
 def teacher(source: str, deepspeed: str | None, sweep: int, said: DistillConfig) -> Teacher:
@@ -49,9 +51,9 @@ def teacher(source: str, deepspeed: str | None, sweep: int, said: DistillConfig)
 
 def runs(cases: list[dict]) -> list[dict]:
     """`run` of each case in turn, on this rank."""
-    ranks.join()
+    ranks.init_process_group()
     found = [run(**case) for case in cases]
-    ranks.leave()
+    ranks.destroy_process_group()
     return found
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from megamask.annotate import entropies, samples
+from megamask.annotate import store_entropies, store_targets
 from tests.unit.test_annotate import HOW, config, content, data, model, run, teacher
 
 __all__ = ["config", "data", "model", "run", "teacher"]  # fixtures
@@ -14,15 +14,15 @@ __all__ = ["config", "data", "model", "run", "teacher"]  # fixtures
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_bytes(config, run, data, tmp_path):
-    entropies(config)
+    store_entropies(config)
     whole = content(data)
-    entropies(dataclasses.replace(config, signal="clean"))
+    store_entropies(dataclasses.replace(config, signal="clean"))
     assert content(data) != whole
-    entropies(dataclasses.replace(config, workers=2))
+    store_entropies(dataclasses.replace(config, workers=2))
     assert content(data) == whole
 
-    samples(run, data, HOW)
+    store_targets(run, data, HOW)
     other = dataclasses.replace(run, distill=dataclasses.replace(run.distill, stored=tmp_path / "other"))
-    samples(other, data, dataclasses.replace(HOW, workers=2))
+    store_targets(other, data, dataclasses.replace(HOW, workers=2))
     found = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("stored", "other")]
     assert found[0] == found[1]

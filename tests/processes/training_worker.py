@@ -7,13 +7,13 @@ import torch
 from megamask.batch import MaskPlan
 from megamask.checkpoint.format import read_tensors
 from megamask.checkpoint.resume import open_run
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.engine.engine import Engine
 from megamask.engine.optimizer import OptimizerConfig, parameter_groups
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
 from megamask.objectives import objective as objectives
 from megamask.objectives.mae_lm import DecoderConfig
@@ -42,7 +42,7 @@ def objective(preset: str, dropout: float = 0.0, learns: str = "mlm") -> MLM:
     # 21 is no multiple of any number of ranks: parts of ZeRO 3 end in padding
     config = ModelConfig(preset, num_layers=2, hidden_size=12, num_heads=2, intermediate_size=21, dropout=dropout)
     encoder = Encoder(config.shape(IDS), config)
-    return objectives.build(KINDS[learns], encoder, Head(encoder, config))
+    return objectives.build_objective(KINDS[learns], encoder, MaskedLMHead(encoder, config))
 
 
 def optimizer(kind: str = "adamw", clip: float = 1.0) -> OptimizerConfig:
@@ -88,7 +88,7 @@ def entropy(engine: Engine) -> torch.Tensor:
 def runs(cases: list[dict]) -> list[dict]:
     """`run` of each case in turn: starting the processes takes longer than a run."""
     found = [run(**case) for case in cases]
-    ranks.leave()
+    ranks.destroy_process_group()
     return found
 
 
@@ -147,14 +147,14 @@ def plain(preset: str, clip: float, dtype: str = "float32", learns: str = "mlm")
 
 def elastic(folder: str, ds: dict, end: int) -> list[float]:
     """Steps up to ``end`` from the newest checkpoint in ``folder``, if there is one; then one is made."""
-    ranks.join()
+    ranks.init_process_group()
     start = open_run(folder, {})
     engine = Engine(objective("modern"), optimizer(), ds, packs_per_step=PACKS)
     if start.checkpoint:
         engine.restore(dict(read_tensors(start.checkpoint)).get, steps=start.step)
     losses = train(engine, start.step, end)
-    publish(start.run, end, engine.share(), {})
+    save_checkpoint(start.run, end, engine.share(), {})
     start.close()
     engine.close()
-    ranks.leave()
+    ranks.destroy_process_group()
     return losses

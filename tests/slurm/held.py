@@ -21,7 +21,7 @@ from megamask.runtime import ranks
 
 if __name__ == "__main__":
     take_step, run = pretrain.take_step, {}
-    train = pretrain.train
+    train = pretrain.train_loop
 
     def held_train(parts, *rest):
         run["folder"] = parts.run.path
@@ -31,5 +31,5 @@ if __name__ == "__main__":
         hold.at(step, ranks.rank(), ranks.world(), run["folder"])
         return take_step(step, *rest, **named)
 
-    pretrain.train, pretrain.take_step = held_train, held_step
-    ranks.end(pretrain.main())
+    pretrain.train_loop, pretrain.take_step = held_train, held_step
+    ranks.exit_process(pretrain.main())

@@ -10,7 +10,7 @@ import torch
 
 from megamask.engine.engine import Engine
 from megamask.engine.optimizer import OptimizerConfig
-from megamask.health.loss_spikes import Judge, SpikesConfig
+from megamask.health.loss_spikes import SpikePolicy, SpikesConfig
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
 from megamask.schedules import Schedule
@@ -62,14 +62,14 @@ def test_the_noise_of_training_is_no_spike_and_a_spike_in_it_is_one(steps: int =
     alarms = seen = planted = 0
     for seed in range(3):
         run = recorded(seed, steps)
-        judge = Judge(SpikesConfig())
+        judge = SpikePolicy(SpikesConfig())
         judged(judge, run)
         alarms += judge.spikes
         for place in range(100 + seed, steps, steps // 10):
             loss, norm = run[place]
             spoilt = [*run[:place], (loss, norm * 5) if place % 2 else (loss * 2, norm)]
             planted += 1
-            verdicts = [Judge(SpikesConfig(), {"past": _past(run, place), "asked": list(ASKED)})]
+            verdicts = [SpikePolicy(SpikesConfig(), {"past": _past(run, place), "asked": list(ASKED)})]
             seen += bool(verdicts[0](place, *spoilt[place], ASKED, str).sentence)
     print(f"{3 * steps} steps of training: {alarms} alarms; {seen} of {planted} planted spikes seen in their own step")
     assert alarms == 0 and seen == planted >= 20

@@ -15,10 +15,10 @@ import numpy as np
 
 from megamask.config import cli
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.config.recipes import RECIPES, STARTS, named
+from megamask.config.recipes import RECIPES, STARTS, find_recipe
 from megamask.data.packs import Packs
 from megamask.data.shards import SPLITS, Shards, write_sidecar
-from megamask.engine.ds_file import problems
+from megamask.engine.ds_file import ds_problems
 from tests.processes.test_engine import AUTOCAST, BF16, FP32
 from tests.system.combinations import ENTROPY, FACTORS, TAUGHT, Case, chosen, covering, named_by
 from tests.system.commands import flags, run, text, train, training
@@ -120,8 +120,8 @@ def recipes() -> list[Cell]:
     """Each recipe that a test can make small, the engines and the places to stop in turn."""
     found: list[Cell] = []
     for recipe in [*STARTS, *(recipe for recipe in RECIPES if recipe.endswith("-tiny"))]:
-        config = named(recipe)
-        suits = [engine for engine, ds in ENGINES.items() if not problems(config.optimizer, ds)]
+        config = find_recipe(recipe)
+        suits = [engine for engine, ds in ENGINES.items() if not ds_problems(config.optimizer, ds)]
         # a test has two layers
         depth: dict[str, object] = {"objective.depth": 1} if config.objective.depth else {}
         turn = len(found)
@@ -135,7 +135,7 @@ def arguments(cell: Cell, text: Text, output: Path) -> list[str]:
     zero = output.with_suffix(".json")
     zero.write_text(json.dumps(ENGINES[cell.engine]))
     settings = cell.settings | SIZES
-    config = named(cell.recipe or "tiny")
+    config = find_recipe(cell.recipe or "tiny")
     if config.distill.active or config.entropy.source == "teacher" or "teacher.precision" in settings:
         settings["teacher.path"] = text.teacher
     recipe = ["--recipe", cell.recipe] if cell.recipe else []
@@ -144,7 +144,7 @@ def arguments(cell: Cell, text: Text, output: Path) -> list[str]:
 
 def place(cell: Cell, text: Text, words: list[str]) -> int:
     """The number of steps after which the run of ``words`` is stopped."""
-    config = cli.parse(words).run
+    config = cli.parse_command(words).run
     packs = Packs(Shards.open(text.data, "train"), tokens=config.packs.tokens, length=config.packs.length, seed=1)
     before = len(packs) // config.packs.per_step
     assert len(packs) % config.packs.per_step and 2 < before < STEPS - 2, "the epoch ends in the midst of a step"

@@ -20,4 +20,4 @@ if __name__ == "__main__":
         return measure(self, loss)
 
     Engine.measure = measured  # type: ignore[method-assign]
-    ranks.end(pretrain.main(sys.argv[3:]))
+    ranks.exit_process(pretrain.main(sys.argv[3:]))

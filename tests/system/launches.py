@@ -25,7 +25,7 @@ from torch import Tensor
 from megamask import pretrain
 from megamask.checkpoint.format import RunFolder, read_state, read_tensors
 from megamask.engine.engine import Engine
-from megamask.health.loss_spikes import Judge, Verdict
+from megamask.health.loss_spikes import SpikePolicy, StepDecision
 from megamask.masking.masker import Masker
 from megamask.metrics.meters import CLOCKS
 from megamask.objectives.mlm import MLM
@@ -95,9 +95,9 @@ def _planted(plant: Mapping[str, float]) -> Change:
 
 def _decreed(drop: Sequence[int]) -> Change:
     def make(real: Callable) -> Callable:
-        return lambda judge, step, *given: Verdict(moves=False) if step in drop else real(judge, step, *given)
+        return lambda judge, step, *given: StepDecision(moves=False) if step in drop else real(judge, step, *given)
 
-    return _replaced(Judge, "__call__", make)
+    return _replaced(SpikePolicy, "__call__", make)
 
 
 def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:

@@ -74,8 +74,8 @@ def test_print_config_prints_what_can_run_and_refuses_the_rest() -> None:
 
 
 def test_what_a_run_or_print_config_wrote_is_read_back(finished: Path, data: Path) -> None:
-    again = cli.parse(["--config", str(finished / "config.json")])
-    asked = cli.parse(training(data, finished, steps=STEPS, checkpoint__every=4, validation__every=4))
+    again = cli.parse_command(["--config", str(finished / "config.json")])
+    asked = cli.parse_command(training(data, finished, steps=STEPS, checkpoint__every=4, validation__every=4))
     assert again.run == asked.run
     assert again.recipe == asked.recipe
     shown = run(pretrain.main, *training(data, finished, steps=STEPS), "--recipe", "span", "--print-config")
@@ -133,14 +133,14 @@ def test_going_back_to_an_older_checkpoint(copy: Path, data: Path, finished: Pat
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Let the disk be full whenever the checkpoint of one of ``steps`` is written."""
-    write = durable.write
+    write = durable.write_file
 
     def failing(path, chunks):
         if any(path.parent.name.startswith(f".tmp-step-{step}-") for step in steps):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return write(path, chunks)
 
-    monkeypatch.setattr(save.files, "write", failing)
+    monkeypatch.setattr(save.files, "write_file", failing)
 
 
 def test_a_full_disk_does_not_stop_training(

@@ -12,7 +12,7 @@ import torch
 
 from megamask.data import local_text
 from megamask.data.prepare import PrepareConfig, prepare
-from megamask.runtime.precision import support
+from megamask.runtime.precision import device_support
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS, STEPS, ROUNDS = 128, 2, 3
@@ -37,7 +37,7 @@ def test_table_and_file_name_the_same_variants(measured):
     names = [one["name"] for one in found["variants"]]
     assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == names
     assert len({line.count("|") for line in table}) == 1
-    bf16 = support(torch.device("cpu")).bf16
+    bf16 = device_support(torch.device("cpu")).bf16
     assert sum(name.startswith("megamask") for name in names) == (5 if bf16 else 2)
     assert sum("concatenated" in name or "padded" in name for name in names) == (4 if bf16 else 2)
     assert any("bf16" in name for name in names) == bf16

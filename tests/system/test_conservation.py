@@ -22,7 +22,7 @@ from megamask.data import encoding, text
 from megamask.data.formats import lines
 from megamask.data.packs import Packs
 from megamask.data.shards import SPLITS, Shards
-from megamask.data.tokenizer import load
+from megamask.data.tokenizer import load_tokenizer
 from tests.system.commands import run
 from tools import prepare_data
 
@@ -141,7 +141,7 @@ def lost(folder: Path, planted: Planted) -> list[str]:
     shards = {split: Shards.open(folder, split, verify=True) for split in SPLITS}
     read = Counter(shards["train"].manifest["read"])
     expected = Counter(planted.documents)
-    tokenizer = load(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     encoded, unknown = tokenizer.encode(planted.texts), tokenizer.backend.token_to_id("[UNK]")
     sizes = {one: len(ids) for one, ids in zip(planted.texts, encoded, strict=True)}
     packed = {split: Packs(one, tokens=256, length=64, seed=0) for split, one in shards.items()}
@@ -182,8 +182,8 @@ def test_all_that_goes_in_comes_out_or_is_counted(data: Path, tmp_path: Path, mo
 
 
 def test_one_document_lost_by_the_reader_is_found(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, number = text.documents, iter(range(10**9))
-    monkeypatch.setattr(text, "documents", lambda *given: (one for one in whole(*given) if next(number) != 77))
+    whole, number = text.read_documents, iter(range(10**9))
+    monkeypatch.setattr(text, "read_documents", lambda *given: (one for one in whole(*given) if next(number) != 77))
     assert lost(tmp_path / "made", prepared(data, tmp_path, 3, monkeypatch))
 
 

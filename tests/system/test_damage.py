@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.checkpoint import format
-from megamask.checkpoint.format import RunFolder, verify_together
+from megamask.checkpoint.format import RunFolder, verify_on_all_ranks
 from megamask.errors import CheckpointError
 from megamask.storage import durable
 from megamask.training import summary
@@ -46,7 +46,7 @@ def sweep(folder: Path, bits: int) -> dict:
         nonlocal tried
         tried += 1
         try:
-            verify_together(folder)
+            verify_on_all_ranks(folder)
             missed.append(f"{what} was not seen")
         except CheckpointError as error:
             if not any(name in str(error) for name in names):
@@ -61,7 +61,7 @@ def sweep(folder: Path, bits: int) -> dict:
         one.write_bytes(held[two]), two.write_bytes(held[one])
         see(f"{one.name} and {two.name} swapped", one.name, two.name)
         one.write_bytes(held[one]), two.write_bytes(held[two])
-    verify_together(folder)
+    verify_on_all_ranks(folder)
     return {"files": len(held), "damages": tried, "missed": missed}
 
 
@@ -135,9 +135,9 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
     shutil.rmtree(run.checkpoint(STEPS))
     lines = run.logs / "metrics.jsonl"
     lines.write_bytes(lines.read_bytes() + "Jörg".encode("utf-16") + b"\n" + lines.read_bytes()[:500])
-    write, tried = durable.write, []
+    write, tried = durable.write_file, []
 
-    def full(path: Path, chunks) -> durable.Entry:
+    def full(path: Path, chunks) -> durable.FileEntry:
         if "metrics" in path.name and not tried:
             tried.append(path)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -147,7 +147,7 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "write", full)
+        patch.setattr(durable, "write_file", full)
         patch.setattr(summary, "plot_curve", fails)
         patch.setattr(summary, "export", fails)
         ended = train(data, copy, export=True, **more)

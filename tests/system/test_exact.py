@@ -17,12 +17,12 @@ import torch
 
 from megamask.checkpoint import resume
 from megamask.config import cli
-from megamask.config.pretrain_config import FREE, PacksConfig, PretrainConfig, as_dict
+from megamask.config.pretrain_config import MAY_DIFFER_ON_RESUME, PacksConfig, PretrainConfig, as_dict
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.errors import REQUEUE, ConfigError
-from megamask.health.loss_spikes import Ledger
+from megamask.health.loss_spikes import SkippedPacks
 from megamask.runtime import ranks
 from megamask.storage.dotted import flatten
 from megamask.training.setup import numbers
@@ -68,7 +68,7 @@ def stopped(cell: Cell, text: Text, folder: Path, fault: str = "") -> Stopped:
     assert whole["code"] == 0, whole["err"]
     assert half["code"] == REQUEUE, half["err"]
     assert f"Stopped after step {step} of {STEPS}, as asked." in half["out"]
-    rate = cli.parse(words[0]).run.optimizer.rate
+    rate = cli.parse_command(words[0]).run.optimizer.rate
     for number, groups in whole["rates"].items():
         assert all(
             lr == (rate.of_step(int(number) / STEPS, (int(number) + 1) / STEPS) * scale).hex() for lr, scale in groups
@@ -152,7 +152,7 @@ def test_packs_go_on_in_their_order_over_epochs_wherever_a_run_stops(
         read = []
         for rank in range(world):
             monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-            batches = loader.batches(numbers(config, start, 4 // world, Ledger()))
+            batches = loader.batches(numbers(config, start, 4 // world, SkippedPacks()))
             # the loader has read ahead when the run stops
             read.append([digest(next(batches).tokens) for _ in range((stop - start) * 4 // world)])
             batches.close()
@@ -164,14 +164,18 @@ def test_a_run_that_goes_on_otherwise_is_refused_with_every_setting_that_decides
     settings = as_dict(PretrainConfig())
     with closing(resume.open_run(tmp_path, settings)) as start:
         (start.run.checkpoints / "step-1").mkdir(parents=True)  # a folder without a step may be taken over
-    names = [name for name in flatten(settings) if name.split(".")[0] not in FREE and name not in FREE]
+    names = [
+        name
+        for name in flatten(settings)
+        if name.split(".")[0] not in MAY_DIFFER_ON_RESUME and name not in MAY_DIFFER_ON_RESUME
+    ]
     assert len(names) > 50 and {"packs.per_step", "optimizer.rate.peak", "optimizer.beta2", "seed"} < set(names)
     for name in names:
         changed = copy.deepcopy(settings)
         *sections, last = name.split(".")
         functools.reduce(dict.__getitem__, sections, changed)[last] = "another"
         with pytest.raises(ConfigError, match=re.escape(f"`{name}` is 'another' here, but ")):
-            resume.open_run(tmp_path, changed, may_differ=FREE)
+            resume.open_run(tmp_path, changed, may_differ=MAY_DIFFER_ON_RESUME)
 
 
 def test_the_command_names_each_setting_of_the_optimizer_that_was_changed(text: Text) -> None:

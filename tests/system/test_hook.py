@@ -41,7 +41,7 @@ class Ran:
     def __init__(self, folder: Path):
         torch.manual_seed(0)
         lines = sentences(500)
-        tokenizer_training.train("wordpiece", lines, size=200).save(folder)
+        tokenizer_training.train_tokenizer("wordpiece", lines, size=200).save(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         draws = torch.Generator().manual_seed(0)
         self.loader = [

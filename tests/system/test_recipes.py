@@ -9,8 +9,8 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from megamask.config.recipes import RECIPES, STARTS, named
-from megamask.engine.ds_file import problems, read_ds_config
+from megamask.config.recipes import RECIPES, STARTS, find_recipe
+from megamask.engine.ds_file import ds_problems, read_ds_config
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.model.shape import SIZES, ModelConfig
 from megamask.pretrain import main
@@ -38,9 +38,9 @@ def trained(data: Path, output: Path, *arguments: object) -> None:
 # the sizes of an experiment differ in what a test makes small anyway
 @pytest.mark.parametrize("recipe", [*STARTS, *(name for name in RECIPES if name.endswith("-tiny"))])
 def test_a_recipe_trains(recipe: str, data: Path, tagged: Path, finished: Path, tmp_path: Path) -> None:
-    config = named(recipe)
+    config = find_recipe(recipe)
     # where Muon or LAMB need a stage of ZeRO, there is one that suits
-    suits = next(p for p in FILES if not problems(config.optimizer, read_ds_config(p)))
+    suits = next(p for p in FILES if not ds_problems(config.optimizer, read_ds_config(p)))
     teacher = ["--teacher.path", finished] if config.distill.active or config.entropy.source == "teacher" else []
     # a test has two layers
     depth = ["--objective.depth", 1] if config.objective.depth else []
@@ -51,7 +51,7 @@ def test_a_recipe_trains(recipe: str, data: Path, tagged: Path, finished: Path, 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_a_deepspeed_file_trains(file: Path, data: Path, tmp_path: Path) -> None:
     found = read_ds_config(file)
-    sentences = problems(OptimizerConfig(), found)
+    sentences = ds_problems(OptimizerConfig(), found)
     if sentences:
         assert "nvme" in file.stem
         pytest.skip(sentences[0])

@@ -188,17 +188,17 @@ def named(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int,
     """``--output`` of ``count`` strange names: a folder below ``root``, or a sentence; returns how many of each."""
     from dataclasses import replace
 
-    monkeypatch.setattr(resume, "environment", lambda: {})
+    monkeypatch.setattr(resume, "describe_environment", lambda: {})
     monkeypatch.chdir(root)
     before = set(os.listdir(root.parent))
-    base = recipes.named("tiny")
+    base = recipes.find_recipe("tiny")
     made = refused = 0
     for name in names(count):
         output = Path(str(root) + os.sep + name.replace("CANARY", str(root / "canary")))
         if not Path(os.path.normpath(output)).is_relative_to(root):
             continue  # who types a path out of a folder means that
         try:
-            pretrain_config.check(replace(base, output=output), None, 1)
+            pretrain_config.check_config(replace(base, output=output), None, 1)
             resume.open_run(output, {}).close()
             made += 1
             assert output.is_dir() and output.name.isprintable()
@@ -222,7 +222,7 @@ def test_a_name_that_no_terminal_shows_is_refused() -> None:
 
     for name in ("a\nb", "a\x1b[2Jb", "a\ud800b"):
         with pytest.raises(ConfigError, match=r"`output` must hold only characters that can be printed"):
-            pretrain_config.check(replace(recipes.named("tiny"), output=Path(name)), None, 1)
+            pretrain_config.check_config(replace(recipes.find_recipe("tiny"), output=Path(name)), None, 1)
 
 
 # ---- what a run leaves, and what it tells

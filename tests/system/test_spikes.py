@@ -17,7 +17,7 @@ import torch
 from megamask import pretrain
 from megamask.batch import Losses, MaskPlan, PackedBatch
 from megamask.checkpoint.format import RunFolder, read_state, read_tensors
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.engine.engine import Engine
 from megamask.objectives.mlm import MLM
 from megamask.training import setup
@@ -97,7 +97,7 @@ def begin_with_ledger(run: Path, other: Path, step: int, shift: int) -> None:
     state = read_state(source)
     state["judge"] |= {"ledger": [[step, shift]], "rewinds": 1}
     state["packs"] = 2 * (step + shift)
-    publish(begun, step, dict(read_tensors(source)), state)
+    save_checkpoint(begun, step, dict(read_tensors(source)), state)
 
 
 def test_a_rewound_run_is_the_run_that_started_with_its_ledger(

@@ -16,10 +16,10 @@ from megamask.checkpoint.format import RunFolder, read_state, read_tensors, read
 from megamask.errors import REQUEUE
 from megamask.hf.tensor_names import to_theirs
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.objectives.mlm import MLM
-from megamask.objectives.objective import load_weights
+from megamask.objectives.objective import load_objective_weights
 from megamask.runtime import precision
 from tests.system.commands import free_port, metrics, run, shell, train, training
 from tests.system.conftest import STEPS
@@ -44,8 +44,8 @@ def assert_same_run(found: Path, expected: Path, step: int) -> None:
 def our_model(folder: Path, step: int | None = None) -> MLM:
     config = ModelConfig()
     encoder = Encoder(EncoderShape.load(folder), config)
-    model = MLM(encoder, Head(encoder, config))
-    load_weights(model, read_weights(folder, step))
+    model = MLM(encoder, MaskedLMHead(encoder, config))
+    load_objective_weights(model, read_weights(folder, step))
     return model.eval()
 
 
@@ -164,7 +164,7 @@ def test_a_run_goes_on_in_another_precision_and_says_so(
     output, ends = tmp_path / "run", []
     for steps, bf16 in ((2, True), (3, False)):
         found = precision.Support(bf16, f"bf16 is {bf16} there")
-        monkeypatch.setattr(precision, "support", lambda device, found=found: found)
+        monkeypatch.setattr(precision, "device_support", lambda device, found=found: found)
         more = {"deepspeed": "ds_configs/zero2.json", "steps": steps}
         ends.append(train(data, output, "--change", "steps", **more))
         assert ends[-1].code == 0, ends[-1].err
@@ -179,7 +179,7 @@ def test_a_run_goes_on_in_another_precision_and_says_so(
 
 
 def test_an_order_for_bf16_where_it_is_slow_is_one_line(data: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(precision, "support", lambda device: precision.Support(False, "this is a slow machine"))
+    monkeypatch.setattr(precision, "device_support", lambda device: precision.Support(False, "this is a slow machine"))
     (tmp_path / "ds.json").write_text('{"bf16": {"enabled": true}, "zero_optimization": {"stage": 1}}')
     ended = train(data, tmp_path / "run", deepspeed=tmp_path / "ds.json", steps=1)
     assert ended.code == 0, ended.err

@@ -28,11 +28,11 @@ def run(tmp_path: Path) -> RunFolder:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tokenizer of a few English words."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer_training.train("wordpiece", TEXTS * 5, size=90).save(folder)
+    tokenizer_training.train_tokenizer("wordpiece", TEXTS * 5, size=90).save(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def ids(tokenizer: Path) -> TokenIds:
     """Its special tokens."""
-    return tokenizers.token_ids(tokenizers.load(tokenizer))
+    return tokenizers.token_ids(tokenizers.load_tokenizer(tokenizer))

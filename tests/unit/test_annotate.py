@@ -16,23 +16,23 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from megamask import annotate
-from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, entropies, samples, window_batch
+from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, store_entropies, store_targets, window_batch
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
 from megamask.config import fixed_masks
-from megamask.config.pretrain_config import PacksConfig, PretrainConfig, problems
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig, config_problems
 from megamask.data import index
 from megamask.data import shards as sharding
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import SPECIAL, Tokenizer
-from megamask.entropy.exact import PURPOSE, measured
-from megamask.entropy.sidecar import Sidecar, facts, top_of
+from megamask.entropy.exact import PURPOSE, measure_entropy
+from megamask.entropy.sidecar import StoredEntropy, sidecar_facts_of, top_of
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
 from megamask.model.vocabulary import token_stats
 from megamask.objectives.mlm import MLM
@@ -41,7 +41,7 @@ from megamask.schedules import Schedule
 from megamask.storage import durable
 from megamask.storage import resumable as parts
 from megamask.teacher import stored_targets
-from megamask.teacher.stored_targets import Stored, counted
+from megamask.teacher.stored_targets import StoredTargets, counted
 from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 from tools import annotate_entropy, annotate_targets
 
@@ -71,7 +71,7 @@ def data(tmp_path, monkeypatch) -> Path:
     for some in units.values():
         for tokens, *_ in some:
             tokens[(tokens > 1) & (tokens < len(SPECIAL))] = 7
-    sharding.write(folder, tokenizer(), units, facts={}, shard_tokens=100)
+    sharding.write_shards(folder, tokenizer(), units, facts={}, shard_tokens=100)
     monkeypatch.setattr(annotate, "ROWS", 64)
     monkeypatch.setattr(annotate, "PARTS", 3)
     return folder
@@ -82,7 +82,7 @@ def model() -> MLM:
     config = ModelConfig("modern", num_layers=2, hidden_size=24, num_heads=2, intermediate_size=32, init_std=0.3)
     ids = sharding.token_ids(tokenizer())
     encoder = Encoder(config.shape(ids), config)
-    return MLM(encoder, Head(encoder, config)).eval()
+    return MLM(encoder, MaskedLMHead(encoder, config)).eval()
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def assert_codes(codes, nats, top) -> None:
 @pytest.mark.parametrize("measure", ["shannon", "margin"])
 @torch.no_grad()
 def test_each_token_is_scored_in_its_piece_alone(config, data, model, measure):
-    entropies(dataclasses.replace(config, signal="clean", measure=measure, passes=4))
+    store_entropies(dataclasses.replace(config, signal="clean", measure=measure, passes=4))
     top = top_of(measure, SIZE)
     for split in SPLITS:
         shards = Shards.open(data, split, verify=True)
@@ -148,10 +148,10 @@ def alone(model, piece, ids, measure):
 
 @torch.no_grad()
 def test_a_run_reads_what_its_teacher_would_say(config, data, teacher):
-    entropies(dataclasses.replace(config, signal="clean"))
+    store_entropies(dataclasses.replace(config, signal="clean"))
     train = Shards.open(data)
     packs = Packs(train, tokens=128, length=LENGTH, seed=3)
-    said = facts(train.sidecar_facts("entropy"), str(data))
+    said = sidecar_facts_of(train.sidecar_facts("entropy"), str(data))
     assert not said.problems("clean", "shannon", LENGTH, SIZE)
     asked = Teacher.load(
         TeacherConfig(str(teacher), "fp32"), DistillConfig(), tokenizer=data / "tokenizer", ids=train.token_ids,
@@ -161,16 +161,16 @@ def test_a_run_reads_what_its_teacher_would_say(config, data, teacher):
         batch = packs.batch(number)
         (live,) = asked.entropies([batch], "clean", 4, "shannon", seed=0)
         assert_codes(batch.entropy[batch.maskable], live[batch.maskable], said.top)
-        (read,) = Sidecar(said)([batch])
+        (read,) = StoredEntropy(said)([batch])
         assert (read - live)[batch.maskable].abs().max() < 0.51 * said.top / 255
 
 
 @torch.no_grad()
 def test_the_masked_signal_hides_each_token_once(config, data, model):
-    entropies(dataclasses.replace(config, passes=3))
+    store_entropies(dataclasses.replace(config, passes=3))
     assert Shards.open(data).sidecar_facts("entropy")["signal"] == "masked"
     train, number = Shards.open(data), 0
-    for pieces, codes in zip(index.pieces(train, LENGTH), train.sidecar("entropy"), strict=True):
+    for pieces, codes in zip(index.document_pieces(train, LENGTH), train.sidecar("entropy"), strict=True):
         at = 0
         for window in index.windows(iter([pieces]), annotate.ROWS):
             batch, text = window_batch(train, window, number, LENGTH)
@@ -179,7 +179,7 @@ def test_the_masked_signal_hides_each_token_once(config, data, model):
                 assert (plan.inputs[plan.targets] == train.token_ids.mask).all()
                 return doubt(model, batch, plan)
 
-            nats = measured(ask, batch, "masked", 3, train.token_ids.mask, PackRng(0, number, PURPOSE))
+            nats = measure_entropy(ask, batch, "masked", 3, train.token_ids.mask, PackRng(0, number, PURPOSE))
             found = torch.from_numpy(codes[at : at + len(text)].copy())
             assert_codes(found, nats[text] * batch.maskable[text], top_of("shannon", SIZE))
             at, number = at + len(text), number + 1
@@ -187,7 +187,7 @@ def test_the_masked_signal_hides_each_token_once(config, data, model):
 
 
 def test_a_killed_annotation_goes_on_and_gives_the_same_bytes(config, data, monkeypatch):
-    entropies(config)
+    store_entropies(config)
     whole = content(data)
     assert sorted(whole) == ["train-00000.entropy.npy", "train-00001.entropy.npy", "train.entropy.json",
                              "valid-00000.entropy.npy", "valid.entropy.json"]  # fmt: skip
@@ -207,7 +207,7 @@ def test_a_killed_annotation_goes_on_and_gives_the_same_bytes(config, data, monk
 
     monkeypatch.setattr(parts, "_save", die_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        entropies(config)
+        store_entropies(config)
     work = next(data.glob(".entropy-*.partial"))
     assert Shards.open(data).sidecar("entropy") is None
     # a finished part that was damaged since is made again, the other is not
@@ -215,24 +215,24 @@ def test_a_killed_annotation_goes_on_and_gives_the_same_bytes(config, data, monk
     path.write_bytes(path.read_bytes()[:-1] + b"\x00\x01")
     again = []
     monkeypatch.setattr(parts, "_save", lambda work, name, *rest: again.append(name) or save(work, name, *rest))
-    entropies(config)
+    store_entropies(config)
     assert made[0] in again and made[1] not in again
     assert content(data) == whole and not list(data.glob(".entropy-*"))
     again.clear()
-    entropies(config)
+    store_entropies(config)
     assert not again  # it is there
 
 
 def test_what_cannot_be_annotated_is_a_sentence(config, data, teacher):
     bad = dataclasses.replace(config, signal="clean", passes=2, length=5, workers=-1)
     with pytest.raises(ConfigError) as error:
-        entropies(bad)
+        store_entropies(bad)
     assert [p.split("`")[1] for p in error.value.problems] == ["passes", "length", "workers"]
     with pytest.raises(ConfigError, match="must be at most 1024, the positions of"):
-        entropies(dataclasses.replace(config, length=1025))
+        store_entropies(dataclasses.replace(config, length=1025))
     (teacher / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
-        entropies(config)
+        store_entropies(config)
 
 
 def test_the_tool_says_how_to_use_what_it_wrote(config, data, capsys):
@@ -260,12 +260,12 @@ def run(data, teacher, tmp_path, monkeypatch) -> PretrainConfig:
 HOW = SampleAnnotation(draws=9, workers=1)
 
 
-def stored_of(run: PretrainConfig, fingerprint: str, ids) -> Stored:
+def stored_of(run: PretrainConfig, fingerprint: str, ids) -> StoredTargets:
     facts, targets = fixed_masks.facts(run, fingerprint), fixed_masks.targets(run)
-    return Stored.open(run.distill, ids, facts=facts, targets=targets)
+    return StoredTargets.open(run.distill, ids, facts=facts, targets=targets)
 
 
-def opened(run: PretrainConfig, **changes) -> Stored:
+def opened(run: PretrainConfig, **changes) -> StoredTargets:
     config = dataclasses.replace(run, **changes)
     train = Shards.open(config.data)
     return stored_of(config, train.fingerprint, train.token_ids)
@@ -273,7 +273,7 @@ def opened(run: PretrainConfig, **changes) -> Stored:
 
 @torch.no_grad()
 def test_a_run_reads_samples_of_its_teacher_at_its_own_masks(run, data, model, teacher):
-    samples(run, data, HOW)
+    store_targets(run, data, HOW)
     found, train = opened(run), Shards.open(data)
     assert found.manifest["packs"] == len(fixed_masks.targets(run)) == 8
     packs = Packs(train, tokens=96, length=LENGTH, seed=4, per_step=2)
@@ -290,7 +290,7 @@ def test_a_run_reads_samples_of_its_teacher_at_its_own_masks(run, data, model, t
             1.0, 2.0, hidden=model.head.transform(model.represent(batch, plan)),
             weight=model.head.decoder.weight, bias=model.head.decoder.bias,
         )  # fmt: skip
-        tokens, counts = stored_targets.sample(live, 9, PackRng(4, number, stored_targets.PURPOSE))
+        tokens, counts = stored_targets.sample_targets(live, 9, PackRng(4, number, stored_targets.PURPOSE))
         assert torch.equal(soft.tokens, tokens) and torch.equal(soft.counts, counts.float())
         # and inversion by hand: the first token whose cumulated probability exceeds the number drawn
         drawn = PackRng(4, number, stored_targets.PURPOSE).uniform(9 * len(logits), torch.device("cpu")).view(-1, 9)
@@ -318,7 +318,7 @@ def test_shares_are_the_teachers_probabilities(model):
     for temperature in (1.0, 3.0):
         weight, bias = model.head.decoder.weight.detach(), torch.randn(SIZE)
         soft = SoftTargets(1.0, temperature, hidden=hidden, weight=weight, bias=bias)
-        tokens, counts = stored_targets.sample(soft, draws, Even(0, 0))
+        tokens, counts = stored_targets.sample_targets(soft, draws, Even(0, 0))
         shares = torch.zeros(rows, SIZE).scatter_add_(1, tokens, counts.float() / draws)
         expected = (F.linear(hidden, weight, bias) / temperature).softmax(-1)
         assert (shares - expected).abs().max() <= 1 / draws + 1e-6
@@ -327,7 +327,7 @@ def test_shares_are_the_teachers_probabilities(model):
 def test_a_token_without_probability_is_never_drawn():
     hidden, weight = torch.ones(1, 1), torch.zeros(4, 1)
     soft = SoftTargets(1.0, hidden=hidden, weight=weight, bias=torch.tensor([-1e4, 0.0, -1e4, 0.0]))
-    tokens, counts = stored_targets.sample(soft, 200, PackRng(0, 0))
+    tokens, counts = stored_targets.sample_targets(soft, 200, PackRng(0, 0))
     assert set(tokens[counts > 0].tolist()) == {1, 3}
 
 
@@ -345,7 +345,7 @@ def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp
     def files(folder):
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    samples(run, data, HOW)
+    store_targets(run, data, HOW)
     whole = files(tmp_path / "stored")
     other = dataclasses.replace(run, distill=dataclasses.replace(run.distill, stored=tmp_path / "other"))
     made, save = [], parts._save
@@ -358,16 +358,16 @@ def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp
 
     monkeypatch.setattr(parts, "_save", die_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        samples(other, data, HOW)
+        store_targets(other, data, HOW)
     assert not (tmp_path / "other").exists()
     monkeypatch.setattr(parts, "_save", lambda work, name, *rest: made.append(name) or save(work, name, *rest))
-    samples(other, data, HOW)
+    store_targets(other, data, HOW)
     assert files(tmp_path / "other") == whole and made.count(made[0]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "other", "stored", "teacher"]
-    samples(other, data, HOW)
+    store_targets(other, data, HOW)
     assert len(made) == len(set(made))  # it is there
     with pytest.raises(DataError, match="holds other samples of a teacher"):
-        samples(other, data, dataclasses.replace(HOW, draws=5))
+        store_targets(other, data, dataclasses.replace(HOW, draws=5))
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp
     ],
 )
 def test_another_run_is_refused_by_what_differs(run, data, changes, key):
-    samples(run, data, HOW)
+    store_targets(run, data, HOW)
     opened(run)
     with pytest.raises(ConfigError, match=rf"`distill.stored` \(.*\) was made with `{key}` .*, but the run has"):
         opened(run, **changes)
@@ -390,7 +390,7 @@ def test_another_run_is_refused_by_what_differs(run, data, changes, key):
 
 @pytest.mark.parametrize("fault", ["one target less", "an id outside the vocabulary"])
 def test_samples_that_do_not_fit_the_masks_are_refused_when_they_are_opened(run, data, tmp_path, fault):
-    samples(run, data, HOW)
+    store_targets(run, data, HOW)
     folder = tmp_path / "stored"
     manifest = json.loads((folder / "manifest.json").read_text())
 
@@ -417,7 +417,7 @@ def test_samples_that_do_not_fit_the_masks_are_refused_when_they_are_opened(run,
 
 def test_another_temperature_text_score_or_more_steps_are_refused(run, data, tmp_path):
     run = dataclasses.replace(run, masking=MaskingConfig(Schedule(start=0.2)))
-    samples(run, data, HOW)
+    store_targets(run, data, HOW)
     opened(run, steps=5)  # with a ratio that stays, the number of steps makes no difference
     with pytest.raises(ConfigError, match=r"holds 8 packs, but the run asks about 14"):
         opened(run, steps=11)
@@ -426,7 +426,9 @@ def test_another_temperature_text_score_or_more_steps_are_refused(run, data, tmp
     with pytest.raises(ConfigError, match=r"with `text` 'other', but|`text` '[0-9a-f]+', but the run has 'other'"):
         stored_of(run, "other", Shards.open(data).token_ids)
     other = dataclasses.replace(run, masking=MaskingConfig(Schedule(start=0.2), score="entropy"))
-    assert any("`masking.score` must be 'uniform' with `distill.stored`" in problem for problem in problems(other))
+    assert any(
+        "`masking.score` must be 'uniform' with `distill.stored`" in problem for problem in config_problems(other)
+    )
     file = tmp_path / "stored" / "part-00001.tokens.npy"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -484,19 +486,21 @@ def test_units_of_work_add_up_to_the_size_of_the_parts(config, data, run, monkey
             reported.append(count)
 
     monkeypatch.setattr(parts, "ProgressBar", Bar)
-    entropies(config)
+    store_entropies(config)
     shards = [Shards.open(data, split) for split in SPLITS]
     assert total == [sum(each.tokens for each in shards)] == [sum(reported)]
     assert len(reported) > len(SPLITS)  # per window, not once at the end
     total.clear(), reported.clear()
-    samples(run, data, HOW)
+    store_targets(run, data, HOW)
     assert total == [len(fixed_masks.targets(run))] == [sum(reported)]
 
 
 def test_a_text_is_cut_into_as_many_parts_whatever_its_size(data, monkeypatch):
     """Few large parts would leave all processes but one idle at the end, and lose much with a kill."""
     shards = Shards.open(data)
-    windows = [w for pieces in index.pieces(shards, LENGTH) for w in index.windows(iter([pieces]), annotate.ROWS)]
+    windows = [
+        w for pieces in index.document_pieces(shards, LENGTH) for w in index.windows(iter([pieces]), annotate.ROWS)
+    ]
 
     def sizes(parts, largest=LARGEST):
         monkeypatch.setattr(annotate, "PARTS", parts)

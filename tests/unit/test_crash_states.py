@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from megamask.checkpoint.format import RunFolder, read_weights, verify
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError
 from megamask.storage import durable as files
 
@@ -117,11 +117,11 @@ def record(run: RunFolder, monkeypatch) -> list[tuple]:
 
         return act
 
-    monkeypatch.setattr(files, "write", write)
+    monkeypatch.setattr(files, "write_file", write)
     for name in ("make", "rename", "sync", "remove"):
         monkeypatch.setattr(files, name, other(name))
     for step in (8, 9, 10):
-        publish(run, step, weights(step), {"step": step}, keep=2)
+        save_checkpoint(run, step, weights(step), {"step": step}, keep=2)
         done.append(("acknowledged", step))
     monkeypatch.undo()
     return done

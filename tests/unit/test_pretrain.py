@@ -20,24 +20,24 @@ from megamask import pretrain
 from megamask.checkpoint.format import RunFolder, verify
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.errors import CheckpointError, DataError, StorageError
-from megamask.health.loss_spikes import Judge, Ledger, SpikesConfig
-from megamask.health.stop_signals import Stop
+from megamask.health.loss_spikes import SkippedPacks, SpikePolicy, SpikesConfig
+from megamask.health.stop_signals import StopRequest
 from megamask.masking.masker import Masker
 from megamask.runtime import ranks
 from megamask.storage import durable
 from megamask.training.progress import Progress
-from megamask.training.setup import Parts, derived, numbers, same_step
+from megamask.training.setup import RunComponents, derived_state, numbers, same_step
 from megamask.training.step import seed_of
 from tests.batches import IDS
 from tests.processes.forked import Tell, fork
 from tests.unit.training.test_summary import bare
 
-ledgers = st.one_of(st.just(Ledger()), st.just(Ledger(((2, 3), (4, 9)))))
+ledgers = st.one_of(st.just(SkippedPacks()), st.just(SkippedPacks(((2, 3), (4, 9)))))
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 5), st.integers(1, 6), ledgers)
 def test_the_packs_of_all_ranks_are_all_packs_in_order_but_for_those_left_out(
-    world: int, accumulate: int, start: int, more: int, ledger: Ledger
+    world: int, accumulate: int, start: int, more: int, ledger: SkippedPacks
 ) -> None:
     per_step, steps = world * accumulate, start + more
     config = replace(PretrainConfig(), steps=steps, packs=PacksConfig(256, 64, per_step))
@@ -63,13 +63,13 @@ def test_dropout_has_a_seed_of_its_own_for_each_pack_of_each_run() -> None:
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_noted_inside_and_means_what_it_meant_outside(name: signal.Signals) -> None:
     before = signal.getsignal(name)
-    with Stop() as stop:
+    with StopRequest() as stop:
         assert not stop.agreed()
         os.kill(os.getpid(), name)
         assert stop.agreed()
         assert stop.agreed()
     assert signal.getsignal(name) == before
-    with Stop() as again:
+    with StopRequest() as again:
         assert not again.agreed()
 
 
@@ -80,12 +80,13 @@ def fails(*_: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def parts_of(run: RunFolder, said: list[str]) -> Parts:
+def parts_of(run: RunFolder, said: list[str]) -> RunComponents:
     """All that a save needs of a run."""
     config = PretrainConfig()
     learnt = {"cache/seen": torch.zeros(9, dtype=torch.uint8)}
     return bare(
-        Parts, config=config, run=run, teacher=None, judge=Judge(SpikesConfig()), progress=Progress(config.steps),
+        RunComponents, config=config, run=run, teacher=None, judge=SpikePolicy(SpikesConfig()),
+        progress=Progress(config.steps),
         meters=SimpleNamespace(paused=nullcontext), log=SimpleNamespace(say=said.append),
         engine=SimpleNamespace(
             compare=lambda: None,
@@ -111,10 +112,10 @@ def saves(folder: Path, act) -> list[int]:
 
 @pytest.mark.parametrize("guilty", [0, 1])
 def test_storage_that_fails_one_rank_in_a_save_fails_it_for_all(run: RunFolder, guilty: int) -> None:
-    def act(parts: Parts, said: list[str]) -> None:
+    def act(parts: RunComponents, said: list[str]) -> None:
         assert pretrain.save(parts, 1, 0, final=False) == 0
         if ranks.rank() == guilty:
-            durable.write = fails
+            durable.write_file = fails
         assert [pretrain.save(parts, 2 + failures, failures, final=False) for failures in (0, 1)] == [1, 2]
         assert all(f"Rank {guilty} could not save" in line and "Training goes on" in line for line in said[1:])
         pretrain.save(parts, 4, 2, final=False)
@@ -124,7 +125,7 @@ def test_storage_that_fails_one_rank_in_a_save_fails_it_for_all(run: RunFolder, 
 
 
 def test_tidying_that_fails_is_a_remark_on_rank_0_and_a_checkpoint_for_all(run: RunFolder) -> None:
-    def act(parts: Parts, said: list[str]) -> None:
+    def act(parts: RunComponents, said: list[str]) -> None:
         parts.guidance.prune = fails
         for step in (1, 2, 3):
             assert pretrain.save(parts, step, 0, final=step == 3) == 0
@@ -136,7 +137,7 @@ def test_tidying_that_fails_is_a_remark_on_rank_0_and_a_checkpoint_for_all(run: 
 
 
 def test_tidying_that_fails_rank_0_alone_would_end_the_run(run: RunFolder) -> None:
-    def act(parts: Parts, said: list[str]) -> None:
+    def act(parts: RunComponents, said: list[str]) -> None:
         parts.guidance.prune = fails
         pretrain.tidy = lambda parts: parts.guidance.prune(0) if ranks.is_main() else None
         for step in (1, 2):
@@ -149,13 +150,15 @@ def test_tidying_that_fails_rank_0_alone_would_end_the_run(run: RunFolder) -> No
 
 
 @given(st.integers(1, 200), st.floats(0, 4e5), st.sampled_from([None, "90h"]), ledgers)
-def test_what_follows_from_a_step_is_found_again(step: int, used: float, budget: str | None, ledger: Ledger) -> None:
+def test_what_follows_from_a_step_is_found_again(
+    step: int, used: float, budget: str | None, ledger: SkippedPacks
+) -> None:
     config = replace(PretrainConfig(), steps=200, time_budget=budget)
     judge = SimpleNamespace(ledger=ledger)
     masker = Masker(config.masking, IDS)
-    saved = bare(Parts, config=config, progress=Progress(200, budget), judge=judge, masker=masker)
-    state = {"seconds": used, **derived(saved, step, used)}
-    resumed = bare(Parts, **vars(saved) | {"progress": Progress(200, budget, used)})
+    saved = bare(RunComponents, config=config, progress=Progress(200, budget), judge=judge, masker=masker)
+    state = {"seconds": used, **derived_state(saved, step, used)}
+    resumed = bare(RunComponents, **vars(saved) | {"progress": Progress(200, budget, used)})
     same_step(resumed, step, state, Path("step"))
     # the batches that follow are those that the number of packs says
     first = next(numbers(replace(config, steps=step + 1), step, config.packs.per_step, ledger))

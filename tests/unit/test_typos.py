@@ -13,8 +13,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from megamask import errors
-from megamask.config.cli import parse
-from megamask.config.pretrain_config import PretrainConfig, override, read
+from megamask.config.cli import parse_command
+from megamask.config.pretrain_config import PretrainConfig, override_settings, read_settings
 from megamask.errors import ConfigError
 from megamask.storage import strict_json
 from tests.system.commands import flags
@@ -53,7 +53,7 @@ def tree(values: dict[str, object]) -> dict:
 def suggested(names: list[str]) -> dict[str, str]:
     """What is suggested for each name that is not known; all are given in one file."""
     with pytest.raises(ConfigError) as caught:
-        override(PretrainConfig(), tree(dict.fromkeys(names, 1)), "file")
+        override_settings(PretrainConfig(), tree(dict.fromkeys(names, 1)), "file")
     told = [problem.split("`") for problem in caught.value.problems]
     return {said[1]: said[5] for said in told if len(said) > 5 and said[4] == ". Did you mean "}
 
@@ -104,12 +104,12 @@ def test_a_key_in_another_section_is_refused_and_its_own_is_named() -> None:
 
 
 def test_flags_take_hyphens_and_underscores_alike() -> None:
-    config = parse([]).run
+    config = parse_command([]).run
     given = {name: functools.reduce(getattr, name.split("."), config) for name in LEAVES}
     words = {name: value for name, value in given.items() if type(value) in (str, int, float, Path, type(Path()))}
     assert any("_" in name for name in words)
     for arguments in (flags(words), flags({name.replace("_", "-"): value for name, value in words.items()})):
-        assert parse(arguments).run == config
+        assert parse_command(arguments).run == config
 
 
 # ---- values of another type
@@ -139,7 +139,7 @@ def test_a_value_of_another_type_is_refused_and_a_right_one_is_what_it_says(said
     except strict_json.BadRecord:
         path.write_text("".join(f"{name}: {said}\n" for name in LEAVES if "." not in name))
         with pytest.raises(ConfigError, match=r"some\.yaml` is neither YAML nor JSON"):
-            read(path)
+            read_settings(path)
         return
     fits, misfits = {}, set()
     for name, kind in LEAVES.items():
@@ -149,11 +149,11 @@ def test_a_value_of_another_type_is_refused_and_a_right_one_is_what_it_says(said
             misfits.add(name)
     assert misfits, "no value is right everywhere"
     with pytest.raises(ConfigError) as caught:
-        override(PretrainConfig(), tree(dict.fromkeys(LEAVES, value)), "file")
+        override_settings(PretrainConfig(), tree(dict.fromkeys(LEAVES, value)), "file")
     named = [problem.split("`")[1] for problem in caught.value.problems]
     assert {name for name in LEAVES if any(f"{one}.".startswith(f"{name}.") for one in named)} == misfits
     if fits:
-        found = override(PretrainConfig(), tree(dict.fromkeys(fits, value)), "file")
+        found = override_settings(PretrainConfig(), tree(dict.fromkeys(fits, value)), "file")
         assert {name: functools.reduce(getattr, name.split("."), found) for name in fits} == fits
 
 
@@ -181,7 +181,7 @@ def test_which_words_are_no_values(said: str, kinds: set[type], tmp_path: Path) 
 
 def _refused(name: str, value: object) -> bool:
     try:
-        override(PretrainConfig(), tree({name: value}), "file")
+        override_settings(PretrainConfig(), tree({name: value}), "file")
     except ConfigError as error:
         return f"`{name}`" in str(error)
     return False

@@ -66,14 +66,14 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = STARTS | {
 """Every recipe by the name that `--recipe` takes."""
 
 
-def named(name: str) -> PretrainConfig:
+def find_recipe(name: str) -> PretrainConfig:
     """The configuration of a recipe; ConfigError with the nearest name for one that is not there."""
     if name not in RECIPES:
         raise ConfigError(unknown(name, RECIPES, "the recipes"))
     return RECIPES[name]()
 
 
-def listed() -> dict[str, str]:
+def list_recipes() -> dict[str, str]:
     """What recipes say of themselves, by name; those of several sizes and strategies once, with what may follow."""
     found = {name: _first_line(made) for name, made in STARTS.items()}
     for family in FAMILIES:

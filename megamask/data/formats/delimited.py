@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.data.formats import lines as reading
-from megamask.data.formats.fields import no_column, text_of
-from megamask.data.formats.lines import Bad, Bytes, Remark, lines
+from megamask.data.formats.fields import no_column, text_field
+from megamask.data.formats.lines import Bad, Bytes, Remark, read_lines
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OPEN = "opens a quoted field that does not end."
@@ -20,12 +20,12 @@ MANY_LINES = 100
 _OTHERS = (",", ";", "\t", "|")
 
 
-def documents(path: Path, file: Bytes, field: str, separator: str) -> Iterator[str | Bad | Remark]:
+def read_delimited(path: Path, file: Bytes, field: str, separator: str) -> Iterator[str | Bad | Remark]:
     """The column ``field`` of each row; blank lines are none. The first row of many lines has a remark before it."""
     faults: list[str] = []
 
     def texts() -> Iterator[str]:
-        for _, _, text in lines(path, file):
+        for _, _, text in read_lines(path, file):
             if isinstance(text, Bad):
                 faults.append(text.problem)
             # a line that is not UTF-8 may open or close a quoted field, so the reader sees it too
@@ -80,7 +80,7 @@ def _next(rows: Iterator[list[str]]) -> tuple[list[str] | None, str]:
 def _field(place: str, header: list[str], row: list[str], field: str) -> str | Bad:
     if len(row) != len(header):
         return Bad(f"{place} must have {len(header)} fields, as the header has, but has {len(row)}.")
-    return text_of(place, dict(zip(header, row, strict=True)), field)
+    return text_field(place, dict(zip(header, row, strict=True)), field)
 
 
 def _bad_header(path: Path, header: list[str], field: str, separator: str) -> Bad:

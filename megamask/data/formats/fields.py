@@ -12,10 +12,10 @@ NAMES = 10
 CURE = "Set `text_field`, or leave the file out by `exclude`."
 
 
-def text_of(place: str, record: dict[str, Any], field: str) -> str | Bad:
+def text_field(place: str, record: dict[str, Any], field: str) -> str | Bad:
     """The string in ``field`` of a record; ``place`` says where the record stands."""
     if field not in record:
-        return Bad(f"{place} lacks the field {field!r}; its fields are {listed(record)}. {CURE}")
+        return Bad(f"{place} lacks the field {field!r}; its fields are {quoted_names(record)}. {CURE}")
     text = record[field]
     if not isinstance(text, str):
         return Bad(f"{place}: the field {field!r} must be a string, but is {type(text).__name__}.")
@@ -28,10 +28,10 @@ def text_of(place: str, record: dict[str, Any], field: str) -> str | Bad:
 
 def no_column(path: object, field: str, names: Iterable[str], more: str = "") -> Bad:
     """The fault of a table without the column ``field``."""
-    return Bad(f"{path} has no column {field!r}; its columns are {listed(names)}.{more} {CURE}", ends=True)
+    return Bad(f"{path} has no column {field!r}; its columns are {quoted_names(names)}.{more} {CURE}", ends=True)
 
 
-def listed(names: Iterable[str]) -> str:
+def quoted_names(names: Iterable[str]) -> str:
     """The first names, each shortened; "none" if there are none."""
     names = list(names)
     shown = [repr(name if len(name) <= SHOWN else name[:SHOWN] + "...") for name in names[:NAMES]]

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from megamask.data.formats.fields import text_of
-from megamask.data.formats.lines import SHOWN, Bad, Bytes, lines
+from megamask.data.formats.fields import text_field
+from megamask.data.formats.lines import SHOWN, Bad, Bytes, read_lines
 
 
-def documents(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
+def read_json_lines(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
     """The string in ``field`` of each line; blank lines are none."""
-    for at, number, text in lines(path, file):
+    for at, number, text in read_lines(path, file):
         if isinstance(text, Bad):
             yield Bad(text.problem)
         elif text and not text.isspace():
@@ -33,7 +33,7 @@ def of_record(place: str, record: object, source: str, field: str) -> str | Bad:
     times = _times(source, field)
     if times > 1:
         return Bad(f"{place}: the field {field!r} occurs {times} times. Keep one, or rename the others.")
-    return text_of(place, record, field)
+    return text_field(place, record, field)
 
 
 @cache

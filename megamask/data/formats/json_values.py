@@ -23,7 +23,7 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _REST = "The rest of the file is not read."
 
 
-def documents(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
+def read_json(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
     """The string in ``field`` of each object."""
     text = _Text(file)
     in_list = False

@@ -53,7 +53,7 @@ def utf16(raw: bytes) -> str:
     return " It looks like UTF-16: write it as UTF-8." if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
 
 
-def lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
+def read_lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
     """For each line: its first byte (of the unpacked text), its number from 1, and its text or its fault.
 
     A byte order mark at the beginning of a line is dropped.

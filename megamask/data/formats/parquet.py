@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from megamask.data.formats.fields import no_column, text_of
+from megamask.data.formats.fields import no_column, text_field
 from megamask.data.formats.lines import Bad, Bytes
 
 
-def documents(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
+def read_parquet(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
     """The column ``field`` of each row."""
     import pyarrow
     from pyarrow import parquet
@@ -34,6 +34,6 @@ def documents(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
             for batch in table.iter_batches(batch_size=1024, columns=[field]):
                 for value in batch.column(0).to_pylist():
                     row += 1
-                    yield text_of(f"{path}, row {row}", {field: value}, field)
+                    yield text_field(f"{path}, row {row}", {field: value}, field)
         except (pyarrow.ArrowException, OSError) as error:
             yield Bad(f"{path} is damaged or cut short: {str(error).splitlines()[0]}.", ends=True)

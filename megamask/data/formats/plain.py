@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.data.formats import lines as reading
-from megamask.data.formats.lines import BLOCK, Bad, Bytes, lines
+from megamask.data.formats.lines import BLOCK, Bad, Bytes, read_lines
 
 
-def blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
+def read_blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
     """A document per block of lines; blank lines stand between blocks."""
     block: list[str] = []
     bad: Bad | None = None
@@ -37,7 +37,7 @@ def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
 
     Byte and number are those of the whole line.
     """
-    for at, number, text in lines(path, file):
+    for at, number, text in read_lines(path, file):
         if isinstance(text, Bad) or "\r" not in text:
             yield at, number, text
         else:
@@ -48,9 +48,9 @@ def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
             yield at, number, last + text[len(content) :]
 
 
-def single_lines(path: Path, file: Bytes) -> Iterator[str | Bad]:
+def read_single_lines(path: Path, file: Bytes) -> Iterator[str | Bad]:
     """A document per line; blank lines are none."""
-    for _, _, text in lines(path, file):
+    for _, _, text in read_lines(path, file):
         if isinstance(text, Bad):
             yield Bad(text.problem)
         else:
@@ -58,7 +58,7 @@ def single_lines(path: Path, file: Bytes) -> Iterator[str | Bad]:
             yield from (part for part in text.split("\r") if part and not part.isspace())
 
 
-def whole(path: Path, file: Bytes) -> str | Bad:
+def read_whole_file(path: Path, file: Bytes) -> str | Bad:
     """The file as one document."""
     parts, size = [], 0
     while size <= reading.LONGEST and (part := file.read(BLOCK)):  # one read would take all that it may give

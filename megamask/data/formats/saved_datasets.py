@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from megamask.data.formats.fields import text_of
+from megamask.data.formats.fields import text_field
 from megamask.data.formats.lines import Bad
 
 SHOWN = 500
@@ -29,7 +29,7 @@ def splits(folder: Path) -> list[str] | None:
     return [str(name) for name in listed] if isinstance(listed, list) else []
 
 
-def documents(name: str, folder: Path | None, split: str, field: str) -> Iterator[str | Bad]:
+def read_saved_dataset(name: str, folder: Path | None, split: str, field: str) -> Iterator[str | Bad]:
     """The string in ``field`` of each row of ``split``; without a folder, of the data set NAME[:CONFIG]."""
     import datasets
 
@@ -42,7 +42,7 @@ def documents(name: str, folder: Path | None, split: str, field: str) -> Iterato
             path, _, config = name.partition(":")
             table = datasets.load_dataset(path, config or None, split=split, streaming=True)
         for row, record in enumerate(table, start=1):
-            yield text_of(f"{name}, row {row}", record, field)
+            yield text_field(f"{name}, row {row}", record, field)
     except Exception as error:  # the library raises of every kind: no such name, no network, a damaged file
         # its sentences name the splits or configurations that exist in their second line
         reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__

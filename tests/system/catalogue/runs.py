@@ -180,14 +180,14 @@ def failing(number: int) -> Plant:
     """Storage that fails in the only save of a run."""
 
     def plant(ground: Ground) -> Command:
-        write = durable.write
+        write = durable.write_file
 
         def fails(path, chunks):
             if path.parent.name.startswith(".tmp-step-"):
                 raise OSError(number, os.strerror(number), str(path))
             return write(path, chunks)
 
-        ground.patch.setattr(save.files, "write", fails)
+        ground.patch.setattr(save.files, "write_file", fails)
         return ground.train(steps=1)
 
     return plant

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from megamask.data.tokenizer_training import train as train_tokenizer
+from megamask.data.tokenizer_training import train_tokenizer as train_tokenizer
 from tests.system.catalogue.row import CHECKPOINT, CONFIG, Command, Ground, Plant, Row, cut, missing, rows
 from tests.system.commands import run
 from tools import convert_from_hf

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from megamask.analysis import deficiency, drawing
 from megamask.analysis.deficiency import MATRICES, Cuts
-from megamask.analysis.layers import Layered, OwnStates, open_model, open_run
+from megamask.analysis.layers import Layered, OwnStates, open_hf_encoder, open_run_encoder
 from megamask.batch import Layout, MaskPlan
 from megamask.data import tokenizer as tokenizers
 from megamask.errors import CheckpointError, ConfigError
@@ -21,7 +21,7 @@ from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.masker import EVALUATION, Masker
 from megamask.masking.rng import PackRng
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
 from megamask.objectives.mlm import MLM
 from tests.batches import pack
@@ -45,7 +45,7 @@ def model(ids):
     def make(preset="modern") -> MLM:
         config = ModelConfig(preset, init_std=0.2, **SIZES)
         encoder = Encoder(config.shape(ids), config)
-        return MLM(encoder, Head(encoder, config)).eval()
+        return MLM(encoder, MaskedLMHead(encoder, config)).eval()
 
     return make
 
@@ -56,7 +56,7 @@ def layered(encoder: Encoder) -> Layered:
 
 
 def analysis(model: Layered, texts, cuts=CUTS):
-    return deficiency.analyse(deficiency.gather(model, texts), cuts)
+    return deficiency.analyse_layers(deficiency.gather_states(model, texts), cuts)
 
 
 @torch.no_grad()
@@ -173,7 +173,7 @@ def saved(tmp_path, tokenizer):
 
     def save(model: MLM) -> tuple[Path, Path]:
         first, export = tmp_path / "first", tmp_path / "export"
-        tokenizers.load(tokenizer).save(first / "tokenizer")
+        tokenizers.load_tokenizer(tokenizer).save(first / "tokenizer")
         model.encoder.shape.save(first)
         weights = {name: p.detach().clone() for name, p in model.named_parameters()}
         save_file(weights, first / WEIGHTS)
@@ -186,7 +186,7 @@ def saved(tmp_path, tokenizer):
 @pytest.mark.parametrize("preset", ["modern", "bert"])
 def test_ours_and_the_export_through_transformers_agree(preset, model, texts, saved):
     first, export = saved(model(preset))
-    ours, theirs = open_run(first), open_model(str(export))
+    ours, theirs = open_run_encoder(first), open_hf_encoder(str(export))
     assert (ours.layers, ours.width, ours.longest) == (theirs.layers, theirs.width, theirs.longest)
     assert not isinstance(theirs.states, OwnStates)
     one, two = analysis(ours, texts), analysis(theirs, texts)
@@ -216,17 +216,17 @@ def test_several_encoders_are_drawn_in_one_picture(model, texts, tmp_path):
 class TestRefused:
     def test_no_folder(self, tmp_path):
         with pytest.raises(CheckpointError, match="there is no folder"):
-            open_run(tmp_path / "nowhere")
+            open_run_encoder(tmp_path / "nowhere")
 
     def test_a_folder_without_checkpoints(self, tmp_path):
         with pytest.raises(CheckpointError, match="holds no checkpoint"):
-            open_run(tmp_path)
+            open_run_encoder(tmp_path)
 
     def test_weights_of_another_width(self, model, saved):
         first, _ = saved(model())
         replace(model().encoder.shape, hidden_size=32).save(first)
         with pytest.raises(CheckpointError, match=r"must have the shape .*32"):
-            open_run(first)
+            open_run_encoder(first)
 
     def test_a_model_without_mask(self, model, saved):
         _, export = saved(model())
@@ -237,11 +237,11 @@ class TestRefused:
         said.pop("mask_token")
         (export / "tokenizer_config.json").write_text(json.dumps(said))
         with pytest.raises(ConfigError, match="no mask token"):
-            open_model(str(export))
+            open_hf_encoder(str(export))
 
     def test_no_model_of_transformers(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"no config\.json"):
-            open_model(str(tmp_path))
+            open_hf_encoder(str(tmp_path))
 
     def test_a_tensor_that_is_missing(self, model, saved):
         _, export = saved(model())
@@ -249,7 +249,7 @@ class TestRefused:
         tensors.pop("model.layers.1.mlp.Wi.weight")
         save_file(tensors, export / WEIGHTS, metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.Wi"):
-            open_model(str(export))
+            open_hf_encoder(str(export))
 
     def test_numbers_that_are_not_finite(self, model, saved):
         _, export = saved(model())
@@ -257,4 +257,4 @@ class TestRefused:
         tensors["model.layers.1.mlp.Wi.weight"][0, 0] = torch.nan
         save_file(tensors, export / WEIGHTS, metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match="not finite"):
-            open_model(str(export))
+            open_hf_encoder(str(export))

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import BertConfig, BertForMaskedLM
 
 from megamask.analysis import show_masks as show
-from megamask.analysis.sentence_entropy import doubts
+from megamask.analysis.sentence_entropy import sentence_entropies
 from megamask.data import shards, tokenizer_training
 from megamask.errors import DataError
 from megamask.masking.entropy import EntropyScoreConfig
@@ -24,7 +24,7 @@ TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five 
 
 @pytest.fixture(scope="module", params=["wordpiece", "bpe"])
 def tokenizer(request):
-    return tokenizer_training.train(request.param, TEXTS * 5, size=300 if request.param == "bpe" else 90)
+    return tokenizer_training.train_tokenizer(request.param, TEXTS * 5, size=300 if request.param == "bpe" else 90)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def blocks(lines):
 def test_every_way_marks_exactly_the_budget(tokenizer, text, width):
     sentence = show.Sentence.of(text, tokenizer)
     rows = int(sentence.batch.maskable.sum())
-    lines = show.render(
+    lines = show.render_masks(
         sentence, torch.rand(rows + 2), ratio=0.4, score=EntropyScoreConfig(temperature=0.0), seed=0, width=width
     )
     found = blocks([line.plain for line in lines])
@@ -72,7 +72,9 @@ def test_every_way_marks_exactly_the_budget(tokenizer, text, width):
 def test_high_marks_the_tokens_with_the_highest_numbers_beneath(tokenizer):
     sentence = show.Sentence.of(TEXTS[0], tokenizer)
     entropy = torch.rand(len(sentence.words)) * 9
-    lines = show.render(sentence, entropy, ratio=0.3, score=EntropyScoreConfig(temperature=0.0), seed=0, width=10_000)
+    lines = show.render_masks(
+        sentence, entropy, ratio=0.3, score=EntropyScoreConfig(temperature=0.0), seed=0, width=10_000
+    )
     found = blocks([line.plain for line in lines])
     ((_, marks, numbers),) = next(below for head, below in found.items() if head.startswith("high, token"))
     shown = {place: float(numbers[place:].split()[0]) for place in range(len(numbers)) if starts(numbers, place)}
@@ -88,7 +90,7 @@ def starts(line, place):
 def test_colour_says_what_the_marks_say(tokenizer):
     sentence = show.Sentence.of(TEXTS[0], tokenizer)
     lines = list(
-        show.render(
+        show.render_masks(
             sentence, torch.rand(len(sentence.words)), ratio=0.3, score=EntropyScoreConfig(), seed=0, width=10_000
         )
     )
@@ -104,7 +106,7 @@ def test_clean_and_masked_doubts_are_those_of_the_model_by_hand(model, tokenizer
     sentence = show.Sentence.of(TEXTS[0], tokenizer)
     tokens, bert = sentence.batch.tokens, BertForMaskedLM.from_pretrained(model).eval()
     for signal in ("clean", "masked"):
-        found = doubts(model, tokens, sentence.ids.mask, signal)
+        found = sentence_entropies(model, tokens, sentence.ids.mask, signal)
         for place in range(len(tokens)):
             seen = tokens.clone()
             if signal == "masked":
@@ -113,9 +115,9 @@ def test_clean_and_masked_doubts_are_those_of_the_model_by_hand(model, tokenizer
                 p = bert(input_ids=seen[None]).logits[0, place].double().softmax(0)
             assert_close(found[place], -(p * p.log()).sum().float())
     with pytest.raises(DataError, match="at most 40"):
-        doubts(model, tokens.repeat(4), 4, "clean")
+        sentence_entropies(model, tokens.repeat(4), 4, "clean")
     with pytest.raises(DataError, match="do not belong together"):
-        doubts(model, tokens + tokenizer.size, 4, "clean")
+        sentence_entropies(model, tokens + tokenizer.size, 4, "clean")
 
 
 def test_the_output_matrix_is_computed_at_the_place_that_is_asked_about_alone(model, tokenizer, monkeypatch):
@@ -129,7 +131,7 @@ def test_the_output_matrix_is_computed_at_the_place_that_is_asked_about_alone(mo
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
     tokens = show.Sentence.of(TEXTS[0], tokenizer).batch.tokens
-    doubts(model, tokens, 4, "masked")
+    sentence_entropies(model, tokens, 4, "masked")
     assert sum(rows) == len(tokens)
 
 
@@ -142,7 +144,7 @@ def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, t
         for ids in encoded:
             yield shards.Unit(ids, np.array([len(ids)]))
 
-    shards.write(folder, tokenizer, {"train": units(), "valid": units()}, facts={})
+    shards.write_shards(folder, tokenizer, {"train": units(), "valid": units()}, facts={})
     for source in (["--data", str(folder)], ["--model", str(model)], ["--model", str(model), "--signal", "clean"]):
         assert show_masks.main([*source, "--sentence", *TEXTS, "--ratio", "0.2"]) == 0
         told = capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 
 from megamask.bench.measure import Figures, Round, in_turn
 from megamask.bench.settings import BenchConfig
-from megamask.bench.table import markdown, ratios
+from megamask.bench.table import ratios, speed_markdown
 from megamask.runtime.precision import Support
 
 
@@ -58,7 +58,7 @@ def test_ratios_are_quotients_of_the_named_speed():
 @pytest.mark.parametrize("peak", [None, 1e12])
 def test_every_line_of_the_table_has_every_column(peak):
     found = {name: Figures(1, 2, 0.5, 0.15, flops) for name, flops in (("a", None), ("b", 5e11))}
-    head, rule, *lines = markdown(found, ["a", "b"], by_cpu=False, peak=peak)
+    head, rule, *lines = speed_markdown(found, ["a", "b"], by_cpu=False, peak=peak)
     assert {line.count("|") for line in (rule, *lines)} == {head.count("|")}
     assert ("MFU" in head) == (peak is not None) == ("50.0% |" in lines[1].rsplit("masked")[-1][-10:])
 

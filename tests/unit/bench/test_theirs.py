@@ -10,9 +10,9 @@ from transformers import BertForMaskedLM
 
 from megamask.batch import TokenIds
 from megamask.bench.settings import BenchConfig
-from megamask.bench.theirs import alone, concatenated, settings
+from megamask.bench.theirs import alone, concatenated, trainer_settings
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.objectives.mlm import MLM
 
 IDS = TokenIds(size=50, cls=1, sep=2, pad=0, mask=3, special=(0, 1, 2, 3))
@@ -40,9 +40,9 @@ def test_both_sides_have_the_same_weights(dropout):
     config = BenchConfig(dropout=dropout)
     model = config.model("bert")
     shape = model.shape(IDS)
-    theirs = BertForMaskedLM(settings(shape, dropout))
+    theirs = BertForMaskedLM(trainer_settings(shape, dropout))
     encoder = Encoder(shape, model)
-    ours = MLM(encoder, Head(encoder, model))
+    ours = MLM(encoder, MaskedLMHead(encoder, model))
     count = [sum(p.numel() for p in side.parameters()) for side in (theirs, ours)]
     assert count[0] == count[1]
     assert theirs.config.hidden_dropout_prob == (0.1 if dropout is None else dropout)

@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from megamask.checkpoint import format
 from megamask.checkpoint.format import RunFolder, damage, read_manifest, read_state, read_tensors, read_weights, verify
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError
 
 KINDS = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool]
@@ -29,7 +29,7 @@ def some_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def saved(run):
-    publish(run, 7, some_tensors(), {"step": 7, "loss": 0.1 + 0.2})
+    save_checkpoint(run, 7, some_tensors(), {"step": 7, "loss": 0.1 + 0.2})
     return run.checkpoint(7)
 
 
@@ -93,7 +93,7 @@ def test_every_truncation_is_named(saved):
 def test_every_flipped_bit_is_named(tmp_path_factory, data):
     run = RunFolder(tmp_path_factory.mktemp("run"))
     run.checkpoints.mkdir()
-    publish(run, 7, some_tensors(), {"step": 7})
+    save_checkpoint(run, 7, some_tensors(), {"step": 7})
     folder = run.checkpoint(7)
     file = data.draw(st.sampled_from(sorted(folder.iterdir())))
     whole = bytearray(file.read_bytes())
@@ -116,7 +116,7 @@ def test_swapped_files_of_two_ranks_are_named(run):
         format.files.write(folder / f"rank-0000{i}.safetensors", format.serialise(part)) for i, part in enumerate(parts)
     ]
     manifest = format.Manifest(3, "launch", (*entries, state))
-    format.files.write(folder / "MANIFEST.json", [format.render(manifest)])
+    format.files.write(folder / "MANIFEST.json", [format.render_manifest(manifest)])
     assert verify(folder) == manifest
     with pytest.raises(CheckpointError, match="twice"):
         list(read_tensors(folder))
@@ -128,7 +128,7 @@ def test_swapped_files_of_two_ranks_are_named(run):
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/b", ".hidden", ""])
 def test_a_manifest_cannot_name_files_outside(run, saved, name):
     entry = format.Entry(name, 1, "0" * 64)
-    (saved / "MANIFEST.json").write_bytes(format.render(format.Manifest(7, "launch", (entry,))))
+    (saved / "MANIFEST.json").write_bytes(format.render_manifest(format.Manifest(7, "launch", (entry,))))
     with pytest.raises(CheckpointError, match="no plain name"):
         read_manifest(saved)
 
@@ -204,7 +204,7 @@ def test_a_manifest_too_large_to_be_one_is_not_read(saved):
 def test_a_newer_format_is_refused_in_words(saved, monkeypatch):
     manifest = read_manifest(saved)
     monkeypatch.setattr(format, "FORMAT", format.FORMAT + 1)
-    (saved / "MANIFEST.json").write_bytes(format.render(manifest))
+    (saved / "MANIFEST.json").write_bytes(format.render_manifest(manifest))
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="Use a newer megamask"):
         read_weights(saved)

@@ -15,9 +15,9 @@ import torch
 from megamask.checkpoint import format
 from megamask.checkpoint import inspect as inspection
 from megamask.checkpoint.format import RunFolder
-from megamask.checkpoint.inspect import inspect
+from megamask.checkpoint.inspect import inspect_folder
 from megamask.checkpoint.resume import open_run
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.data.coverage import Coverage
 from megamask.errors import CheckpointError, MegamaskError
 from tools import inspect_run
@@ -47,15 +47,15 @@ def test_what_the_tokenizer_lost_is_told(tmp_path):
         ({"coverage": []}, f"{run.text} is damaged: its counts cannot be read."),
     ):
         run.text.write_text(json.dumps(manifest))
-        inspected = inspect(tmp_path)
+        inspected = inspect_folder(tmp_path)
         assert line in inspected.text
         assert f"  text, {line}" in inspect_run.lines(inspected, True)
     run.text.unlink()
-    assert inspect(tmp_path).text == ()
+    assert inspect_folder(tmp_path).text == ()
 
 
 def save(run: RunFolder, step: int) -> None:
-    publish(run, step, {"weights/a": torch.full((3,), float(step))}, {"step": step}, keep=10)
+    save_checkpoint(run, step, {"weights/a": torch.full((3,), float(step))}, {"step": step}, keep=10)
 
 
 def flip(run: RunFolder, step: int) -> None:
@@ -131,7 +131,7 @@ def resumed(run: RunFolder) -> tuple[int, int]:
 def test_a_resume_does_what_was_foretold(made, state):
     STATES[state](made)
     before = trace(made.path)
-    found = inspect(made.path)
+    found = inspect_folder(made.path)
     assert trace(made.path) == before
     code, step = resumed(made)
     assert found.exit_code == code, found.resume
@@ -139,7 +139,7 @@ def test_a_resume_does_what_was_foretold(made, state):
     if not code:
         words = f"go on after step {step} of 100" if step else "start afresh"
         assert words in found.resume[0]
-    aside = [name for name in inspect(made.path).aside if name not in found.aside]
+    aside = [name for name in inspect_folder(made.path).aside if name not in found.aside]
     if not code:
         assert len(aside) == sum("would be set aside" in sentence for sentence in found.resume)
 
@@ -147,34 +147,34 @@ def test_a_resume_does_what_was_foretold(made, state):
 def test_a_run_under_way_is_looked_at_and_goes_on(tmp_path):
     start = open_run(tmp_path / "run", CONFIG)
     save(start.run, 1)
-    found = inspect(tmp_path / "run")
+    found = inspect_folder(tmp_path / "run")
     assert found.exit_code == 8 == resumed(start.run)[0]
     assert start.run.launch in found.writer
     save(start.run, 2)
     start.close()
-    assert inspect(tmp_path / "run").writer == ""
+    assert inspect_folder(tmp_path / "run").writer == ""
 
 
 def test_a_writer_elsewhere_is_told_of(made):
     made.lock.write_text(json.dumps({"launch": "far", "pid": 1, "host": "elsewhere"}))
-    found = inspect(made.path)
+    found = inspect_folder(made.path)
     assert "process 1 on elsewhere (launch far)" in found.writer
     assert "whether it lives cannot be seen from here" in found.resume[-1]
 
 
 def test_sizes_alone_do_not_see_a_flipped_bit(made):
     flip(made, 3)
-    assert [each.state for each in inspect(made.path, hashes=False).checkpoints] == ["whole"] * 3
-    assert [each.state for each in inspect(made.path).checkpoints] == ["damaged", "whole", "whole"]
+    assert [each.state for each in inspect_folder(made.path, hashes=False).checkpoints] == ["whole"] * 3
+    assert [each.state for each in inspect_folder(made.path).checkpoints] == ["damaged", "whole", "whole"]
 
 
 def test_what_is_no_run_is_said_so(tmp_path):
     (tmp_path / "file").touch()
     for path, words in ((tmp_path / "nowhere", "is no folder"), (tmp_path / "file", "is no folder")):
         with pytest.raises(CheckpointError, match=words):
-            inspect(path)
+            inspect_folder(path)
     with pytest.raises(CheckpointError, match=r"holds no run: neither config\.json nor checkpoints/"):
-        inspect(tmp_path)
+        inspect_folder(tmp_path)
 
 
 def test_the_tool_prints_a_table_or_json(made, capsys):

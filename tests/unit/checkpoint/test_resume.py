@@ -15,7 +15,7 @@ from megamask.checkpoint import format
 from megamask.checkpoint import resume as runs
 from megamask.checkpoint.format import RunFolder, read_weights
 from megamask.checkpoint.resume import check_space, open_run
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError, ConfigError, LockError, StorageError
 from megamask.storage import durable
 
@@ -26,12 +26,12 @@ def fill(path, *steps: int, config: dict = CONFIG) -> RunFolder:
     """A run that saved at ``steps`` and ended."""
     start = open_run(path, config)
     for step in steps:
-        publish(start.run, step, {"weights/a": torch.full((3,), float(step))}, {"step": step}, keep=10)
+        save_checkpoint(start.run, step, {"weights/a": torch.full((3,), float(step))}, {"step": step}, keep=10)
     start.close()
     return start.run
 
 
-def begin(path, **given) -> runs.Start:
+def begin(path, **given) -> runs.RunStart:
     start = open_run(path, given.pop("config", CONFIG), **given)
     start.close()
     return start
@@ -116,7 +116,7 @@ def test_a_newer_format_stops_the_run_and_moves_nothing(tmp_path, monkeypatch):
     run = fill(tmp_path, 1)
     monkeypatch.setattr(format, "FORMAT", format.FORMAT + 1)
     start = open_run(tmp_path / "new", CONFIG)
-    publish(start.run, 2, {}, {})
+    save_checkpoint(start.run, 2, {}, {})
     start.close()
     monkeypatch.undo()
     shutil.copytree(start.run.checkpoint(2), run.checkpoint(2))

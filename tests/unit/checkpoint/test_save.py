@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megamask.checkpoint.format import RunFolder, read_weights, verify
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import ConfigError, LockError, StorageError
 from megamask.storage import durable
 
@@ -28,7 +28,7 @@ def holds(run: RunFolder, step: int) -> bool:
 
 def test_the_newest_stay_counted_as_numbers(run):
     for step in (8, 9, 10, 99, 100):
-        line = publish(run, step, weights(step), {}, keep=2)
+        line = save_checkpoint(run, step, weights(step), {}, keep=2)
         assert line.startswith(f"checkpoint {step} durable")
         assert run.latest.read_text() == f"step-{step}\n"
     assert run.steps() == [100, 99]
@@ -39,10 +39,10 @@ def test_the_newest_stay_counted_as_numbers(run):
 def retained(run: RunFolder, monkeypatch) -> bool:
     """Whether the two newest are kept when numbers grow longer, the clock goes back and all files are of one time."""
     strange = RunFolder(run.path, run.launch)
-    publish(strange, 20_000, weights(20_000), {})  # a higher number than this launch will come to
+    save_checkpoint(strange, 20_000, weights(20_000), {})  # a higher number than this launch will come to
     for number, step in enumerate((9_700, 9_800, 9_900, 10_000, 10_100)):
         monkeypatch.setattr(time, "time", lambda number=number: 1e9 - 1e6 * number)
-        publish(run, step, weights(step), {}, keep=2)
+        save_checkpoint(run, step, weights(step), {}, keep=2)
         for each in run.steps():
             os.utime(run.checkpoint(each), (1, 1) if number % 2 else (10**9 - each, 10**9 - each))
         kept = [9_700, 9_800, 9_900, 10_000, 10_100][max(0, number - 1) : number + 1]
@@ -73,17 +73,17 @@ def test_another_order_would_lose_them(run, monkeypatch, order):
 
 
 def test_leftovers_of_a_save_do_not_hinder_the_same_save(run):
-    publish(run, 1, weights(1), {})
-    publish(run, 2, weights(2), {})
+    save_checkpoint(run, 1, weights(1), {})
+    save_checkpoint(run, 2, weights(2), {})
     for name in (f".tmp-step-3-{run.launch}", f".trash-step-1-{run.launch}", "step-3"):
         (run.checkpoints / name).mkdir()
         (run.checkpoints / name / "rank-00000.safetensors").write_bytes(b"half")
     shutil.copy(run.checkpoint(2) / "MANIFEST.json", run.checkpoint(3))  # without the files that it names
     run.checkpoint(1).chmod(0o555)
     run.latest.write_text("")
-    publish(run, 3, weights(3), {}, keep=2)
+    save_checkpoint(run, 3, weights(3), {}, keep=2)
     assert holds(run, 3) and holds(run, 2)
-    publish(run, 4, weights(4), {}, keep=2)
+    save_checkpoint(run, 4, weights(4), {}, keep=2)
     assert run.steps() == [4, 3]
 
 
@@ -91,42 +91,42 @@ def test_a_lock_that_cannot_be_read_is_not_lost(run, monkeypatch):
     def stale(*_):
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    publish(run, 1, weights(1), {})
+    save_checkpoint(run, 1, weights(1), {})
     monkeypatch.setattr(durable, "holds", stale)
     with pytest.raises(StorageError, match="Stale file handle"):
-        publish(run, 2, weights(2), {})
+        save_checkpoint(run, 2, weights(2), {})
     monkeypatch.undo()
-    publish(run, 2, weights(2), {})
+    save_checkpoint(run, 2, weights(2), {})
     run.lock.unlink()
     with pytest.raises(LockError, match="taken over by another launch"):
-        publish(run, 3, weights(3), {})
+        save_checkpoint(run, 3, weights(3), {})
     assert run.steps() == [2, 1]
 
 
 def test_fewer_than_two_are_refused(run):
     with pytest.raises(ConfigError, match="`keep` must be at least 2"):
-        publish(run, 1, weights(1), {}, keep=1)
+        save_checkpoint(run, 1, weights(1), {}, keep=1)
 
 
 def test_a_damaged_folder_does_not_count_as_kept(run):
-    publish(run, 1, weights(1), {}, keep=2)
-    publish(run, 2, weights(2), {}, keep=2)
+    save_checkpoint(run, 1, weights(1), {}, keep=2)
+    save_checkpoint(run, 2, weights(2), {}, keep=2)
     (run.checkpoint(2) / "state.json").unlink()
-    publish(run, 3, weights(3), {}, keep=2)
+    save_checkpoint(run, 3, weights(3), {}, keep=2)
     assert holds(run, 1) and holds(run, 3)
 
 
 def test_the_same_step_twice_is_saved_once(run):
-    publish(run, 4, weights(4), {})
+    save_checkpoint(run, 4, weights(4), {})
     before = (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns
-    assert "durable already" in publish(run, 4, weights(4), {})
+    assert "durable already" in save_checkpoint(run, 4, weights(4), {})
     assert (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns == before
 
 
 def test_a_leftover_without_manifest_is_set_aside(run):
     run.checkpoint(4).mkdir()
     (run.checkpoint(4) / "rank-00000.safetensors").write_bytes(b"half")
-    publish(run, 4, weights(4), {})
+    save_checkpoint(run, 4, weights(4), {})
     assert holds(run, 4)
     assert [p.read_bytes() for p in run.checkpoints.glob(".bad-step-4-*/*")] == [b"half"]
 
@@ -135,7 +135,7 @@ def test_a_leftover_without_manifest_is_set_aside(run):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_storage_that_fails_costs_no_older_checkpoint(run, monkeypatch, operation, number):
     """Each operation in turn fails, the first time it is called, the second, and so on until none is left to fail."""
-    publish(run, 1, weights(1), {})
+    save_checkpoint(run, 1, weights(1), {})
     step, failed, act = 2, 0, getattr(durable, operation)
     for nth in range(20):
         calls = 0
@@ -151,7 +151,7 @@ def test_storage_that_fails_costs_no_older_checkpoint(run, monkeypatch, operatio
 
         monkeypatch.setattr(durable, operation, fail)
         try:
-            line = publish(run, step, weights(step), {}, keep=2)
+            line = save_checkpoint(run, step, weights(step), {}, keep=2)
         except StorageError as error:
             failed += 1
             assert "the disk says no" in str(error) and "bytes are free" in str(error)
@@ -161,7 +161,7 @@ def test_storage_that_fails_costs_no_older_checkpoint(run, monkeypatch, operatio
         else:
             assert ("the disk says no" in line) == (calls > nth)  # after the acknowledgement: a remark
         monkeypatch.undo()
-        publish(run, step, weights(step), {}, keep=2)  # the next save works
+        save_checkpoint(run, step, weights(step), {}, keep=2)  # the next save works
         assert holds(run, step) and holds(run, step - 1)
         step += 1
         if calls <= nth:
@@ -173,14 +173,14 @@ def test_storage_that_fails_costs_no_older_checkpoint(run, monkeypatch, operatio
 
 def test_a_program_error_is_no_storage_error(run):
     with pytest.raises(RuntimeError, match="Rank 0 could not save checkpoint 1: KeyError"):
-        publish(run, 1, {"weights/a": torch.zeros(2, dtype=torch.complex64)}, {})
+        save_checkpoint(run, 1, {"weights/a": torch.zeros(2, dtype=torch.complex64)}, {})
     assert list(run.checkpoints.iterdir()) == []
 
 
 def test_a_launch_that_was_taken_over_publishes_nothing(run):
-    publish(run, 1, weights(1), {})
+    save_checkpoint(run, 1, weights(1), {})
     run.lock.write_text('{"launch": "another"}')
     with pytest.raises(LockError, match="taken over by another launch"):
-        publish(run, 2, weights(2), {})
+        save_checkpoint(run, 2, weights(2), {})
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-1"]
     assert verify(run.checkpoint(1)).step == 1

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from megamask.config.cli import parse, show_config, show_recipes
-from megamask.config.recipes import RECIPES, named
+from megamask.config.cli import parse_command, show_config, show_recipes
+from megamask.config.recipes import RECIPES, find_recipe
 from megamask.errors import ConfigError
 
 
 def test_without_any_argument_it_is_the_tiny_recipe() -> None:
-    asked = parse([])
-    assert (asked.recipe, asked.run, asked.deepspeed, asked.resume) == ("tiny", named("tiny"), None, "auto")
+    asked = parse_command([])
+    assert (asked.recipe, asked.run, asked.deepspeed, asked.resume) == ("tiny", find_recipe("tiny"), None, "auto")
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES)[::11])
 def test_a_recipe_by_name_and_from_what_is_shown(recipe: str, tmp_path: Path) -> None:
     """Every recipe is shown and read back in test_config.py; a parse of the command line takes long."""
-    asked = parse([f"--recipe={recipe}"])
-    assert (asked.recipe, asked.run) == (recipe, named(recipe))
+    asked = parse_command([f"--recipe={recipe}"])
+    assert (asked.recipe, asked.run) == (recipe, find_recipe(recipe))
     (tmp_path / "shown.json").write_text(show_config(asked.run))
-    again = parse(["--config", str(tmp_path / "shown.json")]).run
+    again = parse_command(["--config", str(tmp_path / "shown.json")]).run
     assert again == asked.run
     assert show_config(again) == show_config(asked.run)
 
@@ -33,38 +33,38 @@ def test_a_recipe_by_name_and_from_what_is_shown(recipe: str, tmp_path: Path) ->
 def test_a_file_wins_over_the_recipe_and_a_flag_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "some.yaml"
     file.write_text("steps: 7\nseed: 8\n")
-    asked = parse(["--recipe", "span", "--config", str(file), "--seed", "9", "--data", "somewhere"])
-    assert asked.run == replace(named("span"), steps=7, seed=9, data=Path("somewhere"))
+    asked = parse_command(["--recipe", "span", "--config", str(file), "--seed", "9", "--data", "somewhere"])
+    assert asked.run == replace(find_recipe("span"), steps=7, seed=9, data=Path("somewhere"))
 
 
 def test_a_file_may_name_its_recipe_and_the_flag_wins(tmp_path: Path) -> None:
     file = tmp_path / "some.json"
     file.write_text(json.dumps({"recipe": "span", "steps": 7}))
-    assert parse(["--config", str(file)]).run == replace(named("span"), steps=7)
-    assert parse(["--config", str(file)]).recipe == "span"
-    assert parse(["--config", str(file), "--recipe", "random"]).run == replace(named("random"), steps=7)
+    assert parse_command(["--config", str(file)]).run == replace(find_recipe("span"), steps=7)
+    assert parse_command(["--config", str(file)]).recipe == "span"
+    assert parse_command(["--config", str(file), "--recipe", "random"]).run == replace(find_recipe("random"), steps=7)
     file.write_text('{"recipe": ["span"]}')
     with pytest.raises(ConfigError, match="is not known in the recipes"):
-        parse(["--config", str(file)])
+        parse_command(["--config", str(file)])
 
 
 def test_dashes_and_underscores_are_alike_and_launchers_may_say_the_local_rank() -> None:
     for rank in (["--local_rank=1"], ["--local-rank=0"]):
-        assert parse([*rank, "--packs.per-step", "4"]).run == parse(["--packs.per_step", "4"]).run
+        assert parse_command([*rank, "--packs.per-step", "4"]).run == parse_command(["--packs.per_step", "4"]).run
 
 
 def test_the_usual_plain_flags() -> None:
     run = ["--output", "out", "--steps", "5", "--seed", "6", "--no-export"]
-    asked = parse([*run, "--resume", "must", "--deepspeed", "ds.json", "--list-recipes"])
+    asked = parse_command([*run, "--resume", "must", "--deepspeed", "ds.json", "--list-recipes"])
     assert (asked.run.output, asked.run.steps, asked.run.seed, asked.run.export) == (Path("out"), 5, 6, False)
     assert (asked.resume, asked.deepspeed) == ("must", Path("ds.json"))
     assert (asked.list_recipes, asked.print_config) == (True, False)
 
 
 def test_what_is_shown_is_read_back(tmp_path: Path) -> None:
-    config = parse(["--recipe", "whole-word", "--masking.ratio.start", "0.25", "--model.num-layers", "3"]).run
+    config = parse_command(["--recipe", "whole-word", "--masking.ratio.start", "0.25", "--model.num-layers", "3"]).run
     (tmp_path / "shown.json").write_text(show_config(config))
-    assert parse(["--config", str(tmp_path / "shown.json")]).run == config
+    assert parse_command(["--config", str(tmp_path / "shown.json")]).run == config
 
 
 def test_the_list_stands_for_every_recipe_and_no_other() -> None:

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from megamask.config.cli import parse
+from megamask.config.cli import parse_command
 from megamask.config.leftovers import leave_out, typed
-from megamask.config.pretrain_config import PretrainConfig, as_dict, check, override, problems, tied
-from megamask.config.recipes import named
+from megamask.config.pretrain_config import (
+    PretrainConfig,
+    as_dict,
+    check_config,
+    config_problems,
+    override_settings,
+    resolve_phases,
+)
+from megamask.config.recipes import find_recipe
 from megamask.errors import ConfigError, Removable
 from megamask.storage.dotted import flatten
 
@@ -40,11 +47,11 @@ def laid_over(recipe: str, values: dict) -> PretrainConfig:
         for section in sections:
             table = table.setdefault(section, {})
         table[last] = value
-    return override(named(recipe), nested, "test")
+    return override_settings(find_recipe(recipe), nested, "test")
 
 
 def removable(config: PretrainConfig) -> list[str]:
-    return [problem.name for problem in problems(config) if isinstance(problem, Removable)]
+    return [problem.name for problem in config_problems(config) if isinstance(problem, Removable)]
 
 
 @pytest.mark.parametrize(("recipe", "values", "expected"), CHANGES)
@@ -72,11 +79,11 @@ def test_what_somebody_typed_stays_and_is_refused(recipe, values, expected) -> N
 
 def test_every_recipe_is_as_it_was() -> None:
     for recipe in ("tiny", "bert", "mrd-ptw", "entropy-kd-after-init", "mae-lm"):
-        assert leave_out(named(recipe), set(), recipe) == (named(recipe), [])
+        assert leave_out(find_recipe(recipe), set(), recipe) == (find_recipe(recipe), [])
 
 
 def test_flags_and_files_are_typed_and_what_a_run_recorded_is_not(tmp_path: Path) -> None:
-    config = named("small")
+    config = find_recipe("small")
     flags = ["--optimizer.kind", "adamw", "--optimizer.muon-rate=10", "--no-export", "--masking.entropy.no-standardise"]
     names = {"optimizer.kind", "optimizer.muon_rate", "export", "masking.entropy.standardise"}
     assert typed(config, flags, {}) == names
@@ -86,19 +93,19 @@ def test_flags_and_files_are_typed_and_what_a_run_recorded_is_not(tmp_path: Path
     adamw = ["--optimizer.kind", "adamw"]
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "mine.json").write_text('{"optimizer": {"muon_rate": 3.0}}')
-    asked = parse(["--recipe", "small", *adamw])
-    assert check(asked.run, None, 1) == {}
+    asked = parse_command(["--recipe", "small", *adamw])
+    assert check_config(asked.run, None, 1) == {}
     (line,) = asked.notes
     assert line.startswith("`optimizer.muon_rate` 10.0 of the recipe 'small' is left out")
-    assert parse(["--config", str(tmp_path / "run.json"), *adamw]).run.optimizer == asked.run.optimizer
+    assert parse_command(["--config", str(tmp_path / "run.json"), *adamw]).run.optimizer == asked.run.optimizer
     for more in (["--config", str(tmp_path / "mine.json")], ["--optimizer.muon-rate", "3"]):
-        refused = parse(["--recipe", "small", *adamw, *more])
+        refused = parse_command(["--recipe", "small", *adamw, *more])
         assert refused.notes == ()
         with pytest.raises(ConfigError, match=r"^`optimizer.muon_rate` has an effect on the kind 'muon' alone"):
-            check(refused.run, None, 1)
+            check_config(refused.run, None, 1)
 
 
 def test_what_is_left_out_of_a_run_is_read_back_from_its_record() -> None:
     left, _ = leave_out(laid_over("small", {"optimizer.kind": "adamw"}), {"optimizer.kind"}, "small")
-    record = as_dict(tied(left)) | {"deepspeed": {}, "text": "hash"}
-    assert tied(override(named("small"), record, "config.json")) == tied(left)
+    record = as_dict(resolve_phases(left)) | {"deepspeed": {}, "text": "hash"}
+    assert resolve_phases(override_settings(find_recipe("small"), record, "config.json")) == resolve_phases(left)

@@ -12,8 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megamask.config.cli import show_config
-from megamask.config.pretrain_config import PacksConfig, PretrainConfig, as_dict, check, override, read, tied
-from megamask.config.recipes import RECIPES, listed, named
+from megamask.config.pretrain_config import (
+    PacksConfig,
+    PretrainConfig,
+    as_dict,
+    check_config,
+    override_settings,
+    read_settings,
+    resolve_phases,
+)
+from megamask.config.recipes import RECIPES, find_recipe, list_recipes
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError
 from megamask.model.shape import ModelConfig
@@ -29,66 +37,69 @@ def digest(shown: str) -> str:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_sound_and_read_back_from_what_is_shown(recipe: str, tmp_path: Path) -> None:
-    config = tied(named(recipe))
+    config = resolve_phases(find_recipe(recipe))
     (tmp_path / "config.json").write_text(show_config(config))
-    found = read(tmp_path / "config.json")
+    found = read_settings(tmp_path / "config.json")
     for base in (*BASES, "entropy-kd-after-init-both"):
-        again = tied(override(named(base), found, "file"))
+        again = resolve_phases(override_settings(find_recipe(base), found, "file"))
         assert again == config
         assert digest(show_config(again)) == digest(show_config(config))
     # what is not shown would be that of the base
     for base in BASES:
-        for name in [name for name, value in as_dict(named(base)).items() if value != found[name]]:
-            assert override(named(base), {key: found[key] for key in found if key != name}, "file") != config
+        for name in [name for name, value in as_dict(find_recipe(base)).items() if value != found[name]]:
+            assert (
+                override_settings(find_recipe(base), {key: found[key] for key in found if key != name}, "file")
+                != config
+            )
     zero1 = tmp_path / "zero1.json"
     zero1.write_text('{"zero_optimization": {"stage": 1}}')
     if config.distill.active or config.entropy.source == "teacher":
         with pytest.raises(ConfigError, match=r"needs `teacher.path`"):
-            check(config, zero1, config.packs.per_step)
+            check_config(config, zero1, config.packs.per_step)
         config = replace(config, teacher=TeacherConfig("a model"))
-    assert check(config, zero1, config.packs.per_step) == {"zero_optimization": {"stage": 1}}
+    assert check_config(config, zero1, config.packs.per_step) == {"zero_optimization": {"stage": 1}}
 
 
 def test_every_recipe_says_what_it_is() -> None:
-    assert all(said.endswith(".") and len(said.split()) > 5 for said in listed().values())
+    assert all(said.endswith(".") and len(said.split()) > 5 for said in list_recipes().values())
 
 
 def test_the_document_of_the_recipes_has_every_one_and_no_other() -> None:
     document = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text()
     described = set(re.findall(r"^\| `([a-z][a-z0-9-]*)` \|", document, re.MULTILINE))
-    assert described == {name.partition("[")[0] for name in listed()}
+    assert described == {name.partition("[")[0] for name in list_recipes()}
 
 
 @settings(max_examples=20)  # each builds the whole schema
 @given(st.integers(1, 10**6), st.floats(1e-6, 1), st.sampled_from(["token", "word", "span"]))
 def test_what_a_file_says_is_laid_over_and_the_rest_stays(steps: int, peak: float, unit: str) -> None:
     values = {"steps": steps, "optimizer": {"rate": {"peak": peak}}, "masking": {"unit": unit}}
-    base = named("span")
-    found = override(base, values, "file")
+    base = find_recipe("span")
+    found = override_settings(base, values, "file")
     assert (found.steps, found.optimizer.rate.peak, found.masking.unit) == (steps, peak, unit)
     back = {"steps": base.steps, "optimizer": {"rate": {"peak": base.optimizer.rate.peak}}, "masking": {"unit": "span"}}
-    assert override(found, back, "file") == base
+    assert override_settings(found, back, "file") == base
 
 
 def test_yaml_is_read_like_json(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("steps: 7\ninit: null\noptimizer:\n  rate: {kind: wsd, peak: 1e-4}\n")
-    found = override(PretrainConfig(), read(tmp_path / "some.yaml"), "some.yaml")
+    found = override_settings(PretrainConfig(), read_settings(tmp_path / "some.yaml"), "some.yaml")
     assert (found.steps, found.init, found.optimizer.rate.kind, found.optimizer.rate.peak) == (7, None, "wsd", 1e-4)
 
 
 def test_a_recorded_run_has_more_than_settings_and_no_other_file_may() -> None:
     base = PretrainConfig()
     recorded = as_dict(replace(base, seed=5)) | {"deepspeed": {}, "text": "hash"}
-    assert override(base, recorded, "config.json").seed == 5
+    assert override_settings(base, recorded, "config.json").seed == 5
     for name in ("deepspeed", "text"):
         with pytest.raises(ConfigError, match=f"`{name}` is not known"):
-            override(base, {name: "x"}, "file")
+            override_settings(base, {name: "x"}, "file")
 
 
 def test_every_unknown_key_and_wrong_type_is_named() -> None:
     wrong = {"stepz": 1, "model": {"widht": 2, "size": "vast"}, "packs": 3, "seed": "x"}
     with pytest.raises(ConfigError) as caught:
-        override(PretrainConfig(), wrong, "file")
+        override_settings(PretrainConfig(), wrong, "file")
     assert len(caught.value.problems) == 5
     for name in ("`stepz`", "`model.widht`", "`model.size`", "`packs`", "`seed`"):
         assert name in str(caught.value)
@@ -97,7 +108,7 @@ def test_every_unknown_key_and_wrong_type_is_named() -> None:
 
 def test_a_truth_value_is_no_number() -> None:
     with pytest.raises(ConfigError, match=r"`packs.tokens` in `file`: Input should be a valid integer, but is True"):
-        override(PretrainConfig(), {"packs": {"tokens": True}, "export": False}, "file")
+        override_settings(PretrainConfig(), {"packs": {"tokens": True}, "export": False}, "file")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
@@ -107,18 +118,18 @@ def test_packs_are_shared_evenly_or_not_at_all(world: int) -> None:
         if per_step % world:
             fitting = ", ".join(str(ranks) for ranks in range(1, 13) if per_step % ranks == 0)
             with pytest.raises(ConfigError, match=rf"of the number of ranks .* ranks that fits \({fitting}\)\."):
-                check(config, None, world)
+                check_config(config, None, world)
         else:
-            assert check(config, None, world) == {}
+            assert check_config(config, None, world) == {}
 
 
 def test_sequences_must_fit_the_positions() -> None:
     fits = PretrainConfig(packs=PacksConfig(1024, 512, 1), model=ModelConfig("bert"))
-    assert check(fits, None, 1) == {}
+    assert check_config(fits, None, 1) == {}
     with pytest.raises(ConfigError, match=r"`packs.length` must be at most .*512.*, but is 513"):
-        check(replace(fits, packs=PacksConfig(1024, 513, 1)), None, 1)
+        check_config(replace(fits, packs=PacksConfig(1024, 513, 1)), None, 1)
     longer = replace(fits, packs=PacksConfig(1024, 513, 1), model=ModelConfig("bert", max_positions=513))
-    assert check(longer, None, 1) == {}
+    assert check_config(longer, None, 1) == {}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +148,6 @@ def test_sequences_must_fit_the_positions() -> None:
 )
 def test_each_problem_is_found(changed: dict, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check(replace(named("tiny"), **changed), None, 1)
+        check_config(replace(find_recipe("tiny"), **changed), None, 1)
     assert len(caught.value.problems) == 1
     assert f"`{name}`" in str(caught.value)

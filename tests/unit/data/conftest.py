@@ -44,7 +44,7 @@ def make_shards(tmp_path):
             for some in np.array_split(np.array(lengths, np.int64), units):
                 yield shards.Unit(rng.integers(len(SPECIAL), 300, some.sum()), some)
 
-        shards.write(
+        shards.write_shards(
             folder, _tokenizer(), {"train": cut(lengths), "valid": cut(valid)}, facts={}, shard_tokens=shard_tokens
         )
         return folder

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from megamask.data import local_text
 from megamask.data.coverage import REMOVED, Coverage, CoverageCounter, removed_much, total
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
-from megamask.data.tokenizer_training import COVERAGE, train
+from megamask.data.tokenizer_training import COVERAGE, train_tokenizer
 from megamask.errors import DataError
 
 FOREIGN = ["Москва and 東京 are cities.", "A naïve café, ☂ and a\u0001b.", "x" * 150 + " is long.", "plain words"]
@@ -185,13 +185,13 @@ def test_counts_add_up_however_the_text_is_cut(texts):
 def test_an_alphabet_larger_than_a_thousand_is_known(texts):
     """Chinese characters stand alone, so each takes one token."""
     chinese = ["".join(CHINESE[at : at + 50]) + "。" for at in range(0, len(CHINESE), 50)]
-    found = counted(train("wordpiece", [*texts, *chinese], size=len(CHINESE) + 1000), chinese)
+    found = counted(train_tokenizer("wordpiece", [*texts, *chinese], size=len(CHINESE) + 1000), chinese)
     assert found.unknown_tokens == 0 and found.tokens == len(CHINESE) + len(chinese)
 
 
 def test_the_alphabet_ends_where_the_text_is_covered():
     common, rare = "".join(c * 100 for c in CHINESE), "".join(chr(0x20000 + number) for number in range(50))
-    found = counted(train("wordpiece", [common, rare], size=8000), [common, rare])
+    found = counted(train_tokenizer("wordpiece", [common, rare], size=8000), [common, rare])
     assert 0 < found.unknown_tokens <= (1 - COVERAGE) * len(common + rare)
 
 
@@ -199,7 +199,7 @@ def test_the_alphabet_ends_where_the_vocabulary_is_full():
     """The least frequent are left out, until too much of the text would be lost."""
     size = len(CHINESE)
     texts = ["".join(CHINESE), "".join(CHINESE[7:])]
-    found = counted(train("wordpiece", texts, size=size), texts)
+    found = counted(train_tokenizer("wordpiece", texts, size=size), texts)
     assert set(found.examples) == set(CHINESE[7 - len(SPECIAL) : 7])
     with pytest.raises(DataError, match=rf"`vocab_size` must be at least \d+ .* but is {size // 2}"):
-        train("wordpiece", texts, size=size // 2)
+        train_tokenizer("wordpiece", texts, size=size // 2)

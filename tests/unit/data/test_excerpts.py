@@ -10,8 +10,8 @@ import pytest
 from megamask.data.excerpts import excerpts, questions
 from megamask.data.prepare import PrepareConfig, prepare
 from megamask.data.shards import Shards
-from megamask.data.tokenizer import TOKENIZER, Tokenizer, load
-from megamask.data.tokenizer_training import train
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
+from megamask.data.tokenizer_training import train_tokenizer
 from megamask.hf import fill_mask
 
 ENGLISH = "The river froze early. Nobody crossed the {} before noon, and the ferry stayed where it was."
@@ -32,7 +32,7 @@ def text(request, tmp_path_factory) -> Shards:
 
 
 def test_excerpts_are_held_out_text_without_special_tokens(text):
-    tokenizer = load(text.folder / TOKENIZER)
+    tokenizer = load_tokenizer(text.folder / TOKENIZER)
     found = excerpts(text, tokenizer, 5)
     assert len(found) == 5
     stream = tokenizer.decode(text.parts[0])
@@ -41,7 +41,7 @@ def test_excerpts_are_held_out_text_without_special_tokens(text):
 
 
 def test_a_word_of_the_text_itself_is_hidden(text):
-    tokenizer = load(text.folder / TOKENIZER)
+    tokenizer = load_tokenizer(text.folder / TOKENIZER)
     held_out = excerpts(text, tokenizer, 8)
     found = questions(held_out, tokenizer, 3)
     assert len(found) == 3
@@ -53,12 +53,12 @@ def test_a_word_of_the_text_itself_is_hidden(text):
 
 
 def test_what_names_a_role_or_has_no_word_is_not_asked(text):
-    tokenizer = load(text.folder / TOKENIZER)
+    tokenizer = load_tokenizer(text.folder / TOKENIZER)
     assert not questions(["a b c [MASK] d e f g.", "1 2 3 4 5 6 7 8 9.", "...", ""], tokenizer)
 
 
 def test_tokens_that_show_nothing_are_shown_as_the_vocabulary_has_them(tmp_path: Path):
-    trained: Tokenizer = train("bpe", ["some words\n\nand\ta few more of them"] * 20, size=300)
+    trained: Tokenizer = train_tokenizer("bpe", ["some words\n\nand\ta few more of them"] * 20, size=300)
     trained.save(tmp_path)
     tokenizer = fill_mask.lazy_transformers.load_tokenizer(tmp_path)
     known = trained.backend.get_vocab(with_added_tokens=True)

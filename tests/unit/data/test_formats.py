@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from megamask.data import text
 from megamask.data.formats import lines
 from megamask.data.formats.lines import Bad, Remark
-from megamask.data.inputs import find
+from megamask.data.inputs import find_inputs
 from megamask.data.text import Reading
 
 
 def read(path, **reading) -> list[str | Bad]:
-    [source] = find([str(path)]).sources
+    [source] = find_inputs([str(path)]).sources
     with source.open() as raw:
-        return list(text.documents(source, Reading(**reading), raw))
+        return list(text.read_documents(source, Reading(**reading), raw))
 
 
 def problems(path, **reading) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megamask.data.inputs import Inputs, find
+from megamask.data.inputs import Inputs, find_inputs
 from megamask.errors import DataError
 
 
@@ -27,13 +27,13 @@ def names(inputs: Inputs) -> list[str]:
 
 def refused(*given: object, **how) -> str:
     with pytest.raises(DataError) as caught:
-        find([str(one) for one in given], **how)
+        find_inputs([str(one) for one in given], **how)
     return str(caught.value)
 
 
 def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
     make(tmp_path, {"b.txt": "bb", "a.jsonl.gz": gzip.compress(b"{}"), "below/c.TXT": "cc", "notes.pdf": "x"})
-    found = find([str(tmp_path)])
+    found = find_inputs([str(tmp_path)])
     assert names(found) == ["a.jsonl.gz", "b.txt", "below/c.TXT"]
     assert found.passed_over.files == {".pdf": 1}
     size = (tmp_path / "a.jsonl.gz").stat().st_size
@@ -44,11 +44,11 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
 def test_records_beside_a_readme_are_read_and_the_readme_is_named(tmp_path):
     records = gzip.compress(json.dumps([{"text": f"record {n}"} for n in range(300)]).encode())
     make(tmp_path, {"part.json.gz": records, "README.txt": "About these data.\n\n" * 60})
-    found = find([str(tmp_path)])
+    found = find_inputs([str(tmp_path)])
     assert names(found) == ["README.txt", "part.json.gz"]
     [remark] = found.remarks()
     assert remark.startswith(f"{tmp_path.name}/README.txt will be read as text") and "`exclude`" in remark
-    found = find([str(tmp_path)], exclude=["README*"])
+    found = find_inputs([str(tmp_path)], exclude=["README*"])
     assert names(found) == ["part.json.gz"] and found.excluded == 1
     assert not list(found.remarks())
 
@@ -69,7 +69,7 @@ def test_files_that_look_like_the_data_are_not_passed_over(tmp_path, name, cure)
     (tmp_path / name).write_bytes(b"data")
     sentence = refused(tmp_path)
     assert "which look like the data: 1 ." in sentence and cure in sentence and "`exclude`" in sentence
-    assert names(find([str(tmp_path)], exclude=[name])) == ["README.txt"]
+    assert names(find_inputs([str(tmp_path)], exclude=[name])) == ["README.txt"]
     assert cure in refused(tmp_path / name)  # given by itself
     (tmp_path / "README.txt").unlink()
     assert cure in refused(tmp_path)  # alone
@@ -77,7 +77,7 @@ def test_files_that_look_like_the_data_are_not_passed_over(tmp_path, name, cure)
 
 def test_more_bytes_passed_over_than_read_are_refused(tmp_path):
     make(tmp_path, {"a.txt": "a" * 100, "b.md": "b" * 100, "c.md": "", "cover.png": b"p" * 1000})
-    assert find([str(tmp_path)]).passed_over.files == {".md": 2, ".png": 1}
+    assert find_inputs([str(tmp_path)]).passed_over.files == {".md": 2, ".png": 1}
     (tmp_path / "c.md").write_text("c")
     sentence = refused(tmp_path)
     assert "more bytes than those that are read: 1 .png (1.00kB), 2 .md (101B). It would read only 1 .txt" in sentence
@@ -92,11 +92,11 @@ def test_hidden_names_are_counted_and_not_read(tmp_path):
         "deep/.ipynb_checkpoints/a.txt": "x", "dataset_info.json": "{}",
     }  # fmt: skip
     make(tmp_path, {"a.txt": "a"} | hidden)
-    found = find([str(tmp_path)])
+    found = find_inputs([str(tmp_path)])
     assert names(found) == ["a.txt"]
     assert found.hidden == len(hidden) and f"; {len(hidden)} hidden." in found.sentence()
     # a folder that is named is read, whatever its name
-    assert names(find([str(tmp_path / ".git")])) == ["objects/b.txt"]
+    assert names(find_inputs([str(tmp_path / ".git")])) == ["objects/b.txt"]
 
 
 def test_links_are_followed_once_and_broken_ones_named(tmp_path):
@@ -105,15 +105,15 @@ def test_links_are_followed_once_and_broken_ones_named(tmp_path):
     (folder / "linked").symlink_to(elsewhere)
     (elsewhere / "circle").symlink_to(elsewhere)
     (folder / "file.txt").symlink_to(elsewhere / "a.txt")
-    assert names(find([str(folder)])) == ["file.txt", "linked/a.txt", "linked/deep/b.txt", "own.txt"]
+    assert names(find_inputs([str(folder)])) == ["file.txt", "linked/a.txt", "linked/deep/b.txt", "own.txt"]
     (folder / "broken.txt").symlink_to(tmp_path / "nothing.txt")
     assert "broken.txt is a link to a file that does not exist" in refused(folder)
-    assert len(find([str(folder)], exclude=["broken*"]).sources) == 4
+    assert len(find_inputs([str(folder)], exclude=["broken*"]).sources) == 4
 
 
 def test_a_text_and_its_compressed_copy_are_both_named(tmp_path):
     make(tmp_path, {"x.txt": "a", "x.txt.gz": gzip.compress(b"a"), "y.txt": "b"})
-    [remark] = find([str(tmp_path)]).remarks()
+    [remark] = find_inputs([str(tmp_path)]).remarks()
     assert "x.txt" in remark and "x.txt.gz" in remark and "both are read" in remark
 
 
@@ -128,11 +128,11 @@ def test_empty_files_are_named_together_and_may_be_skipped(tmp_path):
     make(tmp_path, {"a.txt": "a", "b.jsonl": "", "c.jsonl": ""})
     sentence = refused(tmp_path)
     assert f"{tmp_path}/b.jsonl, {tmp_path}/c.jsonl are empty. (`on_bad_document` skip counts" in sentence
-    assert len(find([str(tmp_path)], skip_empty=True).sources) == 3
+    assert len(find_inputs([str(tmp_path)], skip_empty=True).sources) == 3
 
 
 def test_a_pattern_that_excludes_nothing_is_refused(tmp_path):
     make(tmp_path, {"a.txt": "a", "drafts/b.txt": "b"})
     assert "`exclude` names '*.md', but no file of a folder matches it" in refused(tmp_path, exclude=["*.md"])
     assert "`exclude` names 'a*'" in refused(tmp_path / "a.txt", exclude=["a*"])
-    assert names(find([str(tmp_path)], exclude=["drafts/*"])) == ["a.txt"]
+    assert names(find_inputs([str(tmp_path)], exclude=["drafts/*"])) == ["a.txt"]

@@ -21,11 +21,11 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from megamask.data import encoding, local_text, tagger, text
 from megamask.data import prepare as preparing
-from megamask.data.inputs import find
+from megamask.data.inputs import find_inputs
 from megamask.data.intake import Intake
 from megamask.data.prepare import PrepareConfig, local_data, prepare
 from megamask.data.shards import Shards
-from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load
+from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer
 from megamask.data.words import WordSizes
 from megamask.errors import ConfigError, DataError, StorageError
 from megamask.storage import workdir as work
@@ -70,7 +70,7 @@ def small_units(monkeypatch):
 
 def test_every_document_is_there_with_the_ids_of_its_text(config, paragraphs):
     folder = prepare(config)
-    tokenizer = load(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     found = {}
     for split in ("train", "valid"):
         shards = Shards.open(folder, split, verify=True)
@@ -217,7 +217,9 @@ def test_the_tokenizer_learns_from_a_sample_that_does_not_depend_on_order(config
     small = change(config, tokenizer_bytes=20_000)
 
     def text_of(c):
-        return Intake(find(c.input).sources, text.Reading(), "stop", 0.001, c.valid_share).sample(c.tokenizer_bytes)
+        return Intake(find_inputs(c.input).sources, text.Reading(), "stop", 0.001, c.valid_share).sample(
+            c.tokenizer_bytes
+        )
 
     sample = text_of(small)
     assert 0 < sum(len(t.encode()) for t in sample) <= 20_000
@@ -322,10 +324,10 @@ def tagged(tmp_path) -> PrepareConfig:
 @pytest.mark.parametrize(("kind", "size"), [("wordpiece", 200), ("bpe", 300)])
 def test_tags_stand_at_the_tokens_of_their_words(tagged, kind, size):
     folder = prepare(change(tagged, tokenizer=kind, vocab_size=size))
-    tokenizer = load(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     for split in ("train", "valid"):
         shards = Shards.open(folder, split, verify=True)
-        assert tagger.names(shards) == tagger.TAGS
+        assert tagger.tag_names(shards) == tagger.TAGS
         [bounds], [ids], [tags] = list(shards.offsets()), shards.parts, shards.sidecar("tags")
         for begin, end in pairwise(bounds):
             words: dict[str, str] = {}
@@ -360,7 +362,7 @@ def test_every_shard_has_the_tags_of_its_own_tokens(tagged, tmp_path, monkeypatc
     whole = Shards.open(prepare(tagged)).sidecar("tags")[0]
     monkeypatch.setattr(encoding, "UNIT_BYTES", 500)
     write = preparing.shards.write
-    monkeypatch.setattr(preparing.shards, "write", lambda *a, **k: write(*a, **k, shard_tokens=300))
+    monkeypatch.setattr(preparing.shards, "write_shards", lambda *a, **k: write(*a, **k, shard_tokens=300))
     many = Shards.open(prepare(change(tagged, output=tmp_path / "many")), verify=True)
     assert len(many.parts) > 3 and np.array_equal(np.concatenate(many.sidecar("tags")), whole)
 
@@ -377,7 +379,7 @@ def test_tags_of_a_pipeline_do_not_depend_on_the_workers(tagged, tmp_path, monke
     alone = contents(prepare(asked))
     assert contents(prepare(change(asked, output=tmp_path / "other", workers=2))) == alone
     shards = Shards.open(asked.output, verify=True)
-    dots = shards.parts[0] == load(asked.output / "tokenizer").backend.token_to_id(".")
+    dots = shards.parts[0] == load_tokenizer(asked.output / "tokenizer").backend.token_to_id(".")
     assert np.array_equal(shards.sidecar("tags")[0], np.where(dots, tagger.NUMBER["PUNCT"], tagger.NUMBER["X"]))
 
 
@@ -521,7 +523,7 @@ def test_the_counts_are_those_of_the_text(lossy, capsys):
     assert prepare_data.main([*arguments, "--lost-share", "0.5", "--valid-share", "0.1", "--workers", "1"]) == 0
     told = capsys.readouterr().out
     manifest = Shards.open(lossy.output).manifest
-    unknown = load(lossy.tokenizer).backend.token_to_id("[UNK]")
+    unknown = load_tokenizer(lossy.tokenizer).backend.token_to_id("[UNK]")
     for split, counts in manifest["coverage"].items():
         shards = Shards.open(lossy.output, split)
         assert counts["tokens"] == shards.tokens

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from megamask.data.shards import Shards, Unit, id_type, write, write_sidecar
+from megamask.data.shards import Shards, Unit, id_type, write_shards, write_sidecar
 from megamask.errors import DataError
 
 
@@ -113,7 +113,7 @@ def test_a_sidecar_of_the_wrong_shape_is_refused(make_shards):
 
 def test_ids_outside_the_vocabulary_are_not_written(tmp_path, tiny_tokenizer):
     with pytest.raises(DataError, match="gave the id 300, but its vocabulary has 300"):
-        write(tmp_path, tiny_tokenizer, {"train": [Unit(np.array([7, 300]), np.array([2]))]}, facts={})
+        write_shards(tmp_path, tiny_tokenizer, {"train": [Unit(np.array([7, 300]), np.array([2]))]}, facts={})
 
 
 def cut_short(folder):

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.data import tagger, text
-from megamask.data.conllu import Tagged, documents
+from megamask.data.conllu import Tagged, read_conllu
 from megamask.data.formats.lines import Bad
-from megamask.data.inputs import find
+from megamask.data.inputs import find_inputs
 from megamask.data.shards import Shards, write_sidecar
 from megamask.data.tagger import NUMBER, TAGS, Tagger, Words, cut
 from megamask.data.text import Reading
 from megamask.data.tokenizer import Tokenizer
-from megamask.data.tokenizer_training import train
+from megamask.data.tokenizer_training import train_tokenizer
 from megamask.errors import ConfigError, DataError
 
 TEXTS = [
@@ -56,7 +56,7 @@ CONLLU = """\
 
 @pytest.fixture(scope="module", params=SIZES)
 def tokenizer(request) -> Tokenizer:
-    return train(request.param, TEXTS * 20, size=SIZES[request.param])
+    return train_tokenizer(request.param, TEXTS * 20, size=SIZES[request.param])
 
 
 def by_character(words: Words, start: int, end: int, written: str) -> int:
@@ -212,9 +212,9 @@ def test_without_spacy_the_sentence_says_how_to_get_it(monkeypatch):
 
 
 def read(path: Path, **reading) -> list:
-    [source] = find([str(path)]).sources
+    [source] = find_inputs([str(path)]).sources
     with source.open() as raw:
-        return list(text.documents(source, Reading(**reading), raw))
+        return list(text.read_documents(source, Reading(**reading), raw))
 
 
 @pytest.mark.parametrize("packing", ["", ".gz"])
@@ -242,7 +242,7 @@ def test_documents_of_conllu_are_their_words_with_their_tags(tmp_path, packing):
 )
 def test_a_faulty_line_is_named_and_other_documents_are_read(line, sentence):
     lines = enumerate(["# newdoc", line, "# newdoc", *CONLLU.split("\n")], start=1)
-    bad, one, two = documents(Path("a.conllu"), lines, whole_file=False)
+    bad, one, two = read_conllu(Path("a.conllu"), lines, whole_file=False)
     assert isinstance(bad, str) and bad.startswith(f"a.conllu, line 2 {sentence}")
     assert isinstance(one, Tagged) and isinstance(two, Tagged)
 
@@ -261,11 +261,11 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path):
 def test_names_of_tags_come_from_the_facts_and_shards_without_are_refused(make_shards):
     folder = make_shards([3, 4], valid=(5,))
     with pytest.raises(DataError, match=r"has no tags for the split 'train'\. .*--tags"):
-        tagger.names(Shards.open(folder))
+        tagger.tag_names(Shards.open(folder))
     write_sidecar(folder, "tags", "train", [np.zeros(7, np.uint8)], tagger.given())
-    assert tagger.names(Shards.open(folder)) == TAGS
+    assert tagger.tag_names(Shards.open(folder)) == TAGS
     with pytest.raises(DataError, match="no tags for the split 'valid'"):
-        tagger.names(Shards.open(folder, "valid"))
+        tagger.tag_names(Shards.open(folder, "valid"))
     next(folder.glob("train-*.tags.npy")).unlink()
     with pytest.raises(DataError, match=r"tags\.npy is missing"):
         Shards.open(folder)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from megamask.data import text
 from megamask.data.formats import compression, lines, plain
 from megamask.data.formats.lines import Bad
-from megamask.data.inputs import find
+from megamask.data.inputs import find_inputs
 from megamask.data.text import Reading
 from megamask.data.zstd import ZstdReader
 from megamask.errors import DataError
@@ -32,9 +32,9 @@ PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compr
 
 
 def read(path, **reading) -> list[str | Bad]:
-    [source] = find([str(path)]).sources
+    [source] = find_inputs([str(path)]).sources
     with source.open() as raw:
-        return list(text.documents(source, Reading(**reading), raw))
+        return list(text.read_documents(source, Reading(**reading), raw))
 
 
 def kept(path, **reading) -> list[str]:
@@ -285,7 +285,7 @@ def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
     (tmp_path / "folder").mkdir()
     given = [str(tmp_path / name) for name in ("empty.txt", "a.pdf", "folder", "missing.txt")]
     with pytest.raises(DataError) as caught:
-        find([*given, "missing.jsonl.zst"])
+        find_inputs([*given, "missing.jsonl.zst"])
     said = str(caught.value)
     assert len(caught.value.problems) == 5
     for name, sentence in (
@@ -303,13 +303,13 @@ def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
 
 def peak(path, **reading) -> tuple[list, int]:
     """What is read, and the most bytes that Python held meanwhile."""
-    [source] = find([str(path)]).sources
+    [source] = find_inputs([str(path)]).sources
     tracemalloc.start()
     try:
         with source.open() as raw:
             found = [
                 (type(one), len(one) if isinstance(one, str) else 0)
-                for one in text.documents(source, Reading(**reading), raw)
+                for one in text.read_documents(source, Reading(**reading), raw)
             ]
         return found, tracemalloc.get_traced_memory()[1]
     finally:
@@ -341,14 +341,14 @@ def test_a_line_without_end_takes_no_more_than_two_of_the_longest(tmp_path, monk
 
 
 def test_a_reader_that_keeps_what_it_has_read_is_found(tmp_path, monkeypatch):
-    read_lines, kept = lines.lines, []
+    read_lines, kept = lines.read_lines, []
 
     def keeping(*given):
         for one in read_lines(*given):
             kept.append([one[2] + "!", one[2] + "?"])
             yield one
 
-    monkeypatch.setattr(plain, "lines", keeping)
+    monkeypatch.setattr(plain, "read_lines", keeping)
     with pytest.raises(AssertionError):
         test_a_long_document_is_held_twice_at_most(tmp_path, "a.txt", {})
 

@@ -10,8 +10,8 @@ import sentencepiece
 from tokenizers import Tokenizer as Backend
 
 from megamask.data import local_text, tokenizer_training
-from megamask.data.tokenizer import SPECIAL, Tokenizer, folder_hash, load, token_ids
-from megamask.data.tokenizer_training import train
+from megamask.data.tokenizer import SPECIAL, Tokenizer, folder_hash, load_tokenizer, token_ids
+from megamask.data.tokenizer_training import train_tokenizer
 from megamask.data.words import word_starts
 from megamask.errors import ConfigError, DataError
 
@@ -31,7 +31,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(texts) -> dict[str, Tokenizer]:
-    return {kind: train(kind, texts, size=SIZE) for kind in KINDS}
+    return {kind: train_tokenizer(kind, texts, size=SIZE) for kind in KINDS}
 
 
 @pytest.fixture(params=KINDS)
@@ -54,12 +54,12 @@ def test_size_and_special_ids(tokenizer):
 
 def test_training_again_gives_the_same(tokenizer, kind, texts, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
-    assert train(kind, texts, size=SIZE).hash() == tokenizer.hash()
+    assert train_tokenizer(kind, texts, size=SIZE).hash() == tokenizer.hash()
 
 
 def test_saved_and_loaded_it_is_the_same(tokenizer, texts, tmp_path):
     tokenizer.save(tmp_path)
-    again = load(tmp_path)
+    again = load_tokenizer(tmp_path)
     assert again.roles == tokenizer.roles
     assert again.hash() == tokenizer.hash() == folder_hash(tmp_path)
     for one, other in zip(tokenizer.encode(texts), again.encode(texts), strict=True):
@@ -138,7 +138,7 @@ def test_the_ids_of_sentencepiece_survive_the_conversion(texts, algorithm):
 
 
 def test_lowercase(texts, kind):
-    tokenizer = train(kind, texts, size=SIZE, lowercase=True)
+    tokenizer = train_tokenizer(kind, texts, size=SIZE, lowercase=True)
     upper, lower = tokenizer.encode([STRANGE[0].upper(), STRANGE[0].lower()])
     assert upper.tolist() == lower.tolist()
 
@@ -192,8 +192,8 @@ def test_all_that_is_missing_is_said_at_once(tiny_tokenizer):
 def test_an_older_folder_without_roles_has_the_usual_names(tiny_tokenizer, tmp_path):
     tiny_tokenizer.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-    assert token_ids(load(tmp_path)) == token_ids(tiny_tokenizer)
-    assert isinstance(load(tmp_path).backend, Backend)
+    assert token_ids(load_tokenizer(tmp_path)) == token_ids(tiny_tokenizer)
+    assert isinstance(load_tokenizer(tmp_path).backend, Backend)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +212,12 @@ def test_a_damaged_folder_is_refused(tiny_tokenizer, tmp_path, name, content, se
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=sentence):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(DataError, match=r"`tokenizer` must be 'wordpiece', .* but is 'wordpeice'\. Looking for"):
-        load("wordpeice")
+        load_tokenizer("wordpeice")
 
 
 SIZES = [("wordpiece", 50), ("bpe", 200), ("sentencepiece", 100), ("sentencepiece", 10**6)]
@@ -226,4 +226,4 @@ SIZES = [("wordpiece", 50), ("bpe", 200), ("sentencepiece", 100), ("sentencepiec
 @pytest.mark.parametrize(("kind", "size"), SIZES)
 def test_sizes_that_cannot_be_are_refused(texts, kind, size):
     with pytest.raises(DataError, match="`vocab_size`"):
-        train(kind, texts[-20:], size=size)
+        train_tokenizer(kind, texts[-20:], size=size)

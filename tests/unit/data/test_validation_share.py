@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megamask.data.validation_share import LARGEST, MEASURABLE, cure, share_for, warning
+from megamask.data.validation_share import LARGEST, MEASURABLE, cure, validation_share, warning
 
 
 def manifest(train: int, valid: int, share: float) -> dict:
@@ -16,7 +16,7 @@ def manifest(train: int, valid: int, share: float) -> dict:
 @pytest.mark.parametrize("share", [1e-9, 0.005, 0.01, 0.05])
 def test_the_share_that_is_named_gives_enough(total, share):
     made = manifest(total - 100, 100, share)
-    named = share_for(made, MEASURABLE)
+    named = validation_share(made, MEASURABLE)
     if named is None:  # only if all that may be spent does not give it
         assert LARGEST * total < 2 * MEASURABLE or share >= LARGEST / 2
     else:

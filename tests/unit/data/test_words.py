@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from megamask.data import local_text
 from megamask.data.packs import Packs
-from megamask.data.shards import Shards, Unit, write
-from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load, switch_off
+from megamask.data.shards import Shards, Unit, write_shards
+from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer, switch_off
 from megamask.data.words import WordSizes, encode_words, word_rule
 from megamask.errors import ConfigError, DataError
 
@@ -136,7 +136,7 @@ def test_words_that_nothing_shows_are_refused(texts, kind, tmp_path):
     with pytest.raises(ConfigError, match="does not show where words begin"):
         encode_words(tokenizer, [TEXT])
     [ids] = tokenizer.encode([TEXT])
-    write(tmp_path, tokenizer, {"train": [Unit(ids, np.array([len(ids)]))]}, facts={})
+    write_shards(tmp_path, tokenizer, {"train": [Unit(ids, np.array([len(ids)]))]}, facts={})
     with pytest.raises(DataError, match=rf"tokenizer of {tmp_path} does not show .* `masking\.unit` to token"):
         Shards.open(tmp_path).check_words()
 
@@ -148,7 +148,7 @@ def test_words_that_nothing_shows_are_refused(texts, kind, tmp_path):
 def folder(texts, tmp_path):
     tokenizer = BY_PRE_TOKENIZER["bpe whitespace"](texts)
     units = [Unit(ids, np.array([len(ids)]), starts) for ids, starts in encode_words(tokenizer, texts)]
-    write(tmp_path, tokenizer, {"train": units}, facts={}, shard_tokens=3000)
+    write_shards(tmp_path, tokenizer, {"train": units}, facts={}, shard_tokens=3000)
     return tmp_path
 
 
@@ -157,7 +157,7 @@ def test_packs_have_the_words_of_the_text(folder, texts):
     shards = Shards.open(folder, verify=True)
     shards.check_words()
     assert len(shards.names) > 1 and shards.word_parts is not None
-    stream = np.concatenate([starts for _, starts in encode_words(load(folder / "tokenizer"), texts)])
+    stream = np.concatenate([starts for _, starts in encode_words(load_tokenizer(folder / "tokenizer"), texts)])
     packs = Packs(shards, tokens=256, length=64, seed=1)
     for number in range(len(packs)):
         batch, places = packs.batch(number), packs.places(number).numpy()
@@ -195,7 +195,7 @@ def test_shards_of_an_earlier_version_are_read_but_give_no_words(folder, make_sh
 def test_units_without_words_are_not_written(texts, tmp_path):
     tokenizer = BY_PRE_TOKENIZER["bpe whitespace"](texts)
     with pytest.raises(DataError, match="must say where words begin"):
-        write(tmp_path, tokenizer, {"train": [Unit(np.array([7]), np.array([1]))]}, facts={})
+        write_shards(tmp_path, tokenizer, {"train": [Unit(np.array([7]), np.array([1]))]}, facts={})
 
 
 def test_a_clause_is_no_word():
@@ -221,13 +221,13 @@ def test_what_changes_from_call_to_call_is_switched_off(texts, model, tmp_path):
     tokenizer.backend.enable_padding()
     tokenizer.save(tmp_path)
     assert tokenizer.hash() == sound
-    loaded = load(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     expected = {"truncation to 3 tokens", "padding"} | ({"dropout 0.5"} if model == "bpe" else set())
     assert set(loaded.switched_off) == expected
     assert all(ids.tolist() == once.tolist() for ids in loaded.encode([TEXT] * 20))
     # what is exported is what was loaded
     loaded.save(tmp_path / "again")
-    assert load(tmp_path / "again").switched_off == ()
+    assert load_tokenizer(tmp_path / "again").switched_off == ()
     # sampling is no part of a file, but of an object in hand
     switched = switch_off(tokenizer.backend)
     assert set(switched) - expected == ({"alpha 0.1", "nbest_size 10"} if model == "unigram" else set())

@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import BaseModel
 
 from megamask.engine import ds_file
-from megamask.engine.ds_file import OURS, filled, parse, problems, read_ds_config, zero_stage
+from megamask.engine.ds_file import OURS, ds_problems, filled, parse_ds_config, read_ds_config, zero_stage
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError
 from megamask.runtime.precision import Support
@@ -40,7 +40,7 @@ def test_our_own_files_are_accepted_as_they_stand(path: Path) -> None:
 
 def test_all_that_is_wrong_is_said_at_once_and_the_rest_kept(written) -> None:
     wrong = {"optimizer": {}, "bf17": {}, "zero_optimization": {"stage": 7, "bucket": 1}, "bf16": {"enabled": False}}
-    found, sentences = parse(written(wrong))
+    found, sentences = parse_ds_config(written(wrong))
     assert len(sentences) == 4
     assert all(name in " ".join(sentences) for name in ("optimizer", "bf17", "stage", "zero_optimization.bucket"))
     assert found["bf16"] == {"enabled": False}
@@ -52,7 +52,7 @@ def test_all_that_is_wrong_is_said_at_once_and_the_rest_kept(written) -> None:
 
 @pytest.mark.parametrize("section", [name for name in ds_file.SECTIONS])
 def test_a_typo_in_any_section_is_found(section: str, written) -> None:
-    _, sentences = parse(written({section: {"enabledd": True}}))
+    _, sentences = parse_ds_config(written({section: {"enabledd": True}}))
     assert len(sentences) == 1
     assert f"`{section}.enabledd`" in sentences[0]
 
@@ -61,18 +61,18 @@ def test_a_typo_in_any_section_is_found(section: str, written) -> None:
 def test_lamb_and_muon_have_their_stages(stage: int) -> None:
     ds = {"zero_optimization": {"stage": stage}}
     assert zero_stage(ds) == stage
-    assert bool(problems(OptimizerConfig("lamb"), ds)) == (stage > 0)
-    assert bool(problems(OptimizerConfig("muon"), ds)) == (stage == 0)
-    assert problems(OptimizerConfig("adamw"), ds) == []
+    assert bool(ds_problems(OptimizerConfig("lamb"), ds)) == (stage > 0)
+    assert bool(ds_problems(OptimizerConfig("muon"), ds)) == (stage == 0)
+    assert ds_problems(OptimizerConfig("adamw"), ds) == []
     assert zero_stage({}) == 0
 
 
 @pytest.mark.parametrize("there", [True, False])
 def test_nvme_needs_libaio_and_stage_3(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ds_file, "_has_async_io", lambda: there)
-    assert bool(problems(OptimizerConfig(), NVME)) != there
+    assert bool(ds_problems(OptimizerConfig(), NVME)) != there
     lower = {"zero_optimization": NVME["zero_optimization"] | {"stage": 2}}
-    assert "stage 3" in problems(OptimizerConfig(), lower)[0]
+    assert "stage 3" in ds_problems(OptimizerConfig(), lower)[0]
 
 
 def test_what_the_run_decides_is_filled_in() -> None:
@@ -96,33 +96,33 @@ def test_auto_is_what_the_devices_support(section: str, bf16: bool, written) -> 
     found = read_ds_config(written({section: {"enabled": "auto"}} | stage))
     support = Support(bf16, "they are asked")
     assert ds_file.precision(found) == "auto"
-    assert ds_file.choice(found, support).precision == ("bf16" if bf16 else "fp32")
-    decided = ds_file.resolved(found, support)
+    assert ds_file.choose_precision(found, support).precision == ("bf16" if bf16 else "fp32")
+    decided = ds_file.resolve_auto(found, support)
     assert decided == {section: {"enabled": bf16}} | stage
     assert found[section] == {"enabled": "auto"}
     # what is ordered stays, and decided is ordered
     for other in (Support(True, ""), Support(False, "")):
-        assert ds_file.resolved(decided, other) == decided
-        assert ds_file.choice(decided, other).precision == ("bf16" if bf16 else "fp32")
+        assert ds_file.resolve_auto(decided, other) == decided
+        assert ds_file.choose_precision(decided, other).precision == ("bf16" if bf16 else "fp32")
     assert ds_file.precision(stage) == "fp32"
 
 
 @pytest.mark.parametrize("section", ds_file.PRECISION)
 @pytest.mark.parametrize("value", ["Auto", "true", 1, 0, None, [], "bf16"])
 def test_enabled_is_true_false_or_auto(section: str, value: object, written) -> None:
-    found, sentences = parse(written({section: {"enabled": value}}))
+    found, sentences = parse_ds_config(written({section: {"enabled": value}}))
     assert section not in found
     assert len(sentences) == 1 and "true, false or 'auto'" in sentences[0] and f"{section}.enabled" in sentences[0]
 
 
 def test_auto_is_for_precision_alone(written) -> None:
     wrong = {"flops_profiler": {"enabled": "auto"}, "bf16": {"enabled": "auto", "check_grad_overflow": "auto"}}
-    _, sentences = parse(written(wrong))
+    _, sentences = parse_ds_config(written(wrong))
     assert len(sentences) == 2
 
 
 def test_bf16_at_stage_0_is_refused_as_auto_too(written) -> None:
-    _, sentences = parse(written({"bf16": {"enabled": "auto"}}))
+    _, sentences = parse_ds_config(written({"bf16": {"enabled": "auto"}}))
     assert len(sentences) == 1 and "ZeRO stage 0" in sentences[0]
 
 
@@ -163,7 +163,7 @@ def at(path: str, inside: dict) -> dict:
 @pytest.mark.parametrize("path", TABLES)
 def test_a_misspelt_key_at_any_level_is_refused_and_the_right_one_named(path: str, written) -> None:
     wrong = {f"{name[:-1]}{name[-1]}{name[-1]}": name for name in TABLES[path]}
-    _, sentences = parse(written(at(path, dict.fromkeys(wrong, 1))))
+    _, sentences = parse_ds_config(written(at(path, dict.fromkeys(wrong, 1))))
     dot = "." if path else ""
     assert len(sentences) == len(wrong)
     for typo, name in wrong.items():
@@ -182,7 +182,7 @@ def test_a_value_of_another_kind_at_any_level_is_refused(path: str, written) -> 
         auto = ["auto"] if path in ds_file.PRECISION and name == "enabled" else []
         wrong = [value for value in SCALARS if not right(kind, value) and value not in auto]
         for value in wrong:
-            found, sentences = parse(written(at(path, {name: value})))
+            found, sentences = parse_ds_config(written(at(path, {name: value})))
             where = f"{path}.{name}" if path else name
             assert len(sentences) == 1 and where in sentences[0], (where, value, sentences)
             assert name not in found
@@ -209,13 +209,13 @@ def right(kind: Any, value: Any) -> bool:
 
 def test_sizes_may_be_written_as_deepspeed_writes_them(written) -> None:
     said = '{"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}'
-    assert parse(written(said)) == ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}, [])
+    assert parse_ds_config(written(said)) == ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}, [])
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_what_the_run_decides_is_refused_whatever_it_says(name: str, written) -> None:
     for value in (1, "auto", {}, None, False):
-        _, sentences = parse(written({name: value}))
+        _, sentences = parse_ds_config(written({name: value}))
         assert len(sentences) == 1 and f"must not set `{name}`" in sentences[0]
 
 
@@ -223,16 +223,16 @@ def test_all_that_is_filled_in_is_ours_or_refused(written) -> None:
     """What `filled` sets, no file can have set."""
     muon = filled({"zero_optimization": {"stage": 3}}, OptimizerConfig("muon"), 3, 12)
     for name in muon.keys() - {"zero_optimization"}:
-        assert parse(written({name: muon[name]}))[1]
+        assert parse_ds_config(written({name: muon[name]}))[1]
     assert muon["zero_optimization"] == {"stage": 3, "reduce_scatter": False}
     twice = {"zero_optimization": {"stage": 3, "reduce_scatter": True}}
-    assert "`zero_optimization.reduce_scatter` false" in problems(OptimizerConfig("muon"), twice)[0]
-    assert problems(OptimizerConfig("adamw"), twice) == []
+    assert "`zero_optimization.reduce_scatter` false" in ds_problems(OptimizerConfig("muon"), twice)[0]
+    assert ds_problems(OptimizerConfig("adamw"), twice) == []
 
 
 def test_old_and_new_names_of_one_thing_are_refused(written) -> None:
     said = {"stage": 2, "cpu_offload": True, "offload_optimizer": {"device": "cpu"}}
-    found, sentences = parse(written({"zero_optimization": said}))
+    found, sentences = parse_ds_config(written({"zero_optimization": said}))
     assert len(sentences) == 1 and "cpu_offload" in sentences[0] and not found
 
 

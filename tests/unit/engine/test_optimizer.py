@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from megamask.engine import muon
-from megamask.engine.optimizer import MOMENTS, OptimizerConfig, moments_of, optimizer, parameter_groups
+from megamask.engine.optimizer import MOMENTS, OptimizerConfig, build_optimizer, moments_of, parameter_groups
 from megamask.runtime import ranks
 from megamask.schedules import LearningRate
 from tests.unit.model.models import PRESETS, objective
@@ -60,7 +60,7 @@ def test_muon_has_the_matrices_of_the_layers_and_nothing_else(preset: str) -> No
 @pytest.mark.parametrize("kind", ["adamw", "lamb"])
 def test_the_moments_are_those_that_the_optimizer_keeps(kind: str) -> None:
     model = objective("modern", dtype=torch.float32)
-    made = optimizer(model, config(kind))
+    made = build_optimizer(model, config(kind))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     made.step()
@@ -99,6 +99,6 @@ def test_muon_is_not_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
                 if hasattr(module, name):
                     plain = inspect.unwrap(getattr(module, name))
                     monkeypatch.setattr(module, name, functools.wraps(plain)(lambda *_: None))
-        optimizer(nn.Linear(2, 2), config("muon"))
+        build_optimizer(nn.Linear(2, 2), config("muon"))
         held = [getattr(module, name) for module in modules for name in muon.COMPILED if hasattr(module, name)]
         assert held and all((inspect.unwrap(function) is not function) == compiled for function in held)

@@ -10,7 +10,7 @@ import torch
 
 from megamask.batch import Layout, PackedBatch
 from megamask.entropy.cache import FIRST, UNKNOWN, Cache
-from megamask.entropy.frequency import surprise
+from megamask.entropy.frequency import unigram_surprisal
 from megamask.entropy.sidecar import from_bytes, to_bytes, top_of
 from megamask.errors import CheckpointError, StorageError
 from tests.batches import IDS
@@ -155,7 +155,7 @@ def test_two_ranks_are_one_and_the_first_alone_writes(tmp_path, monkeypatch):
             return answers.pop(0)
 
         monkeypatch.setattr("megamask.runtime.ranks.is_main", lambda: rank == 0)
-        monkeypatch.setattr("megamask.runtime.ranks.by_main", by_main)
+        monkeypatch.setattr("megamask.runtime.ranks.on_rank_zero", by_main)
 
     one = make(tmp_path / "one", per_step=4)
     parts = [make(tmp_path / "two", per_step=4) for _ in range(2)]
@@ -184,7 +184,7 @@ def test_before_anything_was_seen_rare_tokens_come_first(tmp_path):
     cache = make(tmp_path / "cache")
     batch = cache.packs.batch(0)
     found = read(cache, 0)
-    assert torch.equal(found.argsort(stable=True), surprise(counts())[batch.tokens].argsort(stable=True))
+    assert torch.equal(found.argsort(stable=True), unigram_surprisal(counts())[batch.tokens].argsort(stable=True))
     assert (found >= 0).all() and (found <= TOP).all()
 
 
@@ -192,7 +192,7 @@ def test_before_anything_was_seen_rare_tokens_come_first(tmp_path):
 def test_the_rarest_token_is_the_least_sure_by_every_measure(tmp_path, measure):
     cache = Cache(Text(1), tmp_path / "cache", measure)
     batch = cache.packs.batch(0)
-    order = surprise(counts())[batch.tokens].argsort()
+    order = unigram_surprisal(counts())[batch.tokens].argsort()
     assert (read(cache, 0)[order].diff() >= 0).all()
 
 
@@ -301,7 +301,7 @@ def test_no_room_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.undo()
     cache = run(make(tmp_path / "cache"), 0, 1)
     state, before = held(cache), files(tmp_path / "cache")
-    monkeypatch.setattr("megamask.storage.durable.write", full)
+    monkeypatch.setattr("megamask.storage.durable.write_file", full)
     with pytest.raises(StorageError, match=r"need 50 bytes.*No space left"):
         run(cache, 1, 4)  # the second epoch begins
     assert files(tmp_path / "cache").keys() == before.keys()

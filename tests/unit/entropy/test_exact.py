@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from megamask.batch import MaskPlan
-from megamask.entropy.exact import Average, Exact, groups, measured
+from megamask.entropy.exact import Average, Exact, groups, measure_entropy
 from megamask.entropy.frequency import Frequency
 from megamask.masking.rng import PackRng
 from tests.batches import IDS, pack
@@ -19,7 +19,7 @@ from tests.unit.entropy.models import Asked, counts, losses, plan_of, some_packs
 
 def test_clean_is_one_question_with_nothing_hidden():
     batch, ask = some_packs()[0], Asked()
-    found = measured(ask, batch, "clean", 4, IDS.mask, PackRng(0, 0))
+    found = measure_entropy(ask, batch, "clean", 4, IDS.mask, PackRng(0, 0))
     assert torch.equal(found, Asked()(batch, MaskPlan.hide_nothing(batch)))
     assert len(ask.plans) == 1 and torch.equal(ask.plans[0].inputs, batch.tokens)
 
@@ -27,7 +27,7 @@ def test_clean_is_one_question_with_nothing_hidden():
 @pytest.mark.parametrize("passes", [1, 2, 4, 100])
 def test_masked_hides_each_maskable_token_once(passes):
     batch, ask = some_packs()[0], Asked()
-    found = measured(ask, batch, "masked", passes, IDS.mask, PackRng(0, 0))
+    found = measure_entropy(ask, batch, "masked", passes, IDS.mask, PackRng(0, 0))
     assert len(ask.plans) == passes
     targets = torch.cat([plan.targets for plan in ask.plans])
     assert torch.equal(targets.sort().values, batch.maskable.nonzero().squeeze(1))

@@ -6,12 +6,12 @@ import math
 
 import torch
 
-from megamask.entropy.frequency import Frequency, surprise
+from megamask.entropy.frequency import Frequency, unigram_surprisal
 from tests.unit.entropy.models import counts, some_packs
 
 
 def test_it_is_minus_log_of_the_smoothed_share():
-    table = surprise(torch.tensor([0, 3, 4]))
+    table = unigram_surprisal(torch.tensor([0, 3, 4]))
     assert torch.allclose(table, torch.tensor([math.log(10), math.log(10 / 4), math.log(2)]))
     assert math.isclose(table.neg().exp().sum(), 1, rel_tol=1e-6)
 

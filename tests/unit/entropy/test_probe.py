@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from megamask.batch import PackedBatch
 from megamask.entropy import probe as probing
-from megamask.entropy.frequency import surprise
+from megamask.entropy.frequency import unigram_surprisal
 from megamask.entropy.probe import Probe, convolve, weights
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
@@ -84,7 +84,7 @@ def test_it_learns_what_frequency_cannot_know():
     probe, unseen = train(make(rate=0.02), 0, 300), pack([40, 25, 60], number=9, seed=77)
     found, expected = probe([unseen])[0][unseen.maskable], truth(unseen)[unseen.maskable]
     left = (found - expected).square().mean() / expected.var()
-    rarity = surprise(counts())[unseen.tokens[unseen.maskable]]
+    rarity = unigram_surprisal(counts())[unseen.tokens[unseen.maskable]]
     by_rarity = 1 - torch.corrcoef(torch.stack([rarity, expected]))[0, 1] ** 2  # of the best line
     assert left < by_rarity / 2
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.batch import Measure
-from megamask.entropy.sidecar import Sidecar, SidecarFacts, facts, from_bytes, to_bytes, top_of
+from megamask.entropy.sidecar import SidecarFacts, StoredEntropy, from_bytes, sidecar_facts_of, to_bytes, top_of
 from megamask.errors import DataError
 from tests.unit.entropy.models import some_packs
 
@@ -48,22 +48,24 @@ def test_order_is_kept():
 def test_the_source_reads_the_bytes_of_the_pack():
     batch = some_packs()[0]
     codes = torch.randint(0, 256, batch.tokens.shape, dtype=torch.uint8)
-    assert torch.equal(Sidecar(FACTS)([replace(batch, entropy=codes)])[0], from_bytes(codes, FACTS.top))
+    assert torch.equal(StoredEntropy(FACTS)([replace(batch, entropy=codes)])[0], from_bytes(codes, FACTS.top))
     with pytest.raises(DataError, match=r"pack 0 carries no entropies.*annotate_entropy"):
-        Sidecar(FACTS)([batch])
+        StoredEntropy(FACTS)([batch])
 
 
 def test_facts_survive_json():
-    assert facts(json.loads(json.dumps(FACTS.record())), "here") == FACTS
+    assert sidecar_facts_of(json.loads(json.dumps(FACTS.record())), "here") == FACTS
 
 
 def test_damaged_facts_are_sentences_all_at_once():
     with pytest.raises(DataError) as caught:
-        facts({"signal": "cleen", "measure": "shannon", "top": float("nan"), "length": "long"}, "shards/manifest.json")
+        sidecar_facts_of(
+            {"signal": "cleen", "measure": "shannon", "top": float("nan"), "length": "long"}, "shards/manifest.json"
+        )
     assert len(caught.value.problems) == 4
     assert all("shards/manifest.json" in problem for problem in caught.value.problems)
     with pytest.raises(DataError, match="does not say"):
-        facts(None, "shards/manifest.json")
+        sidecar_facts_of(None, "shards/manifest.json")
 
 
 def test_a_sidecar_of_another_kind_is_refused():

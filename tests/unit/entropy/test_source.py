@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from megamask.entropy import Cache, Exact, Frequency, Probe, Sidecar, Source
+from megamask.entropy import Cache, EntropySource, Exact, Frequency, Probe, StoredEntropy
 from megamask.entropy.source import AuditConfig, EntropyConfig, Kind
 
 AUDIT = AuditConfig(every=100)
@@ -73,7 +73,7 @@ def test_without_a_source_each_setting_is_named():
     assert len(other.problems("entropy")) == len(fields(EntropyConfig)) - 1
 
 
-@pytest.mark.parametrize("kind", [Frequency, Probe, Sidecar, Cache, Exact])
+@pytest.mark.parametrize("kind", [Frequency, Probe, StoredEntropy, Cache, Exact])
 def test_every_kind_speaks_the_one_interface(kind):
-    assert all(hasattr(kind, name) for name in dir(Source) if not name.startswith("_"))
-    assert issubclass(kind, Source)
+    assert all(hasattr(kind, name) for name in dir(EntropySource) if not name.startswith("_"))
+    assert issubclass(kind, EntropySource)

@@ -9,22 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamask.health.heartbeats import LINE, Beat, Beats, blame, place, report, waits
+from megamask.health.heartbeats import LINE, Heartbeat, Heartbeats, blame, place, report, waits
 
-WAITS = Beat(0, "host", 1, number=7, phase="step", step=3, seconds=9.0, waits="all_reduce", place="a", hung=True)
-
-
-def beats(*changes: dict) -> list[Beat]:
-    return [Beat(**{**vars(WAITS), "rank": rank, **change}) for rank, change in enumerate(changes)]
+WAITS = Heartbeat(0, "host", 1, number=7, phase="step", step=3, seconds=9.0, waits="all_reduce", place="a", hung=True)
 
 
-def named(found: list[Beat]) -> list[int]:
+def beats(*changes: dict) -> list[Heartbeat]:
+    return [Heartbeat(**{**vars(WAITS), "rank": rank, **change}) for rank, change in enumerate(changes)]
+
+
+def named(found: list[Heartbeat]) -> list[int]:
     return [beat.rank for beat in blame(found)[0]]
 
 
 def test_who_does_not_answer_is_to_blame() -> None:
     assert named(beats({}, {"hung": False}, {"waits": ""})) == [1]
-    assert named([*beats({}, {}), Beat(2)]) == [2]
+    assert named([*beats({}, {}), Heartbeat(2)]) == [2]
 
 
 def test_who_waits_for_nobody_is_to_blame() -> None:
@@ -45,9 +45,9 @@ def test_where_nothing_tells_ranks_apart_none_is_to_blame() -> None:
     assert named(beats({})) == []
 
 
-@given(st.lists(st.builds(Beat, st.integers(0, 9), number=st.integers(0, 2), waits=st.sampled_from(["", "x"]),
+@given(st.lists(st.builds(Heartbeat, st.integers(0, 9), number=st.integers(0, 2), waits=st.sampled_from(["", "x"]),
                           place=st.sampled_from("ab"), hung=st.booleans()), min_size=1, max_size=9))  # fmt: skip
-def test_the_blame_is_never_on_all_of_several_that_answer(found: list[Beat]) -> None:
+def test_the_blame_is_never_on_all_of_several_that_answer(found: list[Heartbeat]) -> None:
     guilty, _ = blame(found)
     assert all(beat in found for beat in guilty)
     if all(beat.hung for beat in found):
@@ -62,28 +62,28 @@ def test_a_report_names_the_rank_its_phase_and_its_age() -> None:
 
 
 def test_beats_are_read_by_others_and_gone_at_the_end(tmp_path: Path) -> None:
-    kept = Beats(tmp_path, "now")
+    kept = Heartbeats(tmp_path, "now")
     assert kept.write(WAITS)
-    assert kept.gather(0) == [Beat(**{**vars(WAITS), "written": kept.gather(0)[0].written})]
+    assert kept.gather(0) == [Heartbeat(**{**vars(WAITS), "written": kept.gather(0)[0].written})]
     kept.close()
     assert not list(tmp_path.iterdir())
 
 
 def test_stacks_stay_beats_of_dead_launches_go(tmp_path: Path) -> None:
-    hung = Beats(tmp_path, "hung")
+    hung = Heartbeats(tmp_path, "hung")
     assert hung.handle is not None
     hung.write(WAITS)
     faulthandler.dump_traceback(hung.handle)
     hung.close()
-    Beats(tmp_path, "killed").write(WAITS)
-    Beats(tmp_path, "new").close()
+    Heartbeats(tmp_path, "killed").write(WAITS)
+    Heartbeats(tmp_path, "new").close()
     (left,) = tmp_path.iterdir()
     assert "hung" in left.name
     assert "test_stacks_stay" in left.read_text()[LINE:]
 
 
 def test_the_first_word_holds(tmp_path: Path) -> None:
-    kept = Beats(tmp_path, "now")
+    kept = Heartbeats(tmp_path, "now")
     assert kept.word() is None
     assert kept.claim(3) and not kept.claim(5)
     kept.explain("why")
@@ -92,7 +92,7 @@ def test_the_first_word_holds(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    kept = Beats(tmp_path / "absent", "now")
+    kept = Heartbeats(tmp_path / "absent", "now")
     assert not kept.write(WAITS) and not kept.write(WAITS)
     assert kept.claim(3), "so that the error is told"
     kept.explain("why")
@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, capsy
 
 def test_a_full_disk_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "beat-now-00000.txt").symlink_to("/dev/full")
-    kept = Beats(tmp_path, "now")
+    kept = Heartbeats(tmp_path, "now")
     assert not kept.write(WAITS) and not kept.write(WAITS)
     assert capsys.readouterr().err.count("No space left on device. Training goes on.") == 1
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.errors import NonFiniteError
-from megamask.health.loss_spikes import Judge, Ledger, SpikesConfig
+from megamask.health.loss_spikes import SkippedPacks, SpikePolicy, SpikesConfig
 
 ASKED = (100.0, 1.0, 0.0)
 WINDOW = 16
@@ -25,7 +25,7 @@ def noise(seed: int, steps: int) -> list[tuple[float, float]]:
     return [(loss + draw.gauss(0, 0.05), math.exp(draw.gauss(0, 0.2))) for loss in curve]
 
 
-def judged(judge: Judge, run: list[tuple[float, float]], start: int = 0) -> list[tuple[bool, bool, str]]:
+def judged(judge: SpikePolicy, run: list[tuple[float, float]], start: int = 0) -> list[tuple[bool, bool, str]]:
     """What becomes of each step from ``start`` on; a run that ends by an error says so last."""
     found = []
     for step in range(start, len(run)):
@@ -39,7 +39,7 @@ def judged(judge: Judge, run: list[tuple[float, float]], start: int = 0) -> list
 
 def test_an_undisturbed_run_has_no_spikes() -> None:
     for seed in range(3):
-        judge = Judge(SpikesConfig(policy="skip"))
+        judge = SpikePolicy(SpikesConfig(policy="skip"))
         assert judged(judge, noise(seed, 1000)) == [(True, False, "")] * 1000
         assert judge.spikes == judge.dropped == 0
 
@@ -54,7 +54,7 @@ def test_a_spike_is_seen_in_its_own_step(policy: str, which: int) -> None:
         worse = list(run[at])
         worse[which] *= 6
         run[at] = (worse[0], worse[1])
-        judge = Judge(SpikesConfig(policy=policy))
+        judge = SpikePolicy(SpikesConfig(policy=policy))
         told = [step for step, (*_, sentence) in enumerate(judged(judge, run)) if sentence]
         seen += told == [at]
         assert judge.dropped == (policy != "log")
@@ -64,15 +64,15 @@ def test_a_spike_is_seen_in_its_own_step(policy: str, which: int) -> None:
 def test_one_huge_value_hides_no_later_spike() -> None:
     run = noise(0, 200)
     run[100], run[110] = (run[100][0], 1e30), (run[110][0], 50.0)
-    told = [step for step, (*_, sentence) in enumerate(judged(Judge(SpikesConfig()), run)) if sentence]
+    told = [step for step, (*_, sentence) in enumerate(judged(SpikePolicy(SpikesConfig()), run)) if sentence]
     assert told == [100, 110]
 
 
 def test_a_lasting_change_is_accepted_and_what_the_run_asks_for_is_no_spike() -> None:
     run = [(loss + 3 * (step >= 500), norm) for step, (loss, norm) in enumerate(noise(0, 700))]
-    moves = [moves for moves, *_ in judged(Judge(SpikesConfig(policy="skip")), run)]
+    moves = [moves for moves, *_ in judged(SpikePolicy(SpikesConfig(policy="skip")), run)]
     assert all(moves[:500]) and not moves[500] and all(moves[550:])
-    judge = Judge(SpikesConfig(policy="skip"))
+    judge = SpikePolicy(SpikesConfig(policy="skip"))
     verdicts = [judge(step, *run[step], (100.0 + 50 * (step >= 500),), lambda: "") for step in range(700)]
     assert all(verdict.moves for verdict in verdicts)
 
@@ -83,37 +83,37 @@ values = st.one_of(st.floats(1, 2), st.sampled_from([9.0, 50.0, math.nan, math.i
 @given(st.lists(st.tuples(values, values), min_size=40, max_size=60), st.integers(0, 40))
 def test_a_resumed_judge_decides_what_it_would_have(run: list[tuple[float, float]], stop: int) -> None:
     config = SpikesConfig("skip", sigma=2.0, window=WINDOW)
-    whole = judged(Judge(config), run)
-    first = Judge(config)
+    whole = judged(SpikePolicy(config), run)
+    first = SpikePolicy(config)
     begin = judged(first, run[:stop])
     if len(begin) == stop and len(whole) > stop:  # it had not ended by an error
-        again = Judge(config, json.loads(json.dumps(first.state(), allow_nan=False)))
+        again = SpikePolicy(config, json.loads(json.dumps(first.state(), allow_nan=False)))
         assert begin + judged(again, run, stop) == whole
 
 
 def test_a_judge_that_forgets_would_decide_otherwise() -> None:
     run = [*noise(0, 100), (100.0, 1.0)]
     config = SpikesConfig("skip")
-    first = Judge(config)
+    first = SpikePolicy(config)
     judged(first, run[:100])
-    assert judged(Judge(config, first.state()), run, 100) != judged(Judge(config), run, 100)
+    assert judged(SpikePolicy(config, first.state()), run, 100) != judged(SpikePolicy(config), run, 100)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_steps_that_are_no_numbers_are_dropped_up_to_a_bound(bad: float) -> None:
     config = SpikesConfig()
     run = [*noise(0, 200), *[(bad, 1.0)] * 9]
-    found = judged(Judge(config), run)
+    found = judged(SpikePolicy(config), run)
     assert [moves for moves, *_ in found[200:]] == [False] * config.broken_in_row
     assert "somewhere" in found[-2][2] and "in a row" in found[-1][2] and len(found) == 200 + config.broken_in_row
 
     # every eighth: never two in a row, but ten in a hundred
     run = [(1.0, bad) if step % 8 == 0 else pair for step, pair in enumerate(noise(0, 200))]
-    found = judged(Judge(config), run)
+    found = judged(SpikePolicy(config), run)
     assert len(found) == 8 * (config.broken_in_100 - 1) + 1 and "10 among the last 100" in found[-1][2]
     # one in twenty goes on for ever
     run = [(1.0, bad) if step % 20 == 0 else pair for step, pair in enumerate(noise(0, 400))]
-    judge = Judge(config)
+    judge = SpikePolicy(config)
     assert len(judged(judge, run)) == 400
     assert judge.dropped == 20
 
@@ -121,7 +121,7 @@ def test_steps_that_are_no_numbers_are_dropped_up_to_a_bound(bad: float) -> None
 def test_rewinds_are_counted_and_capped() -> None:
     run = [(loss if step % 40 or step < 40 else 99.0, norm) for step, (loss, norm) in enumerate(noise(0, 300))]
     config = SpikesConfig("rewind", sigma=12.0, window=WINDOW, rewinds=2)
-    judge = Judge(config)
+    judge = SpikePolicy(config)
     states, rewinds, step = {}, 0, 0
     while step < 300:
         states[step] = json.loads(json.dumps(judge.state()))
@@ -144,7 +144,7 @@ moves = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 25)), max_size=6)
 @given(moves)
 def test_a_ledger_leaves_out_what_was_read_between(moves: list[tuple[int, int]]) -> None:
     """Against a list of what each step would read, which every rewind cuts and continues behind the last one read."""
-    ledger, reads, step = Ledger(), list(range(1000)), 0
+    ledger, reads, step = SkippedPacks(), list(range(1000)), 0
     for ahead, back in moves:
         step += ahead
         to = max(0, step - back)
@@ -152,7 +152,7 @@ def test_a_ledger_leaves_out_what_was_read_between(moves: list[tuple[int, int]])
         reads = reads[:to] + list(range(reads[step] + 1, reads[step] + 1001))
         step = to
         assert [number + ledger.shift(number) for number in range(100)] == reads[:100]
-        assert Ledger(tuple(map(tuple, json.loads(json.dumps(ledger.entries))))) == ledger
+        assert SkippedPacks(tuple(map(tuple, json.loads(json.dumps(ledger.entries))))) == ledger
     assert all(a < b for a, b in itertools.pairwise(number + ledger.shift(number) for number in range(200)))
 
 

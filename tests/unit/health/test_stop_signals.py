@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from megamask.health import stop_signals
-from megamask.health.stop_signals import SIGNALS, Launcher, Stop, StoppedEarly, parent_of
+from megamask.health.stop_signals import SIGNALS, Launcher, StoppedEarly, StopRequest, parent_of
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def no_nohup() -> Iterator[None]:
 
 @pytest.mark.parametrize("which", [*SIGNALS, signal.SIGHUP])
 def test_a_signal_is_remembered_and_a_second_changes_nothing(which: signal.Signals) -> None:
-    with Stop() as stop:
+    with StopRequest() as stop:
         assert not stop.asked() and not stop.agreed()
         for _ in range(2):
             os.kill(os.getpid(), which)
@@ -32,13 +32,13 @@ def test_a_signal_is_remembered_and_a_second_changes_nothing(which: signal.Signa
 def test_outside_the_handlers_are_those_of_before() -> None:
     names = (*SIGNALS, signal.SIGHUP)
     before = [signal.getsignal(name) for name in names]
-    with Stop() as stop, stop:
+    with StopRequest() as stop, stop:
         pass
     assert [signal.getsignal(name) for name in names] == before
 
 
 def test_a_stop_that_began_early_is_not_forgotten_in_the_run() -> None:
-    early = Stop()
+    early = StopRequest()
     with early:
         os.kill(os.getpid(), signal.SIGTERM)
         with early as stop:
@@ -48,7 +48,7 @@ def test_a_stop_that_began_early_is_not_forgotten_in_the_run() -> None:
 
 @pytest.mark.parametrize("which", SIGNALS)
 def test_while_there_is_nothing_to_save_a_signal_ends_the_work(which: signal.Signals) -> None:
-    with Stop() as stop:
+    with StopRequest() as stop:
         with stop.early():
             pass
         with pytest.raises(StoppedEarly), stop.early():
@@ -63,7 +63,7 @@ def test_while_there_is_nothing_to_save_a_signal_ends_the_work(which: signal.Sig
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Stop() as stop:
+        with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop.asked()
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -106,7 +106,7 @@ def test_only_a_launcher_is_missed(monkeypatch: pytest.MonkeyPatch, told: dict[s
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    stop = Stop()
+    stop = StopRequest()
     assert not stop.asked()
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert stop.asked() == stop.orphaned() == asked

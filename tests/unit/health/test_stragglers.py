@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from megamask.engine.stopwatch import Stopwatch
-from megamask.health.stragglers import PATIENCE, Pace
+from megamask.health.stragglers import PATIENCE, StragglerDetector
 from megamask.metrics.meters import Meters, Window
 
 
 def lines(worlds: int, factors: dict[int, float], windows: int, steps: int = 1, seed: int = 0) -> list[list[str]]:
     """What is said after each window of ``steps`` steps that take one second, give or take a tenth, on each rank."""
     rng = random.Random(seed)
-    pace = Pace([f"node{rank // 2}" for rank in range(worlds)])
+    pace = StragglerDetector([f"node{rank // 2}" for rank in range(worlds)])
     noisy = [
         [factors.get(rank, 1.0) * sum(rng.gauss(1, 0.1) for _ in range(steps)) for rank in range(worlds)]
         for _ in range(windows)
@@ -40,7 +40,7 @@ def test_noise_of_a_tenth_is_no_slow_rank(steps: int):
 
 
 def test_a_pause_is_forgiven_and_who_has_caught_up_is_named_again():
-    pace = Pace(["a", "b", "c"])
+    pace = StragglerDetector(["a", "b", "c"])
     even, slow = (1.0, 1.0, 1.0), (1.0, 9.0, 1.0)
     said = [bool(pace(seconds)) for seconds in [*[slow] * (PATIENCE - 1), even, *[slow] * 5, even, *[slow] * PATIENCE]]
     assert [at for at, told in enumerate(said) if told] == [2 * PATIENCE - 1, len(said) - 1]

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from megamask.errors import ConfigError, DataError, HangError, LostError, StorageError
+from megamask.errors import ConfigError, DataError, HangError, PeerLostError, StorageError
 from megamask.health import watchdog as hangs
 from megamask.health.heartbeats import LINE
-from megamask.health.stop_signals import Stop
+from megamask.health.stop_signals import StopRequest
 from megamask.health.watchdog import HangConfig, Watchdog
 from megamask.runtime import ranks
 
 
 def watchdog() -> Watchdog:
-    return Watchdog(HangConfig(), Stop())
+    return Watchdog(HangConfig(), StopRequest())
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ class TestOfSeveral:
             raise DataError("planted")
         assert (tmp_path / "end-now.txt").read_text().startswith("exit code 3\nRank 1: Traceback")
         for error in (ConfigError("another"), RuntimeError("[/gloo/pair.cc] Connection closed by peer")):
-            with pytest.raises(LostError) as silent, watchdog() as watch:
+            with pytest.raises(PeerLostError) as silent, watchdog() as watch:
                 watch.write_to(tmp_path, "now")
                 raise error
             assert (str(silent.value), silent.value.exit_code) == ("", 3)
@@ -98,7 +98,7 @@ class TestOfSeveral:
 
     def test_a_rank_lost_without_a_word_is_a_sentence(self, tmp_path: Path) -> None:
         with (
-            pytest.raises(LostError, match=r"Rank 1 has lost another .*\(Connection closed by peer\)"),
+            pytest.raises(PeerLostError, match=r"Rank 1 has lost another .*\(Connection closed by peer\)"),
             watchdog() as w,
         ):
             w.write_to(tmp_path, "now")
@@ -139,4 +139,4 @@ def test_a_clock_that_jumps_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_a_collective_says_when_another_rank_is_gone(error: BaseException | None, lost: bool) -> None:
-    assert ranks.lost(error) == lost
+    assert ranks.is_peer_failure(error) == lost

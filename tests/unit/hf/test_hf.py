@@ -14,22 +14,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, ModernBertConfig, pipeline
 
-from megamask.analysis.sentence_entropy import doubts
+from megamask.analysis.sentence_entropy import sentence_entropies
 from megamask.batch import Layout
 from megamask.checkpoint.format import RunFolder
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.data import tokenizer as tokenizers
 from megamask.data import tokenizer_training
 from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.hf import Card, exporting, import_model, save_start
 from megamask.hf import export_model as export
-from megamask.hf.any_masked_lm import load_foreign
+from megamask.hf.any_masked_lm import load_hf_masked_lm
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.objectives.mlm import MLM
-from megamask.objectives.objective import load_weights
+from megamask.objectives.objective import load_objective_weights
 from tests.tolerances import assert_close
 from tools import convert_from_hf, convert_to_hf
 
@@ -43,19 +43,19 @@ TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer_training.train("wordpiece", TEXTS * 5, size=90).save(folder)
+    tokenizer_training.train_tokenizer("wordpiece", TEXTS * 5, size=90).save(folder)
     return folder
 
 
 @pytest.fixture
 def make(tokenizer):
     """Makes an objective for the tokenizer with random numbers in every tensor."""
-    ids = tokenizers.token_ids(tokenizers.load(tokenizer))
+    ids = tokenizers.token_ids(tokenizers.load_tokenizer(tokenizer))
 
     def make(preset, dtype=torch.float32, **settings):
         config = ModelConfig(preset=preset, init_std=0.2, **{**SMALL, **settings})
         encoder = Encoder(config.shape(ids), config)
-        model = MLM(encoder, Head(encoder, config)).to(dtype).eval()
+        model = MLM(encoder, MaskedLMHead(encoder, config)).to(dtype).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim < 2:
@@ -172,7 +172,7 @@ def test_an_imported_model_computes_what_the_original_does(saved, preset):
     other = theirs(preset)
     found = import_model(saved(other))
     encoder = Encoder(found.shape)
-    model = MLM(encoder, Head(encoder)).eval()
+    model = MLM(encoder, MaskedLMHead(encoder)).eval()
     assert not model.load_state_dict(found.weights, strict=False).unexpected_keys
     sequences = [torch.randint(found.shape.vocab_size, (length,)) for length in (5, 70, 33)]
     assert_close(*in_64_bits(model, other, sequences))
@@ -295,7 +295,7 @@ def test_an_export_is_replaced_by_its_own_run_and_any_other_folder_kept(make, to
 
 def test_a_tokenizer_larger_than_the_model_is_refused(make, tokenizer, tmp_path):
     shape = dataclasses.replace(make("bert").encoder.shape, vocab_size=20)
-    found = weights(MLM(encoder := Encoder(shape), Head(encoder)))
+    found = weights(MLM(encoder := Encoder(shape), MaskedLMHead(encoder)))
     with pytest.raises(CheckpointError, match="do not belong together"):
         export(found, shape, tokenizer, tmp_path / "out", card=CARD)
 
@@ -335,7 +335,7 @@ def test_what_no_preset_has_is_refused_by_its_key(saved, preset, changes, named)
         ("hidden_size", 2**31 - 1),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("reads", [import_model, load_foreign])
+@pytest.mark.parametrize("reads", [import_model, load_hf_masked_lm])
 def test_numbers_that_no_model_has_are_a_sentence_before_anything_is_built(saved, reads, key, value):
     folder = saved(theirs("bert"))
     config = json.loads((folder / "config.json").read_text()) | {key: value}
@@ -349,10 +349,12 @@ def test_a_model_that_cannot_be_loaded_is_a_sentence_for_whoever_asks_it(saved):
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 2**53}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=f"{folder} is no model that transformers can load: .*num_hidden_layers"):
-        doubts(folder, torch.tensor([1, 2]), 3, "clean")
+        sentence_entropies(folder, torch.tensor([1, 2]), 3, "clean")
 
 
-@pytest.mark.parametrize("reads", [load_foreign, lambda folder: doubts(folder, torch.tensor([1, 2]), 3, "clean")])
+@pytest.mark.parametrize(
+    "reads", [load_hf_masked_lm, lambda folder: sentence_entropies(folder, torch.tensor([1, 2]), 3, "clean")]
+)
 def test_a_body_is_not_asked_through_a_head_of_random_numbers(saved, reads, capfd):
     folder = saved(theirs("bert").bert)
     capfd.readouterr()
@@ -387,8 +389,8 @@ def test_first_weights_hold_all_that_pretraining_needs(saved, tmp_path):
     assert convert_from_hf.main(["--model", str(folder), "--output", str(out)]) == 0
     shape = EncoderShape.load(out)
     encoder = Encoder(shape)
-    load_weights(MLM(encoder, Head(encoder)), load_file(out / WEIGHTS))
-    assert tokenizers.load(out / "tokenizer").hash() == tokenizers.load(folder).hash()
+    load_objective_weights(MLM(encoder, MaskedLMHead(encoder)), load_file(out / WEIGHTS))
+    assert tokenizers.load_tokenizer(out / "tokenizer").hash() == tokenizers.load_tokenizer(folder).hash()
     with pytest.raises(ConfigError, match="must be a new or empty folder"):
         save_start(folder, out)
 
@@ -410,7 +412,7 @@ def trained(make, tokenizer, tmp_path):
         model.encoder.shape.save(run.path)
         (run.path / "tokenizer").symlink_to(tokenizer)
         run.checkpoints.mkdir()
-        publish(run, 12, {f"weights/{name}": tensor for name, tensor in weights(model).items()}, {})
+        save_checkpoint(run, 12, {f"weights/{name}": tensor for name, tensor in weights(model).items()}, {})
         return run.path
 
     return trained

@@ -11,11 +11,11 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedTokenizerFast
 
 from megamask.data import tokenizer as tokenizers
-from megamask.data.tokenizer_training import train
+from megamask.data.tokenizer_training import train_tokenizer
 from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.hf import Card, export_model, save_start
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.objectives.mlm import MLM
 
@@ -38,22 +38,22 @@ def bare(folder: Path, added: list[str] = ADDED) -> Path:
 
 def as_trained(folder: Path, output: Path) -> Path:
     """The tokenizer in ``folder`` as preparation leaves it beside shards and in a run."""
-    tokenizers.load(folder).save(output)
+    tokenizers.load_tokenizer(folder).save(output)
     return output
 
 
 def export(tokenizer: Path, output: Path, sentences: list[str] | None = None):
-    ids = tokenizers.token_ids(tokenizers.load(tokenizer))
+    ids = tokenizers.token_ids(tokenizers.load_tokenizer(tokenizer))
     config = ModelConfig(preset="modern", num_layers=1, hidden_size=16, num_heads=2, max_positions=64)
     encoder = Encoder(config.shape(ids), config)
-    weights = {name: p.detach() for name, p in MLM(encoder, Head(encoder, config)).named_parameters()}
+    weights = {name: p.detach() for name, p in MLM(encoder, MaskedLMHead(encoder, config)).named_parameters()}
     card = Card("a test", recipe="none", steps=1, data="0", run="one")
     return export_model(weights, encoder.shape, tokenizer, output, card=card, sentences=sentences or [])
 
 
 def seen(folder: Path, text: str) -> list[int]:
     """What a sequence of training holds."""
-    tokenizer = tokenizers.load(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
     ids = tokenizers.token_ids(tokenizer)
     return [ids.cls, *tokenizer.encode([text])[0].tolist(), ids.sep]
 
@@ -76,13 +76,13 @@ def test_the_export_puts_cls_and_sep_around_a_text_as_training_did(tmp_path):
 @pytest.mark.parametrize("kind, size", [("wordpiece", 1100), ("bpe", 400), ("sentencepiece", 700)])
 def test_a_tokenizer_of_ours_needs_no_mending(tmp_path, kind, size):
     letters = [chr(code) for code in range(33, 500) if chr(code).isprintable()]
-    train(kind, [TEXT, " ".join(letters)] * 5, size=size).save(tmp_path / "tokenizer")
+    train_tokenizer(kind, [TEXT, " ".join(letters)] * 5, size=size).save(tmp_path / "tokenizer")
     assert export(tmp_path / "tokenizer", tmp_path / "out", [TEXT]).notes == ()
 
 
 def test_tokens_added_on_purpose_are_one_token_and_the_roles_are_text(tmp_path):
     folder = bare(tmp_path / "tokenizer")
-    theirs, ours = AutoTokenizer.from_pretrained(folder), tokenizers.load(folder)
+    theirs, ours = AutoTokenizer.from_pretrained(folder), tokenizers.load_tokenizer(folder)
     wanted = theirs(TEXT, add_special_tokens=False)["input_ids"]
     assert [theirs.convert_ids_to_tokens(number) for number in wanted if number in theirs.convert_tokens_to_ids(ADDED)]
     for ids in (ours.encode([TEXT])[0], ours.encode_with_places([TEXT])[0][0]):
@@ -141,7 +141,10 @@ def test_a_tokenizer_json_is_made_of_vocab_txt(checkpoint, tmp_path, lower):
     notes = save_start(folder, tmp_path / "start").notes
     assert ("capital letters into small" in notes[0]) is lower
     assert agrees(tmp_path / "start", folder, ["The River.", "the river"])
-    assert EncoderShape.load(tmp_path / "start").vocab_size == tokenizers.load(tmp_path / "start" / "tokenizer").size
+    assert (
+        EncoderShape.load(tmp_path / "start").vocab_size
+        == tokenizers.load_tokenizer(tmp_path / "start" / "tokenizer").size
+    )
 
 
 def test_the_configuration_of_a_tokenizer_counts_beside_its_json(checkpoint, tmp_path):
@@ -158,7 +161,7 @@ def test_the_configuration_of_a_tokenizer_counts_beside_its_json(checkpoint, tmp
 
 
 def test_an_import_puts_cls_and_sep_around_a_text(checkpoint, tmp_path):
-    folder = bare(checkpoint(tokenizers.load(bare(tmp_path / "any")).size))
+    folder = bare(checkpoint(tokenizers.load_tokenizer(bare(tmp_path / "any")).size))
     assert any("were added" in note for note in save_start(folder, tmp_path / "start").notes)
     text = "The old man"
     assert AutoTokenizer.from_pretrained(tmp_path / "start" / "tokenizer")(text)["input_ids"] == seen(folder, text)
@@ -212,8 +215,8 @@ def test_normalizers_alone_need_no_mending(checkpoint, tmp_path):
         tokenizer_object=backend, **{f"{role}_token": name for role, name in ROLES.items()}
     ).save_pretrained(folder)
     save_start(folder, tmp_path / "start")
-    trained = tokenizers.load(tmp_path / "start" / "tokenizer")
+    trained = tokenizers.load_tokenizer(tmp_path / "start" / "tokenizer")
     assert torch.equal(
         torch.from_numpy(trained.encode(["The River."])[0]),
-        torch.from_numpy(tokenizers.load(folder).encode(["The River."])[0]),
+        torch.from_numpy(tokenizers.load_tokenizer(folder).encode(["The River."])[0]),
     )

@@ -15,9 +15,9 @@ from megamask.errors import CheckpointError, StorageError
 from megamask.hf import import_model, save_start, weights
 from megamask.hf.tensor_names import WEIGHTS, to_theirs
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.objectives.mlm import MLM
-from megamask.objectives.objective import load_weights
+from megamask.objectives.objective import load_objective_weights
 from megamask.teacher import frozen_lm
 from tests.unit.hf.test_hf import saved, theirs, tokenizer
 from tools import convert_from_hf
@@ -46,7 +46,7 @@ def test_a_file_that_is_not_the_model_is_not_read(saved):
     for stray in ("model_ema.safetensors", "model-00001-of-00002.safetensors", "optimizer.safetensors"):
         save_file(zeros, folder / stray)
     assert same(folder, AutoModelForMaskedLM.from_pretrained(folder)) and same(folder, other)
-    teacher = frozen_lm.read(folder, "teacher.path")
+    teacher = frozen_lm.read_masked_lm(folder, "teacher.path")
     assert torch.equal(teacher.weight, other.get_input_embeddings().weight)
 
 
@@ -122,14 +122,14 @@ def test_a_body_without_a_head_starts_with_a_new_one(saved, tmp_path, preset, ca
     found = import_model(folder)
     assert not [name for name in found.weights if name.startswith("head.")]
     encoder = Encoder(found.shape)
-    model = MLM(encoder, Head(encoder))
+    model = MLM(encoder, MaskedLMHead(encoder))
     drawn = model.head.dense.weight.clone()
-    load_weights(model, found.weights)
+    load_objective_weights(model, found.weights)
     assert torch.equal(model.head.dense.weight, drawn)
     assert torch.equal(model.encoder.embedding.tokens.weight, other.get_input_embeddings().weight)
     for path in (folder, tmp_path / "start"):
         with pytest.raises(CheckpointError, match="has no masked-language head, so it predicts no token") as error:
-            frozen_lm.read(path, "teacher.path")
+            frozen_lm.read_masked_lm(path, "teacher.path")
         assert len(error.value.problems) == 1
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from megamask.batch import MaskPlan
 from megamask.errors import ConfigError, DataError, NonFiniteError
-from megamask.masking.choose import choose
-from megamask.masking.entropy import Entropy, EntropyScoreConfig, shuffled
+from megamask.masking.choose import choose_pieces
+from megamask.masking.entropy import EntropyScore, EntropyScoreConfig, shuffled
 from megamask.masking.masker import STEPS, Masker, MaskingConfig, Score
 from megamask.masking.rng import PackRng
-from megamask.masking.units import pieces
+from megamask.masking.units import pieces_of_unit
 from megamask.schedules import Schedule
 from tests.batches import IDS, pack
 
@@ -32,7 +32,7 @@ def doubts(batch, seed=0):
 
 def score(batch, entropy, piece=None, **settings):
     piece = torch.arange(batch.layout.rows) if piece is None else piece
-    return Entropy(EntropyScoreConfig(**settings))(batch, entropy, piece, PackRng(0, batch.number))
+    return EntropyScore(EntropyScoreConfig(**settings))(batch, entropy, piece, PackRng(0, batch.number))
 
 
 def masker(unit="token", ratio=0.2, explore=0.0, **settings):
@@ -72,12 +72,16 @@ def test_the_budget_is_exact_whatever_decides(
 ):
     batch = pack(lengths, padding=3, seed=seed)
     rng = PackRng(seed, 0)
-    piece = pieces(unit, batch, rng)
-    entropy = Entropy(EntropyScoreConfig(strategy, temperature or (strategy == "proportional"), True, cap, shuffle))
+    piece = pieces_of_unit(unit, batch, rng)
+    entropy = EntropyScore(
+        EntropyScoreConfig(strategy, temperature or (strategy == "proportional"), True, cap, shuffle)
+    )
     budget = max(1, int(share * batch.maskable.sum()))
     found = entropy(batch, scale * doubts(batch), piece, rng)
     assert found.isfinite().all()
-    rows, probability = choose(found, piece, budget, batch, rng, temperature=entropy.temperature, explore=explore)
+    rows, probability = choose_pieces(
+        found, piece, budget, batch, rng, temperature=entropy.temperature, explore=explore
+    )
     assert len(rows) == budget == len(probability)
     assert (rows.diff() > 0).all()
     assert batch.maskable[rows].all()
@@ -90,7 +94,7 @@ def test_at_temperature_zero_exactly_the_top_or_bottom_of_each_sequence_is_taken
     batch = pack(LENGTHS)
     entropy = doubts(batch)
     plan = plan_of(masker(unit, strategy=strategy, temperature=0), batch, entropy)
-    piece = pieces(unit, batch, PackRng(1, 0))
+    piece = pieces_of_unit(unit, batch, PackRng(1, 0))
     for rows in maskable_of(batch):
         numbers, counts = piece[rows].unique(return_counts=True)
         means = torch.stack([entropy[piece == number].mean() for number in numbers])
@@ -118,7 +122,7 @@ def test_middle_and_both_take_the_nearest_to_and_farthest_from_the_middle_rank()
     inside = rows[entropy[rows].argsort()].tolist()
     assert len(inside) == 40
     for strategy, expected in (("middle", inside[15:25]), ("both", inside[:5] + inside[-5:])):
-        found = choose(
+        found = choose_pieces(
             score(batch, entropy, strategy=strategy), torch.arange(42), 10, batch, PackRng(0, 0), temperature=0
         )
         assert found.rows.tolist() == sorted(expected)
@@ -127,7 +131,7 @@ def test_middle_and_both_take_the_nearest_to_and_farthest_from_the_middle_rank()
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_all_rows_of_a_piece_have_the_score_of_their_mean(strategy):
     batch = pack(LENGTHS)
-    piece = pieces("word", batch, PackRng(0, 0))
+    piece = pieces_of_unit("word", batch, PackRng(0, 0))
     entropy = doubts(batch)
     means = entropy.clone().double()
     for number in piece.unique():
@@ -181,7 +185,7 @@ def test_a_flat_sequence_is_masked_at_random(strategy, value):
     draws, hits = 300, torch.zeros(batch.layout.rows)
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
-        hits[choose(found, torch.arange(len(flat)), 20, one, PackRng(0, number), temperature=0).rows] += 1
+        hits[choose_pieces(found, torch.arange(len(flat)), 20, one, PackRng(0, number), temperature=0).rows] += 1
     rates = hits[batch.maskable] / draws
     mean = float(rates.mean())
     assert (rates - mean).abs().max() < 5 * (mean * (1 - mean) / draws) ** 0.5
@@ -195,7 +199,7 @@ def test_proportional_draws_in_proportion_to_the_power_of_entropy(temperature, l
     draws, hits = 1200, torch.zeros(10)
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
-        hits[choose(found, torch.arange(10), 1, one, PackRng(0, number), temperature=temperature).rows] += 1
+        hits[choose_pieces(found, torch.arange(10), 1, one, PackRng(0, number), temperature=temperature).rows] += 1
     weights = (entropy[1:-1] - lowest) ** (1 / temperature)
     expected = weights / weights.sum()
     assert ((hits[1:-1] / draws - expected).abs() <= 5 * (expected * (1 - expected) / draws).sqrt() + 1e-9).all()
@@ -208,9 +212,9 @@ def test_the_capped_are_left_to_the_last_and_taken_then():
     top = rows[entropy[rows].argsort(descending=True)]
     found = score(batch, entropy, cap=0.1)
     for budget in (10, 45, 47, 50):
-        taken = choose(found, torch.arange(52), budget, batch, PackRng(0, 0), temperature=0.5).rows
+        taken = choose_pieces(found, torch.arange(52), budget, batch, PackRng(0, 0), temperature=0.5).rows
         assert int(torch.isin(top[:5], taken).sum()) == max(0, budget - 45)
-    taken = choose(found, torch.arange(52), 10, batch, PackRng(0, 0), temperature=0).rows
+    taken = choose_pieces(found, torch.arange(52), 10, batch, PackRng(0, 0), temperature=0).rows
     assert taken.tolist() == top[5:15].sort().values.tolist()
 
 
@@ -337,7 +341,7 @@ class Counting:
 def test_a_score_that_learns_is_told_and_saved():
     batch = pack([42])
     assert isinstance(Counting(), Score)
-    assert isinstance(Entropy(EntropyScoreConfig()), Score)
+    assert isinstance(EntropyScore(EntropyScoreConfig()), Score)
     maker = Masker(MaskingConfig(explore=Schedule(start=0.0)), IDS, Counting())
     plan = plan_of(maker, batch)
     assert plan.labels.min() >= batch.tokens[batch.maskable].sort(descending=True).values[len(plan.targets) - 1]

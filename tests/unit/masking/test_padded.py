@@ -11,7 +11,7 @@ from megamask.data import tokenizer as tokenizers
 from megamask.data import tokenizer_training
 from megamask.data.words import word_starts
 from megamask.errors import DataError
-from megamask.hf.tokens import as_ours
+from megamask.hf.tokens import to_fast_tokenizer
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.padded import losses_at, pack_padded, pad_plan
@@ -116,10 +116,10 @@ def test_shapes_that_do_not_fit_are_named():
 
 
 def test_a_tokenizer_of_transformers_tells_what_ours_does(tmp_path):
-    ours = tokenizer_training.train("wordpiece", TEXTS * 5, size=90)
+    ours = tokenizer_training.train_tokenizer("wordpiece", TEXTS * 5, size=90)
     ours.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    found = as_ours(theirs)
+    found = to_fast_tokenizer(theirs)
     assert tokenizers.token_ids(found) == tokenizers.token_ids(ours)
     assert (word_starts(found) == word_starts(ours)).all()
     # and the words are those that transformers finds itself

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from megamask.batch import PackedBatch
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.masking.masker import Masker, MaskingConfig
-from megamask.masking.part_of_speech import PartOfSpeech, PartOfSpeechScoreConfig
+from megamask.masking.part_of_speech import PartOfSpeechScore, PartOfSpeechScoreConfig
 from megamask.masking.rng import PackRng
-from megamask.masking.units import Unit, pieces
+from megamask.masking.units import Unit, pieces_of_unit
 from megamask.schedules import Schedule, released
 from tests.batches import IDS, pack
 
@@ -83,7 +83,7 @@ def test_equal_losses_are_random_masking_to_the_bit(unit, loss, number, temperat
 
 @given(losses=st.lists(st.floats(0, 10, width=32), min_size=4, max_size=4), sharpness=st.floats(0.5, 4))
 def test_weights_are_those_of_the_formula(losses, sharpness):
-    score = PartOfSpeech(PartOfSpeechScoreConfig(sharpness=sharpness), NAMES)
+    score = PartOfSpeechScore(PartOfSpeechScoreConfig(sharpness=sharpness), NAMES)
     score.load_state_dict({"losses": torch.tensor(losses).double(), "steps": torch.tensor([1])})
     assert score.log_weights.exp().tolist() == pytest.approx(weights(losses, sharpness), abs=1e-9)
 
@@ -112,10 +112,10 @@ def test_a_temperature_is_an_exponent_of_the_weights():
     for temperature in (0.5, 2.0):
         ours = knowing(masker(1 / 40, temperature=temperature), [1.0, 3.0, 0.5, 2.0])
         whole = PackRng(0, 0)
-        score = ours.score(batch, None, pieces("word", batch, whole), whole)
+        score = ours.score(batch, None, pieces_of_unit("word", batch, whole), whole)
         assert ours.score.temperature == temperature
         by_tag = torch.tensor([0.5, *weights([1.0, 3.0, 0.5, 2.0])]).log()
-        first = pieces("word", batch, whole)
+        first = pieces_of_unit("word", batch, whole)
         starts = torch.tensor([first.tolist().index(number) for number in first.tolist()])
         # every token counts by the tag of its word's first, those without by a half
         assert torch.allclose(score, by_tag[batch.tags.long()[starts]], rtol=1e-6)
@@ -128,7 +128,7 @@ def test_budgets_are_exact_and_whole_words_stay_whole(step, unit, mode):
     batch = tagged([50, 31, 64, 20], step, untagged=True)
     plan = plan_of(ours, batch, step / 100)
     assert len(plan.targets.unique()) == ours.budget(step / 100, batch.layout.rows)
-    piece = pieces(unit, batch, PackRng(5, batch.number))
+    piece = pieces_of_unit(unit, batch, PackRng(5, batch.number))
     hits, sizes = (torch.bincount(p, minlength=int(piece[-1]) + 1) for p in (piece[plan.targets], piece))
     assert int(((hits > 0) & (hits < sizes)).sum()) <= 1
 

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megamask.metrics import logger as telling
-from megamask.metrics.logger import Log, plot_curve, read_metrics
+from megamask.metrics.logger import MetricsLogger, plot_curve, read_metrics
 from megamask.metrics.meters import Cost, Timed, Window
 from megamask.storage import durable
 
@@ -32,7 +32,7 @@ def events(folder) -> dict[str, list[tuple[int, float]]]:
 
 def test_every_figure_goes_to_all_three_places(tmp_path, capsys):
     cost = Cost.of(layers=2, width=8, inner=16, gated=True, vocab=32)
-    log = Log(tmp_path, 0, 100, cost=cost, peak=1e12)
+    log = MetricsLogger(tmp_path, 0, 100, cost=cost, peak=1e12)
     figures = log.train(10, WINDOW, 1e-3, masks={"masking/random_share": 0.15, "distill/weight": 0.5})
     log.validation(10, 2.0, 0.25, 7.0)
     log.close()
@@ -51,7 +51,7 @@ def test_every_figure_goes_to_all_three_places(tmp_path, capsys):
 
 def test_the_time_left_does_not_count_the_first_step(tmp_path, capsys):
     compiled = Timed(steps=4, seconds=2.0, waited=0.0, tokens=320, targets=80, pairs=32_000)
-    log = Log(tmp_path, 0, 100)
+    log = MetricsLogger(tmp_path, 0, 100)
     log.train(5, replace(WINDOW, seconds=600.0, without_first=compiled), 1e-3)
     log.train(6, replace(WINDOW, steps=1, without_first=replace(compiled, steps=0, seconds=0.0)), 1e-3)
     log.close()
@@ -61,7 +61,7 @@ def test_the_time_left_does_not_count_the_first_step(tmp_path, capsys):
 
 
 def test_a_line_can_be_said_once(tmp_path, capsys):
-    log = Log(tmp_path, 0, 100)
+    log = MetricsLogger(tmp_path, 0, 100)
     for line in ("flat", "flat", "other", "flat"):
         log.say_once(line)
     assert capsys.readouterr().out.splitlines() == ["flat", "other"]
@@ -69,7 +69,7 @@ def test_a_line_can_be_said_once(tmp_path, capsys):
 
 def test_a_resumed_run_doubles_and_loses_nothing(tmp_path):
     def launch(start: int, end: int) -> None:
-        log = Log(tmp_path, start, 100)
+        log = MetricsLogger(tmp_path, start, 100)
         for step in range(start + 10, end + 1, 10):
             log.train(step, WINDOW, step + start / 1000)
         log.close()
@@ -102,14 +102,14 @@ STRANGE = [
 @pytest.mark.parametrize("strange", STRANGE, ids=range(len(STRANGE)))
 @pytest.mark.parametrize("whole", [True, False], ids=["in the midst", "last"])
 def test_lines_that_are_none_cost_no_more_than_themselves(tmp_path, strange: bytes, whole: bool):
-    log = Log(tmp_path, 0, 100)
+    log = MetricsLogger(tmp_path, 0, 100)
     for step in (10, 20):
         log.train(step, WINDOW, float(step))
     log.close()
     before = read_metrics(log.path)
     one, other = log.path.read_bytes().splitlines(keepends=True)
     log.path.write_bytes(one + strange + b"\n" + other if whole else one + other + strange)
-    log = Log(tmp_path, 20, 100)
+    log = MetricsLogger(tmp_path, 20, 100)
     log.train(30, WINDOW, 30.0)
     log.close()
     after = read_metrics(log.path)
@@ -121,7 +121,7 @@ def test_lines_that_are_none_cost_no_more_than_themselves(tmp_path, strange: byt
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE])
 def test_storage_that_fails_when_a_run_goes_on_costs_no_run_and_doubles_nothing(tmp_path, monkeypatch, capsys, number):
-    log = Log(tmp_path, 0, 100)
+    log = MetricsLogger(tmp_path, 0, 100)
     for step in (10, 20, 30):
         log.train(step, WINDOW, float(step))
     log.close()
@@ -131,8 +131,8 @@ def test_storage_that_fails_when_a_run_goes_on_costs_no_run_and_doubles_nothing(
 
     # neither the file of figures nor anything else can be made: the launch goes on from step 10 all the same
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "write", fails)
-        log = Log(tmp_path, 10, 100)
+        patch.setattr(durable, "write_file", fails)
+        log = MetricsLogger(tmp_path, 10, 100)
         assert f"{log.path} cannot be written: {os.strerror(number)}" in capsys.readouterr().out
         log.train(20, WINDOW, 20.5)
         assert f"figures of step 20 could not be written: {os.strerror(number)}" in capsys.readouterr().out
@@ -150,7 +150,7 @@ def test_a_disk_that_takes_half_a_line_costs_that_line(tmp_path, capsys):
                 file.write(text[: len(text) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    log = Log(tmp_path, 0, 100)
+    log = MetricsLogger(tmp_path, 0, 100)
     log.train(10, WINDOW, 10.0)
     log._lines.close()
     log._lines = Full()
@@ -166,7 +166,7 @@ def test_a_disk_that_takes_half_a_line_costs_that_line(tmp_path, capsys):
 
 
 def test_what_is_no_number_is_valid_json(tmp_path):
-    log = Log(tmp_path, 0, 10)
+    log = MetricsLogger(tmp_path, 0, 10)
     log.validation(1, 1e4, 0.0, math.nan)
     log.close()
     (line,) = read_metrics(log.path)
@@ -177,7 +177,7 @@ def test_what_is_no_number_is_valid_json(tmp_path):
 def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    log = Log(tmp_path, 0, 10)
+    log = MetricsLogger(tmp_path, 0, 10)
     assert log.train(1, WINDOW, 1.0)["train/loss"] == 6.0
     log.validation(1, 1.0, 1.0, 1.0)
     log.advance(1), log.say("x"), log.close()
@@ -191,7 +191,7 @@ def test_a_terminal_gets_a_bar_and_the_lines(tmp_path, monkeypatch):
 
     console = Terminal()
     monkeypatch.setattr("sys.stdout", console)
-    log = Log(tmp_path, 20, 100)
+    log = MetricsLogger(tmp_path, 20, 100)
     log.train(60, WINDOW, 1.0)
     log.close()
     assert "60/100" in console.getvalue() and "loss 6.000, 200 tokens/s" in console.getvalue()
@@ -201,7 +201,7 @@ def test_a_terminal_gets_a_bar_and_the_lines(tmp_path, monkeypatch):
 def test_the_curve_is_drawn(tmp_path):
     from matplotlib.image import imread
 
-    log = Log(tmp_path, 0, 100)
+    log = MetricsLogger(tmp_path, 0, 100)
     plot_curve(log.path, tmp_path / "empty.png")
     for step in (10, 20):
         log.train(step, WINDOW, 1.0)

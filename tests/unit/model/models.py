@@ -8,7 +8,7 @@ import torch
 
 from megamask.batch import MaskPlan, PackedBatch
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
 from megamask.objectives.mlm import MLM
 from tests.batches import IDS
@@ -26,7 +26,7 @@ def objective(preset: str, *, dtype: torch.dtype = torch.float64, seed: int = 0,
     torch.manual_seed(seed)
     chosen = config(preset, **{"init_std": 0.2, **settings})
     encoder = Encoder(chosen.shape(IDS), chosen)
-    model = MLM(encoder, Head(encoder, chosen))
+    model = MLM(encoder, MaskedLMHead(encoder, chosen))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim < 2:

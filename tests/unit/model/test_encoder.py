@@ -10,9 +10,9 @@ import torch
 
 from megamask.batch import Layout
 from megamask.model import attention
-from megamask.model.attention import Asking, attend
+from megamask.model.attention import QueryRows, attend
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
 from megamask.objectives.mlm import MLM
 from tests.batches import IDS, pack
@@ -76,7 +76,7 @@ def test_rows_that_alone_ask_hear_what_they_would_among_all(backend, dtype, shar
     q, k, v = exact = [torch.randn(layout.rows, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     expected = attend(q, k, v, layout, "reference")[rows]
     inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
-    found = attend(inputs[0][rows], *inputs[1:], layout, backend, asking=Asking(rows, layout))
+    found = attend(inputs[0][rows], *inputs[1:], layout, backend, asking=QueryRows(rows, layout))
     assert_close(found, expected)
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, exact, upstream)
@@ -196,7 +196,7 @@ def test_sizes_have_the_number_of_parameters_they_are_known_by(preset, size, mil
     chosen = ModelConfig(preset=preset, size=size)
     with torch.device("meta"):
         encoder = Encoder(chosen.shape(dataclasses.replace(IDS, size=30_522)), chosen)
-        model = MLM(encoder, Head(encoder, chosen))
+        model = MLM(encoder, MaskedLMHead(encoder, chosen))
     # two digits, which is how the literature names them
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
 
@@ -206,7 +206,7 @@ def test_initial_predictions_are_near_uniform(preset):
     chosen = config(preset)
     encoder = Encoder(chosen.shape(IDS), chosen)
     batch = pack(LENGTHS)
-    nll = MLM(encoder, Head(encoder, chosen))(batch, plan(batch)).nll
+    nll = MLM(encoder, MaskedLMHead(encoder, chosen))(batch, plan(batch)).nll
     assert nll.mean().item() == pytest.approx(torch.tensor(IDS.size).log().item(), rel=0.05)
 
 

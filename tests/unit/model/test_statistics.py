@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.model import statistics
-from megamask.model.statistics import entropies, products, token_stats
+from megamask.model.statistics import logit_entropies, products, token_stats
 from megamask.model.token_stats import TokenStats
 from tests.tolerances import NATS, assert_close
 from tests.unit.model.vocabularies import MEASURES, SIZES, Largest, problem
@@ -61,7 +61,7 @@ def test_a_shift_of_all_logits_changes_no_measure(measure):
 def test_one_measure_alone_is_the_same_bit_for_bit(chunks, measure):
     inputs = problem(rows=40, tokens=101, dtype=torch.float32)
     chunks(101 * 16, 101 * 4)
-    assert torch.equal(entropies(*inputs, measure), token_stats(*inputs).of(measure))
+    assert torch.equal(logit_entropies(*inputs, measure), token_stats(*inputs).of(measure))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -24,7 +24,7 @@ def interpret(inputs: str, outputs: str) -> None:
         rows, weight, bias, labels, shares = (
             tensors[f"{case}/{name}"] for name in ("rows", "weight", "bias", "labels", "shares")
         )
-        stats = kernels.token_stats(rows, weight, bias, labels, SMALL, int(shares))
+        stats = kernels.fused_token_stats(rows, weight, bias, labels, SMALL, int(shares))
         found |= {f"{case}/{name}": value.contiguous() for name, value in stats._asdict().items()}
     save_file(found, outputs)
 

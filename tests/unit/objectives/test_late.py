@@ -12,7 +12,7 @@ from torch import nn
 
 from megamask.batch import Layout, MaskPlan, SoftTargets
 from megamask.objectives.mae_lm import MAELM, DecoderConfig
-from megamask.objectives.objective import ObjectiveConfig, build
+from megamask.objectives.objective import ObjectiveConfig, build_objective
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.model.models import PRESETS, objective, plan
@@ -43,7 +43,7 @@ each_kind = pytest.mark.parametrize("preset, settings, config", KINDS)
 def late(config: ObjectiveConfig, preset: str, **settings):
     """The objective in 64 bits with every parameter random, norms and biases too."""
     mlm = objective(preset, dtype=torch.float32, **settings)
-    model = build(config, mlm.encoder, mlm.head)
+    model = build_objective(config, mlm.encoder, mlm.head)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith(("encoder.", "head.")) and parameter.ndim < 2:
@@ -72,7 +72,7 @@ def gradients(model, batch, asked) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("preset, settings", [("bert", {}), ("modern", {}), ("modern", LOCAL)])
 def test_3ml_at_depth_0_is_mlm(preset, settings):
     model, batch = late(LATE["depth 0"], preset, **settings), pack(LENGTHS, padding=4)
-    mlm = build(ObjectiveConfig(), model.encoder, model.head)
+    mlm = build_objective(ObjectiveConfig(), model.encoder, model.head)
     asked = corrupted(batch)
     assert torch.equal(model.states(batch, asked), mlm.states(batch, asked))
     assert torch.equal(model(batch, asked).total, mlm(batch, asked).total)
@@ -85,7 +85,7 @@ def test_3ml_at_depth_0_is_mlm(preset, settings):
 @pytest.mark.parametrize("preset, settings", [("bert", {}), ("modern", {}), ("modern", LOCAL)])
 def test_with_nothing_hidden_3ml_is_mlm(preset, settings, depth):
     model, batch = late(ObjectiveConfig("three_ml", depth=depth), preset, **settings), pack(LENGTHS, padding=4)
-    mlm = build(ObjectiveConfig(), model.encoder, model.head)
+    mlm = build_objective(ObjectiveConfig(), model.encoder, model.head)
     asked = MaskPlan.hide_nothing(batch)
     assert torch.equal(model.states(batch, asked), mlm.states(batch, asked))
     assert torch.equal(model.entropy(batch), mlm.entropy(batch))
@@ -94,7 +94,7 @@ def test_with_nothing_hidden_3ml_is_mlm(preset, settings, depth):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_decoder_of_cross_attention_leaves_alone_what_is_not_hidden(preset):
     model, batch = late(LATE["cross"], preset), pack(LENGTHS, padding=4)
-    mlm = build(ObjectiveConfig(), model.encoder, model.head)
+    mlm = build_objective(ObjectiveConfig(), model.encoder, model.head)
     assert torch.equal(model.entropy(batch), mlm.entropy(batch))
     asked = corrupted(batch)
     alone = dataclasses.replace(batch, layout=batch.layout.keep(asked.visible))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from megamask.batch import MaskPlan, SoftTargets
 from megamask.errors import CheckpointError
 from megamask.model.statistics import token_stats
-from megamask.objectives.objective import ObjectiveConfig, build, load_weights
+from megamask.objectives.objective import ObjectiveConfig, build_objective, load_objective_weights
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.model.models import PRESETS, objective, plan
@@ -119,7 +119,7 @@ def test_a_teacher_of_all_rows_is_one_of_the_targets_where_all_rows_are_targets(
 @pytest.mark.parametrize("measure", MEASURES)
 def test_an_objective_speaks_in_the_measure_it_was_built_with(measure):
     model, batch = objective("modern"), pack(LENGTHS)
-    built = build(ObjectiveConfig("mlm"), model.encoder, model.head, measure)
+    built = build_objective(ObjectiveConfig("mlm"), model.encoder, model.head, measure)
     assert built.head is model.head
     rows = model.head.transform(model.states(batch, MaskPlan.hide_nothing(batch)))
     stats = token_stats(rows, model.head.decoder.weight, model.head.decoder.bias, batch.tokens)
@@ -137,13 +137,13 @@ def test_loaded_weights_make_the_same_model_or_are_named(preset):
         "head.decoder.bias": torch.zeros(1),
     }
     with pytest.raises(CheckpointError) as error:
-        load_weights(target, wrong)
+        load_objective_weights(target, wrong)
     assert error.value.problems == (
         "The weights lack the tensor head.dense.weight.",
         "The weights have the tensor encoder.layers.9.qkv.weight, which this model does not have.",
         f"`head.decoder.bias` must have the shape ({IDS.size},), but is (1,).",
     )
     assert torch.equal(target(batch, plan(batch)).nll, before(batch, plan(batch)).nll)
-    load_weights(target, weights)
+    load_objective_weights(target, weights)
     assert torch.equal(target(batch, plan(batch)).nll, source(batch, plan(batch)).nll)
     assert target.head.decoder.weight is target.encoder.embedding.tokens.weight

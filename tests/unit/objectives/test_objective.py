@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
-from megamask.config.pretrain_config import PacksConfig, PretrainConfig, check
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig, check_config
 from megamask.data import tokenizer as tokenizers
 from megamask.data import tokenizer_training
 from megamask.errors import CheckpointError, ConfigError
@@ -22,7 +22,7 @@ from megamask.masking.masker import MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.late import visible_states
 from megamask.objectives.mae_lm import DecoderConfig
-from megamask.objectives.objective import ObjectiveConfig, build, load_weights
+from megamask.objectives.objective import ObjectiveConfig, build_objective, load_objective_weights
 from megamask.schedules import Schedule
 from megamask.training import summary
 from tests.batches import IDS, pack
@@ -52,7 +52,7 @@ REFUSED = [
 
 def problems(config: ObjectiveConfig, **parts) -> tuple[str, ...]:
     try:
-        check(PretrainConfig(objective=config, **{"model": BASE, **parts}), None, 1)
+        check_config(PretrainConfig(objective=config, **{"model": BASE, **parts}), None, 1)
     except ConfigError as error:
         return error.problems
     return ()
@@ -101,7 +101,7 @@ def test_dropout_of_a_decoder_needs_attention_that_can_drop():
 def test_first_weights_may_have_fewer_layers_than_the_depth():
     mlm = objective("modern")
     with pytest.raises(ConfigError, match="must lie between 0 and 2"):
-        build(ObjectiveConfig("three_ml", depth=3), mlm.encoder, mlm.head)
+        build_objective(ObjectiveConfig("three_ml", depth=3), mlm.encoder, mlm.head)
 
 
 @pytest.mark.parametrize("preset, settings, config", KINDS)
@@ -122,8 +122,8 @@ def test_cost_is_what_torch_counts(preset, settings, config):
 @pytest.mark.parametrize("name", ["depth 2", "own vector", "decoder", "cross"])
 def test_an_export_drops_what_stands_beside_the_encoder_which_stays_what_it_is(preset, name, tmp_path):
     text = ["Some words that make a vocabulary."]
-    tokenizer_training.train("wordpiece", text * 5, size=90).save(tmp_path / "tokenizer")
-    ids = tokenizers.token_ids(tokenizers.load(tmp_path / "tokenizer"))
+    tokenizer_training.train_tokenizer("wordpiece", text * 5, size=90).save(tmp_path / "tokenizer")
+    ids = tokenizers.token_ids(tokenizers.load_tokenizer(tmp_path / "tokenizer"))
     assert ids.size <= IDS.size
     model = late(LATE[name], preset).float()
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -146,16 +146,16 @@ def test_one_kind_of_run_begins_with_the_weights_of_another():
     source, batch = late(LATE["decoder"], "modern"), pack([20, 9])
     weights = dict(source.named_parameters())
     mlm = objective("modern", seed=3)
-    load_weights(mlm, weights)
+    load_objective_weights(mlm, weights)
     assert torch.equal(mlm.head.dense.weight, source.head.dense.weight)
     again = late(LATE["decoder"], "modern")
-    load_weights(again, weights)
+    load_objective_weights(again, weights)
     assert torch.equal(again.states(batch, plan(batch)), source.states(batch, plan(batch)))
     # from MLM a decoder begins anew, from half of one it does not begin
-    load_weights(again, dict(mlm.named_parameters()))
+    load_objective_weights(again, dict(mlm.named_parameters()))
     half = {name: tensor for name, tensor in weights.items() if not name.startswith("decoder.stack.layers.1.")}
     with pytest.raises(CheckpointError, match=r"lack 6 tensors: decoder\.stack\.layers\.1\."):
-        load_weights(again, half)
-    shallow = build(ObjectiveConfig("mae_lm", decoder=DecoderConfig(1)), mlm.encoder, mlm.head)
+        load_objective_weights(again, half)
+    shallow = build_objective(ObjectiveConfig("mae_lm", decoder=DecoderConfig(1)), mlm.encoder, mlm.head)
     with pytest.raises(CheckpointError, match=r"have 6 tensors: decoder\.stack\.layers\.1\."):
-        load_weights(shallow, weights)
+        load_objective_weights(shallow, weights)

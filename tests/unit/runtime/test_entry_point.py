@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megamask.errors import ConfigError, DataError, LostError, StorageError
+from megamask.errors import ConfigError, DataError, PeerLostError, StorageError
 from megamask.runtime import entry_point, versions
 from megamask.storage.workdir import processes
 
@@ -100,7 +100,7 @@ def test_errors_are_codes_and_sentences(capsys: pytest.CaptureFixture[str]) -> N
         raise error
 
     assert main(DataError("One.", "Two.")) == DataError.exit_code
-    assert main(LostError()) == LostError.exit_code
+    assert main(PeerLostError()) == PeerLostError.exit_code
     assert capsys.readouterr().err == "One.\nTwo.\n"
     for bug in (ValueError("no problem of the user"), FileNotFoundError(errno.ENOENT, "gone", "name")):
         with pytest.raises(type(bug)):

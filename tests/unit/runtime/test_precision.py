@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from megamask.runtime import precision, ranks
-from megamask.runtime.precision import LIMITS, WITHOUT_BF16, Choice, Support, common, cpu_support, lines
+from megamask.runtime.precision import (
+    LIMITS,
+    WITHOUT_BF16,
+    Choice,
+    Support,
+    common_support,
+    cpu_support,
+    precision_lines,
+)
 
 CPU = torch.device("cpu")
 FAST, SLOW = Support(True, "it multiplies"), Support(False, "it does not multiply")
@@ -43,19 +51,19 @@ def test_a_limit_on_the_instructions_counts(name: str, value: str, monkeypatch) 
 def test_a_gpu_needs_compute_capability_8(capability: tuple[int, int], bf16: bool, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
-    found = precision.support(torch.device("cuda", 0))
+    found = precision.device_support(torch.device("cuda", 0))
     assert found.bf16 == bf16
     assert "A card" in found.reason and ".".join(map(str, capability)) in found.reason
 
 
 def test_all_ranks_take_what_all_of_them_have(monkeypatch) -> None:
     monkeypatch.setattr(ranks, "gather", lambda mine: [FAST, SLOW, FAST, SLOW])
-    assert not common().bf16
-    assert "rank 1 it does not multiply (2 of 4 ranks)" in common().reason
+    assert not common_support().bf16
+    assert "rank 1 it does not multiply (2 of 4 ranks)" in common_support().reason
     monkeypatch.setattr(ranks, "gather", lambda mine: [FAST, FAST])
-    assert common() == FAST
+    assert common_support() == FAST
     monkeypatch.setattr(ranks, "gather", lambda mine: [mine])
-    assert common() == precision.support(ranks.device())
+    assert common_support() == precision.device_support(ranks.device())
 
 
 @pytest.mark.parametrize("support", [FAST, SLOW])
@@ -63,7 +71,7 @@ def test_all_ranks_take_what_all_of_them_have(monkeypatch) -> None:
 def test_only_an_order_for_bf16_where_it_is_slow_is_warned_of(asked, support: Support) -> None:
     choice = Choice("`some.setting`", asked, support)
     assert choice.precision == {"auto": "bf16" if support.bf16 else "fp32"}.get(asked, asked)
-    said = lines(choice)
+    said = precision_lines(choice)
     assert choice.precision in said[0]
     assert (support.reason if asked == "auto" else "some.setting") in said[0]
     warned = asked == "bf16" and not support.bf16
@@ -73,7 +81,7 @@ def test_only_an_order_for_bf16_where_it_is_slow_is_warned_of(asked, support: Su
 
 
 def test_one_warning_names_all_that_order_it() -> None:
-    said = lines(Choice("`one`", "bf16", SLOW), Choice("`two`", "bf16", SLOW))
+    said = precision_lines(Choice("`one`", "bf16", SLOW), Choice("`two`", "bf16", SLOW))
     assert len(said) == 2 and "`one` and `two`" in said[1]
-    said = lines(Choice("`one`", "auto", SLOW), Choice("`two`", "bf16", SLOW))
+    said = precision_lines(Choice("`one`", "auto", SLOW), Choice("`two`", "bf16", SLOW))
     assert len(said) == 2 and "`one`" not in said[1]

@@ -89,7 +89,7 @@ def test_alone_everything_is_what_one_process_says(told) -> None:
         assert torch.equal(found, values)
         assert found is not values
     assert ranks.gather("word") == ["word"]
-    assert ranks.by_main(lambda: 7) == 7
+    assert ranks.on_rank_zero(lambda: 7) == 7
     with pytest.raises(ValueError, match="why"):
-        ranks.by_main(lambda: (_ for _ in ()).throw(ValueError("why")))
+        ranks.on_rank_zero(lambda: (_ for _ in ()).throw(ValueError("why")))
     ranks.barrier()

@@ -19,14 +19,14 @@ NOWHERE = "/nowhere/at/all"
 @pytest.mark.parametrize("version", ["2.11.0", "2.11.0+cu128", "2.13.1", "2.14.0.dev20261101", "3.0"])
 def test_a_new_one_is_taken(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "version", lambda name: version)
-    versions.check()
+    versions.check_torch()
 
 
 @pytest.mark.parametrize("version", ["2.10.2", "2.9.1+cpu", "2.2", "1.13.1", "", "strange"])
 def test_an_old_or_unknown_one_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "version", lambda name: version)
     with pytest.raises(ConfigError, match=r"PyTorch must be 2\.11 or newer, but is "):
-        versions.check()
+        versions.check_torch()
 
 
 def test_it_is_what_an_installer_is_told() -> None:

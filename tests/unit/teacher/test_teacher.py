@@ -16,25 +16,25 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from megamask.batch import MaskPlan
 from megamask.checkpoint.format import RunFolder
-from megamask.checkpoint.save import publish
+from megamask.checkpoint.save import save_checkpoint
 from megamask.data import tokenizer as tokenizers
-from megamask.data.tokenizer_training import train as train_tokenizer
+from megamask.data.tokenizer_training import train_tokenizer as train_tokenizer
 from megamask.engine.ds_file import teacher_problems as file_problems
-from megamask.entropy.exact import PURPOSE, measured
+from megamask.entropy.exact import PURPOSE, measure_entropy
 from megamask.entropy.source import AuditConfig, EntropyConfig
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.hf.layers import pick_layers
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.rng import PackRng
 from megamask.model.encoder import Encoder
-from megamask.model.head import Head
+from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
 from megamask.model.vocabulary import token_stats
 from megamask.objectives.mlm import MLM
-from megamask.objectives.objective import ObjectiveConfig, build
+from megamask.objectives.objective import ObjectiveConfig, build_objective
 from megamask.schedules import Schedule
-from megamask.teacher.settings import problems
-from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig, TeacherEntropy, join
+from megamask.teacher.settings import teacher_problems
+from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig, TeacherEntropy, join_packs
 from tests.batches import pack
 from tests.tolerances import assert_close
 
@@ -70,7 +70,7 @@ def student(ids):
     def make(preset="modern", **settings) -> MLM:
         config = ModelConfig(preset, init_std=0.2, **{**SIZES, **settings})
         encoder = Encoder(config.shape(ids), config)
-        model = MLM(encoder, Head(encoder, config)).eval()
+        model = MLM(encoder, MaskedLMHead(encoder, config)).eval()
         randomise(model)
         return model
 
@@ -83,7 +83,7 @@ def first_weights(tmp_path, tokenizer):
 
     def save(model: MLM, name="first") -> Path:
         folder = tmp_path / name
-        tokenizers.load(tokenizer).save(folder / "tokenizer")
+        tokenizers.load_tokenizer(tokenizer).save(folder / "tokenizer")
         model.encoder.shape.save(folder)
         save_file({n: p.detach().clone() for n, p in model.named_parameters()}, folder / WEIGHTS)
         return folder
@@ -154,7 +154,7 @@ def test_a_run_and_its_checkpoint_and_first_weights_are_one_teacher(student, fir
         (folder / name).rename(run.path / name)
     for step, weights in ((2, older), (7, model)):
         tensors = {f"weights/{n}": p.detach() for n, p in weights.named_parameters()}
-        publish(run, step, tensors | {"exp_avg/x": torch.zeros(1)}, {}, keep=3)
+        save_checkpoint(run, step, tensors | {"exp_avg/x": torch.zeros(1)}, {}, keep=3)
     teachers = [load(path) for path in (run.path, run.checkpoint(7), run.checkpoint(2))]
     assert teachers[0].fingerprint == teachers[1].fingerprint != teachers[2].fingerprint
     found = [teacher.targets(*packs, 0.0) for teacher in teachers]
@@ -175,8 +175,8 @@ def test_a_run_of_3ml_in_one_stack_teaches_as_an_ordinary_model_and_one_of_mae_l
         (folder / name).rename(run.path / name)
 
     def publish_run(step: int, config: ObjectiveConfig) -> Path:
-        learns = build(config, model.encoder, model.head)
-        publish(run, step, {f"weights/{n}": p.detach() for n, p in learns.named_parameters()}, {}, keep=4)
+        learns = build_objective(config, model.encoder, model.head)
+        save_checkpoint(run, step, {f"weights/{n}": p.detach() for n, p in learns.named_parameters()}, {}, keep=4)
         return run.checkpoint(step)
 
     (batch, *_), (plan, *_) = packs
@@ -251,7 +251,7 @@ def test_entropies_are_those_of_the_model(student, first_weights, load, packs, i
     found = TeacherEntropy(teacher, config, seed=5)(twice)
     assert torch.equal(found[-1], found[0])
     for batch, entropy in zip(batches, found, strict=False):
-        expected = measured(ask, batch, signal, 3, ids.mask, PackRng(5, batch.number, PURPOSE))
+        expected = measure_entropy(ask, batch, signal, 3, ids.mask, PackRng(5, batch.number, PURPOSE))
         assert_close(entropy, expected)
         assert_close(
             teacher.ask(measure)(batch, MaskPlan.hide_nothing(batch)), ask(batch, MaskPlan.hide_nothing(batch))
@@ -321,7 +321,7 @@ def test_tables_larger_or_smaller_than_the_students_are_cut_or_filled(theirs, lo
 
 def test_joined_layouts_are_one_layout(packs):
     layouts = [batch.layout for batch in packs[0]]
-    joined, begins = join(layouts)
+    joined, begins = join_packs(layouts)
     assert begins == [0, layouts[0].rows, layouts[0].rows + layouts[1].rows]
     assert [n for n in joined.lengths.tolist() if n] == [n for each in layouts for n in each.lengths.tolist() if n]
     assert torch.equal(joined.offset, torch.cat([each.offset for each in layouts]))
@@ -446,7 +446,7 @@ def test_a_damaged_checkpoint_is_refused(student, first_weights, load, run):
     folder = first_weights(model := student())
     for name in ("shape.json", "tokenizer"):
         (folder / name).rename(run.path / name)
-    publish(run, 7, {f"weights/{n}": p.detach() for n, p in model.named_parameters()}, {}, keep=3)
+    save_checkpoint(run, 7, {f"weights/{n}": p.detach() for n, p in model.named_parameters()}, {}, keep=3)
     file = next(run.checkpoint(7).glob("*.safetensors"))
     whole = bytearray(file.read_bytes())
     whole[-1] ^= 1
@@ -497,7 +497,7 @@ def test_sections_that_need_each_other(tmp_path):
         (nobody, stored, none),
         (somebody, stored, audited),
     ):
-        assert not problems(*sound)
+        assert not teacher_problems(*sound)
     for wrong in (
         (nobody, on, none),
         (nobody, off, asked),
@@ -505,7 +505,7 @@ def test_sections_that_need_each_other(tmp_path):
         (somebody, off, none),
         (somebody, stored, none),
     ):
-        assert len(problems(*wrong)) == 1
+        assert len(teacher_problems(*wrong)) == 1
 
 
 def test_deepspeed_files_of_a_teacher(tmp_path):
@@ -533,7 +533,7 @@ def test_picked_layers_run_as_those_layers_do(student, packs, preset):
     weights = {n: p.detach() for n, p in deep.named_parameters()}
     shape, found = pick_layers(weights, deep.encoder.shape, (0, 2, 5))
     encoder = Encoder(shape)
-    shallow = MLM(encoder, Head(encoder)).eval()
+    shallow = MLM(encoder, MaskedLMHead(encoder)).eval()
     assert not shallow.load_state_dict(found, strict=False).unexpected_keys
     assert found.keys() == dict(shallow.named_parameters()).keys()
     batch = packs[0][0]
@@ -554,7 +554,7 @@ def test_all_layers_are_the_model_and_a_first_layer_loses_the_norm_it_must_not_h
     assert shape == model.encoder.shape and found.keys() == weights.keys()
     shape, found = pick_layers(weights, shape, (1, 2))
     encoder = Encoder(shape)
-    assert found.keys() == dict(MLM(encoder, Head(encoder)).named_parameters()).keys()
+    assert found.keys() == dict(MLM(encoder, MaskedLMHead(encoder)).named_parameters()).keys()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamask.config.time_budget import problems, seconds
+from megamask.config.time_budget import parse_duration, time_budget_problems
 from megamask.runtime import ranks
 from megamask.schedules import LearningRate
 from megamask.training.progress import Progress
@@ -48,16 +48,16 @@ def trained(progress: Progress, clock: Clock, step: int, durations: list[float])
     [("24h", 86400.0), ("90m", 5400.0), ("1.5d", 129600.0), ("30s", 30.0), ("0.5h", 1800.0), ("0s", 0.0)],
 )
 def test_times_are_read(text: str, value: float) -> None:
-    assert seconds(text) == value
+    assert parse_duration(text) == value
 
 
 @pytest.mark.parametrize(
     "text", ["", "24", "h", "-1h", "1e3s", "inf", "nan", "nans", "1h30m", "24 h", "24H", "٣h", "0h"]
 )
 def test_nonsense_is_refused_in_a_sentence(text: str) -> None:
-    (sentence,) = problems(text)
+    (sentence,) = time_budget_problems(text)
     assert sentence.startswith("`time_budget` must be a time above 0") and sentence.endswith(f"but is {text!r}.")
-    assert problems(None) == problems("1s") == []
+    assert time_budget_problems(None) == time_budget_problems("1s") == []
 
 
 @given(st.integers(1, 500))

@@ -21,7 +21,7 @@ from megamask.hf.lazy_transformers import Unloadable
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.runtime import ranks
 from megamask.training import summary
-from megamask.training.summary import describe, ending
+from megamask.training.summary import describe, finish_run
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 Kind = TypeVar("Kind")
@@ -56,7 +56,7 @@ def end(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
     def act(**others: object) -> list[Path]:
         for name, other in (acts | others).items():
             monkeypatch.setattr(summary, name, other)
-        ending(run, replace(PretrainConfig(), export=True), bare(Shards))
+        finish_run(run, replace(PretrainConfig(), export=True), bare(Shards))
         return done
 
     return act
