@@ -99,7 +99,7 @@ def _facts(config: EntropyAnnotation, shards: Shards) -> dict[str, Any]:
     model = frozen_lm.read_masked_lm(config.teacher, "teacher").fingerprint()
     top = top_of(config.measure, shards.token_ids.size)
     said = SidecarFacts(config.signal, config.measure, top, model, config.length).record()
-    how = {"passes": config.passes} if config.signal == "masked" else {}
+    how = {"passes": config.num_passes} if config.signal == "masked" else {}
     return said | how | {"precision": config.precision, "method": METHOD}
 
 
@@ -141,7 +141,7 @@ def _entropy_worker(config: EntropyAnnotation) -> Worker:
             batch, text = window_batch(shards, window, number, config.length)
             batch, text = batch.to(ranks.device()), text.to(ranks.device())
             rng = PackRng(0, number, exact.PURPOSE)
-            nats = exact.measure_entropy(ask, batch, config.signal, config.passes, ids.mask, rng)
+            nats = exact.measure_entropy(ask, batch, config.signal, config.num_passes, ids.mask, rng)
             codes = to_bytes(nats, top) * batch.maskable  # special tokens in the text are never masked
             found.append(codes[text].cpu().numpy())
             report(len(text) - int(batch.maskable.sum()))  # what is never asked about
@@ -249,7 +249,8 @@ def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
     train = Shards.open(data, "train")
     sizes = config.packs
     packs = Packs(
-        train, tokens=sizes.tokens, length=sizes.length, seed=config.seed, per_step=sizes.per_step, views=sizes.views,
+        train, tokens=sizes.tokens, length=sizes.length, seed=config.seed, per_step=sizes.per_step,
+        views=sizes.masks_per_text,
         targets=config.masking.most_targets(sizes.tokens, None if config.time_budget else config.steps),
     )  # fmt: skip
     ids = packs.token_ids
@@ -264,7 +265,7 @@ def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
 
     def make(numbers: range, report: Report) -> Sequence[np.ndarray]:
         found = []
-        for some in _cut(numbers, config.teacher.sweep):
+        for some in _cut(numbers, config.teacher.packs_per_pass):
             batches = [packs.batch(number).to(ranks.device()) for number in some]
             softs = teacher.targets(batches, [plan_of(batch) for batch in batches], 0.0)
             for number, soft in zip(some, softs, strict=True):

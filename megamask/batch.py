@@ -114,7 +114,7 @@ class Layout(OnDevice):
         return torch.arange(self.rows, device=self.cu_seqlens.device) - self.cu_seqlens[self.sequence]
 
     @cached_property
-    def alike(self) -> tuple[Int64[Tensor, " G"], ...]:
+    def by_length(self) -> tuple[Int64[Tensor, " G"], ...]:
         """The numbers of the sequences by length, within a factor of two; empty ones are left out."""
         # the n with 2^(n-1) < length <= 2^n
         octave = torch.where(self.lengths > 0, torch.frexp(self.lengths - 0.5).exponent, -1)
@@ -135,7 +135,7 @@ class Layout(OnDevice):
 
     def within(self, whole: Layout) -> tuple[LengthGroup, ...]:
         """These rows, kept from ``whole``, as grids that have the same sequences as the groups of ``whole``."""
-        return tuple(self._group(sequences) for sequences in whole.alike)
+        return tuple(self._group(sequences) for sequences in whole.by_length)
 
     def _group(self, sequences: Int64[Tensor, " G"]) -> LengthGroup:
         lengths, starts = self.lengths[sequences], self.cu_seqlens[sequences].long()
@@ -166,7 +166,7 @@ class PackedBatch(OnDevice):
     tags: UInt8[Tensor, " T"] | None = None
     entropy: UInt8[Tensor, " T"] | None = None
     """The sidecar's byte for each row."""
-    text: int | None = None
+    source_pack: int | None = None
     """The number of the text: packs of one text, each under a mask of its own, have the same. None: not known."""
 
 

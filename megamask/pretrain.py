@@ -101,11 +101,11 @@ def pretrain(
     if ranks.is_main():
         print(summary.first_line(recipe, config.output), flush=True)
     early = stop.early if ranks.world() == 1 else nullcontext
-    with Watchdog(config.hang, stop) as watch:
+    with Watchdog(config.watchdog, stop) as watch:
         ranks.init_process_group(watch.patience)
         watch.phase("reading text")
         text = open_run_text(config, stop.early)
-        if stop.agreed():
+        if stop.any_rank():
             raise StoppedEarly
         watch.phase("opening")
         support = precision.common_support()
@@ -154,7 +154,7 @@ def pretrain(
 def train_loop(parts: RunComponents, step: int, stop: StopRequest, watch: Watchdog) -> int:
     """Steps from ``step`` to the last, or until somebody asks to stop; returns how many steps the run has."""
     config, engine, progress = parts.config, parts.engine, parts.progress
-    failures, went_back, stopping = 0, False, stop.agreed()
+    failures, went_back, stopping = 0, False, stop.any_rank()
     if step == 0 and not stopping:
         evaluate(parts, step, watch)
     while not progress.over(step) and not stopping:
@@ -169,7 +169,7 @@ def train_loop(parts: RunComponents, step: int, stop: StopRequest, watch: Watchd
                 continue
         step += 1
         parts.log.advance(step)
-        stopping, last = stop.agreed(), progress.over(step)
+        stopping, last = stop.any_rank(), progress.over(step)
         watch.phase("figures", step)
         if step % config.log.every == 0 or last:
             log_metrics(parts, step)
@@ -183,7 +183,7 @@ def train_loop(parts: RunComponents, step: int, stop: StopRequest, watch: Watchd
             watch.phase("save", step)
             failures = save(parts, step, failures, final=last or stopping)
             went_back = went_back and failures > 0
-            stopping = stopping or (failures == 0 and stop.agreed())  # a next save would hold nothing new
+            stopping = stopping or (failures == 0 and stop.any_rank())  # a next save would hold nothing new
         if due and save_first:
             evaluate(parts, step, watch)
     if not progress.over(step):
@@ -210,7 +210,7 @@ def take_and_log_step(parts: RunComponents, step: int, batches: list[PackedBatch
 
 def rate_of(parts: RunComponents, step: int) -> float:
     """The learning rate of ``step`` (from 0), as of the last tick of the clock."""
-    return parts.config.optimizer.rate.of_step(parts.progress.began(step), parts.progress.at(step + 1))
+    return parts.config.optimizer.lr.of_step(parts.progress.began(step), parts.progress.at(step + 1))
 
 
 def log_metrics(parts: RunComponents, step: int) -> None:
@@ -223,7 +223,7 @@ def log_metrics(parts: RunComponents, step: int) -> None:
         parts.log.figures(step, {"progress": progress.at(step)})
     if found := parts.masker.figures():
         parts.log.figures(step, found)
-    for line in parts.pace(window.own):
+    for line in parts.pace(window.busy_seconds):
         parts.log.say(line)
     if not math.isfinite(window.spread):
         raise NonFiniteError(

@@ -74,7 +74,7 @@ def masking_variants(ratio: float, score: EntropyScoreConfig) -> Iterator[tuple[
             yield (
                 f"{strategy}, {unit}",
                 MaskingConfig(
-                    Schedule(start=ratio), unit, "entropy", hide, entropy=entropy, explore=Schedule(start=0.0)
+                    Schedule(start=ratio), unit, "entropy", hide, entropy=entropy, random_share=Schedule(start=0.0)
                 ),
             )
 

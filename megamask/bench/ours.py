@@ -73,14 +73,15 @@ class Ours:
         self.name, self._config, self._step = name, config, 0
         sizes = config.packs
         self._packs = Packs(
-            shards, tokens=sizes.tokens, length=sizes.length, seed=0, per_step=sizes.per_step, views=sizes.views,
+            shards, tokens=sizes.tokens, length=sizes.length, seed=0, per_step=sizes.per_step,
+            views=sizes.masks_per_text,
             targets=config.masking.most_targets(sizes.tokens),
         )  # fmt: skip
         ids = self._packs.token_ids
         encoder = Encoder(config.model.shape(ids), config.model)
         objective = objectives.build_objective(config.objective, encoder, MaskedLMHead(encoder, config.model))
         settings = OptimizerConfig()
-        self._rate, self._judge = settings.rate, SpikePolicy(SpikesConfig())
+        self._rate, self._judge = settings.lr, SpikePolicy(SpikesConfig())
         self._engine: StepEngine
         if ds is None:
             self._engine, self._guidance = Plain(objective, settings), Guidance()
@@ -140,7 +141,7 @@ class Plain:
         for master, weight in zip(self._masters, self._weights, strict=True):
             assert weight.grad is not None
             master.grad, weight.grad = weight.grad.float(), None
-        norm = nn.utils.clip_grad_norm_(self._masters, self._config.clip)
+        norm = nn.utils.clip_grad_norm_(self._masters, self._config.max_grad_norm)
         return Measured(*torch.stack([loss, norm]).tolist())
 
     def step(self, rate: float) -> None:

@@ -49,11 +49,11 @@ def overhead_variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: 
         seed=0,
     )
     score = MaskingConfig(
-        Schedule(start=config.ratio), score="entropy", entropy=EntropyScoreConfig(), explore=Schedule(start=0.1)
+        Schedule(start=config.ratio), score="entropy", entropy=EntropyScoreConfig(), random_share=Schedule(start=0.1)
     )
     guided = replace(plain, masking=score)
     clean = EntropyConfig("exact", signal="clean")
-    with_views = replace(guided, packs=replace(plain.packs, views=VIEWS))
+    with_views = replace(guided, packs=replace(plain.packs, masks_per_text=VIEWS))
     distils = DistillConfig(weight=Schedule(start=0.5))
 
     def teacher(distill: DistillConfig) -> Teacher:

@@ -31,7 +31,7 @@ class Command:
     resume: str = "auto"
     """auto: go on with the run in OUTPUT, or start; must: only go on; never: only start; or a checkpoint's path."""
     change: tuple[str, ...] = ()
-    """Settings that this launch may change in a run that goes on, such as steps optimizer.rate.peak; others may not."""
+    """Settings that this launch may change in a run that goes on, such as steps optimizer.lr.peak; others may not."""
     list_recipes: bool = False
     """Print the recipes, a line each, and end."""
     print_config: bool = False

@@ -17,10 +17,11 @@ def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
     ``fingerprint`` is that of the text.
     """
     masking = asdict(config.masking)
-    for unused in ("score", "entropy", "part_of_speech", "explore"):  # random masking asks none
+    for unused in ("score", "entropy", "part_of_speech", "random_share"):  # random masking asks none
         masking.pop(unused, None)
+    masking["corruption"]["keep"] = masking["corruption"].pop("unchanged")  # names on disk do not change
     moves = config.masking.ratio.kind != "constant"
-    views = config.packs.views
+    views = config.packs.masks_per_text
     return {
         "text": fingerprint,
         "seed": config.seed,

@@ -34,15 +34,18 @@ from megamask.teacher import settings as teachers
 from megamask.teacher.settings import DistillConfig, TeacherConfig
 
 MAY_DIFFER_ON_RESUME = frozenset(
-    {"data", "verify", "output", "init", "log", "hang", "checkpoint", "validation", "export", "recipe", "deepspeed"}
-    | {"spikes", "teacher.path", "teacher.deepspeed", "teacher.sweep", "teacher.precision"}
+    {"data", "verify", "output", "init", "log", "watchdog", "checkpoint", "validation", "export", "recipe", "deepspeed"}
+    | {"spikes", "teacher.path", "teacher.deepspeed", "teacher.packs_per_pass", "teacher.precision"}
 )
 """What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed files only
 how exactly the same is computed; a run that spiked may go on under another policy. The text and the teacher are told by
 their hashes."""
 CHANGEABLE = frozenset(
-    {"steps", "time_budget", "masking.ratio", "masking.explore", "distill.weight", "distill.temperature"}
-    | {f"optimizer.{part}" for part in ("rate", "muon_rate", "beta1", "beta2", "eps", "weight_decay", "clip")}
+    {"steps", "time_budget", "masking.ratio", "masking.random_share", "distill.weight", "distill.temperature"}
+    | {
+        f"optimizer.{part}"
+        for part in ("lr", "muon_lr_scale", "beta1", "beta2", "eps", "weight_decay", "max_grad_norm")
+    }
 )
 """What a launch may change on purpose in a run that goes on (`--change`): how far a step goes, not which text it reads
 nor what the weights are."""
@@ -60,7 +63,7 @@ class PacksConfig:
     """Longest sequence in rows, special tokens included; longer documents are cut."""
     per_step: int = 8
     """Packs of one optimizer step, over all ranks and micro-steps."""
-    views: int = 1
+    masks_per_text: int = 1
     """Packs of a step that hold the same text, each under a mask of its own: one pass of a model says how unsure it is
     for all of them. A step then holds `per_step` / `views` different texts."""
 
@@ -71,7 +74,7 @@ class PacksConfig:
             found.append(must(f"{name}.length", "be at least 8", self.length))
         if self.tokens < self.length:
             found.append(must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens))
-        counts = {"per_step": self.per_step, "views": self.views}
+        counts = {"per_step": self.per_step, "masks_per_text": self.masks_per_text}
         found += [must(f"{name}.{part}", "be at least 1", count) for part, count in counts.items() if count < 1]
         return found
 
@@ -160,22 +163,22 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     spikes: SpikesConfig = field(default_factory=SpikesConfig)
-    hang: WatchdogConfig = field(default_factory=WatchdogConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
 def check_config(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
     """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
     ds, found = ds_file.parse_ds_config(deepspeed) if deepspeed else (ds_file.unwritten(config.optimizer), [])
     found += config_problems(config) + ds_file.ds_problems(config.optimizer, ds)
-    if config.entropy.average is not None and ds_file.zero_stage(ds) == 3:
-        found.append("`entropy.average` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
-    per_step, views = config.packs.per_step, config.packs.views
+    if config.entropy.ema_decay is not None and ds_file.zero_stage(ds) == 3:
+        found.append("`entropy.ema_decay` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
+    per_step, views = config.packs.per_step, config.packs.masks_per_text
     if per_step >= 1 and per_step % world:
         cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}, or {_fitting(config)}."
         found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
     if views > 1 and per_step >= 1 and per_step % (views * world):
         rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
-        found.append(must("packs.views", rule, views, f"Use {_fitting(config)}."))
+        found.append(must("packs.masks_per_text", rule, views, f"Use {_fitting(config)}."))
     raise_all(ConfigError, found)
     return ds
 
@@ -192,7 +195,7 @@ def config_problems(config: PretrainConfig) -> list[str]:
     found += config.packs.problems("packs") + config.model.problems("model")
     found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
     found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
-    found += config.log.problems("log") + config.hang.problems("hang")
+    found += config.log.problems("log") + config.watchdog.problems("watchdog")
     found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
     found += config.distill.problems("distill") + teachers.teacher_problems(
         config.teacher, config.distill, config.entropy
@@ -242,15 +245,15 @@ def _strange(name: str, value: object) -> list[str]:
 
 def _fitting(config: PretrainConfig) -> str:
     """The numbers of ranks that can share a step evenly, as words; of up to a thousand."""
-    per_step, views = config.packs.per_step, max(config.packs.views, 1)
+    per_step, views = config.packs.per_step, max(config.packs.masks_per_text, 1)
     fitting = [str(n) for n in range(1, 1001) if per_step % (n * views) == 0]
     return f"a number of ranks that fits ({', '.join(fitting)})" if fitting else "other views"
 
 
 def resolve_phases(config: PretrainConfig) -> PretrainConfig:
     """``config`` with numbers where schedules turn at a phase of the learning rate."""
-    rate, masking, distill = config.optimizer.rate, config.masking, config.distill
-    masking = replace(masking, ratio=masking.ratio.tied(rate), explore=masking.explore.tied(rate))
+    rate, masking, distill = config.optimizer.lr, config.masking, config.distill
+    masking = replace(masking, ratio=masking.ratio.tied(rate), random_share=masking.random_share.tied(rate))
     return replace(config, masking=masking, distill=replace(distill, weight=distill.weight.tied(rate)))
 
 
@@ -288,9 +291,9 @@ def _moved(config: PretrainConfig) -> list[str]:
     if stored:
         found.append("`spikes.policy` 'rewind' reads other packs than `distill.stored` speaks of. Use 'skip'.")
     reach = (config.checkpoint.keep - 1) * config.checkpoint.every
-    if reach < config.spikes.back:
+    if reach < config.spikes.rewind_steps:
         rule = f"be at most {reach}, the age that one of `checkpoint.keep` checkpoints always has"
-        found.append(must("spikes.back", rule, config.spikes.back, "Keep more checkpoints."))
+        found.append(must("spikes.rewind_steps", rule, config.spikes.rewind_steps, "Keep more checkpoints."))
     return found
 
 

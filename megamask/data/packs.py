@@ -144,7 +144,7 @@ class Packs:
         return PackedBatch(
             number, torch.from_numpy(tokens), layout, torch.from_numpy(starts_word), torch.from_numpy(maskable),
             **{name: self._beside(parts, places, maskable) for name, parts in self._sidecars.items()},
-            text=self.text_of(number),
+            source_pack=self.text_of(number),
         )  # fmt: skip
 
     def places(self, number: int) -> Int64[Tensor, " T"]:

@@ -122,7 +122,7 @@ class Engine:
         if self._engine.skipped_steps > before:
             raise NonFiniteError(
                 f"DeepSpeed dropped step {self.steps} of the optimizer: its loss and gradient are numbers, what the "
-                "optimizer makes of them is not. Lower `optimizer.rate.peak` or choose another `optimizer.kind`."
+                "optimizer makes of them is not. Lower `optimizer.lr.peak` or choose another `optimizer.kind`."
             )
         self.steps += 1
 

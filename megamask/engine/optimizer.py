@@ -29,9 +29,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     found = []
     for (muon, decayed), parameters in groups.items():
         group: dict[str, Any] = {"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0}
-        group["scale"] = config.muon_rate if muon else 1.0
+        group["scale"] = config.muon_lr_scale if muon else 1.0
         if config.kind == "muon":
-            group |= {"use_muon": muon, "lr": config.rate.peak}
+            group |= {"use_muon": muon, "lr": config.lr.peak}
             group |= {"momentum": 0.95} if muon else {"betas": (config.beta1, config.beta2), "eps": config.eps}
         found.append(group)
     return found
@@ -41,11 +41,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     groups = parameter_groups(model, config)
     betas = (config.beta1, config.beta2)
     if config.kind == "adamw":
-        return torch.optim.AdamW(groups, lr=config.rate.peak, betas=betas, eps=config.eps, fused=True)
+        return torch.optim.AdamW(groups, lr=config.lr.peak, betas=betas, eps=config.eps, fused=True)
     if config.kind == "lamb":
         from pytorch_optimizer import Lamb
 
-        return Lamb(groups, lr=config.rate.peak, betas=betas, eps=config.eps, max_grad_norm=0.0)
+        return Lamb(groups, lr=config.lr.peak, betas=betas, eps=config.eps, max_grad_norm=0.0)
     choose_accelerator()
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 

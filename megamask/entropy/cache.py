@@ -126,14 +126,14 @@ class Cache:
 
     # ---- writing
 
-    def observe(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """Keep the entropies at the targets until the step is settled."""
         codes = to_bytes(losses.entropy.detach(), self.top, FIRST).long()
         places = self.packs.places(batch.number).to(plan.targets.device)[plan.targets]
         # one message for all: where, and in the low byte how unsure, above it of which type
         self._rows.append((batch.number, torch.stack([places, plan.labels * 256 + codes], 1)))
 
-    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Write down what all ranks observed in this step; turn to the next file if the epoch ends with it."""
         assert self._rows, "a step observes every pack"
         per_step = self.packs.per_step

@@ -78,7 +78,7 @@ class Exact:
     its fair share, and all others get the lowest value found in the pack. That is right for a strategy that takes the
     highest entropies. Any other (low, middle, both) would take rows nobody asked about: the caller must refuse it.
     Under `masked` only candidates are ever hidden, so more of the text is in sight than without a proposer.
-    What the proposer learns it learns from here: ``observe``, ``settle`` and its state are passed on.
+    What the proposer learns it learns from here: ``update``, ``sync`` and its state are passed on.
     """
 
     def __init__(
@@ -115,15 +115,15 @@ class Exact:
         found = measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng, rows)
         return found[rows].min().expand_as(found).index_copy(0, rows, found[rows])
 
-    def observe(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """The proposer learns; nothing else does."""
         if self.propose:
-            self.propose.observe(batch, plan, losses)
+            self.propose.update(batch, plan, losses)
 
-    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """The proposer's."""
         if self.propose:
-            self.propose.settle(add_over_ranks)
+            self.propose.sync(add_over_ranks)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The proposer's."""

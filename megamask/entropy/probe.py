@@ -128,7 +128,7 @@ class Probe:
     def _learns(self) -> bool:
         return self._turn < EAGER or self._turn % self.every == 0
 
-    def observe(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """Add the gradient of the squared error at the targets, weighted by 1 / ``plan.probability``."""
         if not self._learns():
             return
@@ -142,7 +142,7 @@ class Probe:
         self._sums += torch.stack([weight.sum(), weight @ truth, weight @ truth.square()])
 
     @torch.no_grad()
-    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """One step of Adam with the gradient of all ranks; none if no rank observed anything.
 
         The first step in which something is observed sets mean and scale alone.

@@ -69,12 +69,12 @@ class EntropyConfig:
     """How unsure a prediction is, in nats: `shannon`: its entropy; `renyi`: that of order 2; `min`: -log of the
     likeliest token's probability; `margin`: log of the second likeliest over the likeliest, at most 0; `loss`: -log of
     the true token's, which needs the answer."""
-    passes: int = 4
+    num_passes: int = 4
     """Groups in which the tokens of a pack are hidden one after the other, for `masked`: 1/passes of them at a time."""
     candidates: float | None = None
     """Rows that `exact` asks about, as a multiple of the mask budget, proposed by the probe; None: all rows. The probe
     foretells the signal `masked`; for `clean` it is a proxy, which an audit can judge."""
-    average: float | None = None
+    ema_decay: float | None = None
     """Decay per step of the moving average of the weights that `exact` asks, in (0, 1); None: the model itself."""
     audit: AuditConfig = field(default_factory=AuditConfig)
     """How the source is watched."""
@@ -82,19 +82,19 @@ class EntropyConfig:
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong."""
         if self.source == "none":
-            parts = ("signal", "measure", "passes", "candidates", "average", "audit")
+            parts = ("signal", "measure", "num_passes", "candidates", "ema_decay", "audit")
             return removable(self, parts, name, f"has no effect without `{name}.source`", "Remove it or name one.")
         found = self.audit.problems(f"{name}.audit") + self._without_effect(name)
         for kind in ("probe", "cache") if self.signal != "masked" else ():
             if kind in self.kinds:
                 rule = f"be 'masked' for the source {kind!r}, which learns from losses at masked tokens alone"
                 found.append(must(f"{name}.signal", rule, self.signal))
-        if self.passes < 1:
-            found.append(must(f"{name}.passes", "be at least 1", self.passes))
+        if self.num_passes < 1:
+            found.append(must(f"{name}.num_passes", "be at least 1", self.num_passes))
         if self.candidates is not None and not self.candidates >= 1:
             found.append(must(f"{name}.candidates", "be at least 1, a multiple of the mask budget", self.candidates))
-        if self.average is not None and not 0 < self.average < 1:
-            found.append(must(f"{name}.average", "lie in (0, 1)", self.average))
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            found.append(must(f"{name}.ema_decay", "lie in (0, 1)", self.ema_decay))
         if self.source in self.audit.fall_back:
             found.append(must(f"{name}.audit.fall_back", f"name other sources than {self.source!r}", self.source))
         return found
@@ -113,10 +113,10 @@ class EntropyConfig:
             found += removable(self, ("signal", "measure"), name, why)
         if not (self.signal == "masked" and (asks or audits)):
             why = "has an effect on the signal 'masked' of 'exact', 'teacher' or an audit alone"
-            found += removable(self, ("passes",), name, why)
+            found += removable(self, ("num_passes",), name, why)
         if "exact" not in self.kinds:
-            found += removable(self, ("candidates", "average"), name, "has an effect on the source 'exact' alone")
-        if audits and (self.source == "teacher" or (asks and self.candidates is None and self.average is None)):
+            found += removable(self, ("candidates", "ema_decay"), name, "has an effect on the source 'exact' alone")
+        if audits and (self.source == "teacher" or (asks and self.candidates is None and self.ema_decay is None)):
             why = f"has no effect on the source {self.source!r}, which would be compared with itself"
             found.append(Removable(f"{name}.audit.every", why, None))
         return found

@@ -33,11 +33,11 @@ class EntropySource(Protocol):
         """Nats per row, fp32, for each batch; rows that are not maskable hold any finite number."""
         ...
 
-    def observe(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """After each micro-step: what the loss said at the targets, for free."""
         ...
 
-    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Once per step, on every rank: make what was learnt the same on all."""
         ...
 
@@ -48,10 +48,10 @@ class EntropySource(Protocol):
 class StatelessSource:
     """What a source that learns nothing says about learning."""
 
-    def observe(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """Losses teach this source nothing."""
 
-    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Nothing to sum."""
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -63,4 +63,4 @@ class StatelessSource:
 
 def source_packs(batch: PackedBatch) -> int:
     """The number of the text in ``batch``: its own number, unless several packs hold it."""
-    return batch.number if batch.text is None else batch.text
+    return batch.number if batch.source_pack is None else batch.source_pack

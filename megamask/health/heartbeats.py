@@ -126,7 +126,7 @@ class Heartbeats:
                     found.append(self._read(rank))
         return found
 
-    def claim(self, code: int) -> bool:
+    def claim_exit(self, code: int) -> bool:
         """Say with which exit code the launch ends; False if another rank has said so before."""
         try:
             handle = os.open(self.end, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -140,12 +140,12 @@ class Heartbeats:
         os.close(handle)
         return True
 
-    def explain(self, text: str) -> None:
+    def append_reason(self, text: str) -> None:
         """Say why, below."""
         with suppress(OSError), self.end.open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
 
-    def word(self, patience: float = 0.0) -> int | None:
+    def exit_word(self, patience: float = 0.0) -> int | None:
         """The exit code that a rank has left; None if none has after ``patience``, in seconds."""
         until = time.monotonic() + patience
         while True:
@@ -211,7 +211,10 @@ def blame(beats: Sequence[Heartbeat]) -> tuple[list[Heartbeat], str]:
 
 def report(beats: Sequence[Heartbeat], seconds: float, limit: float) -> str:
     """What is known of a hang after so many ``seconds`` of which ``limit`` were allowed, as sentences."""
-    lines = [f"Nothing has moved for {seconds:.0f} s; {limit:.0f} s are allowed (`hang.timeout`, `hang.longest`)."]
+    lines = [
+        f"Nothing has moved for {seconds:.0f} s; {limit:.0f} s are allowed "
+        "(`watchdog.timeout`, `watchdog.rare_timeout`)."
+    ]
     guilty, why = blame(beats)
     lines += accused(guilty, why)
     if not guilty:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from megamask.errors import NonFiniteError, must, removable
 
-CURE = "Lower `optimizer.rate.peak`, lengthen `optimizer.rate.warmup`, or lower `optimizer.clip`."
+CURE = "Lower `optimizer.lr.peak`, lengthen `optimizer.lr.warmup`, or lower `optimizer.max_grad_norm`."
 RECENT = 100
 """Steps in which those that were no numbers are counted."""
 SAME = 0.1
@@ -41,13 +41,13 @@ class SpikesConfig:
     """A spike lies this many standard deviations above the mean, in its loss or the norm of its gradient."""
     window: int = 128
     """Steps of which the mean is; half of them must have been before the first spike is told."""
-    back: int = 100
+    rewind_steps: int = 100
     """A checkpoint must be this many steps older than a spike to go back to it; for `rewind` alone."""
-    rewinds: int = 3
+    max_rewinds: int = 3
     """Most rewinds of a run; later spikes are dropped as by `skip`. For `rewind` alone."""
-    broken_in_row: int = 5
+    max_nonfinite_in_row: int = 5
     """A step of which the loss or gradient is no number is dropped; so many in a row end the run (exit code 5)."""
-    broken_in_100: int = 10
+    max_nonfinite_in_100: int = 10
     """So many among the last 100 steps end it too."""
 
     def problems(self, name: str) -> list[str]:
@@ -57,12 +57,14 @@ class SpikesConfig:
             found.append(must(f"{name}.sigma", "be above 1", self.sigma))
         if self.window < 8:
             found.append(must(f"{name}.window", "be at least 8", self.window))
-        counts = ("back", "rewinds", "broken_in_row", "broken_in_100")
+        counts = ("rewind_steps", "max_rewinds", "max_nonfinite_in_row", "max_nonfinite_in_100")
         found += [must(f"{name}.{part}", "be at least 1", n) for part in counts if (n := getattr(self, part)) < 1]
-        if self.broken_in_100 > RECENT:
-            found.append(must(f"{name}.broken_in_100", "be at most 100", self.broken_in_100))
+        if self.max_nonfinite_in_100 > RECENT:
+            found.append(must(f"{name}.max_nonfinite_in_100", "be at most 100", self.max_nonfinite_in_100))
         if self.policy != "rewind":
-            found += removable(self, ("back", "rewinds"), name, "has an effect on the policy 'rewind' alone")
+            found += removable(
+                self, ("rewind_steps", "max_rewinds"), name, "has an effect on the policy 'rewind' alone"
+            )
         return found
 
 
@@ -167,7 +169,7 @@ class SpikePolicy:
         if self.config.policy == "log":
             return StepDecision(sentence=f"{told}.")
         self.dropped += 1
-        rewinds = self.config.policy == "rewind" and self.rewinds < self.config.rewinds
+        rewinds = self.config.policy == "rewind" and self.rewinds < self.config.max_rewinds
         return StepDecision(False, rewinds, f"{told}. It was dropped: its weights did not move.")
 
     def _no_number(self, step: int, where: str) -> StepDecision:
@@ -175,7 +177,7 @@ class SpikePolicy:
         self._broken = [other for other in self._broken if other > step - RECENT] + [step]
         row = next((n for n in range(1, RECENT) if step - n not in self._broken), RECENT)
         told = f"Step {step + 1} was dropped, its weights did not move: {where}."
-        if row < self.config.broken_in_row and len(self._broken) < self.config.broken_in_100:
+        if row < self.config.max_nonfinite_in_row and len(self._broken) < self.config.max_nonfinite_in_100:
             return StepDecision(False, sentence=told)
         raise NonFiniteError(
             f"{told} It is the last of {row} such steps in a row, and of {len(self._broken)} among the last {RECENT}. "

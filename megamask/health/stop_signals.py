@@ -86,15 +86,15 @@ class StopRequest:
         """Whether the launcher that would end this process with the others is gone."""
         return self._launcher.gone()
 
-    def asked(self) -> bool:
+    def this_rank(self) -> bool:
         """Whether this rank was asked to stop."""
         return self._asked or self.orphaned()
 
-    def agreed(self) -> bool:
+    def any_rank(self) -> bool:
         """Whether any rank was asked to stop. Collective."""
         from megamask.runtime import ranks  # here, for the imports that this must come before are those of torch
 
-        return ranks.any_rank(self.asked())
+        return ranks.any_rank(self.this_rank())
 
 
 class Launcher:

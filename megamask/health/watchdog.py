@@ -37,7 +37,8 @@ GRACE = 3.0
 ORPHANED = 8.0
 """Seconds in which a rank without its launcher must have begun its last checkpoint."""
 SHORT = ("data", "step")
-"""Phases that must end within `hang.timeout`, except for the first of each; the others within `hang.longest`."""
+"""Phases that must end within `watchdog.timeout`, except for the first of each; the others within
+`watchdog.rare_timeout`."""
 _CURE = "The same command goes on from the newest checkpoint."
 
 
@@ -52,7 +53,7 @@ class Watchdog:
         self._config, self._stop = config, stop
         self._beats: Heartbeats | None = None
         self._seen: set[str] = set()
-        self._now = ("joining", 0, 1, time.monotonic(), config.longest)
+        self._now = ("joining", 0, 1, time.monotonic(), config.rare_timeout)
         self._number, self._asks = 0, 0.0
         self._written = -1e9
         self._orphaned: float | None = None
@@ -78,7 +79,7 @@ class Watchdog:
     @property
     def patience(self) -> timedelta:
         """How long a collective must be able to wait, so that the watchdog comes first."""
-        return timedelta(seconds=2 * self._config.longest) if self._config.timeout else timedelta(days=7)
+        return timedelta(seconds=2 * self._config.rare_timeout) if self._config.timeout else timedelta(days=7)
 
     def write_to(self, logs: Path, launch: str) -> None:
         """From now on keep the beats of this rank, and stacks, in the folder ``logs``."""
@@ -89,7 +90,7 @@ class Watchdog:
 
     def phase(self, name: str, step: int = 0) -> None:
         """This rank enters another phase."""
-        limit = self._config.timeout if name in SHORT and name in self._seen else self._config.longest
+        limit = self._config.timeout if name in SHORT and name in self._seen else self._config.rare_timeout
         self._seen.add(name)
         # one assignment, so that the thread never sees a part of it
         self._now = (name, step, self._now[2] + 1, time.monotonic(), limit)
@@ -117,9 +118,9 @@ class Watchdog:
             self._written = time.monotonic()
             beats.write(self._beat())
         word = None
-        if beats and seconds > self._asks and (seconds > GRACE or self._stop.asked()):
+        if beats and seconds > self._asks and (seconds > GRACE or self._stop.this_rank()):
             self._asks = seconds + GRACE / 2  # not in every look, for the file system is one that all ranks share
-            word = beats.word()
+            word = beats.exit_word()
         if beats and word is not None and word != HangError.exit_code:
             beats.close()
             os._exit(word)
@@ -151,7 +152,7 @@ class Watchdog:
         mine = replace(self._beat(), hung=True, waits=waits(frames), place=place(frames))
         beats = self._beats
         if beats and beats.write(mine) and beats.handle is not None:
-            beats.claim(HangError.exit_code)
+            beats.claim_exit(HangError.exit_code)
             faulthandler.dump_traceback(beats.handle)
             found = beats.gather(GRACE)
         else:
@@ -160,7 +161,7 @@ class Watchdog:
         if mine.rank == min(beat.rank for beat in found if beat.hung):
             text = report(found, seconds, limit)
             if beats:
-                beats.explain(text)
+                beats.append_reason(text)
                 text += f"\n{_where(beats)}"
             warn(f"{text}\n{_CURE}")
         os._exit(HangError.exit_code)
@@ -172,19 +173,19 @@ class Watchdog:
         beats, lost = self._beats, ranks.is_peer_failure(error)
         problem = as_problem(error)
         code = problem.exit_code if problem else 1
-        if not lost and (beats is None or beats.claim(code)):
+        if not lost and (beats is None or beats.claim_exit(code)):
             if beats:
                 if isinstance(error, MegamaskError):
                     error.everywhere = False  # the others will be silent, whoever this is
-                beats.explain(f"Rank {ranks.rank()}: " + "".join(traceback.format_exception(error)))
+                beats.append_reason(f"Rank {ranks.rank()}: " + "".join(traceback.format_exception(error)))
             return
         stuck = beats.timed_out() if beats and lost else []  # which leave no word, so that none need be waited for
-        word = beats.word(0 if stuck else GRACE) if beats else None
+        word = beats.exit_word(0 if stuck else GRACE) if beats else None
         if word is None and not lost:
             return  # who was first had no room to say so; this rank's own error is as good
         if word is None and beats and stuck:
             word = HangError.exit_code
-            if beats.claim(word):
+            if beats.claim_exit(word):
                 raise HangError(_told_of(stuck, beats)) from None
         if word is None:
             why = str(error).split(". ")[0].rsplit("] ", 1)[-1]
@@ -201,7 +202,7 @@ def _told_of(stuck: list[Heartbeat], beats: Heartbeats) -> str:
     """What is said of ranks that their timers have ended, after leaving it as the word of this launch."""
     why = "let no Python run for as long as a step may take, so its timer ended it"
     text = "\n".join(accused(stuck, why))
-    beats.explain(text)
+    beats.append_reason(text)
     return f"{text}\n{_where(beats)}\n{_CURE}"
 
 

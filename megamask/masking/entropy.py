@@ -51,9 +51,9 @@ class EntropyScore(StatelessScore):
         pieces = PieceTable.of(piece, batch, len(piece))
         within = WithinSequence(pieces, pieces.mean(entropy))
         score = self._score(within)
-        if self.config.cap:
+        if self.config.skip_top:
             # below everything that noise and spread could bridge
-            score = score - (within.from_top < self.config.cap) * 1e4 * (1 + self.temperature)
+            score = score - (within.from_top < self.config.skip_top) * 1e4 * (1 + self.temperature)
         return score[piece]
 
     def _score(self, within: WithinSequence) -> Float[Tensor, " P"]:

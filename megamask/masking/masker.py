@@ -36,8 +36,8 @@ class Score(Protocol):
     def __call__(
         self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
     ) -> Float[Tensor, " T"] | None: ...
-    def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None: ...
-    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None: ...
+    def update(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None: ...
+    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
     def figures(self) -> dict[str, float]: ...
@@ -58,13 +58,13 @@ class Masker:
         """Targets in a pack of ``rows``: the same for every pack of a step, on every rank."""
         return self.config.targets(progress, rows)
 
-    def explore(self, progress: float) -> float:
+    def random_share(self, progress: float) -> float:
         """Share of the targets chosen at random, whatever the score."""
-        return 1.0 if self.config.score == "uniform" else self.config.explore(coarse(progress))
+        return 1.0 if self.config.score == "uniform" else self.config.random_share(coarse(progress))
 
     def needs_entropy(self, progress: float) -> bool:
         """Whether plans at ``progress`` depend on entropy; while they do not, nobody need compute it."""
-        return isinstance(self.score, EntropyScore) and self.config.explore(coarse(progress)) < 1
+        return isinstance(self.score, EntropyScore) and self.config.random_share(coarse(progress)) < 1
 
     def __call__(
         self,
@@ -88,20 +88,20 @@ class Masker:
             _check(entropy, batch)
         piece = pieces_of_unit(self.config.unit, batch, rng)
         budget = self.budget(progress, batch.layout.rows if rows is None else rows)
-        explore = self.config.explore(coarse(progress))
+        explore = self.config.random_share(coarse(progress))
         score = None if explore == 1 else self.score(batch, entropy, piece, rng)
         targets, probability = choose_pieces(
             score, piece, budget, batch, rng, temperature=self.score.temperature, explore=explore
         )
         return corrupt_targets(batch, targets, self.config.corruption, self.ids, rng, probability)
 
-    def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
         """Show the score what the targets cost, in nats."""
-        self.score.observe(batch, plan, nll)
+        self.score.update(batch, plan, nll)
 
-    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Once per step: make what was observed the same on all ranks."""
-        self.score.settle(add_over_ranks)
+        self.score.sync(add_over_ranks)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the score has learnt."""
@@ -135,7 +135,7 @@ def _check(entropy: Tensor | None, batch: PackedBatch) -> None:
     if entropy is None:
         raise ConfigError(
             "`masking.score` is 'entropy', which needs the entropy at each token, but none was given. Name a source of "
-            "entropy, or keep `masking.explore` at 1."
+            "entropy, or keep `masking.random_share` at 1."
         )
     if entropy.shape != batch.tokens.shape:
         raise DataError(

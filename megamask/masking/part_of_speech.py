@@ -74,14 +74,14 @@ class PartOfSpeechScore:
         apart = (self._losses - self._losses.mean()) / torch.where(spread == 0, 1e-4, spread)
         return F.logsigmoid(self.config.sharpness * apart)
 
-    def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
         """Add the losses of the targets, in nats, to those of their tags."""
         tags = _tags(batch)[plan.targets]
         self._follow(tags.device)
         losses = torch.round(nll.detach().double() / GRAIN) * GRAIN
         self._own.index_add_(1, tags, torch.stack([losses, torch.ones_like(losses)]))
 
-    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Once per step: move the running loss of each tag that had targets, on whatever rank. Collective."""
         found = add_over_ranks(self._own)
         self._own = torch.zeros_like(self._own)

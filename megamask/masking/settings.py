@@ -14,7 +14,7 @@ Strategy = Literal["high", "low", "middle", "both", "proportional"]
 STEPS = 64
 """Moving schedules move in this many steps from 0 to 1 over the run, so that a run has few shapes."""
 UNUSED = {
-    "uniform": ("entropy", "part_of_speech", "explore"),
+    "uniform": ("entropy", "part_of_speech", "random_share"),
     "entropy": ("part_of_speech",),
     "part_of_speech": ("entropy",),
 }
@@ -29,7 +29,7 @@ class Corruption:
     """Share of the targets replaced by [MASK]."""
     random: float = 0.1
     """Share of the targets replaced by a random token that is not special."""
-    keep: float = 0.1
+    unchanged: float = 0.1
     """Share of the targets left as they are, but asked for."""
 
     def problems(self, name: str) -> list[str]:
@@ -37,7 +37,7 @@ class Corruption:
         found = [
             must(f"{name}.{part}", "lie in [0, 1]", share) for part, share in vars(self).items() if not 0 <= share <= 1
         ]
-        total = self.mask + self.random + self.keep
+        total = self.mask + self.random + self.unchanged
         if abs(total - 1) > 1e-9:
             found.append(must(f"{name}.mask + {name}.random + {name}.keep", "be 1", round(total, 9)))
         return found
@@ -68,7 +68,7 @@ class EntropyScoreConfig:
     """Whether high and low look at (entropy - mean) / standard deviation over the maskable pieces of the sequence, so
     that one temperature means the same in hard and in easy documents. A sequence's share of the masks never depends
     on it. Flat sequences give 0. The others look at ranks or proportions, which it cannot change."""
-    cap: float = 0.0
+    skip_top: float = 0.0
     """The top share of each sequence's pieces by entropy that the score leaves to the last, for they may be noise,
     typos or identifiers. 0 by default, as in the paper; 0.01 to 0.02 is meant. If nothing else is left they are taken,
     so the budget stays within reach. Tokens that `explore` masks at random ignore it."""
@@ -86,8 +86,8 @@ class EntropyScoreConfig:
                 must(f"{name}.temperature", "be above 0 under the strategy 'proportional'", self.temperature)
                 + " For the highest entropies take the strategy 'high'."
             )
-        if not 0 <= self.cap < 1:
-            found.append(must(f"{name}.cap", "lie in [0, 1)", self.cap))
+        if not 0 <= self.skip_top < 1:
+            found.append(must(f"{name}.skip_top", "lie in [0, 1)", self.skip_top))
         if not self.standardise and self.strategy not in ("high", "low"):
             found.append(Removable(f"{name}.standardise", f"has no effect on the strategy {self.strategy!r}", True))
         return found
@@ -134,7 +134,7 @@ class MaskingConfig:
     """How entropy decides; for the score `entropy` alone."""
     part_of_speech: PartOfSpeechScoreConfig = field(default_factory=PartOfSpeechScoreConfig)
     """How the losses of tags decide; for the score `part_of_speech` alone."""
-    explore: Schedule = field(default_factory=lambda: Schedule("ramp", 1.0, 0.1, at=0.05, until=0.15))
+    random_share: Schedule = field(default_factory=lambda: Schedule("ramp", 1.0, 0.1, at=0.05, until=0.15))
     """Share of the targets chosen at random, whatever the score; for every score but `uniform`. 1 is random masking,
     needed at first where a model's own entropy still says nothing (cold start); the rest keeps every token within
     reach, so that what is learnt at targets holds for all."""
@@ -157,7 +157,7 @@ class MaskingConfig:
         cure = f"Remove it or set `{name}.score`."
         found += removable(self, UNUSED[self.score], name, f"has no effect on {kind}", cure)
         if self.score != "uniform":
-            found += self.explore.problems(f"{name}.explore", 0, 1, closed=True)
+            found += self.random_share.problems(f"{name}.random_share", 0, 1, closed=True)
             found += getattr(self, self.score).problems(f"{name}.{self.score}")
         return found
 

@@ -12,10 +12,10 @@ from megamask.masking.rng import PackRng
 class StatelessScore:
     """What a score that learns nothing says about learning."""
 
-    def observe(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
         """Losses teach this score nothing."""
 
-    def settle(self, add_over_ranks) -> None:
+    def sync(self, add_over_ranks) -> None:
         """Nothing to sum."""
 
     def figures(self) -> dict[str, float]:

@@ -141,7 +141,7 @@ class Window:
     """Sum over these rows, in nats (or what the measure gives)."""
     spread: float = 0.0
     """Sum over these rows of the squared distance from the mean of their sequence."""
-    own: tuple[float, ...] = ()
+    busy_seconds: tuple[float, ...] = ()
     """Seconds of each rank's own work, in which it waited for no other: for its data, and in forward passes."""
     sampled: bool = False
     """Whether the teacher's answers are stored samples."""
@@ -183,8 +183,8 @@ class Window:
         if self.guided:
             found["entropy/mean"] = self.entropy / self.guided
             found["entropy/spread"] = math.sqrt(self.spread / self.guided)
-        if len(self.own) > 1:
-            found["slowest_rank"] = _share(max(self.own), median_low(self.own))
+        if len(self.busy_seconds) > 1:
+            found["slowest_rank"] = _share(max(self.busy_seconds), median_low(self.busy_seconds))
         if timed.steps:
             found["data_wait"] = timed.waited / timed.seconds
         return found | {"skipped_steps": self.skipped}
@@ -298,7 +298,7 @@ class Meters:
             guided=int(guided),
             entropy=entropy,
             spread=spread,
-            own=tuple(own),
+            busy_seconds=tuple(own),
             sampled=self._sampled,
             without_first=without_first,
         )

@@ -91,7 +91,7 @@ def exit_process(code: int) -> NoReturn:
 
 def is_distributed() -> bool:
     """Whether there is anybody to talk to; if so, `join` must have been called."""
-    assert world() == 1 or dist.is_initialized(), "ranks.join() comes before anything collective"
+    assert world() == 1 or dist.is_initialized(), "ranks.init_process_group() comes before anything collective"
     return world() > 1
 
 

@@ -24,7 +24,7 @@ class EntropyAnnotation:
     """`masked`: each token is hidden once, in `passes` groups; `clean`: nothing is hidden."""
     measure: Measure = "shannon"
     """How unsure a prediction is: shannon, renyi, min, margin or loss."""
-    passes: int = 4
+    num_passes: int = 4
     """Groups in which the tokens are hidden one after the other, for `masked`."""
     length: int = 512
     """Longest sequence in rows, special tokens included: `packs.length` of the runs that will use it."""
@@ -36,8 +36,8 @@ class EntropyAnnotation:
 
     def problems(self) -> list[str]:
         """Sentences for what is wrong."""
-        found = [must("passes", "be at least 1", self.passes)] if self.passes < 1 else []
-        if self.signal == "clean" and self.passes != EntropyAnnotation.passes:
+        found = [must("num_passes", "be at least 1", self.num_passes)] if self.num_passes < 1 else []
+        if self.signal == "clean" and self.num_passes != EntropyAnnotation.num_passes:
             found.append("`passes` has an effect on the signal 'masked' alone. Remove it.")
         if self.length < 8:
             found.append(must("length", "be at least 8", self.length))

@@ -26,7 +26,7 @@ class TeacherConfig:
     deepspeed: Path | None = None
     """DeepSpeed file that cuts it up: ds_configs/teacher_shard.json shares it out among the ranks,
     ds_configs/teacher_offload.json keeps it on the host. Without one, every device holds it whole."""
-    sweep: int = 1
+    packs_per_pass: int = 1
     """Packs of a step that go through it together: fewer and larger passes, of which each moves all weights when
     `deepspeed` cuts it up. Memory for activations grows with it."""
 
@@ -34,8 +34,10 @@ class TeacherConfig:
         """Sentences for what is wrong, with its DeepSpeed file too."""
         if self.path is None:
             why, cure = f"has no effect without `{name}.path`", "Remove it or set that."
-            return removable(self, ("precision", "deepspeed", "sweep"), name, why, cure)
-        found = [must(f"{name}.sweep", "be at least 1", self.sweep)] if self.sweep < 1 else []
+            return removable(self, ("precision", "deepspeed", "packs_per_pass"), name, why, cure)
+        found = (
+            [must(f"{name}.packs_per_pass", "be at least 1", self.packs_per_pass)] if self.packs_per_pass < 1 else []
+        )
         if self.deepspeed is not None:
             found += ds_file.teacher_problems(f"{name}.deepspeed", self.deepspeed)[1]
         return found

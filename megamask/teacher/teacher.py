@@ -189,8 +189,8 @@ class Teacher:
     ) -> list[Float[Tensor, "_Q D"]]:
         """The states at ``rows`` of each pack when the model reads ``inputs``; a pass for each sweep of packs."""
         found: list[Tensor] = []
-        for begin in range(0, len(batches), self.config.sweep):
-            some = slice(begin, begin + self.config.sweep)
+        for begin in range(0, len(batches), self.config.packs_per_pass):
+            some = slice(begin, begin + self.config.packs_per_pass)
             layout, begins = join_packs([batch.layout for batch in batches[some]])
             asked = [each + first for each, first in zip(rows[some], begins, strict=True)]
             states = self._states(torch.cat(list(inputs[some])), layout, torch.cat(asked))
@@ -211,7 +211,7 @@ class TeacherEntropy(StatelessSource):
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " _T"]]:
         """The measure at each row, in nats."""
         config = self.config
-        return self.teacher.entropies(batches, config.signal, config.passes, config.measure, seed=self.seed)
+        return self.teacher.entropies(batches, config.signal, config.num_passes, config.measure, seed=self.seed)
 
 
 def join_packs(layouts: Sequence[Layout]) -> tuple[Layout, list[int]]:

@@ -75,15 +75,15 @@ class Guidance:
             return [None] * len(batches)
         return self._teacher.targets(batches, plans, progress)
 
-    def observe(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """After each micro-step: show all sources what the loss said."""
         for source in self._sources.values():
-            source.observe(batch, plan, losses)
+            source.update(batch, plan, losses)
 
-    def settle(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Once per step, after the weights moved. Collective."""
         for source in self._sources.values():
-            source.settle(add_over_ranks)
+            source.sync(add_over_ranks)
         if self._average:
             self._average.update(self._weights())
 
@@ -149,7 +149,7 @@ def build_guidance(
     if entropy.source == "none":
         return Guidance(teacher=distils)
     counts = torch.from_numpy(packs.shards.unigram)
-    average = Average(engine.objective, entropy.average) if entropy.average is not None else None
+    average = Average(engine.objective, entropy.ema_decay) if entropy.ema_decay is not None else None
 
     def ask(batch: PackedBatch, plan: MaskPlan) -> Tensor:
         if average is None:
@@ -179,7 +179,7 @@ def build_guidance(
             rows = round(entropy.candidates * largest * config.packs.tokens)
             candidates, propose = (lambda: rows), probe()
         return Exact(
-            ask, signal=entropy.signal, passes=entropy.passes, mask_id=ids.mask, seed=config.seed,
+            ask, signal=entropy.signal, passes=entropy.num_passes, mask_id=ids.mask, seed=config.seed,
             propose=propose, candidates=candidates,
         )  # fmt: skip
 
@@ -187,7 +187,7 @@ def build_guidance(
     if entropy.audit.every is not None:
         audit = Audit(
             entropy.audit, entropy.source, ask, Frequency(counts),
-            signal=entropy.signal, passes=entropy.passes, mask_id=ids.mask, seed=config.seed,
+            signal=entropy.signal, passes=entropy.num_passes, mask_id=ids.mask, seed=config.seed,
         )  # fmt: skip
     return Guidance(
         {name: make(name) for name in entropy.kinds}, audit=audit, teacher=distils, average=average,

@@ -121,7 +121,7 @@ def _open_text(config: PretrainConfig, folder: Path) -> RunText:
     if config.masking.unit != "token":
         train.check_words()
     sizes = {"tokens": config.packs.tokens, "length": config.packs.length}
-    step = {"per_step": config.packs.per_step, "views": config.packs.views}
+    step = {"per_step": config.packs.per_step, "views": config.packs.masks_per_text}
     most = config.masking.most_targets(config.packs.tokens, None if config.time_budget else config.steps)
     problems: list[str] = []
 
@@ -219,9 +219,9 @@ def rewind(parts: RunComponents, step: int) -> tuple[RunComponents, int] | None:
     None if no checkpoint is old enough. The newer ones are set aside, and so are the figures since. Collective.
     """
     config = parts.config
-    checkpoint, to, notes = resume.go_back(parts.run, step + 1 - config.spikes.back)
+    checkpoint, to, notes = resume.go_back(parts.run, step + 1 - config.spikes.rewind_steps)
     if checkpoint is None:
-        parts.log.say(f"No checkpoint is {config.spikes.back} steps old, so there is nothing to go back to.")
+        parts.log.say(f"No checkpoint is {config.spikes.rewind_steps} steps old, so there is nothing to go back to.")
         return None
     state = read_state(checkpoint)
     load_checkpoint(checkpoint, state, parts.engine, parts.masker, parts.guidance)
@@ -232,7 +232,7 @@ def rewind(parts: RunComponents, step: int) -> tuple[RunComponents, int] | None:
     for line in notes:
         parts.log.say(line)
     parts.log.say(
-        f"Rewound from step {step + 1} to {to}, for the {judge.rewinds}. time of {config.spikes.rewinds}: packs "
+        f"Rewound from step {step + 1} to {to}, for the {judge.rewinds}. time of {config.spikes.max_rewinds}: packs "
         f"{first:,} to {end - 1:,} are left out."
     )
     parts.log.close()
@@ -290,8 +290,8 @@ def derived_state(parts: RunComponents, step: int, seconds: float) -> dict[str, 
     progress, end = parts.progress.then(step, seconds), parts.progress.then(step + 1, seconds)
     return {
         "packs": (step + parts.judge.ledger.shift(step)) * parts.config.packs.per_step,
-        "rate": parts.config.optimizer.rate(progress),
-        "next_rate": parts.config.optimizer.rate.of_step(progress, min(1.0, end)),
+        "rate": parts.config.optimizer.lr(progress),
+        "next_rate": parts.config.optimizer.lr.of_step(progress, min(1.0, end)),
         "targets": parts.masker.budget(progress, parts.config.packs.tokens),
     }
 

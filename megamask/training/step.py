@@ -66,7 +66,7 @@ def take_step(
         losses = engine.train_micro(batch, plan, soft, targets=targets)
         seen.append(replace(losses, total=losses.total.detach()))  # without the graph
     measured = engine.measure(torch.stack([losses.total.float() for losses in seen]).sum())
-    asked = (float(targets), masker.explore(progress), softs[0].share if softs[0] else 0.0)
+    asked = (float(targets), masker.random_share(progress), softs[0].share if softs[0] else 0.0)
     verdict = judge(
         step, measured.loss / targets, measured.grad_norm, asked, lambda: blamed(batches, seen, engine.not_finite())
     )
@@ -75,12 +75,12 @@ def take_step(
         meters.step(measured.grad_norm, skipped=True)
         return verdict
     for batch, plan, losses, entropy, soft in zip(batches, plans, seen, entropies, softs, strict=True):
-        masker.observe(batch, plan, losses.nll)
-        guidance.observe(batch, plan, losses)
+        masker.update(batch, plan, losses.nll)
+        guidance.update(batch, plan, losses)
         meters.add(batch, plan, losses, entropy, soft)
     engine.step(rate)
-    masker.settle(ranks.sum)
-    guidance.settle(ranks.sum)
+    masker.sync(ranks.sum)
+    guidance.sync(ranks.sum)
     meters.step(measured.grad_norm)
     return verdict
 

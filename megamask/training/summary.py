@@ -118,7 +118,7 @@ def mask_figures(config: PretrainConfig, masker: Masker, progress: float) -> dic
     """
     found = {}
     if config.masking.score != "uniform":
-        found["masking/random_share"] = masker.explore(progress)
+        found["masking/random_share"] = masker.random_share(progress)
     if config.distill.active:
         found["distill/weight"] = config.distill.weight(progress)
     return found

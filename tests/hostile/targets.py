@@ -217,7 +217,7 @@ def _read_run(folder: Path) -> None:
 def _settings(folder: Path) -> list[str]:
     values = pretrain_config.as_dict(recipes.find_recipe("tiny"))
     (folder / "run.json").write_text(json.dumps(values))
-    plain = {"steps": 12, "optimizer": {"rate": {"peak": 0.01}}, "data": "x", "export": False}
+    plain = {"steps": 12, "optimizer": {"lr": {"peak": 0.01}}, "data": "x", "export": False}
     (folder / "few.yaml").write_text(json.dumps(plain))
     return ["run.json", "few.yaml"]
 

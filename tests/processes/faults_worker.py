@@ -44,7 +44,7 @@ POINTS = {
     "forward": "deepspeed.runtime.engine:DeepSpeedEngine.forward",
     "backward": "deepspeed.runtime.engine:DeepSpeedEngine.backward",
     "step": "megamask.engine.engine:Engine.step",
-    "stop": "megamask.health.stop_signals:StopRequest.agreed",
+    "stop": "megamask.health.stop_signals:StopRequest.any_rank",
     "evaluation": "megamask.training.validation:validate",
     "publish": "megamask.checkpoint.save:save_checkpoint",
     "save": "megamask.checkpoint.save:_write_share",
@@ -502,7 +502,7 @@ def disagreeing(folder: str) -> list[int | None]:
     """The exit codes of ranks of which each asks only itself whether to stop."""
     home = Path(folder)
     data, output = make_data(home), home / "run"
-    StopRequest.agreed = StopRequest.asked
+    StopRequest.any_rank = StopRequest.this_rank
     limits = {"hang__timeout": 4.0, "hang__longest": 8.0}
     run = launch(training(data, output, steps=8, checkpoint__every=2, **limits), output, Fault("backward", 1, 2))
     assert run.wait_for_fault()

@@ -23,7 +23,7 @@ SETTINGS: dict[str, object] = {
     "masking.ratio.kind": "linear",
     "masking.ratio.start": 0.4,
     "masking.ratio.end": 0.2,
-    "optimizer.rate.peak": 1e-2,
+    "optimizer.lr.peak": 1e-2,
 }
 Said = list[dict[str, Any]]
 

@@ -87,7 +87,10 @@ class Run:
         self.engine = Engine(model, optimizer(), ds, packs_per_step=PACKS)
         self.masker = Masker(MaskingConfig(Schedule(start=0.3)), IDS)
         self.guidance = Guidance(teacher=Says(self.faults))
-        self.meters, self.judge = Meters(), SpikePolicy(config or SpikesConfig(broken_in_row=99, broken_in_100=99))
+        self.meters, self.judge = (
+            Meters(),
+            SpikePolicy(config or SpikesConfig(max_nonfinite_in_row=99, max_nonfinite_in_100=99)),
+        )
         self.rate = 1e-3
 
     def take(self, step: int):

@@ -49,7 +49,7 @@ def be(target, given, env, folder, log, answer, disk):
         code = 0
     except BaseException:
         traceback.print_exc()
-    ranks.end(code)
+    ranks.exit_process(code)
 
 for line in asks:
     target, given, places = json.loads(line)

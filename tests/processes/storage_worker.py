@@ -32,7 +32,7 @@ from megamask.runtime import ranks
 from megamask.storage import durable
 
 CONFIG = {"depth": 2}
-OPERATIONS = ("make", "write", "sync", "rename", "remove")
+OPERATIONS = ("make_folder", "write_file", "sync", "rename", "remove")
 
 
 def share(step: int, size: int = 1500) -> dict[str, torch.Tensor]:
@@ -184,7 +184,7 @@ def at_point(nth: int, do: Callable[[], None], tell: Tell) -> None:
             point(f"write-{path.name}")
             return act(path, halfway())
 
-        return writes if name == "write" else acts
+        return writes if name == "write_file" else acts
 
     for name in OPERATIONS:
         setattr(durable, name, around(name))

@@ -85,7 +85,7 @@ def run(
         for batch, plan, soft in zip(batches, plans, softs, strict=True):
             total += engine.train_micro(batch, plan, soft, targets=counts[0]).total.detach().float()
         assert engine.measure(total).finite
-        engine.step(optimizer().rate((step + 1) / STEPS))
+        engine.step(optimizer().lr((step + 1) / STEPS))
         losses.append(float(ranks.sum(total) / counts[0]))
     entropies = frozen.entropies(batches, "masked", 3, "shannon", seed=0)
     answer = {

@@ -25,9 +25,9 @@ FEW = [FP32[0], BF16[1], FP32[3]]
 STEPS, AT, BACK = 8, 5, 3
 """Steps of a run with a spike; the step (from 0) that is one; the checkpoint that a rewind goes back to."""
 LEDGER = [[BACK, AT + 1 - BACK]]
-MUON: dict[str, object] = {"optimizer.kind": "muon", "optimizer.clip": 0.0}
+MUON: dict[str, object] = {"optimizer.kind": "muon", "optimizer.max_grad_norm": 0.0}
 SPIKES: dict[str, object] = {"spikes.window": 8, "spikes.sigma": 20.0, "validation.every": 99, "steps": STEPS}
-SPIKES |= {"checkpoint.every": 3, "checkpoint.keep": 9, "optimizer.rate.peak": 1e-2, "model.dropout": 0.1}
+SPIKES |= {"checkpoint.every": 3, "checkpoint.keep": 9, "optimizer.lr.peak": 1e-2, "model.dropout": 0.1}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Spiked:
         zero = self.folder / "zero.json"
         zero.write_text(json.dumps(self.engine))
         policy: dict[str, object] = {"spikes.policy": self.policy}
-        policy |= {"spikes.back": 2} if self.policy == "rewind" else {}
+        policy |= {"spikes.rewind_steps": 2} if self.policy == "rewind" else {}
 
         def job(name: str, **more: object) -> dict[str, Any]:
             settings = SPIKES | self.settings | {"packs.per-step": world} | more.pop("settings", policy)

@@ -46,7 +46,7 @@ def objective(preset: str, dropout: float = 0.0, learns: str = "mlm") -> MLM:
 
 
 def optimizer(kind: str = "adamw", clip: float = 1.0) -> OptimizerConfig:
-    return OptimizerConfig(kind=kind, rate=LearningRate(peak=1e-2, warmup=0.2), clip=clip)
+    return OptimizerConfig(kind=kind, lr=LearningRate(peak=1e-2, warmup=0.2), max_grad_norm=clip)
 
 
 def micro(step: int, place: int):
@@ -70,7 +70,7 @@ def train(engine: Engine, start: int, end: int) -> list[float]:
             torch.manual_seed(batch.number)
             total += engine.train_micro(batch, plan, targets=targets).total.detach().float()
         assert engine.measure(total).finite
-        engine.step(optimizer().rate((step + 1) / STEPS))
+        engine.step(optimizer().lr((step + 1) / STEPS))
         found.append(float(ranks.sum(total) / targets))
     return found
 
@@ -129,7 +129,7 @@ def plain(preset: str, clip: float, dtype: str = "float32", learns: str = "mlm")
     found = []
     for step in range(STEPS):
         for group in adam.param_groups:
-            group["lr"] = config.rate((step + 1) / STEPS)
+            group["lr"] = config.lr((step + 1) / STEPS)
         total = 0.0
         for place in range(PACKS):
             batch, plan, targets = micro(step, place)

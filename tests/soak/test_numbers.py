@@ -53,7 +53,7 @@ def recorded(seed: int, steps: int) -> list[tuple[float, float]]:
         loss = engine.train_micro(batch, plan, targets=len(plan.targets)).total.detach().float()
         measured = engine.measure(loss)
         found.append((measured.loss / len(plan.targets), measured.grad_norm))
-        engine.step(config.rate((step + 1) / steps))
+        engine.step(config.lr((step + 1) / steps))
     engine.close()
     return found
 

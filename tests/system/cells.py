@@ -30,7 +30,7 @@ SIZES: dict[str, object] = {
     "packs.tokens": 256,
     "packs.per-step": 4,
     "model.dropout": 0.1,
-    "optimizer.rate.warmup": 0.2,
+    "optimizer.lr.warmup": 0.2,
     "validation.every": 4,
     "checkpoint.every": 99,
 }
@@ -43,7 +43,7 @@ AUDIT = {"entropy.audit.every": 2}
 SCORES = FACTORS["score"] | {
     "audited": ENTROPY | AUDIT | {"entropy.source": "probe"},
     "cache": ENTROPY | {"entropy.source": "cache"},
-    "average": ENTROPY | {"entropy.source": "exact", "entropy.signal": "clean", "entropy.average": 0.9},
+    "average": ENTROPY | {"entropy.source": "exact", "entropy.signal": "clean", "entropy.ema_decay": 0.9},
     "candidates": ENTROPY | {"entropy.source": "exact", "entropy.candidates": 2.0},
     "falls back": ENTROPY | AUDIT | {"entropy.source": "frequency", "entropy.audit.fall-back": "probe"}
     | {"entropy.audit.patience": 1, "entropy.audit.threshold": 0.99},
@@ -156,8 +156,8 @@ def change(config: PretrainConfig) -> int:
 
     def at(step: int) -> tuple[float, ...]:
         masking, progress = config.masking, step / config.steps
-        explored = masking.explore(progress) if masking.score != "uniform" else 1
+        explored = masking.random_share(progress) if masking.score != "uniform" else 1
         return masking.ratio(progress), explored, config.distill.weight(progress)
 
     moved = [step for step in range(2, config.steps - 1) if at(step) != at(step - 1)]
-    return (moved[0] if moved else math.ceil(config.optimizer.rate.warmup * config.steps)) + 1
+    return (moved[0] if moved else math.ceil(config.optimizer.lr.warmup * config.steps)) + 1

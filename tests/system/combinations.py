@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 Case = dict[str, str]
 
-ENTROPY = {"masking.score": "entropy", "masking.explore.start": 0.5, "masking.explore.end": 0.2}
+ENTROPY = {"masking.score": "entropy", "masking.random_share.start": 0.5, "masking.random_share.end": 0.2}
 DECAY = {"masking.ratio.start": 0.4, "masking.ratio.end": 0.2}
 TAUGHT = {"distill.weight.start": 0.5, "teacher.precision": "fp32"}
 FACTORS: dict[str, dict[str, dict[str, object]]] = {
@@ -19,7 +19,7 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
         "frequency": ENTROPY | {"entropy.source": "frequency"},
         "probe": ENTROPY | {"entropy.source": "probe", "entropy.measure": "margin"},
         "exact": ENTROPY | {"entropy.source": "exact", "entropy.signal": "clean"},
-        "masked": ENTROPY | {"entropy.source": "exact", "entropy.passes": 2, "masking.entropy.strategy": "middle"},
+        "masked": ENTROPY | {"entropy.source": "exact", "entropy.num_passes": 2, "masking.entropy.strategy": "middle"},
     },
     "schedule": {
         "constant": {},
@@ -36,7 +36,11 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
     },
     "corruption": {
         "all masks": {},
-        "80/10/10": {"masking.corruption.mask": 0.8, "masking.corruption.random": 0.1, "masking.corruption.keep": 0.1},
+        "80/10/10": {
+            "masking.corruption.mask": 0.8,
+            "masking.corruption.random": 0.1,
+            "masking.corruption.unchanged": 0.1,
+        },
     },
     "teacher": {"none": {}, "targets": TAUGHT, "everywhere": TAUGHT | {"distill.positions": "all"}},
 }

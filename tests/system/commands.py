@@ -30,7 +30,12 @@ TINY = {
     "log.every": 1,
 }
 """What makes any recipe small enough for a test."""
-ADAMW = {"optimizer.kind": "adamw", "optimizer.muon-rate": 20.0, "optimizer.clip": 1.0, "optimizer.rate.peak": 3e-3}
+ADAMW = {
+    "optimizer.kind": "adamw",
+    "optimizer.muon-lr-scale": 20.0,
+    "optimizer.max_grad_norm": 1.0,
+    "optimizer.lr.peak": 3e-3,
+}
 """The optimizer that runs in every ZeRO stage, which the first recipe's does not."""
 
 

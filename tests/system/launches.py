@@ -132,7 +132,7 @@ def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
     yield _replaced(Engine, "train_micro", train_micro)
     yield _replaced(Engine, "step", step)
     yield _replaced(pretrain, "train", train)
-    yield patch.object(pretrain.report, "ending", lambda *_: None)  # a third of a second for a picture
+    yield patch.object(pretrain.summary, "finish_run", lambda *_: None)  # a third of a second for a picture
 
 
 # ---- what came of a run

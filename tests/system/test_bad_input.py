@@ -70,7 +70,7 @@ def test_print_config_prints_what_can_run_and_refuses_the_rest() -> None:
     assert "`packs.tokens`" in refused.err and "`seed`" in refused.err
     shown = run(pretrain.main, "--print-config", "--recipe", "small", "--optimizer.kind", "adamw")
     assert shown.code == 0 and json.loads(shown.out)["optimizer"]["kind"] == "adamw"
-    assert shown.err.startswith("`optimizer.muon_rate` 10.0 of the recipe 'small' is left out")
+    assert shown.err.startswith("`optimizer.muon_lr_scale` 10.0 of the recipe 'small' is left out")
 
 
 def test_what_a_run_or_print_config_wrote_is_read_back(finished: Path, data: Path) -> None:
@@ -140,7 +140,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return write(path, chunks)
 
-    monkeypatch.setattr(save.files, "write_file", failing)
+    monkeypatch.setattr(save.durable, "write_file", failing)
 
 
 def test_a_full_disk_does_not_stop_training(
@@ -226,7 +226,7 @@ def test_what_is_no_number_is_never_saved(
     poison(monkeypatch, what, 5, 99)
     arguments = {"deepspeed": f"ds_configs/{ds}.json", "steps": 12, "checkpoint__every": 5}
     ended = train(data, tmp_path / "run", **arguments)
-    said(ended, NUMBERS, "Step 10 was dropped", what, "the last of 5 such steps in a row", "`optimizer.rate.peak`")
+    said(ended, NUMBERS, "Step 10 was dropped", what, "the last of 5 such steps in a row", "`optimizer.lr.peak`")
     assert RunFolder(tmp_path / "run").steps()[0] == 5
     assert all(torch.isfinite(tensor).all() for _, tensor in read_tensors(RunFolder(tmp_path / "run").checkpoint(5)))
     monkeypatch.undo()

@@ -25,11 +25,11 @@ def on(data: Path, run: Path, *arguments: object, **more: object) -> Ended:
 
 def test_a_change_decides_every_step_from_then_on(copy: Path, data: Path) -> None:
     before = dict(read_tensors(RunFolder(copy).checkpoint(STEPS)))
-    names = ["steps", "optimizer.rate.peak", "optimizer.beta1", "optimizer.beta2"]
+    names = ["steps", "optimizer.lr.peak", "optimizer.beta1", "optimizer.beta2"]
     slow = {"optimizer__rate__peak": 1e-20, "optimizer__beta1": 0, "optimizer__beta2": 0}
     ended = on(data, copy, "--change", *names, **slow)
     assert ended.code == 0, ended.err
-    assert f"`optimizer.rate.peak` is 1e-20 from step {STEPS} on; it was " in ended.out
+    assert f"`optimizer.lr.peak` is 1e-20 from step {STEPS} on; it was " in ended.out
     after = dict(read_tensors(RunFolder(copy).checkpoint(LATER)))
     for name in (name for name in after if name.startswith("weights/")):
         assert (after[name] - before[name]).abs().max() <= STEPS * 1e-20
@@ -38,7 +38,7 @@ def test_a_change_decides_every_step_from_then_on(copy: Path, data: Path) -> Non
     assert firsts
     for name in firsts:
         assert torch.equal(after[name.replace("exp_avg/", "exp_avg_sq/")], after[name] ** 2)
-    rate = LearningRate(**json.loads(RunFolder(copy).config.read_text())["optimizer"]["rate"])
+    rate = LearningRate(**json.loads(RunFolder(copy).config.read_text())["optimizer"]["lr"])
     assert rate.peak == 1e-20
     found = metrics(copy, "lr")
     assert {step for step, _ in found} == set(range(1, LATER + 1))
@@ -60,7 +60,7 @@ def test_what_is_not_named_or_may_not_change_is_refused(copy: Path, data: Path) 
     before = content(copy)
     for arguments, culprits in (
         ((), ["copy holds another run", "name them after --change", "`steps` is 24 here, but 12 there."]),
-        (("--change", "optimizer.rate"), ["`steps` is 24 here, but 12 there."]),
+        (("--change", "optimizer.lr"), ["`steps` is 24 here, but 12 there."]),
         (("--change", "stepz"), ["`stepz` is not known in `change`. Did you mean `steps`?"]),
         (("--change", "steps", "packs.per_step"), ["`change`", "'packs.per_step'", "`init`"]),
         (("--change", "steps", "optimizer"), ["`change`", "'optimizer'"]),

@@ -68,7 +68,7 @@ def stopped(cell: Cell, text: Text, folder: Path, fault: str = "") -> Stopped:
     assert whole["code"] == 0, whole["err"]
     assert half["code"] == REQUEUE, half["err"]
     assert f"Stopped after step {step} of {STEPS}, as asked." in half["out"]
-    rate = cli.parse_command(words[0]).run.optimizer.rate
+    rate = cli.parse_command(words[0]).run.optimizer.lr
     for number, groups in whole["rates"].items():
         assert all(
             lr == (rate.of_step(int(number) / STEPS, (int(number) + 1) / STEPS) * scale).hex() for lr, scale in groups
@@ -169,7 +169,7 @@ def test_a_run_that_goes_on_otherwise_is_refused_with_every_setting_that_decides
         for name in flatten(settings)
         if name.split(".")[0] not in MAY_DIFFER_ON_RESUME and name not in MAY_DIFFER_ON_RESUME
     ]
-    assert len(names) > 50 and {"packs.per_step", "optimizer.rate.peak", "optimizer.beta2", "seed"} < set(names)
+    assert len(names) > 50 and {"packs.per_step", "optimizer.lr.peak", "optimizer.beta2", "seed"} < set(names)
     for name in names:
         changed = copy.deepcopy(settings)
         *sections, last = name.split(".")
@@ -179,7 +179,12 @@ def test_a_run_that_goes_on_otherwise_is_refused_with_every_setting_that_decides
 
 
 def test_the_command_names_each_setting_of_the_optimizer_that_was_changed(text: Text) -> None:
-    changed = {"optimizer.rate.peak": 1e-3, "optimizer.beta1": 0.8, "optimizer.beta2": 0.9, "optimizer.clip": 2.0}
+    changed = {
+        "optimizer.lr.peak": 1e-3,
+        "optimizer.beta1": 0.8,
+        "optimizer.beta2": 0.9,
+        "optimizer.max_grad_norm": 2.0,
+    }
     changed |= {"optimizer.eps": 1e-5, "optimizer.weight-decay": 0.1, "packs.per-step": 4}
     ended = train(text.data, text.teacher, *flags(changed), steps=2)
     assert ended.code == ConfigError.exit_code

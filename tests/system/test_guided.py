@@ -17,7 +17,7 @@ from tests.tolerances import assert_close
 from tools import annotate_entropy, annotate_targets
 
 STEPS = 12
-ENTROPY = {"masking.score": "entropy", "masking.explore.start": 0.2, "masking.explore.end": 0.2}
+ENTROPY = {"masking.score": "entropy", "masking.random_share.start": 0.2, "masking.random_share.end": 0.2}
 AUDIT = {"entropy.audit.every": 2}
 GUIDES: dict[str, dict[str, object]] = {
     "frequency": {"entropy.source": "frequency"},
@@ -25,9 +25,9 @@ GUIDES: dict[str, dict[str, object]] = {
     # 8 packs a step: the second epoch begins in the middle of the run
     "cache": {"entropy.source": "cache", "packs.per-step": 8},
     "exact": {"entropy.source": "exact", "entropy.signal": "clean", "masking.unit": "word"},
-    "masked": {"entropy.source": "exact", "entropy.passes": 2, "packs.views": 2, "packs.per-step": 4},
-    "average": {"entropy.source": "exact", "entropy.signal": "clean", "entropy.average": 0.9} | AUDIT,
-    "candidates": {"entropy.source": "exact", "entropy.candidates": 2.0, "entropy.passes": 2},
+    "masked": {"entropy.source": "exact", "entropy.num_passes": 2, "packs.masks_per_text": 2, "packs.per-step": 4},
+    "average": {"entropy.source": "exact", "entropy.signal": "clean", "entropy.ema_decay": 0.9} | AUDIT,
+    "candidates": {"entropy.source": "exact", "entropy.candidates": 2.0, "entropy.num_passes": 2},
     "falls back": {"entropy.source": "frequency", "entropy.audit.fall-back": "probe", "entropy.audit.patience": 1}
     | {"entropy.audit.threshold": 0.99}
     | AUDIT,
@@ -134,7 +134,7 @@ def test_a_run_by_a_sidecar_resumes_bit_for_bit(data: Path, finished: Path, tmp_
     # a young model is equally unsure of every token, but not equally wrong
     length = TINY["packs.length"]
     ended = run(
-        annotate_entropy.main, "--data", shards, "--teacher", finished, "--length", length, "--passes", 2,
+        annotate_entropy.main, "--data", shards, "--teacher", finished, "--length", length, "--num-passes", 2,
         "--measure", "loss", "--workers", 1,
     )  # fmt: skip
     assert ended.code == 0, ended.err

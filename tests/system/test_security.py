@@ -260,12 +260,13 @@ def test_a_run_keeps_secrets_and_lets_nobody_in(data: Path, tmp_path: Path) -> N
     shared = tmp_path / "shared"
     shared.mkdir()
     wrapper = (
-        "import os, sys; os.umask(0o077); from megamask import pretrain, ranks; code = pretrain.main(sys.argv[1:]);"
+        "import os, sys; os.umask(0o077); from megamask import pretrain;"
+        " from megamask.runtime import ranks; code = pretrain.main(sys.argv[1:]);"
         "fds = [f'/proc/self/fd/{f}' for f in os.listdir('/proc/self/fd')];"
         "own = [os.readlink(f) for f in fds if os.path.lexists(f)];"
         "own = {o[8:-1] for o in own if o.startswith('socket:')};"
         "rows = [l.split() for t in ('tcp', 'tcp6') for l in open(f'/proc/net/{t}').readlines()[1:]];"
-        "print('LISTENS', [r[1] for r in rows if r[3] == '0A' and r[9] in own]); ranks.end(code)"
+        "print('LISTENS', [r[1] for r in rows if r[3] == '0A' and r[9] in own]); ranks.exit_process(code)"
     )
     arguments = training(data, tmp_path / "run", steps=2, export=True)
     env = SECRETS | {"TMPDIR": str(shared), "HF_HUB_OFFLINE": "1"}

@@ -169,7 +169,7 @@ def test_steps_that_are_no_numbers_end_a_run_with_code_5_and_leave_its_checkpoin
     plant(2 * 3, math.nan)
     for step in range(9, 12):
         plant(2 * step + 1, math.inf)
-    settings = {"spikes__broken_in_row": 3} | EVERY
+    settings = {"spikes__max_nonfinite_in_row": 3} | EVERY
     ended = train(data, tmp_path / "run", **settings)
     assert ended.code == 5
     assert "Step 4 was dropped, its weights did not move: the loss of pack 6 on rank 0" in ended.out
@@ -185,7 +185,7 @@ def test_steps_that_are_no_numbers_end_a_run_with_code_5_and_leave_its_checkpoin
     # the same command goes on from there, and ends in the same way
     assert train(data, run.path, **settings).code == 5
     # the bound may be another when a run goes on
-    assert train(data, run.path, **settings | {"spikes__broken_in_row": 4}).code == 0
+    assert train(data, run.path, **settings | {"spikes__max_nonfinite_in_row": 4}).code == 0
 
 
 def test_a_run_that_is_asked_to_stop_saves_before_it_evaluates(

@@ -120,7 +120,7 @@ def assert_codes(codes, nats, top) -> None:
 @pytest.mark.parametrize("measure", ["shannon", "margin"])
 @torch.no_grad()
 def test_each_token_is_scored_in_its_piece_alone(config, data, model, measure):
-    store_entropies(dataclasses.replace(config, signal="clean", measure=measure, passes=4))
+    store_entropies(dataclasses.replace(config, signal="clean", measure=measure, num_passes=4))
     top = top_of(measure, SIZE)
     for split in SPLITS:
         shards = Shards.open(data, split, verify=True)
@@ -167,7 +167,7 @@ def test_a_run_reads_what_its_teacher_would_say(config, data, teacher):
 
 @torch.no_grad()
 def test_the_masked_signal_hides_each_token_once(config, data, model):
-    store_entropies(dataclasses.replace(config, passes=3))
+    store_entropies(dataclasses.replace(config, num_passes=3))
     assert Shards.open(data).sidecar_facts("entropy")["signal"] == "masked"
     train, number = Shards.open(data), 0
     for pieces, codes in zip(index.document_pieces(train, LENGTH), train.sidecar("entropy"), strict=True):
@@ -224,7 +224,7 @@ def test_a_killed_annotation_goes_on_and_gives_the_same_bytes(config, data, monk
 
 
 def test_what_cannot_be_annotated_is_a_sentence(config, data, teacher):
-    bad = dataclasses.replace(config, signal="clean", passes=2, length=5, workers=-1)
+    bad = dataclasses.replace(config, signal="clean", num_passes=2, length=5, workers=-1)
     with pytest.raises(ConfigError) as error:
         store_entropies(bad)
     assert [p.split("`")[1] for p in error.value.problems] == ["passes", "length", "workers"]
@@ -239,8 +239,8 @@ def test_the_tool_says_how_to_use_what_it_wrote(config, data, capsys):
     flags = ["--data", str(data), "--teacher", config.teacher, "--length", str(LENGTH), "--workers", "1"]
     assert annotate_entropy.main(flags) == 0
     assert f"--entropy.signal masked --entropy.measure shannon --packs.length {LENGTH}" in capsys.readouterr().out
-    assert annotate_entropy.main([*flags, "--passes", "0"]) == ConfigError.exit_code
-    assert "`passes` must be at least 1" in capsys.readouterr().err
+    assert annotate_entropy.main([*flags, "--num-passes", "0"]) == ConfigError.exit_code
+    assert "`num_passes` must be at least 1" in capsys.readouterr().err
 
 
 # ---- samples
@@ -252,7 +252,8 @@ def run(data, teacher, tmp_path, monkeypatch) -> PretrainConfig:
     monkeypatch.setattr(stored_targets, "PART", 3)
     return PretrainConfig(
         data=data, steps=6, seed=4, packs=PacksConfig(tokens=96, length=LENGTH, per_step=2),
-        masking=MaskingConfig(Schedule("linear", 0.3, 0.1)), teacher=TeacherConfig(str(teacher), "fp32", sweep=2),
+        masking=MaskingConfig(Schedule("linear", 0.3, 0.1)),
+        teacher=TeacherConfig(str(teacher), "fp32", packs_per_pass=2),
         distill=DistillConfig(Schedule("step", 0.5, 0.0, at=0.6), temperature=2.0, stored=tmp_path / "stored"),
     )  # fmt: skip
 

@@ -68,11 +68,11 @@ class Disk:
             found = found.live()[part]
         return found
 
-    def write(self, path: Path, data: bytes, whole: bool) -> None:
+    def write_file(self, path: Path, data: bytes, whole: bool) -> None:
         synced = whole and not (self.forget and self.forget in path.name)
         self.folder(path.parent).pending.append(lambda names: names.update({path.name: File(data, synced)}))
 
-    def make(self, path: Path) -> None:
+    def make_folder(self, path: Path) -> None:
         made = Folder()
         self.folder(path.parent).pending.append(lambda names: names.update({path.name: made}))
 
@@ -101,13 +101,13 @@ def weights(step: int) -> dict[str, torch.Tensor]:
 def record(run: RunFolder, monkeypatch) -> list[tuple]:
     """The operations of three saves that keep two, with the acknowledgements among them."""
     done: list[tuple] = []
-    real = {name: getattr(files, name) for name in ("write", "make", "rename", "sync", "remove")}
+    real = {name: getattr(files, name) for name in ("write_file", "make_folder", "rename", "sync", "remove")}
 
     def write(path, chunks):
-        entry = real["write"](path, chunks)
+        entry = real["write_file"](path, chunks)
         data = path.read_bytes()
-        done.append(("write", path, data[: len(data) // 2], False))  # the power may go in the middle
-        done.append(("write", path, data, True))
+        done.append(("write_file", path, data[: len(data) // 2], False))  # the power may go in the middle
+        done.append(("write_file", path, data, True))
         return entry
 
     def other(name):
@@ -118,7 +118,7 @@ def record(run: RunFolder, monkeypatch) -> list[tuple]:
         return act
 
     monkeypatch.setattr(files, "write_file", write)
-    for name in ("make", "rename", "sync", "remove"):
+    for name in ("make_folder", "rename", "sync", "remove"):
         monkeypatch.setattr(files, name, other(name))
     for step in (8, 9, 10):
         save_checkpoint(run, step, weights(step), {"step": step}, keep=2)

@@ -64,13 +64,13 @@ def test_dropout_has_a_seed_of_its_own_for_each_pack_of_each_run() -> None:
 def test_a_signal_is_noted_inside_and_means_what_it_meant_outside(name: signal.Signals) -> None:
     before = signal.getsignal(name)
     with StopRequest() as stop:
-        assert not stop.agreed()
+        assert not stop.any_rank()
         os.kill(os.getpid(), name)
-        assert stop.agreed()
-        assert stop.agreed()
+        assert stop.any_rank()
+        assert stop.any_rank()
     assert signal.getsignal(name) == before
     with StopRequest() as again:
-        assert not again.agreed()
+        assert not again.any_rank()
 
 
 # ---- saves that fail

@@ -12,7 +12,7 @@ from megamask.model.shape import ModelConfig
 from megamask.runtime import launch_environment
 from megamask.schedules import LearningRate, Schedule
 
-MUON = OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_rate=10.0, clip=0.0)
+MUON = OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_lr_scale=10.0, max_grad_norm=0.0)
 """Of what was tried, what leaves the unigram plateau soonest in small models."""
 
 
@@ -57,7 +57,7 @@ def bert() -> PretrainConfig:
         packs=PacksConfig(tokens=16384, length=512, per_step=8),
         model=ModelConfig(preset="bert", size="base", dropout=0.1),
         masking=MaskingConfig(Schedule(start=0.15)),
-        optimizer=OptimizerConfig(rate=LearningRate(peak=5e-4, warmup=0.06)),
+        optimizer=OptimizerConfig(lr=LearningRate(peak=5e-4, warmup=0.06)),
         validation=ValidationConfig(every=1000, packs=64),
         checkpoint=CheckpointConfig(every=1000),
     )
@@ -76,7 +76,9 @@ def entropy_base() -> PretrainConfig:
         packs=PacksConfig(tokens=6144, length=512, per_step=8),
         model=ModelConfig(preset="bert", size="base", dropout=0.1),
         masking=MaskingConfig(Schedule(start=0.15)),
-        optimizer=OptimizerConfig(rate=LearningRate(peak=1e-4, warmup=10_000 / 59_500), weight_decay=0.0, clip=1.0),
+        optimizer=OptimizerConfig(
+            lr=LearningRate(peak=1e-4, warmup=10_000 / 59_500), weight_decay=0.0, max_grad_norm=1.0
+        ),
         validation=ValidationConfig(every=1000, packs=64),
         checkpoint=CheckpointConfig(every=1000),
     )
@@ -90,7 +92,7 @@ def entropy_small() -> PretrainConfig:
         steps=28_600,
         packs=PacksConfig(tokens=12_800, length=512, per_step=8),
         model=ModelConfig("bert", num_layers=4, hidden_size=512, num_heads=8, intermediate_size=3072, dropout=0.1),
-        optimizer=replace(base.optimizer, rate=LearningRate(peak=1e-4, warmup=10_000 / 28_600)),
+        optimizer=replace(base.optimizer, lr=LearningRate(peak=1e-4, warmup=10_000 / 28_600)),
     )
 
 
@@ -120,7 +122,7 @@ def decay_base() -> PretrainConfig:
         packs=PacksConfig(tokens=16_384, length=512, per_step=8),
         model=ModelConfig(preset="bert", size="base", dropout=0.1),
         masking=MaskingConfig(Schedule(start=0.15)),
-        optimizer=OptimizerConfig(rate=LearningRate(peak=2e-4, warmup=0.01), weight_decay=0.01, clip=1.0),
+        optimizer=OptimizerConfig(lr=LearningRate(peak=2e-4, warmup=0.01), weight_decay=0.01, max_grad_norm=1.0),
         validation=ValidationConfig(every=1000, packs=64),
         checkpoint=CheckpointConfig(every=1000),
     )

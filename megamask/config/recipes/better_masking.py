@@ -26,15 +26,15 @@ def ptw(base: PretrainConfig) -> PretrainConfig:
     """
     # nothing is explored: before anything is learnt all weights are equal anyway
     return replace(
-        base, masking=replace(base.masking, unit="word", score="part_of_speech", explore=Schedule(start=0.0))
+        base, masking=replace(base.masking, unit="word", score="part_of_speech", random_share=Schedule(start=0.0))
     )
 
 
 def mrd_ptw(base: PretrainConfig) -> PretrainConfig:
     """ptw under the cosine decay of mrd-cosine, with a cosine learning rate, as their code then takes."""
     config = mrd_cosine(ptw(base))
-    rate = replace(config.optimizer.rate, kind="cosine")
-    return replace(config, optimizer=replace(config.optimizer, rate=rate))
+    rate = replace(config.optimizer.lr, kind="cosine")
+    return replace(config, optimizer=replace(config.optimizer, lr=rate))
 
 
 EXPERIMENTS: dict[str, Callable[[PretrainConfig], PretrainConfig]] = {

@@ -17,7 +17,7 @@ COLD = Schedule("ramp", start=1.0, end=0.15, at=0.1, until=0.2)
 
 def _guided(base: PretrainConfig, entropy: EntropyConfig, explore: Schedule, **score: object) -> PretrainConfig:
     asked = EntropyScoreConfig(**score)  # type: ignore[arg-type]
-    masking = replace(base.masking, score="entropy", entropy=asked, explore=explore)
+    masking = replace(base.masking, score="entropy", entropy=asked, random_share=explore)
     return replace(base, entropy=entropy, masking=masking)
 
 

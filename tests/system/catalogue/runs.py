@@ -187,7 +187,7 @@ def failing(number: int) -> Plant:
                 raise OSError(number, os.strerror(number), str(path))
             return write(path, chunks)
 
-        ground.patch.setattr(save.files, "write_file", fails)
+        ground.patch.setattr(save.durable, "write_file", fails)
         return ground.train(steps=1)
 
     return plant

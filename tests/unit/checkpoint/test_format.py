@@ -111,12 +111,13 @@ def test_swapped_files_of_two_ranks_are_named(run):
     folder = run.checkpoint(3)
     folder.mkdir()
     parts = [{"a": torch.zeros(4)}, {"a": torch.ones(4)}]
-    state = format.files.write(folder / "state.json", [b"{}"])
+    state = format.files.write_file(folder / "state.json", [b"{}"])
     entries = [
-        format.files.write(folder / f"rank-0000{i}.safetensors", format.serialise(part)) for i, part in enumerate(parts)
+        format.files.write_file(folder / f"rank-0000{i}.safetensors", format.serialise(part))
+        for i, part in enumerate(parts)
     ]
     manifest = format.Manifest(3, "launch", (*entries, state))
-    format.files.write(folder / "MANIFEST.json", [format.render_manifest(manifest)])
+    format.files.write_file(folder / "MANIFEST.json", [format.render_manifest(manifest)])
     assert verify(folder) == manifest
     with pytest.raises(CheckpointError, match="twice"):
         list(read_tensors(folder))
@@ -127,7 +128,7 @@ def test_swapped_files_of_two_ranks_are_named(run):
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/b", ".hidden", ""])
 def test_a_manifest_cannot_name_files_outside(run, saved, name):
-    entry = format.Entry(name, 1, "0" * 64)
+    entry = format.FileEntry(name, 1, "0" * 64)
     (saved / "MANIFEST.json").write_bytes(format.render_manifest(format.Manifest(7, "launch", (entry,))))
     with pytest.raises(CheckpointError, match="no plain name"):
         read_manifest(saved)

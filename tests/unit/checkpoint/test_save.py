@@ -15,7 +15,7 @@ from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import ConfigError, LockError, StorageError
 from megamask.storage import durable
 
-OPERATIONS = ["write", "make", "rename", "sync"]
+OPERATIONS = ["write_file", "make_folder", "rename", "sync"]
 
 
 def weights(step: int) -> dict[str, torch.Tensor]:
@@ -144,7 +144,7 @@ def test_storage_that_fails_costs_no_older_checkpoint(run, monkeypatch, operatio
             nonlocal calls
             calls += 1
             if calls == nth + 1:
-                if operation == "write":
+                if operation == "write_file":
                     act(given[0], [b"half"])
                 raise OSError(number, "the disk says no", str(given[0]))
             return act(*given)

@@ -22,15 +22,15 @@ from megamask.errors import ConfigError, Removable
 from megamask.storage.dotted import flatten
 
 CHANGES = [  # a recipe, what is typed on top, and what the recipe made that then has no effect
-    ("small", {"optimizer.kind": "adamw"}, {"optimizer.muon_rate"}),
-    ("bert", {"optimizer.kind": "muon"}, {"optimizer.clip"}),
+    ("small", {"optimizer.kind": "adamw"}, {"optimizer.muon_lr_scale"}),
+    ("bert", {"optimizer.kind": "muon"}, {"optimizer.max_grad_norm"}),
     ("tiny", {"model.preset": "bert"}, {"model.global_every", "model.local_window"}),
     ("tiny", {"model.global_every": 1}, {"model.local_window"}),
     ("mrd-linear", {"masking.ratio.kind": "constant", "masking.ratio.start": 0.2}, {"masking.ratio.end"}),
-    ("frequency", {"masking.explore.kind": "linear"}, {"masking.explore.at", "masking.explore.until"}),
+    ("frequency", {"masking.random_share.kind": "linear"}, {"masking.random_share.at", "masking.random_share.until"}),
     (
         "entropy-self-probe", {"masking.score": "uniform"},
-        {"entropy.source", "entropy.audit.every"} | {f"masking.explore.{part}" for part in ("end", "at", "until")},
+        {"entropy.source", "entropy.audit.every"} | {f"masking.random_share.{part}" for part in ("end", "at", "until")},
     ),
     ("entropy-self-probe", {"entropy.source": "exact"}, {"entropy.audit.every"}),
     ("mae-lm", {"objective.kind": "mlm"}, {"objective.decoder.positions"}),
@@ -84,24 +84,30 @@ def test_every_recipe_is_as_it_was() -> None:
 
 def test_flags_and_files_are_typed_and_what_a_run_recorded_is_not(tmp_path: Path) -> None:
     config = find_recipe("small")
-    flags = ["--optimizer.kind", "adamw", "--optimizer.muon-rate=10", "--no-export", "--masking.entropy.no-standardise"]
-    names = {"optimizer.kind", "optimizer.muon_rate", "export", "masking.entropy.standardise"}
+    flags = [
+        "--optimizer.kind",
+        "adamw",
+        "--optimizer.muon-lr-scale=10",
+        "--no-export",
+        "--masking.entropy.no-standardise",
+    ]
+    names = {"optimizer.kind", "optimizer.muon_lr_scale", "export", "masking.entropy.standardise"}
     assert typed(config, flags, {}) == names
-    assert typed(config, [], {"optimizer": {"muon_rate": 3.0}, "steps": 4}) == {"optimizer.muon_rate", "steps"}
+    assert typed(config, [], {"optimizer": {"muon_lr_scale": 3.0}, "steps": 4}) == {"optimizer.muon_lr_scale", "steps"}
     record = as_dict(config) | {"deepspeed": {}, "text": "hash"}
     assert typed(config, [], record) == set()
     adamw = ["--optimizer.kind", "adamw"]
     (tmp_path / "run.json").write_text(json.dumps(record))
-    (tmp_path / "mine.json").write_text('{"optimizer": {"muon_rate": 3.0}}')
+    (tmp_path / "mine.json").write_text('{"optimizer": {"muon_lr_scale": 3.0}}')
     asked = parse_command(["--recipe", "small", *adamw])
     assert check_config(asked.run, None, 1) == {}
     (line,) = asked.notes
-    assert line.startswith("`optimizer.muon_rate` 10.0 of the recipe 'small' is left out")
+    assert line.startswith("`optimizer.muon_lr_scale` 10.0 of the recipe 'small' is left out")
     assert parse_command(["--config", str(tmp_path / "run.json"), *adamw]).run.optimizer == asked.run.optimizer
-    for more in (["--config", str(tmp_path / "mine.json")], ["--optimizer.muon-rate", "3"]):
+    for more in (["--config", str(tmp_path / "mine.json")], ["--optimizer.muon-lr-scale", "3"]):
         refused = parse_command(["--recipe", "small", *adamw, *more])
         assert refused.notes == ()
-        with pytest.raises(ConfigError, match=r"^`optimizer.muon_rate` has an effect on the kind 'muon' alone"):
+        with pytest.raises(ConfigError, match=r"^`optimizer.muon_lr_scale` has an effect on the kind 'muon' alone"):
             check_config(refused.run, None, 1)
 
 

@@ -73,18 +73,18 @@ def test_the_document_of_the_recipes_has_every_one_and_no_other() -> None:
 @settings(max_examples=20)  # each builds the whole schema
 @given(st.integers(1, 10**6), st.floats(1e-6, 1), st.sampled_from(["token", "word", "span"]))
 def test_what_a_file_says_is_laid_over_and_the_rest_stays(steps: int, peak: float, unit: str) -> None:
-    values = {"steps": steps, "optimizer": {"rate": {"peak": peak}}, "masking": {"unit": unit}}
+    values = {"steps": steps, "optimizer": {"lr": {"peak": peak}}, "masking": {"unit": unit}}
     base = find_recipe("span")
     found = override_settings(base, values, "file")
-    assert (found.steps, found.optimizer.rate.peak, found.masking.unit) == (steps, peak, unit)
-    back = {"steps": base.steps, "optimizer": {"rate": {"peak": base.optimizer.rate.peak}}, "masking": {"unit": "span"}}
+    assert (found.steps, found.optimizer.lr.peak, found.masking.unit) == (steps, peak, unit)
+    back = {"steps": base.steps, "optimizer": {"lr": {"peak": base.optimizer.lr.peak}}, "masking": {"unit": "span"}}
     assert override_settings(found, back, "file") == base
 
 
 def test_yaml_is_read_like_json(tmp_path: Path) -> None:
-    (tmp_path / "some.yaml").write_text("steps: 7\ninit: null\noptimizer:\n  rate: {kind: wsd, peak: 1e-4}\n")
+    (tmp_path / "some.yaml").write_text("steps: 7\ninit: null\noptimizer:\n  lr: {kind: wsd, peak: 1e-4}\n")
     found = override_settings(PretrainConfig(), read_settings(tmp_path / "some.yaml"), "some.yaml")
-    assert (found.steps, found.init, found.optimizer.rate.kind, found.optimizer.rate.peak) == (7, None, "wsd", 1e-4)
+    assert (found.steps, found.init, found.optimizer.lr.kind, found.optimizer.lr.peak) == (7, None, "wsd", 1e-4)
 
 
 def test_a_recorded_run_has_more_than_settings_and_no_other_file_may() -> None:

@@ -171,7 +171,7 @@ def test_views_of_a_text_have_the_same_pack_read_in_its_place(make_shards):
     for step in range(len(packs)):
         for place in range(2):
             one, two = (packs.batch(4 * step + place + 2 * view) for view in range(2))
-            assert one.text == two.text and torch.equal(one.tokens, two.tokens)
+            assert one.source_pack == two.source_pack and torch.equal(one.tokens, two.tokens)
             assert int(one.maskable.sum()) >= 200
 
 
@@ -307,7 +307,7 @@ def test_with_views_a_step_shows_each_text_several_times_and_the_texts_go_on_in_
     sizes = {"tokens": 256, "length": 64, "seed": 0}
     plain, viewed = Packs(shards, **sizes), Packs(shards, **sizes, per_step=6, views=3)
     for step in range(3):
-        texts = [viewed.batch(6 * step + place).text for place in range(6)]
+        texts = [viewed.batch(6 * step + place).source_pack for place in range(6)]
         assert sorted(texts) == sorted(3 * [2 * step, 2 * step + 1])
         # ranks that take every second pack of the step meet the same texts again
         assert texts[0::2] == 3 * texts[:1]

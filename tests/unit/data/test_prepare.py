@@ -361,7 +361,7 @@ def test_every_shard_has_the_tags_of_its_own_tokens(tagged, tmp_path, monkeypatc
     """In many shards the bytes of the tags are those of one, cut where the tokens are."""
     whole = Shards.open(prepare(tagged)).sidecar("tags")[0]
     monkeypatch.setattr(encoding, "UNIT_BYTES", 500)
-    write = preparing.shards.write
+    write = preparing.shards.write_shards
     monkeypatch.setattr(preparing.shards, "write_shards", lambda *a, **k: write(*a, **k, shard_tokens=300))
     many = Shards.open(prepare(change(tagged, output=tmp_path / "many")), verify=True)
     assert len(many.parts) > 3 and np.array_equal(np.concatenate(many.sidecar("tags")), whole)

@@ -77,7 +77,7 @@ def test_nvme_needs_libaio_and_stage_3(there: bool, monkeypatch: pytest.MonkeyPa
 
 def test_what_the_run_decides_is_filled_in() -> None:
     ds = {"zero_optimization": {"stage": 2}}
-    full = filled(ds, OptimizerConfig(clip=0.5), 3, 12)
+    full = filled(ds, OptimizerConfig(max_grad_norm=0.5), 3, 12)
     assert full["zero_optimization"] == {"stage": 2}
     assert full["gradient_clipping"] == 0.5
     assert (full["train_batch_size"], full["gradient_accumulation_steps"]) == (12, 3)

@@ -19,7 +19,7 @@ KINDS = list(MOMENTS)
 
 
 def config(kind: str, **more) -> OptimizerConfig:
-    return OptimizerConfig(kind=kind, weight_decay=0.1, clip=0.0 if kind == "muon" else 1.0, **more)
+    return OptimizerConfig(kind=kind, weight_decay=0.1, max_grad_norm=0.0 if kind == "muon" else 1.0, **more)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -46,7 +46,7 @@ def test_norms_and_biases_do_not_decay(preset: str, kind: str) -> None:
 def test_muon_has_the_matrices_of_the_layers_and_nothing_else(preset: str) -> None:
     model = objective(preset)
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = parameter_groups(model, config("muon", muon_rate=7.0))
+    groups = parameter_groups(model, config("muon", muon_lr_scale=7.0))
     under = {names[id(p)] for group in groups if group["use_muon"] for p in group["params"]}
     assert under == {name for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
     assert not any("embedding" in name or "head" in name for name in under)
@@ -73,12 +73,12 @@ def test_the_moments_are_those_that_the_optimizer_keeps(kind: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "names"),
     [
-        ({"rate": LearningRate(peak=-1)}, ["rate.peak"]),
+        ({"lr": LearningRate(peak=-1)}, ["lr.peak"]),
         ({"beta1": 1.0, "beta2": -0.1}, ["beta1", "beta2"]),
         ({"eps": 0.0}, ["eps"]),
-        ({"weight_decay": -1.0, "clip": float("inf")}, ["weight_decay", "clip"]),
-        ({"muon_rate": 3.0}, ["muon_rate"]),
-        ({"kind": "muon"}, ["clip"]),
+        ({"weight_decay": -1.0, "max_grad_norm": float("inf")}, ["weight_decay", "max_grad_norm"]),
+        ({"muon_lr_scale": 3.0}, ["muon_lr_scale"]),
+        ({"kind": "muon"}, ["max_grad_norm"]),
     ],
 )
 def test_every_problem_is_named(wrong: dict, names: list[str]) -> None:

@@ -58,4 +58,4 @@ def settle_together(parts: list, messages: list[torch.Tensor], be: Callable[[int
             assert torch.equal(said, message)
             return total
 
-        part.settle(add_over_ranks)
+        part.sync(add_over_ranks)

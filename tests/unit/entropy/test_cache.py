@@ -48,7 +48,7 @@ class Text:
         tokens = torch.where(places >= 0, self.stream[places], IDS.cls)
         layout = Layout(torch.tensor([0, ROWS]).int(), ROWS, torch.arange(ROWS).int())
         maskable = places >= 0
-        return PackedBatch(number, tokens, layout, maskable, maskable, text=self.text_of(number))
+        return PackedBatch(number, tokens, layout, maskable, maskable, source_pack=self.text_of(number))
 
 
 def make(folder: Path, per_step: int = 2, views: int = 1) -> Cache:
@@ -77,13 +77,13 @@ def run(cache: Cache, first: int, last: int, record: dict | None = None) -> Cach
     for step in range(first, last):
         said = [say(cache, number) for number in range(step * per_step, (step + 1) * per_step)]
         for one in said:
-            cache.observe(*one)
+            cache.update(*one)
             if record is not None:
                 for place, value in zip(
                     cache.packs.places(one[0].number)[one[1].targets].tolist(), one[2].entropy, strict=True
                 ):
                     record[place] = float(from_bytes(to_bytes(value, TOP, FIRST), TOP, FIRST))
-        cache.settle(alone)
+        cache.sync(alone)
     return cache
 
 
@@ -163,10 +163,10 @@ def test_two_ranks_are_one_and_the_first_alone_writes(tmp_path, monkeypatch):
         numbers = range(4 * step, 4 * step + 4)
         said = {number: say(one, number) for number in numbers}
         for number in numbers:
-            one.observe(*said[number])
+            one.update(*said[number])
             assert torch.equal(read(one, number), read(parts[number % 2], number))
-            parts[number % 2].observe(*said[number])
-        one.settle(alone)
+            parts[number % 2].update(*said[number])
+        one.sync(alone)
         messages = [torch.zeros(4, 4, 2, dtype=torch.int64) for _ in parts]
         for part, message in zip(parts, messages, strict=True):
             for number, rows in part._rows:
@@ -203,8 +203,8 @@ def test_a_token_never_seen_has_the_mean_of_its_type(tmp_path):
     for step in range(50):
         plan = plan_of(cache.packs.batch(step), targets)
         plan = type(plan)(plan.inputs, targets, torch.tensor([type_]), targets, plan.visible)
-        cache.observe(cache.packs.batch(step), plan, losses(plan, torch.tensor([0.5 * TOP])))
-        cache.settle(alone)
+        cache.update(cache.packs.batch(step), plan, losses(plan, torch.tensor([0.5 * TOP])))
+        cache.sync(alone)
     mean = (cache._sums + cache._guess) / (cache._counts + 1)
     found = float(from_bytes(mean[type_], TOP, FIRST))
     guess = float(from_bytes(cache._guess[type_], TOP, FIRST))

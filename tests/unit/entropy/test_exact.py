@@ -59,7 +59,9 @@ def test_the_groups_are_a_function_of_seed_and_text():
 
 def test_packs_of_one_text_share_the_question():
     one, other = some_packs(2)
-    views = [replace(batch, number=n, text=text) for n, (batch, text) in enumerate([(one, 7), (other, 8), (one, 7)])]
+    views = [
+        replace(batch, number=n, source_pack=text) for n, (batch, text) in enumerate([(one, 7), (other, 8), (one, 7)])
+    ]
     ask = Asked()
     found = Exact(ask, signal="clean", passes=1, mask_id=IDS.mask, seed=0)(views)
     assert len(ask.plans) == 2
@@ -96,8 +98,8 @@ def test_it_learns_nothing_of_its_own():
     exact = Exact(Asked(), signal="clean", passes=1, mask_id=IDS.mask, seed=0)
     batch = some_packs()[0]
     plan = plan_of(batch, batch.maskable.nonzero().squeeze(1)[:4])
-    exact.observe(batch, plan, losses(plan, torch.rand(4)))
-    exact.settle(lambda message: message)
+    exact.update(batch, plan, losses(plan, torch.rand(4)))
+    exact.sync(lambda message: message)
     assert exact.state_dict() == {}
 
 

@@ -47,8 +47,8 @@ def train(probe: Probe, first: int, last: int) -> Probe:
     for step in range(first, last):
         for number in (2 * step, 2 * step + 1):
             batch = pack([20, 7, 3, 33, 12], padding=5, number=number, seed=number)
-            probe.observe(batch, *say(batch, step))
-        probe.settle(alone)
+            probe.update(batch, *say(batch, step))
+        probe.sync(alone)
     return probe
 
 
@@ -93,7 +93,7 @@ def test_its_gradient_is_that_of_the_weighted_squared_error():
     probe = train(make(), 0, 5)
     batch = some_packs()[1]
     plan, said = say(batch, 99)
-    probe.observe(batch, plan, said)
+    probe.update(batch, plan, said)
     flat = probe._weights.clone().requires_grad_()
     _, mean, scale = probe._record
     error = probe._predict(flat, batch)[plan.targets] - (said.entropy - mean) / scale
@@ -119,10 +119,10 @@ def test_two_ranks_are_one():
     for step in range(8):
         for batch, part in zip(some_packs(2), parts, strict=True):
             said = say(batch, step)
-            one.observe(batch, *said)
-            part.observe(batch, *said)
+            one.update(batch, *said)
+            part.update(batch, *said)
         settle_together(parts, [torch.cat([part._gradient, part._sums]) for part in parts])
-        one.settle(alone)
+        one.sync(alone)
     for name, expected in one.state_dict().items():
         assert torch.equal(parts[0].state_dict()[name], parts[1].state_dict()[name])
         if expected.is_floating_point():
@@ -132,7 +132,7 @@ def test_two_ranks_are_one():
 def test_nothing_observed_is_no_step():
     probe = train(make(), 0, 5)
     before = {name: value.clone() for name, value in probe.state_dict().items()}
-    probe.settle(alone)
+    probe.sync(alone)
     after = probe.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in ("weights", "moments", "record"))
 
@@ -141,8 +141,8 @@ def test_what_is_no_number_moves_nothing():
     probe, batch = train(make(), 0, 5), some_packs()[0]
     before = probe.state_dict()["weights"].clone()
     plan, said = say(batch, 0)
-    probe.observe(batch, plan, losses(plan, said.entropy.fill_(torch.nan)))
-    probe.settle(alone)
+    probe.update(batch, plan, losses(plan, said.entropy.fill_(torch.nan)))
+    probe.sync(alone)
     assert torch.equal(before, probe.state_dict()["weights"])
 
 
@@ -173,6 +173,6 @@ def test_late_steps_are_mostly_left_out_by_all_ranks_alike(monkeypatch):
     probe, told = make(every=4), []
     for step in range(10):
         batch = some_packs(1)[0]
-        probe.observe(batch, *say(batch, step))
-        probe.settle(lambda message, step=step: told.append(step) or message.clone())
+        probe.update(batch, *say(batch, step))
+        probe.sync(lambda message, step=step: told.append(step) or message.clone())
     assert told == [0, 1, 4, 8]

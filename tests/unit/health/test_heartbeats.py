@@ -84,18 +84,18 @@ def test_stacks_stay_beats_of_dead_launches_go(tmp_path: Path) -> None:
 
 def test_the_first_word_holds(tmp_path: Path) -> None:
     kept = Heartbeats(tmp_path, "now")
-    assert kept.word() is None
-    assert kept.claim(3) and not kept.claim(5)
-    kept.explain("why")
-    assert kept.word() == 3
+    assert kept.exit_word() is None
+    assert kept.claim_exit(3) and not kept.claim_exit(5)
+    kept.append_reason("why")
+    assert kept.exit_word() == 3
     assert kept.end.read_text() == "exit code 3\nwhy\n"
 
 
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     kept = Heartbeats(tmp_path / "absent", "now")
     assert not kept.write(WAITS) and not kept.write(WAITS)
-    assert kept.claim(3), "so that the error is told"
-    kept.explain("why")
+    assert kept.claim_exit(3), "so that the error is told"
+    kept.append_reason("why")
     kept.close()
     assert capsys.readouterr().err.count("cannot write where it is") == 1
 

@@ -104,13 +104,15 @@ def test_steps_that_are_no_numbers_are_dropped_up_to_a_bound(bad: float) -> None
     config = SpikesConfig()
     run = [*noise(0, 200), *[(bad, 1.0)] * 9]
     found = judged(SpikePolicy(config), run)
-    assert [moves for moves, *_ in found[200:]] == [False] * config.broken_in_row
-    assert "somewhere" in found[-2][2] and "in a row" in found[-1][2] and len(found) == 200 + config.broken_in_row
+    assert [moves for moves, *_ in found[200:]] == [False] * config.max_nonfinite_in_row
+    assert (
+        "somewhere" in found[-2][2] and "in a row" in found[-1][2] and len(found) == 200 + config.max_nonfinite_in_row
+    )
 
     # every eighth: never two in a row, but ten in a hundred
     run = [(1.0, bad) if step % 8 == 0 else pair for step, pair in enumerate(noise(0, 200))]
     found = judged(SpikePolicy(config), run)
-    assert len(found) == 8 * (config.broken_in_100 - 1) + 1 and "10 among the last 100" in found[-1][2]
+    assert len(found) == 8 * (config.max_nonfinite_in_100 - 1) + 1 and "10 among the last 100" in found[-1][2]
     # one in twenty goes on for ever
     run = [(1.0, bad) if step % 20 == 0 else pair for step, pair in enumerate(noise(0, 400))]
     judge = SpikePolicy(config)
@@ -120,7 +122,7 @@ def test_steps_that_are_no_numbers_are_dropped_up_to_a_bound(bad: float) -> None
 
 def test_rewinds_are_counted_and_capped() -> None:
     run = [(loss if step % 40 or step < 40 else 99.0, norm) for step, (loss, norm) in enumerate(noise(0, 300))]
-    config = SpikesConfig("rewind", sigma=12.0, window=WINDOW, rewinds=2)
+    config = SpikesConfig("rewind", sigma=12.0, window=WINDOW, max_rewinds=2)
     judge = SpikePolicy(config)
     states, rewinds, step = {}, 0, 0
     while step < 300:
@@ -161,13 +163,16 @@ def test_a_ledger_leaves_out_what_was_read_between(moves: list[tuple[int, int]])
     [
         (SpikesConfig(sigma=0.0), ["sigma"]),
         (SpikesConfig(sigma=math.nan, window=4), ["sigma", "window"]),
-        (SpikesConfig("rewind", back=0, rewinds=0), ["back", "rewinds"]),
-        (SpikesConfig("skip", back=50), ["back"]),
-        (SpikesConfig(rewinds=1), ["rewinds"]),
-        (SpikesConfig(broken_in_row=0, broken_in_100=101), ["broken_in_row", "broken_in_100"]),
+        (SpikesConfig("rewind", rewind_steps=0, max_rewinds=0), ["rewind_steps", "max_rewinds"]),
+        (SpikesConfig("skip", rewind_steps=50), ["rewind_steps"]),
+        (SpikesConfig(max_rewinds=1), ["max_rewinds"]),
+        (
+            SpikesConfig(max_nonfinite_in_row=0, max_nonfinite_in_100=101),
+            ["max_nonfinite_in_row", "max_nonfinite_in_100"],
+        ),
     ],
 )
 def test_every_problem_is_named(config: SpikesConfig, names: list[str]) -> None:
     found = config.problems("spikes")
     assert [sentence.split("`")[1] for sentence in found] == [f"spikes.{name}" for name in names]
-    assert SpikesConfig().problems("spikes") == SpikesConfig("rewind", back=50).problems("spikes") == []
+    assert SpikesConfig().problems("spikes") == SpikesConfig("rewind", rewind_steps=50).problems("spikes") == []

@@ -23,10 +23,10 @@ def no_nohup() -> Iterator[None]:
 @pytest.mark.parametrize("which", [*SIGNALS, signal.SIGHUP])
 def test_a_signal_is_remembered_and_a_second_changes_nothing(which: signal.Signals) -> None:
     with StopRequest() as stop:
-        assert not stop.asked() and not stop.agreed()
+        assert not stop.this_rank() and not stop.any_rank()
         for _ in range(2):
             os.kill(os.getpid(), which)
-            assert stop.asked() and stop.agreed()
+            assert stop.this_rank() and stop.any_rank()
 
 
 def test_outside_the_handlers_are_those_of_before() -> None:
@@ -42,7 +42,7 @@ def test_a_stop_that_began_early_is_not_forgotten_in_the_run() -> None:
     with early:
         os.kill(os.getpid(), signal.SIGTERM)
         with early as stop:
-            assert stop.asked()
+            assert stop.this_rank()
         os.kill(os.getpid(), signal.SIGTERM)  # and still does not end the process
 
 
@@ -57,7 +57,7 @@ def test_while_there_is_nothing_to_save_a_signal_ends_the_work(which: signal.Sig
         with pytest.raises(StoppedEarly), stop.early():  # the next phase does not begin
             raise AssertionError("it begins")
         os.kill(os.getpid(), which)  # and outside it is remembered
-        assert stop.asked()
+        assert stop.this_rank()
 
 
 def test_nohup_is_respected() -> None:
@@ -65,9 +65,9 @@ def test_nohup_is_respected() -> None:
     try:
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop.asked()
+            assert not stop.this_rank()
             os.kill(os.getpid(), signal.SIGUSR1)
-            assert stop.asked()
+            assert stop.this_rank()
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -75,8 +75,8 @@ def test_nohup_is_respected() -> None:
 @pytest.mark.parametrize(("then", "code", "printed"), [("", 75, ""), ("with stop.early(): pass\n", 0, "goes on\n")])
 def test_a_signal_while_modules_are_imported_ends_the_process_at_once(then: str, code: int, printed: str) -> None:
     script = (
-        "import os, signal\nfrom megamask.health.stop_signals import Stop\n"
-        "stop = Stop().__enter__()\nstop.loading = True\n"
+        "import os, signal\nfrom megamask.health.stop_signals import StopRequest\n"
+        "stop = StopRequest().__enter__()\nstop.loading = True\n"
         f"{then}os.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -85,10 +85,8 @@ def test_a_signal_while_modules_are_imported_ends_the_process_at_once(then: str,
 
 
 def test_it_needs_no_slow_import() -> None:
-    seen = (
-        "import sys; from megamask.health.stop_signals import Stop; Stop().__enter__(); print('torch' in sys.modules)"
-    )
-    said = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
+    script = "import sys; from megamask.health.stop_signals import StopRequest as S; S(); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said.stdout == "False\n"
 
 
@@ -107,9 +105,9 @@ def test_only_a_launcher_is_missed(monkeypatch: pytest.MonkeyPatch, told: dict[s
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     stop = StopRequest()
-    assert not stop.asked()
+    assert not stop.this_rank()
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert stop.asked() == stop.orphaned() == asked
+    assert stop.this_rank() == stop.orphaned() == asked
 
 
 def test_the_end_of_the_deepspeed_command_is_the_end_of_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

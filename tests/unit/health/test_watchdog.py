@@ -9,31 +9,32 @@ import pytest
 from megamask.errors import ConfigError, DataError, HangError, PeerLostError, StorageError
 from megamask.health import watchdog as hangs
 from megamask.health.heartbeats import LINE
+from megamask.health.settings import WatchdogConfig
 from megamask.health.stop_signals import StopRequest
-from megamask.health.watchdog import HangConfig, Watchdog
+from megamask.health.watchdog import Watchdog
 from megamask.runtime import ranks
 
 
 def watchdog() -> Watchdog:
-    return Watchdog(HangConfig(), StopRequest())
+    return Watchdog(WatchdogConfig(), StopRequest())
 
 
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (HangConfig(-1.0), "h.timeout"),
-        (HangConfig(0.5), "h.timeout"),
-        (HangConfig(100.0, 50.0), "h.longest"),
-        (HangConfig(0.0, 50.0), "h.longest"),
+        (WatchdogConfig(-1.0), "h.timeout"),
+        (WatchdogConfig(0.5), "h.timeout"),
+        (WatchdogConfig(100.0, 50.0), "h.rare_timeout"),
+        (WatchdogConfig(0.0, 50.0), "h.rare_timeout"),
     ],
 )
-def test_what_is_wrong_is_named(config: HangConfig, name: str) -> None:
+def test_what_is_wrong_is_named(config: WatchdogConfig, name: str) -> None:
     (problem,) = config.problems("h")
     assert name in problem
 
 
-@pytest.mark.parametrize("config", [HangConfig(), HangConfig(0.0), HangConfig(10.0, 10.0)])
-def test_what_is_right_is_not(config: HangConfig) -> None:
+@pytest.mark.parametrize("config", [WatchdogConfig(), WatchdogConfig(0.0), WatchdogConfig(10.0, 10.0)])
+def test_what_is_right_is_not(config: WatchdogConfig) -> None:
     assert config.problems("h") == []
 
 
@@ -43,9 +44,9 @@ def test_only_what_comes_often_must_be_quick() -> None:
     for number, name in enumerate(["building", "data", "step", "save", "data", "step", "save"]):
         watch.phase(name)
         limits[number, name] = watch._now[-1]
-    short = {key for key, limit in limits.items() if limit == HangConfig.timeout}
+    short = {key for key, limit in limits.items() if limit == WatchdogConfig.timeout}
     assert short == {(4, "data"), (5, "step")}, "the first of each may take its time"
-    assert set(limits.values()) == {HangConfig.timeout, HangConfig.longest}
+    assert set(limits.values()) == {WatchdogConfig.timeout, WatchdogConfig.rare_timeout}
 
 
 def test_a_watch_ends_with_the_run_and_leaves_nothing(tmp_path: Path) -> None:

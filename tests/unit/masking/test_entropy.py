@@ -37,7 +37,11 @@ def score(batch, entropy, piece=None, **settings):
 
 def masker(unit="token", ratio=0.2, explore=0.0, **settings):
     config = MaskingConfig(
-        Schedule(start=ratio), unit, "entropy", entropy=EntropyScoreConfig(**settings), explore=Schedule(start=explore)
+        Schedule(start=ratio),
+        unit,
+        "entropy",
+        entropy=EntropyScoreConfig(**settings),
+        random_share=Schedule(start=explore),
     )
     assert config.problems("masking") == []
     return Masker(config, IDS)
@@ -177,7 +181,7 @@ def test_scores_have_mean_0_and_spread_1_in_each_sequence():
 def test_a_flat_sequence_is_masked_at_random(strategy, value):
     batch = pack([34, 50, 22])
     flat = torch.full((batch.layout.rows,), value)
-    found = score(batch, flat, strategy=strategy, cap=0.1)
+    found = score(batch, flat, strategy=strategy, skip_top=0.1)
     assert found.isfinite().all()
     for rows in maskable_of(batch):
         assert len(found[rows].unique()) == 1
@@ -210,7 +214,7 @@ def test_the_capped_are_left_to_the_last_and_taken_then():
     entropy = doubts(batch)
     (rows,) = maskable_of(batch)
     top = rows[entropy[rows].argsort(descending=True)]
-    found = score(batch, entropy, cap=0.1)
+    found = score(batch, entropy, skip_top=0.1)
     for budget in (10, 45, 47, 50):
         taken = choose_pieces(found, torch.arange(52), budget, batch, PackRng(0, 0), temperature=0.5).rows
         assert int(torch.isin(top[:5], taken).sum()) == max(0, budget - 45)
@@ -287,7 +291,7 @@ def test_a_plan_with_entropy_is_a_function_of_its_arguments():
 
 
 def test_entropy_is_needed_as_soon_as_the_score_has_a_say():
-    ramp = MaskingConfig(score="entropy", explore=Schedule("ramp", 1.0, 0.1, at=0.25, until=0.75))
+    ramp = MaskingConfig(score="entropy", random_share=Schedule("ramp", 1.0, 0.1, at=0.25, until=0.75))
     needs = [Masker(ramp, IDS).needs_entropy(step / STEPS) for step in range(STEPS + 1)]
     assert needs == [step > STEPS // 4 for step in range(STEPS + 1)]
     assert not any(Masker(MaskingConfig(), IDS).needs_entropy(step / STEPS) for step in range(STEPS + 1))
@@ -322,13 +326,13 @@ class Counting:
     def __call__(self, batch, entropy, piece, rng):
         return batch.tokens.double()
 
-    def observe(self, batch, plan, nll):
+    def update(self, batch, plan, nll):
         self.seen += nll.sum()
 
     def figures(self):
         return {}
 
-    def settle(self, add_over_ranks):
+    def sync(self, add_over_ranks):
         self.seen = add_over_ranks(self.seen)
 
     def state_dict(self):
@@ -342,11 +346,11 @@ def test_a_score_that_learns_is_told_and_saved():
     batch = pack([42])
     assert isinstance(Counting(), Score)
     assert isinstance(EntropyScore(EntropyScoreConfig()), Score)
-    maker = Masker(MaskingConfig(explore=Schedule(start=0.0)), IDS, Counting())
+    maker = Masker(MaskingConfig(random_share=Schedule(start=0.0)), IDS, Counting())
     plan = plan_of(maker, batch)
     assert plan.labels.min() >= batch.tokens[batch.maskable].sort(descending=True).values[len(plan.targets) - 1]
-    maker.observe(batch, plan, torch.ones(len(plan.targets)))
-    maker.settle(lambda tensor: 2 * tensor)
+    maker.update(batch, plan, torch.ones(len(plan.targets)))
+    maker.sync(lambda tensor: 2 * tensor)
     other = Masker(MaskingConfig(), IDS, Counting())
     other.load_state_dict(maker.state_dict())
     assert other.state_dict() == {"seen": torch.tensor([2.0 * len(plan.targets)])}
@@ -356,12 +360,15 @@ def test_a_score_that_learns_is_told_and_saved():
     ("config", "names"),
     [
         (MaskingConfig(entropy=EntropyScoreConfig("low")), ["entropy"]),
-        (MaskingConfig(explore=Schedule(start=0.0), entropy=EntropyScoreConfig(cap=0.1)), ["entropy", "explore"]),
-        (MaskingConfig(score="entropy", explore=Schedule(start=1.5)), ["explore.start"]),
+        (
+            MaskingConfig(random_share=Schedule(start=0.0), entropy=EntropyScoreConfig(skip_top=0.1)),
+            ["entropy", "random_share"],
+        ),
+        (MaskingConfig(score="entropy", random_share=Schedule(start=1.5)), ["random_share.start"]),
         (MaskingConfig(score="entropy", entropy=EntropyScoreConfig(temperature=-1.0)), ["entropy.temperature"]),
         (MaskingConfig(score="entropy", entropy=EntropyScoreConfig(temperature=torch.inf)), ["entropy.temperature"]),
         (MaskingConfig(score="entropy", entropy=EntropyScoreConfig("proportional", 0.0)), ["entropy.temperature"]),
-        (MaskingConfig(score="entropy", entropy=EntropyScoreConfig(cap=1.0)), ["entropy.cap"]),
+        (MaskingConfig(score="entropy", entropy=EntropyScoreConfig(skip_top=1.0)), ["entropy.skip_top"]),
         (
             MaskingConfig(score="entropy", entropy=EntropyScoreConfig("both", standardise=False)),
             ["entropy.standardise"],
@@ -375,4 +382,4 @@ def test_every_problem_is_named(config, names):
     for fine in (MaskingConfig(), MaskingConfig(score="entropy")):
         assert fine.problems("masking") == []
     for ends in (0.0, 1.0):
-        assert MaskingConfig(score="entropy", explore=Schedule(start=ends)).problems("masking") == []
+        assert MaskingConfig(score="entropy", random_share=Schedule(start=ends)).problems("masking") == []

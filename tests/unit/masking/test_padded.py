@@ -83,7 +83,7 @@ def test_the_loss_of_a_padded_bert_is_the_cross_entropy_at_the_targets(side):
     sizes |= {"intermediate_size": 32, "max_position_embeddings": 12, "initializer_range": 0.5}
     model = BertForMaskedLM(BertConfig(**sizes, pad_token_id=IDS.pad)).eval()
     input_ids, mask = padded(side)
-    masker = Masker(MaskingConfig(Schedule(start=0.3), "word", "entropy", explore=Schedule(start=0.2)), IDS)
+    masker = Masker(MaskingConfig(Schedule(start=0.3), "word", "entropy", random_share=Schedule(start=0.2)), IDS)
     batch = pack_padded(input_ids, mask, IDS, 3, torch.rand(6, 12) < 0.6)
     with torch.no_grad():
         clean = model(input_ids=input_ids, attention_mask=mask).logits.log_softmax(-1)

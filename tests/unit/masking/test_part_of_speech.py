@@ -37,7 +37,7 @@ def tagged(lengths: list[int], number: int = 0, *, untagged: bool = False) -> Pa
 def masker(ratio: Schedule | float = 0.3, unit: Unit = "word", **settings) -> Masker:
     schedule = Schedule(start=ratio) if isinstance(ratio, float) else ratio
     asked = PartOfSpeechScoreConfig(**settings)
-    config = MaskingConfig(schedule, unit, "part_of_speech", part_of_speech=asked, explore=NEVER)
+    config = MaskingConfig(schedule, unit, "part_of_speech", part_of_speech=asked, random_share=NEVER)
     return Masker(config, IDS, tags=NAMES)
 
 
@@ -143,8 +143,8 @@ def test_running_losses_are_those_of_a_loop_in_plain_python():
         plan = plan_of(ours, batch)
         # multiples of a power of two, so that no rounding of sums hides a fault
         nll = torch.tensor([draw.randrange(8 << 10) / 1024 for _ in plan.targets])
-        ours.observe(batch, plan, nll)
-        ours.settle(alone)
+        ours.update(batch, plan, nll)
+        ours.sync(alone)
         for tag in range(4):
             found = [
                 loss for loss, t in zip(nll.tolist(), batch.tags[plan.targets].tolist(), strict=True) if t == tag + 1
@@ -165,13 +165,13 @@ def test_several_ranks_learn_what_one_learns_to_the_bit(world):
             assert torch.equal(plan_of(mine, batch).targets, plan.targets)
             nll = torch.rand(len(plan.targets), generator=torch.Generator().manual_seed(batch.number)) * 9
             for maker in (one, mine):
-                maker.observe(batch, plan, nll)
+                maker.update(batch, plan, nll)
         # the message of all: what each rank noted, added in an order of its own
         notes: list[torch.Tensor] = []
         for maker in several:
-            maker.score.settle(lambda own, notes=notes: notes.append(own) or own)
+            maker.score.sync(lambda own, notes=notes: notes.append(own) or own)
         total = sum(notes[::-1][1:], notes[-1])
-        one.settle(lambda own, total=total: own if torch.equal(own, total) else pytest.fail("other sums"))
+        one.sync(lambda own, total=total: own if torch.equal(own, total) else pytest.fail("other sums"))
         for maker in several:
             maker.load_state_dict(one.state_dict())
 
@@ -183,8 +183,8 @@ def test_a_resumed_run_draws_and_learns_on_to_the_bit():
             batch = tagged([60, 30], step)
             plan = plan_of(maker, batch)
             found.append(plan.targets)
-            maker.observe(batch, plan, torch.rand(len(plan.targets), generator=torch.Generator().manual_seed(step)))
-            maker.settle(alone)
+            maker.update(batch, plan, torch.rand(len(plan.targets), generator=torch.Generator().manual_seed(step)))
+            maker.sync(alone)
         return found
 
     whole, stopped, resumed = masker(), masker(), masker()
@@ -202,8 +202,8 @@ def test_a_loss_that_is_no_number_leaves_the_losses_of_its_tag():
     plan = plan_of(ours, batch)
     tags = batch.tags[plan.targets]
     nll = torch.ones(len(plan.targets)).masked_fill(tags == 2, torch.nan)
-    ours.observe(batch, plan, nll)
-    ours.settle(alone)
+    ours.update(batch, plan, nll)
+    ours.sync(alone)
     losses = ours.state_dict()["losses"]
     assert losses[1] == 0 and (losses[[0, 2, 3]] > 0).all()
 
@@ -214,8 +214,8 @@ def test_figures_tell_of_every_tag_since_the_last_ones():
         batch = tagged([60, 30], number)
         plan = plan_of(ours, batch)
         nll = torch.full((len(plan.targets),), 1.0 + number)
-        ours.observe(batch, plan, nll)
-        ours.settle(alone)
+        ours.update(batch, plan, nll)
+        ours.sync(alone)
         found = ours.figures()
         tags = batch.tags[plan.targets].tolist()
         for place, name in enumerate(NAMES, start=1):

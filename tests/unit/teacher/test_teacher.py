@@ -216,7 +216,7 @@ def test_a_model_in_several_files_is_one_model(theirs, load, packs):
 @torch.no_grad()
 def test_packs_in_one_sweep_are_packs_one_by_one(theirs, load, packs, kind):
     folder, _ = theirs(kind)
-    one, all_at_once = (load(folder, sweep=sweep) for sweep in (1, 2))
+    one, all_at_once = (load(folder, packs_per_pass=sweep) for sweep in (1, 2))
     for a, b in zip(one.targets(*packs, 0.0), all_at_once.targets(*packs, 0.0), strict=True):
         assert_close(b.hidden, a.hidden)
     for signal in ("clean", "masked"):
@@ -246,8 +246,8 @@ def test_entropies_are_those_of_the_model(student, first_weights, load, packs, i
         return token_stats(rows, model.head.decoder.weight, model.head.decoder.bias, plan.labels).of(measure)
 
     teacher = load(first_weights(model))
-    config = EntropyConfig("teacher", signal, measure, passes=3)
-    twice = [*batches, dataclasses.replace(batches[0], number=9, text=batches[0].number)]
+    config = EntropyConfig("teacher", signal, measure, num_passes=3)
+    twice = [*batches, dataclasses.replace(batches[0], number=9, source_pack=batches[0].number)]
     found = TeacherEntropy(teacher, config, seed=5)(twice)
     assert torch.equal(found[-1], found[0])
     for batch, entropy in zip(batches, found, strict=False):
@@ -477,11 +477,13 @@ def test_settings_without_effect_and_out_of_bounds_are_refused(tmp_path):
     assert [s.split("`")[1] for s in said] == [
         f"distill.{p}" for p in ("temperature", "positions", "reduction", "stored")
     ]
-    said = TeacherConfig(precision="fp32", deepspeed=tmp_path, sweep=2).problems("teacher")
-    assert [s.split("`")[1] for s in said] == ["teacher.precision", "teacher.deepspeed", "teacher.sweep"]
+    said = TeacherConfig(precision="fp32", deepspeed=tmp_path, packs_per_pass=2).problems("teacher")
+    assert [s.split("`")[1] for s in said] == ["teacher.precision", "teacher.deepspeed", "teacher.packs_per_pass"]
     bad = DistillConfig(Schedule(start=1.5), temperature=0.0, positions="all", stored=tmp_path).problems("distill")
     assert [s.split("`")[1] for s in bad] == ["distill.weight.start", "distill.temperature", "distill.positions"]
-    assert "`teacher.sweep` must be at least 1, but is 0." in TeacherConfig("x", sweep=0).problems("teacher")
+    assert "`teacher.packs_per_pass` must be at least 1, but is 0." in TeacherConfig("x", packs_per_pass=0).problems(
+        "teacher"
+    )
 
 
 def test_sections_that_need_each_other(tmp_path):

@@ -117,7 +117,7 @@ def test_the_first_line_explains_a_launchers_lines(name: str, monkeypatch: pytes
 
 
 def test_what_is_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    muon, adamw = OptimizerConfig("muon", clip=0.0), OptimizerConfig()
+    muon, adamw = OptimizerConfig("muon", max_grad_norm=0.0), OptimizerConfig()
     for device, optimizer, compiled, words in (
         ("cpu", muon, False, []),
         ("cpu", muon, True, ["layers"]),
