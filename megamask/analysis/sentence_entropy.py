@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megamask.errors import DataError
 from megamask.hf import lazy_transformers
-from megamask.hf.any_masked_lm import check_whole
+from megamask.hf.masked_lm import check_whole
 from megamask.runtime.progress_bar import ProgressBar
 
 AT_ONCE = 32

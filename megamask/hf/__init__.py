@@ -10,16 +10,16 @@ Only safetensors are read, and no code that comes with a model is ever run.
     tensor_names.py       our name of each tensor and theirs
     config_json.py        EncoderShape and config.json
     weights.py            which files and tensors of a checkpoint are the model
-    encodings.py          whether transformers encodes text as training does
+    encoding_check.py     whether transformers encodes text as training does
     tokenizer_files.py    a tokenizer folder that crosses, such that both encode alike
     tokens.py             special tokens of a tokenizer of transformers
     exporting.py          a folder that ``from_pretrained`` loads
     card.py               the model card of that folder
     importing.py          a checkpoint of transformers as first weights
     whole.py              a folder that appears whole or not at all
-    any_masked_lm.py      the hidden states of any other masked language model
+    masked_lm.py          the hidden states of any other masked language model
     hidden_states.py      the hidden states of any encoder, after every layer
-    layers.py             a shallower model out of some layers of a deep one
+    layer_subset.py       a shallower model out of some layers of a deep one
     fill_mask.py          what an exported model predicts for [MASK]
 """
 
@@ -27,7 +27,7 @@ from megamask.hf.card import Card
 from megamask.hf.exporting import Exported, export_model
 from megamask.hf.fill_mask import common_words, fill_masks
 from megamask.hf.importing import import_model, save_start
-from megamask.hf.layers import pick_layers
+from megamask.hf.layer_subset import pick_layers
 
 __all__ = [
     "Card",

@@ -19,7 +19,7 @@ from megamask.errors import CheckpointError, ConfigError, listed, must, raise_al
 from megamask.hf import lazy_transformers
 from megamask.hf.card import CARD, RECORD, Card, is_of_run, render_card, write_record
 from megamask.hf.config_json import write_config
-from megamask.hf.encodings import SENTENCES
+from megamask.hf.encoding_check import SENTENCES
 from megamask.hf.tensor_names import DECODER, EMBEDDING, TOKENIZER_FILES, WEIGHTS, bare, misfits, to_theirs
 from megamask.hf.tokenizer_files import export_tokenizer
 from megamask.hf.weights import save_weights

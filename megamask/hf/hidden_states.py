@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from megamask.batch import Layout
 from megamask.errors import CheckpointError
 from megamask.hf import lazy_transformers
-from megamask.hf.any_masked_lm import max_length, model_type
 from megamask.hf.importing import fetch_model
+from megamask.hf.masked_lm import max_length, model_type
 from megamask.hf.weights import read_hf_tensors
 
 UNUSED = ("pooler.",)

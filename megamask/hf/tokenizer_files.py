@@ -1,7 +1,7 @@
 """Tokenizer folders that cross between transformers and megamask, such that both encode alike.
 
 An imported one becomes what ``AutoTokenizer`` makes of its files; an exported one what training did. Both are compared
-on texts (`encodings`) before they are used. A missing [CLS] and [SEP] is added; any other difference is refused.
+on texts (`encoding_check`) before they are used. A missing [CLS] and [SEP] is added; any other difference is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from megamask.data.tokenizer import Tokenizer, load_tokenizer, token_ids
 from megamask.errors import CheckpointError, ConfigError
 from megamask.hf import lazy_transformers
-from megamask.hf.encodings import encoding_difference
+from megamask.hf.encoding_check import encoding_difference
 from megamask.hf.tensor_names import TOKENIZER_FILES
 from megamask.hf.tokens import to_fast_tokenizer
 

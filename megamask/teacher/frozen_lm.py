@@ -7,7 +7,7 @@ What it may be, and how it is told apart:
   trained without [MASK]; of MAE-LM one whose predictions mean nothing, which ``beside`` tells;
 - first weights (``shape.json`` beside ``model.safetensors``, as tools/convert_from_hf.py makes them);
 - a folder or hub name of transformers: BERT and ModernBERT go through our own encoder, any other class is asked as
-  transformers computes it (`hf.foreign`).
+  transformers computes it (`hf.masked_lm`).
 
 Only safetensors are read, and no code that comes with a model is run. Costs the whole model in the host's memory.
 """
@@ -28,9 +28,9 @@ from megamask.batch import Layout
 from megamask.checkpoint import format
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import CheckpointError, ConfigError, listed, raise_all
-from megamask.hf.any_masked_lm import load_hf_masked_lm, model_type
 from megamask.hf.config_json import has_preset
 from megamask.hf.importing import fetch_model
+from megamask.hf.masked_lm import load_hf_masked_lm, model_type
 from megamask.hf.tensor_names import DECODER, EMBEDDING, bare, misfits
 from megamask.hf.weights import read_hf_tensors
 from megamask.model.encoder import Encoder

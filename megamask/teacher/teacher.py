@@ -26,7 +26,7 @@ from megamask.engine.frozen import FrozenEngine
 from megamask.entropy import exact
 from megamask.entropy.source import EntropyConfig, EntropyFn, Signal, StatelessSource, source_packs
 from megamask.errors import ConfigError, must, raise_all
-from megamask.hf.any_masked_lm import HFMaskedLM
+from megamask.hf.masked_lm import HFMaskedLM
 from megamask.masking.rng import PackRng
 from megamask.model import statistics
 from megamask.runtime import ranks

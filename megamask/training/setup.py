@@ -33,7 +33,7 @@ from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, DataError, must, raise_all
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
 from megamask.health.stragglers import StragglerDetector
-from megamask.hf.layers import pick_layers
+from megamask.hf.layer_subset import pick_layers
 from megamask.hf.weights import read_hf_tensors as read_safetensors
 from megamask.masking.masker import EVALUATION, Masker
 from megamask.metrics.logger import MetricsLogger

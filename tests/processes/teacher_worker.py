@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from megamask.batch import TokenIds
 from megamask.engine.engine import Engine
 from megamask.engine.optimizer import parameter_groups
-from megamask.hf.any_masked_lm import load_hf_masked_lm
+from megamask.hf.masked_lm import load_hf_masked_lm
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig

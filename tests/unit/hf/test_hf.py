@@ -23,7 +23,7 @@ from megamask.data import tokenizer_training
 from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.hf import Card, exporting, import_model, save_start
 from megamask.hf import export_model as export
-from megamask.hf.any_masked_lm import load_hf_masked_lm
+from megamask.hf.masked_lm import load_hf_masked_lm
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
