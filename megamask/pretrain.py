@@ -124,7 +124,7 @@ def pretrain(
                 start.withdraw()
                 raise
             ranks.set_collective_timeout(watch.patience)
-            opening = summary.opening_lines(config, parts.shape, text.packs, parts.engine.weights, start.step)
+            opening = summary.opening_lines(config, parts.shape, text.packs, parts.engine.num_weights, start.step)
             changed = [
                 f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
                 for name, (before, now) in start.changes.items()
@@ -267,8 +267,8 @@ def save(parts: RunComponents, step: int, failures: int, *, final: bool) -> int:
     failure in a row, or if no later attempt will come (``final``). Collective, and all ranks find the same.
     """
     with parts.meters.paused():
-        parts.engine.compare()
-        tensors = parts.engine.share()
+        parts.engine.check_replicas()
+        tensors = parts.engine.owned_tensors()
         if ranks.is_main():
             for prefix, learnt in ((MASKER, parts.masker), (GUIDANCE, parts.guidance)):
                 tensors |= {prefix + name: tensor.cpu() for name, tensor in learnt.state_dict().items()}

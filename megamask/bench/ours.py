@@ -153,5 +153,5 @@ class Plain:
     def drop(self) -> None:
         self._optimizer.zero_grad()
 
-    def not_finite(self) -> list[str]:
+    def nonfinite_gradients(self) -> list[str]:
         return []

@@ -81,7 +81,7 @@ class Engine:
         self.restore(lambda name: start.get(name.removeprefix("weights/")), steps=0)
 
     @property
-    def weights(self) -> int:
+    def num_weights(self) -> int:
         """How many numbers the model has to learn."""
         return sum(_shape(p).numel() for p in self._parameters.values())
 
@@ -145,7 +145,7 @@ class Engine:
             zero.check_grad_overflow = asks
 
     @torch.no_grad()
-    def not_finite(self) -> list[str]:
+    def nonfinite_gradients(self) -> list[str]:
         """The weights of which this rank's part of the gradient is no number. Slow."""
         return [name for name, norm in self._norms() if not torch.isfinite(norm)]
 
@@ -167,7 +167,7 @@ class Engine:
             parts += [(names[id(p)], grad) for p, grad in zip(group, held, strict=False)]
         return list(zip((name for name, _ in parts), _norms_of([grad for _, grad in parts]), strict=True))
 
-    def worked(self) -> float:
+    def forward_seconds(self) -> float:
         """The seconds of forward passes in training since the last call; waits for the device."""
         return self._forward.take()
 
@@ -183,7 +183,7 @@ class Engine:
         return self._engine.module
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """Of the rows that `embed` gives."""
         return self.objective.encoder.shape.hidden_size
 
@@ -193,7 +193,7 @@ class Engine:
         self._engine.eval()
         return self.objective.encoder.embed(batch.tokens, batch.layout)
 
-    def current(self) -> Iterator[tuple[str, Tensor]]:
+    def local_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight by name as this rank computes with it, in the precision of the forward pass.
 
         Not for stage 3, where a rank holds parts alone.
@@ -217,7 +217,7 @@ class Engine:
             for key in self._moments(parameter):
                 yield f"{key}/{name}", partial(self._get, parameter, key)
 
-    def share(self) -> dict[str, Tensor]:
+    def owned_tensors(self) -> dict[str, Tensor]:
         """The weights and moments that this rank writes to a checkpoint, on the host; each tensor by one rank.
 
         NonFiniteError, on all ranks, if one of them contains NaN or Inf: no checkpoint may.
@@ -242,7 +242,7 @@ class Engine:
         return mine
 
     @torch.no_grad()
-    def compare(self) -> None:
+    def check_replicas(self) -> None:
         """ReplicaError, on all ranks, if one does not hold to the bit what all should hold alike. Collective.
 
         In stages 0 to 2 that is every weight as this rank computes with it, at stage 0 the moments too. At stage 3, and
@@ -250,7 +250,7 @@ class Engine:
         """
         if self.stage == 3 or ranks.world() == 1:
             return
-        held = {name: get() for name, get in self.tensors()} if self.stage == 0 else dict(self.current())
+        held = {name: get() for name, get in self.tensors()} if self.stage == 0 else dict(self.local_weights())
         sums = torch.stack([_sum_of_bits(tensor) for tensor in held.values()])
         most = ranks.maximum(torch.cat([sums, ~sums]))
         apart = most[: len(sums)] != ~most[len(sums) :]
@@ -266,7 +266,7 @@ class Engine:
             )
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """The whole shape of every weight."""
         return {name: tuple(_shape(parameter)) for name, parameter in self._parameters.items()}
 

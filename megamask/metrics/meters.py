@@ -201,7 +201,7 @@ class HasWait(Protocol):
 class Works(Protocol):
     """What meters need of an engine: the seconds of its own work since the last call, which may wait for the device."""
 
-    def worked(self) -> float: ...
+    def forward_seconds(self) -> float: ...
 
 
 class Meters:
@@ -268,7 +268,7 @@ class Meters:
         mine = self._sums.tolist()  # waits for the device, so that the clock is read after the work
         seconds, waited = self._clock()
         own = [0.0] * ranks.world()
-        own[ranks.rank()] = waited + (self._engine.worked() if self._engine else 0.0)
+        own[ranks.rank()] = waited + (self._engine.forward_seconds() if self._engine else 0.0)
         numbers = [*mine, *self._first, seconds, waited, 1.0, *own]
         all_of_it = torch.tensor(numbers, dtype=torch.float64, device=self._sums.device)
         found = add_over_ranks(all_of_it).tolist()

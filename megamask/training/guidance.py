@@ -157,7 +157,7 @@ def build_guidance(
         return average.module(batch, plan, None).entropy
 
     def probe() -> Probe:
-        return Probe(engine.embed, engine.width, counts, seed=config.seed, device=ranks.device())
+        return Probe(engine.embed, engine.hidden_size, counts, seed=config.seed, device=ranks.device())
 
     def make(kind: Kind) -> EntropySource:
         if kind == "frequency":
@@ -191,5 +191,5 @@ def build_guidance(
         )  # fmt: skip
     return Guidance(
         {name: make(name) for name in entropy.kinds}, audit=audit, teacher=distils, average=average,
-        weights=lambda: dict(engine.current()),
+        weights=lambda: dict(engine.local_weights()),
     )  # fmt: skip

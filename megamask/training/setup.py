@@ -191,7 +191,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
 def load_checkpoint(checkpoint: Path, state: dict[str, Any], engine: Engine, masker: Masker, guide: Guidance) -> None:
     """Give everything that learns the state of a verified ``checkpoint``."""
     tensors = dict(read_tensors(checkpoint))
-    wanted = {f"weights/{name}": tuple(shape) for name, shape in engine.shapes.items()}
+    wanted = {f"weights/{name}": tuple(shape) for name, shape in engine.weight_shapes.items()}
     held = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("weights/")}
     wrong = [name for name in sorted(wanted.keys() | held.keys()) if wanted.get(name) != held.get(name)]
     if wrong:

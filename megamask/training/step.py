@@ -30,7 +30,7 @@ class StepEngine(Protocol):
     def measure(self, loss: Float[Tensor, ""]) -> Measured: ...
     def step(self, rate: float) -> None: ...
     def drop(self) -> None: ...
-    def not_finite(self) -> list[str]: ...
+    def nonfinite_gradients(self) -> list[str]: ...
 
 
 def take_step(
@@ -68,7 +68,11 @@ def take_step(
     measured = engine.measure(torch.stack([losses.total.float() for losses in seen]).sum())
     asked = (float(targets), masker.random_share(progress), softs[0].share if softs[0] else 0.0)
     verdict = judge(
-        step, measured.loss / targets, measured.grad_norm, asked, lambda: blamed(batches, seen, engine.not_finite())
+        step,
+        measured.loss / targets,
+        measured.grad_norm,
+        asked,
+        lambda: blamed(batches, seen, engine.nonfinite_gradients()),
     )
     if not verdict.moves:
         engine.drop()

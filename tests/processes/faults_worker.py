@@ -410,7 +410,7 @@ def slow_ranks(folder: str, whole_steps: bool) -> list[str]:
     data, output = make_data(home), home / "run"
     if whole_steps:
         began = time.monotonic()
-        engine.Engine.worked = lambda self: time.monotonic() - began
+        engine.Engine.forward_seconds = lambda self: time.monotonic() - began
     slow = Fault("forward", rank=1, nth=ANY, kind="slow", waits=False)
     run = launch(training(data, output, steps=5, validation__every=100), output, slow)
     assert run.end() == [0, 0], run.said(0)

@@ -173,7 +173,7 @@ def flipped(cells: list[dict], times: int) -> list[dict]:
             continue
         run = Run(ds)
         run.take(0)
-        held = [tensor for _, tensor in run.engine.current()]
+        held = [tensor for _, tensor in run.engine.local_weights()]
         draw, seen, false, named = random.Random(0), 0, 0, True
         for _ in range(times):
             tensor = draw.choice(held)
@@ -182,14 +182,14 @@ def flipped(cells: list[dict], times: int) -> list[dict]:
             if ranks.rank() == GUILTY:
                 bits[byte] ^= bit
             try:
-                run.engine.compare()
+                run.engine.check_replicas()
             except WeightsDivergedError as error:
                 seen += 1
                 named = named and "are not the same on all ranks" in str(error)
             if ranks.rank() == GUILTY:
                 bits[byte] ^= bit
             try:
-                run.engine.compare()
+                run.engine.check_replicas()
             except WeightsDivergedError:
                 false += 1
         run.engine.close()
@@ -204,7 +204,7 @@ def spoilt(cells: list[dict]) -> list[dict]:
         run = Run(ds)
         run.take(0)
         state, published, tried = kept(run.engine), 0, 0
-        assert run.engine.share()
+        assert run.engine.owned_tensors()
         for name in list(state)[:: len(state) // 4]:
             for value in BAD:
                 bad = state[name].clone()
@@ -212,10 +212,10 @@ def spoilt(cells: list[dict]) -> list[dict]:
                 run.engine.restore(lambda asked, bad=bad, name=name: bad if asked == name else None, steps=1)
                 tried += 1
                 with suppress(NonFiniteError):
-                    run.engine.share()
+                    run.engine.owned_tensors()
                     published += 1
             run.engine.restore(state.get, steps=1)
-        assert run.engine.share()
+        assert run.engine.owned_tensors()
         run.engine.close()
         found.append({"tried": tried, "published": published})
     return found

@@ -153,7 +153,7 @@ def elastic(folder: str, ds: dict, end: int) -> list[float]:
     if start.checkpoint:
         engine.restore(dict(read_tensors(start.checkpoint)).get, steps=start.step)
     losses = train(engine, start.step, end)
-    save_checkpoint(start.run, end, engine.share(), {})
+    save_checkpoint(start.run, end, engine.owned_tensors(), {})
     start.close()
     engine.close()
     ranks.destroy_process_group()

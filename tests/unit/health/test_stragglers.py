@@ -59,7 +59,7 @@ def test_each_ranks_own_work_comes_to_all(monkeypatch):
         waited = 0.0
 
     class Engine:
-        def worked(self) -> float:
+        def forward_seconds(self) -> float:
             return 2.0
 
     monkeypatch.setattr("megamask.runtime.ranks.world", lambda: 3)
