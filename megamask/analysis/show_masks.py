@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megamask.batch import Layout, MaskPlan, PackedBatch, TokenIds
 from megamask.data.tokenizer import Tokenizer, token_ids
-from megamask.data.words import encode_words
+from megamask.data.word_boundaries import encode_words
 from megamask.masking.corrupt import Corruption
 from megamask.masking.entropy import EntropyScoreConfig, Strategy
 from megamask.masking.masker import Masker, MaskingConfig

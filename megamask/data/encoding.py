@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from megamask.data import shards, tagger
-from megamask.data.coverage import KEPT, Coverage, CoverageCounter, total
-from megamask.data.intake import Document
+from megamask.data import pos_tagger, shards
+from megamask.data.corpus import Document
+from megamask.data.lost_text.coverage import KEPT, Coverage, CoverageCounter, total
+from megamask.data.pos_tagger import Tagger
 from megamask.data.shards import Split, Unit
-from megamask.data.tagger import Tagger
 from megamask.data.tokenizer import Tokenizer, load_tokenizer, offsets_of, quiet
-from megamask.data.words import starts_of, word_rule, word_starts
+from megamask.data.word_boundaries import starts_of, word_rule, word_starts
 from megamask.errors import DataError
 from megamask.storage import workdir as working
 
@@ -39,7 +39,7 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, work
     if not (work / "encoder").exists():
         tokenizer.save(work / "encoder.part")
         (work / "encoder.part").rename(work / "encoder")
-    if tags != tagger.GIVEN:  # workers need no words
+    if tags != pos_tagger.GIVEN:  # workers need no words
         documents = (replace(document, words=None) for document in documents)
     units = enumerate(_units(documents))
     missing = ((number, unit) for number, unit in units if not _unit_file(work, number).exists())
@@ -98,7 +98,7 @@ def _load(work: Path, tags: str | None) -> None:
     _encoder, _tags = load_tokenizer(work / "encoder"), tags is not None
     _coverage = CoverageCounter(_encoder)
     _starts = None if word_rule(_encoder) == "pre_tokenizer" else word_starts(_encoder)
-    _tagger = Tagger.load(tags) if tags not in (None, tagger.GIVEN) else None
+    _tagger = Tagger.load(tags) if tags not in (None, pos_tagger.GIVEN) else None
 
 
 def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:

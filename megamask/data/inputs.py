@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from megamask.data.formats import saved_datasets
+from megamask.data.formats import huggingface_datasets
 from megamask.data.formats.compression import PACKED
-from megamask.data.sources import KINDS, NO_ENDING, InputFile, ending_of, kind_of, utf8, without_packing
+from megamask.data.input_file import KINDS, NO_ENDING, InputFile, ending_of, kind_of, utf8, without_packing
 from megamask.errors import DataError, raise_all
 
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
@@ -121,7 +121,7 @@ def find_inputs(inputs: Iterable[str], *, exclude: Sequence[str] = (), skip_empt
     used: set[str] = set()
     for given in inputs:
         path = Path(given)
-        if path.is_dir() and saved_datasets.is_saved(path):
+        if path.is_dir() and huggingface_datasets.is_saved(path):
             found.sources.append(InputFile(utf8(path.name), path))
         elif path.is_dir():
             problems += _add_folder(found, path, exclude, used)

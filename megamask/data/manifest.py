@@ -17,9 +17,9 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from megamask.basic_types import TokenIds
-from megamask.data.coverage import Coverage
+from megamask.data.lost_text.coverage import Coverage
 from megamask.data.tokenizer import TOKENIZER, folder_hash
-from megamask.data.words import Rule, WordSizes
+from megamask.data.word_boundaries import Rule, WordSizes
 from megamask.errors import DataError, must, raise_all
 from megamask.storage import strict_json
 from megamask.storage.durable import sha256

@@ -24,17 +24,17 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Literal, get_args
 
-from megamask.data import encoding, local_text, shards, tagger, text
-from megamask.data.coverage import lost_too_much, removed_much, total
+from megamask.data import encoding, local_text, pos_tagger, shards
+from megamask.data.corpus import CUT, EMPTY, REASONS, Intake, report_remark
+from megamask.data.input_file import InputFile
 from megamask.data.inputs import find_inputs
-from megamask.data.intake import CUT, EMPTY, REASONS, Intake, report_remark
+from megamask.data.lost_text.coverage import lost_too_much, removed_much, total
+from megamask.data.pos_tagger import Tagger
+from megamask.data.read_documents import Documents, Reading, reading_problems
 from megamask.data.shards import INPUT_FILES, Shards, Split
-from megamask.data.sources import InputFile
-from megamask.data.tagger import Tagger
-from megamask.data.text import Reading
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
 from megamask.data.tokenizer_training import Kind, train_tokenizer
-from megamask.data.words import WordSizes
+from megamask.data.word_boundaries import WordSizes
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 from megamask.runtime.progress_bar import ProgressBar, elapsed
 from megamask.storage import workdir as working
@@ -66,7 +66,7 @@ class PrepareConfig:
     """Share of documents, chosen by their hash, that make the validation split."""
     exclude: tuple[str, ...] = ()
     """Files of folders to leave out: patterns such as 'README*' or '*.pdf' for a name, or a path below the folder."""
-    documents: text.Documents = "blocks"
+    documents: Documents = "blocks"
     """In .txt files: a document per block between blank lines, per line, or per file; in .conllu files `# newdoc` or
     file."""
     text_field: str = "text"
@@ -138,7 +138,7 @@ def prepare(config: PrepareConfig) -> Path:
     inputs = find_inputs(config.input, exclude=config.exclude, skip_empty=config.on_bad_document == "skip")
     sources = inputs.sources
     reading = Reading(config.documents, config.text_field, config.dataset_split)
-    raise_all(DataError, text.reading_problems(sources, reading))
+    raise_all(DataError, reading_problems(sources, reading))
     for line in (inputs.sentence(), *inputs.remarks()):
         if line:
             report_remark(line)
@@ -180,18 +180,18 @@ def _tag_facts(config: PrepareConfig, sources: list[InputFile]) -> dict | None:
     """What tags there will be, and from where; None if none are wanted. Raises ConfigError, DataError."""
     if config.tags is None:
         return None
-    if config.tags != tagger.GIVEN:
+    if config.tags != pos_tagger.GIVEN:
         return Tagger.load(config.tags).facts
     without = [source.name for source in sources if source.kind != ".conllu"]
     raise_all(
         DataError,
         [
-            f"{name} has no tags: with `tags` {tagger.GIVEN!r} every input must be a .conllu file. Leave it out, or "
-            "name a spaCy pipeline."
+            f"{name} has no tags: with `tags` {pos_tagger.GIVEN!r} every input must be a .conllu file. "
+            "Leave it out, or name a spaCy pipeline."
             for name in without
         ],
     )
-    return tagger.given()
+    return pos_tagger.given()
 
 
 def _is_there(output: Path, identity: str, tags: dict | None) -> bool:

@@ -43,7 +43,7 @@ from megamask.data.manifest import (
     size_problems,
 )
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, load_tokenizer, token_ids
-from megamask.data.words import Rule, WordSizes, unknown_words, word_rule, word_starts
+from megamask.data.word_boundaries import Rule, WordSizes, unknown_words, word_rule, word_starts
 from megamask.errors import DataError, must, raise_all
 from megamask.storage import strict_json
 from megamask.storage.durable import sha256

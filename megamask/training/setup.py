@@ -23,7 +23,7 @@ from megamask.checkpoint import resume
 from megamask.checkpoint.format import RunFolder, find_checkpoint, read_state, read_tensors, read_weights
 from megamask.config import fixed_masks
 from megamask.config.pretrain_config import PretrainConfig, changeable
-from megamask.data import prepare, shards, tagger
+from megamask.data import pos_tagger, prepare, shards
 from megamask.data.compare_tokenizers import differences
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
@@ -158,7 +158,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
 
     teacher = teacher_of(config, text, encoder.shape) if config.teacher.path is not None else None
     stored = stored_targets(config, text) if config.distill.stored else None
-    tags = tagger.tag_names(text.train) if config.masking.score == "part_of_speech" else ()
+    tags = pos_tagger.tag_names(text.train) if config.masking.score == "part_of_speech" else ()
     masker = Masker(config.masking, ids, tags=tags)
     engine = Engine(objective, config.optimizer, ds, packs_per_step=config.packs.per_step)
     guide = guidance.build_guidance(config, engine, text.packs, teacher=teacher, stored=stored)

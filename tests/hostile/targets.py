@@ -20,12 +20,13 @@ from megamask.checkpoint import format, resume
 from megamask.checkpoint.format import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.config import pretrain_config, recipes
-from megamask.data import shards, text, tokenizer
+from megamask.data import shards, tokenizer
 from megamask.data.inputs import find_inputs
 from megamask.data.packs import Packs
+from megamask.data.read_documents import Reading, digest, normalise, read_documents
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
-from megamask.data.words import word_starts
+from megamask.data.word_boundaries import word_starts
 from megamask.engine import ds_file
 from megamask.entropy import sidecar
 from megamask.entropy.sidecar import SidecarFacts
@@ -266,12 +267,12 @@ def _texts(folder: Path) -> list[str]:
 
 
 def _read_texts(folder: Path) -> None:
-    for reading in (text.Reading(), text.Reading(documents="lines"), text.Reading(documents="files")):
+    for reading in (Reading(), Reading(documents="lines"), Reading(documents="files")):
         for source in find_inputs([str(folder)]).sources:
             with source.open() as raw:
-                for found in text.read_documents(source, reading, raw):
+                for found in read_documents(source, reading, raw):
                     clean = found if isinstance(found, str) else getattr(found, "text", "")
-                    text.digest(text.normalise(clean))
+                    digest(normalise(clean))
 
 
 # ---- weights of others

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megamask.data import encoding, text
+from megamask.data import corpus, encoding
 from megamask.data.formats import lines
 from megamask.data.packs import Packs
 from megamask.data.shards import SPLITS, Shards
@@ -182,8 +182,8 @@ def test_all_that_goes_in_comes_out_or_is_counted(data: Path, tmp_path: Path, mo
 
 
 def test_one_document_lost_by_the_reader_is_found(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, number = text.read_documents, iter(range(10**9))
-    monkeypatch.setattr(text, "read_documents", lambda *given: (one for one in whole(*given) if next(number) != 77))
+    whole, number = corpus.read_documents, iter(range(10**9))
+    monkeypatch.setattr(corpus, "read_documents", lambda *given: (one for one in whole(*given) if next(number) != 77))
     assert lost(tmp_path / "made", prepared(data, tmp_path, 3, monkeypatch))
 
 

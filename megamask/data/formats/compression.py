@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 from megamask.data.formats.lines import BLOCK, Bytes
-from megamask.data.formats.streams import StreamDamaged, StreamReader
+from megamask.data.formats.xz import StreamDamaged, StreamReader
 from megamask.data.zstd import ZstdReader, ZstdTruncated
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")

@@ -18,7 +18,7 @@ from megamask.checkpoint.format import RunFolder
 from megamask.checkpoint.inspect import inspect_folder
 from megamask.checkpoint.resume import open_run
 from megamask.checkpoint.save import save_checkpoint
-from megamask.data.coverage import Coverage
+from megamask.data.lost_text.coverage import Coverage
 from megamask.errors import CheckpointError, MegamaskError
 from tools import inspect_run
 

@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamask.data import text
 from megamask.data.formats import lines
 from megamask.data.formats.lines import Bad, Remark
 from megamask.data.inputs import find_inputs
-from megamask.data.text import Reading
+from megamask.data.read_documents import Reading, normalise, read_documents
 
 
 def read(path, **reading) -> list[str | Bad]:
     [source] = find_inputs([str(path)]).sources
     with source.open() as raw:
-        return list(text.read_documents(source, Reading(**reading), raw))
+        return list(read_documents(source, Reading(**reading), raw))
 
 
 def problems(path, **reading) -> list[str]:
@@ -160,7 +159,7 @@ def test_a_bad_row_does_not_harm_its_neighbours(tmp_path):
     bad = b'"caf\xe9\nmore",2\n'
     path = written(tmp_path, "a.csv", b'text,id\r\n"one\r\ntwo",1\r\n' + bad + b"x\n\nfour,4\n")
     one, latin, short, four = read(path)
-    assert (text.normalise(one), four) == ("one\ntwo", "four")
+    assert (normalise(one), four) == ("one\ntwo", "four")
     assert f"{path}, line 4 is not UTF-8" in latin.problem and f"{path}, line 6 must have 2 fields" in short.problem
 
 
@@ -190,17 +189,22 @@ def test_a_field_larger_than_the_limit_of_the_csv_module_is_read(tmp_path, monke
 
 def test_a_line_may_be_a_document(tmp_path):
     path = written(tmp_path, "tweets.txt", "one\r\n\r\n  \ntwo\n\ufeffthree\rfour\n")
-    assert [text.normalise(found) for found in read(path, documents="lines")] == ["one", "two", "three", "four"]
-    assert [text.normalise(found) for found in read(path)] == ["one", "two\nthree\nfour"]
+    assert [normalise(found) for found in read(path, documents="lines")] == [
+        "one",
+        "two",
+        "three",
+        "four",
+    ]
+    assert [normalise(found) for found in read(path)] == ["one", "two\nthree\nfour"]
 
 
 def test_byte_order_marks_of_joined_files_vanish(tmp_path):
     joined = "\ufeffThe same.\n\n\ufeffThe same.\n\nOther.\ufeff\n"
     path = written(tmp_path, "a.txt", joined)
-    assert {text.normalise(found) for found in read(path)} == {"The same.", "Other."}
-    assert "\ufeff" not in text.normalise(read(path, documents="files")[0])
+    assert {normalise(found) for found in read(path)} == {"The same.", "Other."}
+    assert "\ufeff" not in normalise(read(path, documents="files")[0])
     path = written(tmp_path, "a.jsonl", '\ufeff{"text": "one"}\n\ufeff{"text": "\ufefftwo"}\n')
-    assert [text.normalise(found) for found in read(path)] == ["one", "two"]
+    assert [normalise(found) for found in read(path)] == ["one", "two"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])

@@ -19,14 +19,15 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
-from megamask.data import encoding, local_text, tagger, text
+from megamask.data import encoding, local_text, pos_tagger
 from megamask.data import prepare as preparing
+from megamask.data.corpus import Intake
 from megamask.data.inputs import find_inputs
-from megamask.data.intake import Intake
 from megamask.data.prepare import PrepareConfig, local_data, prepare
+from megamask.data.read_documents import Reading
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer
-from megamask.data.words import WordSizes
+from megamask.data.word_boundaries import WordSizes
 from megamask.errors import ConfigError, DataError, StorageError
 from megamask.storage import workdir as work
 from tools import prepare_data
@@ -217,9 +218,7 @@ def test_the_tokenizer_learns_from_a_sample_that_does_not_depend_on_order(config
     small = change(config, tokenizer_bytes=20_000)
 
     def text_of(c):
-        return Intake(find_inputs(c.input).sources, text.Reading(), "stop", 0.001, c.valid_share).sample(
-            c.tokenizer_bytes
-        )
+        return Intake(find_inputs(c.input).sources, Reading(), "stop", 0.001, c.valid_share).sample(c.tokenizer_bytes)
 
     sample = text_of(small)
     assert 0 < sum(len(t.encode()) for t in sample) <= 20_000
@@ -327,12 +326,12 @@ def test_tags_stand_at_the_tokens_of_their_words(tagged, kind, size):
     tokenizer = load_tokenizer(folder / "tokenizer")
     for split in ("train", "valid"):
         shards = Shards.open(folder, split, verify=True)
-        assert tagger.tag_names(shards) == tagger.TAGS
+        assert pos_tagger.tag_names(shards) == pos_tagger.TAGS
         [bounds], [ids], [tags] = list(shards.offsets()), shards.parts, shards.sidecar("tags")
         for begin, end in pairwise(bounds):
             words: dict[str, str] = {}
             for token, tag in zip(ids[begin:end], tags[begin:end].tolist(), strict=True):
-                name = tagger.TAGS[tag - 1]
+                name = pos_tagger.TAGS[tag - 1]
                 letters = tokenizer.backend.id_to_token(int(token)).encode("ascii", "ignore").decode()
                 words[name] = words.get(name, "") + letters.strip("#0123456789")
             # a token across both words (a tokenizer may cut "don" and "'t") has the tag of the first
@@ -380,7 +379,7 @@ def test_tags_of_a_pipeline_do_not_depend_on_the_workers(tagged, tmp_path, monke
     assert contents(prepare(change(asked, output=tmp_path / "other", workers=2))) == alone
     shards = Shards.open(asked.output, verify=True)
     dots = shards.parts[0] == load_tokenizer(asked.output / "tokenizer").backend.token_to_id(".")
-    assert np.array_equal(shards.sidecar("tags")[0], np.where(dots, tagger.NUMBER["PUNCT"], tagger.NUMBER["X"]))
+    assert np.array_equal(shards.sidecar("tags")[0], np.where(dots, pos_tagger.NUMBER["PUNCT"], pos_tagger.NUMBER["X"]))
 
 
 def test_input_without_tags_and_an_unknown_pipeline_are_refused(tagged, corpus):

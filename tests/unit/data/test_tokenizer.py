@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from megamask.data import local_text, tokenizer_training
 from megamask.data.tokenizer import SPECIAL, Tokenizer, folder_hash, load_tokenizer, token_ids
 from megamask.data.tokenizer_training import train_tokenizer
-from megamask.data.words import word_starts
+from megamask.data.word_boundaries import word_starts
 from megamask.errors import ConfigError, DataError
 
 KINDS = ("wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe")

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from megamask.data import tokenizer as tokenizers
 from megamask.data import tokenizer_training
-from megamask.data.words import word_starts
+from megamask.data.word_boundaries import word_starts
 from megamask.errors import DataError
 from megamask.hf.tokens import to_fast_tokenizer
 from megamask.masking.corrupt import Corruption

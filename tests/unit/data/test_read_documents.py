@@ -19,11 +19,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamask.data import text
-from megamask.data.formats import compression, lines, plain
+from megamask.data.formats import compression, lines, plain_text
 from megamask.data.formats.lines import Bad
 from megamask.data.inputs import find_inputs
-from megamask.data.text import Reading
+from megamask.data.read_documents import Reading, digest, is_valid, normalise, read_documents
 from megamask.data.zstd import ZstdReader
 from megamask.errors import DataError
 
@@ -34,11 +33,11 @@ PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compr
 def read(path, **reading) -> list[str | Bad]:
     [source] = find_inputs([str(path)]).sources
     with source.open() as raw:
-        return list(text.read_documents(source, Reading(**reading), raw))
+        return list(read_documents(source, Reading(**reading), raw))
 
 
 def kept(path, **reading) -> list[str]:
-    return [text.normalise(found) for found in read(path, **reading)]
+    return [normalise(found) for found in read(path, **reading)]
 
 
 def as_parquet(texts) -> bytes:
@@ -309,7 +308,7 @@ def peak(path, **reading) -> tuple[list, int]:
         with source.open() as raw:
             found = [
                 (type(one), len(one) if isinstance(one, str) else 0)
-                for one in text.read_documents(source, Reading(**reading), raw)
+                for one in read_documents(source, Reading(**reading), raw)
             ]
         return found, tracemalloc.get_traced_memory()[1]
     finally:
@@ -348,7 +347,7 @@ def test_a_reader_that_keeps_what_it_has_read_is_found(tmp_path, monkeypatch):
             kept.append([one[2] + "!", one[2] + "?"])
             yield one
 
-    monkeypatch.setattr(plain, "read_lines", keeping)
+    monkeypatch.setattr(plain_text, "read_lines", keeping)
     with pytest.raises(AssertionError):
         test_a_long_document_is_held_twice_at_most(tmp_path, "a.txt", {})
 
@@ -358,20 +357,20 @@ def test_a_reader_that_keeps_what_it_has_read_is_found(tmp_path, monkeypatch):
 
 @given(st.text())
 def test_normalised_text_is_nfc_and_stays_as_it_is(raw):
-    clean = text.normalise(raw)
+    clean = normalise(raw)
     assert unicodedata.is_normalized("NFC", clean)
-    assert clean == clean.strip() == text.normalise(clean)
-    assert text.digest(clean) == text.digest(text.normalise(unicodedata.normalize("NFD", raw)))
+    assert clean == clean.strip() == normalise(clean)
+    assert digest(clean) == digest(normalise(unicodedata.normalize("NFD", raw)))
 
 
 def test_the_validation_share_is_the_share():
-    digests = [text.digest(str(n)) for n in range(5000)]
+    digests = [digest(str(n)) for n in range(5000)]
     for share in (0.0, 0.01, 0.3):
-        count = sum(text.is_valid(d, share) for d in digests)
+        count = sum(is_valid(d, share) for d in digests)
         # five standard deviations of a binomial
         assert abs(count - share * 5000) <= 5 * (share * (1 - share) * 5000) ** 0.5
     # a larger share only adds documents
-    assert all(text.is_valid(d, 0.3) for d in digests if text.is_valid(d, 0.01))
+    assert all(is_valid(d, 0.3) for d in digests if is_valid(d, 0.01))
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.integers(1, 50))

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamask.data import tagger, text
-from megamask.data.conllu import Tagged, read_conllu
+from megamask.data import pos_tagger
+from megamask.data.formats.conllu import Tagged, read_conllu
 from megamask.data.formats.lines import Bad
 from megamask.data.inputs import find_inputs
+from megamask.data.pos_tagger import NUMBER, TAGS, Tagger, Words, cut
+from megamask.data.read_documents import Reading, read_documents
 from megamask.data.shards import Shards, write_sidecar
-from megamask.data.tagger import NUMBER, TAGS, Tagger, Words, cut
-from megamask.data.text import Reading
 from megamask.data.tokenizer import Tokenizer
 from megamask.data.tokenizer_training import train_tokenizer
 from megamask.errors import ConfigError, DataError
@@ -126,7 +126,7 @@ class Stub:
 @given(st.lists(st.text(st.sampled_from("ab \n"), max_size=60), max_size=5))
 def test_long_texts_are_tagged_in_pieces_and_stand_where_they_stood(texts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tagger, "PIECE", 20)
+        patch.setattr(pos_tagger, "PIECE", 20)
         pipeline = Stub()
         found = Tagger(pipeline, {}).words(texts)
     assert "".join(pipeline.given) == "".join(texts) and all(0 < len(piece) <= 20 for piece in pipeline.given)
@@ -137,7 +137,7 @@ def test_long_texts_are_tagged_in_pieces_and_stand_where_they_stood(texts):
 
 
 def test_pieces_end_behind_a_line_or_a_space(monkeypatch):
-    monkeypatch.setattr(tagger, "PIECE", 10)
+    monkeypatch.setattr(pos_tagger, "PIECE", 10)
     assert list(cut("one two\nthree four fiveandmore")) == ["one two\n", "three ", "four ", "fiveandmor", "e"]
 
 
@@ -214,7 +214,7 @@ def test_without_spacy_the_sentence_says_how_to_get_it(monkeypatch):
 def read(path: Path, **reading) -> list:
     [source] = find_inputs([str(path)]).sources
     with source.open() as raw:
-        return list(text.read_documents(source, Reading(**reading), raw))
+        return list(read_documents(source, Reading(**reading), raw))
 
 
 @pytest.mark.parametrize("packing", ["", ".gz"])
@@ -261,11 +261,11 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path):
 def test_names_of_tags_come_from_the_facts_and_shards_without_are_refused(make_shards):
     folder = make_shards([3, 4], valid=(5,))
     with pytest.raises(DataError, match=r"has no tags for the split 'train'\. .*--tags"):
-        tagger.tag_names(Shards.open(folder))
-    write_sidecar(folder, "tags", "train", [np.zeros(7, np.uint8)], tagger.given())
-    assert tagger.tag_names(Shards.open(folder)) == TAGS
+        pos_tagger.tag_names(Shards.open(folder))
+    write_sidecar(folder, "tags", "train", [np.zeros(7, np.uint8)], pos_tagger.given())
+    assert pos_tagger.tag_names(Shards.open(folder)) == TAGS
     with pytest.raises(DataError, match="no tags for the split 'valid'"):
-        tagger.tag_names(Shards.open(folder, "valid"))
+        pos_tagger.tag_names(Shards.open(folder, "valid"))
     next(folder.glob("train-*.tags.npy")).unlink()
     with pytest.raises(DataError, match=r"tags\.npy is missing"):
         Shards.open(folder)

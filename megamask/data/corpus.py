@@ -10,13 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megamask.data import text
-from megamask.data.conllu import Tagged
+from megamask.data.formats.conllu import Tagged
 from megamask.data.formats.lines import Bad, Remark
+from megamask.data.input_file import InputFile
+from megamask.data.pos_tagger import Words
+from megamask.data.read_documents import Reading, digest, is_valid, normalise, read_documents
 from megamask.data.shards import Split
-from megamask.data.sources import InputFile
-from megamask.data.tagger import Words
-from megamask.data.text import Reading
 from megamask.errors import DataError
 from megamask.runtime.progress_bar import ProgressBar
 
@@ -82,17 +81,17 @@ class Intake:
                 counts[CUT] += found.ends and source.is_file
                 self._bear(found, counts)
                 continue
-            clean, words = (found.text, found.words) if isinstance(found, Tagged) else (text.normalise(found), None)
+            clean, words = (found.text, found.words) if isinstance(found, Tagged) else (normalise(found), None)
             self._warn_of_lines(source, clean)
-            digest = text.digest(clean)
+            key = digest(clean)
             if not clean:
                 counts["blank"] += 1
-            elif digest in seen:
+            elif key in seen:
                 counts["duplicate"] += 1
             else:
-                seen.add(digest)
-                split: Split = "valid" if text.is_valid(digest, self.valid_share) else "train"
-                yield Document(digest, split, clean, words, source.name)
+                seen.add(key)
+                split: Split = "valid" if is_valid(key, self.valid_share) else "train"
+                yield Document(key, split, clean, words, source.name)
 
     def _warn_of_lines(self, source: InputFile, clean: str) -> None:
         """Say once that a document seems to be many, one a line."""
@@ -136,7 +135,7 @@ class Intake:
             for source in self.sources:
                 before = counts["documents"]
                 with source.open() as raw:
-                    for found in text.read_documents(source, self.reading, raw):
+                    for found in read_documents(source, self.reading, raw):
                         if isinstance(found, Remark):
                             self._remark(found)
                             continue

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from megamask.data.corpus import Intake
 from megamask.data.inputs import find_inputs
-from megamask.data.intake import Intake
-from megamask.data.text import Reading
+from megamask.data.read_documents import Reading
 
 
 def test_a_remark_is_said_once_for_each_file_and_is_no_document(tmp_path, capsys):

@@ -17,7 +17,7 @@ from megamask.data import local_text
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards, Unit, write_shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer, switch_off
-from megamask.data.words import WordSizes, encode_words, word_rule
+from megamask.data.word_boundaries import WordSizes, encode_words, word_rule
 from megamask.errors import ConfigError, DataError
 
 TEXT = "The old fisherman mended his nets before the storm came, and nobody helped."

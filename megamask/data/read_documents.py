@@ -13,13 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megamask.data import conllu
-from megamask.data.conllu import Tagged
-from megamask.data.formats import compression, delimited, json_lines, json_values, parquet, plain, saved_datasets
+from megamask.data.formats import (
+    compression,
+    conllu,
+    delimited,
+    huggingface_datasets,
+    json_lines,
+    json_values,
+    parquet,
+    plain_text,
+)
+from megamask.data.formats.conllu import Tagged
 from megamask.data.formats.delimited import SEPARATORS
 from megamask.data.formats.fields import quoted_names
 from megamask.data.formats.lines import Bad, Bytes, Remark, read_lines
-from megamask.data.sources import InputFile
+from megamask.data.input_file import InputFile
 
 Documents = Literal["blocks", "lines", "files"]
 
@@ -45,7 +53,7 @@ def read_documents(source: InputFile, reading: Reading, raw: Bytes | None) -> It
     """
     path, field = source.path, reading.text_field
     if raw is None or path is None:
-        yield from saved_datasets.read_saved_dataset(source.name, path, reading.dataset_split, field)
+        yield from huggingface_datasets.read_saved_dataset(source.name, path, reading.dataset_split, field)
         return
     try:
         with compression.unpacked(path, raw) as file:
@@ -70,11 +78,11 @@ def _of_file(path: Path, kind: str, file: Bytes, reading: Reading) -> Iterator[s
     elif kind == ".conllu":
         yield from _conllu(path, file, whole_file=reading.documents == "files")
     elif reading.documents == "files":
-        yield plain.read_whole_file(path, file)
+        yield plain_text.read_whole_file(path, file)
     elif reading.documents == "lines":
-        yield from plain.read_single_lines(path, file)
+        yield from plain_text.read_single_lines(path, file)
     else:
-        yield from plain.read_blocks(path, file)
+        yield from plain_text.read_blocks(path, file)
 
 
 def _conllu(path: Path, file: Bytes, *, whole_file: bool) -> Iterator[Tagged | Bad]:
@@ -97,7 +105,7 @@ def reading_problems(sources: Sequence[InputFile], reading: Reading) -> list[str
     found = []
     kinds = {source.kind for source in sources}
     saved = [source for source in sources if source.path is not None and not source.is_file]
-    splits = {source.name: saved_datasets.splits(source.path) for source in saved if source.path is not None}
+    splits = {source.name: huggingface_datasets.splits(source.path) for source in saved if source.path is not None}
     split = reading.dataset_split
     for name, names in splits.items():
         if names and split not in names:

@@ -10,7 +10,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from megamask.data import local_text
-from megamask.data.coverage import REMOVED, Coverage, CoverageCounter, removed_much, total
+from megamask.data.lost_text.coverage import REMOVED, Coverage, CoverageCounter, removed_much, total
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
 from megamask.data.tokenizer_training import COVERAGE, train_tokenizer
 from megamask.errors import DataError

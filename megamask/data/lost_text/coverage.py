@@ -30,7 +30,7 @@ from tokenizers import Encoding, models
 from tokenizers import Tokenizer as Backend
 
 from megamask.data.tokenizer import WORD, Tokenizer
-from megamask.data.words import BYTE_OF, normalised
+from megamask.data.word_boundaries import BYTE_OF, normalised
 
 SHOWN = 10
 """Examples in a manifest."""

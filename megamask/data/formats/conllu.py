@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megamask.data.tagger import NUMBER, Words
+from megamask.data.pos_tagger import NUMBER, Words
 
 COLUMNS = 10
 FORM, TAG, MISC = 1, 3, 9
