@@ -24,7 +24,7 @@ class Command:
     recipe: str = "tiny"
     """Experiment to start from; --list-recipes shows them."""
     config: Path | None = None
-    """YAML or JSON file of settings that differ from the recipe, which it may name too; a run's own config.json is
+    """TOML or JSON file of settings that differ from the recipe, which it may name too; a run's own config.json is
     one."""
     deepspeed: Path | None = None
     """DeepSpeed file, such as ds_configs/zero2.json; without one: plain data parallel in fp32."""

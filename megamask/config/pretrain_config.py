@@ -30,6 +30,7 @@ from megamask.model.shape import ModelConfig
 from megamask.objectives.settings import ObjectiveConfig
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten, is_under, merged, names_in
+from megamask.storage.strict_toml import read_toml
 from megamask.teacher import settings as teachers
 from megamask.teacher.settings import DistillConfig, TeacherConfig
 
@@ -329,16 +330,19 @@ def _late(config: PretrainConfig) -> list[str]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What a YAML or JSON file says, such as a run's own config.json; `override` checks and takes it."""
+    """The settings in a TOML or JSON file, such as a run's own config.json; `override_settings` checks them."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("toml", "json"):
+        raise ConfigError(f"`{path}` must be a TOML or JSON file, with the ending .toml or .json. Convert it.")
     try:
-        found = strict_json.read_yaml(path)
+        settings = read_toml(path) if kind == "toml" else strict_json.read_json(path, strict_json.LARGEST_SETTINGS)
     except OSError as error:
         raise ConfigError(f"`{path}` cannot be read: {error.strerror}.") from None
     except strict_json.BadRecord as error:
-        raise ConfigError(f"`{path}` is neither YAML nor JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise ConfigError(must(str(path), "hold a table of settings", type(found).__name__))
-    return found
+        raise ConfigError(f"`{path}` is not {kind.upper()}: {error}.") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(must(str(path), "hold a table of settings", type(settings).__name__))
+    return settings
 
 
 def override_settings(base: PretrainConfig, values: dict[str, Any], source: str) -> PretrainConfig:

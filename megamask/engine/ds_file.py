@@ -87,7 +87,7 @@ def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
 
     wrong: list[str] = []
     try:
-        found = strict_json.parse_json(strict_json.read_text(path, strict_json.LARGEST_YAML), once)
+        found = strict_json.parse_json(strict_json.read_text(path, strict_json.LARGEST_SETTINGS), once)
     except OSError as error:
         raise ConfigError(
             f"`{path}` cannot be read: {error.strerror}. Name a file such as ds_configs/zero2.json."

@@ -208,20 +208,17 @@ def _code(canary: Path) -> Iterator[tuple[str, str, Callable[[Path], object]]]:
 
 def _settings(canary: Path) -> Iterator[tuple[str, str, Callable[[Path], object]]]:
     touch = f"touch {canary}"
-    for kind, said in {
-        "apply": f'steps: !!python/object/apply:os.system ["{touch}"]',
-        "new": f'steps: !!python/object/new:os.system ["{touch}"]',
-        "name": "steps: !!python/name:os.system",
-        "module": "steps: !!python/module:os",
-        "tuple": f'? !!python/object/apply:os.system ["{touch}"]\n: 1',
-        "binary": "steps: !!binary aGVsbG8=",
-        "shell": f"output: $({touch})",
-        "backticks": f"output: '`{touch}`'",
-        "bomb": "a: &a [x, x]\n"
-        + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]\n" for n in range(20)),
-        "circle": "a: &a {b: *a}",
+    for kind, text in {
+        "shell": f"output = '$({touch})'",
+        "backticks": f"output = '`{touch}`'",
+        "escape": 'output = "\\u0000\\u001b[2J"',
+        "nested arrays": "steps = " + "[" * 10_000,
+        "nested tables": ".".join("a" * 10_000) + " = 1",
+        "a long number": "steps = " + "9" * 10_000,
+        "a date": "steps = 2020-01-01T00:00:00Z",
+        "infinity": "steps = inf",
     }.items():
-        yield "settings", f"YAML: {kind}", in_place("few.yaml", said.encode())
+        yield "settings", f"TOML: {kind}", in_place("few.toml", text.encode())
 
 
 def _out_of_the_folder(secret: Path) -> Iterator[tuple[str, str, Callable[[Path], object]]]:
@@ -275,7 +272,7 @@ def _out_of_the_folder(secret: Path) -> Iterator[tuple[str, str, Callable[[Path]
 
         yield target, f"{Path(name).name} is a link", linked
     for target, name in (("shard manifest", "manifest.json"), ("checkpoint", "run/checkpoints/step-4/MANIFEST.json"),
-                         ("settings", "few.yaml"), ("deepspeed file", "ds.json"), ("run folder", "run/config.json"),
+                         ("settings", "few.toml"), ("deepspeed file", "ds.json"), ("run folder", "run/config.json"),
                          ("tokenizer", "tokenizer.json"), ("first weights", "shape.json"), ("model", "config.json"),
                          ("model", "model.safetensors"), ("stored samples", "manifest.json"), ("text", "a.jsonl")):  # fmt: skip
         for kind, make in {

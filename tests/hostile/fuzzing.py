@@ -228,7 +228,7 @@ def mutate(raw: bytes, draw: random.Random, name: str) -> bytes:
 
 def _structured(raw: bytes, draw: random.Random, name: str) -> bytes:
     try:
-        if name.endswith((".json", ".yaml")):
+        if name.endswith(".json"):
             return _told(tree(json.loads(raw), draw), draw)
         if name.endswith(".npy"):
             return _array(raw, draw)

@@ -215,16 +215,23 @@ def _read_run(folder: Path) -> None:
 # ---- settings
 
 
+FEW = """steps = 12
+data = "x"
+export = false
+[optimizer.lr]
+peak = 0.01
+"""
+
+
 def _settings(folder: Path) -> list[str]:
     values = pretrain_config.as_dict(recipes.find_recipe("tiny"))
     (folder / "run.json").write_text(json.dumps(values))
-    plain = {"steps": 12, "optimizer": {"lr": {"peak": 0.01}}, "data": "x", "export": False}
-    (folder / "few.yaml").write_text(json.dumps(plain))
-    return ["run.json", "few.yaml"]
+    (folder / "few.toml").write_text(FEW)
+    return ["run.json", "few.toml"]
 
 
 def _read_settings(folder: Path) -> None:
-    for name in ("run.json", "few.yaml"):
+    for name in ("run.json", "few.toml"):
         said = pretrain_config.read_settings(folder / name)
         pretrain_config.check_config(
             pretrain_config.override_settings(recipes.find_recipe("tiny"), said, name), None, 1

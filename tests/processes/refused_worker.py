@@ -30,7 +30,7 @@ def no_flag(folder: Path, data: Path) -> list[str]:
 
 
 def no_settings(folder: Path, data: Path) -> list[str]:
-    return [*training(data, folder / "run", packs__per_step=3), "--config", str(folder / "nowhere.yaml")]
+    return [*training(data, folder / "run", packs__per_step=3), "--config", str(folder / "nowhere.toml")]
 
 
 def uneven(folder: Path, data: Path) -> list[str]:

@@ -8,7 +8,7 @@ from tests.processes import forked
 
 ROWS = {
     "no_flag": (2, "--stepz"),
-    "no_settings": (2, "nowhere.yaml` cannot be read"),
+    "no_settings": (2, "nowhere.toml` cannot be read"),
     "uneven": (2, "`packs.per_step` must be a multiple of the number of ranks (2), but is 3"),
     "no_manifest": (3, "holds no manifest.json"),
     "cut": (3, "train-00000.tokens.npy must have"),

@@ -21,7 +21,7 @@ def set_to(settings: dict[str, object]) -> Plant:
     return lambda ground: ground.train(*flags(settings))
 
 
-def file(said: str | bytes, flag: str = "--config", name: str = "wrong.yaml") -> Plant:
+def file(said: str | bytes, flag: str = "--config", name: str = "wrong.toml") -> Plant:
     """A file of settings."""
 
     def plant(ground: Ground) -> Command:
@@ -72,27 +72,36 @@ SETTINGS = [
         ("a flag that is none of its words", ["--model.size", "huge"], ["huge", "--model.size", "xxl"]),
         ("a flag that is no number", ["--steps", "many"], ["--steps", "many"]),
         ("a recipe that is not there", ["--recipe", "smal"], ["`smal`", "Did you mean `small`?"]),
-        ("no file of settings", ["--config", "nowhere.yaml"], ["`nowhere.yaml` cannot be read: No such file"]),
+        ("no file of settings", ["--config", "nowhere.toml"], ["`nowhere.toml` cannot be read: No such file"]),
         ("no DeepSpeed file", ["--deepspeed", "nowhere.json"], ["`nowhere.json` cannot be read: No such file"]),
         ("no first weights", ["--init", "nowhere"], ["`init` names nowhere", "tools/convert_from_hf.py"]),
     ),
     *rows(
         CONFIG, file,
         (
-            "unknown keys in a file", "stepz: 3\npacks: {lenght: 3}",
-            ["wrong.yaml", "`stepz`", "`steps`", "`packs.lenght`", "`packs.length`"],
+            "unknown keys in a file", "stepz = 3\npacks = {lenght = 3}",
+            ["wrong.toml", "`stepz`", "`steps`", "`packs.lenght`", "`packs.length`"],
         ),
-        ("a key in the wrong section", "length: 3", ["`length`", "`packs.length`"]),
+        ("a key in the wrong section", "length = 3", ["`length`", "`packs.length`"]),
         (
-            "values of the wrong type", "steps: soon\nmodel: {size: huge}\nexprt: true",
+            "values of the wrong type", "steps = 'soon'\nmodel = {size = 'huge'}\nexprt = true",
             ["`steps`", "'soon'", "`model.size`", "'huge'", "`export`"],
         ),
-        ("a value for a section", "packs: 12", ["`packs`"]),
-        ("a key that is there twice", "steps: 1\nsteps: 2", ["line 1: the key 'steps' stands there twice"]),
-        ("a recipe that is not there, in a file", "recipe: smal", ["`smal`", "`small`"]),
-        ("a file that holds no table", "[1, 2]", ["wrong.yaml` must hold a table of settings"]),
-        ("a file that is no YAML", "a: [", ["wrong.yaml` is neither YAML nor JSON"]),
-        ("a file that is not UTF-8", b"steps: \xff", ["wrong.yaml` is neither YAML nor JSON", "byte 7 is 0xff"]),
+        ("a value for a section", "packs = 12", ["`packs`"]),
+        ("a key that is there twice", "steps = 1\nsteps = 2", ["Cannot overwrite a value (at line 2"]),
+        ("a recipe that is not there, in a file", "recipe = 'smal'", ["`smal`", "`small`"]),
+        ("a file that is not TOML", "a = [", ["wrong.toml` is not TOML"]),
+        ("a date in a file", "steps = 2020-01-01", ["wrong.toml` is not TOML: it contains a date"]),
+        ("a file that is not UTF-8", b"steps = \xff", ["wrong.toml` is not TOML", "byte 8 is 0xff"]),
+    ),
+    *rows(
+        CONFIG, partial(file, name="wrong.json"),
+        ("a JSON file without a table", "[1, 2]", ["wrong.json` must hold a table of settings"]),
+        ("a key that is there twice in JSON", '{"steps": 1, "steps": 2}', ["it has the key 'steps' twice"]),
+    ),
+    *rows(
+        CONFIG, partial(file, name="wrong.yaml"),
+        ("a YAML file", "steps: 1", ["wrong.yaml` must be a TOML or JSON file"]),
     ),
     *rows(
         CONFIG, deepspeed,

@@ -31,8 +31,8 @@ def test_a_recipe_by_name_and_from_what_is_shown(recipe: str, tmp_path: Path) ->
 
 
 def test_a_file_wins_over_the_recipe_and_a_flag_over_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "some.yaml"
-    file.write_text("steps: 7\nseed: 8\n")
+    file = tmp_path / "some.toml"
+    file.write_text("steps = 7\nseed = 8\n")
     asked = parse_command(["--recipe", "span", "--config", str(file), "--seed", "9", "--data", "somewhere"])
     assert asked.run == replace(find_recipe("span"), steps=7, seed=9, data=Path("somewhere"))
 

@@ -81,10 +81,19 @@ def test_what_a_file_says_is_laid_over_and_the_rest_stays(steps: int, peak: floa
     assert override_settings(found, back, "file") == base
 
 
-def test_yaml_is_read_like_json(tmp_path: Path) -> None:
-    (tmp_path / "some.yaml").write_text("steps: 7\ninit: null\noptimizer:\n  lr: {kind: wsd, peak: 1e-4}\n")
-    found = override_settings(PretrainConfig(), read_settings(tmp_path / "some.yaml"), "some.yaml")
-    assert (found.steps, found.init, found.optimizer.lr.kind, found.optimizer.lr.peak) == (7, None, "wsd", 1e-4)
+def test_toml_is_read_like_json(tmp_path: Path) -> None:
+    (tmp_path / "some.toml").write_text("steps = 7\n[optimizer]\nlr = {kind = 'wsd', peak = 1e-4}\n")
+    (tmp_path / "some.json").write_text('{"steps": 7, "optimizer": {"lr": {"kind": "wsd", "peak": 1e-4}}}')
+    toml, json_ = (read_settings(tmp_path / name) for name in ("some.toml", "some.json"))
+    assert toml == json_
+    assert override_settings(PretrainConfig(), toml, "some.toml").optimizer.lr.peak == 1e-4
+
+
+@pytest.mark.parametrize("name", ["some.yaml", "some.yml", "some"])
+def test_settings_are_toml_or_json(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("steps: 7\n")
+    with pytest.raises(ConfigError, match=rf"{name}` must be a TOML or JSON file, with the ending \.toml or \.json"):
+        read_settings(tmp_path / name)
 
 
 def test_a_recorded_run_has_more_than_settings_and_no_other_file_may() -> None:
