@@ -23,6 +23,7 @@ from megamask.metrics.meters import CLOCKS
 from megamask.runtime import precision, ranks
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import strict_json
+from megamask.storage.old_names import with_new_names
 from megamask.training.setup import JUDGE, RunComponents, build_run, numbers, open_run_text
 
 
@@ -62,7 +63,7 @@ def replay_step(run: RunFolder, step: int, data: Path | None, folder: Path) -> i
     start = resume.RunStart(RunFolder(folder), *ranks.on_rank_zero(lambda: logged_steps(run, begin)), (), None)
     saved = [at for at in run.steps() if at >= end]
     then = read_state(run.checkpoint(min(saved))).get("settings") if saved else None
-    if then not in (None, configuration.changeable(config)):
+    if then and with_new_names(then) != configuration.changeable(config):
         raise ConfigError(f"{run.path} goes on under other settings since, so step {step} cannot be taken again.")
     if ranks.is_main() and run.entropy.is_dir():
         shutil.copytree(run.entropy, folder / run.entropy.name)

@@ -33,6 +33,7 @@ from megamask.runtime import ranks
 from megamask.runtime.environment import describe_environment
 from megamask.storage import durable, strict_json
 from megamask.storage.dotted import flatten, is_under
+from megamask.storage.old_names import with_new_names
 
 Answer = TypeVar("Answer")
 
@@ -238,7 +239,7 @@ def _changes(run: RunFolder, config: dict, may_differ: tuple[str, ...], text: Sh
     if not begun(run):
         return {}
     try:
-        there = flatten(strict_json.read_json(run.config))
+        there = flatten(with_new_names(strict_json.read_json(run.config)))
     except (ValueError, AttributeError):
         raise ConfigError(f"{run.config} is damaged: it is no JSON object. Restore it from a copy.") from None
     here = flatten(json.loads(json.dumps(config)))

@@ -14,7 +14,10 @@ import tyro
 from megamask.config import leftovers, recipes
 from megamask.config import pretrain_config as configuration
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.errors import ConfigError, raise_all
 from megamask.runtime import entry_point, launch_environment
+from megamask.storage.dotted import flatten
+from megamask.storage.old_names import renamed_problems, with_new_names
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Command:
     print_config: bool = False
     """Check the whole resolved configuration, print it, and end."""
     notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """A line for each setting of the recipe that was left out."""
+    """A line for each setting that was left out or has an old name."""
     local_rank: Annotated[int, tyro.conf.Suppress] = 0
     run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
 
@@ -51,16 +54,20 @@ def parse_command(arguments: list[str] | None = None) -> Command:
     first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
     known, _ = first.parse_known_args(arguments)
-    said = configuration.read_settings(known.config) if known.config else {}
-    named = said.pop("recipe", Command.recipe)
+    raise_all(ConfigError, renamed_problems(leftovers.flags_in(arguments)))
+    written = configuration.read_settings(known.config) if known.config else {}
+    renamed = [] if leftovers.is_record(written) else renamed_problems(flatten(written))
+    settings = with_new_names(written)
+    named = settings.pop("recipe", Command.recipe)
     recipe = known.recipe or str(named)
-    base = configuration.override_settings(recipes.find_recipe(recipe), said, str(known.config))
+    base = configuration.override_settings(recipes.find_recipe(recipe), settings, str(known.config))
     default = Command(recipe, run=base)
-    asked = tyro.cli(
+    command = tyro.cli(
         Command, args=arguments, default=default, prog="pretrain.py", console_outputs=launch_environment.is_main()
     )
-    run, notes = leftovers.leave_out(asked.run, leftovers.typed(asked.run, arguments, said), recipe)
-    return replace(asked, run=configuration.resolve_phases(run), notes=tuple(notes))
+    run, notes = leftovers.leave_out(command.run, leftovers.typed(command.run, arguments, settings), recipe)
+    notes = [f"{known.config}: {line}" for line in renamed] + notes
+    return replace(command, run=configuration.resolve_phases(run), notes=tuple(notes))
 
 
 def show_recipes() -> str:

@@ -21,12 +21,22 @@ def typed(config: PretrainConfig, arguments: Iterable[str], file: dict[str, Any]
     What a run recorded of itself was typed by nobody.
     """
     known = set(names_in(as_dict(config)))
-    flags = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
-    named = {flag for flag in flags if flag in known}
+    flags = flags_in(arguments)
+    named = flags & known
     for flag in flags - named:  # --no-export, --masking.entropy.no-standardise
         section, _, last = flag.rpartition(".")
         named.add(".".join(part for part in (section, last.removeprefix("no_")) if part))
-    return (named & known) | (set() if file.keys() >= RECORDED else set(flatten(file)))
+    return (named & known) | (set() if is_record(file) else set(flatten(file)))
+
+
+def flags_in(arguments: Iterable[str]) -> set[str]:
+    """The names of the flags in a command line, with underscores: --packs.per-step=2 -> packs.per_step."""
+    return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+
+
+def is_record(settings: dict[str, Any]) -> bool:
+    """Whether ``settings`` are a run's own config.json, which nobody typed."""
+    return settings.keys() >= RECORDED
 
 
 def leave_out(config: PretrainConfig, typed: Collection[str], recipe: str) -> tuple[PretrainConfig, list[str]]:

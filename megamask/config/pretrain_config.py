@@ -30,6 +30,7 @@ from megamask.model.shape import ModelConfig
 from megamask.objectives.settings import ObjectiveConfig
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten, is_under, merged, names_in
+from megamask.storage.old_names import renamed_problems
 from megamask.storage.strict_toml import read_toml
 from megamask.teacher import settings as teachers
 from megamask.teacher.settings import DistillConfig, TeacherConfig
@@ -226,7 +227,7 @@ def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
     known, found = names_in(as_dict(config)), []
     for name in names:
         if name not in known:
-            found.append(unknown(name, known, "`change`"))
+            found += renamed_problems([name]) or [unknown(name, known, "`change`")]
         elif not is_under(name, CHANGEABLE):
             rule = f"name settings that may change on the way ({', '.join(sorted(CHANGEABLE))})"
             found.append(must("change", rule, name, "For another, begin a new run with `init`."))

@@ -43,6 +43,7 @@ from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
 from megamask.objectives import objective as objectives
 from megamask.runtime import ranks
+from megamask.storage.old_names import with_new_names
 from megamask.teacher.stored_targets import StoredTargets
 from megamask.teacher.teacher import Teacher
 from megamask.training import guidance, summary
@@ -303,7 +304,7 @@ def same_step(parts: RunComponents, step: int, state: dict[str, Any], checkpoint
     """
     expected = derived_state(parts, step, state.get("seconds", 0.0))
     now = changeable(parts.config)
-    if state.get("settings", now) != now:
+    if with_new_names(state.get("settings", now)) != now:
         expected = {"packs": expected["packs"]}
 
     def same(said: object, now: float) -> bool:

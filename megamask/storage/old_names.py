@@ -1,0 +1,54 @@
+"""Settings that were renamed, as the folder of an earlier run or an older file of settings names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from megamask.errors import ConfigError
+
+RENAMED = {
+    "packs.views": "packs.masks_per_text",
+    "masking.explore": "masking.random_share",
+    "masking.corruption.keep": "masking.corruption.unchanged",
+    "masking.entropy.cap": "masking.entropy.skip_top",
+    "entropy.passes": "entropy.num_passes",
+    "entropy.average": "entropy.ema_decay",
+    "teacher.sweep": "teacher.packs_per_pass",
+    "optimizer.rate": "optimizer.lr",
+    "optimizer.muon_rate": "optimizer.muon_lr_scale",
+    "optimizer.clip": "optimizer.max_grad_norm",
+    "spikes.back": "spikes.rewind_steps",
+    "spikes.rewinds": "spikes.max_rewinds",
+    "spikes.broken_in_row": "spikes.max_nonfinite_in_row",
+    "spikes.broken_in_100": "spikes.max_nonfinite_in_100",
+    "hang": "watchdog",
+    "hang.longest": "watchdog.rare_timeout",
+}
+"""Old name -> new name, of settings and sections. Each changes the last part of a name only."""
+
+
+def new_name(name: str) -> str:
+    """The name today of the setting or section ``name``: "optimizer.rate.peak" -> "optimizer.lr.peak"."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[: depth + 1]) for depth in range(len(parts)))
+    return ".".join(RENAMED.get(prefix, prefix).rpartition(".")[2] for prefix in prefixes)
+
+
+def renamed_problems(names: Iterable[str]) -> list[str]:
+    """A sentence for each of ``names`` that is the old name of a setting."""
+    return [f"`{name}` is called `{new}` now." for name in sorted(names) if (new := new_name(name)) != name]
+
+
+def with_new_names(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """``settings`` under their new names: tables in tables, or one table with dotted names.
+
+    Raises ConfigError if a setting has both its old and its new name.
+    """
+    renamed: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = new_name(f"{section}{key}").removeprefix(new_name(section))
+        if name in renamed or (name != key and name in settings):
+            raise ConfigError(f"`{section}{key}` is the old name of a setting that has its new name too. Remove it.")
+        renamed[name] = with_new_names(value, f"{section}{key}.") if isinstance(value, dict) else value
+    return renamed
