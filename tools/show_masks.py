@@ -94,7 +94,7 @@ def _entropy(arguments: Arguments, shards: Shards | None, sentence: show_masks.S
     """The entropy at each row of the sentence."""
     import torch
 
-    from megamask.analysis.sentence_entropy import sentence_entropies
+    from megamask.hf.predictions import sentence_entropies
     from megamask.training.validation import unigram_nll
 
     tokens = sentence.batch.tokens

@@ -1,33 +1,33 @@
-"""The boundary to transformers: tensor names, export and import.
+"""Import from and export to transformers. No other package but the benchmark imports that library.
 
-A preset is a subset of one class of transformers, so a model crosses by renaming, with queries, keys and values
-glued or cut, which loses no bit. What the subset lacks is refused by name. An export is compared with the original,
-as transformers loads it, before it is published.
+A preset is a subset of one class of transformers, so a model is converted by renaming its tensors and concatenating or
+splitting queries, keys and values, which changes no bit. What a preset lacks is refused by name. An export is loaded
+with transformers and compared with the original before it is published. Only safetensors are read, and code that comes
+with a model never runs.
 
-Only safetensors are read, and no code that comes with a model is ever run.
-
-    lazy_transformers.py  transformers itself, imported when it is needed, and the one way in which it loads
-    tensor_names.py       our name of each tensor and theirs
-    config_json.py        EncoderShape and config.json
-    weights.py            which files and tensors of a checkpoint are the model
-    encoding_check.py     whether transformers encodes text as training does
-    tokenizer_files.py    a tokenizer folder that crosses, such that both encode alike
-    tokens.py             special tokens of a tokenizer of transformers
-    exporting.py          a folder that ``from_pretrained`` loads
+    exporting.py          a run's model as a folder that ``from_pretrained`` loads
     card.py               the model card of that folder
-    importing.py          a checkpoint of transformers as first weights
-    whole.py              a folder that appears whole or not at all
-    masked_lm.py          the hidden states of any other masked language model
-    hidden_states.py      the hidden states of any encoder, after every layer
-    layer_subset.py       a shallower model out of some layers of a deep one
-    fill_mask.py          what an exported model predicts for [MASK]
+    importing.py          a checkpoint of transformers as initial weights
+    config_json.py        EncoderShape <-> config.json
+    tensor_names.py       our name of each tensor <-> the name in transformers
+    select_tensors.py     which tensors of a checkpoint are encoder and head
+    tied_head.py          the output matrix must be the token table
+    layer_subset.py       a shallower model from some layers of a deeper one
+    encoder_and_head.py   our encoder and head from tensors by name
+    tokenizer_folder.py   import and export of tokenizers
+    encoding_check.py     whether transformers encodes text as training does
+    weights.py            the safetensors files of a model folder, and the check for NaN and Inf
+    model_folder.py       download, check and load a model folder
+    masked_lm.py          the states of any masked language model, for teachers
+    predictions.py        what a model predicts for [MASK], and how unsure it is
+    lazy_transformers.py  the library itself, imported on first use
 """
 
 from megamask.hf.card import Card
 from megamask.hf.exporting import Exported, export_model
-from megamask.hf.fill_mask import common_words, fill_masks
 from megamask.hf.importing import import_model, save_start
-from megamask.hf.layer_subset import pick_layers
+from megamask.hf.predictions import common_words, fill_masks
+from megamask.hf.tokenizer_folder import to_fast_tokenizer
 
 __all__ = [
     "Card",
@@ -36,6 +36,6 @@ __all__ = [
     "export_model",
     "fill_masks",
     "import_model",
-    "pick_layers",
     "save_start",
+    "to_fast_tokenizer",
 ]

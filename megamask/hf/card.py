@@ -1,4 +1,4 @@
-"""The model card of an export, and the record beside it that says which run made it."""
+"""The model card of an export, and a record of the run that made it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megamask.data.tokenizer import Tokenizer
-from megamask.hf.tensor_names import WEIGHTS, bare
+from megamask.hf.encoder_and_head import empty_model
+from megamask.hf.tensor_names import WEIGHTS
 from megamask.model.shape import EncoderShape
 from megamask.storage import durable, strict_json
 
@@ -16,7 +17,7 @@ CARD, RECORD = "README.md", "megamask.json"
 
 @dataclass(frozen=True)
 class Card:
-    """What is said of where a model comes from."""
+    """What a model card says about the origin of a model."""
 
     name: str
     """Title of the card."""
@@ -25,73 +26,93 @@ class Card:
     steps: int
     """Steps of training."""
     data: str
-    """Hash of the text and tokenizer it was trained on."""
+    """Hash of the text and tokenizer of the training."""
     facts: dict[str, str] = field(default_factory=dict)
-    """More rows of the card's table: size of the text, validation loss, date."""
+    """More rows for the table: size of the text, validation loss, date."""
     knows_mask: bool = True
-    """Whether the exported model predicts at [MASK]; else the card shows how to fine-tune it."""
+    """Whether the exported model predicts tokens at [MASK]. If not, the example fine-tunes it."""
     notes: str = ""
     """Anything else, in Markdown."""
     run: str = ""
     """The name of the run's first launch. An export is replaced only by an export of the same run."""
 
 
+FOLDER = "path/to/this/model"
+"""What the example of a card has in the place of the model's path."""
+
+
 def render_card(card: Card, shape: EncoderShape, tokenizer: Tokenizer) -> str:
     """The card in Markdown."""
     kind = "BertForMaskedLM" if shape.preset == "bert" else "ModernBertForMaskedLM"
-    millions = sum(p.numel() for p in bare(shape).parameters()) / 1e6
-    rows = {"recipe": card.recipe, "steps": f"{card.steps}", **card.facts}
+    millions = sum(p.numel() for p in empty_model(shape).parameters()) / 1e6
+    rows = {"recipe": card.recipe, "steps": f"{card.steps:,}", **card.facts}
     rows["text and tokenizer (sha256)"] = f"`{card.data}`"
-    table = "\n".join(f"| {name} | {said} |" for name, said in rows.items())
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""---
 library_name: transformers
-pipeline_tag: fill-mask
+pipeline_tag: {"fill-mask" if card.knows_mask else "feature-extraction"}
 tags:
 - megamask
 ---
 
 # {card.name}
 
-A masked language model pretrained with megamask. {kind}, {millions:.1f} million parameters: {shape.num_layers} layers
-of width {shape.hidden_size}, {shape.num_heads} heads, {shape.vocab_size} tokens, sequences up to
-{shape.max_positions} tokens.
+An encoder that was pretrained with megamask as a masked language model. {PURPOSE if card.knows_mask else NO_MASK}
+
+## Architecture
+
+`{kind}` with {millions:.1f} million parameters: {shape.num_layers} layers of width {shape.hidden_size},
+{shape.num_heads} attention heads, a vocabulary of {shape.vocab_size:,} tokens, and sequences of up to
+{shape.max_positions:,} tokens.
+
+## Training
 
 | | |
 |---|---|
 {table}
 
+## Usage
+
+Replace `{FOLDER}` with the path of this folder, or with the name of the model on the Hugging Face Hub.
+
 ```python
-{_fill(tokenizer) if card.knows_mask else FINE_TUNE}
+{_fill_mask(tokenizer) if card.knows_mask else FINE_TUNE}
 ```
 {card.notes}"""
 
 
-FINE_TUNE = """from transformers import AutoModelForSequenceClassification
+PURPOSE = "It predicts masked tokens, and can be fine-tuned for classification, tagging or retrieval."
+NO_MASK = (
+    "It never saw the mask token in pretraining, so it does not predict masked tokens. Fine-tune it for "
+    "classification, tagging or retrieval."
+)
+FINE_TUNE = f"""from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-# pretrained without [MASK] in its input: fine-tune it for your task
-model = AutoModelForSequenceClassification.from_pretrained("PATH OF THIS FOLDER")"""
+tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")
+model = AutoModelForSequenceClassification.from_pretrained("{FOLDER}", num_labels=2)  # new classifier"""
 
 
-def _fill(tokenizer: Tokenizer) -> str:
+def _fill_mask(tokenizer: Tokenizer) -> str:
     mask, unknown = tokenizer.roles["mask"], tokenizer.roles.get("unk")
-    begin, end = "The capital of France is ", "."
+    before, after = "The capital of France is ", "."
     unknown_id = tokenizer.backend.token_to_id(unknown) if unknown else None
-    if unknown_id in tokenizer.encode([begin])[0]:  # English is no text for this tokenizer
-        begin = end = ""
+    if unknown_id in tokenizer.encode([before])[0]:  # the tokenizer cannot encode English
+        before = after = ""
     return f"""from transformers import pipeline
 
-fill = pipeline("fill-mask", "PATH OF THIS FOLDER")
-print(fill({begin + mask + end!r}))"""
+fill_mask = pipeline("fill-mask", model="{FOLDER}")
+for prediction in fill_mask({before + mask + after!r}):
+    print(f"{{prediction['score']:.3f}}  {{prediction['token_str']}}")"""
 
 
 def write_record(card: Card, folder: Path) -> None:
-    """Write down which run made the export in ``folder``, and the hash of its weights."""
+    """Record in ``folder`` which run made the export, and the hash of its weights."""
     record = {"run": card.run, "steps": card.steps, "weights": durable.sha256(folder / WEIGHTS)}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def is_of_run(folder: Path, run: str) -> bool:
-    """Whether ``folder`` holds an export of ``run`` as megamask wrote it."""
+    """Whether ``folder`` contains an export of ``run`` that was not changed since."""
     try:
         record = strict_json.read_json(folder / RECORD)
         return bool(run) and record["run"] == run and record["weights"] == durable.sha256(folder / WEIGHTS)

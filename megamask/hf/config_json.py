@@ -1,4 +1,4 @@
-"""An encoder's numbers as a config.json of transformers, there and back."""
+"""Convert an EncoderShape to a config.json of transformers and back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from megamask.errors import CheckpointError, must, raise_all
 from megamask.hf import lazy_transformers
+from megamask.hf.model_folder import read_config_json
 from megamask.model.shape import EncoderShape
-from megamask.storage import strict_json
 
 
 def write_config(shape: EncoderShape, tokenizer: lazy_transformers.PreTrainedTokenizerBase, folder: Path) -> None:
@@ -27,11 +27,11 @@ def write_config(shape: EncoderShape, tokenizer: lazy_transformers.PreTrainedTok
     config = _bert(shape, common) if shape.preset == "bert" else _modern(shape, common, tokenizer)
     config.save_pretrained(folder)
     if shape.preset == "modern":
-        _name_it_the_old_way_too(shape, folder / "config.json")
+        _add_old_keys(shape, folder / "config.json")
 
 
 def _bert(shape: EncoderShape, common: dict[str, Any]) -> lazy_transformers.BertConfig:
-    # dropout stays at BERT's own 0.1, which is for fine-tuning and says nothing of how this was pretrained
+    # dropout keeps BERT's 0.1: it is used in fine-tuning and says nothing about the pretraining
     return lazy_transformers.BertConfig(
         **common,
         architectures=["BertForMaskedLM"],
@@ -61,8 +61,8 @@ def _modern(
     )
 
 
-def _name_it_the_old_way_too(shape: EncoderShape, path: Path) -> None:
-    """transformers 4 reads other keys and would take its defaults, another model, without a word."""
+def _add_old_keys(shape: EncoderShape, path: Path) -> None:
+    """transformers 4 reads other keys; without them it would silently use its defaults, which are another model."""
     settings = json.loads(path.read_text())
     settings |= {
         "global_attn_every_n_layers": shape.global_every,
@@ -82,59 +82,46 @@ def has_preset(folder: Path) -> bool:
 
 
 def read_shape(folder: Path, *, any_head: bool = False) -> EncoderShape:
-    """The shape of the checkpoint in ``folder``; raises CheckpointError with all that no preset has.
+    """The shape of the checkpoint in ``folder``; CheckpointError with everything that no preset has.
 
-    With ``any_head``, an output matrix that is not the token table is no reason to refuse it.
+    With ``any_head``, an output matrix that is not the token table is accepted.
     """
-    settings = _read_settings(folder)
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if kind not in ("bert", "modernbert"):
-        raise CheckpointError(must("model_type", "be 'bert' or 'modernbert'", kind, f"It stands in {folder}."))
-    if strange := lazy_transformers.impossible(settings):
-        raise CheckpointError(f"{folder / 'config.json'} is no configuration of a model: {'; '.join(strange)}.")
-    if settings.get("quantization_config"):
+    path, config = folder / "config.json", read_config_json(folder)
+    model_type = config.get("model_type")
+    if model_type not in ("bert", "modernbert"):
+        raise CheckpointError(must("model_type", "be 'bert' or 'modernbert'", model_type, f"See {path}."))
+    if config.get("quantization_config"):
         raise CheckpointError(
-            f"{folder / 'config.json'} has a `quantization_config`, so the weights are quantized. Load the model in "
-            "transformers, dequantize it and save it with `save_pretrained`."
+            f"{path} has a `quantization_config`, so the weights are quantized. Load the model in transformers, "
+            "dequantize it and save it with `save_pretrained`."
         )
     if any_head:
-        settings = settings | {"tie_word_embeddings": True}
+        config = config | {"tie_word_embeddings": True}
     try:
-        if kind == "bert":
-            shape = _bert_shape(lazy_transformers.BertConfig.from_dict(settings), settings)
+        if model_type == "bert":
+            shape = _bert_shape(lazy_transformers.BertConfig.from_dict(config), config)
         else:
-            shape = _modern_shape(lazy_transformers.ModernBertConfig.from_dict(settings))
-        wrong = shape.problems()
+            shape = _modern_shape(lazy_transformers.ModernBertConfig.from_dict(config))
+        problems = shape.problems()
     except CheckpointError as error:
-        raise CheckpointError(*(f"{problem} It stands in {folder}." for problem in error.problems)) from None
-    except Exception as error:  # whatever a malformed value makes the library raise
-        raise CheckpointError(f"{folder / 'config.json'} is no configuration of {kind}: {error}.") from None
-    if wrong:
-        raise CheckpointError(f"{folder / 'config.json'} is no configuration that can be: {' '.join(wrong)}")
+        raise CheckpointError(*(f"{problem} See {path}." for problem in error.problems)) from None
+    except Exception as error:  # a malformed value can make the library raise anything
+        raise CheckpointError(f"{path} is not a configuration of {model_type}: {error}.") from None
+    if problems:
+        raise CheckpointError(f"{path} does not describe a possible model: {' '.join(problems)}")
     return shape
 
 
-def says_tied(folder: Path) -> bool:
+def is_tied(folder: Path) -> bool:
     """Whether the config.json in ``folder`` says that the output matrix is the token table."""
-    return bool(_read_settings(folder).get("tie_word_embeddings", True))
+    return bool(read_config_json(folder).get("tie_word_embeddings", True))
 
 
-def _read_settings(folder: Path) -> Any:
-    try:
-        return strict_json.read_json(folder / "config.json")
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no config.json, so it is no model of transformers.") from None
-    except OSError as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error.strerror}.") from None
-    except strict_json.BadRecord as error:
-        raise CheckpointError(f"{folder / 'config.json'} is no JSON: {error}.") from None
-
-
-def _refuse(config: lazy_transformers.PreTrainedConfig, rules: dict[str, object]) -> list[str]:
+def _unsupported(config: lazy_transformers.PreTrainedConfig, supported: dict[str, object]) -> list[str]:
     return [
-        must(f"config.json: {key}", f"be {wanted!r}", found)
-        for key, wanted in rules.items()
-        if (found := getattr(config, key, wanted)) != wanted
+        must(f"config.json: {key}", f"be {value!r}", actual)
+        for key, value in supported.items()
+        if (actual := getattr(config, key, value)) != value
     ]
 
 
@@ -151,17 +138,17 @@ def _common(config: lazy_transformers.BertConfig | lazy_transformers.ModernBertC
 
 
 def _bert_shape(config: lazy_transformers.BertConfig, settings: dict) -> EncoderShape:
-    rules = {"hidden_act": "gelu", "is_decoder": False, "add_cross_attention": False, "tie_word_embeddings": True}
-    problems = _refuse(config, rules)
-    kind = settings.get("position_embedding_type", "absolute")
-    if kind != "absolute":
-        problems.append(must("config.json: position_embedding_type", "be 'absolute'", kind))
+    supported = {"hidden_act": "gelu", "is_decoder": False, "add_cross_attention": False, "tie_word_embeddings": True}
+    problems = _unsupported(config, supported)
+    positions = settings.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        problems.append(must("config.json: position_embedding_type", "be 'absolute'", positions))
     raise_all(CheckpointError, problems)
     return EncoderShape("bert", **_common(config), norm_eps=config.layer_norm_eps, token_types=config.type_vocab_size)
 
 
 def _modern_shape(config: lazy_transformers.ModernBertConfig) -> EncoderShape:
-    problems = _refuse(
+    problems = _unsupported(
         config,
         {"hidden_activation": "gelu", "classifier_activation": "gelu", "norm_bias": False, "attention_bias": False,
          "mlp_bias": False, "classifier_bias": False, "decoder_bias": True, "tie_word_embeddings": True},
@@ -170,14 +157,18 @@ def _modern_shape(config: lazy_transformers.ModernBertConfig) -> EncoderShape:
     is_global = [kind == "full_attention" for kind in config.layer_types]
     every = next((n for n in range(1, len(is_global)) if is_global[n]), len(is_global))
     if is_global != [n % every == 0 for n in range(len(is_global))]:
-        problems.append(must("config.json: layer_types", "be full every n-th layer from the first", config.layer_types))
+        problems.append(
+            must(
+                "config.json: layer_types", "have full attention in every n-th layer from the first", config.layer_types
+            )
+        )
     if config.local_attention % 2:
         problems.append(must("config.json: local_attention", "be even", config.local_attention))
     thetas = {}
     for kind, rope in config.rope_parameters.items():
         thetas[kind] = float(rope["rope_theta"])
         if rope.get("rope_type", "default") != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            problems.append(must(f"config.json: rope_parameters.{kind}", "be of the default kind", rope))
+            problems.append(must(f"config.json: rope_parameters.{kind}", "be of the default type", rope))
     raise_all(CheckpointError, problems)
     return EncoderShape(
         "modern",

@@ -1,9 +1,9 @@
-"""Whether transformers encodes text as training does: the ids of a tokenizer folder, sentence by sentence.
+"""Check that transformers encodes text as training does, by comparing the ids of a few sentences.
 
-Training reads ``[CLS]``, the ids of the text as ``data.tokenizer`` encodes it, ``[SEP]``. A user of the model calls
-``AutoTokenizer`` on the folder. The two may differ: a missing post-processor, another normaliser in the configuration
-than in ``tokenizer.json``, tokens that only one of them knows. The names of the five roles written in a text are text
-for training and tokens for transformers; this is meant, so sentences that contain them are not compared.
+Training reads ``[CLS]``, the ids of the text from ``data.tokenizer``, ``[SEP]``. A user of the model calls
+``AutoTokenizer`` on its folder. The two can differ: a missing post-processor, another normalizer in the configuration
+than in ``tokenizer.json``, tokens that only one of them knows. The names of the five special tokens written in a text
+are text in training and tokens in transformers. That is intended, so sentences that contain them are not compared.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SENTENCES = (
     "Москва — столица России, и 東京 是日本的首都。",
     "Die Straße nach Łódź führt über Ærøskøbing; İstanbul 😀 मुंबई",
 )
-"""Letters of several scripts, cases, accents, runs of blanks: what normalisers and pre-tokenizers treat differently."""
+"""Several scripts, cases, accents, runs of spaces: what normalizers and pre-tokenizers treat differently."""
 ADDED = 20
-"""Added tokens that are tried."""
+"""Added tokens that are compared."""
 SHOWN = 12
-"""Ids of each list that a sentence shows."""
+"""Ids of each list that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class EncodingDifference:
     theirs: list[int]
 
     def __str__(self) -> str:
-        return self.between("training")
+        return self.sentence("training")
 
-    def between(self, ours: str) -> str:
-        """The sentence, with what encodes as ``ours`` by its name."""
+    def sentence(self, name: str) -> str:
+        """The sentence, with the ``name`` of what encodes as ``ours``."""
         pairs = zip(self.ours, self.theirs, strict=False)
         first = next((n for n, (one, other) in enumerate(pairs) if one != other), 0)
         begin = max(0, first - 2)
         text = json.dumps(self.text if len(self.text) <= 80 else f"{self.text[:77]}...", ensure_ascii=False)
         return (
-            f"{ours} encodes {text} as {_short(self.ours, begin)} ({len(self.ours)} ids), transformers as "
+            f"{name} encodes {text} as {_short(self.ours, begin)} ({len(self.ours)} ids), transformers as "
             f"{_short(self.theirs, begin)} ({len(self.theirs)} ids)"
         )
 
@@ -68,19 +68,19 @@ def encoding_difference(
 ) -> EncodingDifference | None:
     """The first text that the two encode differently, with [CLS] and [SEP] ``around`` it; None if they agree.
 
-    Tried are ``sentences``, a few in several scripts, and texts with the tokens that were added on purpose.
+    Compares ``sentences``, a few in several scripts, and texts with added tokens.
     """
     ids = token_ids(ours)
-    texts = [text for text in (*sentences, *SENTENCES, *_with_added(ours)) if not _names_a_role(text, ours)]
-    for text, found in zip(texts, ours.encode(texts), strict=True):
-        expected = [ids.cls, *found.tolist(), ids.sep] if around else found.tolist()
+    texts = [text for text in (*sentences, *SENTENCES, *_with_added_tokens(ours)) if not _names_a_role(text, ours)]
+    for text, tokens in zip(texts, ours.encode(texts), strict=True):
+        expected = [ids.cls, *tokens.tolist(), ids.sep] if around else tokens.tolist()
         try:
-            said = list(theirs(text, add_special_tokens=around)["input_ids"])
-        except Exception as error:  # whatever a strange configuration makes the library raise
+            actual = list(theirs(text, add_special_tokens=around)["input_ids"])
+        except Exception as error:  # a malformed configuration can make the library raise anything
             reason = " ".join(str(error).split())[:300]
             raise DataError(f"The tokenizer cannot encode {text!r} in transformers: {reason}") from None
-        if said != expected:
-            return EncodingDifference(text, expected, said)
+        if actual != expected:
+            return EncodingDifference(text, expected, actual)
     return None
 
 
@@ -88,8 +88,8 @@ def _names_a_role(text: str, tokenizer: Tokenizer) -> bool:
     return any(role.lower() in text.lower() for role in tokenizer.roles.values())
 
 
-def _with_added(tokenizer: Tokenizer) -> Iterable[str]:
-    """Texts with each token that was added on purpose, between blanks and between letters."""
+def _with_added_tokens(tokenizer: Tokenizer) -> Iterable[str]:
+    """Texts with each added token, between spaces and between letters."""
     roles = set(tokenizer.roles.values())
     added = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
     for token in [content for content in added if content not in roles][:ADDED]:

@@ -1,6 +1,6 @@
-"""Export: a folder that ``from_pretrained`` loads, published only if it computes what the original does.
+"""Export: a folder that ``from_pretrained`` loads, written only if transformers computes what the original does.
 
-Takes both models in 32 bits in a CPU's memory, one after the other, and a second or so for a small model.
+Needs both models in fp32 in the host's memory, and about a second for a small model.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from megamask.batch import Layout
 from megamask.data.tokenizer import load_tokenizer
-from megamask.errors import CheckpointError, ConfigError, listed, must, raise_all
-from megamask.hf import lazy_transformers
+from megamask.errors import CheckpointError, ConfigError, must, raise_all
+from megamask.hf import lazy_transformers, model_folder
 from megamask.hf.card import CARD, RECORD, Card, is_of_run, render_card, write_record
 from megamask.hf.config_json import write_config
+from megamask.hf.encoder_and_head import encoder_and_head
 from megamask.hf.encoding_check import SENTENCES
-from megamask.hf.tensor_names import DECODER, EMBEDDING, TOKENIZER_FILES, WEIGHTS, bare, misfits, to_theirs
-from megamask.hf.tokenizer_files import export_tokenizer
+from megamask.hf.tensor_names import TOKENIZER_FILES, WEIGHTS, to_theirs
+from megamask.hf.tokenizer_folder import export_tokenizer
 from megamask.hf.weights import save_weights
 from megamask.hf.whole import atomic_folder
 from megamask.model.encoder import Encoder
@@ -29,17 +30,17 @@ from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
 
 TOLERANCE = 1e-4
-"""Largest difference of logits, as a share of the largest logit, at which an export is published."""
+"""Largest difference of logits, relative to the largest logit, with which an export is written."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was found when an export was compared with its original."""
+    """The result of comparing an export with its original."""
 
     difference: float
     """The largest difference of logits."""
     notes: tuple[str, ...] = ()
-    """A sentence for what was added to the tokenizer."""
+    """A sentence for each change to the tokenizer."""
 
 
 def export_model(
@@ -52,21 +53,19 @@ def export_model(
     sentences: Sequence[str] = (),
     replace: bool = False,
 ) -> Exported:
-    """Write what ``from_pretrained`` loads to ``output``, after it was compared with the original.
+    """Write a model that ``from_pretrained`` loads to ``output``, after comparing it with the original.
 
-    ``weights`` are an objective's, by name; parts beside encoder and head are left out. ``sentences`` of the text are
-    encoded by training's tokenizer and the exported one. An earlier export of the same run is replaced, that of
-    another only with ``replace``; any other folder that is not empty is refused. Raises CheckpointError, with nothing
-    written, if the model that transformers loads does not compute what ours does, or encodes a text differently.
+    ``weights`` are an objective's, by name; modules other than encoder and head are left out. ``sentences`` of the
+    text are encoded by training's tokenizer and by the exported one. An earlier export of the same run is replaced,
+    that of another run only with ``replace``; any other folder that is not empty is refused. Raises CheckpointError,
+    with nothing written, if transformers computes other logits or encodes a text differently.
     """
-    weights = {name: tensor for name, tensor in weights.items() if name.startswith(("encoder.", "head."))}
-    weights.pop(DECODER, None)
-    raise_all(CheckpointError, misfits(weights, shape, "the model to be exported"))
+    model = encoder_and_head(weights, shape, "the model to export")
     output = output.resolve()
     raise_all(ConfigError, _obstacles(output, card.run, replace))
     with atomic_folder(output) as temporary:
         notes = export_tokenizer(tokenizer_folder, temporary, shape.max_positions, sentences)
-        tokenizer = lazy_transformers.load_tokenizer(temporary)
+        tokenizer = model_folder.load_tokenizer(temporary)
         if len(tokenizer) > shape.vocab_size:
             raise CheckpointError(
                 f"The tokenizer in {tokenizer_folder} has {len(tokenizer)} tokens, but the model only "
@@ -76,81 +75,70 @@ def export_model(
         save_weights(to_theirs(weights, shape), temporary)
         (temporary / CARD).write_text(render_card(card, shape, load_tokenizer(tokenizer_folder)), encoding="utf-8")
         write_record(card, temporary)
-        difference = _compare(weights, shape, temporary, tokenizer)
+        difference = _compare(*model, temporary, tokenizer)
     return Exported(difference, notes)
 
 
 def _obstacles(output: Path, run: str, replace: bool) -> list[str]:
-    ours = {WEIGHTS, "config.json", CARD, RECORD, *TOKENIZER_FILES}
     if not output.exists():
         return []
     if not output.is_dir():
         return [must("output", "be a folder", str(output))]
     present = set(os.listdir(output))
-    if strange := sorted(present - ours):
-        return [f"`output` is {output}, which holds {strange[0]}, so it is no earlier export. Choose another folder."]
+    if other := sorted(present - {WEIGHTS, "config.json", CARD, RECORD, *TOKENIZER_FILES}):
+        return [f"`output` is {output}, which is not an earlier export: it contains {other[0]}. Choose another folder."]
     if present and not replace and not is_of_run(output, run):
         return [
-            f"`output` is {output}, which holds a model that is no export of this run, or was changed since. Choose "
-            "another folder, or replace it with `--replace`."
+            f"`output` is {output}, which contains a model that is not an export of this run or was changed since. "
+            "Choose another folder, or replace it with `--replace`."
         ]
     return []
 
 
 @torch.no_grad()
-def _compare(weights: Mapping[str, Tensor], shape: EncoderShape, folder: Path, tokenizer) -> float:
-    sequences = _random_input(shape) + _real_input(tokenizer, shape)
-    ours = _our_logits(weights, shape, sequences)
-    theirs = _their_logits(folder, sequences, shape.pad_id)
+def _compare(encoder: Encoder, head: MaskedLMHead, folder: Path, tokenizer) -> float:
+    sequences = _random_input(encoder.shape) + _real_input(tokenizer, encoder.shape)
+    ours = _our_logits(encoder, head, sequences)
+    theirs = _their_logits(folder, sequences, encoder.shape.pad_id)
     difference = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
     largest = max(1.0, max(logits.abs().max().item() for logits in ours))
-    if not difference <= TOLERANCE * largest:  # so written that NaN is refused
+    if not difference <= TOLERANCE * largest:  # also true for NaN
         raise CheckpointError(
-            f"transformers computes logits that differ from ours by {difference:.3g} (the largest is {largest:.3g}), "
-            f"so nothing was written. The weights may hold numbers that are not finite, or this is a bug."
+            f"transformers computes logits that differ from ours by {difference:.3g} (the largest logit is "
+            f"{largest:.3g}), so nothing was written. This is a bug, or the weights overflow in the forward pass."
         )
     return difference
 
 
 def _random_input(shape: EncoderShape) -> list[Tensor]:
-    """Sequences of several lengths, one longer than a local window where there are such layers."""
-    draws = torch.Generator().manual_seed(0)
+    """Sequences of several lengths, one longer than a local window if the model has such layers."""
+    generator = torch.Generator().manual_seed(0)
     longest = min(shape.max_positions, max(96, shape.local_window + 32 if shape.global_every > 1 else 0))
     lengths = sorted({1, 2, longest // 3, longest} - {0})
-    return [torch.randint(shape.vocab_size, (length,), generator=draws) for length in lengths]
+    return [torch.randint(shape.vocab_size, (length,), generator=generator) for length in lengths]
 
 
 def _real_input(tokenizer: lazy_transformers.PreTrainedTokenizerBase, shape: EncoderShape) -> list[Tensor]:
-    """A few sentences, each with a word masked."""
-    found = []
+    """A few sentences, each with one token masked."""
+    sequences = []
     for sentence in SENTENCES:
         ids = tokenizer(sentence, truncation=True, max_length=shape.max_positions, return_tensors="pt")["input_ids"][0]
         ids[len(ids) // 2] = tokenizer.mask_token_id
-        found.append(ids)
-    return found
+        sequences.append(ids)
+    return sequences
 
 
-def _our_logits(weights: Mapping[str, Tensor], shape: EncoderShape, sequences: list[Tensor]) -> list[Tensor]:
-    model = bare(shape)
-    wide = {name: tensor.float() for name, tensor in weights.items()}
-    model.load_state_dict(wide | {DECODER: wide[EMBEDDING]}, assign=True)
-    model.eval()
+def _our_logits(encoder: Encoder, head: MaskedLMHead, sequences: list[Tensor]) -> list[Tensor]:
     lengths = [len(sequence) for sequence in sequences]
     layout = Layout(
         torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths), torch.cat([torch.arange(n) for n in lengths]).int()
     )
-    encoder, head = model["encoder"], model["head"]
-    assert isinstance(encoder, Encoder) and isinstance(head, MaskedLMHead)
     states = encoder.run(encoder.embed(torch.cat(sequences), layout), layout)
     return list(head.logits(states).split(lengths))
 
 
 def _their_logits(folder: Path, sequences: list[Tensor], pad: int) -> list[Tensor]:
-    model, report = lazy_transformers.load_model(lazy_transformers.AutoModelForMaskedLM, folder)
-    wrong = [f"{key}: {listed(sorted(map(str, found)))}" for key, found in report.items() if found]
-    if wrong:
-        raise CheckpointError(f"transformers did not find in the export what it looks for: {'; '.join(wrong)}.")
-    model.eval()
+    model = model_folder.load_pretrained(lazy_transformers.AutoModelForMaskedLM, folder)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad)
     present = (torch.arange(padded.shape[1]) < lengths[:, None]).long()

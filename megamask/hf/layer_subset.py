@@ -1,4 +1,4 @@
-"""A shallower model out of some layers of a deeper one, as DistilBERT began (Sanh et al. 2019: every other layer)."""
+"""A shallower model from some layers of a deeper one, as DistilBERT starts (Sanh et al. 2019: every other layer)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
 def pick_layers(
     weights: Mapping[str, Tensor], shape: EncoderShape, layers: tuple[int, ...], name: str = "init_layers"
 ) -> tuple[EncoderShape, dict[str, Tensor]]:
-    """The shape and weights of an encoder that has the ``layers`` of ``weights``, in this order, and all else.
+    """The shape and weights of an encoder with only the ``layers`` of ``weights``, in this order.
 
-    Layers count from 0. Where local and global layers take turns, each must land in a place of its own kind. A norm
-    that a layer lacks in its new place is left out: ModernBERT's first layer has none before attention, so another
-    layer that comes first loses its own, and layer 0 cannot come later. Raises ConfigError, by the ``name`` of the
-    setting.
+    Layers count from 0. If local and global layers alternate, each layer must keep its kind of attention. A norm that
+    a layer does not have at its new position is left out: ModernBERT's first layer has no norm before attention, so
+    another layer that comes first loses its own, and layer 0 cannot come later. Raises ConfigError with the ``name``
+    of the setting.
     """
     raise_all(ConfigError, _problems(shape, layers, name))
-    found = {key: tensor for key, tensor in weights.items() if not LAYER.fullmatch(key)}
-    parts = {(int(m[1]), m[2]): tensor for key, tensor in weights.items() if (m := LAYER.fullmatch(key))}
-    for place, layer in enumerate(layers):
-        for (number, part), tensor in parts.items():
-            unused = shape.preset == "modern" and place == 0 and part.startswith("attention_norm.")
-            if number == layer and not unused:
-                found[f"encoder.layers.{place}.{part}"] = tensor
-    return replace(shape, num_layers=len(layers)), found
+    matches = {key: LAYER.fullmatch(key) for key in weights}
+    selected = {key: weights[key] for key, match in matches.items() if not match}
+    for position, layer in enumerate(layers):
+        for key, match in matches.items():
+            if not match or int(match[1]) != layer:
+                continue
+            if shape.preset == "modern" and position == 0 and match[2].startswith("attention_norm."):
+                continue
+            selected[f"encoder.layers.{position}.{match[2]}"] = weights[key]
+    return replace(shape, num_layers=len(layers)), selected
 
 
 def _problems(shape: EncoderShape, layers: tuple[int, ...], name: str) -> list[str]:
@@ -44,15 +46,15 @@ def _problems(shape: EncoderShape, layers: tuple[int, ...], name: str) -> list[s
         return [must(name, f"name layers from 0 to {last}", layers)]
     if any(a >= b for a, b in pairwise(layers)):
         return [must(name, "be in ascending order, each layer once", layers)]
-    strange = [layer for place, layer in enumerate(layers) if shape.window(layer) != shape.window(place)]
-    if strange:
-        return [
-            f"`{name}` puts layer {strange[0]} where one that looks {_far(shape, layers.index(strange[0]))} stands, "
-            f"but it looks {_far(shape, strange[0])}: of every {shape.global_every} layers, the first looks at the "
-            "whole sequence. Choose others."
-        ]
+    for position, layer in enumerate(layers):
+        if shape.window(layer) != shape.window(position):
+            return [
+                f"`{name}` puts layer {layer}, which has {_attention(shape, layer)} attention, at position {position}, "
+                f"which has {_attention(shape, position)} attention: every {shape.global_every} layers, the first has "
+                "global attention. Choose other layers."
+            ]
     return []
 
 
-def _far(shape: EncoderShape, layer: int) -> str:
-    return "at the whole sequence" if shape.window(layer) is None else "near by"
+def _attention(shape: EncoderShape, layer: int) -> str:
+    return "global" if shape.window(layer) is None else "local"

@@ -1,9 +1,8 @@
-"""Any masked language model of transformers, asked for the states that its last matrix turns into logits.
+"""Any masked language model of transformers as a module that returns the states before its output matrix.
 
-The output embedding is replaced by the identity, so that what the model calls logits are the states before it. That
-this is so is not taken for granted: at load time states times that matrix, plus its bias, are compared with what the
-model itself computes, and a model for which they differ is refused. Runs on padded batches, one for each group of
-sequences of like length.
+The output embedding is replaced by the identity, so that the model returns those states where it would return logits.
+When a model is loaded, its states times that matrix plus bias are compared with its own logits; a model for which they
+differ is refused. The model runs on padded batches, one for each group of sequences of similar length.
 """
 
 from __future__ import annotations
@@ -15,20 +14,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from megamask.batch import Layout, LengthGroup
-from megamask.errors import CheckpointError, ConfigError, listed
+from megamask.errors import ConfigError
 from megamask.hf import lazy_transformers
-from megamask.hf.weights import read_hf_tensors
-from megamask.storage import strict_json
+from megamask.hf.model_folder import load_pretrained
 
 TOLERANCE = 1e-4
-"""Largest difference from the model's own logits, as a share of the largest logit."""
+"""Largest difference from the model's own logits, relative to the largest logit."""
 
 
 class HFMaskedLM(nn.Module):
-    """A model whose output embedding is the identity, on packed rows.
+    """A model whose output embedding is the identity, applied to packs.
 
     ``one_batch``: pad all sequences to the longest, so that ranks with other lengths make the same calls, as ZeRO
-    stage 3 needs; else a batch for each group of like length, which pads less.
+    stage 3 needs. Otherwise there is one batch for each group of similar length, which pads less.
     """
 
     def __init__(self, model: lazy_transformers.PreTrainedModel, pad: int):
@@ -36,7 +34,7 @@ class HFMaskedLM(nn.Module):
         self.model, self.pad, self.one_batch = model, pad, False
 
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout, rows: Int64[Tensor, " Q"]) -> Float[Tensor, "Q D"]:
-        """The states at ``rows`` that the output embedding would turn into logits."""
+        """The states at ``rows`` from which the output matrix makes logits."""
         groups = (_one_group(layout),) if self.one_batch else layout.groups
         states, places = [], torch.empty_like(tokens)
         begin = 0
@@ -51,92 +49,69 @@ class HFMaskedLM(nn.Module):
 
 def _one_group(layout: Layout) -> LengthGroup:
     """All sequences that are not empty as one padded grid."""
-    there = (layout.lengths > 0).nonzero().squeeze(1)
-    lengths, starts = layout.lengths[there], layout.cu_seqlens[there].long()
-    places = torch.arange(int(lengths.max()), device=lengths.device)
-    present = places < lengths[:, None]
-    return LengthGroup(torch.where(present, starts[:, None] + places, starts[:, None]), present)
+    nonempty = (layout.lengths > 0).nonzero().squeeze(1)
+    lengths, starts = layout.lengths[nonempty], layout.cu_seqlens[nonempty].long()
+    offsets = torch.arange(int(lengths.max()), device=lengths.device)
+    present = offsets < lengths[:, None]
+    return LengthGroup(torch.where(present, starts[:, None] + offsets, starts[:, None]), present)
 
 
 def load_hf_masked_lm(folder: Path) -> tuple[HFMaskedLM, Float[Tensor, "V D"], Float[Tensor, " V"], int | None]:
-    """The model in ``folder`` in 32 bits on the CPU, its output matrix and bias, and its longest sequence if any.
+    """The model in ``folder`` in fp32 on the CPU, its output matrix and bias, and its longest sequence if limited.
 
-    Raises CheckpointError, naming what cannot be read, or ConfigError for a model of another kind: no masked one,
-    or one that ends in more than a matrix. No code that comes with the model is run.
+    Raises CheckpointError for files that are missing, corrupt or not a masked language model, ConfigError for a model
+    that ends in more than one matrix and its bias.
     """
-    read_hf_tensors(folder)  # for the sentence if a file is missing or damaged
-    model = _from_folder(folder)
-    model.eval()
-    name, decoder = _decoder(model, folder)
-    most = max_length(model)
-    pad = _number(model.config.pad_token_id)
-    tokens, layout = _probe(len(decoder.weight), pad, most)
+    model = load_pretrained(lazy_transformers.AutoModelForMaskedLM, folder)
+    name, decoder = _output_matrix(model, folder)
+    longest, pad = max_length(model), pad_id(model)
+    tokens, layout = _test_input(len(decoder.weight), pad, longest)
     try:
         expected = _logits(model, tokens)
-    except Exception as error:  # sizes that do not go together come to light when they are computed with
+    except Exception as error:  # sizes that do not fit together fail only in the forward pass
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{folder} is no model that can be asked: {reason}") from None
+        raise ConfigError(f"The forward pass of the model in {folder} failed: {reason}") from None
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, nn.Identity())
     weight = decoder.weight.detach()
     bias = torch.zeros(len(weight)) if decoder.bias is None else decoder.bias.detach()
-    found = HFMaskedLM(model, pad)
-    _compare(found, weight, bias, tokens, layout, expected, folder)
-    return found, weight, bias, most
+    states = HFMaskedLM(model, pad)
+    _compare(states, weight, bias, tokens, layout, expected, folder)
+    return states, weight, bias, longest
 
 
-def _from_folder(folder: Path) -> lazy_transformers.PreTrainedModel:
-    try:
-        model, report = lazy_transformers.load_model(lazy_transformers.AutoModelForMaskedLM, folder)
-    except lazy_transformers.Unloadable as error:
-        raise ConfigError(f"{folder} is no masked language model that transformers can load: {error.why}") from None
-    check_whole(report, folder)
-    return model
-
-
-def check_whole(report: dict, folder: Path) -> None:
-    """CheckpointError if transformers made up tensors of the masked language model in ``folder``, by its report."""
-    wrong = {
-        why: sorted(map(str, report[key]))
-        for key, why in (("missing_keys", "it lacks"), ("mismatched_keys", "of another shape it has"))
-        if report[key]
-    }
-    if wrong:
-        kind = "no masked language model, or not the whole of one"
-        said = "; ".join(f"{why} {listed(names, 'tensor')}" for why, names in wrong.items())
-        raise CheckpointError(f"{folder} is {kind}: {said}.")
-
-
-def _decoder(model: lazy_transformers.PreTrainedModel, folder: Path) -> tuple[str, nn.Linear]:
+def _output_matrix(model: lazy_transformers.PreTrainedModel, folder: Path) -> tuple[str, nn.Linear]:
     decoder = model.get_output_embeddings()
     name = next((name for name, module in model.named_modules() if module is decoder), "")
     if not isinstance(decoder, nn.Linear) or not name:
         raise ConfigError(
-            f"{folder} ({model.config.model_type}) has no output embedding that is one matrix, so its states cannot "
-            "be had. Use another model."
+            f"{folder} ({model.config.model_type}) has no output embedding that is a single matrix, so the states "
+            "before it cannot be read. Use another model."
         )
     return name, decoder
 
 
 def max_length(model: lazy_transformers.PreTrainedModel) -> int | None:
-    """How many positions the model has; RoBERTa and its kin begin to count behind the padding token's id."""
+    """How many positions the model has; RoBERTa and its relatives count from the padding token's id."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - skipped
-    said = getattr(model.config, "max_position_embeddings", None)
-    return said if isinstance(said, int) and said > 0 else None
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
-def _number(pad: object) -> int:
+def pad_id(model: lazy_transformers.PreTrainedModel) -> int:
+    """The id of the padding token, or 0; attention ignores padding."""
+    pad = model.config.pad_token_id
     return pad if isinstance(pad, int) else 0
 
 
-def _probe(vocabulary: int, pad: int, longest: int | None) -> tuple[Int64[Tensor, "2 L"], Layout]:
+def _test_input(vocab_size: int, pad: int, longest: int | None) -> tuple[Int64[Tensor, "2 L"], Layout]:
     """Two random sequences of the same length, without the padding token."""
     length = min(longest or 16, 16)
-    tokens = torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
-    tokens = torch.where(tokens == pad, (pad + 1) % vocabulary, tokens)
+    tokens = torch.randint(vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.where(tokens == pad, (pad + 1) % vocab_size, tokens)
     ends = torch.tensor([0, length, 2 * length], dtype=torch.int32)
     return tokens, Layout(ends, length, torch.arange(length, dtype=torch.int32).repeat(2))
 
@@ -148,29 +123,19 @@ def _logits(model: lazy_transformers.PreTrainedModel, tokens: Tensor) -> Float[T
 
 @torch.no_grad()
 def _compare(model: HFMaskedLM, weight, bias, tokens: Tensor, layout: Layout, expected: Tensor, folder: Path) -> None:
-    kind = model.model.config.model_type
+    model_type = model.model.config.model_type
     try:
         states = model(tokens.flatten(), layout, torch.arange(tokens.numel()))
         difference = (nn.functional.linear(states, weight, bias) - expected).abs().max().item()
-    except Exception as error:  # such as a bias added behind the matrix, which no longer fits
+    except Exception as error:  # such as a bias that is added after the matrix and no longer fits
         raise ConfigError(
-            f"{folder} ({kind}) does something else than one matrix and its bias at its end ({error}), so its states "
-            "cannot be had. Use another model."
+            f"{folder} ({model_type}) does more at its end than multiply by one matrix and add its bias ({error}), so "
+            "the states before it cannot be read. Use another model."
         ) from None
     largest = max(1.0, expected.abs().max().item())
-    if not difference <= TOLERANCE * largest:  # so written that NaN is refused
+    if not difference <= TOLERANCE * largest:  # also true for NaN
         raise ConfigError(
-            f"{folder} ({kind}) computes logits that differ by {difference:.3g} from its states times its output "
-            f"embedding (the largest is {largest:.3g}), so it cannot be a teacher. Its weights may hold numbers that "
-            "are not finite, or it does something else at its end."
+            f"{folder} ({model_type}) computes logits that differ by {difference:.3g} from its states times its output "
+            f"embedding (the largest logit is {largest:.3g}), because it does more at its end or its logits are not "
+            "finite. It cannot be a teacher. Use another model."
         )
-
-
-def model_type(folder: Path) -> str | None:
-    """What the folder's config.json says the model is; None if it says nothing that can be read."""
-    try:
-        said = strict_json.read_json(folder / "config.json")
-    except (OSError, ValueError):
-        return None
-    kind = said.get("model_type") if isinstance(said, dict) else None
-    return kind if isinstance(kind, str) else None

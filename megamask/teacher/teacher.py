@@ -95,10 +95,11 @@ class Teacher:
         model = frozen_lm.read_masked_lm(config.path, "teacher.path")
         differ = differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
         found = list(differ)
-        if model.beside:
+        if model.other_modules:
             found.append(
-                f"`teacher.path` is {config.path}, a run whose encoder has never seen [MASK]: its {model.beside[0]} "
-                "filled it in. Train a run of the kind 'mlm' from it (`init`) first, or name another model."
+                f"`teacher.path` is {config.path}, a run whose encoder has never seen [MASK]: only its "
+                f"{model.other_modules[0]} did. Train a run of the kind 'mlm' from it (`init`) first, or use another "
+                "model."
             )
         if not differ and len(model.weight) < ids.size:
             found.append(

@@ -304,9 +304,9 @@ def _start(folder: Path) -> list[str]:
     shape = EncoderShape("bert", WORDS, 0, 1, 8, 2, 16, 32, 1e-12)
     shape.save(folder)
     small_tokenizer().save(folder / "tokenizer")
-    from megamask.hf.tensor_names import bare
+    from megamask.hf.encoder_and_head import empty_model
 
-    weights = {name: torch.full(tuple(p.shape), 0.01) for name, p in bare(shape).named_parameters()}
+    weights = {name: torch.full(tuple(p.shape), 0.01) for name, p in empty_model(shape).named_parameters()}
     weights.pop("head.decoder.weight", None)
     save_file(weights, folder / "model.safetensors")
     return ["shape.json", "model.safetensors"]

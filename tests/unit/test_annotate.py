@@ -231,7 +231,7 @@ def test_what_cannot_be_annotated_is_a_sentence(config, data, teacher):
     with pytest.raises(ConfigError, match="must be at most 1024, the positions of"):
         store_entropies(dataclasses.replace(config, length=1025))
     (teacher / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
         store_entropies(config)
 
 

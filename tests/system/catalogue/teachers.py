@@ -57,7 +57,7 @@ def with_few_positions(folder: Path) -> None:
     BertForMaskedLM(BertConfig(vocab_size=300, **BERT, max_position_embeddings=32)).save_pretrained(folder)
 
 
-def that_looks_ahead(folder: Path) -> None:
+def causal(folder: Path) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=1)).save_pretrained(folder)
 
 
@@ -91,13 +91,13 @@ TEACHERS = [
             [*(f"at the id {n}, but data's tokenizer has" for n in range(100, 105)), "`teacher.path` has"],
         ),
         ("few positions", with_few_positions, ["`packs.length` must be at most 32, the positions of `teacher.path`"]),
-        ("a model that looks ahead", that_looks_ahead, ["teacher is no masked language model", "GPT2Config"]),
-        ("weights that are no numbers", with_a_nan, ["teacher holds numbers", "layers.0.mlp_out.weight", "not finite"]),
     ),
     *rows(
         CHECKPOINT, teacher,
-        ("no weights", missing("model.safetensors"), ["teacher holds no model.safetensors"]),
-        ("weights cut short", cut("model.safetensors", -100), ["teacher/model.safetensors is no safetensors file"]),
+        ("a causal language model", causal, ["transformers cannot load", "GPT2Config"]),
+        ("NaN in the weights", with_a_nan, ["teacher has NaN or Inf in the tensor", "layer.0.output.dense.weight"]),
+        ("no weights", missing("model.safetensors"), ["teacher has no model.safetensors"]),
+        ("weights cut short", cut("model.safetensors", -100), ["teacher/model.safetensors is not a valid safetensors"]),
         ("no teacher", shutil.rmtree, ["`teacher.path`"]),
     ),
     Row(

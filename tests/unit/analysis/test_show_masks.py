@@ -12,9 +12,9 @@ from rich.console import Console
 from transformers import BertConfig, BertForMaskedLM
 
 from megamask.analysis import show_masks as show
-from megamask.analysis.sentence_entropy import sentence_entropies
 from megamask.data import shards, tokenizer_training
 from megamask.errors import DataError
+from megamask.hf.predictions import sentence_entropies
 from megamask.masking.entropy import EntropyScoreConfig
 from tests.tolerances import assert_close
 from tools import show_masks

@@ -12,7 +12,7 @@ from megamask.data.prepare import PrepareConfig, prepare
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
 from megamask.data.tokenizer_training import train_tokenizer
-from megamask.hf import fill_mask
+from megamask.hf import model_folder, predictions
 
 ENGLISH = "The river froze early. Nobody crossed the {} before noon, and the ferry stayed where it was."
 RUSSIAN = "Старик чинил сети. Никто не видел {} раньше полудня, и паром стоял на месте весь день."
@@ -60,7 +60,7 @@ def test_what_names_a_role_or_has_no_word_is_not_asked(text):
 def test_tokens_that_show_nothing_are_shown_as_the_vocabulary_has_them(tmp_path: Path):
     trained: Tokenizer = train_tokenizer("bpe", ["some words\n\nand\ta few more of them"] * 20, size=300)
     trained.save(tmp_path)
-    tokenizer = fill_mask.lazy_transformers.load_tokenizer(tmp_path)
+    tokenizer = model_folder.load_tokenizer(tmp_path)
     known = trained.backend.get_vocab(with_added_tokens=True)
-    shown = {name: fill_mask._shown(tokenizer, known[name]) for name in ("Ġ", "Ċ", "ĉ", "Ã", "s")}
+    shown = {name: predictions._as_text(tokenizer, known[name]) for name in ("Ġ", "Ċ", "ĉ", "Ã", "s")}
     assert shown == {"Ġ": "'Ġ'", "Ċ": "'Ċ'", "ĉ": "'ĉ'", "Ã": "'Ã'", "s": "s"}

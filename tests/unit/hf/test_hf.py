@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, ModernBertConfig, pipeline
 
-from megamask.analysis.sentence_entropy import sentence_entropies
 from megamask.batch import Layout
 from megamask.checkpoint.format import RunFolder
 from megamask.checkpoint.save import save_checkpoint
@@ -24,6 +23,7 @@ from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.hf import Card, exporting, import_model, save_start
 from megamask.hf import export_model as export
 from megamask.hf.masked_lm import load_hf_masked_lm
+from megamask.hf.predictions import sentence_entropies
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
@@ -236,7 +236,9 @@ def test_weights_that_are_no_numbers_are_not_published(make, tokenizer, tmp_path
     model = make("modern")
     found = weights(model)
     found["encoder.layers.1.mlp_out.weight"] = found["encoder.layers.1.mlp_out.weight"] * torch.nan
-    with pytest.raises(CheckpointError, match="differ from ours by nan"):
+    with pytest.raises(
+        CheckpointError, match=r"the model to export has NaN or Inf in the tensor encoder\.layers\.1\.mlp"
+    ):
         export(found, model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
     assert not list(tmp_path.iterdir())
 
@@ -250,10 +252,9 @@ def test_tensors_missing_strange_or_of_another_shape_are_named_at_once(make, tok
     with pytest.raises(CheckpointError) as error:
         export(found, model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
     assert error.value.problems == (
-        "the model to be exported lacks the tensor head.norm.weight.",
-        "the model to be exported has the tensor head.norm.strange, which this encoder does not have.",
-        "`encoder.layers.0.qkv.weight` must have the shape (96, 32), but is (3, 4). It lies in the model to "
-        "be exported.",
+        "the model to export lacks the tensor head.norm.weight.",
+        "the model to export has the tensor head.norm.strange, which this encoder does not have.",
+        "`encoder.layers.0.qkv.weight` must have the shape (96, 32), but is (3, 4). It is in the model to export.",
     )
 
 
@@ -279,7 +280,7 @@ def test_an_export_is_replaced_by_its_own_run_and_any_other_folder_kept(make, to
     again()
     assert "# again" in again(name="again")
     for run in ("second", ""):
-        with pytest.raises(ConfigError, match=r"no export of this run, or was changed since\..*--replace"):
+        with pytest.raises(ConfigError, match=r"is not an export of this run or was changed since\..*--replace"):
             again(name="other", run=run)
     assert "# again" in (out / "README.md").read_text()
     assert "# other" in again(name="other", run="second", replace=True)
@@ -288,7 +289,7 @@ def test_an_export_is_replaced_by_its_own_run_and_any_other_folder_kept(make, to
     with pytest.raises(ConfigError, match="was changed since"):
         again(run="second")
     (out / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match=r"holds thesis\.tex, so it is no earlier export"):
+    with pytest.raises(ConfigError, match=r"is not an earlier export: it contains thesis\.tex"):
         export(weights(model), model.encoder.shape, tokenizer, out, card=CARD)
     assert (out / "thesis.tex").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -348,7 +349,7 @@ def test_a_model_that_cannot_be_loaded_is_a_sentence_for_whoever_asks_it(saved):
     folder = saved(theirs("bert"))
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 2**53}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=f"{folder} is no model that transformers can load: .*num_hidden_layers"):
+    with pytest.raises(CheckpointError, match=f"{folder}/config.json does not describe .*: num_hidden_layers is"):
         sentence_entropies(folder, torch.tensor([1, 2]), 3, "clean")
 
 
@@ -358,9 +359,7 @@ def test_a_model_that_cannot_be_loaded_is_a_sentence_for_whoever_asks_it(saved):
 def test_a_body_is_not_asked_through_a_head_of_random_numbers(saved, reads, capfd):
     folder = saved(theirs("bert").bert)
     capfd.readouterr()
-    with pytest.raises(
-        CheckpointError, match=r"no masked language model, or not the whole of one: it lacks \d+ tensors"
-    ):
+    with pytest.raises(CheckpointError, match=r"does not hold a complete BertForMaskedLM: it lacks \d+ tensors"):
         reads(folder)
     assert not any(capfd.readouterr())
 
@@ -373,12 +372,12 @@ def test_other_models_formats_and_damage_are_refused(saved, tmp_path):
         import_model(folder)
     (folder / "config.json").write_text(config)
     (folder / WEIGHTS).write_bytes(tensors[:-100])
-    with pytest.raises(CheckpointError, match="is no safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a valid safetensors file"):
         import_model(folder)
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
         import_model(folder)
-    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
         import_model(tmp_path)
     with pytest.raises(CheckpointError, match="must be a folder or the name of a model"):
         import_model("no/such-model")
@@ -438,7 +437,7 @@ def test_an_export_of_another_run_is_replaced_when_that_is_said(trained, tmp_pat
     before = (out / WEIGHTS).read_bytes()
     capsys.readouterr()
     assert convert_to_hf.main(other) == ConfigError.exit_code
-    assert "holds a model that is no export of this run" in capsys.readouterr().err
+    assert "contains a model that is not an export of this run" in capsys.readouterr().err
     assert (out / WEIGHTS).read_bytes() == before
     assert convert_to_hf.main([*other, "--replace"]) == 0
     assert (out / WEIGHTS).read_bytes() != before
@@ -451,7 +450,7 @@ def test_the_example_of_the_card_runs_as_it_stands(trained, tmp_path, settings):
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert ("pipeline" in code and "[MASK]" in code) is not bool(settings)
     printed: list[object] = []
-    exec(code.replace("PATH OF THIS FOLDER", str(out)), {"print": printed.append})
+    exec(code.replace("path/to/this/model", str(out)), {"print": printed.append})
     assert bool(printed) is not bool(settings)
 
 

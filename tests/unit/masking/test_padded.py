@@ -11,7 +11,7 @@ from megamask.data import tokenizer as tokenizers
 from megamask.data import tokenizer_training
 from megamask.data.word_boundaries import word_starts
 from megamask.errors import DataError
-from megamask.hf.tokens import to_fast_tokenizer
+from megamask.hf import to_fast_tokenizer
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.padded import losses_at, pack_padded, pad_plan

@@ -410,17 +410,17 @@ def test_missing_damaged_and_nan_are_sentences(student, first_weights, theirs, l
     tensors, whole = load_file(file), file.read_bytes()
     name = next(n for n, t in tensors.items() if t.ndim == 2)
     save_file(tensors | {name: tensors[name] * torch.nan}, file, metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=f"{folder} holds numbers in the tensor .* that are not finite"):
+    with pytest.raises(CheckpointError, match=f"{folder} has NaN or Inf in the tensor "):
         load(folder)
     file.write_bytes(whole[:-10])
-    with pytest.raises(CheckpointError, match=f"{file} is no safetensors file"):
+    with pytest.raises(CheckpointError, match=f"{file} is not a valid safetensors file"):
         load(folder)
     less = {n: t for n, t in tensors.items() if "norm" not in n.lower()}
     save_file(less, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks \d+ tensors|not the whole of one: it lacks \d+ tensors"):
+    with pytest.raises(CheckpointError, match=r"lacks \d+ tensors"):
         load(folder)
     file.rename(folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
         load(folder)
 
 
@@ -438,7 +438,7 @@ def test_what_is_no_model_is_refused(load, tmp_path, run: RunFolder, theirs):
         load(folder)
     config = folder / "config.json"
     config.write_text(json.dumps({"model_type": "strange", "auto_map": {"AutoModelForMaskedLM": "evil.Evil"}}))
-    with pytest.raises(ConfigError, match="is no masked language model that transformers can load"):
+    with pytest.raises(CheckpointError, match=f"transformers cannot load {folder}: "):
         load(folder)
 
 
@@ -462,10 +462,10 @@ def test_a_model_that_ends_in_more_than_a_matrix_is_refused(theirs, load, monkey
     with pytest.raises(ConfigError, match=r"\(roberta\) computes logits that differ by"):
         load(folder)
     monkeypatch.setattr(type(model.lm_head), "forward", lambda self, x: forward(self, x) + self.bias)
-    with pytest.raises(ConfigError, match=r"does something else than one matrix and its bias"):
+    with pytest.raises(ConfigError, match=r"does more at its end than multiply by one matrix and add its bias"):
         load(folder)
     monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: None)
-    with pytest.raises(ConfigError, match="has no output embedding that is one matrix"):
+    with pytest.raises(ConfigError, match="has no output embedding that is a single matrix"):
         load(folder)
 
 
@@ -567,8 +567,8 @@ def test_all_layers_are_the_model_and_a_first_layer_loses_the_norm_it_must_not_h
         ((-1,), "must name layers from 0 to 5"),
         ((0, 2, 1), "must be in ascending order"),
         ((1, 1), "must be in ascending order"),
-        ((0, 2, 3), "puts layer 3 where one that looks near by stands, but it looks at the whole sequence"),
-        ((1,), "puts layer 1 where one that looks at the whole sequence stands, but it looks near by"),
+        ((0, 2, 3), "puts layer 3, which has global attention, at position 2, which has local attention"),
+        ((1,), "puts layer 1, which has local attention, at position 0, which has global attention"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(student, layers, sentence):

@@ -17,7 +17,7 @@ from megamask.data.shards import Shards
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import CheckpointError, DataError, MegamaskError, StorageError
 from megamask.hf import Exported
-from megamask.hf.lazy_transformers import Unloadable
+from megamask.hf.model_folder import ModelLoadError
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.runtime import ranks
 from megamask.training import summary
@@ -76,7 +76,9 @@ def test_a_model_that_cannot_be_written_is_a_sentence_with_code_7(end, run, erro
     assert (getattr(error, "strerror", None) or str(error)) in str(found.value)
 
 
-@pytest.mark.parametrize("error", [CheckpointError("It differs."), Unloadable(Path("there"), "no"), DataError("Text.")])
+@pytest.mark.parametrize(
+    "error", [CheckpointError("It differs."), ModelLoadError(Path("there"), "no"), DataError("Text.")]
+)
 def test_a_model_that_must_not_be_written_keeps_its_code_and_says_that_the_run_is_finished(end, error) -> None:
     with pytest.raises(MegamaskError, match=r"its checkpoints stand.*not exported: .*the same command exports it") as e:
         end(export=fails(error))

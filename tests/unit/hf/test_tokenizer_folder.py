@@ -62,7 +62,7 @@ def test_the_export_puts_cls_and_sep_around_a_text_as_training_did(tmp_path):
     trained = as_trained(bare(tmp_path / "tokenizer"), tmp_path / "trained")
     assert AutoTokenizer.from_pretrained(trained)("The old man")["input_ids"] != seen(trained, "The old man")
     found = export(trained, tmp_path / "out")
-    assert found.notes == ("The tokenizer put nothing around a text: [CLS] and [SEP] were added.",)
+    assert found.notes == ("The tokenizer added no special tokens: [CLS] and [SEP] now surround a text.",)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in (TEXT, "The old man", ""):
         assert theirs(text)["input_ids"] == seen(trained, text)
@@ -139,7 +139,7 @@ def test_a_tokenizer_json_is_made_of_vocab_txt(checkpoint, tmp_path, lower):
         json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": lower})
     )
     notes = save_start(folder, tmp_path / "start").notes
-    assert ("capital letters into small" in notes[0]) is lower
+    assert ("it lowercases text" in notes[0]) is lower
     assert agrees(tmp_path / "start", folder, ["The River.", "the river"])
     assert (
         EncoderShape.load(tmp_path / "start").vocab_size
@@ -162,7 +162,7 @@ def test_the_configuration_of_a_tokenizer_counts_beside_its_json(checkpoint, tmp
 
 def test_an_import_puts_cls_and_sep_around_a_text(checkpoint, tmp_path):
     folder = bare(checkpoint(tokenizers.load_tokenizer(bare(tmp_path / "any")).size))
-    assert any("were added" in note for note in save_start(folder, tmp_path / "start").notes)
+    assert any("now surround a text" in note for note in save_start(folder, tmp_path / "start").notes)
     text = "The old man"
     assert AutoTokenizer.from_pretrained(tmp_path / "start" / "tokenizer")(text)["input_ids"] == seen(folder, text)
 
@@ -188,7 +188,7 @@ def too_many(folder: Path) -> None:
 @pytest.mark.parametrize(
     "give, error, sentence",
     [
-        (no_tokenizer, CheckpointError, "holds no tokenizer"),
+        (no_tokenizer, CheckpointError, "has no tokenizer"),
         (no_mask, ConfigError, "bert: The tokenizer has no mask token"),
         (
             too_many,

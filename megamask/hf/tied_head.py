@@ -1,0 +1,55 @@
+"""The tied head: megamask makes logits with the token table, so a checkpoint's output matrix must be that table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megamask.model.shape import EncoderShape
+
+# the same tensor under a second name, which transformers may or may not write
+TIED = {
+    "bert": {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+             "cls.predictions.decoder.bias": "cls.predictions.bias"},
+    "modern": {"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+}  # fmt: skip
+CURE = (
+    "megamask makes logits with the token table itself. `tools/convert_from_hf.py --new-head` imports the encoder and "
+    "leaves this head out."
+)
+
+
+def merge_tied(tensors: dict[str, Tensor], shape: EncoderShape) -> None:
+    """Keep each tied tensor in ``tensors`` once, under the first of its two names."""
+    for copy, original in TIED[shape.preset].items():
+        if copy in tensors:
+            tensors.setdefault(original, tensors.pop(copy))
+
+
+def untied_problems(tensors: Mapping[str, Tensor], shape: EncoderShape, where: Path, tied: bool) -> list[str]:
+    """Sentences for an output matrix or bias that differs from the tensor that megamask uses in its place.
+
+    ``tied`` is what the configuration says.
+    """
+    pairs = TIED[shape.preset]
+    different = [
+        f"{copy} and {original}"
+        for copy, original in pairs.items()
+        if copy in tensors and original in tensors and not _equal(tensors[copy], tensors[original])
+    ]
+    matrix = next(iter(pairs))
+    if different:
+        return [f"{where} must have the same tensor as {' and as '.join(different)}, but they differ. {CURE}"]
+    if not tied and matrix not in tensors:
+        return [
+            f"{where / 'config.json'} says that the output matrix is not the token table (tie_word_embeddings is "
+            f"false), but {where} lacks {matrix}. {CURE}"
+        ]
+    return []
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
