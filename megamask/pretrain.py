@@ -36,7 +36,6 @@ if __name__ == "__main__":  # the other imports take from seconds to minutes: wh
 
 from megamask.batch import PackedBatch
 from megamask.checkpoint import resume as runs
-from megamask.checkpoint.format import storage_sentence
 from megamask.checkpoint.save import save_checkpoint
 from megamask.config import cli
 from megamask.config import pretrain_config as configuration
@@ -289,17 +288,7 @@ def save(parts: RunComponents, step: int, failures: int, *, final: bool) -> int:
                 raise
             parts.log.say(f"{error} Training goes on; the next checkpoint is tried as usual.")
             return failures + 1
-        tidy(parts)
     return 0
-
-
-def tidy(parts: RunComponents) -> None:
-    """Delete what no checkpoint needs any more. Rank 0 does; what fails is a remark, for the checkpoint stands."""
-    if ranks.is_main():
-        try:
-            parts.guidance.prune(min(parts.run.steps(), default=0))
-        except OSError as error:
-            parts.log.say(storage_sentence(error, "tidy up", parts.run.path))
 
 
 if __name__ == "__main__":

@@ -65,8 +65,6 @@ def replay_step(run: RunFolder, step: int, data: Path | None, folder: Path) -> i
     then = read_state(run.checkpoint(min(saved))).get("settings") if saved else None
     if then and with_new_names(then) != configuration.changeable(config):
         raise ConfigError(f"{run.path} goes on under other settings since, so step {step} cannot be taken again.")
-    if ranks.is_main() and run.entropy.is_dir():
-        shutil.copytree(run.entropy, folder / run.entropy.name)
     parts = build_run(config, resolve_auto(ds, precision.common_support()), text, start)
     # packs that a rewind left out since are left out
     batches = parts.loader.batches(numbers(config, start.step, parts.engine.accumulate, judge.ledger))

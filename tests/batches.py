@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from megamask.batch import Layout, PackedBatch, TokenIds
+from megamask.data.packs import Packs
 
 IDS = TokenIds(size=97, cls=2, sep=3, pad=0, mask=4, special=(0, 1, 2, 3, 4))
 
@@ -26,3 +27,12 @@ def pack(lengths: list[int], *, padding: int = 0, number: int = 0, seed: int = 0
     positions = torch.cat([torch.arange(n) for n in sequences]).int()
     cu_seqlens = torch.cat([torch.zeros(1), ends, torch.full((2,), rows)]).int()  # and two empty sequences
     return PackedBatch(number, tokens, Layout(cu_seqlens, max(sequences), positions), starts_word, maskable)
+
+
+def text_positions(packs: Packs, number: int) -> torch.Tensor:
+    """The position of each token of a pack in the text of its split; -1 for [CLS], [SEP] and padding."""
+    positions, begins, ends = packs._stream(number)
+    positions[begins] = positions[ends - 1] = -1
+    found = torch.full((packs.tokens,), -1)
+    found[: len(positions)] = torch.from_numpy(positions)
+    return found

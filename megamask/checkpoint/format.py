@@ -65,7 +65,6 @@ class RunFolder:
     checkpoints = property(lambda self: self.path / "checkpoints")
     latest = property(lambda self: self.path / "latest")
     export = property(lambda self: self.path / "export")
-    entropy = property(lambda self: self.path / "entropy")
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint at ``step``."""

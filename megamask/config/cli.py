@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from megamask.config import leftovers, recipes
+from megamask.config import leftovers, recipes, removed
 from megamask.config import pretrain_config as configuration
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.errors import ConfigError, raise_all
@@ -53,8 +53,11 @@ def parse_command(arguments: list[str] | None = None) -> Command:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
+    for name in removed.SETTINGS:
+        first.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="*")
     known, _ = first.parse_known_args(arguments)
-    raise_all(ConfigError, renamed_problems(leftovers.flags_in(arguments)))
+    problems = renamed_problems(leftovers.flags_in(arguments)) + removed.removed_values(vars(known))
+    raise_all(ConfigError, problems)
     written = configuration.read_settings(known.config) if known.config else {}
     renamed = [] if leftovers.is_record(written) else renamed_problems(flatten(written))
     settings = with_new_names(written)

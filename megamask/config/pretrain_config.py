@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from megamask.basic_types import TokenIds
 from megamask.config import time_budget
+from megamask.config.removed import removed_values
 from megamask.engine import ds_file
 from megamask.engine.settings import OptimizerConfig
 from megamask.entropy.settings import EntropyConfig
@@ -350,6 +351,7 @@ def override_settings(base: PretrainConfig, values: dict[str, Any], source: str)
     """``base`` with ``values`` laid over it; ConfigError names every unknown key and every wrong type."""
     if values.keys() >= RECORDED:
         values = {key: value for key, value in values.items() if key not in RECORDED}
+    raise_all(ConfigError, removed_values(flatten(values)))
     known = names_in(as_dict(base))
     wrong = [unknown(key, known, f"`{source}`") for key in names_in(values) if key not in known]
     try:

@@ -16,7 +16,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from megamask.batch import Layout, PackedBatch
@@ -146,14 +145,6 @@ class Packs:
             **{name: self._beside(parts, places, maskable) for name, parts in self._sidecars.items()},
             source_pack=self.text_of(number),
         )  # fmt: skip
-
-    def places(self, number: int) -> Int64[Tensor, " T"]:
-        """Where each row of pack ``number`` stands in the split's stream of tokens; -1 for a row that is no text."""
-        inside, begins, ends = self._stream(number)
-        inside[begins] = inside[ends - 1] = -1
-        places = np.full(self.tokens, -1)
-        places[: len(inside)] = inside
-        return torch.from_numpy(places)
 
     def _begin(self, epoch: int) -> Permutation:
         """The order of an epoch. A file that became shorter since would kill the process without a word: SIGBUS."""

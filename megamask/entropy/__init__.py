@@ -7,7 +7,6 @@ All sources have one interface: nats per row for the packs of a step, and what t
     frequency.py   how rare a token is: a control
     probe.py       a small network on the embedding that learns from what the loss says
     sidecar.py     a byte per token beside the shards
-    cache.py       what the loss said in the previous epoch, a byte per token in the run folder
     exact.py       a pass of the model itself, or of a teacher, or of a moving average
     audit.py       how well a source foretells the exact signal
     sequences.py   the maskable rows, sequence by sequence
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megamask.entropy.audit import Audit, AuditResult, captured_gain, overlap, spearman
-    from megamask.entropy.cache import Cache
     from megamask.entropy.exact import Average, Exact, measure_entropy
     from megamask.entropy.frequency import Frequency
     from megamask.entropy.probe import Probe
@@ -29,14 +27,13 @@ if TYPE_CHECKING:
     from megamask.entropy.source import EntropyFn, EntropySource
 
 __all__ = [
-    "Audit", "AuditConfig", "AuditResult", "Average", "Cache", "EntropyConfig", "EntropyFn", "EntropySource", "Exact",
+    "Audit", "AuditConfig", "AuditResult", "Average", "EntropyConfig", "EntropyFn", "EntropySource", "Exact",
     "Frequency", "Probe", "SidecarFacts", "Signal", "StoredEntropy", "captured_gain", "measure_entropy", "overlap",
     "spearman",
 ]  # fmt: skip
 
 _MODULES = {
     "audit": ("Audit", "AuditResult", "captured_gain", "overlap", "spearman"),
-    "cache": ("Cache",),
     "exact": ("Average", "Exact", "measure_entropy"),
     "frequency": ("Frequency",),
     "probe": ("Probe",),

@@ -9,7 +9,7 @@ from megamask.basic_types import Measure
 from megamask.errors import Removable, must, removable
 
 Signal = Literal["clean", "masked"]
-Kind = Literal["none", "frequency", "probe", "sidecar", "cache", "exact", "teacher"]
+Kind = Literal["none", "frequency", "probe", "sidecar", "exact", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class EntropyConfig:
 
     source: Kind = "none"
     """`frequency`: minus log unigram probability; `probe`: a small network that learns from what the loss says;
-    `sidecar`: a byte per token beside the shards; `cache`: what the loss said in the last epoch; `exact`: a pass of
-    the model itself; `teacher`: a pass of a frozen model. `none` goes with scores that need none."""
+    `sidecar`: a byte per token beside the shards; `exact`: a pass of the model itself; `teacher`: a pass of a frozen
+    model. `none` goes with scores that need none."""
     signal: Signal = "masked"
     """What the model sees of a token while it is asked about it. They are different quantities (in two small models the
     top 20 % by one and by the other share 0.60 and 0.65 of their tokens), and what `clean` means depends on the
@@ -85,10 +85,9 @@ class EntropyConfig:
             parts = ("signal", "measure", "num_passes", "candidates", "ema_decay", "audit")
             return removable(self, parts, name, f"has no effect without `{name}.source`", "Remove it or name one.")
         found = self.audit.problems(f"{name}.audit") + self._without_effect(name)
-        for kind in ("probe", "cache") if self.signal != "masked" else ():
-            if kind in self.kinds:
-                rule = f"be 'masked' for the source {kind!r}, which learns from losses at masked tokens alone"
-                found.append(must(f"{name}.signal", rule, self.signal))
+        if "probe" in self.kinds and self.signal != "masked":
+            rule = "be 'masked' for the source 'probe', which learns from losses at masked tokens alone"
+            found.append(must(f"{name}.signal", rule, self.signal))
         if self.num_passes < 1:
             found.append(must(f"{name}.num_passes", "be at least 1", self.num_passes))
         if self.candidates is not None and not self.candidates >= 1:

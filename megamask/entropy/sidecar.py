@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
-from jaxtyping import Float, Real, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, uint8
 
 from megamask.batch import Measure, PackedBatch
@@ -31,17 +31,17 @@ def top_of(measure: Measure, vocab_size: int) -> float:
     return {"loss": 2.0, "margin": -1.0}.get(measure, 1.0) * math.log(vocab_size)
 
 
-def to_bytes(entropy: Float[Tensor, "*n"], top: float, first: int = 0) -> UInt8[Tensor, "*n"]:
-    """``entropy`` in nats as codes from ``first`` (0 nats) to 255 (``top``).
+def to_bytes(entropy: Float[Tensor, "*n"], top: float) -> UInt8[Tensor, "*n"]:
+    """``entropy`` in nats as codes from 0 (0 nats) to 255 (``top``).
 
-    Inside the range it comes back from `from_bytes` to within |top| / (2 (255 - first)).
+    Inside the range it comes back from `from_bytes` to within |top| / 510.
     """
-    return (first + (255 - first) * (entropy.double() / top).clamp(0, 1)).round().to(uint8)
+    return (255 * (entropy.double() / top).clamp(0, 1)).round().to(uint8)
 
 
-def from_bytes(codes: Real[Tensor, "*n"], top: float, first: int = 0) -> Float[Tensor, "*n"]:
-    """The nats that ``codes``, or means of codes, stand for, fp32."""
-    return (codes.float() - first) * (top / (255 - first))
+def from_bytes(codes: UInt8[Tensor, "*n"], top: float) -> Float[Tensor, "*n"]:
+    """The nats that ``codes`` stand for, fp32."""
+    return codes.float() * (top / 255)
 
 
 @dataclass(frozen=True)

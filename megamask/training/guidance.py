@@ -14,13 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
-from megamask.checkpoint.format import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.engine.engine import Engine
 from megamask.entropy.audit import Audit, AuditResult
-from megamask.entropy.cache import Cache
 from megamask.entropy.exact import Average, Exact
 from megamask.entropy.frequency import Frequency
 from megamask.entropy.probe import Probe
@@ -96,27 +94,13 @@ class Guidance:
         # of the first pack of a step alone, whatever the number of ranks; the others ask too, as ZeRO-3 demands
         return self._audit(batch, found, share, lambda sums: ranks.sum(sums * ranks.is_main()))
 
-    @property
-    def lost(self) -> list[str]:
-        """Sentences for what could not be had again when the run went on from a checkpoint."""
-        return [cache.lost for cache in self._caches if cache.lost]
-
-    def prune(self, oldest: int) -> None:
-        """After a checkpoint: drop what none from step ``oldest`` on needs. On rank 0."""
-        for cache in self._caches:
-            cache.prune(oldest)
-
-    @property
-    def _caches(self) -> list[Cache]:
-        return [source for source in self._sources.values() if isinstance(source, Cache)]
-
     def _stateful(self) -> dict[str, EntropySource | Audit | Average]:
         found: dict[str, EntropySource | Audit | Average] = {}
         found.update(self._sources.items())
         return found | {n: p for n, p in (("audit", self._audit), ("average", self._average)) if p is not None}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was learnt and counted, by name; the same on every rank, but for what rank 0 alone keeps."""
+        """What was learnt and counted, by name; the same on every rank."""
         return {f"{name}/{key}": t for name, part in self._stateful().items() for key, t in part.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -166,8 +150,6 @@ def build_guidance(
             return probe()
         if kind == "sidecar":
             return StoredEntropy(sidecar_facts(config, packs.shards))
-        if kind == "cache":
-            return Cache(packs, RunFolder(config.output).entropy, entropy.measure)
         if kind == "teacher":
             assert teacher is not None
             return TeacherEntropy(teacher, entropy, config.seed)

@@ -152,9 +152,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
     if weights:
         objectives.load_objective_weights(objective, weights)
     # a weight and two moments, 4 bytes each
-    cached = "cache" in config.entropy.kinds
-    size = 12 * sum(p.numel() for p in objective.parameters()) + cached * text.train.tokens
-    resume.check_space(config.output, size)
+    resume.check_space(config.output, 12 * sum(p.numel() for p in objective.parameters()))
     ranks.on_rank_zero(lambda: summary.describe(start.run, encoder.shape, text.train))
 
     teacher = teacher_of(config, text, encoder.shape) if config.teacher.path is not None else None
@@ -175,7 +173,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
     log = log_of(config, encoder.shape, start.run, start.step)
     headless = weights and not start.checkpoint and not any(name.startswith("head.") for name in weights)
     no_head = f"{config.init} has no masked-language head: a new one is drawn from `seed`." if headless else ""
-    for told in (no_head, later_decay(state), moved(state, writers(engine.stage, engine.precision)), *guide.lost):
+    for told in (no_head, later_decay(state), moved(state, writers(engine.stage, engine.precision))):
         if told:
             log.say(told)
     loader = Loader(text.packs, ranks.device())

@@ -21,7 +21,7 @@ MOVES = [
 LEARNING = [
     Cell("part of speech", SCORES["part of speech"] | {"masking.unit": "word"}, "zero 3", STOPS[3]),
     Cell("audited", SCORES["audited"], "zero 1, bf16", STOPS[0]),
-    Cell("cache", SCORES["cache"], "zero 2", STOPS[2]),
+    Cell("falls back", SCORES["falls back"], "zero 2", STOPS[2]),
 ]
 """What scores and sources learn is summed over ranks."""
 

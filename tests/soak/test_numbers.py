@@ -31,7 +31,7 @@ def test_what_is_no_number_moves_nothing_in_any_stage(run_ranks: RunRanks, tmp_p
     assert_numbers(run_ranks, tmp_path, all_of_them, few, 1000, rewinds=all_of_them, skips=skips, world=world)
 
 
-@pytest.mark.parametrize("guide", ["probe", "cache", "falls back"])
+@pytest.mark.parametrize("guide", ["probe", "falls back"])
 def test_steps_under_guided_masks_are_the_same_again(data: Path, tmp_path: Path, guide: str) -> None:
     assert_replays(data, tmp_path / "run", *guided(guide), count=20)
 

@@ -42,7 +42,6 @@ ENGINES = (
 AUDIT = {"entropy.audit.every": 2}
 SCORES = FACTORS["score"] | {
     "audited": ENTROPY | AUDIT | {"entropy.source": "probe"},
-    "cache": ENTROPY | {"entropy.source": "cache"},
     "average": ENTROPY | {"entropy.source": "exact", "entropy.signal": "clean", "entropy.ema_decay": 0.9},
     "candidates": ENTROPY | {"entropy.source": "exact", "entropy.candidates": 2.0},
     "falls back": ENTROPY | AUDIT | {"entropy.source": "frequency", "entropy.audit.fall-back": "probe"}

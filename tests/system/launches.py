@@ -33,7 +33,7 @@ from megamask.runtime import ranks
 from megamask.training import setup
 from megamask.training import step as training
 from megamask.training.guidance import Guidance
-from tests.system.commands import content, run
+from tests.system.commands import run
 
 """Figures that go by a clock; all others are functions of the run."""
 
@@ -151,11 +151,10 @@ def record(output: Path, step: int) -> dict[str, str]:
 
 
 def kept(output: Path, step: int) -> dict[str, str]:
-    """The hash of each tensor of the checkpoint of ``step``, its small state, and the files of entropies."""
+    """The hash of each tensor of the checkpoint of ``step``, and its small state."""
     checkpoint = RunFolder(output).checkpoint(step)
     found = {name: digest(tensor) for name, tensor in read_tensors(checkpoint)}
-    found |= {f"state: {name}": str(value) for name, value in read_state(checkpoint).items() if name != "seconds"}
-    return found | {f"entropies: {name}": value for name, value in content(RunFolder(output).entropy).items()}
+    return found | {f"state: {name}": str(value) for name, value in read_state(checkpoint).items() if name != "seconds"}
 
 
 def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:

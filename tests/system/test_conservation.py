@@ -23,6 +23,7 @@ from megamask.data.formats import lines
 from megamask.data.packs import Packs
 from megamask.data.shards import SPLITS, Shards
 from megamask.data.tokenizer import load_tokenizer
+from tests.batches import text_positions
 from tests.system.commands import run
 from tools import prepare_data
 
@@ -145,7 +146,7 @@ def lost(folder: Path, planted: Planted) -> list[str]:
     encoded, unknown = tokenizer.encode(planted.texts), tokenizer.backend.token_to_id("[UNK]")
     sizes = {one: len(ids) for one, ids in zip(planted.texts, encoded, strict=True)}
     packed = {split: Packs(one, tokens=256, length=64, seed=0) for split, one in shards.items()}
-    in_packs = sum(int((packs.places(n) >= 0).sum()) for packs in packed.values() for n in range(len(packs)))
+    in_packs = sum(int((text_positions(packs, n) >= 0).sum()) for packs in packed.values() for n in range(len(packs)))
     left_out = sum(packs.left_out for packs in packed.values())
     sums = {
         "documents": (read.pop("documents"), expected.total()),

@@ -17,8 +17,7 @@ from megamask.storage import durable
 from megamask.training import summary
 from tests.system.commands import content, train
 from tests.system.conftest import STEPS
-from tests.system.test_guided import guided
-from tests.system.test_story import assert_same_run, tensors
+from tests.system.test_story import assert_same_run
 
 
 def damages(path: Path, bits: int, seed: int = 0) -> Iterator[tuple[str, bytes | None]]:
@@ -109,23 +108,6 @@ def test_without_any_that_is_whole_nothing_begins(copy: Path, data: Path) -> Non
     again = train(data, copy, steps=STEPS, checkpoint__every=4, validation__every=4)
     assert again.code == 4
     assert content(copy / "logs") == before
-
-
-def test_a_damaged_file_of_entropies_is_named_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
-    output, more = tmp_path / "run", {"steps": STEPS, "checkpoint__every": 5, "validation__every": 99}
-    assert train(data, output, *guided("cache"), **more).code == 0
-    run = RunFolder(output)
-    shutil.rmtree(run.checkpoint(STEPS))
-    read = max(run.entropy.glob("epoch-*.bytes"))
-    whole = bytearray(read.read_bytes())
-    whole[len(whole) // 3] ^= 64
-    read.write_bytes(whole)
-    seen = tensors(output, 10)["guidance/cache/seen"].numpy().tobytes()
-    ended = train(data, output, *guided("cache"), **more)
-    assert ended.code == 0, ended.err
-    assert f"{read} is not what was written." in ended.out and "going on after step 10" in ended.out
-    assert len(seen) == len(whole) and run.steps()[0] == STEPS
-    assert read.read_bytes() == seen
 
 
 def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(

@@ -112,7 +112,6 @@ def control(engine: str, score: str) -> Cell:
                 "what scores learnt is lost",
             ],
         ),
-        ("cache", ["what sources learnt is lost"]),
         ("probe", ["what sources learnt is lost"]),
     ],
 )

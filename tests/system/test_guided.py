@@ -22,8 +22,6 @@ AUDIT = {"entropy.audit.every": 2}
 GUIDES: dict[str, dict[str, object]] = {
     "frequency": {"entropy.source": "frequency"},
     "probe": {"entropy.source": "probe", "optimizer.weight-decay": 0.0} | AUDIT,
-    # 8 packs a step: the second epoch begins in the middle of the run
-    "cache": {"entropy.source": "cache", "packs.per-step": 8},
     "exact": {"entropy.source": "exact", "entropy.signal": "clean", "masking.unit": "word"},
     "masked": {"entropy.source": "exact", "entropy.num_passes": 2, "packs.masks_per_text": 2, "packs.per-step": 4},
     "average": {"entropy.source": "exact", "entropy.signal": "clean", "entropy.ema_decay": 0.9} | AUDIT,
@@ -123,7 +121,7 @@ def test_two_ranks_are_one(
 
 def test_help_names_every_source() -> None:
     said = shell(sys.executable, "megamask/pretrain.py", "--help").out
-    assert all(source in said for source in ("frequency", "probe", "sidecar", "cache", "exact", "teacher"))
+    assert all(source in said for source in ("frequency", "probe", "sidecar", "exact", "teacher"))
 
 
 # ---- what was written down once

@@ -129,28 +129,6 @@ def test_a_rewound_run_is_the_run_that_started_with_its_ledger(
     assert_same_run(again, whole, STEPS)
 
 
-def test_a_rewind_takes_back_the_entropies_that_a_run_has_written_down(data: Path, tmp_path: Path, plant) -> None:
-    """From the third epoch into the second: the file of what was seen by its end is another then."""
-    plant(2 * 18, 100.0)
-    cached = {"packs__tokens": 1024, "masking__score": "entropy", "entropy__source": "cache"} | REWIND
-    whole, reference = tmp_path / "whole", tmp_path / "reference"
-    ended = train(data, whole, **cached)
-    assert ended.code == 0, ended.err
-    assert "Rewound from step 19 to 12, for the 1. time of 3: packs 24 to 37 are left out." in ended.out
-    begin_with_ledger(reference, whole, 12, shift=7)
-    RunFolder(reference).entropy.mkdir()
-    shutil.copy(RunFolder(whole).entropy / "epoch-00000.bytes", RunFolder(reference).entropy)
-    ended = train(data, reference, **cached)
-    assert ended.code == 0 and "no longer the same to the bit" not in ended.out, ended.err
-    ours, theirs = tensors(whole, STEPS), tensors(reference, STEPS)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
-    assert any("cache/seen" in name for name in ours)
-    kept = [
-        {path.name: path.read_bytes() for path in RunFolder(run).entropy.glob("epoch-*")} for run in (whole, reference)
-    ]
-    assert kept[0] == kept[1] and len(kept[0]) > 1
-
-
 def test_a_run_without_an_old_checkpoint_goes_on_and_one_that_spikes_on_goes_back_no_more_than_it_may(
     data: Path, tmp_path: Path, plant
 ) -> None:

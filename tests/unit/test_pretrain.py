@@ -83,7 +83,7 @@ def fails(*_: object) -> None:
 def parts_of(run: RunFolder, said: list[str]) -> RunComponents:
     """All that a save needs of a run."""
     config = PretrainConfig()
-    learnt = {"cache/seen": torch.zeros(9, dtype=torch.uint8)}
+    learnt = {"probe/weights": torch.zeros(9)}
     return bare(
         RunComponents, config=config, run=run, teacher=None, judge=SpikePolicy(SpikesConfig()),
         progress=Progress(config.steps),
@@ -96,7 +96,7 @@ def parts_of(run: RunFolder, said: list[str]) -> RunComponents:
             precision="fp32",
         ),
         masker=SimpleNamespace(state_dict=dict, budget=lambda *_: 1),
-        guidance=SimpleNamespace(state_dict=lambda: learnt, prune=lambda oldest: None),
+        guidance=SimpleNamespace(state_dict=lambda: learnt),
     )  # fmt: skip
 
 
@@ -122,28 +122,6 @@ def test_storage_that_fails_one_rank_in_a_save_fails_it_for_all(run: RunFolder, 
 
     assert saves(run.path, act) == [StorageError.exit_code] * 2
     assert run.steps() == [1] and verify(run.checkpoint(1))
-
-
-def test_tidying_that_fails_is_a_remark_on_rank_0_and_a_checkpoint_for_all(run: RunFolder) -> None:
-    def act(parts: RunComponents, said: list[str]) -> None:
-        parts.guidance.prune = fails
-        for step in (1, 2, 3):
-            assert pretrain.save(parts, step, 0, final=step == 3) == 0
-        told = [line for line in said if "could not tidy up: Input/output error" in line]
-        assert len(told) == (3 if ranks.is_main() else 0)
-
-    assert saves(run.path, act) == [0, 0]
-    assert run.steps() == [3, 2, 1]
-
-
-def test_tidying_that_fails_rank_0_alone_would_end_the_run(run: RunFolder) -> None:
-    def act(parts: RunComponents, said: list[str]) -> None:
-        parts.guidance.prune = fails
-        pretrain.tidy = lambda parts: parts.guidance.prune(0) if ranks.is_main() else None
-        for step in (1, 2):
-            pretrain.save(parts, step, 0, final=False)
-
-    assert saves(run.path, act) == [1, 1] and run.steps() == [1]
 
 
 # ---- what a checkpoint says although it follows from its step

@@ -19,6 +19,7 @@ from megamask.data.index import best_fit
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards, write_sidecar
 from megamask.errors import ConfigError, DataError
+from tests.batches import text_positions
 
 
 def sequences(batch) -> list[list[int]]:
@@ -81,13 +82,13 @@ def test_rows_are_what_they_should_be(make_shards, number):
 @pytest.mark.parametrize("shard_tokens", [2**27, 1500])
 @pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("number", [0, 3, 1000])
-def test_places_say_where_each_token_stands_in_the_stream(make_shards, shard_tokens, views, number):
+def test_packs_hold_the_tokens_at_their_positions_in_the_text(make_shards, shard_tokens, views, number):
     shards = Shards.open(make_shards(LENGTHS, shard_tokens=shard_tokens))
     packs = Packs(shards, tokens=128, length=48, seed=0, per_step=4, views=views)
-    batch, places = packs.batch(number), packs.places(number)
+    batch, positions = packs.batch(number), text_positions(packs, number)
     stream = torch.from_numpy(np.concatenate(shards.parts).astype(np.int64))
-    assert torch.equal(places >= 0, batch.maskable)
-    assert torch.equal(stream[places[places >= 0]], batch.tokens[batch.maskable])
+    assert torch.equal(positions >= 0, batch.maskable)
+    assert torch.equal(stream[positions[positions >= 0]], batch.tokens[batch.maskable])
 
 
 def test_types_and_shapes_do_not_change_from_pack_to_pack(make_shards):
@@ -153,11 +154,11 @@ def test_packs_with_too_few_tokens_to_mask_are_left_out_and_no_other_moves(make_
         assert batch.number == number and int(batch.maskable.sum()) >= 200
         if count >= 200:
             assert torch.equal(batch.tokens, other.tokens)
-            assert torch.equal(packs.places(number), plain.places(number))
+            assert torch.equal(text_positions(packs, number), text_positions(plain, number))
         else:
             stand_ins.append(tuple(batch.tokens.tolist()))
     assert len(set(stand_ins)) == len(stand_ins) == 8 * packs.short  # none is favoured
-    short = {place for n in range(len(plain)) if free[n] < 200 for place in plain.places(n).tolist() if place >= 0}
+    short = {at for n in range(len(plain)) if free[n] < 200 for at in text_positions(plain, n).tolist() if at >= 0}
     assert packs.short_tokens == len(short)
     assert "have fewer than 200 tokens that can be masked" in packs.shortage
     assert "The least has 0" in packs.shortage and "document 21 of train-00000" in packs.shortage

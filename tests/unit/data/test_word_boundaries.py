@@ -19,6 +19,7 @@ from megamask.data.shards import Shards, Unit, write_shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer, switch_off
 from megamask.data.word_boundaries import WordSizes, encode_words, word_rule
 from megamask.errors import ConfigError, DataError
+from tests.batches import text_positions
 
 TEXT = "The old fisherman mended his nets before the storm came, and nobody helped."
 SPLIT = pre.Split(Regex(r"\s?\p{L}+|\s?\p{N}+|\s?[^\s\p{L}\p{N}]+|\s+"), "isolated")
@@ -160,10 +161,10 @@ def test_packs_have_the_words_of_the_text(folder, texts):
     stream = np.concatenate([starts for _, starts in encode_words(load_tokenizer(folder / "tokenizer"), texts)])
     packs = Packs(shards, tokens=256, length=64, seed=1)
     for number in range(len(packs)):
-        batch, places = packs.batch(number), packs.places(number).numpy()
-        text = places >= 0
+        batch, positions = packs.batch(number), text_positions(packs, number).numpy()
+        text = positions >= 0
         first = text & ~np.concatenate([[False], text[:-1]])
-        assert (batch.starts_word.numpy() == (~text | first | stream[places])).all()
+        assert (batch.starts_word.numpy() == (~text | first | stream[positions])).all()
 
 
 def test_damaged_words_are_noticed(folder):

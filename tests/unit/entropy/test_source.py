@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from megamask.entropy import Cache, EntropySource, Exact, Frequency, Probe, StoredEntropy
+from megamask.entropy import EntropySource, Exact, Frequency, Probe, StoredEntropy
 from megamask.entropy.source import AuditConfig, EntropyConfig, Kind
 
 AUDIT = AuditConfig(every=100)
@@ -39,10 +39,9 @@ def test_what_makes_sense_passes(config):
         (EntropyConfig(signal="clean"), "entropy.signal` has no effect"),
         (EntropyConfig(audit=AUDIT), "entropy.audit` has no effect"),
         (EntropyConfig("probe", signal="clean"), "entropy.signal` must be 'masked' for the source 'probe'"),
-        (EntropyConfig("cache", signal="clean"), "entropy.signal` must be 'masked' for the source 'cache'"),
         (
-            EntropyConfig("exact", signal="clean", candidates=2, audit=AuditConfig(9, fall_back=("cache",))),
-            "entropy.signal` must be 'masked' for the source 'cache'",
+            EntropyConfig("exact", signal="clean", candidates=2, audit=AuditConfig(9, fall_back=("probe",))),
+            "entropy.signal` must be 'masked' for the source 'probe'",
         ),
         (EntropyConfig("probe", num_passes=2), "entropy.num_passes` has an effect"),
         (EntropyConfig("exact", signal="clean", num_passes=2), "entropy.num_passes` has an effect"),
@@ -73,7 +72,7 @@ def test_without_a_source_each_setting_is_named():
     assert len(other.problems("entropy")) == len(fields(EntropyConfig)) - 1
 
 
-@pytest.mark.parametrize("kind", [Frequency, Probe, StoredEntropy, Cache, Exact])
+@pytest.mark.parametrize("kind", [Frequency, Probe, StoredEntropy, Exact])
 def test_every_kind_speaks_the_one_interface(kind):
     assert all(hasattr(kind, name) for name in dir(EntropySource) if not name.startswith("_"))
     assert issubclass(kind, EntropySource)
