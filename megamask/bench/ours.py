@@ -30,7 +30,7 @@ from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives import objective as objectives
-from megamask.runtime import ranks
+from megamask.runtime import private_api, ranks
 from megamask.runtime.precision import Precision
 from megamask.schedules import Schedule
 from megamask.teacher.teacher import Teacher
@@ -148,7 +148,7 @@ class Plain:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self._optimizer.step()
-        torch._foreach_copy_([weight.detach() for weight in self._weights], [m.detach() for m in self._masters])
+        private_api.copy_all([weight.detach() for weight in self._weights], [m.detach() for m in self._masters])
 
     def drop(self) -> None:
         self._optimizer.zero_grad()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from megamask.bench.measure import Figures, Round
+from megamask.runtime import private_api
 from megamask.runtime.precision import cpu_support
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "accelerate", "numpy")
@@ -38,7 +39,7 @@ def instructions() -> str:
     said = torch.backends.cpu.get_cpu_capability().lower()
     if not cpu_support(os.environ).bf16:
         return said
-    return "amx" if torch.cpu._is_amx_tile_supported() else f"{said}_bf16"
+    return "amx" if private_api.cpu_has_amx() else f"{said}_bf16"
 
 
 def _cpu() -> dict[str, str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from megamask.engine import choose_accelerator
-from megamask.runtime import ranks
+from megamask.runtime import private_api, ranks
 
 
 class FrozenEngine:
@@ -43,8 +43,7 @@ def _cut_up(module: nn.Module, ds: dict[str, Any], dtype: torch.dtype) -> Any:
     choose_accelerator()
     import deepspeed
 
-    # as in the engine: it would compile a C++ extension that only tensor-parallel inference uses
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    private_api.skip_shm_extension(deepspeed.ops)
     ranks.init_process_group()
     deepspeed.init_distributed(verbose=False)
     filled = {

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from megamask.engine import choose_accelerator, muon
+from megamask.engine import choose_accelerator
 from megamask.engine.settings import OptimizerConfig as OptimizerConfig
-from megamask.runtime import ranks
+from megamask.runtime import private_api, ranks
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
 """What each optimizer remembers of every weight, by the names of its own state."""
@@ -47,11 +47,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
         return Lamb(groups, lr=config.lr.peak, betas=betas, eps=config.eps, max_grad_norm=0.0)
     choose_accelerator()
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
 
     if ranks.device().type == "cpu":
-        muon.without_compiling()
-    return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW)
+        private_api.run_muon_uncompiled((original_muon, muon_optimizer))
+    return muon_optimizer.MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW)
 
 
 def moments_of(kind: str, muon: bool) -> tuple[str, ...]:

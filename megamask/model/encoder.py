@@ -26,6 +26,7 @@ from megamask.batch import Layout
 from megamask.model.attention import QueryRows, attend
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.model.sums import LayerNorm, Table
+from megamask.runtime import private_api
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -283,7 +284,7 @@ def initialise(module: nn.Module, std: float) -> None:
 def compiled(function: Callable) -> Callable:
     """``function`` compiled once for all layers: parameters are inputs of its graph, not constants in it."""
     # a graph per kind of layer, length of input, and with and without gradients
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    private_api.allow_recompiles(64)
     # PyTorch's compiler calls a function of PyTorch that is deprecated
     warnings.filterwarnings("ignore", message=r"`torch\._prims_common\.check` is deprecated", category=FutureWarning)
     return torch.compile(function, dynamic=False)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import torch
 
-from megamask.runtime import ranks
+from megamask.runtime import private_api, ranks
 from megamask.runtime.precision_choice import Precision as Precision
 from megamask.runtime.precision_choice import PrecisionChoice as Choice
 from megamask.runtime.precision_choice import PrecisionSupport as Support
@@ -45,10 +45,10 @@ def cpu_support(environment: Mapping[str, str]) -> Support:
     level = torch.backends.cpu.get_cpu_capability()
     limit = next((f"{name}={environment[name]}" for name in LIMITS if environment.get(name)), "")
     limited = limit.partition("=")[2].upper() in WITHOUT_BF16
-    has = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    has = torch.backends.mkldnn.is_available() and private_api.onednn_supports_bf16()
     if platform.machine() in ("x86_64", "AMD64"):
         # oneDNN counts AVX-512 without bf16, which it emulates; AMX comes with AVX512_BF16
-        has = has and torch.cpu._is_avx512_bf16_supported()
+        has = has and private_api.cpu_has_avx512_bf16()
     if limited:
         return Support(False, f"{limit} limits the CPU to instructions that do not multiply in bf16")
     return Support(has, f"the CPU ({level}) {'multiplies' if has else 'does not multiply'} in bf16")

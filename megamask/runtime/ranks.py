@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megamask.errors import REQUEUE, ConfigError, MegamaskError
+from megamask.runtime import private_api
 from megamask.runtime.entry_point import end_process
 from megamask.runtime.launch_environment import is_main as is_main
 from megamask.runtime.launch_environment import launch_variables as environment
@@ -57,10 +58,9 @@ def init_process_group(timeout: timedelta = timedelta(hours=24)) -> None:
 
 
 def set_collective_timeout(timeout: timedelta) -> None:
-    """Let no collective fail before ``timeout``, in groups that a library has made with a limit of its own either."""
+    """Let no collective fail before ``timeout``, also in groups that DeepSpeed has created with its own timeout."""
     if is_distributed():
-        for group in list(dist.distributed_c10d._world.pg_map):
-            dist.distributed_c10d._set_pg_timeout(timeout, group)
+        private_api.set_collective_timeout(timeout)
 
 
 def is_peer_failure(error: BaseException | None) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import active_children
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def processes(count: int, start: Callable[..., None], *given: Any) -> Iterator[E
                 "finished is kept."
             ) from None
         except BaseException:
-            for worker in list((pool._processes or {}).values()):  # Python 3.14 has `kill_workers`
+            for worker in active_children():  # Python 3.14 has `pool.kill_workers`
                 worker.kill()
             raise
 

@@ -18,14 +18,19 @@ import torch
 from importlinter.cli import lint_imports
 
 from megamask.batch import Layout
+from tests.unit.runtime.test_private_api import ATTRIBUTES, METHODS
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = [*sorted((ROOT / "megamask").rglob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
+PRIVATE_API = "megamask/runtime/private_api.py"
 # parts of torch that only these files may name; for whole libraries import-linter has contracts
 ALLOWED_IN = {
-    "torch.distributed": {"megamask/runtime/ranks.py"},
+    "torch.distributed": {"megamask/runtime/ranks.py", PRIVATE_API},
     "torch.utils.tensorboard": {"megamask/metrics/logger.py"},
 }
+
+DEEPSPEED = {name.split(".")[1] for name in (*ATTRIBUTES, *METHODS)} - {"optimizer", "step", "zero_grad"}
+DEEPSPEED |= {"__compatible_ops__"}
 
 
 def named(source: str) -> Iterator[str]:
@@ -43,6 +48,26 @@ def named(source: str) -> Iterator[str]:
 def restricted(source: str) -> set[str]:
     """The modules of ``ALLOWED_IN`` that ``source`` names."""
     return {module for module in ALLOWED_IN for name in named(source) if f"{name}.".startswith(f"{module}.")}
+
+
+def private_uses(source: str) -> list[str]:
+    """Uses of private names that are not defined in ``source``, and of DeepSpeed's internal attributes."""
+    tree = ast.parse(source)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    documented = {"_exit", "_current_frames", "_fields"}  # of os, sys and named tuples
+    uses = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name, owner = node.attr, ast.unparse(node.value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "delattr", "hasattr"):
+            name, owner = ast.unparse(node.args[1]).strip("'"), ast.unparse(node.args[0])
+        else:
+            continue
+        private = name.startswith("_") and not name.startswith("__") and owner not in ("self", "cls", "super()")
+        if (private and name not in own | documented) or name in DEEPSPEED:
+            uses.append(f"line {node.lineno}: {owner}.{name}")
+    return uses
 
 
 def dangers(source: str) -> list[str]:
@@ -78,6 +103,7 @@ def test_restricted_modules_are_named_only_where_allowed(path: Path) -> None:
     place, source = path.relative_to(ROOT).as_posix(), path.read_text()
     assert not [module for module in restricted(source) if place not in ALLOWED_IN[module]]
     assert not dangers(source)
+    assert place == PRIVATE_API or not private_uses(source)
 
 
 def test_import_contracts_hold() -> None:
@@ -124,6 +150,23 @@ def test_shapes_and_types_are_checked() -> None:
 def test_every_way_to_name_a_module_is_seen(source: str) -> None:
     assert restricted(source) == {"torch.distributed"}
     assert not restricted(source.replace("distributed", "distributions"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ("torch._foreach_norm(x)", "torch.norm(x)"),
+        ("self.engine._config", "self._config"),
+        ("getattr(zero, '_check')", "getattr(zero, 'check')"),
+        ("zero.averaged_gradients[0]", "zero.param_groups[0]"),
+        ("other._sum", "def _sum(): ...\nother._sum"),
+        ("os._execvpe()", "os._exit(1)"),
+        ("deepspeed.ops.__compatible_ops__", "deepspeed.ops.__name__"),
+    ],
+)
+def test_uses_of_private_names_are_seen(bad: str, good: str) -> None:
+    assert private_uses(bad)
+    assert not private_uses(good)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from megamask.engine import muon
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, build_optimizer, moments_of, parameter_groups
-from megamask.runtime import ranks
+from megamask.runtime import private_api, ranks
 from megamask.schedules import LearningRate
 from tests.unit.model.models import PRESETS, objective
 
@@ -95,10 +94,15 @@ def test_muon_is_not_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for device, compiled in (("cuda", True), ("cpu", False)):
         monkeypatch.setattr(ranks, "device", lambda device=device: torch.device(device))
         for module in modules:
-            for name in muon.COMPILED:
+            for name in private_api.COMPILED_BY_MUON:
                 if hasattr(module, name):
                     plain = inspect.unwrap(getattr(module, name))
                     monkeypatch.setattr(module, name, functools.wraps(plain)(lambda *_: None))
         build_optimizer(nn.Linear(2, 2), config("muon"))
-        held = [getattr(module, name) for module in modules for name in muon.COMPILED if hasattr(module, name)]
+        held = [
+            getattr(module, name)
+            for module in modules
+            for name in private_api.COMPILED_BY_MUON
+            if hasattr(module, name)
+        ]
         assert held and all((inspect.unwrap(function) is not function) == compiled for function in held)

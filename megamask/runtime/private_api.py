@@ -1,0 +1,196 @@
+"""Every use of torch and DeepSpeed beyond their documented interfaces. Written for torch 2.13.0 and DeepSpeed 0.19.8.
+
+Each function says why the documented interface is not enough. Read this file again before either version moves:
+tests/unit/runtime/test_private_api.py names each attribute that is gone or has another signature, and
+tests/unit/test_architecture.py refuses such uses elsewhere. DeepSpeed's objects are passed in, because only ``engine``
+imports DeepSpeed. In signatures, ``zero`` is DeepSpeed's ZeRO optimizer, and ``stage`` is its stage.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed import distributed_c10d
+
+# ---- torch
+
+
+def set_collective_timeout(timeout: timedelta) -> None:
+    """Set the timeout of every process group; torch takes one only at the creation, and DeepSpeed creates groups."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Float[Tensor, ""]]:
+    """The L2 norm of each tensor in fp32, by a few kernels for all; the documented functions launch one for each."""
+    return list(torch._foreach_norm(list(tensors), 2, dtype=torch.float32)) if tensors else []
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source to its target, by a few kernels for all."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+def onednn_supports_bf16() -> bool:
+    """Whether oneDNN multiplies in bf16 on this CPU; no documented function tells."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def cpu_has_avx512_bf16() -> bool:
+    """Whether this x86 CPU has AVX512_BF16; the documented capability level does not contain it."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def cpu_has_amx() -> bool:
+    """Whether this x86 CPU has AMX; the documented capability level does not contain it."""
+    return torch.cpu._is_amx_tile_supported()
+
+
+def allow_recompiles(limit: int) -> None:
+    """Let torch.compile make up to ``limit`` graphs of a function; torch 2.11 has no documented setting for it."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+
+
+# ---- DeepSpeed: messages and compilation
+
+
+def skip_shm_extension(ops: ModuleType) -> None:
+    """Do not compile a C++ extension that only tensor-parallel inference uses; ``ops`` is ``deepspeed.ops``.
+
+    ``init_distributed`` compiles it on every CPU and has no setting for it.
+    """
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def hide_step_messages() -> None:
+    """Hide two messages that DeepSpeed causes at every step and that no setting turns off."""
+    warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
+    # its hooks need not see our dataclasses: only the modules inside have parameters, and those return tensors
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "unknown inputs or outputs" not in record.getMessage())
+
+
+COMPILED_BY_MUON = ("muon_update", "zeropower_via_gram_newtonschulz", "zeropower_via_newtonschulz5")
+"""Functions of DeepSpeed's Muon that are wrapped in torch.compile, once for every shape of a matrix."""
+
+
+def run_muon_uncompiled(modules: Iterable[ModuleType]) -> None:
+    """Replace the compiled functions in the ``modules`` of DeepSpeed's Muon by the functions they wrap.
+
+    On a CPU compiling does not pay: for the tiny preset (16 matrices, one thread, AVX-512) an update takes 154 ms of
+    CPU time as it is written and 143 ms compiled, and compiling takes 40 s, as much as the gain of 3,600 steps.
+    """
+    for module in modules:
+        for name in COMPILED_BY_MUON:
+            if hasattr(module, name):
+                setattr(module, name, inspect.unwrap(getattr(module, name)))
+
+
+# ---- DeepSpeed: a step
+
+
+def gradient_norms(
+    zero: Any, stage: int, parameters: Mapping[str, nn.Parameter], device: torch.device
+) -> list[tuple[str, Float[Tensor, ""]]]:
+    """The norm of each part of a gradient that this rank has after the last micro-step, by the name of its weight.
+
+    DeepSpeed computes a norm only inside of ``step``, when weights or Muon's momentum already move.
+    """
+    if stage == 0:
+        gradients = [(name, p.grad) for name, p in parameters.items() if p.grad is not None]
+    elif zero.offload_optimizer if stage == 3 else zero.cpu_offload:
+        by_name = {name: zero.norm_for_param_grads.get(zero.get_param_id(p)) for name, p in parameters.items()}
+        return [(name, torch.as_tensor(n).float().to(device)) for name, n in by_name.items() if n is not None]
+    else:
+        names = {id(p): name for name, p in parameters.items()}
+        gradients = []
+        for index, group in enumerate(zero.fp16_groups if stage == 3 else zero.params_in_partition):
+            parts = (part for part in zero.averaged_gradients[index] if not getattr(part, "_zero_padding", False))
+            gradients += [(names[id(p)], part) for p, part in zip(group, parts, strict=False)]
+    return list(zip([name for name, _ in gradients], norms([part for _, part in gradients]), strict=True))
+
+
+def discard_step(engine: Any, stage: int) -> None:
+    """Discard the gradients of the micro-steps; weights and moments stay what they are. ``engine`` is DeepSpeed's.
+
+    DeepSpeed only discards a step that overflowed, so at stages 1 to 3 its check is replaced, for one call, by one that
+    finds an overflow: then DeepSpeed itself clears all that it must.
+    """
+    zero = engine.optimizer
+    if stage == 0:
+        engine.zero_grad()
+        engine.micro_steps += 1
+        return
+    check = "_overflow_check_and_loss_scale_update" if stage == 3 else "check_overflow"
+    enabled, zero.check_grad_overflow = getattr(zero, "check_grad_overflow", False), True
+    setattr(zero, check, lambda **_: setattr(zero, "overflow", True))
+    try:
+        engine.step()
+    finally:
+        delattr(zero, check)
+        zero.check_grad_overflow = enabled
+
+
+def num_skipped_steps(engine: Any) -> int:
+    """How many steps DeepSpeed has skipped by its own check; ``step`` does not tell."""
+    return engine.skipped_steps
+
+
+# ---- DeepSpeed: weights and moments
+
+
+def full_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the whole parameter; at stage 3 the parameter itself is empty."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def partition_size(parameter: nn.Parameter) -> int:
+    """At stage 3: the numbers of this parameter on each rank, with padding, which DeepSpeed's full setters reject."""
+    return parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+
+
+def inner_optimizer(zero: Any, stage: int) -> torch.optim.Optimizer:
+    """The optimizer inside of ZeRO's, or of the one that DeepSpeed wraps around it at stage 0."""
+    return zero.optimizer if stage else getattr(zero, "optimizer", zero)
+
+
+def state_tensors(zero: Any, stage: int, group: int) -> list[Tensor]:
+    """The tensors by which the inner optimizer files its state of parameter group number ``group``.
+
+    At stage 3 these are flat partitions; before its first step DeepSpeed does not put them into the groups.
+    """
+    if stage == 3:
+        flat = enumerate(zero.fp32_partitioned_groups_flat)
+        return [tensor for index, tensor in flat if zero.sub_group_to_group_id[index] == group]
+    return inner_optimizer(zero, stage).param_groups[group]["params"]
+
+
+def link_moments(zero: Any) -> None:
+    """At stages 1 and 2: let DeepSpeed's getters and setters find the moments before its first step."""
+    zero._lazy_init_hp_params_optimizer_state()
+
+
+def update_weights_from_masters(zero: Any) -> None:
+    """At stages 1 and 2: copy the fp32 masters into the weights of the forward pass, as only ``step`` does."""
+    zero.update_lp_params()
+
+
+def partition_parameters(zero: Any, group: int) -> list[nn.Parameter]:
+    """At stages 1 and 2: the parameters of a group of which this rank has a part, in order.
+
+    DeepSpeed's Muon keeps their momentum in one buffer, each parameter whole, and its getters do not know that buffer.
+    """
+    return zero.params_in_partition[group]
+
+
+def starts_in_partition(zero: Any, group: int, index: int) -> bool:
+    """Whether number ``index`` of ``partition_parameters`` begins in this rank's partition, not in the one before."""
+    return index > 0 or zero.first_offset[group] == 0
