@@ -410,7 +410,7 @@ def test_files_that_are_read_and_passed_over_stand_in_the_manifest(config, corpu
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("c.jsonl", b""), ("c.txt.gz", gzip.compress(b" \n")), ("c.json", b"[]")]
+    ("name", "content"), [("c.jsonl", b""), ("c.txt.gz", gzip.compress(b" \n", mtime=0)), ("c.json", b"[]")]
 )
 def test_a_file_without_a_document_is_refused_or_counted(config, corpus, name, content):
     (corpus / name).write_bytes(content)
