@@ -29,8 +29,9 @@ from torch import Tensor
 
 from megamask.batch import Layout, MaskPlan, PackedBatch
 from megamask.config import fixed_masks
+from megamask.config.cli import TargetAnnotation
 from megamask.config.pretrain_config import PretrainConfig, fixed_mask_problems
-from megamask.data import index
+from megamask.data import index, prepare
 from megamask.data.index import Pieces
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards, Split, write_sidecar
@@ -57,6 +58,23 @@ PARTS, LARGEST = 256, 64
 little is lost with a kill."""
 # part of the identity of a result: change it with whatever changes the bytes that are written
 METHOD = 1
+
+
+def annotate_entropy(config: EntropyAnnotation) -> None:
+    """`megamask annotate entropy`."""
+    folder = store_entropies(config)
+    facts = Shards.open(folder).sidecar_facts("entropy")
+    assert facts is not None
+    print(
+        f"{folder}: entropies of every token. Train with --entropy.source sidecar --entropy.signal {facts['signal']} "
+        f"--entropy.measure {facts['measure']} --packs.length {facts['length']}."
+    )
+
+
+def annotate_targets(config: TargetAnnotation) -> None:
+    """`megamask annotate targets`."""
+    folder = store_targets(config.run, config.run.data or prepare.local_data(prepare.CACHE), config.samples)
+    print(f"{folder}: samples of the teacher. Train with the same flags, without --teacher.path.")
 
 
 def store_entropies(config: EntropyAnnotation) -> Path:

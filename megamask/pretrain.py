@@ -9,30 +9,16 @@ seed and of the number of its packs, so a run that was stopped and resumed takes
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the megamask of this clone, installed or not
-from megamask.errors import REQUEUE, NonFiniteError, StorageError
-from megamask.health.stop_signals import EARLY, StoppedEarly, StopRequest
-from megamask.runtime import entry_point, launch_environment
-
-STOP = StopRequest()
-if __name__ == "__main__":  # the other imports take from seconds to minutes: who asks to stop meanwhile is heard
-    entry_point.begin(stop_on_signals=False)
-    STOP.__enter__()
-    STOP.loading = launch_environment.world() == 1
-    # a socket's own words, when another rank is gone, are of no help: the watchdog says which, and why
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from megamask.config import cli
-
-    if set(cli.SHOWS).intersection(sys.argv):  # before torch is imported
-        entry_point.run(cli.show)
+if __name__ == "__main__":  # the launchers call this file: `megamask pretrain` of this checkout, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    import_module("megamask.__main__").run("pretrain")
 
 from megamask.batch import PackedBatch
 from megamask.checkpoint import resume as runs
@@ -42,9 +28,11 @@ from megamask.config import pretrain_config as configuration
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data import manifest
 from megamask.engine import ds_file
+from megamask.errors import REQUEUE, NonFiniteError, StorageError
 from megamask.health.loss_spikes import StepDecision
+from megamask.health.stop_signals import EARLY, StoppedEarly, StopRequest
 from megamask.health.watchdog import Watchdog
-from megamask.runtime import precision, ranks
+from megamask.runtime import entry_point, precision, ranks
 from megamask.storage.dotted import is_under
 from megamask.teacher import teacher as teachers
 from megamask.training import summary
@@ -289,7 +277,3 @@ def save(parts: RunComponents, step: int, failures: int, *, final: bool) -> int:
             parts.log.say(f"{error} Training goes on; the next checkpoint is tried as usual.")
             return failures + 1
     return 0
-
-
-if __name__ == "__main__":
-    entry_point.run(partial(main, stop=STOP), ranks.exit_process)

@@ -1,4 +1,4 @@
-"""``tools/replay.py``: steps of a run taken again in another folder, and their figures beside those of its log."""
+"""`megamask replay`: steps of a run taken again in another folder, and their figures beside those of its log."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from megamask import pretrain
 from megamask.checkpoint import resume
 from megamask.checkpoint.format import RunFolder, read_state, verify
+from megamask.checkpoint.settings import ReplayConfig
 from megamask.config import cli
 from megamask.config import pretrain_config as configuration
 from megamask.engine.ds_file import resolve_auto
@@ -27,17 +28,16 @@ from megamask.storage.old_names import with_new_names
 from megamask.training.setup import JUDGE, RunComponents, build_run, numbers, open_run_text
 
 
-def replay_run(path: Path, step: int, data: Path | None) -> int:
-    """Take the steps again that lead to the figures of ``step`` of the run in ``path``; 0 if they are the same, else 1.
+def replay_run(config: ReplayConfig) -> int:
+    """Repeat the steps that lead to the metrics of a step; 0 if the metrics are the same, else 1.
 
-    ``data`` is the folder of its text, if it lies elsewhere now. Collective. Raises ConfigError, DataError,
-    CheckpointError.
+    Collective. Raises ConfigError, DataError, CheckpointError.
     """
     folder: Path | None = None
     try:
         ranks.init_process_group()
         folder = ranks.on_rank_zero(lambda: Path(tempfile.mkdtemp(prefix="replay-")))
-        code = replay_step(RunFolder(path), step, data, folder)
+        code = replay_step(RunFolder(config.run), config.step, config.data, folder)
     finally:
         if folder and ranks.is_main():
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""``tools/analyze_rank.py``: read every encoder on the same text, measure, print tables, write files."""
+"""`megamask analyze-rank`: read every encoder on the same text, measure, print tables, write files."""
 
 from __future__ import annotations
 

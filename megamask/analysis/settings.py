@@ -1,22 +1,27 @@
-"""What ``tools/analyze_rank.py`` is asked for; without torch, so that it is read at once."""
+"""Settings of `megamask analyze-rank` and `megamask show-masks`, without torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from megamask.errors import must
+from megamask.masking.settings import EntropyScoreConfig
 
+SENTENCE = "The river froze that winter, and for three weeks no ship could leave the harbour of Rotterdam."
 SMALLEST = 1e-6
 """Thresholds below this, as a share of the largest singular value, come too near to the noise."""
 
 
 @dataclass(frozen=True)
 class RankConfig:
-    """What to compare, on which text, and how."""
+    """Compare how many dimensions the hidden states of real tokens and of [MASK] fill, layer by layer.
+
+    Several `--run` and `--model` are compared on the same text.
+    """
 
     output: Path
     """Folder for ranks.md (tables), ranks.png (a picture) and ranks.json (everything, and how it was made)."""
@@ -69,3 +74,40 @@ class RankConfig:
         if self.output.exists() and not self.output.is_dir():
             found.append(must("output", "be a folder", str(self.output)))
         return found
+
+
+@dataclass(frozen=True)
+class ShowMasksConfig:
+    """Show sentences under every masking strategy, with the entropy of each token."""
+
+    data: Path | None = None
+    """Folder of token shards; without a model, a token's entropy is minus the log of its frequency there."""
+    model: Path | None = None
+    """Folder of a masked language model for transformers, such as an exported run, whose entropies are shown."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer; by default that of the model, or of the data."""
+    sentence: tuple[str, ...] = (SENTENCE,)
+    """Sentences to mask."""
+    signal: Literal["clean", "masked"] = "masked"
+    """Whether the model sees the token it is asked for (clean) or [MASK] in its place (masked); with a model alone."""
+    ratio: float = 0.3
+    """Share of the tokens that are masked."""
+    score: EntropyScoreConfig = field(default_factory=lambda: EntropyScoreConfig(temperature=0.0))
+    """How entropy decides; each strategy is shown."""
+    seed: int = 0
+    """Of the noise."""
+
+    def problems(self) -> list[str]:
+        """Sentences for what is wrong."""
+        problems = self.score.problems("score")
+        if self.score.strategy != "high":
+            problems.append("`score.strategy` has no effect: each strategy is shown. Remove it.")
+        if not 0 < self.ratio < 1:
+            problems.append(must("ratio", "lie in (0, 1)", self.ratio))
+        if self.data is None and self.model is None:
+            problems.append("Entropies come from `data` (frequency) or from `model`: name one of them.")
+        if self.data is not None and self.model is not None:
+            problems.append("`data` has no effect beside `model`, which has a tokenizer and entropies. Remove one.")
+        if self.model is None and self.signal != "masked":
+            problems.append("`signal` has no effect without `model`. Remove it.")
+        return problems

@@ -12,12 +12,18 @@ from typing import get_args
 import torch
 from jaxtyping import Float
 from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from megamask.analysis.settings import ShowMasksConfig
 from megamask.batch import Layout, MaskPlan, PackedBatch, TokenIds
-from megamask.data.tokenizer import Tokenizer, token_ids
+from megamask.data.shards import Shards
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
 from megamask.data.word_boundaries import encode_words
+from megamask.entropy.frequency import unigram_surprisal
+from megamask.errors import ConfigError
+from megamask.hf.predictions import sentence_entropies
 from megamask.masking.corrupt import Corruption
 from megamask.masking.entropy import EntropyScoreConfig, Strategy
 from megamask.masking.masker import Masker, MaskingConfig
@@ -119,3 +125,33 @@ def _broken(columns: list[int], width: int) -> Iterator[list[int]]:
             line = []
         line.append(place)
     yield line
+
+
+def show_masks(config: ShowMasksConfig) -> None:
+    """`megamask show-masks`: print each sentence under every way to mask it."""
+    shards = Shards.open(config.data) if config.data else None
+    default = config.model or (config.data / TOKENIZER if config.data else None)
+    tokenizer = load_tokenizer(config.tokenizer or str(default))
+    console = Console(highlight=False)
+    for text in config.sentence:
+        sentence = Sentence.of(text, tokenizer)
+        entropy = _entropy(config, shards, sentence)
+        for line in render_masks(
+            sentence, entropy, ratio=config.ratio, score=config.score, seed=config.seed, width=console.width
+        ):
+            console.print(line, no_wrap=True, overflow="ignore", crop=False)
+
+
+def _entropy(config: ShowMasksConfig, shards: Shards | None, sentence: Sentence) -> Float[Tensor, " T"]:
+    """The entropy at each token of the sentence."""
+    tokens = sentence.batch.tokens
+    if shards is None:
+        assert config.model is not None
+        return sentence_entropies(config.model, tokens, sentence.ids.mask, config.signal)
+    unigram = unigram_surprisal(torch.from_numpy(shards.unigram))
+    if len(unigram) != sentence.ids.size:
+        raise ConfigError(
+            f"`tokenizer` has {sentence.ids.size} tokens, but the data were made with a tokenizer of {len(unigram)}. "
+            "Remove it: the tokenizer of the data is the default."
+        )
+    return unigram[tokens]

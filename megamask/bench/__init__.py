@@ -7,3 +7,7 @@ ours.py      the loop of ``pretrain``, under DeepSpeed and in plain PyTorch
 theirs.py    ``run_mlm``'s: Trainer, BertForMaskedLM, DataCollatorForLanguageModeling
 table.py     the machine and the figures as Markdown
 """
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: neither side needs a network

@@ -1,4 +1,4 @@
-"""``tools/bench.py``: make the variants, let them take turns, print what was done and the table, write the figures."""
+"""`megamask bench`: make the variants, let them take turns, print what was done and the table, write the figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from megamask.engine.ds_file import read_ds_config, resolve_auto
 from megamask.metrics.meters import peak_flops
 from megamask.runtime import precision, ranks
 from megamask.runtime.precision import Support
-from megamask.training.setup import CACHE
 
 BF16 = Support(True, "it is measured")
 HOW = Path(__file__).parent.parent.parent / "ds_configs"
@@ -34,7 +33,7 @@ def bench(config: BenchConfig) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    folder = config.data or prepare.local_data(CACHE)
+    folder = config.data or prepare.local_data(prepare.CACHE)
     raw = config.text or (None if config.data else folder.with_suffix(".jsonl"))
     shards = Shards.open(folder)
     trainer = table.version("accelerate") is not None

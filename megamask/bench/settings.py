@@ -1,4 +1,4 @@
-"""What ``tools/bench.py`` is asked for; without torch, so that it is read at once."""
+"""Settings of `megamask bench`, without torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from megamask.runtime.precision_choice import Precision, PrecisionSupport
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What to measure, and how long."""
+    """Measure tokens per second of megamask beside the masked-language-model example of transformers, in one run.
+
+    Both train the same vocabulary, layers, width, sequence length, tokens per step and share of masked tokens on the
+    same text. Variants take turns. Prints the machine, the method, and a Markdown table of medians. The Trainer needs
+    the package accelerate: pip install 'megamask[bench]'. Without it, the benchmark runs the Trainer's step itself.
+    """
 
     what: Literal["trainer", "overheads", "late"] = "trainer"
     """`trainer`: our speed beside that of transformers' Trainer; `overheads`: what sources of entropy and a teacher
     add to a plain step of the first `preset`; `late`: what 3ML and MAE-LM save of MLM's step, at 15, 30 and 50 %."""
     data: Path | None = None
-    """Folder of token shards (tools/prepare_data.py makes it); without it, English that this machine holds."""
+    """Folder of token shards (`megamask prepare` makes it); without it, English that this machine holds."""
     text: Path | None = None
     """The raw text of the shards (.txt, .jsonl, .parquet): its lines are what is padded. Without it whole documents
     are, or, of the text that this machine holds, paragraphs."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from megamask.checkpoint.format import NewerFormat, RunFolder, damage, read_manifest, storage_sentence
+from megamask.checkpoint.settings import InspectConfig
 from megamask.data.manifest import Split, text_report
 from megamask.errors import CheckpointError, ConfigError, LockError, StorageError
 
@@ -168,3 +169,34 @@ def _foretold(run: RunFolder, found: RunReport) -> RunReport:
     if bad or any(name.startswith(".bad-step-") for name in found.aside):
         return refused(CheckpointError, *notes, "No checkpoint is whole, and a run never starts afresh by itself.")
     return replace(found, resume=("A resume would start afresh: there never was a checkpoint.", *notes))
+
+
+# ---- the report for people
+
+
+def print_report(config: InspectConfig) -> int:
+    """`megamask inspect`; returns the exit code of a resume that would be refused, else 0."""
+    report = inspect_folder(config.run, hashes=config.verify)
+    if config.json:
+        print(json.dumps(asdict(report), indent=2, default=str))
+    else:
+        print(*report_lines(report, config.verify), sep="\n")
+    return report.exit_code
+
+
+def report_lines(report: RunReport, verified: bool) -> list[str]:
+    """The report as lines of text."""
+    launches = f"{report.launches} launch{'es' * (report.launches != 1)}"
+    lines = [f"{report.run}", f"  recipe {report.recipe or 'none'}, {report.steps or '?'} steps, {launches}"]
+    lines += [f"  text, {line}" for line in report.text]
+    lines += [f"  written by {report.writer}"] if report.writer else []
+    lines += ["", f"  {'step':>9}  {'state':8} {'MB':>10}  {'ranks':>5}  launch"] if report.checkpoints else []
+    for each in report.checkpoints:
+        latest = " <- latest" if report.latest == f"step-{each.step}" else ""
+        size = f"{each.bytes / 1e6:>10,.1f}"
+        lines.append(f"  {each.step:>9}  {each.state:8} {size}  {each.ranks:>5}  {each.launch}{latest}")
+        lines += [f"             {problem}" for problem in each.problems]
+    lines += ["", "  Only sizes were compared, no hashes."] if report.checkpoints and not verified else []
+    lines += [f"  renamed, not used: {name}" for name in report.aside]
+    lines += [f"  unfinished, will be deleted: {name}" for name in report.leftovers]
+    return [*lines, "", *(f"  {sentence}" for sentence in report.resume)]

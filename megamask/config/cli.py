@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from megamask.errors import ConfigError, raise_all
 from megamask.runtime import entry_point, launch_environment
 from megamask.storage.dotted import flatten
 from megamask.storage.old_names import renamed_problems, with_new_names
+from megamask.teacher.annotation_settings import SampleAnnotation
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,38 @@ def parse_command(arguments: list[str] | None = None) -> Command:
     recipe = known.recipe or str(named)
     base = configuration.override_settings(recipes.find_recipe(recipe), settings, str(known.config))
     default = Command(recipe, run=base)
-    command = tyro.cli(
-        Command, args=arguments, default=default, prog="pretrain.py", console_outputs=launch_environment.is_main()
-    )
+    prints, prog = launch_environment.is_main(), Path(sys.argv[0]).name
+    command = tyro.cli(Command, args=arguments, default=default, prog=prog, console_outputs=prints)
     run, notes = leftovers.leave_out(command.run, leftovers.typed(command.run, arguments, settings), recipe)
     notes = [f"{known.config}: {line}" for line in renamed] + notes
     return replace(command, run=configuration.resolve_phases(run), notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class TargetAnnotation:
+    """Store samples of a teacher's predictions at the targets of a run: `megamask annotate targets --data DIR
+    --teacher.path PATH --distill.stored DIR --distill.weight.start 0.5 [other flags of the run]`.
+
+    Takes the flags of `megamask pretrain`, so that the masks are those of the run, and the flags below. Then start the
+    run with the same flags, without --teacher.path.
+    """
+
+    run: PretrainConfig
+    samples: SampleAnnotation
+
+
+def parse_target_annotation(arguments: list[str]) -> TargetAnnotation:
+    """The settings of `megamask annotate targets`."""
+    parser = argparse.ArgumentParser(
+        Path(sys.argv[0]).name, description=inspect.getdoc(TargetAnnotation), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--draws", type=int, help="tokens drawn at each target; 32 if not given")
+    parser.add_argument("--packs", type=int, help="packs, from number 0; all packs of the run if not given")
+    parser.add_argument("--workers", type=int, help="processes; one for each GPU or core if not given")
+    own, rest = parser.parse_known_args(arguments)
+    samples = {name: value for name, value in vars(own).items() if value is not None}
+    return TargetAnnotation(parse_command(rest).run, SampleAnnotation(**samples))
 
 
 def show_recipes() -> str:

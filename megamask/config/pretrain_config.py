@@ -133,7 +133,7 @@ class PretrainConfig:
     """A whole pretraining run."""
 
     data: Path | None = None
-    """Folder of token shards (tools/prepare_data.py makes it); without it, English text that this machine holds."""
+    """Folder of token shards (`megamask prepare` makes it); without it, English text that this machine holds."""
     verify: bool = True
     """Whether every byte of the shards is held against its sha256 before the run starts; costs one reading of them."""
     output: Path = Path("runs/tiny")
@@ -147,7 +147,7 @@ class PretrainConfig:
     seed: int = 1
     """Seeds the first weights, the order of the text, the masks and dropout."""
     init: Path | None = None
-    """Folder of first weights (tools/convert_from_hf.py makes it) or of a run, whose newest checkpoint they are; they
+    """Folder of first weights (`megamask import` makes it) or of a run, whose newest checkpoint they are; they
     then say the encoder's preset and size. Without it they are random."""
     init_layers: tuple[int, ...] | None = None
     """Layers of `init`, counted from 0, of which the first weights are made, such as 0 2 4 6 8 10 for half of a
@@ -213,7 +213,7 @@ def config_problems(config: PretrainConfig) -> list[str]:
     if config.init and not (config.init / "model.safetensors").is_file() and not _is_run(config.init):
         found.append(
             f"`init` names {config.init}, which holds neither model.safetensors nor checkpoints/. Make it with "
-            "tools/convert_from_hf.py, or name the folder of a run."
+            "`megamask import`, or name the folder of a run."
         )
     return found
 

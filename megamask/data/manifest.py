@@ -27,7 +27,7 @@ from megamask.storage.npy import mapped
 
 FORMAT, VERSION = "megamask shards", 1
 NAME = "manifest.json"
-CURE = "Prepare the data again with tools/prepare_data.py."
+CURE = "Prepare the data again with `megamask prepare`."
 
 Split = Literal["train", "valid"]
 Manifest = dict[str, Any]
@@ -98,7 +98,7 @@ def read_shard_manifest(folder: Path) -> Manifest:
     """The manifest of ``folder``; raises DataError if there is none of this format and version."""
     path = folder / NAME
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder. Prepare data into it with tools/prepare_data.py.")
+        raise DataError(f"{folder} is no folder. Prepare data into it with `megamask prepare`.")
     try:
         manifest = strict_json.read_json(path)
     except FileNotFoundError:

@@ -144,7 +144,7 @@ def tag_names(shards: Shards) -> tuple[str, ...]:
     if facts is None:
         raise DataError(
             f"{shards.folder} has no tags for the split {shards.split!r}. Prepare it again with "
-            "tools/prepare_data.py --tags, which needs another `output`, or choose another `masking.score`."
+            "`megamask prepare --tags`, which needs another `output`, or choose another `masking.score`."
         )
     return tuple(facts["tags"])
 

@@ -39,6 +39,8 @@ from megamask.errors import ConfigError, DataError, StorageError, must, raise_al
 from megamask.runtime.progress_bar import ProgressBar, elapsed
 from megamask.storage import workdir as working
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megamask"
+"""Where text that this machine holds anyway is kept once it is prepared."""
 VOCAB_SIZE = 32_768
 # part of the identity of a result: change it with whatever changes the bytes that are written
 METHOD = 3
@@ -46,7 +48,7 @@ METHOD = 3
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What to prepare, and how."""
+    """Turn text into a tokenizer, unless there is one, and token shards."""
 
     input: tuple[str, ...]
     """Files (.txt, .jsonl, .json, .csv, .tsv, .parquet, .conllu, each also .gz, .bz2, .xz, .zst), folders of them, or

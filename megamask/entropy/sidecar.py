@@ -23,7 +23,7 @@ from megamask.batch import Measure, PackedBatch
 from megamask.entropy.source import Signal, StatelessSource
 from megamask.errors import DataError, must, raise_all
 
-CURE = "Write it anew with tools/annotate_entropy.py."
+CURE = "Write it again with `megamask annotate entropy`."
 
 
 def top_of(measure: Measure, vocab_size: int) -> float:
@@ -123,6 +123,6 @@ class StoredEntropy(StatelessSource):
         if batch.entropy is None:
             raise DataError(
                 f"`entropy.source` is 'sidecar', but pack {batch.number} carries no entropies: the shards have none "
-                "for this split. Write them with tools/annotate_entropy.py, or choose another source."
+                "for this split. Write them with `megamask annotate entropy`, or choose another source."
             )
         return batch.entropy

@@ -17,7 +17,7 @@ TIED = {
     "modern": {"decoder.weight": "model.embeddings.tok_embeddings.weight"},
 }  # fmt: skip
 CURE = (
-    "megamask makes logits with the token table itself. `tools/convert_from_hf.py --new-head` imports the encoder and "
+    "megamask makes logits with the token table itself. `megamask import --new-head` imports the encoder and "
     "leaves this head out."
 )
 

@@ -124,7 +124,7 @@ def _score(config: MaskingConfig, tags: Sequence[str]) -> Score:
         if not tags:
             raise ConfigError(
                 "`masking.score` is 'part_of_speech', which needs a text with tags. Prepare it with "
-                "tools/prepare_data.py --tags, or choose another score."
+                "`megamask prepare --tags`, or choose another score."
             )
         return PartOfSpeechScore(config.part_of_speech, tags)
     return UniformScore()

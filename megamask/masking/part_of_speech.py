@@ -126,7 +126,7 @@ def _tags(batch: PackedBatch) -> Int64[Tensor, " T"]:
     if batch.tags is None:
         raise DataError(
             f"`masking.score` is 'part_of_speech', but pack {batch.number} has no tags. Prepare the text with "
-            "tools/prepare_data.py --tags."
+            "`megamask prepare --tags`."
         )
     return batch.tags.long()
 

@@ -1,4 +1,4 @@
-"""How every command begins and ends: pretrain.py and all of tools/.
+"""How every command begins and ends.
 
 ``begin`` comes before the slow imports. It checks the version of Python, makes printing safe, and lets signals stop the
 command from then on. ``command`` turns errors into sentences and exit codes. ``run`` ends the process.

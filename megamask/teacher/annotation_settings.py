@@ -1,4 +1,4 @@
-"""What is asked of a teacher once, beside the text; without torch, so that it is read at once."""
+"""Settings of `megamask annotate`, without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from megamask.runtime.precision_choice import Setting
 
 @dataclass(frozen=True)
 class EntropyAnnotation:
-    """What to ask of whom, about which text."""
+    """Store a teacher's entropy of every token, a byte each, beside the shards.
+
+    Runs that use it set `entropy.source` to 'sidecar'.
+    """
 
     data: Path
     """Folder of token shards; the sidecar goes beside them."""

@@ -5,7 +5,7 @@ The path may name
 - a run of megamask (``checkpoints/``), whose newest checkpoint is read, or one checkpoint (``MANIFEST.json``). Encoder
   and head of any objective are read. With 3ML in one stack that is an ordinary model, although its first layers were
   trained without [MASK]; with MAE-LM its predictions mean nothing, which ``other_modules`` shows;
-- initial weights (``shape.json`` beside ``model.safetensors``, as tools/convert_from_hf.py writes them);
+- initial weights (``shape.json`` beside ``model.safetensors``, as `megamask import` writes them);
 - a folder or Hub name of transformers: BERT and ModernBERT run in our own encoder, any other class in transformers
   (`hf.masked_lm`).
 

@@ -65,7 +65,7 @@ class DistillConfig:
     vocabulary): the weight of the teacher grows with the length of the sequences. In a pack they are pieces of
     documents, not blocks of one length."""
     stored: Path | None = None
-    """Folder of stored samples of a teacher at the targets of masks fixed in advance (tools/annotate_targets.py);
+    """Folder of stored samples of a teacher at the targets of masks fixed in advance (`megamask annotate targets`);
     then no teacher is run."""
 
     @property

@@ -44,7 +44,7 @@ PART = 64
 BLOCK = 2**22
 PURPOSE = "teacher"
 KINDS = ("tokens", "counts", "offsets")
-CURE = "Make them anew with tools/annotate_targets.py."
+CURE = "Make them again with `megamask annotate targets`."
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _differences(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any])
     held, asked = flatten(manifest["facts"]), flatten(wanted)
     return [
         f"`distill.stored` ({folder}) was made with `{key}` {held.get(key)!r}, but the run has {asked.get(key)!r}: its "
-        "masks or its teacher would be others. Set it alike, or make the samples anew with tools/annotate_targets.py."
+        "masks or its teacher would differ. Set it alike, or make the samples again with `megamask annotate targets`."
         for key in sorted(held.keys() | asked.keys())
         if held.get(key) != asked.get(key)
     ]

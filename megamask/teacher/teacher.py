@@ -2,7 +2,7 @@
 
 Those are two passes. Entropy is asked of the clean text (or of each token hidden in its turn), what the student shall
 learn of the *masked* text that the student sees: on the clean text a teacher sees the answer. An entropy sidecar
-(tools/annotate_entropy.py) saves the first pass, stored samples (tools/annotate_targets.py) the second.
+(`megamask annotate entropy`) saves the first pass, stored samples (`megamask annotate targets`) the second.
 
 Nothing of the vocabulary's size is computed here for the targets: they are the teacher's states with its output matrix,
 and the student's loss forms both sides' logits in chunks. Costs per pack: the encoder's forward pass for the targets;

@@ -116,7 +116,7 @@ def sidecar_facts(config: PretrainConfig, shards: Shards) -> SidecarFacts:
     if record is None:
         raise DataError(
             f"`entropy.source` is 'sidecar', but {shards.folder} has no entropies for the split {shards.split!r}. "
-            "Write them with tools/annotate_entropy.py, or choose another source."
+            "Write them with `megamask annotate entropy`, or choose another source."
         )
     found = sidecar_facts_of(record, str(shards.folder))
     entropy, size = config.entropy, shards.token_ids.size

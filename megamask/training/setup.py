@@ -6,7 +6,6 @@ Everything is checked as it is made; nothing here trains.
 from __future__ import annotations
 
 import math
-import os
 import socket
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -51,8 +50,6 @@ from megamask.training.guidance import Guidance
 from megamask.training.progress import Progress
 from megamask.training.validation import SEED, unigram_nll
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megamask"
-"""Where text that this machine holds anyway is kept once it is prepared."""
 MASKER = "masker/"
 """Before the names of what the masker has learnt, in a checkpoint."""
 GUIDANCE = "guidance/"
@@ -101,7 +98,7 @@ def open_run_text(config: PretrainConfig, early: Callable[[], AbstractContextMan
 
     def prepared() -> Path:
         with early():
-            return prepare.local_data(CACHE)
+            return prepare.local_data(prepare.CACHE)
 
     def checked() -> None:
         with early():

@@ -27,7 +27,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launchers")
     (folder / "corpus.txt").write_text(text(documents=60))
     more = ["--tokenizer", "wordpiece", "--vocab-size", 300, "--valid-share", 0.2, "--workers", 1]
-    command = [sys.executable, "tools/prepare_data.py", "--input", folder / "corpus.txt", "--output", folder / "data"]
+    command = [
+        sys.executable,
+        "-m",
+        "megamask",
+        "prepare",
+        "--input",
+        folder / "corpus.txt",
+        "--output",
+        folder / "data",
+    ]
     made = shell(*command, *more)
     assert made.code == 0, made.err
     return folder / "data"

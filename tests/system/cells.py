@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megamask.__main__ import main
 from megamask.config import cli
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.recipes import RECIPES, STARTS, find_recipe
@@ -22,7 +23,6 @@ from megamask.engine.ds_file import ds_problems
 from tests.processes.test_engine import AUTOCAST, BF16, FP32
 from tests.system.combinations import ENTROPY, FACTORS, TAUGHT, Case, chosen, covering, named_by
 from tests.system.commands import flags, run, text, train, training
-from tools import prepare_data
 
 STEPS = 7
 SIZES: dict[str, object] = {
@@ -75,7 +75,7 @@ class Text:
         found = cls(folder / "data", folder / "teacher")
         (folder / "corpus.txt").write_text(text(documents=48))
         how = ["--tokenizer", "wordpiece", "--vocab-size", 300, "--valid-share", 0.2, "--workers", 1]
-        made = run(prepare_data.main, "--input", folder / "corpus.txt", "--output", found.data, *how)
+        made = run(main, "prepare", "--input", folder / "corpus.txt", "--output", found.data, *how)
         assert made.code == 0, made.err
         for split in SPLITS:
             # some, for there is no grammar in made-up words

@@ -22,11 +22,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(folder: Path) -> Path:
-    """Shards as tools/prepare_data.py makes them."""
+    """Shards as megamask prepare makes them."""
     source, output = folder / "corpus.txt", folder / "data"
     source.write_text(text(documents=200))
     more = ["--tokenizer", "wordpiece", "--vocab-size", "300", "--valid-share", "0.2", "--workers", "1"]
-    made = shell(sys.executable, "tools/prepare_data.py", "--input", source, "--output", output, *more)
+    made = shell(sys.executable, "-m", "megamask", "prepare", "--input", source, "--output", output, *more)
     assert made.code == 0, made.err
     assert "200 documents read (0 bad" in made.out
     return output

@@ -1,4 +1,4 @@
-"""tools/analyze_rank.py as a command: a run beside its own export, on shards and on raw text; sentences."""
+"""`megamask analyze-rank`: a run beside its own export, on shards and on raw text; sentences."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from megamask.__main__ import main
 from megamask.training import summary
 from tests.system.commands import Ended, run, text, train
-from tools import analyze_rank
 
 LESS = ("--tokens", 800, "--length", 32)
 STEPS = 3
@@ -26,7 +26,7 @@ def trained(folder: Path, data: Path) -> tuple[Path, Path]:
 
 
 def ranked(*arguments: object) -> Ended:
-    return run(analyze_rank.main, *arguments)
+    return run(main, "analyze-rank", *arguments)
 
 
 def test_a_run_and_its_export_are_one_encoder(trained, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from megamask import pretrain
+from megamask.__main__ import main
 from megamask.checkpoint import save
 from megamask.checkpoint.format import RunFolder, read_tensors
 from megamask.config import cli
@@ -23,7 +24,6 @@ from megamask.objectives.mlm import MLM
 from megamask.storage import durable
 from tests.system.commands import Ended, content, metrics, run, train, training
 from tests.system.conftest import STEPS
-from tools import convert_to_hf, prepare_data
 
 CONFIG, DATA, NUMBERS, STORAGE = 2, 3, 5, 7
 
@@ -96,7 +96,7 @@ def test_a_runs_own_file_goes_on_with_the_run(copy: Path) -> None:
 def test_text_that_may_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("text")
     (tmp_path / "secret.txt").chmod(0)
-    ended = run(prepare_data.main, "--input", tmp_path / "secret.txt", "--output", tmp_path / "data")
+    ended = run(main, "prepare", "--input", tmp_path / "secret.txt", "--output", tmp_path / "data")
     said(ended, DATA, "secret.txt cannot be read: Permission denied")
 
 
@@ -186,14 +186,14 @@ def test_an_export_that_cannot_be_written_leaves_the_older_one(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "exported"
-    said(run(convert_to_hf.main, "--run", finished, "--output", output), 0)
+    said(run(main, "export", "--run", finished, "--output", output), 0)
     before = content(tmp_path)
 
     def failing(*given, **more):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(weights, "save_file", failing)
-    ended = run(convert_to_hf.main, "--run", finished, "--output", output)
+    ended = run(main, "export", "--run", finished, "--output", output)
     said(ended, STORAGE, f"{output} cannot be written: No space left on device")
     assert content(tmp_path) == before
 

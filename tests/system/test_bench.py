@@ -1,4 +1,4 @@
-"""tools/bench.py as a command, on very little: the table and the file say the same of every variant."""
+"""The benchmark as a command, on very little: the table and the file say the same of every variant."""
 
 from __future__ import annotations
 

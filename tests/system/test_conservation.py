@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from megamask.__main__ import main
 from megamask.data import corpus, encoding
 from megamask.data.formats import lines
 from megamask.data.packs import Packs
@@ -25,7 +26,6 @@ from megamask.data.shards import SPLITS, Shards
 from megamask.data.tokenizer import load_tokenizer
 from tests.batches import text_positions
 from tests.system.commands import run
-from tools import prepare_data
 
 LONGEST = 3000
 PLACES = 50
@@ -170,7 +170,7 @@ def prepared(data: Path, folder: Path, places: int, patch: pytest.MonkeyPatch) -
     planted = plant(folder / "corpus", places)
     asked = ["--input", folder / "corpus", "--output", folder / "made", "--tokenizer", data / "tokenizer"]
     more = ["--valid-share", 0.2, "--workers", 1, "--on-bad-document", "skip", "--bad-share", 1, "--lost-share", 1]
-    ended = run(prepare_data.main, *asked, *more)
+    ended = run(main, "prepare", *asked, *more)
     assert ended.code == 0, ended.err
     return planted
 

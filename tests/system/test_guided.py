@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from megamask.__main__ import main
 from megamask.checkpoint.format import RunFolder
 from tests.system.commands import TINY, free_port, metrics, run, shell, train, training
 from tests.system.test_story import tensors
 from tests.tolerances import assert_close
-from tools import annotate_entropy, annotate_targets
 
 STEPS = 12
 ENTROPY = {"masking.score": "entropy", "masking.random_share.start": 0.2, "masking.random_share.end": 0.2}
@@ -132,7 +132,7 @@ def test_a_run_by_a_sidecar_resumes_bit_for_bit(data: Path, finished: Path, tmp_
     # a young model is equally unsure of every token, but not equally wrong
     length = TINY["packs.length"]
     ended = run(
-        annotate_entropy.main, "--data", shards, "--teacher", finished, "--length", length, "--num-passes", 2,
+        main, "annotate", "entropy", "--data", shards, "--teacher", finished, "--length", length, "--num-passes", 2,
         "--measure", "loss", "--workers", 1,
     )  # fmt: skip
     assert ended.code == 0, ended.err
@@ -150,7 +150,7 @@ def test_a_run_by_stored_samples_resumes_bit_for_bit_and_asks_nobody(
     settings = words({"distill.weight.start": 0.5, "distill.temperature": 2.0})
     teacher, kept = words({"teacher.path": finished, "teacher.precision": "fp32"}), tmp_path / "samples"
     ended = run(
-        annotate_targets.main, *training(data, tmp_path / "none", steps=STEPS), *settings, *teacher,
+        main, "annotate", "targets", *training(data, tmp_path / "none", steps=STEPS), *settings, *teacher,
         "--distill.stored", kept, "--draws", 200, "--workers", 1,
     )  # fmt: skip
     assert ended.code == 0, ended.err

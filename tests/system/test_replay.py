@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from megamask.__main__ import main
 from megamask.checkpoint.format import RunFolder
 from tests.system.commands import Ended, content, run, train
 from tests.system.conftest import STEPS
-from tools import replay
 
 
 def again(folder: Path, step: int, *more: object) -> Ended:
     """What the tool says of a step; the run folder must stay as it is."""
     before = content(folder)
-    ended = run(replay.main, "--run", folder, "--step", step, *more)
+    ended = run(main, "replay", "--run", folder, "--step", step, *more)
     assert content(folder) == before
     return ended
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+from megamask.__main__ import main
 from megamask.batch import Layout
 from megamask.checkpoint.format import RunFolder, read_state, read_tensors, read_weights
 from megamask.errors import REQUEUE
@@ -24,7 +25,6 @@ from megamask.runtime import precision
 from tests.system.commands import free_port, metrics, run, shell, train, training
 from tests.system.conftest import STEPS
 from tests.tolerances import assert_close
-from tools import convert_from_hf, convert_to_hf
 
 SENTENCE = "qo [MASK] w."
 
@@ -87,7 +87,7 @@ def test_a_finished_run_started_again_changes_nothing(copy: Path, data: Path, fi
 @pytest.fixture(scope="module")
 def exported(disturbed: Path, folder: Path) -> Path:
     output = folder / "exported"
-    made = shell(sys.executable, "tools/convert_to_hf.py", "--run", disturbed, "--output", output)
+    made = shell(sys.executable, "-m", "megamask", "export", "--run", disturbed, "--output", output)
     assert made.code == 0, made.err
     assert "logits of transformers and ours differ by at most" in made.out
     return output
@@ -113,7 +113,7 @@ def test_transformers_computes_what_we_compute(exported: Path, disturbed: Path) 
 
 
 def test_an_older_checkpoint_is_exported_as_it_was(disturbed: Path, exported: Path, tmp_path: Path) -> None:
-    made = run(convert_to_hf.main, "--run", disturbed, "--step", 8, "--output", tmp_path / "older")
+    made = run(main, "export", "--run", disturbed, "--step", 8, "--output", tmp_path / "older")
     assert made.code == 0, made.err
     older = load_file(tmp_path / "older" / "model.safetensors")
     newer = load_file(exported / "model.safetensors")
@@ -126,13 +126,13 @@ def test_an_older_checkpoint_is_exported_as_it_was(disturbed: Path, exported: Pa
 
 def test_training_goes_on_from_an_export(exported: Path, disturbed: Path, data: Path, tmp_path: Path) -> None:
     start, output = tmp_path / "start", tmp_path / "run"
-    made = run(convert_from_hf.main, "--model", exported, "--output", start)
+    made = run(main, "import", "--model", exported, "--output", start)
     assert made.code == 0, made.err
     ended = train(data, output, init=start, steps=2)
     assert ended.code == 0, ended.err
     found, expected = metrics(output, "valid/loss"), metrics(disturbed, "valid/loss")
     assert_close(torch.tensor(found[0, "valid/loss"]), torch.tensor(expected[STEPS, "valid/loss"]))
-    made = run(convert_from_hf.main, "--model", exported, "--output", tmp_path / "body", "--new-head")
+    made = run(main, "import", "--model", exported, "--output", tmp_path / "body", "--new-head")
     assert made.code == 0, made.err
     ended = train(data, tmp_path / "again", init=tmp_path / "body", steps=1)
     assert ended.code == 0, ended.err
@@ -147,7 +147,7 @@ def test_a_run_of_two_ranks_in_stage_3_is_exported_by_one_process(data: Path, tm
     ended = shell(*launcher, "megamask/pretrain.py", *training(data, output), *more)
     assert ended.code == 0, ended.out + ended.err
     assert len(list(RunFolder(output).checkpoint(4).glob("*.safetensors"))) == 2
-    made = run(convert_to_hf.main, "--run", output, "--output", tmp_path / "exported")
+    made = run(main, "export", "--run", output, "--output", tmp_path / "exported")
     assert made.code == 0, made.err
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
     ids = tokenizer(SENTENCE, return_tensors="pt")["input_ids"]

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from megamask import annotate
+from megamask.__main__ import main
 from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, store_entropies, store_targets, window_batch
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
 from megamask.config import fixed_masks
@@ -43,7 +44,6 @@ from megamask.storage import resumable as parts
 from megamask.teacher import stored_targets
 from megamask.teacher.stored_targets import StoredTargets, counted
 from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
-from tools import annotate_entropy, annotate_targets
 
 LENGTHS = [31, 7, 50, 3, 90, 12, 25, 40, 1, 18, 22, 70]
 SIZE, LENGTH = 60, 32
@@ -237,9 +237,9 @@ def test_what_cannot_be_annotated_is_a_sentence(config, data, teacher):
 
 def test_the_tool_says_how_to_use_what_it_wrote(config, data, capsys):
     flags = ["--data", str(data), "--teacher", config.teacher, "--length", str(LENGTH), "--workers", "1"]
-    assert annotate_entropy.main(flags) == 0
+    assert main(["annotate", "entropy", *flags]) == 0
     assert f"--entropy.signal masked --entropy.measure shannon --packs.length {LENGTH}" in capsys.readouterr().out
-    assert annotate_entropy.main([*flags, "--num-passes", "0"]) == ConfigError.exit_code
+    assert main(["annotate", "entropy", *flags, "--num-passes", "0"]) == ConfigError.exit_code
     assert "`num_passes` must be at least 1" in capsys.readouterr().err
 
 
@@ -463,9 +463,9 @@ def test_the_tool_takes_the_flags_of_the_run(run, data, teacher, tmp_path, capsy
     ]
     flags += ["--distill.stored", tmp_path / "stored", "--teacher.path", teacher, "--draws", 4, "--workers", 1]
     flags = [str(flag) for flag in flags]
-    assert annotate_targets.main([*flags, "--distill.weight.start", "0.5", "--packs", "5"]) == 0
+    assert main(["annotate", "targets", *flags, "--distill.weight.start", "0.5", "--packs", "5"]) == 0
     assert json.loads((tmp_path / "stored" / "manifest.json").read_text())["packs"] == 5
-    assert annotate_targets.main([*flags, "--draws", "256"]) == ConfigError.exit_code
+    assert main(["annotate", "targets", *flags, "--draws", "256"]) == ConfigError.exit_code
     said = capsys.readouterr().err
     assert "`draws` must lie between 1 and 255" in said and "`distill.weight` is 0" in said
 

@@ -10,6 +10,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
+from megamask.__main__ import main
 from megamask.checkpoint import format, save
 from megamask.checkpoint.format import RunFolder
 from megamask.storage import durable
@@ -30,7 +31,6 @@ from tests.system.catalogue.row import (
 )  # fmt: skip
 from tests.system.catalogue.settings import typed
 from tests.system.commands import run
-from tools import convert_from_hf, convert_to_hf, prepare_data
 
 
 def resumed(spoil: Callable[[Path], object], *arguments: object, **more: object) -> Plant:
@@ -77,7 +77,7 @@ def other_text(*more: object) -> Plant:
         made = ground.folder / "changed"
         asked = ["--input", ground.folder / "corpus.txt", "--output", made, "--valid-share", 0.2, "--workers", 1]
         tokenizer = more or ("--tokenizer", ground.data / "tokenizer")
-        assert run(prepare_data.main, *asked, *tokenizer).code == 0
+        assert run(main, "prepare", *asked, *tokenizer).code == 0
         return ground.train(data=made, output=ground.copy(ground.finished), **SAME)
 
     return plant
@@ -93,18 +93,18 @@ def locked(ground: Ground) -> Command:
     return ground.train(output=copied, **SAME)
 
 
-def tool(main: Callable[[list[str]], int], spoil: Callable[[Path], object], *more: object) -> Plant:
-    """A tool that reads a run."""
+def exported(spoil: Callable[[Path], object], *more: object) -> Plant:
+    """An export of a run."""
 
     def plant(ground: Ground) -> Command:
         spoil(copied := ground.copy(ground.finished))
-        return main, ["--run", copied, "--output", ground.folder / "exported", *more]
+        return main, ["export", "--run", copied, "--output", ground.folder / "exported", *more]
 
     return plant
 
 
 def imported(ground: Ground) -> Command:
-    return convert_from_hf.main, ["--model", ground.folder, "--output", ground.folder / "start"]
+    return main, ["import", "--model", ground.folder, "--output", ground.folder / "start"]
 
 
 RUNS = [
@@ -150,17 +150,17 @@ RUNS = [
         ("step-12 is of another model, in", "weights/encoder.", "32) there, but (16"),
     ),
     Row("a run that another writes", locked, LOCK, ("finished is being written by process", "(launch another)")),
-    Row("an export of no run", tool(convert_to_hf.main, missing("config.json")), CHECKPOINT, ("so it is no run",)),
+    Row("an export of no run", exported(missing("config.json")), CHECKPOINT, ("so it is no run",)),
     Row(
-        "an export of settings that are a list", tool(convert_to_hf.main, says("[]")), CHECKPOINT,
+        "an export of settings that are a list", exported(says("[]")), CHECKPOINT,
         ("so it is no run",),
     ),
     Row(
-        "an export of a step that is not there", tool(convert_to_hf.main, as_it_was, "--step", 5), CHECKPOINT,
+        "an export of a step that is not there", exported(as_it_was, "--step", 5), CHECKPOINT,
         ("no checkpoint of step 5; it has 12, 8, 4",),
     ),
     Row(
-        "an export of damaged weights", tool(convert_to_hf.main, damage_all), CHECKPOINT,
+        "an export of damaged weights", exported(damage_all), CHECKPOINT,
         ("rank-00000.safetensors is damaged",),
     ),
     Row("an import of no model", imported, CHECKPOINT, ("holds no",)),

@@ -74,7 +74,7 @@ SETTINGS = [
         ("a recipe that is not there", ["--recipe", "smal"], ["`smal`", "Did you mean `small`?"]),
         ("no file of settings", ["--config", "nowhere.toml"], ["`nowhere.toml` cannot be read: No such file"]),
         ("no DeepSpeed file", ["--deepspeed", "nowhere.json"], ["`nowhere.json` cannot be read: No such file"]),
-        ("no first weights", ["--init", "nowhere"], ["`init` names nowhere", "tools/convert_from_hf.py"]),
+        ("no first weights", ["--init", "nowhere"], ["`init` names nowhere", "megamask import"]),
     ),
     *rows(
         CONFIG, file,

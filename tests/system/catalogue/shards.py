@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from megamask import pretrain
+from megamask.__main__ import main
 from tests.hostile.targets import vouch
 from tests.system.catalogue.row import DATA, Command, Ground, Plant, Row, append, as_it_was, cut, missing, rows
 from tests.system.commands import run
-from tools import annotate_entropy
 
 TOKENS, OFFSETS = "train-00000.tokens.npy", "train-00000.offsets.npy"
 
@@ -102,7 +102,7 @@ def other_kind(ground: Ground) -> Command:
     """A sidecar of another signal, measure and length."""
     copied = ground.copy(ground.data)
     asked = ["--data", copied, "--teacher", ground.finished, "--workers", 1, "--signal", "clean", "--measure", "min"]
-    assert run(annotate_entropy.main, *asked, "--length", 32).code == 0
+    assert run(main, "annotate", "entropy", *asked, "--length", 32).code == 0
     return ground.train(data=copied, **BY_SIDECAR)
 
 
@@ -112,8 +112,8 @@ NO_ID = (f"{TOKENS} holds the id 60000 at token", "but the vocabulary has 300")
 SHARDS = [
     *rows(
         DATA, shards,
-        ("no folder", shutil.rmtree, ["data is no folder", "tools/prepare_data.py"]),
-        ("no manifest", missing("manifest.json"), ["data holds no manifest.json", "tools/prepare_data.py"]),
+        ("no folder", shutil.rmtree, ["data is no folder", "megamask prepare"]),
+        ("no manifest", missing("manifest.json"), ["data holds no manifest.json", "megamask prepare"]),
         ("a manifest cut short", cut("manifest.json", -9), ["manifest.json is damaged"]),
         ("a shard cut short", cut(TOKENS, -2), [f"{TOKENS} must have", "Copy it again"]),
         ("a shard of no bytes", cut(TOKENS, 0), [f"{TOKENS} must have", "but has 0"]),
@@ -178,7 +178,7 @@ SHARDS = [
     Row("a shard that grows in use", grows, DATA, (f"{TOKENS} must have", "was changed during the run"), stays=False),
     Row(
         "no entropies", shards(as_it_was, **BY_SIDECAR), DATA,
-        ("has no entropies for the split 'train'", "tools/annotate_entropy.py"),
+        ("has no entropies for the split 'train'", "megamask annotate entropy"),
     ),
     Row(
         "no tags", shards(as_it_was, masking__score="part_of_speech"), DATA,

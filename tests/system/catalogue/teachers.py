@@ -11,10 +11,10 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
+from megamask.__main__ import main
 from megamask.data.tokenizer_training import train_tokenizer as train_tokenizer
 from tests.system.catalogue.row import CHECKPOINT, CONFIG, Command, Ground, Plant, Row, cut, missing, rows
 from tests.system.commands import run
-from tools import convert_from_hf
 
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
@@ -75,7 +75,7 @@ def first_weights(ground: Ground) -> Command:
     """First weights whose tokenizer is another."""
     of_another_order(bert(ground))
     start = ground.folder / "start"
-    assert run(convert_from_hf.main, "--model", ground.folder / "teacher", "--output", start).code == 0
+    assert run(main, "import", "--model", ground.folder / "teacher", "--output", start).code == 0
     return ground.train("--init", start)
 
 

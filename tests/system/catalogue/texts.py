@@ -1,4 +1,4 @@
-"""Text that cannot be read, and tokenizers that cannot be used, met by tools/prepare_data.py."""
+"""Text that cannot be read, and tokenizers that cannot be used, met by megamask prepare."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from megamask.__main__ import main
 from megamask.data.formats import lines
 from tests.system.catalogue.row import CONFIG, DATA, DONE, Command, Ground, Plant, Row, rows
-from tools import prepare_data
 
 
 def prepared(*more: object) -> Callable[[Ground], list[object]]:
-    """Arguments of tools/prepare_data.py, for a tokenizer that is there."""
+    """Arguments of megamask prepare, for a tokenizer that is there."""
     return lambda ground: ["--tokenizer", ground.data / "tokenizer", "--valid-share", 0.2, "--workers", 1, *more]
 
 
@@ -29,7 +29,7 @@ def source(name: str, *more: object) -> Callable[[bytes | None], Plant]:
             if inside is not None:
                 path.write_bytes(inside)
             rest = prepared(*more)(ground)
-            return prepare_data.main, ["--input", path, "--output", ground.folder / "made", *rest]
+            return main, ["prepare", "--input", path, "--output", ground.folder / "made", *rest]
 
         return plant
 
@@ -137,7 +137,7 @@ def configured(**roles: str) -> Plant:
 def with_tokenizer(ground: Ground, folder: Path) -> Command:
     (ground.folder / "text.txt").write_text("some words\n\nand more\n")
     asked = ["--input", ground.folder / "text.txt", "--output", ground.folder / "made", "--tokenizer", folder]
-    return prepare_data.main, asked
+    return main, ["prepare", *asked]
 
 
 def no_tokenizer(inside: str | None) -> Plant:

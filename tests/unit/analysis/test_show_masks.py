@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from transformers import BertConfig, BertForMaskedLM
 
+from megamask.__main__ import main
 from megamask.analysis import show_masks as show
 from megamask.data import shards, tokenizer_training
 from megamask.errors import DataError
 from megamask.hf.predictions import sentence_entropies
 from megamask.masking.entropy import EntropyScoreConfig
 from tests.tolerances import assert_close
-from tools import show_masks
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs and some water."]
 
@@ -146,7 +146,7 @@ def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, t
 
     shards.write_shards(folder, tokenizer, {"train": units(), "valid": units()}, facts={})
     for source in (["--data", str(folder)], ["--model", str(model)], ["--model", str(model), "--signal", "clean"]):
-        assert show_masks.main([*source, "--sentence", *TEXTS, "--ratio", "0.2"]) == 0
+        assert main(["show-masks", *source, "--sentence", *TEXTS, "--ratio", "0.2"]) == 0
         told = capsys.readouterr().out
         assert "\x1b" not in told
         for text, ids in zip(TEXTS, encoded, strict=True):
@@ -165,5 +165,5 @@ def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, t
     ],
 )
 def test_the_tool_refuses_in_sentences(arguments, words, capsys):
-    assert show_masks.main(arguments) in (2, 3)
+    assert main(["show-masks", *arguments]) in (2, 3)
     assert words in capsys.readouterr().err

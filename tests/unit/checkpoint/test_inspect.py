@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from megamask.__main__ import main
 from megamask.checkpoint import format
 from megamask.checkpoint import inspect as inspection
 from megamask.checkpoint.format import RunFolder
-from megamask.checkpoint.inspect import inspect_folder
+from megamask.checkpoint.inspect import inspect_folder, report_lines
 from megamask.checkpoint.resume import open_run
 from megamask.checkpoint.save import save_checkpoint
 from megamask.data.lost_text.coverage import Coverage
 from megamask.errors import CheckpointError, MegamaskError
-from tools import inspect_run
 
 CONFIG = {"steps": 100, "recipe": "bert"}
 
@@ -49,7 +49,7 @@ def test_what_the_tokenizer_lost_is_told(tmp_path):
         run.text.write_text(json.dumps(manifest))
         inspected = inspect_folder(tmp_path)
         assert line in inspected.text
-        assert f"  text, {line}" in inspect_run.lines(inspected, True)
+        assert f"  text, {line}" in report_lines(inspected, True)
     run.text.unlink()
     assert inspect_folder(tmp_path).text == ()
 
@@ -180,13 +180,13 @@ def test_what_is_no_run_is_said_so(tmp_path):
 def test_the_tool_prints_a_table_or_json(made, capsys):
     flip(made, 3)
     before = trace(made.path)
-    assert inspect_run.main(["--run", str(made.path)]) == 0
+    assert main(["inspect", "--run", str(made.path)]) == 0
     shown = capsys.readouterr().out
     assert "rank-00000.safetensors is damaged" in shown
     assert "go on after step 2 of 100" in shown and "step-3 is damaged and would be set aside" in shown
-    assert inspect_run.main(["--run", str(made.path), "--json", "--no-verify"]) == 0
+    assert main(["inspect", "--run", str(made.path), "--json", "--no-verify"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [each["step"] for each in told["checkpoints"]] == [3, 2, 1]
-    assert inspect_run.main(["--run", str(made.path / "logs")]) == 4
+    assert main(["inspect", "--run", str(made.path / "logs")]) == 4
     assert "holds no run" in capsys.readouterr().err
     assert trace(made.path) == before

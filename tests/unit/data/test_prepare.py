@@ -19,6 +19,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
+from megamask.__main__ import main
 from megamask.data import encoding, local_text, pos_tagger
 from megamask.data import prepare as preparing
 from megamask.data.corpus import Intake
@@ -30,7 +31,6 @@ from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer
 from megamask.data.word_boundaries import WordSizes
 from megamask.errors import ConfigError, DataError, StorageError
 from megamask.storage import workdir as work
-from tools import prepare_data
 
 ROOT = Path(__file__).parents[3]
 
@@ -519,7 +519,7 @@ def test_counts_and_words_do_not_depend_on_workers_or_kills(lossy, tmp_path, sma
 
 def test_the_counts_are_those_of_the_text(lossy, capsys):
     arguments = [*("--input", *lossy.input), "--output", str(lossy.output), "--tokenizer", lossy.tokenizer]
-    assert prepare_data.main([*arguments, "--lost-share", "0.5", "--valid-share", "0.1", "--workers", "1"]) == 0
+    assert main(["prepare", *arguments, "--lost-share", "0.5", "--valid-share", "0.1", "--workers", "1"]) == 0
     told = capsys.readouterr().out
     manifest = Shards.open(lossy.output).manifest
     unknown = load_tokenizer(lossy.tokenizer).backend.token_to_id("[UNK]")

@@ -48,7 +48,7 @@ def test_the_source_reads_the_bytes_of_the_pack():
     batch = some_packs()[0]
     codes = torch.randint(0, 256, batch.tokens.shape, dtype=torch.uint8)
     assert torch.equal(StoredEntropy(FACTS)([replace(batch, entropy=codes)])[0], from_bytes(codes, FACTS.top))
-    with pytest.raises(DataError, match=r"pack 0 carries no entropies.*annotate_entropy"):
+    with pytest.raises(DataError, match=r"pack 0 carries no entropies.*annotate entropy"):
         StoredEntropy(FACTS)([batch])
 
 

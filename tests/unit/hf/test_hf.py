@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, ModernBertConfig, pipeline
 
+from megamask.__main__ import main
 from megamask.batch import Layout
 from megamask.checkpoint.format import RunFolder
 from megamask.checkpoint.save import save_checkpoint
@@ -31,7 +32,6 @@ from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_objective_weights
 from tests.tolerances import assert_close
-from tools import convert_from_hf, convert_to_hf
 
 CARD = Card("a test", recipe="random weights", steps=7, data="0123abcd", run="first")
 SMALL = {"num_layers": 4, "hidden_size": 32, "num_heads": 4, "max_positions": 80}
@@ -385,7 +385,7 @@ def test_other_models_formats_and_damage_are_refused(saved, tmp_path):
 
 def test_first_weights_hold_all_that_pretraining_needs(saved, tmp_path):
     folder, out = saved(theirs("modern")), tmp_path / "start"
-    assert convert_from_hf.main(["--model", str(folder), "--output", str(out)]) == 0
+    assert main(["import", "--model", str(folder), "--output", str(out)]) == 0
     shape = EncoderShape.load(out)
     encoder = Encoder(shape)
     load_objective_weights(MLM(encoder, MaskedLMHead(encoder)), load_file(out / WEIGHTS))
@@ -419,34 +419,34 @@ def trained(make, tokenizer, tmp_path):
 
 def test_a_checkpoint_of_a_run_is_exported_by_one_command(trained, tmp_path, capsys):
     run, out = trained("run"), tmp_path / "out"
-    assert convert_to_hf.main(["--run", str(run), "--output", str(out)]) == 0
+    assert main(["export", "--run", str(run), "--output", str(out)]) == 0
     assert "differ by at most" in capsys.readouterr().out
     card = (out / "README.md").read_text()
     for row in ("steps | 12", "text | poems: 7 documents, 4,321 tokens", f"exported | {date.today():%Y}"):
         assert f"| {row}" in card
     assert "| validation loss | 4.2500 nats per masked token at step 12 (a guess by frequency: 6.5000) |" in card
-    assert convert_to_hf.main(["--run", str(run), "--output", str(out), "--step", "13"]) == CheckpointError.exit_code
+    assert main(["export", "--run", str(run), "--output", str(out), "--step", "13"]) == CheckpointError.exit_code
     assert "has no checkpoint of step 13" in capsys.readouterr().err
 
 
 def test_an_export_of_another_run_is_replaced_when_that_is_said(trained, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["--run", str(trained("one")), "--output", str(out)]
-    assert convert_to_hf.main(command) == convert_to_hf.main(command) == 0
+    assert main(["export", *command]) == main(["export", *command]) == 0
     other = ["--run", str(trained("other")), "--output", str(out)]
     before = (out / WEIGHTS).read_bytes()
     capsys.readouterr()
-    assert convert_to_hf.main(other) == ConfigError.exit_code
+    assert main(["export", *other]) == ConfigError.exit_code
     assert "contains a model that is not an export of this run" in capsys.readouterr().err
     assert (out / WEIGHTS).read_bytes() == before
-    assert convert_to_hf.main([*other, "--replace"]) == 0
+    assert main(["export", *other, "--replace"]) == 0
     assert (out / WEIGHTS).read_bytes() != before
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": {"kind": "mae_lm"}}, {"objective": {"mask_vector": "own"}}])
 def test_the_example_of_the_card_runs_as_it_stands(trained, tmp_path, settings):
     out = tmp_path / "out"
-    assert convert_to_hf.main(["--run", str(trained("run", **settings)), "--output", str(out)]) == 0
+    assert main(["export", "--run", str(trained("run", **settings)), "--output", str(out)]) == 0
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert ("pipeline" in code and "[MASK]" in code) is not bool(settings)
     printed: list[object] = []
@@ -458,7 +458,7 @@ def test_an_export_has_the_mode_that_the_umask_gives(trained, tmp_path):
     run = str(trained("run"))
     before = os.umask(0o027)
     try:
-        assert convert_to_hf.main(["--run", run, "--output", str(tmp_path / "out")]) == 0
+        assert main(["export", "--run", run, "--output", str(tmp_path / "out")]) == 0
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from transformers import AutoModelForMaskedLM, BertForSequenceClassification, ModernBertForSequenceClassification
 
+from megamask.__main__ import main
 from megamask.errors import CheckpointError, StorageError
 from megamask.hf import import_model, save_start, weights
 from megamask.hf.tensor_names import WEIGHTS, to_theirs
@@ -20,7 +21,6 @@ from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_objective_weights
 from megamask.teacher import frozen_lm
 from tests.unit.hf.test_hf import saved, theirs, tokenizer
-from tools import convert_from_hf
 
 __all__ = ["saved", "tokenizer"]
 
@@ -115,7 +115,7 @@ def test_two_encoders_in_one_file_are_a_sentence(saved):
 def test_a_body_without_a_head_starts_with_a_new_one(saved, tmp_path, preset, capsys):
     other = theirs(preset)
     folder = saved(other.base_model)
-    assert convert_from_hf.main(["--model", str(folder), "--output", str(tmp_path / "start")]) == 0
+    assert main(["import", "--model", str(folder), "--output", str(tmp_path / "start")]) == 0
     told = capsys.readouterr().out
     assert told.count("has no masked-language head: training starts with a new one") == 1
     assert all(len(line) < 400 for line in told.splitlines())
@@ -148,10 +148,10 @@ def test_an_output_matrix_of_its_own_is_refused_with_the_cure(saved, tmp_path, p
     folder = saved(theirs(preset, tie_word_embeddings=False))
     command = ["--model", str(folder), "--output", str(tmp_path / "start")]
     capsys.readouterr()
-    assert convert_from_hf.main(command) == CheckpointError.exit_code
+    assert main(["import", *command]) == CheckpointError.exit_code
     told = capsys.readouterr().err.strip()
     assert str(folder) in told and "--new-head" in told and "\n" not in told
-    assert convert_from_hf.main([*command, "--new-head"]) == 0
+    assert main(["import", *command, "--new-head"]) == 0
     assert not [name for name in load_file(tmp_path / "start" / WEIGHTS) if name.startswith("head.")]
 
 

@@ -242,6 +242,12 @@ def test_text_is_prepared_without_torch() -> None:
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
+def test_the_list_of_subcommands_imports_no_library() -> None:
+    source = "import sys, megamask.__main__ as m; m.main([]); print({'tyro', 'numpy', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.splitlines()[-1], done.stderr) == ("set()", "")
+
+
 @pytest.mark.parametrize("flag", ["--help", "--list-recipes"])
 def test_what_only_prints_ends_in_silence_when_nobody_reads(flag: str) -> None:
     done = subprocess.run(

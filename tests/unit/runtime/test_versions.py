@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from megamask import pretrain
+from megamask.__main__ import main
 from megamask.errors import ConfigError
 from megamask.runtime import versions
-from tools import annotate_entropy, annotate_targets, convert_from_hf, convert_to_hf
 
 ROOT = Path(__file__).parents[3]
 NOWHERE = "/nowhere/at/all"
@@ -38,17 +37,17 @@ def test_it_is_what_an_installer_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("main", "arguments"),
+    "arguments",
     [
-        (pretrain.main, ["--teacher.path", NOWHERE]),
-        (convert_to_hf.main, ["--run", NOWHERE, "--output", NOWHERE]),
-        (convert_from_hf.main, ["--model", NOWHERE, "--output", NOWHERE]),
-        (annotate_entropy.main, ["--data", NOWHERE, "--teacher", NOWHERE]),
-        (annotate_targets.main, ["--teacher.path", NOWHERE]),
+        ["pretrain", "--teacher.path", NOWHERE],
+        ["export", "--run", NOWHERE, "--output", NOWHERE],
+        ["import", "--model", NOWHERE, "--output", NOWHERE],
+        ["annotate", "entropy", "--data", NOWHERE, "--teacher", NOWHERE],
+        ["annotate", "targets", "--teacher.path", NOWHERE],
     ],
-    ids=lambda value: getattr(value, "__module__", ""),
+    ids=lambda arguments: arguments[0],
 )
-def test_commands_look_at_it_first(main, arguments, monkeypatch, capsys) -> None:
+def test_commands_check_it_first(arguments, monkeypatch, capsys) -> None:
     monkeypatch.setattr(versions, "version", lambda name: "2.9.1")
     assert main(arguments) == ConfigError.exit_code
     assert capsys.readouterr().err.startswith("PyTorch must be 2.11 or newer, but is 2.9.1.")

@@ -1,0 +1,28 @@
+"""`megamask export` and `megamask import`: models that cross the boundary to transformers, in either direction."""
+
+from __future__ import annotations
+
+from megamask import hf
+from megamask.training.settings import ExportConfig, ImportConfig
+from megamask.training.summary import export
+
+
+def export_run(config: ExportConfig) -> None:
+    """Write a checkpoint of a run as a model for transformers, and print what the comparison found."""
+    exported = export(config.run, config.output, config.step, replace=config.replace)
+    print(f"{config.output}: logits of transformers and ours differ by at most {exported.difference:.2g}")
+    for note in exported.notes:
+        print(note)
+
+
+def import_weights(config: ImportConfig) -> None:
+    """Write a model of transformers as initial weights, and print how to train from them."""
+    model = hf.save_start(config.model, config.output, new_head=config.new_head)
+    for note in model.notes:
+        print(note)
+    shape = model.shape
+    print(
+        f"{config.output}: {shape.preset}, {shape.num_layers} layers of width {shape.hidden_size}. Prepare text with "
+        f"its tokenizer: megamask prepare --tokenizer {config.output / 'tokenizer'}. Then train: megamask pretrain "
+        f"--init {config.output}."
+    )
