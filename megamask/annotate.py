@@ -44,7 +44,7 @@ from megamask.masking.rng import PackRng
 from megamask.runtime import precision, ranks
 from megamask.runtime.precision import Precision, Setting
 from megamask.schedules import Schedule
-from megamask.storage import durable, resumable
+from megamask.storage import file_list, resumable
 from megamask.storage import workdir as working
 from megamask.storage.resumable import Part, Report, Worker
 from megamask.teacher import frozen_lm, stored_targets
@@ -240,7 +240,7 @@ def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> 
         entries = {}
         for name in (name for n in range(len(tasks)) for name in stored_targets.target_file_names(n)):
             os.link(work / name, ready / name)
-            entries[name] = {"bytes": (ready / name).stat().st_size, "sha256": durable.sha256(ready / name)}
+            entries[name] = {"bytes": (ready / name).stat().st_size, "sha256": file_list.sha256(ready / name)}
         (ready / "manifest.json").write_text(json.dumps(manifest | {"files": entries}, indent=1) + "\n")
         ready.rename(output)
     return output

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from megamask.checkpoint.format import NewerFormat, RunFolder, damage, read_manifest, storage_sentence
+from megamask.checkpoint.format import NewerFormat, RunFolder, read_manifest, storage_sentence
 from megamask.checkpoint.settings import InspectConfig
 from megamask.data.manifest import Split, text_report
 from megamask.errors import CheckpointError, ConfigError, LockError, StorageError
+from megamask.storage import file_list
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,13 @@ def _text(manifest: Path) -> tuple[str, ...]:
 def _checkpoint(folder: Path, step: int, hashes: bool) -> CheckpointReport:
     try:
         manifest = read_manifest(folder)
-        problems = tuple(damage(folder, manifest.files, hashes))
+        problems = tuple(file_list.damage(folder, manifest.files, hashes).values())
     except NewerFormat as error:
         return CheckpointReport(step, "newer", error.problems)
     except CheckpointError as error:
         return CheckpointReport(step, "damaged", error.problems)
-    size = sum(entry.size for entry in manifest.files)
-    wrote = sum(entry.name.startswith("rank-") for entry in manifest.files)
+    size = sum(entry.bytes for entry in manifest.files.values())
+    wrote = sum(name.startswith("rank-") for name in manifest.files)
     return CheckpointReport(step, "damaged" if problems else "whole", problems, size, wrote, manifest.launch)
 
 

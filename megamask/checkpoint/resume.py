@@ -33,6 +33,7 @@ from megamask.runtime import ranks
 from megamask.runtime.environment import describe_environment
 from megamask.storage import durable, strict_json
 from megamask.storage.dotted import flatten, is_under
+from megamask.storage.lock import Lock
 from megamask.storage.old_names import with_new_names
 
 Answer = TypeVar("Answer")
@@ -47,7 +48,7 @@ class RunStart:
     step: int
     notes: tuple[str, ...]
     """A sentence for whatever was set aside or passed over."""
-    lock: durable.Lock | None
+    lock: Lock | None
     """Held by rank 0 until ``close`` or the end of the process."""
     changes: dict[str, list[object]] = field(default_factory=dict)
     """Settings that differ from those of the launch before: theirs, ours."""
@@ -102,14 +103,14 @@ def open_run(
     """
     # rank 0's clock, working folder and dice, for all
     run = ranks.on_rank_zero(lambda: RunFolder(Path(path), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"))
-    lock: durable.Lock | None = None
+    lock: Lock | None = None
     created = False
 
     def take() -> None:
         nonlocal lock, created
         created = not run.path.exists()
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        lock = durable.Lock(run.lock, run.launch)
+        lock = Lock(run.lock, run.launch)
 
     try:
         _by_main(run, take)
@@ -333,9 +334,9 @@ def _record(
 ) -> None:
     for folder in (run.logs, run.tensorboard):
         folder.mkdir(exist_ok=True)
-    durable.replace(run.config, json.dumps(config, indent=2) + "\n")
+    durable.write_atomic(run.config, json.dumps(config, indent=2) + "\n")
     if text:
-        durable.replace(run.text, json.dumps(text.manifest, indent=1) + "\n")
+        durable.write_atomic(run.text, json.dumps(text.manifest, indent=1) + "\n")
     launches = []
     if run.environment.exists():
         try:
@@ -344,4 +345,4 @@ def _record(
             launches = []  # a record for people; its loss must not stop a run
     begun = {"launch": run.launch, "step": step, "from": checkpoint and str(checkpoint), "changes": changes}
     launches.append(begun | facts | describe_environment())
-    durable.replace(run.environment, json.dumps({"launches": launches}, indent=2) + "\n")
+    durable.write_atomic(run.environment, json.dumps({"launches": launches}, indent=2) + "\n")

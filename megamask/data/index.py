@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int32, Int64
 
 from megamask.data.shards import Shards
 from megamask.storage import strict_json
-from megamask.storage.durable import sha256
+from megamask.storage.file_list import sha256
 from megamask.storage.npy import mapped, rising
 
 FULL = 0.9

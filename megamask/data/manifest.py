@@ -22,7 +22,7 @@ from megamask.data.tokenizer import TOKENIZER, folder_hash
 from megamask.data.word_boundaries import Rule, WordSizes
 from megamask.errors import DataError, must, raise_all
 from megamask.storage import strict_json
-from megamask.storage.durable import sha256
+from megamask.storage.file_list import sha256
 from megamask.storage.npy import mapped
 
 FORMAT, VERSION = "megamask shards", 1

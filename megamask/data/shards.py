@@ -46,7 +46,7 @@ from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, load_toke
 from megamask.data.word_boundaries import Rule, WordSizes, unknown_words, word_rule, word_starts
 from megamask.errors import DataError, must, raise_all
 from megamask.storage import strict_json
-from megamask.storage.durable import sha256
+from megamask.storage.file_list import sha256
 from megamask.storage.npy import mapped, rising, save_array
 
 SPLITS = ("train", "valid")

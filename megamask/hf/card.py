@@ -10,7 +10,7 @@ from megamask.data.tokenizer import Tokenizer
 from megamask.hf.encoder_and_head import empty_model
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.model.shape import EncoderShape
-from megamask.storage import durable, strict_json
+from megamask.storage import file_list, strict_json
 
 CARD, RECORD = "README.md", "megamask.json"
 
@@ -107,7 +107,7 @@ for prediction in fill_mask({before + mask + after!r}):
 
 def write_record(card: Card, folder: Path) -> None:
     """Record in ``folder`` which run made the export, and the hash of its weights."""
-    record = {"run": card.run, "steps": card.steps, "weights": durable.sha256(folder / WEIGHTS)}
+    record = {"run": card.run, "steps": card.steps, "weights": file_list.sha256(folder / WEIGHTS)}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -115,6 +115,6 @@ def is_of_run(folder: Path, run: str) -> bool:
     """Whether ``folder`` contains an export of ``run`` that was not changed since."""
     try:
         record = strict_json.read_json(folder / RECORD)
-        return bool(run) and record["run"] == run and record["weights"] == durable.sha256(folder / WEIGHTS)
+        return bool(run) and record["run"] == run and record["weights"] == file_list.sha256(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError):
         return False

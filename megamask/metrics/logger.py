@@ -203,7 +203,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _drop_after(path: Path, start: int) -> None:
     """Keep what was written up to step ``start``; nothing if the run starts afresh."""
     kept = [line for line in read_metrics(path) if start and line["step"] <= start]
-    durable.replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+    durable.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def plot_curve(metrics: Path, picture: Path) -> None:

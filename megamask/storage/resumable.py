@@ -20,7 +20,7 @@ import torch
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import strict_json
 from megamask.storage import workdir as working
-from megamask.storage.durable import sha256
+from megamask.storage.file_list import sha256
 from megamask.storage.npy import save_array
 
 POLL = 1.0

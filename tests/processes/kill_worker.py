@@ -22,7 +22,7 @@ from storage_worker import broken
 from megamask import pretrain
 from megamask.checkpoint.format import RunFolder, read_tensors, verify
 from megamask.runtime import ranks
-from megamask.storage import durable
+from megamask.storage import file_list
 from megamask.training import summary
 from tests.processes.server import free_port
 from tests.system.commands import ROOT, metrics, training
@@ -162,7 +162,7 @@ def _in_place() -> None:
     """Write into the folder with the final name, one block at a time."""
     from storage_worker import BREAK as PUBLISHERS
 
-    durable.BLOCK = 1 << 12
+    file_list.BLOCK = 1 << 12
     PUBLISHERS["in place"]()
 
 

@@ -29,7 +29,7 @@ from megamask.checkpoint.resume import RunStart, open_run
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import LockError, MegamaskError, StorageError
 from megamask.runtime import ranks
-from megamask.storage import durable
+from megamask.storage import durable, file_list, lock
 
 CONFIG = {"depth": 2}
 OPERATIONS = ("make_folder", "write_file", "sync", "rename", "remove")
@@ -146,7 +146,7 @@ def _latest_first() -> None:
     prepare = publishing._prepare
 
     def prepare_after_naming(run, step):
-        durable.replace(run.latest, f"step-{step}\n")
+        durable.write_atomic(run.latest, f"step-{step}\n")
         return prepare(run, step)
 
     publishing._prepare = prepare_after_naming
@@ -275,10 +275,10 @@ def _no_lock(*_: object) -> None:
 
 def _sleep_in_a_save(folder: Path, nth: int, variant: str, tell: Tell) -> None:
     os.environ["SLURM_JOB_ID"] = "17"
-    durable.fcntl.flock = _no_lock
+    lock.fcntl.flock = _no_lock
     start = begin(folder)
     if variant == "no fence":
-        durable.holds = lambda lock, launch: True
+        lock.names_launch = lambda path, launch: True
 
     asleep = []
 
@@ -297,8 +297,8 @@ def _sleep_in_a_save(folder: Path, nth: int, variant: str, tell: Tell) -> None:
 
 def _take_over(folder: Path, tell: Tell) -> None:
     os.environ["SLURM_JOB_ID"] = "17"  # the same job, requeued
-    durable.fcntl.flock = _no_lock
-    durable.socket.gethostname = lambda: "another"
+    lock.fcntl.flock = _no_lock
+    lock.socket.gethostname = lambda: "another"
     start = begin(folder)
     for step in (start.step + 1, start.step + 2):
         save(start.run, step)
@@ -350,7 +350,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
             return write(path, blocks)
         except OSError:
             text = b"".join(blocks)
-            return durable.FileEntry(path.name, len(text), durable.hashlib.sha256(text).hexdigest())
+            return file_list.FileEntry(len(text), durable.hashlib.sha256(text).hexdigest())
 
     if kind == "full" and ranks.is_main():
         with ballast.open("wb") as file:
@@ -404,7 +404,7 @@ def agreements(folder: str, variant: str, launches: int) -> dict:
             if ranks.is_main():
                 wanted = {f"rank-{rank:05d}.safetensors" for rank in range(ranks.world())}
                 saved = [verify(start.run.checkpoint(step)) for step in start.run.steps()]
-                whole = all(wanted <= {entry.name for entry in manifest.files} for manifest in saved)
+                whole = all(wanted <= manifest.files.keys() for manifest in saved)
                 tell(f" {len(seen) == 1 and whole and len(saved) == (number % 10 == 0)}")
             start.close()
 
@@ -434,7 +434,7 @@ def views(folder: str) -> dict:
             file.write_bytes(file.read_bytes()[::-1])
 
         def act(tell: Tell, kind=kind) -> None:
-            looked, look, read = [0], Path.lstat, durable.sha256
+            looked, look, read = [0], Path.lstat, file_list.sha256
 
             def lstat(path):
                 looked[0] += 1
@@ -445,7 +445,7 @@ def views(folder: str) -> dict:
             if ranks.rank() and kind in ("late", "never"):
                 Path.lstat, durable.PATIENCE = lstat, 0.2
             if ranks.rank() and kind == "another byte":
-                durable.sha256 = lambda path: read(path)[::-1]
+                file_list.sha256 = lambda path: read(path)[::-1]
             try:
                 start = begin(run.path)
             except StorageError as error:
@@ -494,7 +494,7 @@ def lags(folder: str, variant: str, saves: int, seed: int) -> dict:
         durable.time.sleep, durable.time.monotonic = sleep, lambda: now[0]
         durable.os.stat, durable.write_file = stat, writes
         if variant == "no wait":
-            durable.wait_for_file = lambda until: until() or True
+            durable.wait_until = lambda condition: condition() or True
         done = 0
         for step in range(1, saves + 1):
             try:

@@ -80,7 +80,7 @@ def test_one_ranks_view_of_a_checkpoint_sets_none_aside(apart, tmp_path) -> None
     assert said["late"] == ["2 0"]
     for kind in ("never", "another byte"):
         (sentence,) = said[kind]
-        assert "step-2 is whole to rank 0, but not to others" in sentence
+        assert "Rank 0 reads" in sentence and "step-2 without damage, but other ranks do not" in sentence
     assert said["damaged"] == ["1 2"]  # all see it, so it is set aside
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from megamask.checkpoint import format
 from megamask.checkpoint.format import RunFolder, verify_on_all_ranks
 from megamask.errors import CheckpointError
-from megamask.storage import durable
+from megamask.storage import durable, file_list
 from megamask.training import summary
 from tests.system.commands import content, train
 from tests.system.conftest import STEPS
@@ -73,9 +73,9 @@ def test_every_damage_is_seen_and_named(copy: Path, bits: int = 64) -> None:
 
 def test_a_file_whose_hash_is_not_looked_at_is_found(copy: Path, monkeypatch) -> None:
     folder = RunFolder(copy).checkpoint(STEPS)
-    (known,) = [entry.sha256 for entry in format.read_manifest(folder).files if entry.name == "state.json"]
-    read = durable.sha256
-    monkeypatch.setattr(durable, "sha256", lambda path: known if path.name == "state.json" else read(path))
+    known = format.read_manifest(folder).files["state.json"].sha256
+    read = file_list.sha256
+    monkeypatch.setattr(file_list, "sha256", lambda path: known if path.name == "state.json" else read(path))
     assert sweep(folder, 8)["missed"]
 
 
@@ -119,7 +119,7 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
     lines.write_bytes(lines.read_bytes() + "Jörg".encode("utf-16") + b"\n" + lines.read_bytes()[:500])
     write, tried = durable.write_file, []
 
-    def full(path: Path, chunks) -> durable.FileEntry:
+    def full(path: Path, chunks) -> file_list.FileEntry:
         if "metrics" in path.name and not tried:
             tried.append(path)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

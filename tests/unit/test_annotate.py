@@ -39,7 +39,7 @@ from megamask.model.vocabulary import token_stats
 from megamask.objectives.mlm import MLM
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.schedules import Schedule
-from megamask.storage import durable
+from megamask.storage import file_list
 from megamask.storage import resumable as parts
 from megamask.teacher import stored_targets
 from megamask.teacher.stored_targets import StoredTargets, counted
@@ -398,7 +398,7 @@ def test_samples_that_do_not_fit_the_masks_are_refused_when_they_are_opened(run,
     def put(name: str, array: np.ndarray) -> None:
         """Replace a file, and vouch for it."""
         np.save(folder / name, array)
-        kept = {"bytes": (folder / name).stat().st_size, "sha256": durable.sha256(folder / name)}
+        kept = {"bytes": (folder / name).stat().st_size, "sha256": file_list.sha256(folder / name)}
         manifest["files"][name] = kept
         (folder / "manifest.json").write_text(json.dumps(manifest))
 

@@ -14,6 +14,7 @@ from megamask.__main__ import main
 from megamask.checkpoint import format, save
 from megamask.checkpoint.format import RunFolder
 from megamask.storage import durable
+from megamask.storage.lock import Lock
 from tests.system.catalogue.row import (
     CHECKPOINT,
     CONFIG,
@@ -89,7 +90,7 @@ def smaller(ground: Ground) -> Command:
 
 def locked(ground: Ground) -> Command:
     copied = ground.copy(ground.finished)
-    held = durable.Lock(copied / "run.lock", "another")  # noqa: F841 - until the end of the process
+    held = Lock(copied / "run.lock", "another")  # noqa: F841 - until the end of the process
     return ground.train(output=copied, **SAME)
 
 

@@ -219,7 +219,7 @@ class TestRefused:
             open_run_encoder(tmp_path / "nowhere")
 
     def test_a_folder_without_checkpoints(self, tmp_path):
-        with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        with pytest.raises(CheckpointError, match="contains no checkpoint"):
             open_run_encoder(tmp_path)
 
     def test_weights_of_another_width(self, model, saved):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from megamask.checkpoint.format import RunFolder, read_weights
 from megamask.checkpoint.resume import check_space, open_run
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError, ConfigError, LockError, StorageError
-from megamask.storage import durable
+from megamask.storage import lock
 
 CONFIG = {"steps": 100, "model": {"depth": 2, "width": 8}, "log": {"every": 10}, "betas": (0.9, 0.95)}
 
@@ -251,11 +252,11 @@ def _open_and_die(path):
 
 def test_the_lock_without_the_operating_systems_help(tmp_path, monkeypatch):
     def no_lock(*_):
-        raise OSError(durable.errno.ENOLCK, "No locks available")
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(durable.fcntl, "flock", no_lock)
+    monkeypatch.setattr(lock.fcntl, "flock", no_lock)
     path = tmp_path / "run.lock"
-    here = {"launch": "old", "host": durable.socket.gethostname(), "job": ""}
+    here = {"launch": "old", "host": lock.socket.gethostname(), "job": ""}
     away = {"launch": "old", "host": "elsewhere", "pid": os.getpid(), "job": "17"}
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -269,10 +270,10 @@ def test_the_lock_without_the_operating_systems_help(tmp_path, monkeypatch):
         monkeypatch.setenv("SLURM_JOB_ID", job)
         path.write_text(json.dumps(owner))
         if free:
-            durable.Lock(path, "new").close()
+            lock.Lock(path, "new").close()
         else:
             with pytest.raises(LockError, match="is being written"):
-                durable.Lock(path, "new")
+                lock.Lock(path, "new")
 
 
 def test_space_is_asked_for_before_training(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from megamask.checkpoint.format import RunFolder, read_weights, verify
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import ConfigError, LockError, StorageError
-from megamask.storage import durable
+from megamask.storage import durable, lock
 
 OPERATIONS = ["write_file", "make_folder", "rename", "sync"]
 
@@ -92,13 +92,13 @@ def test_a_lock_that_cannot_be_read_is_not_lost(run, monkeypatch):
         raise OSError(errno.ESTALE, "Stale file handle")
 
     save_checkpoint(run, 1, weights(1), {})
-    monkeypatch.setattr(durable, "holds", stale)
+    monkeypatch.setattr(lock, "names_launch", stale)
     with pytest.raises(StorageError, match="Stale file handle"):
         save_checkpoint(run, 2, weights(2), {})
     monkeypatch.undo()
     save_checkpoint(run, 2, weights(2), {})
     run.lock.unlink()
-    with pytest.raises(LockError, match="taken over by another launch"):
+    with pytest.raises(LockError, match="Another launch took over"):
         save_checkpoint(run, 3, weights(3), {})
     assert run.steps() == [2, 1]
 
@@ -180,7 +180,7 @@ def test_a_program_error_is_no_storage_error(run):
 def test_a_launch_that_was_taken_over_publishes_nothing(run):
     save_checkpoint(run, 1, weights(1), {})
     run.lock.write_text('{"launch": "another"}')
-    with pytest.raises(LockError, match="taken over by another launch"):
+    with pytest.raises(LockError, match="Another launch took over"):
         save_checkpoint(run, 2, weights(2), {})
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-1"]
     assert verify(run.checkpoint(1)).step == 1

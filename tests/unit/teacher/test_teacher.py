@@ -430,7 +430,7 @@ def test_what_is_no_model_is_refused(load, tmp_path, run: RunFolder, theirs):
         load(tmp_path / "empty")
     with pytest.raises(CheckpointError, match=r"`teacher.path` must be a folder or the name of a model"):
         load("no/such-model")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         load(run.path)
     folder, _ = theirs("roberta")
     (folder / "tokenizer.json").unlink()
