@@ -1,33 +1,32 @@
-"""What is done about a step that is no number, or far from all before it; decided before its weights move.
+"""Decide, before the weights of a step move, what to do about NaN, Inf or a loss spike.
 
-A step is a spike if its loss, or the norm of its gradient, lies more than `sigma` standard deviations above the mean
-of the last `window` steps. That is the rule of OLMo-core's skip-step optimizer (6 sigma, 128 steps), which drops the
-step. Rewinding is what PaLM did by hand (Chowdhery et al. 2022, section 5.1): back to a checkpoint from about 100
-steps before the spike, then on with other batches, 200 to 500 of them left out; the batches were not to blame by
-themselves, for met from another checkpoint they did no harm.
+A step is a spike if its loss, or the norm of its gradient, is more than `sigma` standard deviations above the mean of
+the last `window` steps. This is the rule of OLMo-core's skip-step optimizer (6 sigma, 128 steps), which drops the
+step. Rewinding automates what PaLM did by hand (Chowdhery et al. 2022, section 5.1): restart from a checkpoint about
+100 steps before the spike and skip 200 to 500 batches. The batches were not bad by themselves: after another
+checkpoint they caused no spike.
 
-Differs from OLMo-core: a value above the bound enters the window as the bound, so that one huge value hides no later
-one, and a lasting change is accepted after some steps; and the window begins anew when the run itself asks for
-something else (another number of targets), which is no fault.
+Differs from OLMo-core: a value above the bound enters the window as the bound, so one huge value hides no later spike,
+and a lasting change is accepted after some steps; and the window is emptied when the run itself changes its regime,
+such as the number of targets.
 
-Everything here is a function of what was measured, alike on all ranks, and of state that lies in the checkpoint: a
-resumed run decides what the run would have. Costs some hundred operations of the host per step.
+Every decision is a function of measurements that are the same on all ranks, and of state in the checkpoint, so a
+resumed run decides what an uninterrupted run would. Costs some hundred operations of the host per step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 from megamask.errors import NonFiniteError, must, removable
 
 CURE = "Lower `optimizer.lr.peak`, lengthen `optimizer.lr.warmup`, or lower `optimizer.max_grad_norm`."
 RECENT = 100
-"""Steps in which those that were no numbers are counted."""
-SAME = 0.1
-"""What a step asks for may change by this share without being something else."""
+"""Window, in steps, in which non-finite steps are counted."""
+TOLERANCE = 0.1
+"""Relative change of a number of the regime that still counts as the same regime."""
 
 
 @dataclass(frozen=True)
@@ -70,27 +69,44 @@ class SpikesConfig:
 
 @dataclass(frozen=True)
 class SkippedPacks:
-    """Which packs a step reads once spans were left out: those of step ``step + shift(step)`` of a run that skips none.
+    """The packs that a step reads after rewinds: those of step ``step + shift(step)`` of a run without rewinds.
 
-    ``entries`` are pairs: from this step on, shift by so many steps; both rise. A function of the step alone, so any
-    number of ranks and any resume see the same packs.
+    ``entries`` are pairs (first step, shift from this step on), both ascending. The shift is a function of the step
+    alone, so it is the same for any number of ranks and after any resume.
     """
 
     entries: tuple[tuple[int, int], ...] = ()
 
     def shift(self, step: int) -> int:
-        """By how many steps the packs of ``step`` (from 0) lie further on."""
+        """The number of steps by which the packs of ``step`` (from 0) are shifted."""
         return next((shift for first, shift in reversed(self.entries) if first <= step), 0)
 
     def rewound(self, to: int, step: int) -> SkippedPacks:
-        """The ledger after a rewind from within ``step`` back to ``to`` steps: what was read in between is left out."""
+        """The entries after a rewind from within ``step`` back to ``to`` steps: what was read in between is skipped."""
         kept = tuple(entry for entry in self.entries if entry[0] < to)
         return SkippedPacks((*kept, (to, step + 1 + self.shift(step) - to)))
 
 
 @dataclass(frozen=True)
+class Regime:
+    """What the schedules of a run demand of a step. Losses of different regimes are not comparable."""
+
+    targets: float
+    """Number of targets, over all ranks."""
+    random_share: float = 1.0
+    """Share of the masks that are chosen at random."""
+    teacher_weight: float = 0.0
+    """Weight of the teacher's targets in the loss."""
+
+    def is_close(self, other: Regime) -> bool:
+        """Whether each number differs by at most 10 %."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)) for a, b in pairs)
+
+
+@dataclass(frozen=True)
 class StepDecision:
-    """What becomes of a step: whether its weights move, whether the run goes back, and what there is to say."""
+    """What happens to a step: whether its weights move, whether the run rewinds, and a sentence for the log."""
 
     moves: bool = True
     rewinds: bool = False
@@ -98,64 +114,75 @@ class StepDecision:
 
 
 class SpikePolicy:
-    """Judges each step before its weights move. The same on every rank, given the same numbers."""
+    """Decides about each step before its weights move. The same on every rank, given the same numbers."""
 
     def __init__(self, config: SpikesConfig, state: dict[str, Any] | None = None):
-        """``state`` is what ``state`` said when a checkpoint was made."""
+        """``state`` is what ``state`` returned when a checkpoint was written."""
         self.config = config
         state = state or {}
         self.ledger = SkippedPacks(tuple((first, shift) for first, shift in state.get("ledger", ())))
         self.spikes: int = state.get("spikes", 0)
         """Spikes so far."""
         self.dropped: int = state.get("dropped", 0)
-        """Steps of which the weights did not move, so far."""
+        """Steps so far whose weights did not move."""
         self.rewinds: int = state.get("rewinds", 0)
         """Rewinds so far."""
-        self._broken: list[int] = list(state.get("broken", ()))
-        self._asked: list[float] = list(state.get("asked", ()))
+        self._nonfinite_steps: list[int] = list(state.get("broken", ()))
+        regime = state.get("asked")
+        self._regime = Regime(*regime) if regime else None
         self._past: dict[str, list[float]] = {
             name: list(state.get("past", {}).get(name, ()))[-config.window :] for name in ("loss", "gradient norm")
         }
 
     def state(self) -> dict[str, Any]:
-        """What was counted and seen, as JSON can hold it without loss."""
+        """Counts and history, as JSON can store them without loss."""
         return {
             "ledger": [list(entry) for entry in self.ledger.entries],
             "spikes": self.spikes,
             "dropped": self.dropped,
             "rewinds": self.rewinds,
-            "broken": self._broken,
-            "asked": self._asked,
+            "broken": self._nonfinite_steps,
+            "asked": list(astuple(self._regime)) if self._regime else [],
             "past": self._past,
         }
 
     def rewound(self, state: dict[str, Any], to: int, step: int) -> SpikePolicy:
-        """The judge of a checkpoint's ``state``, which knows of the rewind from ``step`` (from 0) to ``to`` steps."""
+        """The policy of a checkpoint's ``state`` after a rewind from ``step`` (from 0) to ``to`` steps."""
         counts = {"spikes": self.spikes, "dropped": self.dropped, "rewinds": self.rewinds + 1}
         ledger = self.ledger.rewound(to, step)
         return SpikePolicy(self.config, state | counts | {"ledger": ledger.entries})
 
-    def __call__(
-        self, step: int, loss: float, grad_norm: float, asked: tuple[float, ...], where: Callable[[], str]
-    ) -> StepDecision:
-        """The verdict on ``step`` (from 0).
-
-        ``asked`` are numbers that say what the step asks for; ``where`` finds out what is no number, and is called on
-        all ranks or on none. Raises NonFiniteError if too many steps were no numbers.
-        """
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return self._no_number(step, where())
-        if not _alike(list(asked), self._asked):
+    def decide(self, step: int, loss: float, grad_norm: float, regime: Regime) -> StepDecision:
+        """The decision about ``step`` (from 0), whose loss and gradient norm are finite."""
+        if self._regime is None or not regime.is_close(self._regime):
             self._past = {name: [] for name in self._past}
-        self._asked = list(asked)
-        high = []
+        self._regime = regime
+        reasons = []
         for (name, past), value in zip(self._past.items(), (loss, grad_norm), strict=True):
             bound = self._bound(past)
             if value > bound:
-                high.append(f"its {name} {value:.4g} lies above {bound:.4g}")
+                reasons.append(f"its {name} {value:.4g} is above {bound:.4g}")
             past.append(min(value, bound))
             del past[: -self.config.window]
-        return self._spike(step, " and ".join(high)) if high else StepDecision()
+        return self._spike(step, " and ".join(reasons)) if reasons else StepDecision()
+
+    def drop_nonfinite(self, step: int, cause: str) -> StepDecision:
+        """The decision about ``step`` (from 0), whose loss or gradient norm is NaN or Inf; ``cause`` says which.
+
+        Raises NonFiniteError if there are too many such steps.
+        """
+        self.dropped += 1
+        recent = [other for other in self._nonfinite_steps if other > step - RECENT]
+        self._nonfinite_steps = [*recent, step]
+        row = next((n for n in range(1, RECENT) if step - n not in self._nonfinite_steps), RECENT)
+        sentence = f"Step {step + 1} was dropped, its weights did not move: {cause}."
+        count = len(self._nonfinite_steps)
+        if row < self.config.max_nonfinite_in_row and count < self.config.max_nonfinite_in_100:
+            return StepDecision(False, sentence=sentence)
+        raise NonFiniteError(
+            f"{sentence} It is the last of {row} such steps in a row, and of {count} among the last {RECENT}. No "
+            f"checkpoint contains them: the same command resumes from the newest one. {CURE}"
+        )
 
     def _bound(self, past: list[float]) -> float:
         if len(past) < self.config.window // 2:
@@ -163,29 +190,12 @@ class SpikePolicy:
         mean = math.fsum(past) / len(past)
         return mean + self.config.sigma * math.sqrt(math.fsum((value - mean) ** 2 for value in past) / len(past))
 
-    def _spike(self, step: int, why: str) -> StepDecision:
+    def _spike(self, step: int, reason: str) -> StepDecision:
         self.spikes += 1
-        told = f"Step {step + 1} is a spike: {why}, the mean of the last steps and {self.config.sigma:g} deviations"
+        bound = f"the mean of the last steps plus {self.config.sigma:g} standard deviations"
+        sentence = f"Step {step + 1} is a spike: {reason}, {bound}."
         if self.config.policy == "log":
-            return StepDecision(sentence=f"{told}.")
+            return StepDecision(sentence=sentence)
         self.dropped += 1
         rewinds = self.config.policy == "rewind" and self.rewinds < self.config.max_rewinds
-        return StepDecision(False, rewinds, f"{told}. It was dropped: its weights did not move.")
-
-    def _no_number(self, step: int, where: str) -> StepDecision:
-        self.dropped += 1
-        self._broken = [other for other in self._broken if other > step - RECENT] + [step]
-        row = next((n for n in range(1, RECENT) if step - n not in self._broken), RECENT)
-        told = f"Step {step + 1} was dropped, its weights did not move: {where}."
-        if row < self.config.max_nonfinite_in_row and len(self._broken) < self.config.max_nonfinite_in_100:
-            return StepDecision(False, sentence=told)
-        raise NonFiniteError(
-            f"{told} It is the last of {row} such steps in a row, and of {len(self._broken)} among the last {RECENT}. "
-            f"No checkpoint holds them: the same command goes on from the newest. {CURE}"
-        )
-
-
-def _alike(asked: list[float], before: list[float]) -> bool:
-    if len(asked) != len(before):
-        return False
-    return all(abs(a - b) <= SAME * max(abs(a), abs(b)) for a, b in zip(asked, before, strict=True))
+        return StepDecision(False, rewinds, f"{sentence} It was dropped: its weights did not move.")

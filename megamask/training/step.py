@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine.engine import Measured
-from megamask.health.loss_spikes import SpikePolicy, StepDecision
+from megamask.health.loss_spikes import Regime, SpikePolicy, StepDecision
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.metrics.meters import Meters
@@ -66,14 +66,11 @@ def take_step(
         losses = engine.train_micro(batch, plan, soft, targets=targets)
         seen.append(replace(losses, total=losses.total.detach()))  # without the graph
     measured = engine.measure(torch.stack([losses.total.float() for losses in seen]).sum())
-    asked = (float(targets), masker.random_share(progress), softs[0].share if softs[0] else 0.0)
-    verdict = judge(
-        step,
-        measured.loss / targets,
-        measured.grad_norm,
-        asked,
-        lambda: blamed(batches, seen, engine.nonfinite_gradients()),
-    )
+    regime = Regime(float(targets), masker.random_share(progress), softs[0].share if softs[0] else 0.0)
+    if measured.finite:
+        verdict = judge.decide(step, measured.loss / targets, measured.grad_norm, regime)
+    else:
+        verdict = judge.drop_nonfinite(step, blamed(batches, seen, engine.nonfinite_gradients()))
     if not verdict.moves:
         engine.drop()
         meters.step(measured.grad_norm, skipped=True)

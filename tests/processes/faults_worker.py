@@ -336,7 +336,7 @@ def hanging(folder: str, faults: list[list], timeout: float, longest: float = 10
     for number, (point, rank, nth, kind) in enumerate(faults):
         output = home / f"run-{number}"
         world = 3 if kind == "skip" else 2  # of two that wait for different things, either may be wrong
-        limits = {"hang__timeout": timeout, "hang__longest": longest, "packs__per_step": world}
+        limits = {"watchdog__timeout": timeout, "watchdog__rare_timeout": longest, "packs__per_step": world}
         arguments = training(data, output, steps=6, checkpoint__every=2, validation__every=100, **limits)
         runs.append((launch(arguments, output, Fault(point, rank, nth, kind, waits=False), world), rank, kind))
     wait_for_all([run for run, *_ in runs])
@@ -376,7 +376,7 @@ def calm(folder: str, timeout: float, seconds: float) -> dict:
     home = Path(folder)
     data = make_data(home)
     output = home / "run"
-    limits = {"hang__timeout": timeout, "hang__longest": 100.0}
+    limits = {"watchdog__timeout": timeout, "watchdog__rare_timeout": 100.0}
     for point in ("building", "step", "evaluation", "save", "export"):
         module, _, path = POINTS[point].partition(":")
         owner = importlib.import_module(module)
@@ -424,7 +424,7 @@ def enduring(folder: str, seconds: float, hangs_after: float) -> dict:
     """
     home = Path(folder)
     data, output = make_data(home), home / "run"
-    limits = {"hang__timeout": hangs_after, "hang__longest": 2 * hangs_after}
+    limits = {"watchdog__timeout": hangs_after, "watchdog__rare_timeout": 2 * hangs_after}
     often = {"checkpoint__every": 50, "validation__every": 70, "log__every": 10, "steps": 10**8}
     run = launch(training(data, output, **often, **limits), output)
     held: list[list[tuple[int, int]]] = [[], []]
@@ -503,7 +503,7 @@ def disagreeing(folder: str) -> list[int | None]:
     home = Path(folder)
     data, output = make_data(home), home / "run"
     StopRequest.any_rank = StopRequest.this_rank
-    limits = {"hang__timeout": 4.0, "hang__longest": 8.0}
+    limits = {"watchdog__timeout": 4.0, "watchdog__rare_timeout": 8.0}
     run = launch(training(data, output, steps=8, checkpoint__every=2, **limits), output, Fault("backward", 1, 2))
     assert run.wait_for_fault()
     os.kill(run.pids[1], signal.SIGTERM)

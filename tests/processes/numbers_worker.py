@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -21,7 +22,7 @@ from megamask.checkpoint.format import RunFolder, read_state, read_tensors
 from megamask.checkpoint.save import save_checkpoint
 from megamask.engine.engine import Engine
 from megamask.errors import NonFiniteError, WeightsDivergedError
-from megamask.health.loss_spikes import SkippedPacks, SpikePolicy, SpikesConfig
+from megamask.health.loss_spikes import SkippedPacks, SpikePolicy, SpikesConfig, StepDecision
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.metrics.meters import Meters
 from megamask.runtime import ranks
@@ -144,7 +145,7 @@ def poisoned(cells: list[dict]) -> list[list[dict]]:
 def unjudged() -> dict:
     """What becomes of a step that nobody judges; and what each rank measures if it asks no other."""
     run = Run({"zero_optimization": {"stage": 0}})
-    run.judge = lambda *given: replace(SpikePolicy(SpikesConfig())(0, 1.0, 1.0, (1.0,), str), moves=True)
+    run.judge = SimpleNamespace(drop_nonfinite=lambda *_: StepDecision())
     with run.fault("activation", "nan"):
         run.take(0)
     poison = any(not tensor.isfinite().all() for tensor in kept(run.engine).values())

@@ -111,7 +111,7 @@ def plain(source: str = "ours", reduction: str = "token", positions: str = "targ
     found = []
     for step in range(TAKEN):
         for group in adam.param_groups:
-            group["lr"] = settings.rate((step + 1) / STEPS)
+            group["lr"] = settings.lr((step + 1) / STEPS)
         total = 0.0
         for place in range(PACKS):
             batch, plan, targets = micro(step, place)

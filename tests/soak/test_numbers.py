@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from tests.processes.test_numbers import MUON, assert_numbers
 from tests.processes.training_worker import objective
 from tests.system.test_guided import guided
 from tests.system.test_replay import assert_replays
-from tests.unit.health.test_loss_spikes import ASKED, judged
+from tests.unit.health.test_loss_spikes import REGIME, decide, decisions
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -58,23 +59,23 @@ def recorded(seed: int, steps: int) -> list[tuple[float, float]]:
     return found
 
 
-def test_the_noise_of_training_is_no_spike_and_a_spike_in_it_is_one(steps: int = 2000) -> None:
-    alarms = seen = planted = 0
+def test_training_has_no_spikes_unless_one_is_planted(steps: int = 2000) -> None:
+    alarms = detected = planted = 0
     for seed in range(3):
         run = recorded(seed, steps)
-        judge = SpikePolicy(SpikesConfig())
-        judged(judge, run)
-        alarms += judge.spikes
-        for place in range(100 + seed, steps, steps // 10):
-            loss, norm = run[place]
-            spoilt = [*run[:place], (loss, norm * 5) if place % 2 else (loss * 2, norm)]
+        policy = SpikePolicy(SpikesConfig())
+        decisions(policy, run)
+        alarms += policy.spikes
+        for step in range(100 + seed, steps, steps // 10):
+            loss, norm = run[step]
+            spike = (loss, norm * 5) if step % 2 else (loss * 2, norm)
             planted += 1
-            verdicts = [SpikePolicy(SpikesConfig(), {"past": _past(run, place), "asked": list(ASKED)})]
-            seen += bool(verdicts[0](place, *spoilt[place], ASKED, str).sentence)
-    print(f"{3 * steps} steps of training: {alarms} alarms; {seen} of {planted} planted spikes seen in their own step")
-    assert alarms == 0 and seen == planted >= 20
+            policy = SpikePolicy(SpikesConfig(), {"past": _past(run, step), "asked": list(astuple(REGIME))})
+            detected += bool(decide(policy, step, *spike).sentence)
+    print(f"{3 * steps} steps of training: {alarms} alarms; {detected} of {planted} planted spikes detected at once")
+    assert alarms == 0 and detected == planted >= 20
 
 
-def _past(run: list[tuple[float, float]], place: int) -> dict[str, list[float]]:
-    losses, norms = zip(*run[place - 128 if place > 128 else 0 : place], strict=True)
+def _past(run: list[tuple[float, float]], step: int) -> dict[str, list[float]]:
+    losses, norms = zip(*run[step - 128 if step > 128 else 0 : step], strict=True)
     return {"loss": list(losses), "gradient norm": list(norms)}

@@ -97,7 +97,7 @@ def _decreed(drop: Sequence[int]) -> Change:
     def make(real: Callable) -> Callable:
         return lambda judge, step, *given: StepDecision(moves=False) if step in drop else real(judge, step, *given)
 
-    return _replaced(SpikePolicy, "__call__", make)
+    return _replaced(SpikePolicy, "decide", make)
 
 
 def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
@@ -131,7 +131,7 @@ def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
 
     yield _replaced(Engine, "train_micro", train_micro)
     yield _replaced(Engine, "step", step)
-    yield _replaced(pretrain, "train", train)
+    yield _replaced(pretrain, "train_loop", train)
     yield patch.object(pretrain.summary, "finish_run", lambda *_: None)  # a third of a second for a picture
 
 

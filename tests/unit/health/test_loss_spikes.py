@@ -1,4 +1,4 @@
-"""The judge of steps: spikes are seen at once and nothing else is; what it decides survives a resume; the ledger."""
+"""Spikes are detected at once and nothing else is; decisions survive a resume; rewinds skip packs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.errors import NonFiniteError
-from megamask.health.loss_spikes import SkippedPacks, SpikePolicy, SpikesConfig
+from megamask.health.loss_spikes import Regime, SkippedPacks, SpikePolicy, SpikesConfig, StepDecision
 
-ASKED = (100.0, 1.0, 0.0)
+REGIME = Regime(100.0)
 WINDOW = 16
 
 
@@ -25,126 +25,134 @@ def noise(seed: int, steps: int) -> list[tuple[float, float]]:
     return [(loss + draw.gauss(0, 0.05), math.exp(draw.gauss(0, 0.2))) for loss in curve]
 
 
-def judged(judge: SpikePolicy, run: list[tuple[float, float]], start: int = 0) -> list[tuple[bool, bool, str]]:
-    """What becomes of each step from ``start`` on; a run that ends by an error says so last."""
-    found = []
+def decide(policy: SpikePolicy, step: int, loss: float, norm: float, regime: Regime = REGIME) -> StepDecision:
+    """The decision about one step, as `take_step` asks for it."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return policy.decide(step, loss, norm, regime)
+    return policy.drop_nonfinite(step, "somewhere")
+
+
+def decisions(policy: SpikePolicy, run: list[tuple[float, float]], start: int = 0) -> list[tuple[bool, bool, str]]:
+    """What happens to each step from ``start`` on; the error of a run that ends by one is the last sentence."""
+    answers = []
     for step in range(start, len(run)):
         try:
-            verdict = judge(step, *run[step], ASKED, lambda: "somewhere")
+            decision = decide(policy, step, *run[step])
         except NonFiniteError as error:
-            return [*found, (False, False, str(error))]
-        found.append((verdict.moves, verdict.rewinds, verdict.sentence))
-    return found
+            return [*answers, (False, False, str(error))]
+        answers.append((decision.moves, decision.rewinds, decision.sentence))
+    return answers
 
 
 def test_an_undisturbed_run_has_no_spikes() -> None:
     for seed in range(3):
-        judge = SpikePolicy(SpikesConfig(policy="skip"))
-        assert judged(judge, noise(seed, 1000)) == [(True, False, "")] * 1000
-        assert judge.spikes == judge.dropped == 0
+        policy = SpikePolicy(SpikesConfig(policy="skip"))
+        assert decisions(policy, noise(seed, 1000)) == [(True, False, "")] * 1000
+        assert policy.spikes == policy.dropped == 0
 
 
-@pytest.mark.parametrize("policy", ["log", "skip", "rewind"])
+@pytest.mark.parametrize("action", ["log", "skip", "rewind"])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_spike_is_seen_in_its_own_step(policy: str, which: int) -> None:
-    seen = 0
+def test_a_spike_is_detected_in_its_own_step(action: str, which: int) -> None:
+    detected = 0
     for seed in range(20):
         run = noise(seed, 300)
         at = random.Random(seed).randrange(64, 300)
         worse = list(run[at])
         worse[which] *= 6
         run[at] = (worse[0], worse[1])
-        judge = SpikePolicy(SpikesConfig(policy=policy))
-        told = [step for step, (*_, sentence) in enumerate(judged(judge, run)) if sentence]
-        seen += told == [at]
-        assert judge.dropped == (policy != "log")
-    assert seen == 20
+        policy = SpikePolicy(SpikesConfig(policy=action))
+        steps = [step for step, (*_, sentence) in enumerate(decisions(policy, run)) if sentence]
+        detected += steps == [at]
+        assert policy.dropped == (action != "log")
+    assert detected == 20
 
 
 def test_one_huge_value_hides_no_later_spike() -> None:
     run = noise(0, 200)
     run[100], run[110] = (run[100][0], 1e30), (run[110][0], 50.0)
-    told = [step for step, (*_, sentence) in enumerate(judged(SpikePolicy(SpikesConfig()), run)) if sentence]
-    assert told == [100, 110]
+    steps = [step for step, (*_, sentence) in enumerate(decisions(SpikePolicy(SpikesConfig()), run)) if sentence]
+    assert steps == [100, 110]
 
 
-def test_a_lasting_change_is_accepted_and_what_the_run_asks_for_is_no_spike() -> None:
+def test_a_lasting_change_and_another_regime_are_accepted() -> None:
     run = [(loss + 3 * (step >= 500), norm) for step, (loss, norm) in enumerate(noise(0, 700))]
-    moves = [moves for moves, *_ in judged(SpikePolicy(SpikesConfig(policy="skip")), run)]
+    moves = [moves for moves, *_ in decisions(SpikePolicy(SpikesConfig(policy="skip")), run)]
     assert all(moves[:500]) and not moves[500] and all(moves[550:])
-    judge = SpikePolicy(SpikesConfig(policy="skip"))
-    verdicts = [judge(step, *run[step], (100.0 + 50 * (step >= 500),), lambda: "") for step in range(700)]
-    assert all(verdict.moves for verdict in verdicts)
+    policy = SpikePolicy(SpikesConfig(policy="skip"))
+    regimes = [Regime(100.0 + 50 * (step >= 500)) for step in range(700)]
+    assert all(decide(policy, step, *run[step], regimes[step]).moves for step in range(700))
 
 
 values = st.one_of(st.floats(1, 2), st.sampled_from([9.0, 50.0, math.nan, math.inf, -math.inf]))
 
 
 @given(st.lists(st.tuples(values, values), min_size=40, max_size=60), st.integers(0, 40))
-def test_a_resumed_judge_decides_what_it_would_have(run: list[tuple[float, float]], stop: int) -> None:
+def test_a_resumed_policy_decides_as_an_uninterrupted_one(run: list[tuple[float, float]], stop: int) -> None:
     config = SpikesConfig("skip", sigma=2.0, window=WINDOW)
-    whole = judged(SpikePolicy(config), run)
+    whole = decisions(SpikePolicy(config), run)
     first = SpikePolicy(config)
-    begin = judged(first, run[:stop])
+    begin = decisions(first, run[:stop])
     if len(begin) == stop and len(whole) > stop:  # it had not ended by an error
         again = SpikePolicy(config, json.loads(json.dumps(first.state(), allow_nan=False)))
-        assert begin + judged(again, run, stop) == whole
+        assert begin + decisions(again, run, stop) == whole
 
 
-def test_a_judge_that_forgets_would_decide_otherwise() -> None:
+def test_a_policy_without_its_state_decides_otherwise() -> None:
     run = [*noise(0, 100), (100.0, 1.0)]
     config = SpikesConfig("skip")
     first = SpikePolicy(config)
-    judged(first, run[:100])
-    assert judged(SpikePolicy(config, first.state()), run, 100) != judged(SpikePolicy(config), run, 100)
+    decisions(first, run[:100])
+    assert decisions(SpikePolicy(config, first.state()), run, 100) != decisions(SpikePolicy(config), run, 100)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_steps_that_are_no_numbers_are_dropped_up_to_a_bound(bad: float) -> None:
+def test_nonfinite_steps_are_dropped_up_to_a_bound(bad: float) -> None:
     config = SpikesConfig()
     run = [*noise(0, 200), *[(bad, 1.0)] * 9]
-    found = judged(SpikePolicy(config), run)
-    assert [moves for moves, *_ in found[200:]] == [False] * config.max_nonfinite_in_row
+    answers = decisions(SpikePolicy(config), run)
+    assert [moves for moves, *_ in answers[200:]] == [False] * config.max_nonfinite_in_row
     assert (
-        "somewhere" in found[-2][2] and "in a row" in found[-1][2] and len(found) == 200 + config.max_nonfinite_in_row
+        "somewhere" in answers[-2][2]
+        and "in a row" in answers[-1][2]
+        and len(answers) == 200 + config.max_nonfinite_in_row
     )
 
     # every eighth: never two in a row, but ten in a hundred
     run = [(1.0, bad) if step % 8 == 0 else pair for step, pair in enumerate(noise(0, 200))]
-    found = judged(SpikePolicy(config), run)
-    assert len(found) == 8 * (config.max_nonfinite_in_100 - 1) + 1 and "10 among the last 100" in found[-1][2]
+    answers = decisions(SpikePolicy(config), run)
+    assert len(answers) == 8 * (config.max_nonfinite_in_100 - 1) + 1 and "10 among the last 100" in answers[-1][2]
     # one in twenty goes on for ever
     run = [(1.0, bad) if step % 20 == 0 else pair for step, pair in enumerate(noise(0, 400))]
-    judge = SpikePolicy(config)
-    assert len(judged(judge, run)) == 400
-    assert judge.dropped == 20
+    policy = SpikePolicy(config)
+    assert len(decisions(policy, run)) == 400
+    assert policy.dropped == 20
 
 
 def test_rewinds_are_counted_and_capped() -> None:
     run = [(loss if step % 40 or step < 40 else 99.0, norm) for step, (loss, norm) in enumerate(noise(0, 300))]
     config = SpikesConfig("rewind", sigma=12.0, window=WINDOW, max_rewinds=2)
-    judge = SpikePolicy(config)
+    policy = SpikePolicy(config)
     states, rewinds, step = {}, 0, 0
     while step < 300:
-        states[step] = json.loads(json.dumps(judge.state()))
-        verdict = judge(step, *run[step], ASKED, lambda: "")
-        if verdict.rewinds:
+        states[step] = json.loads(json.dumps(policy.state()))
+        if decide(policy, step, *run[step]).rewinds:
             rewinds += 1
             to = step - 20
-            judge, run[step] = judge.rewound(states[to], to, step), (1.0, 1.0)
-            assert judge.rewinds == rewinds and judge.ledger.shift(to) >= 21
+            policy, run[step] = policy.rewound(states[to], to, step), (1.0, 1.0)
+            assert policy.rewinds == rewinds and policy.ledger.shift(to) >= 21
             step = to
             continue
         step += 1
     assert rewinds == 2
-    assert judge.dropped == judge.spikes == 7
+    assert policy.dropped == policy.spikes == 7
 
 
 moves = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 25)), max_size=6)
 
 
 @given(moves)
-def test_a_ledger_leaves_out_what_was_read_between(moves: list[tuple[int, int]]) -> None:
+def test_a_rewind_skips_the_packs_read_after_it(moves: list[tuple[int, int]]) -> None:
     """Against a list of what each step would read, which every rewind cuts and continues behind the last one read."""
     ledger, reads, step = SkippedPacks(), list(range(1000)), 0
     for ahead, back in moves:
@@ -173,6 +181,6 @@ def test_a_ledger_leaves_out_what_was_read_between(moves: list[tuple[int, int]])
     ],
 )
 def test_every_problem_is_named(config: SpikesConfig, names: list[str]) -> None:
-    found = config.problems("spikes")
-    assert [sentence.split("`")[1] for sentence in found] == [f"spikes.{name}" for name in names]
+    problems = config.problems("spikes")
+    assert [sentence.split("`")[1] for sentence in problems] == [f"spikes.{name}" for name in names]
     assert SpikesConfig().problems("spikes") == SpikesConfig("rewind", rewind_steps=50).problems("spikes") == []
