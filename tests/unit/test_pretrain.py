@@ -89,8 +89,8 @@ def parts_of(run: RunFolder, said: list[str]) -> RunComponents:
         progress=Progress(config.steps),
         meters=SimpleNamespace(paused=nullcontext), log=SimpleNamespace(say=said.append),
         engine=SimpleNamespace(
-            compare=lambda: None,
-            share=lambda: {f"weights/{ranks.rank()}": torch.ones(5)},
+            check_replicas=lambda: None,
+            owned_tensors=lambda: {f"weights/{ranks.rank()}": torch.ones(5)},
             steps=1,
             stage=0,
             precision="fp32",
