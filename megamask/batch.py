@@ -9,10 +9,10 @@ visible rows, ``Q`` rows that a teacher speaks of, ``K`` sampled teacher tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
@@ -230,3 +230,27 @@ class Losses(OnDevice):
     entropy: Float[Tensor, " M"]
     correct: Bool[Tensor, " M"]
     distill: Float[Tensor, ""] | None = None
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What learns during training beside the weights: a score, a source of entropy, its audit, a moving average.
+
+    Its state is saved in the checkpoint and is the same on every rank after ``sync``. The defaults learn nothing.
+    """
+
+    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
+        """Take in the losses at the targets of a micro-batch, on this rank."""
+        return
+
+    def sync(self) -> None:
+        """Take in the step: sum over ranks what ``update`` collected. Once per optimizer step, after it. Collective."""
+        return
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was learned, by name."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state_dict`` returned. Collective."""
+        assert not state, f"{type(self).__name__} has no state"

@@ -208,7 +208,7 @@ def log_metrics(parts: RunComponents, step: int) -> None:
     parts.log.train(step, window, rate_of(parts, step - 1), progress.left, masks)
     if progress.budget:
         parts.log.figures(step, {"progress": progress.at(step)})
-    if found := parts.masker.figures():
+    if found := parts.masker.score.figures():
         parts.log.figures(step, found)
     for line in parts.pace(window.busy_seconds):
         parts.log.say(line)
@@ -257,7 +257,7 @@ def save(parts: RunComponents, step: int, failures: int, *, final: bool) -> int:
         parts.engine.check_replicas()
         tensors = parts.engine.owned_tensors()
         if ranks.is_main():
-            for prefix, learnt in ((MASKER, parts.masker), (GUIDANCE, parts.guidance)):
+            for prefix, learnt in ((MASKER, parts.masker.score), (GUIDANCE, parts.guidance)):
                 tensors |= {prefix + name: tensor.cpu() for name, tensor in learnt.state_dict().items()}
         seconds = parts.progress.used
         state = {

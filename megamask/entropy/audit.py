@@ -13,19 +13,20 @@ a few milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megamask.batch import PackedBatch
+from megamask.batch import Learner, PackedBatch
 from megamask.entropy.exact import measure_entropy
 from megamask.entropy.frequency import Frequency
 from megamask.entropy.sequences import MaskableTokens
 from megamask.entropy.source import AuditConfig, EntropyFn, Signal, source_packs
 from megamask.masking.rng import PackRng
+from megamask.runtime import ranks
 
 # ---- figures; nan for a sequence, or altogether, where there is nothing to compare
 
@@ -83,7 +84,7 @@ class AuditResult:
     """What to tell the user, if the audit failed."""
 
 
-class Audit:
+class Audit(Learner):
     """Holds the source in use against the exact signal, counts failures in a row, and names the next better source.
 
     It changes nothing: the caller does what the verdict says. State: which source is in use, failures in a row.
@@ -121,16 +122,18 @@ class Audit:
         batch: PackedBatch,
         found: Float[Tensor, " T"],
         share: float,
-        add_over_ranks: Callable[[Tensor], Tensor],
     ) -> AuditResult:
-        """Audit what the source ``found`` for ``batch``, if ``share`` of the maskable rows were chosen. Collective."""
+        """Audit what the source ``found`` for ``batch``, if ``share`` of the maskable rows were chosen. Collective.
+
+        Rank 0's batch alone counts, whatever the number of ranks; the others pass too, since ZeRO 3 needs all of them.
+        """
         exact = self._exact(batch, "audit")
         # clean text leaves nothing to chance
         ceiling = exact if self.signal == "clean" else self._exact(batch, "again")
         host = batch.to("cpu")
         others = {"": found, "frequency_": self.frequency([batch])[0], "ceiling_": ceiling}
         sums = {name: _sums(other.cpu(), exact.cpu(), share, host) for name, other in others.items()}
-        total = add_over_ranks(torch.stack(list(sums.values())).to(found.device)).cpu()
+        total = ranks.sum(torch.stack(list(sums.values())).to(found.device) * ranks.is_main()).cpu()
         figures: dict[str, float] = {}
         for name, (same, same_of, gain, gain_of, rank, rank_of) in zip(sums, total.tolist(), strict=True):
             if gain_of > 0 and same_of and rank_of:
@@ -169,7 +172,7 @@ class Audit:
         """Which source is in use, and its failures in a row."""
         return {"place": torch.tensor([self._place]), "failures": torch.tensor([self._failures])}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
         self._place, self._failures = int(state["place"]), int(state["failures"])
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.batch import Learner, Losses, MaskPlan, PackedBatch
 from megamask.entropy.sequences import MaskableTokens
 from megamask.entropy.source import EntropyFn, EntropySource, Signal, source_packs
 from megamask.masking.rng import PackRng
@@ -71,7 +71,7 @@ def _hide(batch: PackedBatch, rows: Int64[Tensor, " C"], mask_id: int) -> MaskPl
     return MaskPlan(inputs, rows, batch.tokens[rows], rows, visible)
 
 
-class Exact:
+class Exact(EntropySource):
     """The model's own entropies, or a teacher's, by asking; each text is asked about once per call.
 
     With a proposer, only the best ``candidates`` x budget rows of a pack by its score are asked about, each sequence
@@ -120,22 +120,22 @@ class Exact:
         if self.propose:
             self.propose.update(batch, plan, losses)
 
-    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self) -> None:
         """The proposer's."""
         if self.propose:
-            self.propose.sync(add_over_ranks)
+            self.propose.sync()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The proposer's."""
         return self.propose.state_dict() if self.propose else {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The proposer's."""
         if self.propose:
             self.propose.load_state_dict(state)
 
 
-class Average:
+class Average(Learner):
     """A moving average of a module's parameters, in fp32, as a module of its own that asks nobody for gradients.
 
     The weight of the past is min(``decay``, (1 + n) / (10 + n)) in update n, so that the first, random weights are
@@ -143,16 +143,20 @@ class Average:
     memory and one pass over them a step. Buffers stay as they were when it was made.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
-        """``module`` is copied and left alone; parameters must be whole, not in ZeRO-3's parts."""
-        self.decay = decay
+    def __init__(self, module: nn.Module, decay: float, weights: Callable[[], Mapping[str, Tensor]]):
+        """``module`` is copied and left alone; parameters must be whole, not in ZeRO-3's parts.
+
+        ``weights`` returns the current weights by the names that the module has for them.
+        """
+        self.decay, self._weights = decay, weights
         self.module = copy.deepcopy(module).float().eval().requires_grad_(False)
         self._own = dict(self.module.named_parameters())
         self._updates = 0
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, Tensor]) -> None:
-        """Take in the weights after a step, by the names that the module has for them."""
+    def sync(self) -> None:
+        """Take in the weights after a step."""
+        parameters = self._weights()
         assert parameters.keys() == self._own.keys(), sorted(parameters.keys() ^ self._own.keys())[:5]
         self._updates += 1
         past = min(self.decay, (1 + self._updates) / (10 + self._updates))
@@ -164,7 +168,7 @@ class Average:
         return {"updates": torch.tensor([self._updates])} | {f"weights/{n}": p.clone() for n, p in self._own.items()}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
         self._updates = int(state["updates"])
         for name, own in self._own.items():

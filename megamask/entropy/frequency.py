@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megamask.batch import PackedBatch
-from megamask.entropy.source import StatelessSource
+from megamask.entropy.source import EntropySource
 
 
 def unigram_surprisal(counts: Int64[Tensor, " V"]) -> Float[Tensor, " V"]:
@@ -22,7 +22,7 @@ def unigram_surprisal(counts: Int64[Tensor, " V"]) -> Float[Tensor, " V"]:
     return -(smoothed / smoothed.sum()).log().float()
 
 
-class Frequency(StatelessSource):
+class Frequency(EntropySource):
     """-log unigram probability of each row's token."""
 
     def __init__(self, counts: Int64[Tensor, " V"]):

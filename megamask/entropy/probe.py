@@ -30,7 +30,7 @@ It may pass the second drawing: what it foretells is a mean over drawings. With 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,8 @@ from torch import Tensor
 
 from megamask.batch import Layout, Losses, MaskPlan, PackedBatch
 from megamask.entropy.frequency import unigram_surprisal
-from megamask.entropy.source import source_packs
+from megamask.entropy.source import EntropySource, source_packs
+from megamask.runtime import ranks
 
 WIDTH, REACH = 64, 3
 """Channels inside, and how many rows to either side an answer depends on."""
@@ -53,7 +54,7 @@ PAST = 0.99
 """Weight per step of the past in the running mean and scale of the entropies."""
 
 
-class Probe:
+class Probe(EntropySource):
     """A source of the `masked` signal that costs about nothing; see the module.
 
     Everything it learns is one flat fp32 vector with Adam's two moments, so a step is one message and bit for bit the
@@ -142,7 +143,7 @@ class Probe:
         self._sums += torch.stack([weight.sum(), weight @ truth, weight @ truth.square()])
 
     @torch.no_grad()
-    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self) -> None:
         """One step of Adam with the gradient of all ranks; none if no rank observed anything.
 
         The first step in which something is observed sets mean and scale alone.
@@ -151,7 +152,7 @@ class Probe:
         self._turn += 1
         if not learns:
             return
-        message = add_over_ranks(torch.cat([self._gradient, self._sums]))
+        message = ranks.sum(torch.cat([self._gradient, self._sums]))
         gradient, (total, first, second) = message[:-3], message[-3:]
         seen = (total > 0) & message.isfinite().all()
         total = total.clamp_min(1e-6)
@@ -180,7 +181,7 @@ class Probe:
             "turn": torch.tensor([self._turn]),
         }  # fmt: skip
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
         device = self._weights.device
         self._weights, self._moments = state["weights"].to(device), state["moments"].to(device)

@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, uint8
 
 from megamask.batch import Measure, PackedBatch
-from megamask.entropy.source import Signal, StatelessSource
+from megamask.entropy.source import EntropySource, Signal
 from megamask.errors import DataError, must, raise_all
 
 CURE = "Write it again with `megamask annotate entropy`."
@@ -109,7 +109,7 @@ def sidecar_facts_of(record: object, where: str) -> SidecarFacts:
     return SidecarFacts(**{field.name: record[field.name] for field in fields(SidecarFacts)})
 
 
-class StoredEntropy(StatelessSource):
+class StoredEntropy(EntropySource):
     """Reads ``PackedBatch.entropy``."""
 
     def __init__(self, facts: SidecarFacts):

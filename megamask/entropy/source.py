@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.batch import Learner, MaskPlan, PackedBatch
 from megamask.entropy.settings import AuditConfig as AuditConfig
 from megamask.entropy.settings import EntropyConfig as EntropyConfig
 from megamask.entropy.settings import Kind as Kind
@@ -23,7 +23,7 @@ EntropyFn = Callable[[PackedBatch, MaskPlan], Tensor]
 
 
 @runtime_checkable
-class EntropySource(Protocol):
+class EntropySource(Learner, Protocol):
     """Where an entropy comes from; called once per optimizer step with this rank's packs of the step.
 
     Packs that hold one text (``PackedBatch.text``) get one computation. Only what is learnt from losses is state.
@@ -32,33 +32,6 @@ class EntropySource(Protocol):
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " T"]]:
         """Nats per row, fp32, for each batch; rows that are not maskable hold any finite number."""
         ...
-
-    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
-        """After each micro-step: what the loss said at the targets, for free."""
-        ...
-
-    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Once per step, on every rank: make what was learnt the same on all."""
-        ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
-
-
-class StatelessSource:
-    """What a source that learns nothing says about learning."""
-
-    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
-        """Losses teach this source nothing."""
-
-    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Nothing to sum."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        assert not state, f"{type(self).__name__} has no state"
 
 
 def source_packs(batch: PackedBatch) -> int:

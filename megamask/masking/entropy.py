@@ -18,12 +18,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask.batch import PackedBatch
+from megamask.batch import Learner, PackedBatch
 from megamask.masking.piece_order import PieceOrder, PieceTable, per_sequence
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import EntropyScoreConfig as EntropyScoreConfig
 from megamask.masking.settings import Strategy as Strategy
-from megamask.masking.uniform import StatelessScore
 
 FLAT = 1e-6
 """Nats. A sequence whose entropies spread less is flat: what differs is rounding."""
@@ -31,7 +30,7 @@ FLOOR = 1e-6
 """Nats. The least entropy that `proportional` counts with, so that pieces of none are drawn last and not never."""
 
 
-class EntropyScore(StatelessScore):
+class EntropyScore(Learner):
     """Score by entropy; nothing to learn, nothing to save."""
 
     def __init__(self, config: EntropyScoreConfig):
@@ -55,6 +54,10 @@ class EntropyScore(StatelessScore):
             # below everything that noise and spread could bridge
             score = score - (within.from_top < self.config.skip_top) * 1e4 * (1 + self.temperature)
         return score[piece]
+
+    def figures(self) -> dict[str, float]:
+        """No metrics."""
+        return {}
 
     def _score(self, within: WithinSequence) -> Float[Tensor, " P"]:
         """The score of each piece by the strategy."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask.batch import MaskPlan, PackedBatch, TokenIds
+from megamask.batch import Learner, MaskPlan, PackedBatch, TokenIds
 from megamask.errors import ConfigError, DataError, NonFiniteError
 from megamask.masking.choose import choose_pieces
 from megamask.masking.corrupt import corrupt_targets
@@ -24,11 +24,11 @@ from megamask.schedules import Schedule
 
 
 @runtime_checkable
-class Score(Protocol):
+class Score(Learner, Protocol):
     """Which pieces come first: a number per row, higher is sooner; None says that all are alike.
 
     ``temperature`` is that of the Gumbel noise in the selection; 0 takes the top. A score knows the ``piece`` of each
-    row, so that it can give all rows of a piece one number. Only what it learns from losses is state.
+    row, so that it can give all rows of a piece one number. ``figures`` are its metrics since the last call, by name.
     """
 
     temperature: float
@@ -36,10 +36,6 @@ class Score(Protocol):
     def __call__(
         self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
     ) -> Float[Tensor, " T"] | None: ...
-    def update(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None: ...
-    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
     def figures(self) -> dict[str, float]: ...
 
 
@@ -94,26 +90,6 @@ class Masker:
             score, piece, budget, batch, rng, temperature=self.score.temperature, explore=explore
         )
         return corrupt_targets(batch, targets, self.config.corruption, self.ids, rng, probability)
-
-    def update(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
-        """Show the score what the targets cost, in nats."""
-        self.score.update(batch, plan, nll)
-
-    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Once per step: make what was observed the same on all ranks."""
-        self.score.sync(add_over_ranks)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What the score has learnt."""
-        return self.score.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on with what was learnt."""
-        self.score.load_state_dict(state)
-
-    def figures(self) -> dict[str, float]:
-        """What the score has to tell since the last call, by the names under which it is written."""
-        return self.score.figures()
 
 
 def _score(config: MaskingConfig, tags: Sequence[str]) -> Score:

@@ -18,24 +18,25 @@ Costs a few lookups a pack and one message of 2 x tags numbers a step; nothing w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask.batch import MaskPlan, PackedBatch
+from megamask.batch import Learner, Losses, MaskPlan, PackedBatch
 from megamask.errors import CheckpointError, DataError
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import PartOfSpeechScoreConfig as PartOfSpeechScoreConfig
 from megamask.masking.units import pieces_of_unit
+from megamask.runtime import ranks
 
 GRAIN = 2.0**-20
 """Nats. Losses are summed in whole multiples of it: such sums are exact, so the same in any order on any ranks."""
 
 
-class PartOfSpeechScore:
+class PartOfSpeechScore(Learner):
     """Score by the running losses of tags; K tags, numbered from 1 in the data, 0 for none."""
 
     def __init__(self, config: PartOfSpeechScoreConfig, names: Sequence[str]):
@@ -74,16 +75,16 @@ class PartOfSpeechScore:
         apart = (self._losses - self._losses.mean()) / torch.where(spread == 0, 1e-4, spread)
         return F.logsigmoid(self.config.sharpness * apart)
 
-    def update(self, batch: PackedBatch, plan: MaskPlan, nll: Float[Tensor, " M"]) -> None:
+    def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """Add the losses of the targets, in nats, to those of their tags."""
         tags = _tags(batch)[plan.targets]
         self._follow(tags.device)
-        losses = torch.round(nll.detach().double() / GRAIN) * GRAIN
-        self._own.index_add_(1, tags, torch.stack([losses, torch.ones_like(losses)]))
+        nll = torch.round(losses.nll.detach().double() / GRAIN) * GRAIN
+        self._own.index_add_(1, tags, torch.stack([nll, torch.ones_like(nll)]))
 
-    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self) -> None:
         """Once per step: move the running loss of each tag that had targets, on whatever rank. Collective."""
-        found = add_over_ranks(self._own)
+        found = ranks.sum(self._own)
         self._own = torch.zeros_like(self._own)
         self._all = self._all + found
         total, count = found[:, 1:]
@@ -112,7 +113,7 @@ class PartOfSpeechScore:
         """The running loss of each tag, and the steps that were learnt from."""
         return {"losses": self._losses, "steps": torch.tensor([self._steps])}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there; CheckpointError if it has no losses of as many tags."""
         if "losses" not in state or state["losses"].shape != self._losses.shape:
             raise CheckpointError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median_low
@@ -263,7 +263,7 @@ class Meters:
         finally:
             self._paused += time.perf_counter() - began
 
-    def take(self, add_over_ranks: Callable[[Tensor], Tensor] = ranks.sum) -> Window:
+    def take(self) -> Window:
         """The totals since the last call, and start again. Collective; at least one step must have been counted."""
         mine = self._sums.tolist()  # waits for the device, so that the clock is read after the work
         seconds, waited = self._clock()
@@ -271,7 +271,7 @@ class Meters:
         own[ranks.rank()] = waited + (self._engine.forward_seconds() if self._engine else 0.0)
         numbers = [*mine, *self._first, seconds, waited, 1.0, *own]
         all_of_it = torch.tensor(numbers, dtype=torch.float64, device=self._sums.device)
-        found = add_over_ranks(all_of_it).tolist()
+        found = ranks.sum(all_of_it).tolist()
         nll, correct, targets, tokens, pairs, distill, taught, guided, entropy, spread = found[: len(mine)]
         seconds, waited, world, *own = found[len(mine) + FIRST :]
         _, first_seconds, first_waited, *first = found[len(mine) : len(mine) + FIRST]

@@ -24,7 +24,7 @@ from megamask.data.compare_tokenizers import differences
 from megamask.engine import ds_file
 from megamask.engine.frozen import FrozenEngine
 from megamask.entropy import exact
-from megamask.entropy.source import EntropyConfig, EntropyFn, Signal, StatelessSource, source_packs
+from megamask.entropy.source import EntropyConfig, EntropyFn, EntropySource, Signal, source_packs
 from megamask.errors import ConfigError, must, raise_all
 from megamask.hf.masked_lm import HFMaskedLM
 from megamask.masking.rng import PackRng
@@ -203,7 +203,7 @@ class Teacher:
         self._states.close()
 
 
-class TeacherEntropy(StatelessSource):
+class TeacherEntropy(EntropySource):
     """A teacher as a source of entropy."""
 
     def __init__(self, teacher: Teacher, config: EntropyConfig, seed: int):

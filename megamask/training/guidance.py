@@ -6,14 +6,14 @@ they know something when their turn comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
+from megamask.batch import Learner, Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
@@ -48,11 +48,10 @@ class Guidance:
         audit: Audit | None = None,
         teacher: TargetSource | None = None,
         average: Average | None = None,
-        weights: Callable[[], Mapping[str, Tensor]] = dict,
     ):
-        """The first of ``sources`` is in use until ``audit`` says otherwise; ``average`` follows ``weights``."""
+        """The first of ``sources`` is in use until ``audit`` says otherwise; ``average`` follows the weights."""
         self._sources, self._audit = dict(sources or {}), audit
-        self._teacher, self._average, self._weights = teacher, average, weights
+        self._teacher, self._average = teacher, average
 
     @property
     def source(self) -> str:
@@ -78,12 +77,10 @@ class Guidance:
         for source in self._sources.values():
             source.update(batch, plan, losses)
 
-    def sync(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def sync(self) -> None:
         """Once per step, after the weights moved. Collective."""
-        for source in self._sources.values():
-            source.sync(add_over_ranks)
-        if self._average:
-            self._average.update(self._weights())
+        for learner in self._learners().values():
+            learner.sync()
 
     def audit(self, step: int, batch: PackedBatch, share: float) -> AuditResult | None:
         """Hold the source in use against the exact signal on ``batch``, if ``step`` is one for it. Collective."""
@@ -91,21 +88,21 @@ class Guidance:
             return None
         (found,) = self.entropies([batch], wanted=True)
         assert found is not None
-        # of the first pack of a step alone, whatever the number of ranks; the others ask too, as ZeRO-3 demands
-        return self._audit(batch, found, share, lambda sums: ranks.sum(sums * ranks.is_main()))
+        return self._audit(batch, found, share)
 
-    def _stateful(self) -> dict[str, EntropySource | Audit | Average]:
-        found: dict[str, EntropySource | Audit | Average] = {}
-        found.update(self._sources.items())
-        return found | {n: p for n, p in (("audit", self._audit), ("average", self._average)) if p is not None}
+    def _learners(self) -> dict[str, Learner]:
+        """Sources first, then the audit and the average."""
+        after = {"audit": self._audit, "average": self._average}
+        named = (*self._sources.items(), *after.items())
+        return {name: learner for name, learner in named if learner is not None}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was learnt and counted, by name; the same on every rank."""
-        return {f"{name}/{key}": t for name, part in self._stateful().items() for key, t in part.state_dict().items()}
+        return {f"{name}/{key}": t for name, part in self._learners().items() for key, t in part.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there. Collective."""
-        for name, part in self._stateful().items():
+        for name, part in self._learners().items():
             own = f"{name}/"
             part.load_state_dict({key.removeprefix(own): t for key, t in state.items() if key.startswith(own)})
 
@@ -133,7 +130,9 @@ def build_guidance(
     if entropy.source == "none":
         return Guidance(teacher=distils)
     counts = torch.from_numpy(packs.shards.unigram)
-    average = Average(engine.objective, entropy.ema_decay) if entropy.ema_decay is not None else None
+    average = None
+    if entropy.ema_decay is not None:
+        average = Average(engine.objective, entropy.ema_decay, lambda: dict(engine.local_weights()))
 
     def ask(batch: PackedBatch, plan: MaskPlan) -> Tensor:
         if average is None:
@@ -171,7 +170,4 @@ def build_guidance(
             entropy.audit, entropy.source, ask, Frequency(counts),
             signal=entropy.signal, passes=entropy.num_passes, mask_id=ids.mask, seed=config.seed,
         )  # fmt: skip
-    return Guidance(
-        {name: make(name) for name in entropy.kinds}, audit=audit, teacher=distils, average=average,
-        weights=lambda: dict(engine.local_weights()),
-    )  # fmt: skip
+    return Guidance({name: make(name) for name in entropy.kinds}, audit=audit, teacher=distils, average=average)

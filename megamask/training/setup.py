@@ -200,7 +200,7 @@ def load_checkpoint(checkpoint: Path, state: dict[str, Any], engine: Engine, mas
         raise CheckpointError(must(f"{checkpoint}/state.json: optimizer_steps", "be a whole number", str(steps)))
     engine.restore(tensors.get, steps=steps)
     try:
-        masker.load_state_dict(select_prefix(tensors, MASKER))
+        masker.score.load_state_dict(select_prefix(tensors, MASKER))
         guide.load_state_dict(select_prefix(tensors, GUIDANCE))
     except KeyError as error:
         raise CheckpointError(
@@ -221,7 +221,7 @@ def rewind(parts: RunComponents, step: int) -> tuple[RunComponents, int] | None:
         return None
     state = read_state(checkpoint)
     load_checkpoint(checkpoint, state, parts.engine, parts.masker, parts.guidance)
-    parts.masker.figures()  # those since are not told
+    parts.masker.score.figures()  # those since are not told
     judge = parts.judge.rewound(state.get(JUDGE, {}), to, step)
     per_step = config.packs.per_step
     first, end = ((other + parts.judge.ledger.shift(other)) * per_step for other in (to, step + 1))

@@ -76,12 +76,12 @@ def take_step(
         meters.step(measured.grad_norm, skipped=True)
         return verdict
     for batch, plan, losses, entropy, soft in zip(batches, plans, seen, entropies, softs, strict=True):
-        masker.update(batch, plan, losses.nll)
+        masker.score.update(batch, plan, losses)
         guidance.update(batch, plan, losses)
         meters.add(batch, plan, losses, entropy, soft)
     engine.step(rate)
-    masker.sync(ranks.sum)
-    guidance.sync(ranks.sum)
+    masker.score.sync()
+    guidance.sync()
     meters.step(measured.grad_norm)
     return verdict
 

@@ -27,6 +27,7 @@ from megamask.checkpoint.format import RunFolder, read_state, read_tensors
 from megamask.engine.engine import Engine
 from megamask.health.loss_spikes import SpikePolicy, StepDecision
 from megamask.masking.masker import Masker
+from megamask.masking.part_of_speech import PartOfSpeechScore
 from megamask.metrics.meters import CLOCKS
 from megamask.objectives.mlm import MLM
 from megamask.runtime import ranks
@@ -123,7 +124,7 @@ def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
     def train(real: Callable) -> Callable:
         def watched(parts, *rest):
             seen["began"] = {name: digest(gather()) for name, gather in parts.engine.tensors()}
-            for prefix, learnt in ((setup.MASKER, parts.masker), (setup.GUIDANCE, parts.guidance)):
+            for prefix, learnt in ((setup.MASKER, parts.masker.score), (setup.GUIDANCE, parts.guidance)):
                 seen["began"] |= {prefix + name: digest(t) for name, t in learnt.state_dict().items()}
             return real(parts, *rest)
 
@@ -252,7 +253,7 @@ FAULTS: dict[str, Callable[[], list[Change]]] = {
     "moments at zero": lambda: [_restore(lambda name, t: t if name.startswith("weights/") else torch.zeros_like(t))],
     "masters from bf16": lambda: [_restore(lambda name, t: t.bfloat16().float() if name.startswith("weights/") else t)],
     "steps of the optimizer at zero": lambda: [_steps_begin_anew()],
-    "what scores learnt is lost": lambda: [patch.object(Masker, "load_state_dict", lambda *_: None)],
+    "what scores learnt is lost": lambda: [patch.object(PartOfSpeechScore, "load_state_dict", lambda *_: None)],
     "what sources learnt is lost": lambda: [patch.object(Guidance, "load_state_dict", lambda *_: None)],
     "packs from the first": lambda: [
         _replaced(setup, "numbers", lambda real: lambda config, start, *rest: real(config, 0, *rest))

@@ -95,7 +95,7 @@ def parts_of(run: RunFolder, said: list[str]) -> RunComponents:
             stage=0,
             precision="fp32",
         ),
-        masker=SimpleNamespace(state_dict=dict, budget=lambda *_: 1),
+        masker=SimpleNamespace(score=SimpleNamespace(state_dict=dict), budget=lambda *_: 1),
         guidance=SimpleNamespace(state_dict=lambda: learnt),
     )  # fmt: skip
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.runtime import ranks
 from tests.batches import IDS, pack
 
 TABLE = torch.rand(IDS.size, generator=torch.Generator().manual_seed(5)).double() * 3
@@ -54,8 +56,10 @@ def settle_together(parts: list, messages: list[torch.Tensor], be: Callable[[int
     for rank, (part, message) in enumerate(zip(parts, messages, strict=True)):
         be(rank)
 
-        def add_over_ranks(said: torch.Tensor, message: torch.Tensor = message) -> torch.Tensor:
-            assert torch.equal(said, message)
+        def sum_over_ranks(values: torch.Tensor, message: torch.Tensor = message) -> torch.Tensor:
+            assert torch.equal(values, message)
             return total
 
-        part.sync(add_over_ranks)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ranks, "sum", sum_over_ranks)
+            part.sync()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from megamask.entropy.audit import Audit, captured_gain, overlap, spearman
 from megamask.entropy.frequency import Frequency
 from megamask.entropy.source import AuditConfig
+from megamask.runtime import ranks
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.entropy.models import Asked, counts
@@ -100,20 +100,16 @@ def make_audit(signal="masked", ask=None, **config):
     )
 
 
-def alone(message):
-    return message.clone()
-
-
 BATCH = pack([40, 60, 30], padding=5)
 
 
 def test_figures_and_the_ceiling():
     exact = Asked()
     found = make_audit("clean", exact)._exact(BATCH, "audit")
-    said = make_audit("clean")(BATCH, found, 0.2, alone).figures
+    said = make_audit("clean")(BATCH, found, 0.2).figures
     assert said["audit/ceiling"] == said["audit/gain"] == said["audit/overlap"] == 1
     assert_close(torch.tensor(said["audit/spearman"]), torch.tensor(1.0))
-    said = make_audit()(BATCH, found, 0.2, alone).figures
+    said = make_audit()(BATCH, found, 0.2).figures
     assert 0 < said["audit/ceiling"] < 1  # another drawing of the groups
     names = {"overlap", "gain", "spearman"}
     expected = names | {f"frequency_{n}" for n in names} | {"ceiling_overlap", "ceiling_spearman", "ceiling"}
@@ -123,33 +119,37 @@ def test_figures_and_the_ceiling():
 def test_the_figures_of_frequency_are_those_of_the_functions():
     audit = make_audit("clean")
     exact, frequency = audit._exact(BATCH, "audit"), Frequency(counts())([BATCH])[0]
-    said = audit(BATCH, torch.rand(BATCH.layout.rows), 0.2, alone).figures
+    said = audit(BATCH, torch.rand(BATCH.layout.rows), 0.2).figures
     assert math.isclose(said["audit/frequency_overlap"], overlap(frequency, exact, 0.2, BATCH).nanmean())
     assert math.isclose(said["audit/frequency_gain"], captured_gain(frequency, exact, 0.2, BATCH))
     assert math.isclose(said["audit/frequency_spearman"], spearman(frequency, exact, BATCH).nanmean())
 
 
-def test_ranks_are_added_up():
+def test_rank_zero_alone_decides(monkeypatch):
     found = torch.rand(BATCH.layout.rows)
-    one = make_audit()(BATCH, found, 0.2, alone).figures
-    two = make_audit()(BATCH, found, 0.2, lambda message: message * 2).figures
-    assert one == pytest.approx(two)
+    one = make_audit()(BATCH, found, 0.2).figures
+    sums: list[torch.Tensor] = []
+    for rank in (1, 0):
+        monkeypatch.setattr(ranks, "is_main", lambda rank=rank: rank == 0)
+        monkeypatch.setattr(ranks, "sum", lambda values: sums.append(values) or torch.stack(sums).sum(0))
+        several = make_audit()(BATCH, found if rank == 0 else -found, 0.2).figures
+    assert not sums[0].any() and several == one
 
 
 def test_a_failing_source_is_told_and_gives_way_after_enough_failures():
     audit = make_audit("clean", fall_back=("exact",), patience=2)
     good, bad = audit._exact(BATCH, "audit"), -audit._exact(BATCH, "audit")
-    assert audit(BATCH, bad, 0.2, alone).sentence
-    assert audit(BATCH, good, 0.2, alone).sentence is None  # so failures are not in a row
-    first, second = (audit(BATCH, bad, 0.2, alone) for _ in range(2))
+    assert audit(BATCH, bad, 0.2).sentence
+    assert audit(BATCH, good, 0.2).sentence is None  # so failures are not in a row
+    first, second = (audit(BATCH, bad, 0.2) for _ in range(2))
     assert (first.fall_back, audit.source, second.fall_back) == (None, "exact", "exact")
     assert "'probe'" in second.sentence and "From now on 'exact'" in second.sentence
-    assert all(audit(BATCH, bad, 0.2, alone).fall_back is None for _ in range(5))  # there is no other
+    assert all(audit(BATCH, bad, 0.2).fall_back is None for _ in range(5))  # there is no other
 
 
 def test_flat_text_neither_fails_nor_passes():
     audit = make_audit("clean", ask=lambda batch, plan: torch.ones(len(plan.targets)), fall_back=("exact",), patience=1)
-    verdict = audit(BATCH, torch.rand(BATCH.layout.rows), 0.2, alone)
+    verdict = audit(BATCH, torch.rand(BATCH.layout.rows), 0.2)
     assert verdict.fall_back is None and "alike" in verdict.sentence
     assert all(math.isfinite(value) for value in verdict.figures.values())
 
@@ -158,10 +158,10 @@ def test_it_resumes_where_it_was():
     bad = -make_audit("clean")._exact(BATCH, "audit")
     audit, resumed = (make_audit("clean", fall_back=("exact", "frequency"), patience=2) for _ in range(2))
     for _ in range(3):
-        audit(BATCH, bad, 0.2, alone)
+        audit(BATCH, bad, 0.2)
     resumed.load_state_dict(audit.state_dict())
     assert resumed.source == audit.source == "exact"
-    assert resumed(BATCH, bad, 0.2, alone) == audit(BATCH, bad, 0.2, alone)
+    assert resumed(BATCH, bad, 0.2) == audit(BATCH, bad, 0.2)
     assert resumed.source == "frequency"
 
 

@@ -99,7 +99,7 @@ def test_it_learns_nothing_of_its_own():
     batch = some_packs()[0]
     plan = plan_of(batch, batch.maskable.nonzero().squeeze(1)[:4])
     exact.update(batch, plan, losses(plan, torch.rand(4)))
-    exact.sync(lambda message: message)
+    exact.sync()
     assert exact.state_dict() == {}
 
 
@@ -117,12 +117,11 @@ def _average_of(weights: list[torch.Tensor], decay: float) -> torch.Tensor:
 
 def test_average_follows_the_weights_and_leaves_the_module_alone():
     module = nn.Linear(5, 3)
-    average = Average(module, 0.9)
+    average = Average(module, 0.9, lambda: {"weight": seen[-1], "bias": module.bias.detach()})
     seen = [module.weight.detach().clone()]
     for _ in range(30):
-        seen.append(torch.randn(3, 5))
-        average.update({"weight": seen[-1].bfloat16().float(), "bias": module.bias.detach()})
-        seen[-1] = seen[-1].bfloat16().float()
+        seen.append(torch.randn(3, 5).bfloat16().float())
+        average.sync()
     own = average.module.weight
     assert_close(own, _average_of(seen, 0.9))
     assert not own.requires_grad and not average.module.training and own.dtype == torch.float32
@@ -131,15 +130,18 @@ def test_average_follows_the_weights_and_leaves_the_module_alone():
 
 def test_average_resumes_bit_for_bit():
     module, draws = nn.Linear(5, 3), [torch.randn(3, 5) for _ in range(10)]
-    whole, first, second = (Average(module, 0.9) for _ in range(3))
-    bias = module.bias.detach()
-    for draw in draws:
-        whole.update({"weight": draw, "bias": bias})
-    for draw in draws[:5]:
-        first.update({"weight": draw, "bias": bias})
-    second.load_state_dict(first.state_dict())
-    for draw in draws[5:]:
-        second.update({"weight": draw, "bias": bias})
+
+    def follow(average: Average | None, seen: list[torch.Tensor]) -> Average:
+        weights = iter(seen)
+        following = Average(module, 0.9, lambda: {"weight": next(weights), "bias": module.bias.detach()})
+        if average:
+            following.load_state_dict(average.state_dict())
+        for _ in seen:
+            following.sync()
+        return following
+
+    whole = follow(None, draws)
+    second = follow(follow(None, draws[:5]), draws[5:])
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True)
     )

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megamask.batch import MaskPlan
+from megamask.batch import Losses, MaskPlan
 from megamask.errors import ConfigError, DataError, NonFiniteError
 from megamask.masking.choose import choose_pieces
 from megamask.masking.entropy import EntropyScore, EntropyScoreConfig, shuffled
 from megamask.masking.masker import STEPS, Masker, MaskingConfig, Score
 from megamask.masking.rng import PackRng
 from megamask.masking.units import pieces_of_unit
+from megamask.runtime import ranks
 from megamask.schedules import Schedule
 from tests.batches import IDS, pack
 
@@ -326,14 +327,14 @@ class Counting:
     def __call__(self, batch, entropy, piece, rng):
         return batch.tokens.double()
 
-    def update(self, batch, plan, nll):
-        self.seen += nll.sum()
+    def update(self, batch, plan, losses):
+        self.seen += losses.nll.sum()
 
     def figures(self):
         return {}
 
-    def sync(self, add_over_ranks):
-        self.seen = add_over_ranks(self.seen)
+    def sync(self):
+        self.seen = ranks.sum(self.seen)
 
     def state_dict(self):
         return {"seen": self.seen}
@@ -342,18 +343,20 @@ class Counting:
         self.seen = state["seen"]
 
 
-def test_a_score_that_learns_is_told_and_saved():
+def test_a_score_learns_and_its_state_is_restored(monkeypatch):
     batch = pack([42])
     assert isinstance(Counting(), Score)
     assert isinstance(EntropyScore(EntropyScoreConfig()), Score)
     maker = Masker(MaskingConfig(random_share=Schedule(start=0.0)), IDS, Counting())
     plan = plan_of(maker, batch)
     assert plan.labels.min() >= batch.tokens[batch.maskable].sort(descending=True).values[len(plan.targets) - 1]
-    maker.update(batch, plan, torch.ones(len(plan.targets)))
-    maker.sync(lambda tensor: 2 * tensor)
+    ones = torch.ones(len(plan.targets))
+    maker.score.update(batch, plan, Losses(ones.sum(), ones, ones, ones.bool()))
+    monkeypatch.setattr(ranks, "sum", lambda values: 2 * values)
+    maker.score.sync()
     other = Masker(MaskingConfig(), IDS, Counting())
-    other.load_state_dict(maker.state_dict())
-    assert other.state_dict() == {"seen": torch.tensor([2.0 * len(plan.targets)])}
+    other.score.load_state_dict(maker.score.state_dict())
+    assert other.score.state_dict() == {"seen": torch.tensor([2.0 * len(plan.targets)])}
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megamask.batch import PackedBatch
+from megamask.batch import Losses, PackedBatch
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.part_of_speech import PartOfSpeechScore, PartOfSpeechScoreConfig
 from megamask.masking.rng import PackRng
 from megamask.masking.units import Unit, pieces_of_unit
+from megamask.runtime import ranks
 from megamask.schedules import Schedule, released
 from tests.batches import IDS, pack
 
@@ -42,7 +43,7 @@ def masker(ratio: Schedule | float = 0.3, unit: Unit = "word", **settings) -> Ma
 
 
 def knowing(maker: Masker, losses: list[float]) -> Masker:
-    maker.load_state_dict({"losses": torch.tensor(losses).double(), "steps": torch.tensor([1])})
+    maker.score.load_state_dict({"losses": torch.tensor(losses).double(), "steps": torch.tensor([1])})
     return maker
 
 
@@ -50,9 +51,9 @@ def plan_of(maker: Masker, batch: PackedBatch, progress: float = 0.0):
     return maker(batch, progress=progress, rng=PackRng(5, batch.number))
 
 
-def alone(values):
-    """The sum over one rank."""
-    return values.clone()
+def of_nll(nll: torch.Tensor) -> Losses:
+    """Losses of which only the negative log likelihoods matter."""
+    return Losses(nll.sum(), nll, torch.zeros_like(nll), torch.zeros_like(nll, dtype=torch.bool))
 
 
 def weights(losses: list[float], sharpness: float = 2.0) -> list[float]:
@@ -143,19 +144,19 @@ def test_running_losses_are_those_of_a_loop_in_plain_python():
         plan = plan_of(ours, batch)
         # multiples of a power of two, so that no rounding of sums hides a fault
         nll = torch.tensor([draw.randrange(8 << 10) / 1024 for _ in plan.targets])
-        ours.update(batch, plan, nll)
-        ours.sync(alone)
+        ours.score.update(batch, plan, of_nll(nll))
+        ours.score.sync()
         for tag in range(4):
             found = [
                 loss for loss, t in zip(nll.tolist(), batch.tags[plan.targets].tolist(), strict=True) if t == tag + 1
             ]
             if found:
                 expected[tag] = 0.9 * expected[tag] + (1 - 0.9) * statistics.mean(found)
-    assert ours.state_dict()["losses"].tolist() == pytest.approx(expected, rel=1e-12)
+    assert ours.score.state_dict()["losses"].tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_several_ranks_learn_what_one_learns_to_the_bit(world):
+def test_several_ranks_learn_what_one_learns_to_the_bit(world, monkeypatch):
     one, several = masker(), [masker() for _ in range(world)]
     for step in range(4):
         for place in range(6):
@@ -165,15 +166,19 @@ def test_several_ranks_learn_what_one_learns_to_the_bit(world):
             assert torch.equal(plan_of(mine, batch).targets, plan.targets)
             nll = torch.rand(len(plan.targets), generator=torch.Generator().manual_seed(batch.number)) * 9
             for maker in (one, mine):
-                maker.update(batch, plan, nll)
+                maker.score.update(batch, plan, of_nll(nll))
         # the message of all: what each rank noted, added in an order of its own
         notes: list[torch.Tensor] = []
+        monkeypatch.setattr(ranks, "sum", lambda own, notes=notes: notes.append(own) or own)
         for maker in several:
-            maker.score.sync(lambda own, notes=notes: notes.append(own) or own)
+            maker.score.sync()
         total = sum(notes[::-1][1:], notes[-1])
-        one.sync(lambda own, total=total: own if torch.equal(own, total) else pytest.fail("other sums"))
+        monkeypatch.setattr(
+            ranks, "sum", lambda own, total=total: own if torch.equal(own, total) else pytest.fail("other sums")
+        )
+        one.score.sync()
         for maker in several:
-            maker.load_state_dict(one.state_dict())
+            maker.score.load_state_dict(one.score.state_dict())
 
 
 def test_a_resumed_run_draws_and_learns_on_to_the_bit():
@@ -183,18 +188,19 @@ def test_a_resumed_run_draws_and_learns_on_to_the_bit():
             batch = tagged([60, 30], step)
             plan = plan_of(maker, batch)
             found.append(plan.targets)
-            maker.update(batch, plan, torch.rand(len(plan.targets), generator=torch.Generator().manual_seed(step)))
-            maker.sync(alone)
+            nll = torch.rand(len(plan.targets), generator=torch.Generator().manual_seed(step))
+            maker.score.update(batch, plan, of_nll(nll))
+            maker.score.sync()
         return found
 
     whole, stopped, resumed = masker(), masker(), masker()
     expected = steps(whole, range(8))
     first = steps(stopped, range(4))
-    resumed.load_state_dict({name: tensor.clone() for name, tensor in stopped.state_dict().items()})
+    resumed.score.load_state_dict({name: tensor.clone() for name, tensor in stopped.score.state_dict().items()})
     for found, wanted in zip([*first, *steps(resumed, range(4, 8))], expected, strict=True):
         assert torch.equal(found, wanted)
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor)
+    for name, tensor in whole.score.state_dict().items():
+        assert torch.equal(resumed.score.state_dict()[name], tensor)
 
 
 def test_a_loss_that_is_no_number_leaves_the_losses_of_its_tag():
@@ -202,9 +208,9 @@ def test_a_loss_that_is_no_number_leaves_the_losses_of_its_tag():
     plan = plan_of(ours, batch)
     tags = batch.tags[plan.targets]
     nll = torch.ones(len(plan.targets)).masked_fill(tags == 2, torch.nan)
-    ours.update(batch, plan, nll)
-    ours.sync(alone)
-    losses = ours.state_dict()["losses"]
+    ours.score.update(batch, plan, of_nll(nll))
+    ours.score.sync()
+    losses = ours.score.state_dict()["losses"]
     assert losses[1] == 0 and (losses[[0, 2, 3]] > 0).all()
 
 
@@ -214,16 +220,16 @@ def test_figures_tell_of_every_tag_since_the_last_ones():
         batch = tagged([60, 30], number)
         plan = plan_of(ours, batch)
         nll = torch.full((len(plan.targets),), 1.0 + number)
-        ours.update(batch, plan, nll)
-        ours.sync(alone)
-        found = ours.figures()
+        ours.score.update(batch, plan, of_nll(nll))
+        ours.score.sync()
+        found = ours.score.figures()
         tags = batch.tags[plan.targets].tolist()
         for place, name in enumerate(NAMES, start=1):
             assert found[f"tags/{name}/share"] == pytest.approx(tags.count(place) / len(tags))
             assert found.get(f"tags/{name}/loss", 1.0 + number) == 1.0 + number
         shares = [value for name, value in found.items() if name.endswith("/share")]
         assert sum(shares) == pytest.approx(1.0)
-    quiet = ours.figures()
+    quiet = ours.score.figures()
     assert not any(name.endswith("/loss") for name in quiet) and quiet["tags/NOUN/share"] == 0
 
 
@@ -239,7 +245,7 @@ def test_text_without_tags_is_refused():
 @pytest.mark.parametrize("state", [{}, {"losses": torch.zeros(3), "steps": torch.tensor([1])}])
 def test_a_state_of_another_score_or_of_other_tags_is_refused(state):
     with pytest.raises(CheckpointError, match="no losses of 4 parts of speech"):
-        masker().load_state_dict(state)
+        masker().score.load_state_dict(state)
 
 
 def test_every_problem_is_named():
