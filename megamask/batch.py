@@ -44,43 +44,6 @@ class OnDevice:
 
 
 @dataclass(frozen=True)
-class LengthGroup(OnDevice):
-    """Sequences of like length as a padded grid: the row at each place, and whether a row is there at all."""
-
-    rows: Int64[Tensor, "G L"]
-    present: Bool[Tensor, "G L"]
-
-
-@dataclass(frozen=True)
-class Grids:
-    """Padded grids of ``rows`` rows, flattened and laid one behind the other: C cells, of which some are padding."""
-
-    groups: tuple[LengthGroup, ...]
-    rows: int
-
-    @property
-    def even(self) -> bool:
-        """Whether the rows as they lie are the one grid that there is: all sequences have the same length."""
-        return len(self.groups) == 1 and self.groups[0].rows.numel() == self.rows
-
-    @cached_property
-    def cells(self) -> Int64[Tensor, " C"]:
-        """The row in each cell; in padding, some row of the same sequence."""
-        return torch.cat([group.rows.flatten() for group in self.groups])
-
-    @cached_property
-    def places(self) -> Int64[Tensor, " T"]:
-        """The cell of each row."""
-        present = torch.cat([group.present.flatten() for group in self.groups]).nonzero().squeeze(1)
-        return torch.empty_like(present).index_copy_(0, self.cells[present], present)
-
-    @cached_property
-    def padding(self) -> Int64[Tensor, " P"]:
-        """The cells without a row of their own."""
-        return torch.cat([~group.present.flatten() for group in self.groups]).nonzero().squeeze(1)
-
-
-@dataclass(frozen=True)
 class Layout(OnDevice):
     """Where the sequences of a pack begin and end, and the position of each row in its sequence.
 
@@ -112,37 +75,6 @@ class Layout(OnDevice):
     def offset(self) -> Int64[Tensor, " T"]:
         """How many rows of its sequence lie before each row. Not ``positions``, once rows were left out."""
         return torch.arange(self.rows, device=self.cu_seqlens.device) - self.cu_seqlens[self.sequence]
-
-    @cached_property
-    def by_length(self) -> tuple[Int64[Tensor, " G"], ...]:
-        """The numbers of the sequences by length, within a factor of two; empty ones are left out."""
-        # the n with 2^(n-1) < length <= 2^n
-        octave = torch.where(self.lengths > 0, torch.frexp(self.lengths - 0.5).exponent, -1)
-        return tuple((octave == n).nonzero().squeeze(1) for n in octave.unique().tolist() if n >= 0)
-
-    @cached_property
-    def groups(self) -> tuple[LengthGroup, ...]:
-        """The sequences gathered by length, for attention that must pad; empty sequences are left out.
-
-        A group holds lengths within a factor of two, so padding at most doubles it, however mixed the pack is.
-        """
-        return self.within(self)
-
-    @cached_property
-    def grids(self) -> Grids:
-        """All rows in the grids of ``groups``."""
-        return Grids(self.groups, self.rows)
-
-    def within(self, whole: Layout) -> tuple[LengthGroup, ...]:
-        """These rows, kept from ``whole``, as grids that have the same sequences as the groups of ``whole``."""
-        return tuple(self._group(sequences) for sequences in whole.by_length)
-
-    def _group(self, sequences: Int64[Tensor, " G"]) -> LengthGroup:
-        lengths, starts = self.lengths[sequences], self.cu_seqlens[sequences].long()
-        steps = torch.arange(int(lengths.max()), device=lengths.device)
-        present = steps < lengths[:, None]
-        first = starts[:, None].clamp(max=self.rows - 1)  # where none of a sequence was kept there is none
-        return LengthGroup(torch.where(present, first + steps, first), present)
 
     def keep(self, rows: Int64[Tensor, " R"]) -> Layout:
         """The layout of the ascending ``rows`` alone; each keeps the position it had."""

@@ -25,6 +25,7 @@ from megamask.hf.masked_lm import max_length, pad_id
 from megamask.hf.model_folder import fetch_model, load_pretrained
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.model.encoder import Encoder
+from megamask.model.padded_grids import PaddedGrids
 from megamask.model.shape import SHAPE
 from megamask.teacher import frozen_lm
 
@@ -63,12 +64,12 @@ class HFStates(nn.Module):
 
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> list[Float[Tensor, "T D"]]:
         """The states of every token, layer by layer from the embedding on."""
-        groups = []
-        for group in layout.groups:
-            ids = torch.where(group.present, tokens[group.rows], self.pad)
-            output = self.model(input_ids=ids, attention_mask=group.present.long(), output_hidden_states=True)
-            groups.append([states.flatten(0, 1) for states in output.hidden_states])
-        return [torch.cat(layer).index_select(0, layout.grids.places) for layer in zip(*groups, strict=True)]
+        padded, by_grid = PaddedGrids.by_length(layout), []
+        for grid in padded.grids:
+            ids = torch.where(grid.present, tokens[grid.index], self.pad)
+            output = self.model(input_ids=ids, attention_mask=grid.present.long(), output_hidden_states=True)
+            by_grid.append([states.flatten(0, 1) for states in output.hidden_states])
+        return [torch.cat(layer).index_select(0, padded.cell) for layer in zip(*by_grid, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from megamask.batch import Layout, LengthGroup
+from megamask.batch import Layout
 from megamask.errors import ConfigError
 from megamask.hf import lazy_transformers
 from megamask.hf.model_folder import load_pretrained
+from megamask.model.padded_grids import PaddedGrids
 
 TOLERANCE = 1e-4
 """Largest difference from the model's own logits, relative to the largest logit."""
@@ -35,25 +36,12 @@ class HFMaskedLM(nn.Module):
 
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout, rows: Int64[Tensor, " Q"]) -> Float[Tensor, "Q D"]:
         """The states at ``rows`` from which the output matrix makes logits."""
-        groups = (_one_group(layout),) if self.one_batch else layout.groups
-        states, places = [], torch.empty_like(tokens)
-        begin = 0
-        for group in groups:
-            ids = torch.where(group.present, tokens[group.rows], self.pad)
-            states.append(self.model(input_ids=ids, attention_mask=group.present.long()).logits.flatten(0, 1))
-            flat = group.present.flatten().nonzero().squeeze(1)
-            places[group.rows.flatten()[flat]] = flat + begin
-            begin += group.rows.numel()
-        return torch.cat(states).index_select(0, places[rows])
-
-
-def _one_group(layout: Layout) -> LengthGroup:
-    """All sequences that are not empty as one padded grid."""
-    nonempty = (layout.lengths > 0).nonzero().squeeze(1)
-    lengths, starts = layout.lengths[nonempty], layout.cu_seqlens[nonempty].long()
-    offsets = torch.arange(int(lengths.max()), device=lengths.device)
-    present = offsets < lengths[:, None]
-    return LengthGroup(torch.where(present, starts[:, None] + offsets, starts[:, None]), present)
+        padded = PaddedGrids.single(layout) if self.one_batch else PaddedGrids.by_length(layout)
+        states = []
+        for grid in padded.grids:
+            ids = torch.where(grid.present, tokens[grid.index], self.pad)
+            states.append(self.model(input_ids=ids, attention_mask=grid.present.long()).logits.flatten(0, 1))
+        return torch.cat(states).index_select(0, padded.cell[rows])
 
 
 def load_hf_masked_lm(folder: Path) -> tuple[HFMaskedLM, Float[Tensor, "V D"], Float[Tensor, " V"], int | None]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megamask.batch import Layout
-from megamask.model.attention import QueryRows, attend
+from megamask.model.attention import QueryKeyLayout, attend
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.model.sums import LayerNorm, Table
 from megamask.runtime import private_api
@@ -73,10 +73,10 @@ class LayerStack(nn.Module):
         """
         numbers = range(*layers.indices(len(self.layers)))
         turns = self._rotary(x, layout, numbers)
-        asking = None if rows is None else QueryRows(rows, layout)
+        shared = QueryKeyLayout(layout, rows)
         for number in numbers:
             rotary = turns.get(self.shape.theta(self.first + number))
-            call = functools.partial(self.layers[number], layout=layout, rotary=rotary, asking=asking)
+            call = functools.partial(self.layers[number], layout=shared, rotary=rotary)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(call, x, use_reentrant=False, preserve_rng_state=self.keep_rng)
             else:
@@ -163,21 +163,15 @@ class EncoderLayer(nn.Module):
         self.mlp_out = nn.Linear(inner, width, bias=bert)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Float[Tensor, "T D"],
-        layout: Layout,
-        rotary: Rotary | None,
-        asking: QueryRows | None = None,
-    ) -> Float[Tensor, "T D"]:
-        """``x`` one layer on; with ``asking``, its rows alone."""
+    def forward(self, x: Float[Tensor, "T D"], layout: QueryKeyLayout, rotary: Rotary | None) -> Float[Tensor, "T D"]:
+        """The output of the layer at the queries of ``layout``; ``x`` elsewhere."""
         before, after = type(self).before, type(self).after
         if self.compile_sides:
             before, after = compiled(before), compiled(after)
-        rows = None if asking is None else asking.rows
+        rows = layout.query_rows
         q, k, v = before(self, x, rotary, rows)
         dropout = self.dropout.p if self.training else 0.0
-        attended = attend(q, k, v, layout, self.backend, asking=asking, window=self.window, dropout=dropout)
+        attended = attend(q, k, v, layout, self.backend, window=self.window, dropout=dropout)
         if rows is None:
             return after(self, x, attended)
         return x.index_copy(0, rows, after(self, x.index_select(0, rows), attended))

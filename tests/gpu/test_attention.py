@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megamask.model.attention import QueryRows, attend
+from megamask.model.attention import QueryKeyLayout, attend
 from tests.batches import pack
 from tests.tolerances import assert_close
 from tests.unit.objectives.test_late import LATE, corrupted, gradients, late
@@ -20,14 +20,14 @@ LENGTHS = [130, 1, 33, 64, 260]
 def test_packed_attention_equals_the_reference(backend, share):
     layout = pack(LENGTHS, padding=24).layout.to("cuda")
     rows = torch.arange(layout.rows, device="cuda")
-    asking = None
+    queries = QueryKeyLayout(layout)
     if share is not None:
         rows = rows[torch.rand(layout.rows, device="cuda") < share]
-        asking = QueryRows(rows, layout)
+        queries = QueryKeyLayout(layout, rows)
     exact = [torch.randn(layout.rows, 4, 32, dtype=torch.float64, device="cuda", requires_grad=True) for _ in range(3)]
-    expected = attend(*exact, layout, "reference")[rows]
+    expected = attend(*exact, QueryKeyLayout(layout), "reference")[rows]
     inputs = [t.detach().bfloat16().requires_grad_() for t in exact]
-    found = attend(inputs[0][rows], *inputs[1:], layout, backend, asking=asking)
+    found = attend(inputs[0][rows], *inputs[1:], queries, backend)
     assert_close(found, expected)
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, exact, upstream)

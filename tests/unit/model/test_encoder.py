@@ -10,7 +10,7 @@ import torch
 
 from megamask.batch import Layout
 from megamask.model import attention
-from megamask.model.attention import QueryRows, attend
+from megamask.model.attention import QueryKeyLayout, attend
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
@@ -53,9 +53,9 @@ def test_a_sequence_alone_equals_the_sequence_in_a_pack(preset, settings, backen
 @pytest.mark.parametrize("window", [None, 0, 5])
 @pytest.mark.parametrize("lengths, padding", [(LENGTHS, 5), ([16, 16, 16], 0)])
 def test_attention_back_ends_agree_with_the_reference_in_value_and_gradients(lengths, padding, window, dtype):
-    layout = pack(lengths, padding=padding).layout
-    assert layout.grids.even == (padding == 0)
-    exact = [torch.randn(layout.rows, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    layout = QueryKeyLayout(pack(lengths, padding=padding).layout)
+    assert layout.key_grids.is_dense == (padding == 0)
+    exact = [torch.randn(layout.keys.rows, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
     expected = attend(*exact, layout, "reference", window=window)
     found = attend(*inputs, layout, "padded", window=window)
@@ -74,9 +74,9 @@ def test_rows_that_alone_ask_hear_what_they_would_among_all(backend, dtype, shar
     layout = pack(LENGTHS, padding=5).layout
     rows = (torch.rand(layout.rows) < share).nonzero().squeeze(1)
     q, k, v = exact = [torch.randn(layout.rows, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    expected = attend(q, k, v, layout, "reference")[rows]
+    expected = attend(q, k, v, QueryKeyLayout(layout), "reference")[rows]
     inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
-    found = attend(inputs[0][rows], *inputs[1:], layout, backend, asking=QueryRows(rows, layout))
+    found = attend(inputs[0][rows], *inputs[1:], QueryKeyLayout(layout, rows), backend)
     assert_close(found, expected)
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, exact, upstream)
@@ -85,8 +85,8 @@ def test_rows_that_alone_ask_hear_what_they_would_among_all(backend, dtype, shar
 
 
 def test_attention_in_bf16_keeps_32_bits_on_a_cpu_that_does_not_multiply_in_bf16(monkeypatch):
-    layout = pack(LENGTHS, padding=5).layout
-    inputs = [torch.randn(layout.rows, 4, 8, dtype=torch.bfloat16) for _ in range(3)]
+    layout = QueryKeyLayout(pack(LENGTHS, padding=5).layout)
+    inputs = [torch.randn(layout.keys.rows, 4, 8, dtype=torch.bfloat16) for _ in range(3)]
     expected = attend(*(x.float() for x in inputs), layout, "padded").bfloat16()
     monkeypatch.setattr(attention, "_multiplies_in_bf16", lambda: False)
     for autocast in (False, True):
@@ -100,7 +100,7 @@ def test_the_reference_is_softmax_attention():
     q, k, v = (torch.randn(6, 2, 4, dtype=torch.float64) for _ in range(3))
     layout = Layout(torch.tensor([0, 6], dtype=torch.int32), 6, torch.arange(6, dtype=torch.int32))
     expected = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(0, 1) for t in (q, k, v)))
-    assert_close(attend(q, k, v, layout, "reference"), expected.transpose(0, 1))
+    assert_close(attend(q, k, v, QueryKeyLayout(layout), "reference"), expected.transpose(0, 1))
 
 
 @pytest.mark.parametrize("preset, settings", KINDS)
