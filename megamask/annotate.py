@@ -147,23 +147,21 @@ def _entropy_worker(config: EntropyAnnotation) -> Worker:
     top = top_of(config.measure, ids.size)
 
     def make(task: tuple[Split, int, list[Pieces]], report: Report) -> list[np.ndarray]:
-        def ask(batch: PackedBatch, plan: MaskPlan) -> Tensor:
-            answer = teacher.ask(config.measure)(batch, plan)
-            report(int(batch.maskable[plan.targets].sum()))
-            return answer
-
-        split, first, some = task
+        split, first, windows = task
         shards = train if split == "train" else Shards.open(config.data, split)
-        found = []
-        for number, window in enumerate(some, start=first):
+        codes = []
+        for number, window in enumerate(windows, start=first):
             batch, text = window_batch(shards, window, number, config.length)
             batch, text = batch.to(ranks.device()), text.to(ranks.device())
+            entropy = torch.zeros(batch.layout.rows, device=ranks.device())
             rng = PackRng(0, number, exact.PURPOSE)
-            nats = exact.measure_entropy(ask, batch, config.signal, config.num_passes, ids.mask, rng)
-            codes = to_bytes(nats, top) * batch.maskable  # special tokens in the text are never masked
-            found.append(codes[text].cpu().numpy())
-            report(len(text) - int(batch.maskable.sum()))  # what is never asked about
-        return [np.concatenate(found)]
+            for plan in exact.entropy_plans(batch, config.signal, config.num_passes, ids.mask, rng):
+                entropy[plan.targets] = teacher.entropy_at(batch, plan, config.measure).float()
+                report(int(batch.maskable[plan.targets].sum()))
+            # special tokens in the text are never masked
+            codes.append((to_bytes(entropy, top) * batch.maskable)[text].cpu().numpy())
+            report(len(text) - int(batch.maskable.sum()))
+        return [np.concatenate(codes)]
 
     return make
 

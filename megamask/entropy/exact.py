@@ -34,22 +34,32 @@ def measure_entropy(
     rng: PackRng,
     rows: Int64[Tensor, " C"] | None = None,
 ) -> Float[Tensor, " T"]:
-    """The measure at every row of ``batch`` (or at the ascending ``rows`` alone), in nats, fp32; elsewhere 0.
-
-    `clean`: one question about all rows with nothing hidden. `masked`: the maskable rows are dealt into ``passes``
-    random groups; each is hidden under [MASK] once and asked for, the rest of the text in sight. Every sequence is
-    dealt out evenly, so about 1/``passes`` of each is hidden at a time. Always the same number of questions, also if
-    a group is empty: under ZeRO-3 all ranks must ask alike.
-    """
+    """The measure at every row of ``batch`` (or at the ascending ``rows`` alone), in nats, fp32; elsewhere 0."""
     found = torch.zeros(batch.layout.rows, device=batch.tokens.device)
-    if signal == "clean":
-        plans = [MaskPlan.hide_nothing(batch) if rows is None else _ask_at(batch, rows)]
-    else:
-        maskable = batch.maskable.nonzero().squeeze(1) if rows is None else rows
-        plans = [_hide(batch, group, mask_id) for group in groups(batch, maskable, passes, rng)]
-    for plan in plans:
+    for plan in entropy_plans(batch, signal, passes, mask_id, rng, rows):
         found[plan.targets] = ask(batch, plan).float()
     return found
+
+
+def entropy_plans(
+    batch: PackedBatch,
+    signal: Signal,
+    passes: int,
+    mask_id: int,
+    rng: PackRng,
+    rows: Int64[Tensor, " C"] | None = None,
+) -> list[MaskPlan]:
+    """The forward passes that `measure_entropy` makes.
+
+    `clean`: one pass with all tokens as targets and nothing hidden. `masked`: the maskable tokens are divided at
+    random into ``passes`` groups; in each pass one group is replaced by [MASK]. Every sequence is divided evenly, so
+    about 1/``passes`` of it is hidden at a time. The number of passes never changes, also if a group is empty, because
+    under ZeRO-3 all ranks must make the same calls.
+    """
+    if signal == "clean":
+        return [MaskPlan.hide_nothing(batch) if rows is None else _ask_at(batch, rows)]
+    maskable = batch.maskable.nonzero().squeeze(1) if rows is None else rows
+    return [_hide(batch, group, mask_id) for group in groups(batch, maskable, passes, rng)]
 
 
 def groups(batch: PackedBatch, rows: Int64[Tensor, " C"], passes: int, rng: PackRng) -> list[Int64[Tensor, " g"]]:

@@ -37,7 +37,8 @@ from megamask.runtime import ranks
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten
 from megamask.storage.npy import mapped, rising
-from megamask.teacher.teacher import DistillConfig, distill_scale
+from megamask.teacher.settings import DistillConfig
+from megamask.teacher.target_source import distill_scale
 
 FORMAT, VERSION = "megamask teacher samples", 1
 PART = 64

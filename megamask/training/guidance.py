@@ -7,7 +7,6 @@ they know something when their turn comes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,16 +25,8 @@ from megamask.entropy.sidecar import SidecarFacts, StoredEntropy, sidecar_facts_
 from megamask.entropy.source import EntropySource, Kind
 from megamask.errors import DataError, raise_all
 from megamask.runtime import ranks
+from megamask.teacher.target_source import TargetSource
 from megamask.teacher.teacher import Teacher, TeacherEntropy
-
-
-@runtime_checkable
-class TargetSource(Protocol):
-    """Who says what the student shall learn: a teacher, or what was stored of one."""
-
-    def targets(
-        self, batches: Sequence[PackedBatch], plans: Sequence[MaskPlan], progress: float
-    ) -> list[SoftTargets | None]: ...
 
 
 class Guidance:

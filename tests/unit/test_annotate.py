@@ -228,7 +228,7 @@ def test_what_cannot_be_annotated_is_a_sentence(config, data, teacher):
     with pytest.raises(ConfigError) as error:
         store_entropies(bad)
     assert [p.split("`")[1] for p in error.value.problems] == ["passes", "length", "workers"]
-    with pytest.raises(ConfigError, match="must be at most 1024, the positions of"):
+    with pytest.raises(ConfigError, match="must be at most 1024, the number of positions of"):
         store_entropies(dataclasses.replace(config, length=1025))
     (teacher / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):

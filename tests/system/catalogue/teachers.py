@@ -90,7 +90,7 @@ TEACHERS = [
             "the same words in another order", of_another_order,
             [*(f"at the id {n}, but data's tokenizer has" for n in range(100, 105)), "`teacher.path` has"],
         ),
-        ("few positions", with_few_positions, ["`packs.length` must be at most 32, the positions of `teacher.path`"]),
+        ("few positions", with_few_positions, ["`packs.length` must be at most 32, the number of positions"]),
     ),
     *rows(
         CHECKPOINT, teacher,

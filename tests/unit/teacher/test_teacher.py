@@ -254,7 +254,7 @@ def test_entropies_are_those_of_the_model(student, first_weights, load, packs, i
         expected = measure_entropy(ask, batch, signal, 3, ids.mask, PackRng(5, batch.number, PURPOSE))
         assert_close(entropy, expected)
         assert_close(
-            teacher.ask(measure)(batch, MaskPlan.hide_nothing(batch)), ask(batch, MaskPlan.hide_nothing(batch))
+            teacher.entropy_at(batch, MaskPlan.hide_nothing(batch), measure), ask(batch, MaskPlan.hide_nothing(batch))
         )
 
 
@@ -278,7 +278,7 @@ def test_no_pass_is_made_while_the_weight_is_0(student, first_weights, load, pac
     teacher = load(first_weights(student()), distill)
     later = teacher.targets(*packs, 0.5)
     assert all(soft.share == 1 and soft.temperature == 2 for soft in later)
-    teacher._states = None  # whoever asked would fail
+    teacher._states = None  # a pass would fail
     assert teacher.targets(*packs, 0.49) == [None] * 3
 
 
@@ -374,7 +374,7 @@ def test_another_tokenizer_is_refused_by_its_first_difference(student, first_wei
 
 def test_a_smaller_vocabulary_is_one_problem_and_rows_that_its_tokenizer_lacks_another(theirs, load, ids):
     folder, _ = theirs("bert", vocab_size=ids.size - 1)
-    with pytest.raises(ConfigError, match=f"gives {ids.size - 1} tokens a logit, but its tokenizer has {ids.size}"):
+    with pytest.raises(ConfigError, match=f"has logits for {ids.size - 1} tokens, but its tokenizer has {ids.size}"):
         load(folder)
     train_tokenizer("wordpiece", ["other words of another text"] * 20, size=ids.size - 1).save(folder)
     with pytest.raises(ConfigError, match="has a vocabulary of") as found:
@@ -399,7 +399,7 @@ def test_sequences_longer_than_its_positions_are_refused(theirs, load, packs, id
     teacher = load(folder, length=longest)
     batch = pack([longest], ids=ids)
     teacher.targets([batch], [plan_of(batch, ids)], 0.0)
-    with pytest.raises(ConfigError, match=f"`packs.length` must be at most {longest}, the positions of `teacher.path`"):
+    with pytest.raises(ConfigError, match=f"`packs.length` must be at most {longest}, the number of positions"):
         load(folder, length=longest + 1)
 
 
