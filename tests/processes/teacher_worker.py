@@ -43,10 +43,10 @@ def model(source: str) -> MaskedLM:
     )
 
 
-def teacher(source: str, deepspeed: str | None, sweep: int, said: DistillConfig) -> Teacher:
+def teacher(source: str, deepspeed: str | None, packs_per_pass: int, said: DistillConfig) -> Teacher:
     path = Path(deepspeed) if deepspeed else None
     ids: TokenIds = IDS
-    return Teacher(model(source), TeacherConfig(source, "fp32", path, sweep), said, ids)
+    return Teacher(model(source), TeacherConfig(source, "fp32", path, packs_per_pass), said, ids)
 
 
 def runs(cases: list[dict]) -> list[dict]:
@@ -61,7 +61,7 @@ def run(
     stage: int,
     source: str = "ours",
     deepspeed: str | None = None,
-    sweep: int = 2,
+    packs_per_pass: int = 2,
     reduction: str = "token",
     positions: str = "targets",
     after: bool = False,
@@ -72,10 +72,10 @@ def run(
     """
     said = distill(reduction, positions)
     if not after:
-        frozen = teacher(source, deepspeed, sweep, said)
+        frozen = teacher(source, deepspeed, packs_per_pass, said)
     engine = Engine(objective("modern"), optimizer(), {"zero_optimization": {"stage": stage}}, packs_per_step=PACKS)
     if after:
-        frozen = teacher(source, deepspeed, sweep, said)
+        frozen = teacher(source, deepspeed, packs_per_pass, said)
     losses = []
     for step in range(TAKEN):
         total = torch.zeros(())
@@ -130,7 +130,7 @@ def plain(source: str = "ours", reduction: str = "token", positions: str = "targ
             loss = ((1 - share) * nll + share * t**2 * kl * len(plan.targets)) / targets
             loss.backward()
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), settings.clip)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
         adam.step()
         adam.zero_grad()
         found.append(total)

@@ -60,9 +60,9 @@ def test_every_stage_with_every_placement_is_one_plain_process(run_ranks, foreig
         {"stage": 0},
         {"stage": 1, "deepspeed": SHARED, "reduction": "sequence", "positions": "all"},
         {"stage": 2, "deepspeed": OFFLOADED, "after": True},
-        {"stage": 3, "deepspeed": SHARED, "sweep": 1},
+        {"stage": 3, "deepspeed": SHARED, "packs_per_pass": 1},
         {"stage": 3, "deepspeed": OFFLOADED},
-        {"stage": 3, "sweep": 1},
+        {"stage": 3, "packs_per_pass": 1},
         {"stage": 2, "deepspeed": OFFLOADED, "source": foreign},
         {"stage": 0, "source": foreign},
     ]
