@@ -20,7 +20,7 @@ from megamask.analysis.settings import ShowMasksConfig
 from megamask.batch import Layout, MaskPlan, PackedBatch, TokenIds
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
-from megamask.data.word_boundaries import encode_words
+from megamask.data.word_boundaries import encode_with_word_starts
 from megamask.entropy.frequency import unigram_surprisal
 from megamask.errors import ConfigError
 from megamask.hf.predictions import sentence_entropies
@@ -50,7 +50,7 @@ class Sentence:
         Raises ConfigError if the tokenizer does not show where words begin.
         """
         ids = token_ids(tokenizer)
-        [(tokens, begins)] = encode_words(tokenizer, [text])
+        [(tokens, begins)] = encode_with_word_starts(tokenizer, [text])
         row = torch.tensor([ids.cls, *tokens.tolist(), ids.sep])
         maskable = ~torch.isin(row, torch.tensor(ids.special))
         starts = torch.cat([torch.tensor([True]), torch.from_numpy(begins), torch.tensor([True])]) | ~maskable

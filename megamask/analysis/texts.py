@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megamask.batch import MaskPlan, PackedBatch
 from megamask.data import tokenizer as tokenizers
-from megamask.data.compare_tokenizers import differences
+from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.packs import Packs
 from megamask.data.prepare import PrepareConfig, prepare
 from megamask.data.shards import Shards
@@ -39,7 +39,7 @@ def data_of(run: Path) -> Path | None:
 def held_out(data: Path, tokenizer: Path, name: str) -> Shards:
     """The validation split of ``data``; DataError if its tokenizer is not ``tokenizer``, that of the model ``name``."""
     shards = Shards.open(data, "valid")
-    raise_all(DataError, differences(tokenizer, name, shards.folder / TOKENIZER, f"the data in {data}"))
+    raise_all(DataError, tokenizer_differences(tokenizer, name, shards.folder / TOKENIZER, f"the data in {data}"))
     return shards
 
 

@@ -23,9 +23,9 @@ from megamask.batch import TokenIds
 from megamask.bench.measure import Clock, Round, Variant, is_text_file
 from megamask.bench.settings import BenchConfig
 from megamask.data import tokenizer
-from megamask.data.formats.lines import Bad, Remark
+from megamask.data.formats.lines import BadDocument, FileWarning
 from megamask.data.inputs import find_inputs
-from megamask.data.read_documents import Reading, normalise, read_documents
+from megamask.data.read_documents import ReadOptions, normalize_text, read_documents
 from megamask.data.shards import Shards
 from megamask.errors import DataError
 from megamask.model.shape import EncoderShape
@@ -99,13 +99,13 @@ def text_lines(path: Path, shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
     said = tokenizer.load_tokenizer(shards.folder / "tokenizer")
     for source in find_inputs([str(path)]).sources:
         with source.open() as raw:
-            for found in read_documents(source, Reading(), raw):
-                if isinstance(found, Bad):
+            for found in read_documents(source, ReadOptions(), raw):
+                if isinstance(found, BadDocument):
                     raise DataError(found.problem)
-                if isinstance(found, Remark):
+                if isinstance(found, FileWarning):
                     continue
                 raw_text = found if isinstance(found, str) else found.text
-                yield from said.encode([line for line in normalise(raw_text).splitlines() if line.strip()])
+                yield from said.encode([line for line in normalize_text(raw_text).splitlines() if line.strip()])
 
 
 def concatenated(texts: Iterable[np.ndarray], ids: TokenIds, length: int) -> Iterator[Int64[np.ndarray, " L"]]:

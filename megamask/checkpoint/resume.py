@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megamask.checkpoint.format import MANIFEST, NewerFormat, RunFolder, storage_sentence, verify_on_all_ranks
-from megamask.data.compare_tokenizers import differences
+from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.manifest import manifest_changes
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
@@ -281,7 +281,7 @@ def _refuse_other_text(run: RunFolder, text: Shards, theirs: object, ours: objec
     own, now = run.path / TOKENIZER, text.folder / TOKENIZER
     if before.get("tokenizer", text.manifest["tokenizer"]) != text.manifest["tokenizer"] and own.is_dir():
         problem = f"{text.folder} has another tokenizer than the run in {run.path} began with. {cure}"
-        raise ConfigError(problem, *differences(now, str(now), own, str(own)))
+        raise ConfigError(problem, *tokenizer_differences(now, str(now), own, str(own)))
     shown = ", ".join(changed[:10]) + (f", and {len(changed) - 10} more" if len(changed) > 10 else "")
     raise DataError(f"{text.folder} is not the text that the run in {run.path} began with: {shown}. {cure}")
 

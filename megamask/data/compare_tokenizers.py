@@ -16,7 +16,7 @@ SAME = "both must be the same tokenizer."
 SHOWN = 5
 
 
-def differences(one: Path, name: str, two: Path, other: str) -> list[str]:
+def tokenizer_differences(one: Path, name: str, two: Path, other: str) -> list[str]:
     """Sentences for how the tokenizers in the folders ``one`` and ``two`` differ, called ``name`` and ``other``.
 
     Told are the first five tokens that differ, and the first of the rules. Raises DataError if a folder holds no fast

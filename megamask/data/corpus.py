@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megamask.data.formats.conllu import Tagged
-from megamask.data.formats.lines import Bad, Remark
+from megamask.data.formats.conllu import TaggedDocument
+from megamask.data.formats.lines import BadDocument, FileWarning
 from megamask.data.input_file import InputFile
-from megamask.data.pos_tagger import Words
-from megamask.data.read_documents import Reading, digest, is_valid, normalise, read_documents
+from megamask.data.pos_tagger import TaggedWords
+from megamask.data.read_documents import ReadOptions, document_hash, is_validation, normalize_text, read_documents
 from megamask.data.shards import Split
 from megamask.errors import DataError
 from megamask.runtime.progress_bar import ProgressBar
@@ -34,7 +34,7 @@ MANY_LINES = 1000
 """Lines of a document from a .txt file that seem to be a document each."""
 
 
-def report_remark(line: str) -> None:
+def print_warning(line: str) -> None:
     """Write a line to stderr. Output that cannot be written is dropped: it must not end the work."""
     with suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
@@ -47,18 +47,18 @@ class Document:
     digest: bytes
     split: Split
     text: str
-    words: Words | None
+    words: TaggedWords | None
     """Its words with their tags, if they came with it."""
     source: str
     """The name of the input that holds it."""
 
 
 @dataclass(frozen=True)
-class Intake:
+class Corpus:
     """What is read, and by which rules."""
 
     sources: Sequence[InputFile]
-    reading: Reading
+    options: ReadOptions
     on_bad_document: Literal["stop", "skip"]
     bad_share: float
     valid_share: float
@@ -76,42 +76,44 @@ class Intake:
         seen: set[bytes] = set()
         for source, found in self._read(label, counts):
             counts["documents"] += 1
-            if isinstance(found, Bad):
+            if isinstance(found, BadDocument):
                 counts["bad"] += 1
-                counts[CUT] += found.ends and source.is_file
+                counts[CUT] += found.ends_file and source.is_file
                 self._bear(found, counts)
                 continue
-            clean, words = (found.text, found.words) if isinstance(found, Tagged) else (normalise(found), None)
+            clean, words = normalize_text(found) if isinstance(found, str) else found.text, None
+            if isinstance(found, TaggedDocument):
+                words = found.words
             self._warn_of_lines(source, clean)
-            key = digest(clean)
+            key = document_hash(clean)
             if not clean:
                 counts["blank"] += 1
             elif key in seen:
                 counts["duplicate"] += 1
             else:
                 seen.add(key)
-                split: Split = "valid" if is_valid(key, self.valid_share) else "train"
+                split: Split = "valid" if is_validation(key, self.valid_share) else "train"
                 yield Document(key, split, clean, words, source.name)
 
     def _warn_of_lines(self, source: InputFile, clean: str) -> None:
         """Say once that a document seems to be many, one a line."""
-        if source.kind != ".txt" or self.reading.documents != "blocks" or "lines" in self.warned:
+        if source.kind != ".txt" or self.options.documents != "blocks" or "lines" in self.warned:
             return
         count = clean.count("\n") + 1
         if count > MANY_LINES:
             self.warned.add("lines")
-            report_remark(
+            print_warning(
                 f"{source.path} has a document of {count:,} lines: no blank line stands between them. "
                 "`--documents lines` makes each line a document."
             )
 
-    def _remark(self, remark: Remark) -> None:
+    def _remark(self, remark: FileWarning) -> None:
         """Say once what a reader noticed."""
-        if remark.sentence not in self.remarks:
-            self.remarks.add(remark.sentence)
-            report_remark(remark.sentence)
+        if remark.message not in self.remarks:
+            self.remarks.add(remark.message)
+            print_warning(remark.message)
 
-    def _bear(self, found: Bad, counts: Counter[str]) -> None:
+    def _bear(self, found: BadDocument, counts: Counter[str]) -> None:
         """Raise DataError unless a bad document may be left out."""
         if self.on_bad_document == "stop":
             raise DataError(f"{found.problem} {SKIP}")
@@ -120,11 +122,11 @@ class Intake:
                 f"{found.problem} It is the {counts['bad']}. bad one of {counts['documents']} documents, more than "
                 f"`bad_share` ({self.bad_share:g}) allows."
             )
-        if found.problem not in self.warned and len(self.warned) < (10 * NAMED if found.ends else NAMED):
+        if found.problem not in self.warned and len(self.warned) < (10 * NAMED if found.ends_file else NAMED):
             self.warned.add(found.problem)
-            report_remark(f"Skipped: {found.problem}")
+            print_warning(f"Skipped: {found.problem}")
 
-    def _read(self, label: str, counts: Counter[str]) -> Iterator[tuple[InputFile, str | Tagged | Bad]]:
+    def _read(self, label: str, counts: Counter[str]) -> Iterator[tuple[InputFile, str | TaggedDocument | BadDocument]]:
         """Every document as it stands, with its source. Shows how many bytes of the files are read.
 
         Counts files without a document; DataError at one unless bad documents are skipped.
@@ -135,8 +137,8 @@ class Intake:
             for source in self.sources:
                 before = counts["documents"]
                 with source.open() as raw:
-                    for found in read_documents(source, self.reading, raw):
-                        if isinstance(found, Remark):
+                    for found in read_documents(source, self.options, raw):
+                        if isinstance(found, FileWarning):
                             self._remark(found)
                             continue
                         yield source, found

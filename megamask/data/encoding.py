@@ -19,11 +19,11 @@ from jaxtyping import Int64
 
 from megamask.data import pos_tagger, shards
 from megamask.data.corpus import Document
-from megamask.data.lost_text.coverage import KEPT, Coverage, CoverageCounter, total
+from megamask.data.lost_text.coverage import KEPT, Coverage, CoverageCounter, sum_coverage
 from megamask.data.pos_tagger import Tagger
 from megamask.data.shards import Split, Unit
-from megamask.data.tokenizer import Tokenizer, load_tokenizer, offsets_of, quiet
-from megamask.data.word_boundaries import starts_of, word_rule, word_starts
+from megamask.data.tokenizer import Tokenizer, disable_parallelism, load_tokenizer, token_offsets
+from megamask.data.word_boundaries import piece_starts, word_rule, word_starts
 from megamask.errors import DataError
 from megamask.storage import workdir as working
 
@@ -39,7 +39,7 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, work
     if not (work / "encoder").exists():
         tokenizer.save(work / "encoder.part")
         (work / "encoder.part").rename(work / "encoder")
-    if tags != pos_tagger.GIVEN:  # workers need no words
+    if tags != pos_tagger.CONLLU:  # workers need no words
         documents = (replace(document, words=None) for document in documents)
     units = enumerate(_units(documents))
     missing = ((number, unit) for number, unit in units if not _unit_file(work, number).exists())
@@ -89,7 +89,7 @@ _tags = False
 
 
 def _start(work: Path, tags: str | None) -> None:
-    quiet()
+    disable_parallelism()
     _load(work, tags)
 
 
@@ -98,7 +98,7 @@ def _load(work: Path, tags: str | None) -> None:
     _encoder, _tags = load_tokenizer(work / "encoder"), tags is not None
     _coverage = CoverageCounter(_encoder)
     _starts = None if word_rule(_encoder) == "pre_tokenizer" else word_starts(_encoder)
-    _tagger = Tagger.load(tags) if tags not in (None, pos_tagger.GIVEN) else None
+    _tagger = Tagger.load(tags) if tags not in (None, pos_tagger.CONLLU) else None
 
 
 def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
@@ -118,7 +118,7 @@ def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
     if _tags:
         assert encodings is not None
         words = _tagger.words(texts) if _tagger else [document.words for document in unit]
-        places = [offsets_of(encoding) for encoding in encodings]
+        places = [token_offsets(encoding) for encoding in encodings]
         tags = [w.tags_of(*at.T) for w, at in zip(words, places, strict=True) if w is not None]
     arrays: dict[str, np.ndarray] = {}
     for split in shards.SPLITS:
@@ -130,7 +130,7 @@ def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
             starts = _starts[tokens]
         else:
             assert encodings is not None
-            starts = np.concatenate([np.empty(0, bool), *(starts_of(encodings[at]) for at in kept)])
+            starts = np.concatenate([np.empty(0, bool), *(piece_starts(encodings[at]) for at in kept)])
             arrays[f"{split}_starts"] = starts
         lost = _coverage(
             [texts[at] for at in here], [encoded[at] for at in here], encodings and [encodings[at] for at in here]
@@ -192,7 +192,7 @@ def _encodes(text: str) -> bool:
 
 def coverage(work: Path, split: Split) -> Coverage:
     """What the tokenizer lost of a split."""
-    return total(Coverage.of_record(json.loads(unit[f"{split}_coverage"].tobytes())) for unit in _opened(work))
+    return sum_coverage(Coverage.of_record(json.loads(unit[f"{split}_coverage"].tobytes())) for unit in _opened(work))
 
 
 def word_sizes(work: Path, split: Split) -> Int64[np.ndarray, " sizes"]:

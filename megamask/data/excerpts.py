@@ -59,7 +59,7 @@ def _ask(sentence: str, tokenizer: Tokenizer) -> Question | None:
     """The sentence with one token hidden, a whole word where there is one; None if it does not lend itself to that."""
     if any(role.lower() in sentence.lower() for role in tokenizer.roles.values()):
         return None
-    ids, places = tokenizer.encode_with_places([sentence])[0]
+    ids, places = tokenizer.encode_with_offsets([sentence])[0]
     if not SHORT <= len(ids) <= LONG:
         return None
     words = [(begin, end) for begin, end in places.tolist() if sentence[begin:end].strip().isalpha()]

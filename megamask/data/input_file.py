@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from megamask.data.formats.compression import PACKED
-from megamask.data.formats.lines import Bytes
+from megamask.data.formats.compression import COMPRESSIONS
+from megamask.data.formats.lines import ByteStream
 from megamask.runtime.progress_bar import ProgressBar
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".conllu")
@@ -42,7 +42,7 @@ class InputFile:
         """Bytes of the file as it lies on disk; 0 for a data set."""
         return self.path.stat().st_size if self.is_file and self.path else 0
 
-    def open(self) -> AbstractContextManager[Bytes | None]:
+    def open(self) -> AbstractContextManager[ByteStream | None]:
         """The file as it lies on disk; None for a data set."""
         return self.path.open("rb") if self.is_file and self.path else nullcontext()
 
@@ -67,22 +67,22 @@ class InputFile:
 
 def kind_of(path: Path) -> str:
     """The kind of a file, packed or not: one of ``KINDS``, or "" for any other."""
-    name = without_packing(path.name.lower())
+    name = without_compression(path.name.lower())
     return next((kind for kind in KINDS if name.endswith(kind)), "")
 
 
 def ending_of(path: Path) -> str:
     """The ending of a file in small letters, with that of its compression: ".jsonl.gz"."""
     name = path.name.lower()
-    plain = without_packing(name)
-    return utf8(Path(plain).suffix + name[len(plain) :]) or NO_ENDING
+    plain = without_compression(name)
+    return utf8_name(Path(plain).suffix + name[len(plain) :]) or NO_ENDING
 
 
-def utf8(name: str) -> str:
+def utf8_name(name: str) -> str:
     """``name`` with escapes for bytes that are not UTF-8, which a file name may hold and a manifest may not."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def without_packing(name: str) -> str:
+def without_compression(name: str) -> str:
     """``name`` without the ending of a compression."""
-    return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
+    return next((name.removesuffix(ending) for ending in COMPRESSIONS if name.endswith(ending)), name)

@@ -17,8 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from megamask.data.formats import huggingface_datasets
-from megamask.data.formats.compression import PACKED
-from megamask.data.input_file import KINDS, NO_ENDING, InputFile, ending_of, kind_of, utf8, without_packing
+from megamask.data.formats.compression import COMPRESSIONS
+from megamask.data.input_file import KINDS, NO_ENDING, InputFile, ending_of, kind_of, utf8_name, without_compression
 from megamask.errors import DataError, raise_all
 
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
@@ -41,7 +41,7 @@ ABOUT = re.compile(r"(readme|license|licence|copying)\b", re.IGNORECASE)
 
 
 @dataclass
-class Tally:
+class FileCounts:
     """Files and bytes by ending."""
 
     files: Counter[str] = field(default_factory=Counter)
@@ -52,7 +52,7 @@ class Tally:
         self.files[ending] += 1
         self.bytes[ending] += size
 
-    def update(self, other: Tally) -> None:
+    def update(self, other: FileCounts) -> None:
         """Add what ``other`` has counted."""
         self.files.update(other.files)
         self.bytes.update(other.bytes)
@@ -76,15 +76,15 @@ class Inputs:
     sources: list[InputFile] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     """The inputs that are folders of files."""
-    read: Tally = field(default_factory=Tally)
-    passed_over: Tally = field(default_factory=Tally)
+    read: FileCounts = field(default_factory=FileCounts)
+    unsupported: FileCounts = field(default_factory=FileCounts)
     hidden: int = 0
     excluded: int = 0
 
     def facts(self) -> dict:
         """The same for the manifest."""
         return {
-            "read": self.read.facts(), "passed_over": self.passed_over.facts(),
+            "read": self.read.facts(), "passed_over": self.unsupported.facts(),
             "hidden": self.hidden, "excluded": self.excluded,
         }  # fmt: skip
 
@@ -92,21 +92,21 @@ class Inputs:
         """What is read of folders and what is not; "" if no folder was given."""
         if not self.folders:
             return ""
-        left_out = [f"passed over {self.passed_over}"] if self.passed_over.files else []
+        left_out = [f"passed over {self.unsupported}"] if self.unsupported.files else []
         left_out += [f"{self.excluded} excluded"] if self.excluded else []
         left_out += [f"{self.hidden} hidden"] if self.hidden else []
         return "; ".join([f"Reading {self.read}", *left_out]) + "."
 
-    def remarks(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Files that are read, but perhaps should not be."""
         files = [source for source in self.sources if source.path is not None and source.is_file]
         about = [source.name for source in files if source.path and ABOUT.match(source.path.name)]
         if about and len(about) < len(files):
             yield f"{_some(about)} will be read as text to train on. `exclude` leaves files out by name."
-        plain = {without_packing(source.name): source.name for source in files}
-        twice = [source.name for source in files if plain[without_packing(source.name)] != source.name]
+        plain = {without_compression(source.name): source.name for source in files}
+        twice = [source.name for source in files if plain[without_compression(source.name)] != source.name]
         if twice:
-            also = plain[without_packing(twice[0])]
+            also = plain[without_compression(twice[0])]
             yield f"{twice[0]} and {also} have one name but for the compression; both are read."
 
 
@@ -122,14 +122,14 @@ def find_inputs(inputs: Iterable[str], *, exclude: Sequence[str] = (), skip_empt
     for given in inputs:
         path = Path(given)
         if path.is_dir() and huggingface_datasets.is_saved(path):
-            found.sources.append(InputFile(utf8(path.name), path))
+            found.sources.append(InputFile(utf8_name(path.name), path))
         elif path.is_dir():
             problems += _add_folder(found, path, exclude, used)
         elif path.exists():
             if not kind_of(path):
                 problems.append(_unknown(path))
             else:
-                found.sources.append(InputFile(utf8(path.name), path))
+                found.sources.append(InputFile(utf8_name(path.name), path))
                 found.read.add(ending_of(path), path.stat().st_size)
         elif _looks_like_path(given):
             problems.append(f"{path} does not exist.")
@@ -161,17 +161,17 @@ def _add_folder(found: Inputs, folder: Path, exclude: Sequence[str], used: set[s
         elif not file.exists():
             problems.append(f"{file} is a link to a file that does not exist. Mend it, or leave it out by `exclude`.")
         elif not file.is_file():
-            here.passed_over.add("special files", 0)
+            here.unsupported.add("special files", 0)
         elif kind_of(file):
-            here.sources.append(InputFile(utf8(f"{folder.name}/{name}"), file))
+            here.sources.append(InputFile(utf8_name(f"{folder.name}/{name}"), file))
             here.read.add(ending_of(file), file.stat().st_size)
         else:
-            here.passed_over.add(ending_of(file), file.stat().st_size)
+            here.unsupported.add(ending_of(file), file.stat().st_size)
     problems += _refusals(here)
     found.folders.append(folder)
     found.sources += here.sources
     found.read.update(here.read)
-    found.passed_over.update(here.passed_over)
+    found.unsupported.update(here.unsupported)
     found.hidden += here.hidden
     found.excluded += here.excluded
     return problems
@@ -205,7 +205,7 @@ def _is_hidden(name: str) -> bool:
 def _refusals(folder: Inputs) -> Iterator[str]:
     """A sentence if what is passed over in a folder looks like the data."""
     [path] = folder.folders
-    others, read = folder.passed_over, folder.read
+    others, read = folder.unsupported, folder.read
     if not folder.sources:
         left_out = f" It holds {others}." if others.files else ""
         left_out += f" {folder.excluded} are excluded." if folder.excluded else ""
@@ -230,7 +230,7 @@ def _refusals(folder: Inputs) -> Iterator[str]:
 
 
 def _is_data(ending: str) -> bool:
-    return ending in TABLES or ending in ARCHIVES or any(ending.endswith(packing) for packing in PACKED)
+    return ending in TABLES or ending in ARCHIVES or any(ending.endswith(packing) for packing in COMPRESSIONS)
 
 
 def _pattern(ending: str) -> str:
@@ -239,12 +239,12 @@ def _pattern(ending: str) -> str:
 
 def _cure(ending: str) -> str:
     """What makes a file with such an ending readable."""
-    plain = without_packing(ending)
+    plain = without_compression(ending)
     if plain in ARCHIVES:
         return f"Unpack {ending} files."
     if ending == ".arrow":
         return "Name each folder of a saved data set by itself as an input."
-    if ending in PACKED:
+    if ending in COMPRESSIONS:
         return f"Rename {ending} files so that their names say what is inside, such as .jsonl{ending}."
     if plain in (NO_ENDING, ".md", ".rst", ".text", ".log", ".tex"):
         what = "files without ending" if plain == NO_ENDING else f"{ending} files"
@@ -261,7 +261,7 @@ def _unknown(path: Path) -> str:
 
 
 def _endings() -> str:
-    return f"{', '.join(KINDS)}, or one of these and {', '.join(PACKED)}"
+    return f"{', '.join(KINDS)}, or one of these and {', '.join(COMPRESSIONS)}"
 
 
 def _unreadable(sources: Iterable[InputFile], skip_empty: bool) -> Iterator[str]:
@@ -286,4 +286,4 @@ def _some(names: Sequence[str]) -> str:
 
 def _looks_like_path(given: str) -> bool:
     is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", given) and not given.startswith((".", "/"))
-    return not is_name or bool(kind_of(Path(given))) or Path(given).suffix in PACKED
+    return not is_name or bool(kind_of(Path(given))) or Path(given).suffix in COMPRESSIONS

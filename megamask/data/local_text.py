@@ -34,7 +34,7 @@ _QUOTED = re.compile(r"[rRuU]?(?P<quotes>\"{3}|'{3})(?P<text>.*?)(?P=quotes)", r
 _SENTENCE_END = (".", "!", "?", ".)", '."')
 
 
-def collect(limit: int = LIMIT) -> Iterator[str]:
+def collect_local_text(limit: int = LIMIT) -> Iterator[str]:
     """Documents, one for each file with enough prose, until they have about ``limit`` characters in all."""
     seen: set[str] = set()
     size = 0

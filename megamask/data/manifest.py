@@ -18,8 +18,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from megamask.basic_types import TokenIds
 from megamask.data.lost_text.coverage import Coverage
-from megamask.data.tokenizer import TOKENIZER, folder_hash
-from megamask.data.word_boundaries import Rule, WordSizes
+from megamask.data.tokenizer import TOKENIZER, tokenizer_hash
+from megamask.data.word_boundaries import WordLengths, WordRule
 from megamask.errors import DataError, must, raise_all
 from megamask.storage import strict_json
 from megamask.storage.file_list import sha256
@@ -86,7 +86,7 @@ class _Facts:
     dtype: Literal["uint16", "uint32"]
     splits: dict[Split, _Part]
     files: dict[str, File]
-    words: Rule | None = None
+    words: WordRule | None = None
     """None in a manifest of an earlier version."""
     coverage: dict[Split, _Lost] = field(default_factory=dict)
     word_sizes: dict[Split, _Words] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def text_report(manifest: Manifest, split: str) -> list[str]:
     sizes = manifest.get("word_sizes", {}).get(split)
     return [
         Coverage.of_record(lost).sentence() if lost else "What the tokenizer lost was not counted.",
-        *([WordSizes(**sizes).sentence()] if sizes and manifest.get("words") != "unknown" else ()),
+        *([WordLengths(**sizes).sentence()] if sizes and manifest.get("words") != "unknown" else ()),
     ]
 
 
@@ -191,7 +191,7 @@ def _files(folder: Path, facts: _Facts, verify: bool) -> Iterator[str]:
         elif name in expected:
             yield from _array_problems(folder / name, *expected[name])
         sound = sound and not wrong
-    if sound and folder_hash(folder / TOKENIZER) != facts.tokenizer:
+    if sound and tokenizer_hash(folder / TOKENIZER) != facts.tokenizer:
         yield f"{folder / TOKENIZER} is not the tokenizer that these shards were made with. {CURE}"
 
 

@@ -213,7 +213,7 @@ class Packs:
                 f"{self.shards.folder} holds {found} tokens in the split {self.shards.split!r}, fewer than one pack "
                 f"of {self.tokens}. "
                 + (
-                    validation_share.cure(self.shards.manifest, self.tokens)
+                    validation_share.validation_cure(self.shards.manifest, self.tokens)
                     if self.shards.split == "valid"
                     else "Give more text, or smaller packs (`--packs.tokens`)."
                 )

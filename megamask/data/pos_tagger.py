@@ -23,8 +23,8 @@ TAGS = (
     "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
     "VERB", "X",
 )  # fmt: skip
-NUMBER = {name: number for number, name in enumerate(TAGS, start=1)}
-GIVEN = "conllu"
+TAG_IDS = {name: number for number, name in enumerate(TAGS, start=1)}
+CONLLU = "conllu"
 """The name for tags that come with the text."""
 PIECE = 10_000
 """Characters of a document to a pipeline, about: some take no long texts."""
@@ -38,7 +38,7 @@ METHOD = 1
 
 
 @dataclass(frozen=True)
-class Words:
+class TaggedWords:
     """The words of a text in order: where each begins and ends, in characters, and the number of its tag."""
 
     starts: Int64[np.ndarray, " W"]
@@ -46,7 +46,7 @@ class Words:
     tags: UInt8[np.ndarray, " W"]
 
     @classmethod
-    def of(cls, found: Sequence[tuple[int, int, int]]) -> Words:
+    def of(cls, found: Sequence[tuple[int, int, int]]) -> TaggedWords:
         """From (start, end, tag) of each word."""
         table = np.array(found, np.int64).reshape(-1, 3)
         return cls(table[:, 0], table[:, 1], table[:, 2].astype(np.uint8))
@@ -90,7 +90,7 @@ class Tagger:
             installed = ", ".join(spacy.util.get_installed_models()) or "none"
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"`tags` must be {GIVEN!r} or the name or folder of a spaCy pipeline, but is {name!r}. Installed are: "
+                f"`tags` must be {CONLLU!r} or the name or folder of a spaCy pipeline, but is {name!r}. Installed are: "
                 f"{installed}. spaCy says: {reason}"
             ) from None
         if not pipeline(PROBE).has_annotation("POS"):
@@ -102,9 +102,9 @@ class Tagger:
         by = {"pipeline": f"{meta['lang']}_{meta['name']}", "version": meta["version"], "spacy": spacy.__version__}
         return cls(pipeline, {"tags": list(TAGS), "by": by | {"sha256": _hash(pipeline.path)}, "method": METHOD})
 
-    def words(self, texts: Sequence[str]) -> list[Words]:
+    def words(self, texts: Sequence[str]) -> list[TaggedWords]:
         """The words of each text; those without a universal tag, such as spaces, are left out."""
-        pieces = [piece for text in texts for piece in cut(text)]
+        pieces = [piece for text in texts for piece in split_text(text)]
         tagged = iter(zip(pieces, self._pipeline.pipe(pieces, batch_size=AT_ONCE), strict=True))
         found = []
         for text in texts:
@@ -112,21 +112,21 @@ class Tagger:
             while at < len(text):
                 piece, doc = next(tagged)
                 words += [
-                    (at + token.idx, at + token.idx + len(token.text), NUMBER[token.pos_])
+                    (at + token.idx, at + token.idx + len(token.text), TAG_IDS[token.pos_])
                     for token in doc
-                    if token.pos_ in NUMBER
+                    if token.pos_ in TAG_IDS
                 ]
                 at += len(piece)
-            found.append(Words.of(words))
+            found.append(TaggedWords.of(words))
         return found
 
 
-def given() -> dict[str, Any]:
+def conllu_facts() -> dict[str, Any]:
     """The facts of tags that come with the text."""
-    return {"tags": list(TAGS), "by": {"pipeline": GIVEN}, "method": METHOD}
+    return {"tags": list(TAGS), "by": {"pipeline": CONLLU}, "method": METHOD}
 
 
-def cut(text: str) -> Iterator[str]:
+def split_text(text: str) -> Iterator[str]:
     """``text`` in pieces of at most ``PIECE`` characters, cut behind the last newline, else the last space."""
     at = 0
     while at < len(text):

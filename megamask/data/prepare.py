@@ -25,16 +25,16 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from megamask.data import encoding, local_text, pos_tagger, shards
-from megamask.data.corpus import CUT, EMPTY, REASONS, Intake, report_remark
+from megamask.data.corpus import CUT, EMPTY, REASONS, Corpus, print_warning
 from megamask.data.input_file import InputFile
 from megamask.data.inputs import find_inputs
-from megamask.data.lost_text.coverage import lost_too_much, removed_much, total
+from megamask.data.lost_text.coverage import lost_share_problem, removal_warning, sum_coverage
 from megamask.data.pos_tagger import Tagger
-from megamask.data.read_documents import Documents, Reading, reading_problems
+from megamask.data.read_documents import Documents, ReadOptions, option_problems
 from megamask.data.shards import INPUT_FILES, Shards, Split
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
-from megamask.data.tokenizer_training import Kind, train_tokenizer
-from megamask.data.word_boundaries import WordSizes
+from megamask.data.tokenizer_training import TokenizerKind, train_tokenizer
+from megamask.data.word_boundaries import WordLengths
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 from megamask.runtime.progress_bar import ProgressBar, elapsed
 from megamask.storage import workdir as working
@@ -92,7 +92,7 @@ class PrepareConfig:
     @property
     def trains(self) -> bool:
         """Whether a new tokenizer is trained."""
-        return self.tokenizer in get_args(Kind)
+        return self.tokenizer in get_args(TokenizerKind)
 
     def problems(self) -> list[str]:
         """Sentences for what is wrong."""
@@ -139,12 +139,12 @@ def prepare(config: PrepareConfig) -> Path:
         token_ids(existing)
     inputs = find_inputs(config.input, exclude=config.exclude, skip_empty=config.on_bad_document == "skip")
     sources = inputs.sources
-    reading = Reading(config.documents, config.text_field, config.dataset_split)
-    raise_all(DataError, reading_problems(sources, reading))
-    for line in (inputs.sentence(), *inputs.remarks()):
+    reading = ReadOptions(config.documents, config.text_field, config.dataset_split)
+    raise_all(DataError, option_problems(sources, reading))
+    for line in (inputs.sentence(), *inputs.warnings()):
         if line:
-            report_remark(line)
-    intake = Intake(sources, reading, config.on_bad_document, config.bad_share, config.valid_share)
+            print_warning(line)
+    intake = Corpus(sources, reading, config.on_bad_document, config.bad_share, config.valid_share)
     tags = _tag_facts(config, sources)
     request = {
         "inputs": _identities(sources),
@@ -182,18 +182,18 @@ def _tag_facts(config: PrepareConfig, sources: list[InputFile]) -> dict | None:
     """What tags there will be, and from where; None if none are wanted. Raises ConfigError, DataError."""
     if config.tags is None:
         return None
-    if config.tags != pos_tagger.GIVEN:
+    if config.tags != pos_tagger.CONLLU:
         return Tagger.load(config.tags).facts
     without = [source.name for source in sources if source.kind != ".conllu"]
     raise_all(
         DataError,
         [
-            f"{name} has no tags: with `tags` {pos_tagger.GIVEN!r} every input must be a .conllu file. "
+            f"{name} has no tags: with `tags` {pos_tagger.CONLLU!r} every input must be a .conllu file. "
             "Leave it out, or name a spaCy pipeline."
             for name in without
         ],
     )
-    return pos_tagger.given()
+    return pos_tagger.conllu_facts()
 
 
 def _is_there(output: Path, identity: str, tags: dict | None) -> bool:
@@ -213,14 +213,14 @@ def _is_there(output: Path, identity: str, tags: dict | None) -> bool:
 # ---- the tokenizer
 
 
-def _tokenizer(config: PrepareConfig, intake: Intake, work: Path) -> Tokenizer:
+def _tokenizer(config: PrepareConfig, intake: Corpus, work: Path) -> Tokenizer:
     """The new tokenizer, trained once and kept in the work folder."""
     folder = work / TOKENIZER
     if not folder.exists():
         texts = intake.sample(config.tokenizer_bytes)
         if not texts:
             raise DataError("No text is left to train a tokenizer on: every document is bad, blank or for validation.")
-        kind: Kind = config.tokenizer  # type: ignore[assignment]
+        kind: TokenizerKind = config.tokenizer  # type: ignore[assignment]
         size = sum(len(one.encode()) for one in texts)
         with elapsed(f"training the {kind} tokenizer on {size / 1e6:,.1f} MB of text"):
             tokenizer = train_tokenizer(kind, texts, size=config.vocab_size or VOCAB_SIZE, lowercase=config.lowercase)
@@ -237,14 +237,14 @@ def _counted(config: PrepareConfig, tokenizer: Tokenizer, work: Path) -> dict:
     """What the tokenizer lost, how long words are, and what of it was switched off; DataError if it lost too much."""
     splits: tuple[Split, ...] = get_args(Split)
     lost = {split: encoding.coverage(work, split) for split in splits}
-    whole = total(lost.values())
-    if warning := removed_much(whole):
-        report_remark(warning)
-    problem = lost_too_much(whole, config.lost_share)
+    whole = sum_coverage(lost.values())
+    if warning := removal_warning(whole):
+        print_warning(warning)
+    problem = lost_share_problem(whole, config.lost_share)
     raise_all(DataError, [problem] if problem else [])
     return {
         "coverage": {split: counts.record() for split, counts in lost.items() if counts.characters},
-        "word_sizes": {split: asdict(WordSizes.of(encoding.word_sizes(work, split))) for split in splits},
+        "word_sizes": {split: asdict(WordLengths.of(encoding.word_sizes(work, split))) for split in splits},
         "switched_off": list(tokenizer.switched_off),
     }
 
@@ -313,7 +313,7 @@ def local_data(cache: Path, vocab_size: int = 8192) -> Path:
     if not collected.exists():
         beside = collected.with_suffix(f".{os.getpid()}")
         with elapsed("collecting text of this machine"), beside.open("w", encoding="utf-8") as file:
-            for document in local_text.collect():
+            for document in local_text.collect_local_text():
                 file.write(json.dumps({"text": document}) + "\n")
         beside.rename(collected)
     return prepare(PrepareConfig((str(collected),), output, vocab_size=vocab_size, valid_share=0.02, workers=1))

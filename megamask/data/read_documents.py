@@ -23,17 +23,18 @@ from megamask.data.formats import (
     parquet,
     plain_text,
 )
-from megamask.data.formats.conllu import Tagged
+from megamask.data.formats.conllu import TaggedDocument
 from megamask.data.formats.delimited import SEPARATORS
 from megamask.data.formats.fields import quoted_names
-from megamask.data.formats.lines import Bad, Bytes, Remark, read_lines
+from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, read_lines
 from megamask.data.input_file import InputFile
 
 Documents = Literal["blocks", "lines", "files"]
+DocumentStream = Iterator[str | TaggedDocument | BadDocument | FileWarning]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How files are cut into documents, and where a record keeps its text."""
 
     documents: Documents = "blocks"
@@ -45,10 +46,10 @@ class Reading:
     """The split of a Hugging Face data set."""
 
 
-def read_documents(source: InputFile, reading: Reading, raw: Bytes | None) -> Iterator[str | Tagged | Bad | Remark]:
-    """The documents of ``source`` in order, as they stand there; a fault gives a ``Bad`` in their midst.
+def read_documents(source: InputFile, reading: ReadOptions, raw: ByteStream | None) -> DocumentStream:
+    """The documents of ``source`` in order, as they stand there; a fault gives a ``BadDocument`` in their midst.
 
-    Those of .conllu files are ``Tagged``. A ``Remark`` is no document.
+    Those of .conllu files are ``TaggedDocument``. A ``FileWarning`` is no document.
     ``raw`` is ``source.open()``; its ``tell()`` says how far the file is read.
     """
     path, field = source.path, reading.text_field
@@ -56,16 +57,16 @@ def read_documents(source: InputFile, reading: Reading, raw: Bytes | None) -> It
         yield from huggingface_datasets.read_saved_dataset(source.name, path, reading.dataset_split, field)
         return
     try:
-        with compression.unpacked(path, raw) as file:
+        with compression.open_compressed(path, raw) as file:
             yield from _of_file(path, source.kind, file, reading)
-    except compression.DAMAGED as error:
-        yield Bad(f"{path} is damaged or cut short: {error}.", ends=True)
+    except compression.CORRUPT as error:
+        yield BadDocument(f"{path} is damaged or cut short: {error}.", ends_file=True)
     except OSError as error:
         wrong = f"cannot be read: {error.strerror}" if error.errno else f"is damaged or cut short: {error}"
-        yield Bad(f"{path} {wrong}.", ends=True)
+        yield BadDocument(f"{path} {wrong}.", ends_file=True)
 
 
-def _of_file(path: Path, kind: str, file: Bytes, reading: Reading) -> Iterator[str | Tagged | Bad | Remark]:
+def _of_file(path: Path, kind: str, file: ByteStream, reading: ReadOptions) -> DocumentStream:
     field = reading.text_field
     if kind == ".parquet":
         yield from parquet.read_parquet(path, file, field)
@@ -85,22 +86,22 @@ def _of_file(path: Path, kind: str, file: Bytes, reading: Reading) -> Iterator[s
         yield from plain_text.read_blocks(path, file)
 
 
-def _conllu(path: Path, file: Bytes, *, whole_file: bool) -> Iterator[Tagged | Bad]:
+def _conllu(path: Path, file: ByteStream, *, whole_file: bool) -> Iterator[TaggedDocument | BadDocument]:
     # a line that is not UTF-8 has no columns either: its own fault is named first
-    faults: list[Bad] = []
+    faults: list[BadDocument] = []
 
     def numbered() -> Iterator[tuple[int, str]]:
         for _, number, text in read_lines(path, file):
-            if isinstance(text, Bad):
-                faults.append(Bad(text.problem))
-            yield number, "?" if isinstance(text, Bad) else text
+            if isinstance(text, BadDocument):
+                faults.append(BadDocument(text.problem))
+            yield number, "?" if isinstance(text, BadDocument) else text
 
     for found in conllu.read_conllu(path, numbered(), whole_file=whole_file):
-        yield (faults[0] if faults else Bad(found)) if isinstance(found, str) else found
+        yield (faults[0] if faults else BadDocument(found)) if isinstance(found, str) else found
         faults.clear()
 
 
-def reading_problems(sources: Sequence[InputFile], reading: Reading) -> list[str]:
+def option_problems(sources: Sequence[InputFile], reading: ReadOptions) -> list[str]:
     """Sentences for settings that do not fit the sources: a split that does not exist, a setting without effect."""
     found = []
     kinds = {source.kind for source in sources}
@@ -111,13 +112,13 @@ def reading_problems(sources: Sequence[InputFile], reading: Reading) -> list[str
         if names and split not in names:
             found.append(f"{name} has no split {split!r}; its splits are {quoted_names(names)}. Set `dataset_split`.")
     by_name = any(source.path is None for source in sources)
-    if split != Reading.dataset_split and not by_name and all(names is None for names in splits.values()):
+    if split != ReadOptions.dataset_split and not by_name and all(names is None for names in splits.values()):
         found.append(f"`dataset_split` {split!r} has no effect: no input is a data set with splits. Remove it.")
-    if reading.documents != Reading.documents and kinds.isdisjoint((".txt", ".conllu")):
+    if reading.documents != ReadOptions.documents and kinds.isdisjoint((".txt", ".conllu")):
         found.append(f"`documents` {reading.documents!r} has no effect: no input is a .txt file. Remove it.")
     if reading.documents == "lines" and ".conllu" in kinds:
         found.append("`documents` must be 'blocks' or 'files' for .conllu files, but is 'lines'.")
-    if reading.text_field != Reading.text_field and kinds and kinds <= {".txt", ".conllu"}:
+    if reading.text_field != ReadOptions.text_field and kinds and kinds <= {".txt", ".conllu"}:
         found.append(f"`text_field` {reading.text_field!r} has no effect: no input has fields. Remove it.")
     return found
 
@@ -125,7 +126,7 @@ def reading_problems(sources: Sequence[InputFile], reading: Reading) -> list[str
 # ---- cleaning
 
 
-def normalise(text: str) -> str:
+def normalize_text(text: str) -> str:
     """NFC, newlines as "\\n", no byte order marks and no space around; "" if nothing is left.
 
     A zero that a record holds counts as a space.
@@ -134,11 +135,11 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def digest(text: str) -> bytes:
+def document_hash(text: str) -> bytes:
     """16 bytes that tell documents apart."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def is_valid(digest: bytes, share: float) -> bool:
+def is_validation(digest: bytes, share: float) -> bool:
     """Whether a document belongs to the validation split that takes ``share`` of all documents."""
     return int.from_bytes(digest[:8], "little") < share * 2**64

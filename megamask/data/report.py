@@ -14,7 +14,7 @@ def prepare_and_report(config: PrepareConfig) -> None:
     """`megamask prepare`."""
     shards = Shards.open(prepare(config))
     print(*report_lines(shards), sep="\n")
-    if warning := validation_share.warning(shards.manifest):
+    if warning := validation_share.validation_warning(shards.manifest):
         print(warning, file=sys.stderr)
 
 

@@ -42,8 +42,8 @@ from megamask.data.manifest import (
     read_shard_manifest,
     size_problems,
 )
-from megamask.data.tokenizer import TOKENIZER, Tokenizer, folder_hash, load_tokenizer, token_ids
-from megamask.data.word_boundaries import Rule, WordSizes, unknown_words, word_rule, word_starts
+from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids, tokenizer_hash
+from megamask.data.word_boundaries import WordLengths, WordRule, unknown_words_problem, word_rule, word_starts
 from megamask.errors import DataError, must, raise_all
 from megamask.storage import strict_json
 from megamask.storage.file_list import sha256
@@ -121,7 +121,7 @@ class Shards:
         return np.load(self.folder / "starts_word.npy", allow_pickle=False)
 
     @cached_property
-    def words(self) -> Rule:
+    def words(self) -> WordRule:
         """How words are found. Shards of an earlier version do not say so and may lack the words."""
         return self.manifest.get("words") or word_rule(load_tokenizer(self.folder / TOKENIZER))
 
@@ -133,15 +133,15 @@ class Shards:
         return [self._map(f"{name}.starts.npy") for name in self.names]
 
     @property
-    def word_sizes(self) -> WordSizes | None:
+    def word_sizes(self) -> WordLengths | None:
         """How long words are; None in shards of an earlier version."""
         sizes = self.manifest.get("word_sizes", {}).get(self.split)
-        return WordSizes(**sizes) if sizes else None
+        return WordLengths(**sizes) if sizes else None
 
     def check_words(self) -> None:
         """DataError if these shards do not know where words begin."""
         if self.words == "unknown":
-            raise DataError(unknown_words(f"The tokenizer of {self.folder}"))
+            raise DataError(unknown_words_problem(f"The tokenizer of {self.folder}"))
         if self.words == "pre_tokenizer" and self.word_parts is None:
             raise DataError(
                 f"{self.folder} does not hold where words begin, which ids of its tokenizer do not show: it was "
@@ -280,7 +280,7 @@ def write_shards(
         written[split] = totals | {"shards": shards}
     save_array(folder / "train.unigram.npy", unigram)
     manifest = {
-        "format": FORMAT, "version": VERSION, "tokenizer": folder_hash(folder / TOKENIZER),
+        "format": FORMAT, "version": VERSION, "tokenizer": tokenizer_hash(folder / TOKENIZER),
         "token_ids": asdict(ids), "dtype": str(dtype), "words": rule, "splits": written,
     } | facts | {"files": _listed(folder, sorted(p for p in folder.rglob("*") if p.is_file()))}  # fmt: skip
     _write_manifest(folder, manifest)

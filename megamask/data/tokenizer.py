@@ -30,9 +30,11 @@ TOKENIZER = "tokenizer"
 """The folder of a tokenizer, beside shards, beside weights and in a run."""
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 SPECIAL = tuple(f"[{role.upper()}]" for role in ROLES)
-USUAL = {"pad": ("[PAD]", "<pad>"), "unk": ("[UNK]", "<unk>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"),
-         "mask": ("[MASK]", "<mask>")}  # fmt: skip
-WORD = "▁"
+DEFAULT_TOKENS = {
+    "pad": ("[PAD]", "<pad>"), "unk": ("[UNK]", "<unk>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}  # fmt: skip
+METASPACE = "▁"
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ class Tokenizer:
         with _refusing("The tokenizer cannot encode the text"):
             return self._encoder.encode_batch(list(texts), add_special_tokens=False)
 
-    def encode_with_places(
+    def encode_with_offsets(
         self, texts: Sequence[str]
     ) -> list[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]]:
         """The ids of each text as ``encode`` gives them, and where each token begins and ends, in characters of it."""
-        return [(np.array(each.ids, np.int64), offsets_of(each)) for each in self.encodings(texts)]
+        return [(np.array(each.ids, np.int64), token_offsets(each)) for each in self.encodings(texts)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ``ids``, special tokens included."""
@@ -104,7 +106,7 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def offsets_of(encoding: Encoding) -> Int64[np.ndarray, "n 2"]:
+def token_offsets(encoding: Encoding) -> Int64[np.ndarray, "n 2"]:
     """Where each token begins and ends, in characters of the text."""
     return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
@@ -120,7 +122,7 @@ def _refusing(what: str) -> Iterator[None]:
         raise DataError(f"{what}: {' '.join(str(error).split())[:300]}.") from None
 
 
-def folder_hash(folder: Path) -> str:
+def tokenizer_hash(folder: Path) -> str:
     """``Tokenizer.hash`` of the tokenizer in ``folder``, read from its file alone."""
     return _canonical_hash(_read_json(folder / "tokenizer.json", folder))
 
@@ -203,7 +205,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     for role in ROLES:
         said = config.get(f"{role}_token")
         said = said.get("content") if isinstance(said, dict) else said
-        said = said or next((usual for usual in USUAL[role] if usual in vocabulary), None)
+        said = said or next((usual for usual in DEFAULT_TOKENS[role] if usual in vocabulary), None)
         if said is not None and not isinstance(said, str):
             raise DataError(must(f"{folder / name}: {role}_token", "be a word", str(said)))
         if said:
@@ -257,6 +259,6 @@ def _from_hub(name: str) -> Path:
         ) from None  # fmt: skip
 
 
-def quiet() -> None:
+def disable_parallelism() -> None:
     """Keep the tokenizers library to one thread in this process; worker processes call it."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

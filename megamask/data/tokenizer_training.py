@@ -14,10 +14,10 @@ import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from megamask.data.tokenizer import ROLES, SPECIAL, WORD, Tokenizer
+from megamask.data.tokenizer import METASPACE, ROLES, SPECIAL, Tokenizer
 from megamask.errors import DataError, must
 
-Kind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
+TokenizerKind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
 ALPHABET = 1000
 """Characters that WordPiece keeps in any case, if the text has as many and they fit."""
 COVERAGE = 0.99999
@@ -28,7 +28,7 @@ LEAST_COVERAGE = 0.99
 NEVER = -1e6
 
 
-def train_tokenizer(kind: Kind, texts: Sequence[str], *, size: int, lowercase: bool = False) -> Tokenizer:
+def train_tokenizer(kind: TokenizerKind, texts: Sequence[str], *, size: int, lowercase: bool = False) -> Tokenizer:
     """A new tokenizer of at most ``size`` tokens; ``sentencepiece`` has exactly as many or raises DataError."""
     if kind == "wordpiece":
         backend = _train_wordpiece(texts, size, lowercase)
@@ -142,7 +142,7 @@ def _train_byte_bpe(texts: Sequence[str], size: int, lowercase: bool) -> Backend
 # ---- sentencepiece
 
 
-def sentencepiece_front(lowercase: bool) -> normalizers.Normalizer:
+def sentencepiece_normalizer(lowercase: bool) -> normalizers.Normalizer:
     """What is done to text before sentencepiece sees it: NFC, and runs of whitespace become one space."""
     return _sequence(
         normalizers.NFC(),
@@ -155,7 +155,7 @@ def train_sentencepiece(texts: Sequence[str], *, size: int, lowercase: bool, alg
     """A sentencepiece model with byte fallback and megamask's special tokens at ids 0 to 4, as its protobuf."""
     import sentencepiece
 
-    front = sentencepiece_front(lowercase)
+    front = sentencepiece_normalizer(lowercase)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -209,11 +209,11 @@ def convert_sentencepiece(model: bytes, *, lowercase: bool) -> Backend:
     else:
         vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
         backend = Backend(models.BPE(vocabulary, _merges(pieces), unk_token="[UNK]", fuse_unk=True, byte_fallback=True))
-    backend.normalizer = sentencepiece_front(lowercase)
+    backend.normalizer = sentencepiece_normalizer(lowercase)
     # "first": after a [MASK] in the middle of a text no space may be made up
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=WORD, prepend_scheme="first")
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=METASPACE, prepend_scheme="first")
     backend.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(replacement=WORD, prepend_scheme="first")]
+        [decoders.ByteFallback(), decoders.Metaspace(replacement=METASPACE, prepend_scheme="first")]
     )
     return backend
 

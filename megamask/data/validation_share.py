@@ -27,18 +27,19 @@ def validation_share(manifest: Manifest, tokens: int) -> float | None:
     return math.ceil(round(share * 10**digits, 6)) / 10**digits
 
 
-def warning(manifest: Manifest) -> str:
+def validation_warning(manifest: Manifest) -> str:
     """The sentence for a validation split that is too small; "" if it is large enough, or if there is none."""
     split = manifest["splits"].get("valid")
     if split is None or split["tokens"] >= MEASURABLE:
         return ""
     return (
         f"The validation split has {split['documents']:,} documents with {split['tokens']:,} tokens. That is too "
-        f"little to measure a loss well, which takes about {MEASURABLE:,} tokens. {cure(manifest, MEASURABLE)}"
+        f"little to measure a loss well, which takes about {MEASURABLE:,} tokens. "
+        f"{validation_cure(manifest, MEASURABLE)}"
     )
 
 
-def cure(manifest: Manifest, tokens: int) -> str:
+def validation_cure(manifest: Manifest, tokens: int) -> str:
     """What gives a validation split of ``tokens`` tokens."""
     share, total = validation_share(manifest, tokens), _total(manifest)
     if share is not None:

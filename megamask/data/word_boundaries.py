@@ -1,6 +1,6 @@
 """Where words begin: by the marks that a tokenizer puts on its tokens, or else by its pre-tokenizer.
 
-A tokenizer's ``Rule`` is one of three:
+A tokenizer's ``WordRule`` is one of three:
 
 - ``marks``: a token shows by itself whether it begins a word, so a table by id suffices (``word_starts``). WordPiece
   and any model with a ``continuing_subword_prefix`` mark the tokens that continue a word; sentencepiece, Metaspace and
@@ -24,17 +24,17 @@ from jaxtyping import Bool, Int64
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
-from megamask.data.tokenizer import WORD, Tokenizer, token_ids
+from megamask.data.tokenizer import METASPACE, Tokenizer, token_ids
 from megamask.errors import ConfigError
 
-Rule = Literal["marks", "pre_tokenizer", "unknown"]
+WordRule = Literal["marks", "pre_tokenizer", "unknown"]
 
 BYTE_SPACE = "Ġ"
 """A space in the alphabet of byte-level tokenizers."""
 _PROBE = "lamp lamp lamp"
 
 
-def word_rule(tokenizer: Tokenizer) -> Rule:
+def word_rule(tokenizer: Tokenizer) -> WordRule:
     """How the words of ``tokenizer`` are found, see the module."""
     backend = tokenizer.backend
     if _attribute(backend, "continuing_subword_prefix"):
@@ -71,31 +71,31 @@ def word_starts(tokenizer: Tokenizer) -> Bool[np.ndarray, " V"]:
         elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
             starts[number] = _begins_word(bytes([int(token[3:5], 16)]))
         else:
-            starts[number] = token.startswith(WORD) or _begins_word(token.encode())
+            starts[number] = token.startswith(METASPACE) or _begins_word(token.encode())
     return starts
 
 
-def starts_of(encoding: Encoding) -> Bool[np.ndarray, " n"]:
+def piece_starts(encoding: Encoding) -> Bool[np.ndarray, " n"]:
     """Whether each token begins a piece of the pre-tokenizer."""
     numbers = np.array(encoding.word_ids, np.int64)
     return np.diff(numbers, prepend=-1) != 0
 
 
-def encode_words(
+def encode_with_word_starts(
     tokenizer: Tokenizer, texts: Sequence[str]
 ) -> list[tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
     """The ids of each text, and whether each token begins a word. Raises ConfigError if the rule is ``unknown``."""
     rule = word_rule(tokenizer)
     if rule == "unknown":
-        raise ConfigError(unknown_words("The tokenizer"))
+        raise ConfigError(unknown_words_problem("The tokenizer"))
     if rule == "pre_tokenizer":
-        return [(np.array(each.ids, np.int64), starts_of(each)) for each in tokenizer.encodings(texts)]
+        return [(np.array(each.ids, np.int64), piece_starts(each)) for each in tokenizer.encodings(texts)]
     table = word_starts(tokenizer)
     # the first token begins a word, with or without the mark of a space
     return [(ids, table[ids] | (np.arange(len(ids)) == 0)) for ids in tokenizer.encode(texts)]
 
 
-def unknown_words(what: str) -> str:
+def unknown_words_problem(what: str) -> str:
     """The sentence for a tokenizer whose words are ``unknown``."""
     return (
         f"{what} does not show where words begin: its tokens have no mark for it (such as ##, ▁ or Ġ), and no "
@@ -110,7 +110,7 @@ CLAUSE = 4
 
 
 @dataclass(frozen=True)
-class WordSizes:
+class WordLengths:
     """How many words some text has, and how many tokens the median and the longest of them have."""
 
     words: int
@@ -118,7 +118,7 @@ class WordSizes:
     longest: int
 
     @classmethod
-    def of(cls, sizes: Int64[np.ndarray, " _sizes"]) -> WordSizes:
+    def of(cls, sizes: Int64[np.ndarray, " _sizes"]) -> WordLengths:
         """``sizes[n]`` words have n tokens."""
         words = int(sizes.sum())
         median = int(np.searchsorted(np.cumsum(sizes), (words + 1) // 2)) if words else 0
@@ -143,21 +143,21 @@ def _attribute(backend: Backend, name: str) -> str:
     return getattr(backend.model, name, None) or ""
 
 
-def normalised(backend: Backend, text: str) -> str:
+def normalized(backend: Backend, text: str) -> str:
     """The text as the pre-tokenizer sees it."""
     return backend.normalizer.normalize_str(text) if backend.normalizer else text
 
 
 def _pieces(backend: Backend, text: str) -> list[str]:
     """What the model sees of a text."""
-    text = normalised(backend, text)
+    text = normalized(backend, text)
     return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)] if backend.pre_tokenizer else [text]
 
 
 def _space_mark(backend: Backend) -> str:
     """The character that stands for the space between words where the model sees one, else ""."""
     seen = "".join(_pieces(backend, _PROBE))
-    match = re.fullmatch(rf"[{WORD}{BYTE_SPACE}]?lamp([{WORD}{BYTE_SPACE}])lamp\1lamp", seen, re.IGNORECASE)
+    match = re.fullmatch(rf"[{METASPACE}{BYTE_SPACE}]?lamp([{METASPACE}{BYTE_SPACE}])lamp\1lamp", seen, re.IGNORECASE)
     return match[1] if match else ""
 
 

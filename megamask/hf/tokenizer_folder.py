@@ -34,7 +34,7 @@ def to_fast_tokenizer(theirs: lazy_transformers.PreTrainedTokenizerBase) -> Toke
     """A copy of a tokenizer object of transformers as `data.tokenizer.Tokenizer`. DataError if it is not a fast one.
 
     Gives access to its special ids (``data.tokenizer.token_ids``) and to where words begin
-    (``data.words.encode_words``).
+    (``data.word_boundaries.encode_with_word_starts``).
     """
     if not getattr(theirs, "is_fast", False):
         raise DataError(

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch, SoftTargets, TokenIds
-from megamask.data.compare_tokenizers import differences
+from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.engine import ds_file
 from megamask.engine.frozen import FrozenEngine
 from megamask.entropy import exact
@@ -95,7 +95,7 @@ class Teacher:
         """
         assert config.path is not None
         model = frozen_lm.read_masked_lm(config.path, "teacher.path")
-        different = differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
+        different = tokenizer_differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
         problems = list(different)
         if model.other_modules:
             problems.append(

@@ -23,7 +23,7 @@ from megamask.checkpoint.format import RunFolder, find_checkpoint, read_state, r
 from megamask.config import fixed_masks
 from megamask.config.pretrain_config import PretrainConfig, changeable
 from megamask.data import pos_tagger, prepare, shards
-from megamask.data.compare_tokenizers import differences
+from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
@@ -368,7 +368,7 @@ def first_shape(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> tuple
     ]
     own = config.init / TOKENIZER
     if shape.vocab_size >= ids.size and own.is_dir():
-        problems += differences(own, "init", tokenizer, "data's tokenizer")
+        problems += tokenizer_differences(own, "init", tokenizer, "data's tokenizer")
     if shape.vocab_size < ids.size:
         problems.append(
             f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}. "

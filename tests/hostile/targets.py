@@ -23,7 +23,7 @@ from megamask.config import pretrain_config, recipes
 from megamask.data import shards, tokenizer
 from megamask.data.inputs import find_inputs
 from megamask.data.packs import Packs
-from megamask.data.read_documents import Reading, digest, normalise, read_documents
+from megamask.data.read_documents import ReadOptions, document_hash, normalize_text, read_documents
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
 from megamask.data.word_boundaries import word_starts
@@ -85,7 +85,7 @@ def vouch(folder: Path) -> None:
                 raw = (folder / name).read_bytes()
                 fact |= {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     if (folder / "tokenizer").is_dir():
-        manifest["tokenizer"] = tokenizer.folder_hash(folder / "tokenizer")
+        manifest["tokenizer"] = tokenizer.tokenizer_hash(folder / "tokenizer")
     path.write_text(json.dumps(manifest))
 
 
@@ -274,12 +274,12 @@ def _texts(folder: Path) -> list[str]:
 
 
 def _read_texts(folder: Path) -> None:
-    for reading in (Reading(), Reading(documents="lines"), Reading(documents="files")):
+    for reading in (ReadOptions(), ReadOptions(documents="lines"), ReadOptions(documents="files")):
         for source in find_inputs([str(folder)]).sources:
             with source.open() as raw:
                 for found in read_documents(source, reading, raw):
                     clean = found if isinstance(found, str) else getattr(found, "text", "")
-                    digest(normalise(clean))
+                    document_hash(normalize_text(clean))
 
 
 # ---- weights of others
@@ -332,7 +332,7 @@ def _read_tokenizer(folder: Path) -> None:
     tokenizer.token_ids(found)
     word_starts(found)
     found.encode(["w5 w6 some other w7", "", "[MASK] ￿ é"])
-    tokenizer.folder_hash(folder)
+    tokenizer.tokenizer_hash(folder)
 
 
 # ---- stored samples

@@ -27,7 +27,7 @@ from megamask.config import pretrain_config
 from megamask.data import manifest, packs, shards, tokenizer
 from megamask.data.formats import compression, lines
 from megamask.data.input_file import InputFile
-from megamask.data.read_documents import Reading, read_documents
+from megamask.data.read_documents import ReadOptions, read_documents
 from megamask.data.shards import Shards
 from megamask.errors import MegamaskError
 from megamask.hf import weights
@@ -198,7 +198,7 @@ def test_where_a_read_ends_makes_no_difference(name: str, tmp_path: Path) -> Non
     raw = gzip.compress(LINES, mtime=0) if name.endswith("gz") else LINES
     (tmp_path / name).write_bytes(raw)
     source = InputFile(name, tmp_path / name)
-    whole = list(read_documents(source, Reading(), io.BytesIO(raw)))
+    whole = list(read_documents(source, ReadOptions(), io.BytesIO(raw)))
     if name.startswith("a.jsonl"):
         said = [getattr(found, "problem", found) for found in whole]
         assert said[:2] == ["café", "a\0b €"] and said[4] == "end"
@@ -206,25 +206,25 @@ def test_where_a_read_ends_makes_no_difference(name: str, tmp_path: Path) -> Non
         assert f"line 5 is not UTF-8: byte {LINES.index(0xFF)} is 0xff" in said[3]
     for at in range(len(raw)):
         dripping = io.BufferedReader(Dripping(raw, at), 16)
-        assert list(read_documents(source, Reading(), dripping)) == whole
-        list(read_documents(source, Reading(), io.BytesIO(raw[:at])))
+        assert list(read_documents(source, ReadOptions(), dripping)) == whole
+        list(read_documents(source, ReadOptions(), io.BytesIO(raw[:at])))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.txt.gz"])
 def test_a_line_without_end_is_named_and_not_held(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "LONGEST", 1000)
+    monkeypatch.setattr(lines, "MAX_DOCUMENT_BYTES", 1000)
     after = b'\n\n{"text": "good"}\n'
     raw = b"x" * 10_000 + after
     (tmp_path / name).write_bytes(gzip.compress(raw, mtime=0) if name.endswith("gz") else raw)
     source = InputFile(name, tmp_path / name)
     with source.open() as opened:
-        bad, good = read_documents(source, Reading(), opened)
+        bad, good = read_documents(source, ReadOptions(), opened)
     assert "is longer than" in bad.problem and "line 1 (byte 0)" in bad.problem
     assert "good" in good
     many = tmp_path / "many.txt"
     many.write_bytes(b"a line\n" * 1000 + b"\nnext")
     with many.open("rb") as opened:
-        bad, good = read_documents(InputFile("many.txt", many), Reading(), opened)
+        bad, good = read_documents(InputFile("many.txt", many), ReadOptions(), opened)
     assert "is longer than" in bad.problem and good == "next"
 
 

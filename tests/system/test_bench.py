@@ -22,7 +22,7 @@ ROWS, STEPS, ROUNDS = 128, 2, 3
 def measured(tmp_path_factory) -> tuple[list[str], dict]:
     folder = tmp_path_factory.mktemp("bench")
     raw = folder / "text.jsonl"
-    raw.write_text("".join(json.dumps({"text": one}) + "\n" for one in local_text.collect(60_000)))
+    raw.write_text("".join(json.dumps({"text": one}) + "\n" for one in local_text.collect_local_text(60_000)))
     data = prepare(PrepareConfig((str(raw),), folder / "shards", vocab_size=600, valid_share=0.2, workers=1))
     command = [sys.executable, "tools/bench.py", "--data", data, "--text", raw, "--json", folder / "found.json"]
     sizes = ["--length", "32", "--rows", str(ROWS), "--steps", str(STEPS), "--rounds", str(ROUNDS)]

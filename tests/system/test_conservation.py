@@ -166,7 +166,7 @@ def lost(folder: Path, planted: Planted) -> list[str]:
 
 
 def prepared(data: Path, folder: Path, places: int, patch: pytest.MonkeyPatch) -> Planted:
-    patch.setattr(lines, "LONGEST", LONGEST)
+    patch.setattr(lines, "MAX_DOCUMENT_BYTES", LONGEST)
     planted = plant(folder / "corpus", places)
     asked = ["--input", folder / "corpus", "--output", folder / "made", "--tokenizer", data / "tokenizer"]
     more = ["--valid-share", 0.2, "--workers", 1, "--on-bad-document", "skip", "--bad-share", 1, "--lost-share", 1]

@@ -9,16 +9,16 @@ import lzma
 import zlib
 from pathlib import Path
 
-from megamask.data.formats.lines import BLOCK, Bytes
+from megamask.data.formats.lines import BLOCK, ByteStream
 from megamask.data.formats.xz import StreamDamaged, StreamReader
 from megamask.data.zstd import ZstdReader, ZstdTruncated
 
-PACKED = (".gz", ".bz2", ".xz", ".zst")
-DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, StreamDamaged, ZstdTruncated)
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+CORRUPT = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, StreamDamaged, ZstdTruncated)
 """What the readers raise for a file that is damaged or cut short; bz2 raises an OSError without a number."""
 
 
-def unpacked(path: Path, raw: Bytes) -> Bytes:
+def open_compressed(path: Path, raw: ByteStream) -> ByteStream:
     """The content of ``raw``, the file ``path`` as it lies on disk."""
     ending = path.suffix.lower()
     if ending == ".gz":

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megamask.data.pos_tagger import NUMBER, Words
+from megamask.data.pos_tagger import TAG_IDS, TaggedWords
 
 COLUMNS = 10
 FORM, TAG, MISC = 1, 3, 9
@@ -21,11 +21,11 @@ _NUMBER = re.compile(r"[0-9]{1,9}([.-][0-9]{1,9})?")
 
 
 @dataclass(frozen=True)
-class Tagged:
+class TaggedDocument:
     """A document whose words have tags. The text is NFC, word by word, and has no space around it."""
 
     text: str
-    words: Words
+    words: TaggedWords
 
 
 @dataclass
@@ -49,12 +49,12 @@ class _Document:
             self.length += len(form)
         self.gap = " " if space else ""
 
-    def whole(self) -> Tagged | str:
+    def whole(self) -> TaggedDocument | str:
         """The document, or what is wrong with it."""
-        return self.fault or Tagged("".join(self.text), Words.of(self.words))
+        return self.fault or TaggedDocument("".join(self.text), TaggedWords.of(self.words))
 
 
-def read_conllu(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: bool) -> Iterator[Tagged | str]:
+def read_conllu(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: bool) -> Iterator[TaggedDocument | str]:
     """The documents of a file whose ``lines`` are (number, text), in order; for a faulty one the sentence that says so.
 
     ``whole_file`` makes one document of them all.
@@ -85,7 +85,7 @@ def read_conllu(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: boo
         if "-" in name:
             surface, inside = (int(name.split("-")[1]), form, space), []
             continue
-        tag = NUMBER.get(columns[TAG], 0)
+        tag = TAG_IDS.get(columns[TAG], 0)
         if surface is None:
             document.add([(form, tag)], space)
             continue
@@ -112,6 +112,6 @@ def _problem(columns: list[str]) -> str:
         return f"must begin with the number of a word, but begins with {columns[0]!r}."
     if not _clean(columns[FORM]):
         return "has a word without a letter."
-    if columns[TAG] != "_" and columns[TAG] not in NUMBER:
-        return f"has the tag {columns[TAG]!r}, which is none of the universal ones ({', '.join(NUMBER)})."
+    if columns[TAG] != "_" and columns[TAG] not in TAG_IDS:
+        return f"has the tag {columns[TAG]!r}, which is none of the universal ones ({', '.join(TAG_IDS)})."
     return ""

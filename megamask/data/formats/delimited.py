@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.data.formats import lines as reading
-from megamask.data.formats.fields import no_column, text_field
-from megamask.data.formats.lines import Bad, Bytes, Remark, read_lines
+from megamask.data.formats.fields import missing_column, text_field
+from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, read_lines
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OPEN = "opens a quoted field that does not end."
@@ -20,18 +20,20 @@ MANY_LINES = 100
 _OTHERS = (",", ";", "\t", "|")
 
 
-def read_delimited(path: Path, file: Bytes, field: str, separator: str) -> Iterator[str | Bad | Remark]:
+def read_delimited(
+    path: Path, file: ByteStream, field: str, separator: str
+) -> Iterator[str | BadDocument | FileWarning]:
     """The column ``field`` of each row; blank lines are none. The first row of many lines has a remark before it."""
     faults: list[str] = []
 
     def texts() -> Iterator[str]:
         for _, _, text in read_lines(path, file):
-            if isinstance(text, Bad):
+            if isinstance(text, BadDocument):
                 faults.append(text.problem)
             # a line that is not UTF-8 may open or close a quoted field, so the reader sees it too
-            yield text.text if isinstance(text, Bad) else text
+            yield text.text if isinstance(text, BadDocument) else text
 
-    csv.field_size_limit(reading.LONGEST)
+    csv.field_size_limit(reading.MAX_DOCUMENT_BYTES)
     rows = csv.reader(texts(), delimiter=separator, strict=True)
     header: list[str] | None = None
     has_remark = False
@@ -43,14 +45,14 @@ def read_delimited(path: Path, file: Bytes, field: str, separator: str) -> Itera
         count = rows.line_num - begin + 1
         if count > MANY_LINES and fault != OPEN and not has_remark:
             has_remark = True
-            yield Remark(
+            yield FileWarning(
                 f"{path}, line {begin} begins a row of {count:,} lines: a quoted field holds them, or a quote is "
                 "unbalanced and many rows are read as one. If so, put each field that holds quotes in quotes and "
                 "double the quotes inside it."
             )
         if problem:
             # without a header no row can be read
-            yield Bad(problem, ends=header is None or fault == OPEN)
+            yield BadDocument(problem, ends_file=header is None or fault == OPEN)
         elif row is None:
             return
         elif header is None:
@@ -73,19 +75,19 @@ def _next(rows: Iterator[list[str]]) -> tuple[list[str] | None, str]:
         if reason == "unexpected end of data":
             return [], OPEN
         if "field limit" in reason:
-            return [], reading.too_long()
+            return [], reading.too_long_problem()
         return [], f"is no row of a table with quotes: {reason}."
 
 
-def _field(place: str, header: list[str], row: list[str], field: str) -> str | Bad:
+def _field(place: str, header: list[str], row: list[str], field: str) -> str | BadDocument:
     if len(row) != len(header):
-        return Bad(f"{place} must have {len(header)} fields, as the header has, but has {len(row)}.")
+        return BadDocument(f"{place} must have {len(header)} fields, as the header has, but has {len(row)}.")
     return text_field(place, dict(zip(header, row, strict=True)), field)
 
 
-def _bad_header(path: Path, header: list[str], field: str, separator: str) -> Bad:
+def _bad_header(path: Path, header: list[str], field: str, separator: str) -> BadDocument:
     if field in header:
-        return Bad(f"{path} has {header.count(field)} columns {field!r}. Rename all but one.", ends=True)
+        return BadDocument(f"{path} has {header.count(field)} columns {field!r}. Rename all but one.", ends_file=True)
     other = [mark for mark in _OTHERS if mark != separator and field in separator.join(header).split(mark)]
     more = f" Its separator seems to be {other[0]!r}, but must be {separator!r}: convert it." if other else ""
-    return no_column(path, field, header, more)
+    return missing_column(path, field, header, more)

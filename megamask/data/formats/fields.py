@@ -5,30 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from megamask.data.formats.lines import SHOWN, Bad
+from megamask.data.formats.lines import SHOWN, BadDocument
 
 NAMES = 10
 """Names of fields that an error lists."""
 CURE = "Set `text_field`, or leave the file out by `exclude`."
 
 
-def text_field(place: str, record: dict[str, Any], field: str) -> str | Bad:
+def text_field(place: str, record: dict[str, Any], field: str) -> str | BadDocument:
     """The string in ``field`` of a record; ``place`` says where the record stands."""
     if field not in record:
-        return Bad(f"{place} lacks the field {field!r}; its fields are {quoted_names(record)}. {CURE}")
+        return BadDocument(f"{place} lacks the field {field!r}; its fields are {quoted_names(record)}. {CURE}")
     text = record[field]
     if not isinstance(text, str):
-        return Bad(f"{place}: the field {field!r} must be a string, but is {type(text).__name__}.")
+        return BadDocument(f"{place}: the field {field!r} must be a string, but is {type(text).__name__}.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return Bad(f"{place}: the field {field!r} holds half a surrogate pair at character {error.start}.")
+        return BadDocument(f"{place}: the field {field!r} holds half a surrogate pair at character {error.start}.")
     return text
 
 
-def no_column(path: object, field: str, names: Iterable[str], more: str = "") -> Bad:
+def missing_column(path: object, field: str, names: Iterable[str], more: str = "") -> BadDocument:
     """The fault of a table without the column ``field``."""
-    return Bad(f"{path} has no column {field!r}; its columns are {quoted_names(names)}.{more} {CURE}", ends=True)
+    return BadDocument(
+        f"{path} has no column {field!r}; its columns are {quoted_names(names)}.{more} {CURE}", ends_file=True
+    )
 
 
 def quoted_names(names: Iterable[str]) -> str:

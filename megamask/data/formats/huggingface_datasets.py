@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.data.formats.fields import text_field
-from megamask.data.formats.lines import Bad
+from megamask.data.formats.lines import BadDocument
 
 SHOWN = 500
 """Characters of the library's own sentence that an error shows."""
@@ -29,7 +29,7 @@ def splits(folder: Path) -> list[str] | None:
     return [str(name) for name in listed] if isinstance(listed, list) else []
 
 
-def read_saved_dataset(name: str, folder: Path | None, split: str, field: str) -> Iterator[str | Bad]:
+def read_saved_dataset(name: str, folder: Path | None, split: str, field: str) -> Iterator[str | BadDocument]:
     """The string in ``field`` of each row of ``split``; without a folder, of the data set NAME[:CONFIG]."""
     import datasets
 
@@ -47,4 +47,4 @@ def read_saved_dataset(name: str, folder: Path | None, split: str, field: str) -
         # its sentences name the splits or configurations that exist in their second line
         reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
         where = "is neither a file nor a folder here, and as a data set" if folder is None else "as a data set"
-        yield Bad(f"{name} {where} cannot be read (split {split!r}, `dataset_split`): {reason}", ends=True)
+        yield BadDocument(f"{name} {where} cannot be read (split {split!r}, `dataset_split`): {reason}", ends_file=True)

@@ -8,31 +8,31 @@ from functools import cache
 from pathlib import Path
 
 from megamask.data.formats.fields import text_field
-from megamask.data.formats.lines import SHOWN, Bad, Bytes, read_lines
+from megamask.data.formats.lines import SHOWN, BadDocument, ByteStream, read_lines
 
 
-def read_json_lines(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
+def read_json_lines(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
     """The string in ``field`` of each line; blank lines are none."""
     for at, number, text in read_lines(path, file):
-        if isinstance(text, Bad):
-            yield Bad(text.problem)
+        if isinstance(text, BadDocument):
+            yield BadDocument(text.problem)
         elif text and not text.isspace():
             place = f"{path}, line {number} (byte {at})"
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:
-                yield Bad(f"{place} is no JSON: {error}. It begins with {text[:SHOWN]!r}.")
+                yield BadDocument(f"{place} is no JSON: {error}. It begins with {text[:SHOWN]!r}.")
                 continue
-            yield of_record(place, record, text, field)
+            yield record_text(place, record, text, field)
 
 
-def of_record(place: str, record: object, source: str, field: str) -> str | Bad:
+def record_text(place: str, record: object, source: str, field: str) -> str | BadDocument:
     """The text of a parsed value, which must be an object; ``source`` is the JSON that it was read from."""
     if not isinstance(record, dict):
-        return Bad(f"{place} must be a JSON object, but is {type(record).__name__}: {source[:SHOWN]!r}.")
+        return BadDocument(f"{place} must be a JSON object, but is {type(record).__name__}: {source[:SHOWN]!r}.")
     times = _times(source, field)
     if times > 1:
-        return Bad(f"{place}: the field {field!r} occurs {times} times. Keep one, or rename the others.")
+        return BadDocument(f"{place}: the field {field!r} occurs {times} times. Keep one, or rename the others.")
     return text_field(place, record, field)
 
 

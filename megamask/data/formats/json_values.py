@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.data.formats import lines as reading
-from megamask.data.formats.json_lines import of_record
-from megamask.data.formats.lines import BLOCK, SHOWN, Bad, Bytes, utf16
+from megamask.data.formats.json_lines import record_text
+from megamask.data.formats.lines import BLOCK, SHOWN, BadDocument, ByteStream, utf16_hint
 
 _GAP = re.compile("[ \t\r\n\ufeff]*")
 _GAP_IN_LIST = re.compile("[ \t\r\n\ufeff,]*")
@@ -23,7 +23,7 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _REST = "The rest of the file is not read."
 
 
-def read_json(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
+def read_json(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
     """The string in ``field`` of each object."""
     text = _Text(file)
     in_list = False
@@ -39,17 +39,17 @@ def read_json(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
         if wrong:
             at = start + len(_raw(source[: wrong.start()]))
             byte = _raw(wrong[0])
-            problem = f"{place} is not UTF-8: byte {at} is 0x{byte[0]:02x}.{utf16(_raw(source[:2]))}"
+            problem = f"{place} is not UTF-8: byte {at} is 0x{byte[0]:02x}.{utf16_hint(_raw(source[:2]))}"
         else:
             problem = f"{place} {fault}" if fault else ""
         if fault and in_list:
-            yield Bad(f"{problem} {_REST}", ends=True)
+            yield BadDocument(f"{problem} {_REST}", ends_file=True)
             return
-        yield Bad(problem) if problem else of_record(place, value, source, field)
+        yield BadDocument(problem) if problem else record_text(place, value, source, field)
         if fault:
             text.skip_line()
     if in_list:
-        yield Bad(f"{path} is damaged or cut short: the list that it holds does not end.", ends=True)
+        yield BadDocument(f"{path} is damaged or cut short: the list that it holds does not end.", ends_file=True)
 
 
 def _raw(text: str) -> bytes:
@@ -59,7 +59,7 @@ def _raw(text: str) -> bytes:
 class _Text:
     """The part of a file that is not read yet, of which ``text[at:]`` is in memory."""
 
-    def __init__(self, file: Bytes):
+    def __init__(self, file: ByteStream):
         self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._json = json.JSONDecoder()
@@ -117,8 +117,8 @@ class _Text:
                     source = self.text[self.at : end]
                     self.advance(end)
                     return value, source, ""
-            if len(self.text) - self.at > reading.LONGEST:
-                return None, self.text[self.at : self.at + SHOWN], reading.too_long()
+            if len(self.text) - self.at > reading.MAX_DOCUMENT_BYTES:
+                return None, self.text[self.at : self.at + SHOWN], reading.too_long_problem()
 
     def _may_be_cut(self, error: Exception) -> bool:
         """Whether the value may be whole with more text: the fault lies at the end, or in a string that has none."""

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-Bytes = io.BufferedIOBase
+ByteStream = io.BufferedIOBase
 """An open file, unpacked on the way or not."""
 
 BLOCK = 2**16
-LONGEST = 2**28
+MAX_DOCUMENT_BYTES = 2**28
 """Largest document in bytes: a file without line ends, or a small file that unpacks to a huge one, must not take all
 memory."""
 SHOWN = 80
@@ -21,49 +21,49 @@ MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class Bad:
+class BadDocument:
     """A document that cannot be used, and the sentence that says where it is and why."""
 
     problem: str
     text: str = ""
     """A line with replacement characters where it is not UTF-8, for formats whose records span lines."""
-    ends: bool = False
+    ends_file: bool = False
     """Whether nothing after it is read of its file, so that more than one document may be lost."""
 
 
 @dataclass(frozen=True)
-class Remark:
+class FileWarning:
     """A sentence about a file whose documents are read, but perhaps not as they are meant. It is no document."""
 
-    sentence: str
+    message: str
 
 
-def zero_byte() -> str:
+def zero_byte_problem() -> str:
     """The end of the sentence for text with a zero byte."""
     return "holds a zero byte: it may be UTF-16 or no text at all. Write it as UTF-8."
 
 
-def too_long() -> str:
+def too_long_problem() -> str:
     """The end of the sentence for a document or line that is too long."""
-    return f"is longer than {LONGEST:,} bytes. Cut it into documents."
+    return f"is longer than {MAX_DOCUMENT_BYTES:,} bytes. Cut it into documents."
 
 
-def utf16(raw: bytes) -> str:
+def utf16_hint(raw: bytes) -> str:
     """The cure for a file that begins with the byte order mark of UTF-16; "" for any other."""
     return " It looks like UTF-16: write it as UTF-8." if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
 
 
-def read_lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
+def read_lines(path: Path, file: ByteStream) -> Iterator[tuple[int, int, str | BadDocument]]:
     """For each line: its first byte (of the unpacked text), its number from 1, and its text or its fault.
 
     A byte order mark at the beginning of a line is dropped.
     """
     at = number = 0
-    while raw := file.readline(LONGEST + 1):
+    while raw := file.readline(MAX_DOCUMENT_BYTES + 1):
         number += 1
         size = len(raw)
-        if size > LONGEST:
-            text: str | Bad = Bad(f"{path}, line {number} (byte {at}) {too_long()}")
+        if size > MAX_DOCUMENT_BYTES:
+            text: str | BadDocument = BadDocument(f"{path}, line {number} (byte {at}) {too_long_problem()}")
             while raw and not raw.endswith(b"\n"):
                 raw = file.readline(BLOCK)
                 size += len(raw)
@@ -74,12 +74,12 @@ def read_lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
             except UnicodeDecodeError as error:
                 # after a byte order mark the decoder counts from the mark
                 start = error.start + (len(MARK) if raw.startswith(MARK) else 0)
-                text = Bad(
+                text = BadDocument(
                     f"{path}, line {number} is not UTF-8: byte {at + start} is 0x{raw[start]:02x}."
-                    + (utf16(raw) if number == 1 else ""),
+                    + (utf16_hint(raw) if number == 1 else ""),
                     raw.decode("utf-8-sig", errors="replace"),
                 )
             if isinstance(text, str) and "\0" in text:
-                text = Bad(f"{path}, line {number} (byte {at}) {zero_byte()}", text)
+                text = BadDocument(f"{path}, line {number} (byte {at}) {zero_byte_problem()}", text)
         yield at, number, text
         at += size

@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from megamask.data.formats.fields import no_column, text_field
-from megamask.data.formats.lines import Bad, Bytes
+from megamask.data.formats.fields import missing_column, text_field
+from megamask.data.formats.lines import BadDocument, ByteStream
 
 
-def read_parquet(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
+def read_parquet(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
     """The column ``field`` of each row."""
     import pyarrow
     from pyarrow import parquet
@@ -24,11 +24,11 @@ def read_parquet(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
         try:
             table = parquet.ParquetFile(file)
             if field not in table.schema_arrow.names:
-                yield no_column(path, field, table.schema_arrow.names)
+                yield missing_column(path, field, table.schema_arrow.names)
                 return
             times = table.schema_arrow.names.count(field)
             if times > 1:
-                yield Bad(f"{path} has {times} columns {field!r}. Rename all but one.", ends=True)
+                yield BadDocument(f"{path} has {times} columns {field!r}. Rename all but one.", ends_file=True)
                 return
             row = 0
             for batch in table.iter_batches(batch_size=1024, columns=[field]):
@@ -36,4 +36,4 @@ def read_parquet(path: Path, file: Bytes, field: str) -> Iterator[str | Bad]:
                     row += 1
                     yield text_field(f"{path}, row {row}", {field: value}, field)
         except (pyarrow.ArrowException, OSError) as error:
-            yield Bad(f"{path} is damaged or cut short: {str(error).splitlines()[0]}.", ends=True)
+            yield BadDocument(f"{path} is damaged or cut short: {str(error).splitlines()[0]}.", ends_file=True)

@@ -6,21 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.data.formats import lines as reading
-from megamask.data.formats.lines import BLOCK, Bad, Bytes, read_lines
+from megamask.data.formats.lines import BLOCK, BadDocument, ByteStream, read_lines
 
 
-def read_blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
+def read_blocks(path: Path, file: ByteStream) -> Iterator[str | BadDocument]:
     """A document per block of lines; blank lines stand between blocks."""
     block: list[str] = []
-    bad: Bad | None = None
+    bad: BadDocument | None = None
     size = 0
     for at, number, text in _lines(path, file):
-        if isinstance(text, Bad):
-            bad = bad or Bad(text.problem)
+        if isinstance(text, BadDocument):
+            bad = bad or BadDocument(text.problem)
         elif text and not text.isspace():
             size += len(text)
-            if size > reading.LONGEST:
-                bad = bad or Bad(f"{path}: the document up to line {number} (byte {at}) {reading.too_long()}")
+            if size > reading.MAX_DOCUMENT_BYTES:
+                bad = bad or BadDocument(
+                    f"{path}: the document up to line {number} (byte {at}) {reading.too_long_problem()}"
+                )
             if bad:
                 block.clear()
             else:
@@ -32,13 +34,13 @@ def read_blocks(path: Path, file: Bytes) -> Iterator[str | Bad]:
         yield bad or "".join(block)
 
 
-def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
+def _lines(path: Path, file: ByteStream) -> Iterator[tuple[int, int, str | BadDocument]]:
     """As ``lines``, but a "\\r" inside a line ends a line too: a file may have no other line ends.
 
     Byte and number are those of the whole line.
     """
     for at, number, text in read_lines(path, file):
-        if isinstance(text, Bad) or "\r" not in text:
+        if isinstance(text, BadDocument) or "\r" not in text:
             yield at, number, text
         else:
             content = text.rstrip("\r\n")
@@ -48,28 +50,30 @@ def _lines(path: Path, file: Bytes) -> Iterator[tuple[int, int, str | Bad]]:
             yield at, number, last + text[len(content) :]
 
 
-def read_single_lines(path: Path, file: Bytes) -> Iterator[str | Bad]:
+def read_single_lines(path: Path, file: ByteStream) -> Iterator[str | BadDocument]:
     """A document per line; blank lines are none."""
     for _, _, text in read_lines(path, file):
-        if isinstance(text, Bad):
-            yield Bad(text.problem)
+        if isinstance(text, BadDocument):
+            yield BadDocument(text.problem)
         else:
             # a file in which "\r" alone ends a line is one line to Python
             yield from (part for part in text.split("\r") if part and not part.isspace())
 
 
-def read_whole_file(path: Path, file: Bytes) -> str | Bad:
+def read_whole_file(path: Path, file: ByteStream) -> str | BadDocument:
     """The file as one document."""
     parts, size = [], 0
-    while size <= reading.LONGEST and (part := file.read(BLOCK)):  # one read would take all that it may give
+    while size <= reading.MAX_DOCUMENT_BYTES and (part := file.read(BLOCK)):  # one read would take all that it may give
         parts.append(part)
         size += len(part)
-    if size > reading.LONGEST:
-        return Bad(f"{path} {reading.too_long()}")
+    if size > reading.MAX_DOCUMENT_BYTES:
+        return BadDocument(f"{path} {reading.too_long_problem()}")
     raw = b"".join(parts)
     parts.clear()
     try:
         text = raw.decode("utf-8").removeprefix("\ufeff")
-        return Bad(f"{path} {reading.zero_byte()}") if "\0" in text else text
+        return BadDocument(f"{path} {reading.zero_byte_problem()}") if "\0" in text else text
     except UnicodeDecodeError as error:
-        return Bad(f"{path} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}.{reading.utf16(raw)}")
+        return BadDocument(
+            f"{path} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}.{reading.utf16_hint(raw)}"
+        )

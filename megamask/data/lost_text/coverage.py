@@ -29,8 +29,8 @@ from jaxtyping import Int64
 from tokenizers import Encoding, models
 from tokenizers import Tokenizer as Backend
 
-from megamask.data.tokenizer import WORD, Tokenizer
-from megamask.data.word_boundaries import BYTE_OF, normalised
+from megamask.data.tokenizer import METASPACE, Tokenizer
+from megamask.data.word_boundaries import BYTE_OF, normalized
 
 SHOWN = 10
 """Examples in a manifest."""
@@ -98,7 +98,7 @@ EXAMPLES = ("examples", "removed_examples")
 """The fields of ``Coverage`` that hold examples."""
 
 
-def total(parts: Iterable[Coverage]) -> Coverage:
+def sum_coverage(parts: Iterable[Coverage]) -> Coverage:
     """The sum of ``parts``."""
     sums: Counter[str] = Counter()
     examples: dict[str, Counter[str]] = {name: Counter() for name in EXAMPLES}
@@ -110,7 +110,7 @@ def total(parts: Iterable[Coverage]) -> Coverage:
     return Coverage(**values)
 
 
-def lost_too_much(lost: Coverage, allowed: float) -> str | None:
+def lost_share_problem(lost: Coverage, allowed: float) -> str | None:
     """The sentence for a text of which a larger share than ``allowed`` is lost."""
     if lost.share <= allowed:
         return None
@@ -122,7 +122,7 @@ def lost_too_much(lost: Coverage, allowed: float) -> str | None:
     )
 
 
-def removed_much(counts: Coverage) -> str | None:
+def removal_warning(counts: Coverage) -> str | None:
     """The warning for a text of which the normalizer removes a larger share than ``REMOVED``."""
     share = counts.removed_characters / max(counts.characters, 1)
     if share <= REMOVED:
@@ -254,7 +254,7 @@ class CoverageCounter:
         """The characters of ``word``, as they are after the normalizer, that no token stands for."""
         lost: list[str] = []
         for part in self._without_added(word):
-            text = normalised(self._backend, part)
+            text = normalized(self._backend, part)
             pieces = [(text, (0, len(text)))]
             if self._backend.pre_tokenizer:
                 pieces = self._backend.pre_tokenizer.pre_tokenize_str(text)
@@ -298,12 +298,12 @@ class CoverageCounter:
             return removed
         # by context: what is there without the removing steps, less what is there with them
         kept, left = (
-            Counter(_histogram([normalised(backend, part) for text in texts for part in self._without_added(text)]))
+            Counter(_histogram([normalized(backend, part) for text in texts for part in self._without_added(text)]))
             for backend in (self._keeping, self._removing)
         )
         # a mark goes on purpose where accents do
         return removed + Counter(
-            {c: n for c, n in (kept - left).items() if not (c.isspace() or c == WORD or unicodedata.combining(c))}
+            {c: n for c, n in (kept - left).items() if not (c.isspace() or c == METASPACE or unicodedata.combining(c))}
         )
 
     def _without_added(self, text: str) -> list[str]:
@@ -313,7 +313,7 @@ class CoverageCounter:
     def _is_removed(self, character: str) -> bool:
         """Whether nothing is left of ``character``, wherever it stands."""
         if character not in self._removed:
-            gone = not normalised(self._keeping, character).strip()
+            gone = not normalized(self._keeping, character).strip()
             self._removed[character] = gone and not character.isspace()
         return self._removed[character]
 
@@ -335,12 +335,12 @@ def _normalizer(steps: list[dict[str, Any]]) -> Backend:
 
 def _removes_text(step: dict[str, Any]) -> bool:
     """Whether a normalizer is a ``Replace`` that leaves nothing, or a blank, of something beside blanks."""
-    if step["type"] != "Replace" or step["content"].replace(WORD, "").strip():
+    if step["type"] != "Replace" or step["content"].replace(METASPACE, "").strip():
         return False
     [(kind, pattern)] = step["pattern"].items()
     if kind == "Regex":  # without what a pattern of whitespace consists of
         pattern = re.sub(r"\\[snrtfv]|\{[\d,]*\}|[\[\]()|+*?$]", "", pattern.removeprefix("^"))
-    return bool(pattern.replace(WORD, "").strip())
+    return bool(pattern.replace(METASPACE, "").strip())
 
 
 def _any_of(characters: str) -> re.Pattern[str]:

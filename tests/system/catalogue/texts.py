@@ -37,7 +37,7 @@ def source(name: str, *more: object) -> Callable[[bytes | None], Plant]:
 
 
 def long_line(ground: Ground) -> Command:
-    ground.patch.setattr(lines, "LONGEST", 1000)
+    ground.patch.setattr(lines, "MAX_DOCUMENT_BYTES", 1000)
     return source("long.txt")(b"Short.\n\n" + b"long " * 500)(ground)
 
 

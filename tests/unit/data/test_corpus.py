@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from megamask.data.corpus import Intake
+from megamask.data.corpus import Corpus
 from megamask.data.inputs import find_inputs
-from megamask.data.read_documents import Reading
+from megamask.data.read_documents import ReadOptions
 
 
 def test_a_remark_is_said_once_for_each_file_and_is_no_document(tmp_path, capsys):
     for name in ("a.csv", "b.csv"):
         rows = "".join(f"{name} {n},{n}\n" for n in range(120))
         (tmp_path / name).write_text(f'text,id\n"{name},0\n{rows}1"",1\n",2\nlast of {name},3\n')
-    intake = Intake(find_inputs([str(tmp_path)]).sources, Reading(), "stop", 0.0, 0.0)
+    intake = Corpus(find_inputs([str(tmp_path)]).sources, ReadOptions(), "stop", 0.0, 0.0)
     for _ in range(2):
         counts: Counter[str] = Counter()
         assert len(list(intake.documents(counts, "reading"))) == counts["documents"] == 4

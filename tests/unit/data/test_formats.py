@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.data.formats import lines
-from megamask.data.formats.lines import Bad, Remark
+from megamask.data.formats.lines import BadDocument, FileWarning
 from megamask.data.inputs import find_inputs
-from megamask.data.read_documents import Reading, normalise, read_documents
+from megamask.data.read_documents import ReadOptions, normalize_text, read_documents
 
 
-def read(path, **reading) -> list[str | Bad]:
+def read(path, **reading) -> list[str | BadDocument]:
     [source] = find_inputs([str(path)]).sources
     with source.open() as raw:
-        return list(read_documents(source, Reading(**reading), raw))
+        return list(read_documents(source, ReadOptions(**reading), raw))
 
 
 def problems(path, **reading) -> list[str]:
-    return [found.problem for found in read(path, **reading) if isinstance(found, Bad)]
+    return [found.problem for found in read(path, **reading) if isinstance(found, BadDocument)]
 
 
 def written(folder, name: str, content: str | bytes):
@@ -64,7 +64,7 @@ def test_a_list_that_is_cut_anywhere_is_a_fault_and_gives_what_was_whole(tmp_pat
     for cut in range(1, len(raw)):
         path.write_bytes(raw[:cut])
         *sound, last = read(path)
-        assert isinstance(last, Bad) and sound == texts[: len(sound)], cut
+        assert isinstance(last, BadDocument) and sound == texts[: len(sound)], cut
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_after_a_fault_in_a_list_the_rest_is_said_to_be_lost(tmp_path):
 
 
 def test_a_record_that_is_too_long_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "LONGEST", 1000)
+    monkeypatch.setattr(lines, "MAX_DOCUMENT_BYTES", 1000)
     long = '{"text": "' + "x" * 200_000
     path = written(tmp_path, "a.json", long + '"}\n{"text": "after"}')
     fault, after = read(path)
@@ -159,7 +159,7 @@ def test_a_bad_row_does_not_harm_its_neighbours(tmp_path):
     bad = b'"caf\xe9\nmore",2\n'
     path = written(tmp_path, "a.csv", b'text,id\r\n"one\r\ntwo",1\r\n' + bad + b"x\n\nfour,4\n")
     one, latin, short, four = read(path)
-    assert (normalise(one), four) == ("one\ntwo", "four")
+    assert (normalize_text(one), four) == ("one\ntwo", "four")
     assert f"{path}, line 4 is not UTF-8" in latin.problem and f"{path}, line 6 must have 2 fields" in short.problem
 
 
@@ -170,8 +170,8 @@ def test_a_row_of_many_lines_has_one_remark_a_file(tmp_path, name, separator):
     path = written(tmp_path, name, f"text{separator}id\nfirst{separator}1\n" + 2 * swallowed)
     first, remark, *texts = read(path)
     assert first == "first" and len(texts) == 2 and all(isinstance(one, str) for one in texts)
-    assert isinstance(remark, Remark) and remark.sentence.startswith(f"{path}, line 3 begins a row of 122 lines")
-    assert "double the quotes inside it" in remark.sentence
+    assert isinstance(remark, FileWarning) and remark.message.startswith(f"{path}, line 3 begins a row of 122 lines")
+    assert "double the quotes inside it" in remark.message
     long = "\n".join(["line"] * 100)
     assert read(written(tmp_path, name, table([("text", "id"), (long, "1")], separator))) == [long]
 
@@ -180,7 +180,7 @@ def test_a_field_larger_than_the_limit_of_the_csv_module_is_read(tmp_path, monke
     large = "word " * 50_000
     path = written(tmp_path, "a.csv", table([("text",), (large,), ("after",)]))
     assert read(path) == [large, "after"]
-    monkeypatch.setattr(lines, "LONGEST", 1000)
+    monkeypatch.setattr(lines, "MAX_DOCUMENT_BYTES", 1000)
     assert "is longer than 1,000 bytes" in problems(path)[0] and read(path)[-1] == "after"
 
 
@@ -189,22 +189,22 @@ def test_a_field_larger_than_the_limit_of_the_csv_module_is_read(tmp_path, monke
 
 def test_a_line_may_be_a_document(tmp_path):
     path = written(tmp_path, "tweets.txt", "one\r\n\r\n  \ntwo\n\ufeffthree\rfour\n")
-    assert [normalise(found) for found in read(path, documents="lines")] == [
+    assert [normalize_text(found) for found in read(path, documents="lines")] == [
         "one",
         "two",
         "three",
         "four",
     ]
-    assert [normalise(found) for found in read(path)] == ["one", "two\nthree\nfour"]
+    assert [normalize_text(found) for found in read(path)] == ["one", "two\nthree\nfour"]
 
 
 def test_byte_order_marks_of_joined_files_vanish(tmp_path):
     joined = "\ufeffThe same.\n\n\ufeffThe same.\n\nOther.\ufeff\n"
     path = written(tmp_path, "a.txt", joined)
-    assert {normalise(found) for found in read(path)} == {"The same.", "Other."}
-    assert "\ufeff" not in normalise(read(path, documents="files")[0])
+    assert {normalize_text(found) for found in read(path)} == {"The same.", "Other."}
+    assert "\ufeff" not in normalize_text(read(path, documents="files")[0])
     path = written(tmp_path, "a.jsonl", '\ufeff{"text": "one"}\n\ufeff{"text": "\ufefftwo"}\n')
-    assert [normalise(found) for found in read(path)] == ["one", "two"]
+    assert [normalize_text(found) for found in read(path)] == ["one", "two"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])

@@ -35,7 +35,7 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
     make(tmp_path, {"b.txt": "bb", "a.jsonl.gz": gzip.compress(b"{}"), "below/c.TXT": "cc", "notes.pdf": "x"})
     found = find_inputs([str(tmp_path)])
     assert names(found) == ["a.jsonl.gz", "b.txt", "below/c.TXT"]
-    assert found.passed_over.files == {".pdf": 1}
+    assert found.unsupported.files == {".pdf": 1}
     size = (tmp_path / "a.jsonl.gz").stat().st_size
     assert found.sentence() == f"Reading 1 .jsonl.gz ({size}.0B), 2 .txt (4.00B); passed over 1 .pdf (1.00B)."
     assert found.facts()["read"][".txt"] == {"files": 2, "bytes": 4}
@@ -46,11 +46,11 @@ def test_records_beside_a_readme_are_read_and_the_readme_is_named(tmp_path):
     make(tmp_path, {"part.json.gz": records, "README.txt": "About these data.\n\n" * 60})
     found = find_inputs([str(tmp_path)])
     assert names(found) == ["README.txt", "part.json.gz"]
-    [remark] = found.remarks()
+    [remark] = found.warnings()
     assert remark.startswith(f"{tmp_path.name}/README.txt will be read as text") and "`exclude`" in remark
     found = find_inputs([str(tmp_path)], exclude=["README*"])
     assert names(found) == ["part.json.gz"] and found.excluded == 1
-    assert not list(found.remarks())
+    assert not list(found.warnings())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_files_that_look_like_the_data_are_not_passed_over(tmp_path, name, cure)
 
 def test_more_bytes_passed_over_than_read_are_refused(tmp_path):
     make(tmp_path, {"a.txt": "a" * 100, "b.md": "b" * 100, "c.md": "", "cover.png": b"p" * 1000})
-    assert find_inputs([str(tmp_path)]).passed_over.files == {".md": 2, ".png": 1}
+    assert find_inputs([str(tmp_path)]).unsupported.files == {".md": 2, ".png": 1}
     (tmp_path / "c.md").write_text("c")
     sentence = refused(tmp_path)
     assert "more bytes than those that are read: 1 .png (1.00kB), 2 .md (101B). It would read only 1 .txt" in sentence
@@ -113,7 +113,7 @@ def test_links_are_followed_once_and_broken_ones_named(tmp_path):
 
 def test_a_text_and_its_compressed_copy_are_both_named(tmp_path):
     make(tmp_path, {"x.txt": "a", "x.txt.gz": gzip.compress(b"a"), "y.txt": "b"})
-    [remark] = find_inputs([str(tmp_path)]).remarks()
+    [remark] = find_inputs([str(tmp_path)]).warnings()
     assert "x.txt" in remark and "x.txt.gz" in remark and "both are read" in remark
 
 

@@ -45,8 +45,8 @@ def test_code_after_a_double_colon_is_left_out():
 
 
 def test_this_machine_holds_english_and_always_the_same():
-    documents = list(local_text.collect(50_000))
-    assert documents == list(local_text.collect(50_000))
+    documents = list(local_text.collect_local_text(50_000))
+    assert documents == list(local_text.collect_local_text(50_000))
     assert 50_000 <= sum(map(len, documents)) < 300_000
     lines = list(itertools.chain.from_iterable(document.split("\n") for document in documents))
     assert all(map(local_text.is_prose, lines))

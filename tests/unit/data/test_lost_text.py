@@ -10,7 +10,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from megamask.data import local_text
-from megamask.data.lost_text.coverage import REMOVED, Coverage, CoverageCounter, removed_much, total
+from megamask.data.lost_text.coverage import REMOVED, Coverage, CoverageCounter, removal_warning, sum_coverage
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
 from megamask.data.tokenizer_training import COVERAGE, train_tokenizer
 from megamask.errors import DataError
@@ -21,7 +21,7 @@ CHINESE = [chr(0x4E00 + number) for number in range(3000)]
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return list(local_text.collect(60_000))
+    return list(local_text.collect_local_text(60_000))
 
 
 def tokenizer(model, trainer, texts, pre=None, normalizer=None) -> Tokenizer:
@@ -153,8 +153,8 @@ def test_what_the_normalizer_removes_is_counted_wherever_it_stands(texts, steps,
 
 def test_a_normalizer_that_removes_much_is_named_with_examples():
     allowed = Coverage(characters=100, removed_characters=round(100 * REMOVED), removed_examples=Counter("77é79"))
-    assert removed_much(allowed) is None and removed_much(Coverage()) is None
-    warning = removed_much(total([allowed, Coverage(removed_characters=1, removed_examples=Counter("é"))]))
+    assert removal_warning(allowed) is None and removal_warning(Coverage()) is None
+    warning = removal_warning(sum_coverage([allowed, Coverage(removed_characters=1, removed_examples=Counter("é"))]))
     assert (
         warning and "removes 6.0% of the characters of the text (6 of 100), most often '7' 3, 'é' 2, '9' 1" in warning
     )
@@ -174,7 +174,7 @@ def test_counts_add_up_however_the_text_is_cut(texts):
     tokenizer = wordpiece(texts)
     documents = [*texts[:5], *FOREIGN]
     whole = counted(tokenizer, documents)
-    assert total(counted(tokenizer, [document]) for document in documents) == whole
+    assert sum_coverage(counted(tokenizer, [document]) for document in documents) == whole
     assert Coverage.of_record(whole.record(1000)) == whole
     assert counted(tokenizer, []) == Coverage()
 

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.data import pos_tagger
-from megamask.data.formats.conllu import Tagged, read_conllu
-from megamask.data.formats.lines import Bad
+from megamask.data.formats.conllu import TaggedDocument, read_conllu
+from megamask.data.formats.lines import BadDocument
 from megamask.data.inputs import find_inputs
-from megamask.data.pos_tagger import NUMBER, TAGS, Tagger, Words, cut
-from megamask.data.read_documents import Reading, read_documents
+from megamask.data.pos_tagger import TAG_IDS, TAGS, TaggedWords, Tagger, split_text
+from megamask.data.read_documents import ReadOptions, read_documents
 from megamask.data.shards import Shards, write_sidecar
 from megamask.data.tokenizer import Tokenizer
 from megamask.data.tokenizer_training import train_tokenizer
@@ -59,7 +59,7 @@ def tokenizer(request) -> Tokenizer:
     return train_tokenizer(request.param, TEXTS * 20, size=SIZES[request.param])
 
 
-def by_character(words: Words, start: int, end: int, written: str) -> int:
+def by_character(words: TaggedWords, start: int, end: int, written: str) -> int:
     """The rule, character by character."""
     tag_at = {at: (w, tag) for w, tag in enumerate(words.tags.tolist()) for at in range(words.starts[w], words.ends[w])}
     inside = [tag_at[at] for at in range(start, end) if at in tag_at]
@@ -68,7 +68,7 @@ def by_character(words: Words, start: int, end: int, written: str) -> int:
     return tag_at[end][1] if not written.strip() and end in set(words.starts.tolist()) else 0
 
 
-def split_at_spaces(written: str, draw) -> Words:
+def split_at_spaces(written: str, draw) -> TaggedWords:
     """Words of the text, some of them in two, with tags of their own."""
     found, at = [], 0
     for word in written.split(" "):
@@ -77,7 +77,7 @@ def split_at_spaces(written: str, draw) -> Words:
             cuts.insert(1, at + draw(st.integers(1, len(word) - 1)))
         found += [(a, b, draw(st.integers(1, len(TAGS)))) for a, b in pairwise(cuts) if b > a]
         at += len(word) + 1
-    return Words.of(found)
+    return TaggedWords.of(found)
 
 
 @given(st.data())
@@ -85,7 +85,7 @@ def test_every_token_has_the_tag_of_its_first_word(tokenizer, data):
     letters = st.text(st.sampled_from("abdeo',.éż😀漢"), min_size=1, max_size=8)
     written = " ".join(data.draw(st.lists(letters, min_size=1, max_size=8)))
     words = split_at_spaces(written, data.draw)
-    [(ids, places)] = tokenizer.encode_with_places([written])
+    [(ids, places)] = tokenizer.encode_with_offsets([written])
     assert np.array_equal(ids, tokenizer.encode([written])[0])
     expected = [by_character(words, a, b, written[a:b]) for a, b in places.tolist()]
     assert words.tags_of(*places.T).tolist() == expected
@@ -93,15 +93,15 @@ def test_every_token_has_the_tag_of_its_first_word(tokenizer, data):
 
 def test_tokens_of_a_word_share_its_tag_and_no_tag_is_made_up(tokenizer):
     written = TEXTS[0]
-    [(_, places)] = tokenizer.encode_with_places([written])
+    [(_, places)] = tokenizer.encode_with_offsets([written])
     one = written.index("Zażółć")
-    words = Words.of([(one, one + 6, NUMBER["NOUN"])])
+    words = TaggedWords.of([(one, one + 6, TAG_IDS["NOUN"])])
     tags = words.tags_of(*places.T)
     inside = [a < one + 6 and b > one for a, b in places.tolist()]
-    assert sum(inside) > 0 and all(tags[inside] == NUMBER["NOUN"])
+    assert sum(inside) > 0 and all(tags[inside] == TAG_IDS["NOUN"])
     others = tags[~np.array(inside)]
-    assert set(others.tolist()) <= {0, NUMBER["NOUN"]} and (others > 0).sum() <= 1  # a space of its own before it
-    assert not Words.of([]).tags_of(*places.T).any()
+    assert set(others.tolist()) <= {0, TAG_IDS["NOUN"]} and (others > 0).sum() <= 1  # a space of its own before it
+    assert not TaggedWords.of([]).tags_of(*places.T).any()
 
 
 # ---- pipelines
@@ -132,13 +132,13 @@ def test_long_texts_are_tagged_in_pieces_and_stand_where_they_stood(texts):
     assert "".join(pipeline.given) == "".join(texts) and all(0 < len(piece) <= 20 for piece in pipeline.given)
     for written, words in zip(texts, found, strict=True):
         named = [written[a:b] for a, b in zip(words.starts, words.ends, strict=True)]
-        assert [NUMBER[TAGS[len(word) % 17]] for word in named] == words.tags.tolist()
+        assert [TAG_IDS[TAGS[len(word) % 17]] for word in named] == words.tags.tolist()
         assert "".join(named) == "".join(written.split())
 
 
 def test_pieces_end_behind_a_line_or_a_space(monkeypatch):
     monkeypatch.setattr(pos_tagger, "PIECE", 10)
-    assert list(cut("one two\nthree four fiveandmore")) == ["one two\n", "three ", "four ", "fiveandmor", "e"]
+    assert list(split_text("one two\nthree four fiveandmore")) == ["one two\n", "three ", "four ", "fiveandmor", "e"]
 
 
 def examples() -> list[tuple[str, list[str]]]:
@@ -147,7 +147,7 @@ def examples() -> list[tuple[str, list[str]]]:
     if folder:
         with gzip.open(Path(folder) / "en_ewt-ud-dev.conllu.gz", "rt", encoding="utf-8") as file:
             rows = [line.split("\t") for line in file.read(200_000).split("\n") if line[:1].isdigit()]
-        rows = [row for row in rows if len(row) == 10 and row[0].isdigit() and row[3] in NUMBER]
+        rows = [row for row in rows if len(row) == 10 and row[0].isdigit() and row[3] in TAG_IDS]
         runs = [rows[at : at + 12] for at in range(0, 1200, 12)]
         return [(" ".join(row[1] for row in run), [row[3] for row in run]) for run in runs]
     words = {"the": "DET", "a": "DET", "dog": "NOUN", "cat": "NOUN", "sees": "VERB", "eats": "VERB", "big": "ADJ"}
@@ -181,7 +181,7 @@ def test_a_trained_pipeline_tags_what_it_was_taught(pipeline):
         at = 0
         for word, tag in zip(written.split(" "), tags, strict=True):
             here = [t for s, t in zip(words.starts.tolist(), words.tags.tolist(), strict=True) if s == at]
-            right, total = right + (here == [NUMBER[tag]]), total + 1
+            right, total = right + (here == [TAG_IDS[tag]]), total + 1
             at += len(word) + 1
     assert right > 0.6 * total, "far more than the most frequent tag would"
     assert found.facts["tags"] == list(TAGS) and found.facts["by"]["pipeline"].startswith("en_")
@@ -214,7 +214,7 @@ def test_without_spacy_the_sentence_says_how_to_get_it(monkeypatch):
 def read(path: Path, **reading) -> list:
     [source] = find_inputs([str(path)]).sources
     with source.open() as raw:
-        return list(read_documents(source, Reading(**reading), raw))
+        return list(read_documents(source, ReadOptions(**reading), raw))
 
 
 @pytest.mark.parametrize("packing", ["", ".gz"])
@@ -225,7 +225,7 @@ def test_documents_of_conllu_are_their_words_with_their_tags(tmp_path, packing):
     assert (one.text, two.text) == ("I don't know.\nAu lac ??", "Yes")
     named = [(one.text[a:b], tag) for a, b, tag in zip(one.words.starts, one.words.ends, one.words.tags, strict=True)]
     expected = [("I", "PRON"), ("do", "AUX"), ("n't", "PART"), ("know", "VERB"), (".", "PUNCT"), ("Au", "ADP")]
-    assert named == [(word, NUMBER[tag]) for word, tag in [*expected, ("lac", "NOUN")]] + [("??", 0)]
+    assert named == [(word, TAG_IDS[tag]) for word, tag in [*expected, ("lac", "NOUN")]] + [("??", 0)]
     [whole] = read(path, documents="files")
     assert whole.text == f"{one.text} {two.text}"
     assert whole.words.tags.tolist() == one.words.tags.tolist() + two.words.tags.tolist()
@@ -244,15 +244,15 @@ def test_a_faulty_line_is_named_and_other_documents_are_read(line, sentence):
     lines = enumerate(["# newdoc", line, "# newdoc", *CONLLU.split("\n")], start=1)
     bad, one, two = read_conllu(Path("a.conllu"), lines, whole_file=False)
     assert isinstance(bad, str) and bad.startswith(f"a.conllu, line 2 {sentence}")
-    assert isinstance(one, Tagged) and isinstance(two, Tagged)
+    assert isinstance(one, TaggedDocument) and isinstance(two, TaggedDocument)
 
 
 def test_bytes_that_are_no_utf8_are_named(tmp_path):
     path = tmp_path / "some.conllu"
     path.write_bytes(b"# newdoc\n1\t\xff\t_\n" + CONLLU.encode())
     bad, one, _two = read(path)
-    assert isinstance(bad, Bad) and "line 2 is not UTF-8: byte 11 is 0xff" in bad.problem
-    assert isinstance(one, Tagged)
+    assert isinstance(bad, BadDocument) and "line 2 is not UTF-8: byte 11 is 0xff" in bad.problem
+    assert isinstance(one, TaggedDocument)
 
 
 # ---- shards
@@ -262,7 +262,7 @@ def test_names_of_tags_come_from_the_facts_and_shards_without_are_refused(make_s
     folder = make_shards([3, 4], valid=(5,))
     with pytest.raises(DataError, match=r"has no tags for the split 'train'\. .*--tags"):
         pos_tagger.tag_names(Shards.open(folder))
-    write_sidecar(folder, "tags", "train", [np.zeros(7, np.uint8)], pos_tagger.given())
+    write_sidecar(folder, "tags", "train", [np.zeros(7, np.uint8)], pos_tagger.conllu_facts())
     assert pos_tagger.tag_names(Shards.open(folder)) == TAGS
     with pytest.raises(DataError, match="no tags for the split 'valid'"):
         pos_tagger.tag_names(Shards.open(folder, "valid"))

@@ -22,13 +22,13 @@ from tokenizers import models, pre_tokenizers, trainers
 from megamask.__main__ import main
 from megamask.data import encoding, local_text, pos_tagger
 from megamask.data import prepare as preparing
-from megamask.data.corpus import Intake
+from megamask.data.corpus import Corpus
 from megamask.data.inputs import find_inputs
 from megamask.data.prepare import PrepareConfig, local_data, prepare
-from megamask.data.read_documents import Reading
+from megamask.data.read_documents import ReadOptions
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer
-from megamask.data.word_boundaries import WordSizes
+from megamask.data.word_boundaries import WordLengths
 from megamask.errors import ConfigError, DataError, StorageError
 from megamask.storage import workdir as work
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def paragraphs() -> list[str]:
     """Real English of this machine, a paragraph a document."""
-    return [line for document in local_text.collect(60_000) for line in document.split("\n")]
+    return [line for document in local_text.collect_local_text(60_000) for line in document.split("\n")]
 
 
 @pytest.fixture
@@ -218,7 +218,9 @@ def test_the_tokenizer_learns_from_a_sample_that_does_not_depend_on_order(config
     small = change(config, tokenizer_bytes=20_000)
 
     def text_of(c):
-        return Intake(find_inputs(c.input).sources, Reading(), "stop", 0.001, c.valid_share).sample(c.tokenizer_bytes)
+        return Corpus(find_inputs(c.input).sources, ReadOptions(), "stop", 0.001, c.valid_share).sample(
+            c.tokenizer_bytes
+        )
 
     sample = text_of(small)
     assert 0 < sum(len(t.encode()) for t in sample) <= 20_000
@@ -268,7 +270,7 @@ def test_a_full_disk_keeps_what_is_finished_and_nothing_else(config, monkeypatch
 def test_local_data_is_made_once(tmp_path, monkeypatch, paragraphs):
     documents = ["\n".join(paragraphs[at : at + 4]) for at in range(0, len(paragraphs), 4)]
     calls = []
-    monkeypatch.setattr(local_text, "collect", lambda: calls.append(1) or iter(documents))
+    monkeypatch.setattr(local_text, "collect_local_text", lambda: calls.append(1) or iter(documents))
     monkeypatch.setattr(PrepareConfig, "valid_share", 0.1)
     folder = local_data(tmp_path, vocab_size=600)
     assert local_data(tmp_path, vocab_size=600) == folder and len(calls) == 1
@@ -379,7 +381,9 @@ def test_tags_of_a_pipeline_do_not_depend_on_the_workers(tagged, tmp_path, monke
     assert contents(prepare(change(asked, output=tmp_path / "other", workers=2))) == alone
     shards = Shards.open(asked.output, verify=True)
     dots = shards.parts[0] == load_tokenizer(asked.output / "tokenizer").backend.token_to_id(".")
-    assert np.array_equal(shards.sidecar("tags")[0], np.where(dots, pos_tagger.NUMBER["PUNCT"], pos_tagger.NUMBER["X"]))
+    assert np.array_equal(
+        shards.sidecar("tags")[0], np.where(dots, pos_tagger.TAG_IDS["PUNCT"], pos_tagger.TAG_IDS["X"])
+    )
 
 
 def test_input_without_tags_and_an_unknown_pipeline_are_refused(tagged, corpus):
@@ -537,7 +541,7 @@ def test_the_counts_are_those_of_the_text(lossy, capsys):
     [offsets], [starts] = list(shards.offsets()), shards.word_parts
     begins = np.union1d(np.flatnonzero(starts), offsets[:-1])
     sizes = np.diff(begins, append=shards.tokens)
-    assert shards.word_sizes == WordSizes(len(sizes), int(np.sort(sizes)[(len(sizes) - 1) // 2]), int(sizes.max()))
+    assert shards.word_sizes == WordLengths(len(sizes), int(np.sort(sizes)[(len(sizes) - 1) // 2]), int(sizes.max()))
 
 
 def test_a_text_of_which_much_is_lost_is_refused_and_the_cure_keeps_what_is_finished(lossy, monkeypatch):

@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.data.formats import compression, lines, plain_text
-from megamask.data.formats.lines import Bad
+from megamask.data.formats.lines import BadDocument
 from megamask.data.inputs import find_inputs
-from megamask.data.read_documents import Reading, digest, is_valid, normalise, read_documents
+from megamask.data.read_documents import ReadOptions, document_hash, is_validation, normalize_text, read_documents
 from megamask.data.zstd import ZstdReader
 from megamask.errors import DataError
 
@@ -30,14 +30,14 @@ TEXTS = ["The first.\nTwo lines.", "Zażółć gęślą jaźń.", 'Third, with �
 PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 
 
-def read(path, **reading) -> list[str | Bad]:
+def read(path, **reading) -> list[str | BadDocument]:
     [source] = find_inputs([str(path)]).sources
     with source.open() as raw:
-        return list(read_documents(source, Reading(**reading), raw))
+        return list(read_documents(source, ReadOptions(**reading), raw))
 
 
 def kept(path, **reading) -> list[str]:
-    return [normalise(found) for found in read(path, **reading)]
+    return [normalize_text(found) for found in read(path, **reading)]
 
 
 def as_parquet(texts) -> bytes:
@@ -170,10 +170,11 @@ def test_the_byte_that_is_not_utf8_is_named(tmp_path_factory, raw):
         whole.decode()
     except UnicodeDecodeError as error:
         assert any(
-            isinstance(f, Bad) and f"byte {error.start} is 0x{whole[error.start]:02x}" in f.problem for f in found
+            isinstance(f, BadDocument) and f"byte {error.start} is 0x{whole[error.start]:02x}" in f.problem
+            for f in found
         )
     else:
-        assert not any(isinstance(f, Bad) for f in found)
+        assert not any(isinstance(f, BadDocument) for f in found)
 
 
 @pytest.mark.parametrize("raw", ["Wide.".encode("utf-16-le"), "Wider.".encode("utf-32-be"), b"\0", b"a\0"])
@@ -196,7 +197,7 @@ def test_a_bad_block_does_not_harm_its_neighbours(tmp_path):
     assert bad.problem == f"{path}, line 3 is not UTF-8: byte 10 is 0xff."
 
 
-@pytest.mark.parametrize("packing", compression.PACKED)
+@pytest.mark.parametrize("packing", compression.COMPRESSIONS)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_packed_file_cut_anywhere_is_named(tmp_path, kind, packing):
     # texts that do not pack well, so that cuts fall inside of the data too
@@ -205,10 +206,10 @@ def test_a_packed_file_cut_anywhere_is_named(tmp_path, kind, packing):
     for cut in (1, 5, len(raw) // 2, len(raw) - 9, len(raw) - 1):
         path.write_bytes(raw[:cut])
         *_, last = read(path)
-        assert isinstance(last, Bad) and str(path) in last.problem, cut
+        assert isinstance(last, BadDocument) and str(path) in last.problem, cut
 
 
-@pytest.mark.parametrize("packing", compression.PACKED)
+@pytest.mark.parametrize("packing", compression.COMPRESSIONS)
 def test_a_damaged_later_stream_is_named_and_does_not_end_the_file_silently(tmp_path, packing):
     first, second = PACK[packing](b"first\n\n"), PACK[packing](b"second " * 500)
     path = tmp_path / f"a.txt{packing}"
@@ -218,7 +219,7 @@ def test_a_damaged_later_stream_is_named_and_does_not_end_the_file_silently(tmp_
     for rest in (damaged, second[:-1], second[:3], b"no stream"):
         path.write_bytes(first + rest)
         *_, last = read(path)
-        assert isinstance(last, Bad) and "is damaged or cut short" in last.problem and last.ends, rest
+        assert isinstance(last, BadDocument) and "is damaged or cut short" in last.problem and last.ends_file, rest
 
 
 @pytest.mark.parametrize("kind", ["bz2", "xz"])
@@ -228,7 +229,7 @@ def test_any_damaged_byte_of_a_later_stream_is_named(tmp_path, kind):
     for at in range(len(second)):
         path.write_bytes(first + second[:at] + bytes([second[at] ^ 255]) + second[at + 1 :])
         last = read(path)[-1]
-        assert isinstance(last, Bad) and "is damaged or cut short" in last.problem, at
+        assert isinstance(last, BadDocument) and "is damaged or cut short" in last.problem, at
 
 
 @pytest.mark.parametrize("zeros", [4, 2**15])
@@ -246,12 +247,12 @@ def test_zeros_behind_a_stream_of_xz_are_padding_in_multiples_of_four(tmp_path, 
 def test_streams_follow_each_other_whatever_the_steps(tmp_path_factory, kind, parts, step):
     path = tmp_path_factory.mktemp("streams") / f"a.{kind}"
     path.write_bytes(b"".join(map(PACK[f".{kind}"], parts)))
-    with path.open("rb") as raw, compression.unpacked(path, raw) as file:
+    with path.open("rb") as raw, compression.open_compressed(path, raw) as file:
         assert b"".join(iter(lambda: file.read(step), b"")) == b"".join(parts)
 
 
 def test_a_packed_file_that_is_none_is_named(tmp_path):
-    for packing in compression.PACKED:
+    for packing in compression.COMPRESSIONS:
         path = tmp_path / f"a.txt{packing}"
         path.write_bytes(b"plain text, not packed at all")
         [bad] = read(path)
@@ -308,7 +309,7 @@ def peak(path, **reading) -> tuple[list, int]:
         with source.open() as raw:
             found = [
                 (type(one), len(one) if isinstance(one, str) else 0)
-                for one in read_documents(source, Reading(**reading), raw)
+                for one in read_documents(source, ReadOptions(**reading), raw)
             ]
         return found, tracemalloc.get_traced_memory()[1]
     finally:
@@ -331,11 +332,11 @@ def test_a_long_document_is_held_twice_at_most(tmp_path, name, reading):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
 def test_a_line_without_end_takes_no_more_than_two_of_the_longest(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(lines, "LONGEST", SIZE // 16)
+    monkeypatch.setattr(lines, "MAX_DOCUMENT_BYTES", SIZE // 16)
     path = tmp_path / name
     path.write_bytes(PACK[".gz" if name.endswith("gz") else ""](b"word " * (SIZE // 5) + b"\n\n" + as_jsonl(["after"])))
     found, most = peak(path)
-    assert [kind for kind, _ in found] == [Bad, str]
+    assert [kind for kind, _ in found] == [BadDocument, str]
     assert most < 2 * SIZE // 16 + SLACK
 
 
@@ -357,20 +358,20 @@ def test_a_reader_that_keeps_what_it_has_read_is_found(tmp_path, monkeypatch):
 
 @given(st.text())
 def test_normalised_text_is_nfc_and_stays_as_it_is(raw):
-    clean = normalise(raw)
+    clean = normalize_text(raw)
     assert unicodedata.is_normalized("NFC", clean)
-    assert clean == clean.strip() == normalise(clean)
-    assert digest(clean) == digest(normalise(unicodedata.normalize("NFD", raw)))
+    assert clean == clean.strip() == normalize_text(clean)
+    assert document_hash(clean) == document_hash(normalize_text(unicodedata.normalize("NFD", raw)))
 
 
 def test_the_validation_share_is_the_share():
-    digests = [digest(str(n)) for n in range(5000)]
+    digests = [document_hash(str(n)) for n in range(5000)]
     for share in (0.0, 0.01, 0.3):
-        count = sum(is_valid(d, share) for d in digests)
+        count = sum(is_validation(d, share) for d in digests)
         # five standard deviations of a binomial
         assert abs(count - share * 5000) <= 5 * (share * (1 - share) * 5000) ** 0.5
     # a larger share only adds documents
-    assert all(is_valid(d, 0.3) for d in digests if is_valid(d, 0.01))
+    assert all(is_validation(d, 0.3) for d in digests if is_validation(d, 0.01))
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.integers(1, 50))

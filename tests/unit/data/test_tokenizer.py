@@ -10,7 +10,7 @@ import sentencepiece
 from tokenizers import Tokenizer as Backend
 
 from megamask.data import local_text, tokenizer_training
-from megamask.data.tokenizer import SPECIAL, Tokenizer, folder_hash, load_tokenizer, token_ids
+from megamask.data.tokenizer import SPECIAL, Tokenizer, load_tokenizer, token_ids, tokenizer_hash
 from megamask.data.tokenizer_training import train_tokenizer
 from megamask.data.word_boundaries import word_starts
 from megamask.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ STRANGE = [
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     """Real English, which this machine holds, and a few strange characters."""
-    return [*local_text.collect(100_000), *STRANGE]
+    return [*local_text.collect_local_text(100_000), *STRANGE]
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +61,16 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, texts, tmp_path):
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
     assert again.roles == tokenizer.roles
-    assert again.hash() == tokenizer.hash() == folder_hash(tmp_path)
+    assert again.hash() == tokenizer.hash() == tokenizer_hash(tmp_path)
     for one, other in zip(tokenizer.encode(texts), again.encode(texts), strict=True):
         assert one.tolist() == other.tolist()
     # the hash is that of the content, not of the layout, and sees every change of it
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(content, indent=7))
-    assert folder_hash(tmp_path) == tokenizer.hash()
+    assert tokenizer_hash(tmp_path) == tokenizer.hash()
     content["normalizer"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert folder_hash(tmp_path) != tokenizer.hash()
+    assert tokenizer_hash(tmp_path) != tokenizer.hash()
 
 
 def test_transformers_loads_it_and_gives_the_same_ids(tokenizer, texts, tmp_path):
@@ -130,7 +130,7 @@ def test_the_ids_of_sentencepiece_survive_the_conversion(texts, algorithm):
     model = tokenizer_training.train_sentencepiece(texts, size=SIZE, lowercase=False, algorithm=algorithm)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     converted = Tokenizer(tokenizer_training.convert_sentencepiece(model, lowercase=False), {})
-    front = tokenizer_training.sentencepiece_front(False)
+    front = tokenizer_training.sentencepiece_normalizer(False)
     lines = [line.strip() for text in texts for line in text.split("\n") if line.strip()]
     theirs = [processor.encode(front.normalize_str(line)) for line in lines]
     assert [ids.tolist() for ids in converted.encode(lines)] == theirs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megamask.data.validation_share import LARGEST, MEASURABLE, cure, validation_share, warning
+from megamask.data.validation_share import LARGEST, MEASURABLE, validation_cure, validation_share, validation_warning
 
 
 def manifest(train: int, valid: int, share: float) -> dict:
@@ -21,20 +21,22 @@ def test_the_share_that_is_named_gives_enough(total, share):
         assert LARGEST * total < 2 * MEASURABLE or share >= LARGEST / 2
     else:
         assert share < named <= LARGEST and named * total > MEASURABLE
-        assert f"`--valid-share {named:g}`" in warning(made)
+        assert f"`--valid-share {named:g}`" in validation_warning(made)
         assert len(f"{named:g}".strip("0.")) <= 2 or "e" in f"{named:g}"
 
 
 def test_a_text_that_is_too_short_for_any_share_says_so():
     small = manifest(1463, 37, 0.005)
-    assert "2 documents with 37 tokens" in warning(small)
-    assert "has 1,500 tokens. `--valid-share 0.2` would only give about 300. Give more text" in cure(small, 2048)
+    assert "2 documents with 37 tokens" in validation_warning(small)
+    assert "has 1,500 tokens. `--valid-share 0.2` would only give about 300. Give more text" in validation_cure(
+        small, 2048
+    )
     # not again what was done
-    assert "--valid-share" not in cure(manifest(1200, 300, 0.2), 2048)
+    assert "--valid-share" not in validation_cure(manifest(1200, 300, 0.2), 2048)
 
 
 def test_a_split_that_is_large_enough_or_not_wanted_gives_no_warning():
-    assert warning(manifest(10, MEASURABLE, 0.1)) == ""
+    assert validation_warning(manifest(10, MEASURABLE, 0.1)) == ""
     made = manifest(10, 0, 0.0)
     del made["splits"]["valid"]
-    assert warning(made) == ""
+    assert validation_warning(made) == ""

@@ -17,7 +17,7 @@ from megamask.data import local_text
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards, Unit, write_shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer, switch_off
-from megamask.data.word_boundaries import WordSizes, encode_words, word_rule
+from megamask.data.word_boundaries import WordLengths, encode_with_word_starts, word_rule
 from megamask.errors import ConfigError, DataError
 from tests.batches import text_positions
 
@@ -28,7 +28,7 @@ BYTES = pre.ByteLevel(add_prefix_space=False, use_regex=False)
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return list(local_text.collect(60_000))
+    return list(local_text.collect_local_text(60_000))
 
 
 def trained(texts, model, trainer, pre_tokenizer=None, normalizer=None, **options) -> Tokenizer:
@@ -93,8 +93,8 @@ UNKNOWN = {
 
 def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
     """The words as pieces of ``text``, by where their tokens begin and end."""
-    [(ids, starts)] = encode_words(tokenizer, [text])
-    [(same, places)] = tokenizer.encode_with_places([text])
+    [(ids, starts)] = encode_with_word_starts(tokenizer, [text])
+    [(same, places)] = tokenizer.encode_with_offsets([text])
     assert ids.tolist() == same.tolist() and starts[0]
     bounds = [*np.flatnonzero(starts), len(ids)]
     return [text[places[begin][0] : places[end - 1][1]].strip() for begin, end in pairwise(bounds)]
@@ -127,7 +127,7 @@ def test_words_of_the_pre_tokenizer_are_those_of_transformers(texts, kind):
     theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend)
     for text in [*texts[:20], "東京 and ☂☂ or 北京大学, zzz."]:
         numbers = theirs(text, add_special_tokens=False).word_ids()
-        [(_, starts)] = encode_words(tokenizer, [text])
+        [(_, starts)] = encode_with_word_starts(tokenizer, [text])
         assert starts.tolist() == [n != before for n, before in zip(numbers, [None, *numbers], strict=False)]
 
 
@@ -135,7 +135,7 @@ def test_words_of_the_pre_tokenizer_are_those_of_transformers(texts, kind):
 def test_words_that_nothing_shows_are_refused(texts, kind, tmp_path):
     tokenizer = UNKNOWN[kind](texts)
     with pytest.raises(ConfigError, match="does not show where words begin"):
-        encode_words(tokenizer, [TEXT])
+        encode_with_word_starts(tokenizer, [TEXT])
     [ids] = tokenizer.encode([TEXT])
     write_shards(tmp_path, tokenizer, {"train": [Unit(ids, np.array([len(ids)]))]}, facts={})
     with pytest.raises(DataError, match=rf"tokenizer of {tmp_path} does not show .* `masking\.unit` to token"):
@@ -148,7 +148,7 @@ def test_words_that_nothing_shows_are_refused(texts, kind, tmp_path):
 @pytest.fixture
 def folder(texts, tmp_path):
     tokenizer = BY_PRE_TOKENIZER["bpe whitespace"](texts)
-    units = [Unit(ids, np.array([len(ids)]), starts) for ids, starts in encode_words(tokenizer, texts)]
+    units = [Unit(ids, np.array([len(ids)]), starts) for ids, starts in encode_with_word_starts(tokenizer, texts)]
     write_shards(tmp_path, tokenizer, {"train": units}, facts={}, shard_tokens=3000)
     return tmp_path
 
@@ -158,7 +158,9 @@ def test_packs_have_the_words_of_the_text(folder, texts):
     shards = Shards.open(folder, verify=True)
     shards.check_words()
     assert len(shards.names) > 1 and shards.word_parts is not None
-    stream = np.concatenate([starts for _, starts in encode_words(load_tokenizer(folder / "tokenizer"), texts)])
+    stream = np.concatenate(
+        [starts for _, starts in encode_with_word_starts(load_tokenizer(folder / "tokenizer"), texts)]
+    )
     packs = Packs(shards, tokens=256, length=64, seed=1)
     for number in range(len(packs)):
         batch, positions = packs.batch(number), text_positions(packs, number).numpy()
@@ -200,10 +202,10 @@ def test_units_without_words_are_not_written(texts, tmp_path):
 
 
 def test_a_clause_is_no_word():
-    sizes = WordSizes.of(np.bincount([1, 1, 2, 9, 30]))
-    assert sizes == WordSizes(words=5, median=2, longest=30) and "clause" not in sizes.sentence()
-    assert "clause" in WordSizes.of(np.bincount([5, 6, 7])).sentence()
-    assert WordSizes.of(np.bincount([])) == WordSizes(0, 0, 0)
+    sizes = WordLengths.of(np.bincount([1, 1, 2, 9, 30]))
+    assert sizes == WordLengths(words=5, median=2, longest=30) and "clause" not in sizes.sentence()
+    assert "clause" in WordLengths.of(np.bincount([5, 6, 7])).sentence()
+    assert WordLengths.of(np.bincount([])) == WordLengths(0, 0, 0)
 
 
 # ---- settings of a moment

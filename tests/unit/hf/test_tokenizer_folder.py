@@ -85,7 +85,7 @@ def test_tokens_added_on_purpose_are_one_token_and_the_roles_are_text(tmp_path):
     theirs, ours = AutoTokenizer.from_pretrained(folder), tokenizers.load_tokenizer(folder)
     wanted = theirs(TEXT, add_special_tokens=False)["input_ids"]
     assert [theirs.convert_ids_to_tokens(number) for number in wanted if number in theirs.convert_tokens_to_ids(ADDED)]
-    for ids in (ours.encode([TEXT])[0], ours.encode_with_places([TEXT])[0][0]):
+    for ids in (ours.encode([TEXT])[0], ours.encode_with_offsets([TEXT])[0][0]):
         assert ids.tolist() == wanted
     written = ours.encode(["a [MASK] b [CLS]"])[0].tolist()
     assert not {theirs.mask_token_id, theirs.cls_token_id} & set(written)
