@@ -19,7 +19,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reord
 # DeepSpeed compiles stay in .venv: in the usual place two environments would rebuild each other's for ever.
 pretrain: .venv/installed
 	PATH="$$PWD/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR="$$PWD/.venv/torch_extensions" \
-	python $(BIN)/deepspeed --quiet megamask/pretrain.py --deepspeed ds_configs/zero2.json --time-budget 4m $(ARGS)
+	python $(BIN)/deepspeed --quiet megamask/pretrain.py --deepspeed zero2 --time-budget 4m $(ARGS)
 
 test: .venv/installed lint
 	PATH="$$PWD/$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE) $(ARGS)

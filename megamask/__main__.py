@@ -15,7 +15,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megamask import __version__
 from megamask.errors import ConfigError, raise_all, unknown
 from megamask.runtime import entry_point, launch_environment
 
@@ -77,6 +76,10 @@ SUBCOMMANDS = {
     ),
 }  # fmt: skip
 """By what the user types; in the order of use."""
+PRINTS_ONLY = {"-h", "--help", "--list-recipes"}
+"""Flags of `megamask pretrain` that need no torch."""
+FIRST_RUN = ["--deepspeed", "zero2", "--time-budget", "4m"]
+"""Flags of `megamask pretrain` without flags, as in the Makefile."""
 
 
 @entry_point.command
@@ -121,7 +124,7 @@ def _print_subcommands(arguments: list[str]) -> int:
     """Print the subcommands, or those that begin with ``arguments``; ConfigError for one that is not known."""
     words = [word for word in arguments if word not in ("-h", "--help")]
     if words == ["--version"]:
-        print(__version__)
+        print(import_module("megamask").__version__)
         return 0
     shown = {name: command.summary for name, command in SUBCOMMANDS.items() if not words or name.split()[:-1] == words}
     if not shown:
@@ -135,6 +138,10 @@ def run(subcommand: str = "") -> NoReturn:
     """Run the command line of this process and end it; a script that stands for a ``subcommand`` names it."""
     # the deepspeed launcher adds a flag; ranks come from the environment
     arguments = [word for word in sys.argv[1:] if not word.startswith(("--local_rank=", "--local-rank="))]
+    if [*subcommand.split(), *arguments] == ["pretrain"]:
+        arguments += FIRST_RUN
+        if launch_environment.is_main():
+            print(f"No flags: this is the first run, `megamask pretrain {' '.join(FIRST_RUN)}`.", file=sys.stderr)
     name, rest = (subcommand, arguments) if subcommand else find_subcommand(arguments)
     if name and not subcommand:
         sys.argv = [f"megamask {name}", *rest]  # what usage lines and the record of a launch show
@@ -155,10 +162,8 @@ def _pretrain(arguments: list[str]) -> NoReturn:
     stop.loading = launch_environment.world() == 1
     # when another rank is gone, the watchdog says which and why; the messages of sockets do not help
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from megamask.config import cli
-
-    if set(cli.SHOWS).intersection(arguments):  # before torch is imported
-        entry_point.run(partial(cli.show, arguments))
+    if PRINTS_ONLY.intersection(arguments):
+        entry_point.run(partial(_load("config.cli:show"), arguments))
     main = _load(SUBCOMMANDS["pretrain"].function)
     entry_point.run(partial(main, arguments, stop), _load("runtime.ranks:exit_process"))
 

@@ -1,6 +1,7 @@
 """Pretraining, top to bottom: configuration, data, model, engine, the loop, the ending.
 
-    deepspeed megamask/pretrain.py --deepspeed ds_configs/zero2.json
+    megamask pretrain --deepspeed zero2
+    deepspeed megamask/pretrain.py --deepspeed zero2
 
 Runs alike under `deepspeed`, `torchrun`, `srun` and `python`. Everything that a step depends on is a function of the
 seed and of the number of its packs, so a run that was stopped and resumed takes the very steps of one that was not.

@@ -23,7 +23,6 @@ from megamask.runtime import precision, ranks
 from megamask.runtime.precision import Support
 
 BF16 = Support(True, "it is measured")
-HOW = Path(__file__).parent.parent.parent / "ds_configs"
 
 
 def bench(config: BenchConfig) -> None:
@@ -48,7 +47,7 @@ def bench(config: BenchConfig) -> None:
     precisions = config.measured(support)
     variants = theirs.trainer_variants(config, shards, lines, precisions, trainer=trainer)
     bases = [variant.name for variant in variants[:3]]
-    files = {"fp32": read_ds_config(HOW / "fp32.json"), "bf16": resolve_auto(read_ds_config(HOW / "zero1.json"), BF16)}
+    files = {"fp32": read_ds_config(Path("fp32")), "bf16": resolve_auto(read_ds_config(Path("zero1")), BF16)}
     variants += ours.megamask_variants(config, shards, {name: files[name] for name in precisions})
     print(*bench_header(config, shards), *beside(config, raw is not None, trainer), sep="\n")
     if "bf16" not in precisions and config.precisions is None:
@@ -67,7 +66,7 @@ def bench(config: BenchConfig) -> None:
 
 def bench_overheads(config: BenchConfig, shards: Shards) -> None:
     """Measure and print what guidance adds to a step."""
-    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "fp32.json"))
+    ds = read_ds_config(Path("zero1" if torch.cuda.is_available() else "fp32"))
     ds = resolve_auto(ds, precision.common_support())
     with tempfile.TemporaryDirectory() as scratch:
         variants = overheads.overhead_variants(config, shards, ds, Path(scratch))
@@ -84,7 +83,7 @@ def bench_overheads(config: BenchConfig, shards: Shards) -> None:
 
 def bench_late(config: BenchConfig, shards: Shards) -> None:
     """Measure and print what it saves that [MASK] enters late; a share of masked tokens at a time, to save memory."""
-    ds = read_ds_config(HOW / ("zero1.json" if torch.cuda.is_available() else "fp32.json"))
+    ds = read_ds_config(Path("zero1" if torch.cuda.is_available() else "fp32"))
     ds = resolve_auto(ds, precision.common_support())
     by_cpu = config.threads == 1 and not torch.cuda.is_available()
     print(*bench_header(config, shards), "", *late.HEAD, sep="\n", flush=True)

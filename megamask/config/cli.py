@@ -32,7 +32,7 @@ class Command:
     """TOML or JSON file of settings that differ from the recipe, which it may name too; a run's own config.json is
     one."""
     deepspeed: Path | None = None
-    """DeepSpeed file, such as ds_configs/zero2.json; without one: plain data parallel in fp32."""
+    """DeepSpeed file, or the name of one in ds_configs/, such as zero2; without one: plain data parallel in fp32."""
     resume: str = "auto"
     """auto: go on with the run in OUTPUT, or start; must: only go on; never: only start; or a checkpoint's path."""
     change: tuple[str, ...] = ()
@@ -43,15 +43,12 @@ class Command:
     """Check the whole resolved configuration, print it, and end."""
     notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """A line for each setting that was left out or has an old name."""
-    local_rank: Annotated[int, tyro.conf.Suppress] = 0
     run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
 
 
 def parse_command(arguments: list[str] | None = None) -> Command:
     """The command, checked for unknown flags and values; ConfigError for an unknown recipe or a bad file."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # the deepspeed launcher adds it; ranks come from the environment
-    arguments = [a for a in arguments if not a.startswith(("--local_rank=", "--local-rank="))]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
@@ -113,13 +110,9 @@ def show_config(config: PretrainConfig) -> str:
     return json.dumps(configuration.as_dict(config), indent=2)
 
 
-SHOWS = ("-h", "--help", "--list-recipes")
-"""Flags that only print something, for which torch need not be imported."""
-
-
 @entry_point.command
 def show(arguments: list[str] | None = None) -> int:
-    """Answer a command line that has one of the flags `SHOWS`."""
+    """Print the help or the recipes, without torch."""
     parse_command(arguments)  # ends here for --help
     print(show_recipes())
     return 0

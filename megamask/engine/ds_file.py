@@ -62,21 +62,29 @@ SINGLE: dict[str, Any] = {
 """Keys beside the sections."""
 KNOWN = [*SECTIONS, *SINGLE]
 """Top-level keys of a DeepSpeed file that have an effect here; DeepSpeed ignores unknown ones in silence."""
+PACKAGED = Path(__file__).parent.parent / "ds_configs"
+"""DeepSpeed files that come with megamask; a bare name such as `zero2` stands for one of them."""
 PRECISION = ("bf16", "torch_autocast")
 """Sections whose `enabled` may be 'auto': bf16 where all devices multiply in it. `resolved` decides."""
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:
-    """A file of `ds_configs/`, checked: ConfigError for all that is doubled, unknown or not its to set."""
+    """What a DeepSpeed file says; ConfigError with everything that is wrong with it."""
     found, wrong = parse_ds_config(path)
     raise_all(ConfigError, wrong)
     return found
 
 
-def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What a file of `ds_configs/` says, and a sentence for each thing that is wrong with it.
+def packaged_names() -> list[str]:
+    """The names of the DeepSpeed files that come with megamask."""
+    return sorted(path.stem for path in PACKAGED.glob("*.json"))
 
-    Sections with something wrong inside are left out. Raises ConfigError if the file holds no JSON object.
+
+def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a DeepSpeed file says, and a sentence for each thing that is wrong with it.
+
+    ``path`` may be the bare name of a packaged file. Sections with something wrong inside are left out. Raises
+    ConfigError if the file holds no JSON object.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -86,11 +94,14 @@ def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         return dict(pairs)
 
     wrong: list[str] = []
+    if str(path) in packaged_names():
+        path = PACKAGED / f"{path}.json"
     try:
         found = strict_json.parse_json(strict_json.read_text(path, strict_json.LARGEST_SETTINGS), once)
     except OSError as error:
         raise ConfigError(
-            f"`{path}` cannot be read: {error.strerror}. Name a file such as ds_configs/zero2.json."
+            f"The DeepSpeed file `{path}` cannot be read: {error.strerror}. Name a file, or one that comes with "
+            f"megamask: {', '.join(packaged_names())}."
         ) from None
     except strict_json.BadRecord as error:
         raise ConfigError(f"`{path}` is not JSON: {error}.") from None
@@ -198,7 +209,7 @@ def teacher_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
     if zero_stage(ds) != 3:
         found.append(
             f"`{name}` needs ZeRO stage 3, the only one that DeepSpeed runs without an optimizer, but {path} says "
-            f"{zero_stage(ds)}. Use ds_configs/teacher_shard.json, or leave `{name}` out to hold the teacher whole."
+            f"{zero_stage(ds)}. Use teacher_shard, or leave `{name}` out to hold the teacher whole."
         )
     if "offload_optimizer" in ds.get("zero_optimization", {}):
         found.append(f"`{path}` has `offload_optimizer`, but a teacher has no optimizer. Remove it.")
@@ -242,12 +253,12 @@ def ds_problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimi
     if config.kind == "lamb" and stage > 0:
         found.append(
             f"`{name}.kind` 'lamb' needs ZeRO stage 0, but the DeepSpeed file says {stage}: its trust ratio is a "
-            "norm of whole tensors, which ZeRO cuts up. Use ds_configs/zero0.json or another optimizer."
+            "norm of whole tensors, which ZeRO cuts up. Use `--deepspeed zero0` or another optimizer."
         )
     if config.kind == "muon" and stage == 0:
         found.append(
             f"`{name}.kind` 'muon' needs ZeRO stage 1, 2 or 3, but the DeepSpeed file says 0: there DeepSpeed's Muon "
-            "is not sure to orthogonalise. Use ds_configs/zero1.json."
+            "is not sure to orthogonalise. Use `--deepspeed zero1`."
         )
     section = ds.get("zero_optimization", {})
     if config.kind == "muon" and stage == 3 and section.get("reduce_scatter"):

@@ -24,8 +24,8 @@ class TeacherConfig:
     """Of its weights and states: bf16, fp32, or auto, which is bf16 where all devices multiply in it, else fp32. Logits
     and losses have 32 bits in any case."""
     deepspeed: Path | None = None
-    """DeepSpeed file that cuts it up: ds_configs/teacher_shard.json shares it out among the ranks,
-    ds_configs/teacher_offload.json keeps it on the host. Without one, every device holds it whole."""
+    """DeepSpeed file that cuts it up: teacher_shard of ds_configs/ shares it out among the ranks,
+    teacher_offload keeps it on the host. Without one, every device holds it whole."""
     packs_per_pass: int = 1
     """Packs of a step that go through it together: fewer and larger passes, of which each moves all weights when
     `deepspeed` cuts it up. Memory for activations grows with it."""

@@ -19,7 +19,7 @@ from tests.tolerances import assert_close
 
 STEPS = 4
 PRETRAIN = "megamask/pretrain.py"
-ZERO = ["--deepspeed", "ds_configs/fp32.json"]
+ZERO = ["--deepspeed", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +27,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launchers")
     (folder / "corpus.txt").write_text(text(documents=60))
     more = ["--tokenizer", "wordpiece", "--vocab-size", 300, "--valid-share", 0.2, "--workers", 1]
-    command = [
-        sys.executable,
-        "-m",
-        "megamask",
-        "prepare",
-        "--input",
-        folder / "corpus.txt",
-        "--output",
-        folder / "data",
-    ]
-    made = shell(*command, *more)
+    files = ["--input", folder / "corpus.txt", "--output", folder / "data"]
+    made = shell(sys.executable, "-m", "megamask", "prepare", *files, *more)
     assert made.code == 0, made.err
     return folder / "data"
 
@@ -104,6 +95,8 @@ def together_on(commands: Sequence[Sequence[object]], environments: Sequence[dic
 LAUNCHERS: dict[str, Callable[..., Ended]] = {
     "deepspeed": deepspeed, "torchrun": torchrun, "hostfile": hostfile, "srun": srun,
 }  # fmt: skip
+INSTALLED = {"torchrun": ["-m", "megamask", "pretrain"], "hostfile": ["--module", "megamask", "pretrain"]}
+"""How these launchers start the installed package; the others start the file."""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +114,7 @@ def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     found = {}
     for name, launch in LAUNCHERS.items():
         output = tmp_path_factory.mktemp(name) / "run"
-        ended = launch(PRETRAIN, *training(data, output, steps=STEPS), *ZERO)
+        ended = launch(*INSTALLED.get(name, [PRETRAIN]), *training(data, output, steps=STEPS), *ZERO)
         assert ended.code == 0, f"{name}: {ended.out}{ended.err}"
         assert len(list(RunFolder(output).checkpoint(STEPS).glob("*.safetensors"))) == 2
         found[name] = metrics(output)

@@ -38,6 +38,20 @@ def test_our_own_files_are_accepted_as_they_stand(path: Path) -> None:
     assert read_ds_config(path) == json.loads(path.read_text())
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_bare_name_means_a_packaged_file(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_ds_config(Path(path.stem)) == read_ds_config(path)
+
+
+@pytest.mark.parametrize("name", ["zero5", "ds_configs/zero2.json"])
+def test_a_wrong_name_lists_the_packaged_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        read_ds_config(Path(name))
+    assert f"`{name}`" in str(caught.value) and all(path.stem in str(caught.value) for path in FILES)
+
+
 def test_all_that_is_wrong_is_said_at_once_and_the_rest_kept(written) -> None:
     wrong = {"optimizer": {}, "bf17": {}, "zero_optimization": {"stage": 7, "bucket": 1}, "bf16": {"enabled": False}}
     found, sentences = parse_ds_config(written(wrong))
