@@ -24,23 +24,6 @@ PURPOSE = "exact"
 """The stream of random numbers from which groups are drawn, apart from that of the masks."""
 
 
-@torch.no_grad()
-def measure_entropy(
-    ask: EntropyFn,
-    batch: PackedBatch,
-    signal: Signal,
-    passes: int,
-    mask_id: int,
-    rng: PackRng,
-    rows: Int64[Tensor, " C"] | None = None,
-) -> Float[Tensor, " T"]:
-    """The measure at every row of ``batch`` (or at the ascending ``rows`` alone), in nats, fp32; elsewhere 0."""
-    found = torch.zeros(batch.layout.rows, device=batch.tokens.device)
-    for plan in entropy_plans(batch, signal, passes, mask_id, rng, rows):
-        found[plan.targets] = ask(batch, plan).float()
-    return found
-
-
 def entropy_plans(
     batch: PackedBatch,
     signal: Signal,
@@ -49,17 +32,37 @@ def entropy_plans(
     rng: PackRng,
     rows: Int64[Tensor, " C"] | None = None,
 ) -> list[MaskPlan]:
-    """The forward passes that `measure_entropy` makes.
+    """The plans under which a model must predict to give its entropy at every token, or at the sorted ``rows`` alone.
 
-    `clean`: one pass with all tokens as targets and nothing hidden. `masked`: the maskable tokens are divided at
-    random into ``passes`` groups; in each pass one group is replaced by [MASK]. Every sequence is divided evenly, so
-    about 1/``passes`` of it is hidden at a time. The number of passes never changes, also if a group is empty, because
-    under ZeRO-3 all ranks must make the same calls.
+    `clean`: one plan for all tokens, with nothing hidden. `masked`: the maskable tokens are divided at random into
+    ``passes`` groups; each group is hidden under [MASK] once and predicted, while the rest of the text is visible.
+    Every sequence is divided evenly, so about 1/``passes`` of each is hidden at a time. The number of plans is always
+    the same, even if a group is empty, because under ZeRO-3 all ranks must run the same number of passes.
     """
     if signal == "clean":
-        return [MaskPlan.hide_nothing(batch) if rows is None else _ask_at(batch, rows)]
+        return [MaskPlan.hide_nothing(batch) if rows is None else _predict_at(batch, rows)]
     maskable = batch.maskable.nonzero().squeeze(1) if rows is None else rows
     return [_hide(batch, group, mask_id) for group in groups(batch, maskable, passes, rng)]
+
+
+@torch.no_grad()
+def measure_entropy(
+    entropy_fn: EntropyFn,
+    batch: PackedBatch,
+    signal: Signal,
+    passes: int,
+    mask_id: int,
+    rng: PackRng,
+    rows: Int64[Tensor, " C"] | None = None,
+) -> Float[Tensor, " T"]:
+    """The entropy at every token of ``batch``, or at the sorted ``rows`` alone, in nats, fp32; 0 elsewhere.
+
+    See `entropy_plans` for the arguments.
+    """
+    entropy = torch.zeros(batch.layout.rows, device=batch.tokens.device)
+    for plan in entropy_plans(batch, signal, passes, mask_id, rng, rows):
+        entropy[plan.targets] = entropy_fn(batch, plan).float()
+    return entropy
 
 
 def groups(batch: PackedBatch, rows: Int64[Tensor, " C"], passes: int, rng: PackRng) -> list[Int64[Tensor, " g"]]:
@@ -70,7 +73,7 @@ def groups(batch: PackedBatch, rows: Int64[Tensor, " C"], passes: int, rng: Pack
     return [dealt[first::passes].sort().values for first in range(passes)]
 
 
-def _ask_at(batch: PackedBatch, rows: Int64[Tensor, " C"]) -> MaskPlan:
+def _predict_at(batch: PackedBatch, rows: Int64[Tensor, " C"]) -> MaskPlan:
     plan = MaskPlan.hide_nothing(batch)
     return MaskPlan(batch.tokens, rows, batch.tokens[rows], plan.hidden, plan.visible)
 

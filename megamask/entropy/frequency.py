@@ -17,9 +17,12 @@ from megamask.entropy.source import EntropySource
 
 
 def unigram_surprisal(counts: Int64[Tensor, " V"]) -> Float[Tensor, " V"]:
-    """-log of the share of each token in ``counts``, in nats, fp32; one is added to every count."""
+    """-log of the share of each token in ``counts``, in nats, fp64; one is added to every count.
+
+    This is also the loss of a prediction by token frequency alone.
+    """
     smoothed = counts.double() + 1
-    return -(smoothed / smoothed.sum()).log().float()
+    return -(smoothed / smoothed.sum()).log()
 
 
 class Frequency(EntropySource):
@@ -27,7 +30,7 @@ class Frequency(EntropySource):
 
     def __init__(self, counts: Int64[Tensor, " V"]):
         """``counts``: how often each token occurs in the training text."""
-        self._table = unigram_surprisal(counts)
+        self._table = unigram_surprisal(counts).float()
 
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " T"]]:
         """The surprise of each token, in nats."""

@@ -75,7 +75,7 @@ class Probe(EntropySource):
     ):
         """``embed`` gives the detached rows (T, ``width``) of the embedding of the unmasked text, without dropout."""
         self.embed, self.rate, self.every = embed, rate, every
-        rare = unigram_surprisal(counts)
+        rare = unigram_surprisal(counts).float()
         self._rarity = ((rare - rare.mean()) / rare.std().clamp_min(1e-6)).to(device)
         self._shapes = {
             "project": (channels, width), "rarity": (channels,), "project_bias": (channels,),

@@ -29,6 +29,7 @@ from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.engine.engine import Engine
+from megamask.entropy.frequency import unigram_surprisal
 from megamask.errors import CheckpointError, ConfigError, DataError, must, raise_all
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
 from megamask.health.stragglers import StragglerDetector
@@ -48,7 +49,7 @@ from megamask.teacher.teacher import Teacher
 from megamask.training import guidance, summary
 from megamask.training.guidance import Guidance
 from megamask.training.progress import Progress
-from megamask.training.validation import SEED, unigram_nll
+from megamask.training.validation import SEED
 
 MASKER = "masker/"
 """Before the names of what the masker has learnt, in a checkpoint."""
@@ -134,7 +135,7 @@ def _open_text(config: PretrainConfig, folder: Path) -> RunText:
     held_out = packed(valid, seed=SEED, targets=EVALUATION.most_targets(config.packs.tokens))
     raise_all(DataError, problems)
     assert packs and held_out
-    return RunText(train, packs, held_out, unigram_nll(torch.from_numpy(train.unigram)))
+    return RunText(train, packs, held_out, unigram_surprisal(torch.from_numpy(train.unigram)))
 
 
 def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: resume.RunStart) -> RunComponents:

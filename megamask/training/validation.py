@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, TokenIds
@@ -52,12 +52,6 @@ class HeldOutPacks(Protocol):
 
     def __len__(self) -> int: ...
     def batch(self, number: int) -> PackedBatch: ...
-
-
-def unigram_nll(counts: Int64[Tensor, " V"]) -> Float[Tensor, " V"]:
-    """What guessing each token by its frequency costs, in nats; one is added to every count."""
-    smoothed = counts.double() + 1
-    return -(smoothed / smoothed.sum()).log()
 
 
 def validate(

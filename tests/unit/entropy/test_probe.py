@@ -80,7 +80,7 @@ def test_it_learns_what_frequency_cannot_know():
     probe, unseen = train(make(rate=0.02), 0, 300), pack([40, 25, 60], number=9, seed=77)
     found, expected = probe([unseen])[0][unseen.maskable], truth(unseen)[unseen.maskable]
     left = (found - expected).square().mean() / expected.var()
-    rarity = unigram_surprisal(counts())[unseen.tokens[unseen.maskable]]
+    rarity = unigram_surprisal(counts()).float()[unseen.tokens[unseen.maskable]]
     by_rarity = 1 - torch.corrcoef(torch.stack([rarity, expected]))[0, 1] ** 2  # of the best line
     assert left < by_rarity / 2
 
