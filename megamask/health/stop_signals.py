@@ -1,8 +1,8 @@
-"""Being asked to stop: a signal to any rank, or the death of its launcher, stops all ranks after the same step.
+"""Requests to stop: a signal to any rank, or the end of its launcher, stops all ranks after the same step.
 
-A handler sets a flag and nothing more; the ranks agree on it at the end of a step. So a signal comes into no half-done
-work, a second one changes nothing, and one that comes before there is anything to stop, during imports or while
-parts are built, is not forgotten. Costs one all-reduce of one number for each question.
+A handler only sets a flag; the ranks agree on it at the end of a step. So a signal interrupts no half-done work, a
+second one changes nothing, and one that arrives during imports or set-up is not lost. Costs one all-reduce of one
+number for each question.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from megamask.errors import REQUEUE
 from megamask.runtime import launch_environment
@@ -38,7 +40,7 @@ class StopRequest:
         """Whether a signal ends the process at once: while modules are imported, and no other rank waits for it."""
         self._depth = 0
         self._before: dict = {}
-        self._launcher = Launcher()
+        self._launchers = launchers()
 
     def __enter__(self) -> StopRequest:
         self._depth += 1
@@ -83,8 +85,8 @@ class StopRequest:
                 os.write(2, f"{HEARD}\n".encode())
 
     def orphaned(self) -> bool:
-        """Whether the launcher that would end this process with the others is gone."""
-        return self._launcher.gone()
+        """Whether a launcher has ended that would have ended this process. Reads a file of /proc for each launcher."""
+        return any(_has_ended(launcher) for launcher in self._launchers)
 
     def this_rank(self) -> bool:
         """Whether this rank was asked to stop."""
@@ -97,40 +99,28 @@ class StopRequest:
         return ranks.any_rank(self.this_rank())
 
 
-class Launcher:
-    """Who started this process and would end it: torchrun, or DeepSpeed's `launch` and the `deepspeed` before that.
+def launchers() -> list[psutil.Process]:
+    """The processes that would end this one: torchrun, or DeepSpeed's `launch` and the `deepspeed` that started it.
 
-    Nobody under `srun`, whose daemon outlives it, and under plain `python`: a run that a shell has started with nohup
-    lives on when the shell is gone. Costs reading a line of /proc for each question.
+    Empty under `srun`, whose daemon outlives it, and under plain `python`: a run that was started with nohup continues
+    when its shell has ended.
     """
-
-    def __init__(self) -> None:
-        parent = os.getppid()
-        deepspeed = "CROSS_RANK" in os.environ and "LOCAL_SIZE" in os.environ
-        self._lineage: list[tuple[int, int]] = []  # (process, its parent when we began)
-        if deepspeed or "TORCHELASTIC_RUN_ID" in os.environ:
-            self._lineage.append((os.getpid(), parent))
-        if deepspeed and (runner := parent_of(parent)) and _is_runner(runner):
-            self._lineage.append((parent, runner))
-
-    def gone(self) -> bool:
-        """Whether one of them has ended."""
-        return any((os.getppid() if who == os.getpid() else parent_of(who)) != then for who, then in self._lineage)
+    deepspeed = "CROSS_RANK" in os.environ and "LOCAL_SIZE" in os.environ
+    if not deepspeed and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return []
+    parents = psutil.Process().parents()
+    return parents[:1] + [process for process in parents[1:2] if deepspeed and _is_deepspeed_command(process)]
 
 
-def parent_of(process: int) -> int | None:
-    """The parent of a process, as Linux tells it; None if that cannot be found out."""
+def _is_deepspeed_command(process: psutil.Process) -> bool:
+    """Whether a process is the command `deepspeed`, not a shell that called DeepSpeed's `launch`."""
+    with suppress(psutil.Error):
+        return any(Path(word).name == "deepspeed" for word in process.cmdline()[:3])
+    return False
+
+
+def _has_ended(process: psutil.Process) -> bool:
     try:
-        # the second field, a name in brackets, may hold anything
-        return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def _is_runner(process: int) -> bool:
-    """Whether a process is the `deepspeed` command, and not the shell of somebody who called its launcher directly."""
-    try:
-        words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(Path(os.fsdecode(word)).name == "deepspeed" for word in words[:3])
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
-from megamask.health import stop_signals
-from megamask.health.stop_signals import SIGNALS, Launcher, StoppedEarly, StopRequest, parent_of
+from megamask.health.stop_signals import EARLY, SIGNALS, StoppedEarly, StopRequest
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def test_a_signal_while_modules_are_imported_ends_the_process_at_once(then: str,
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (code, printed)
-    assert (stop_signals.EARLY in found.stderr) == (code == 75)
+    assert (EARLY in found.stderr) == (code == 75)
 
 
 def test_it_needs_no_slow_import() -> None:
@@ -90,36 +91,58 @@ def test_it_needs_no_slow_import() -> None:
     assert said.stdout == "False\n"
 
 
-def test_the_parent_of_a_process() -> None:
-    assert parent_of(os.getpid()) == os.getppid()
-    assert parent_of(2**22 + 1) is None
+TORCHRUN, DEEPSPEED = {"TORCHELASTIC_RUN_ID": "none"}, {"CROSS_RANK": "0", "LOCAL_SIZE": "1"}
+RANK = """
+import sys
+from megamask.health.stop_signals import StopRequest
+
+stop = StopRequest()
+print("ready", flush=True)
+for _ in sys.stdin:
+    print(stop.orphaned() and stop.this_rank(), flush=True)
+"""
+LAUNCH = f"import os, subprocess, sys; print(os.getpid(), flush=True); subprocess.run([sys.executable, '-c', {RANK!r}])"
+RUNNER = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {LAUNCH!r}]); time.sleep(600)"
 
 
 @pytest.mark.parametrize(
-    ("told", "asked"),
-    [({}, False), ({"TORCHELASTIC_RUN_ID": "none"}, True), ({"CROSS_RANK": "0", "LOCAL_SIZE": "2"}, True)],
+    ("variables", "runner", "killed", "orphaned"),
+    [
+        ({}, "deepspeed", "launch", False),
+        (TORCHRUN, "shell", "launch", True),
+        (TORCHRUN, "deepspeed", "runner", False),
+        (DEEPSPEED, "shell", "launch", True),
+        (DEEPSPEED, "deepspeed", "runner", True),
+        (DEEPSPEED, "shell", "runner", False),  # a shell that called the launcher may end
+    ],
 )
-def test_only_a_launcher_is_missed(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], asked: bool) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "CROSS_RANK", "LOCAL_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
-    stop = StopRequest()
-    assert not stop.this_rank()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert stop.this_rank() == stop.orphaned() == asked
+def test_only_the_end_of_a_launcher_stops_a_rank(
+    tmp_path: Path, variables: dict[str, str], runner: str, killed: str, orphaned: bool
+) -> None:
+    """A runner starts a launcher, and that a rank; the runner does not reap the launcher."""
+    (tmp_path / runner).write_text(RUNNER)
+    kept = {name: value for name, value in os.environ.items() if name not in TORCHRUN | DEEPSPEED}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = subprocess.Popen([sys.executable, tmp_path / runner], env=kept | variables, **pipes)
+    try:
+        launch = psutil.Process(int(started.stdout.readline()))
+        assert started.stdout.readline() == "ready\n"
 
+        def answer() -> str:
+            started.stdin.write("\n")
+            started.stdin.flush()
+            return started.stdout.readline()
 
-def test_the_end_of_the_deepspeed_command_is_the_end_of_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CROSS_RANK", "0")
-    monkeypatch.setenv("LOCAL_SIZE", "1")
-    monkeypatch.setattr(os, "getppid", lambda: 20)
-    parents = {20: 10}
-    monkeypatch.setattr(stop_signals, "parent_of", parents.get)
-    for runner, watched in ((True, True), (False, False)):  # a shell that called the launcher may go
-        parents[20] = 10
-        monkeypatch.setattr(stop_signals, "_is_runner", lambda process, runner=runner: runner)
-        launcher = Launcher()
-        assert not launcher.gone()
-        parents[20] = 1
-        assert launcher.gone() == watched
+        assert answer() == "False\n"
+        if killed == "runner":
+            started.kill()
+            started.wait()
+        else:
+            launch.kill()
+            while launch.status() != psutil.STATUS_ZOMBIE:
+                pass
+        assert answer() == f"{orphaned}\n"
+    finally:
+        started.stdin.close()
+        started.kill()
+        started.wait()
