@@ -69,7 +69,11 @@ class HangError(MegamaskError):
 
 
 class PeerLostError(MegamaskError):
-    """Another rank is gone; the exit code is its own, if it left word of it, and then there is nothing to say."""
+    """Another rank has failed. Without a sentence, that rank prints its error and ends with ``exit_code``."""
+
+    def __init__(self, *problems: str, exit_code: int = 1):
+        super().__init__(*problems)
+        self.exit_code = exit_code
 
 
 class StorageError(MegamaskError):

@@ -85,54 +85,76 @@ def main(arguments: list[str] | None = None, stop: StopRequest | None = None) ->
 def pretrain(
     config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: str, stop: StopRequest, change: Sequence[str] = ()
 ) -> bool:
-    """Train, or go on training, until somebody asks to stop, or to the end; then show what came of it, and say so."""
+    """Train, or resume training, under a watchdog; returns whether the run is finished. Collective.
+
+    Of ranks that fail for one cause, the first raises its error, the others a PeerLostError.
+    """
     if ranks.is_main():
         print(summary.first_line(recipe, config.output), flush=True)
-    early = stop.early if ranks.world() == 1 else nullcontext
     with Watchdog(config.watchdog, stop) as watch:
-        ranks.init_process_group(watch.patience)
-        watch.phase("reading text")
-        text = open_run_text(config, stop.early)
-        if stop.any_rank():
-            raise StoppedEarly
-        watch.phase("opening")
-        support = precision.common_support()
-        weights = ds_file.choose_precision(ds, support)
-        taught = teachers.teacher_precision(config.teacher, support) if config.teacher.path is not None else None
-        identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
-        may_differ = configuration.MAY_DIFFER_ON_RESUME.union(change)
-        facts = {"precision": str(weights)} | ({"teacher precision": str(taught)} if taught else {})
-        with closing(runs.open_run(config.output, identity, resume, may_differ, text.train, facts)) as start:
-            watch.write_to(start.run.logs, start.run.launch)
-            watch.phase("building", start.step)
-            try:
-                with early():
-                    parts = build_run(config, ds_file.resolve_auto(ds, support), text, start)
-            except BaseException:  # refused, failed or stopped before the first step
-                start.withdraw()
+        try:
+            return train_watched(config, ds, resume, recipe, stop, change, watch)
+        except Exception as error:
+            reported = watch.error_to_report(error)
+            if reported is error:
                 raise
-            ranks.set_collective_timeout(watch.patience)
-            opening = summary.opening_lines(config, parts.shape, text.packs, parts.engine.num_weights, start.step)
-            changed = [
-                f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
-                for name, (before, now) in start.changes.items()
-                if is_under(name, change)
-            ]
-            opening += summary.compiling(config)
-            for line in (*precision.precision_lines(weights, taught), *start.notes, *changed, *opening):
-                parts.log.say(line)
-            if text.packs.short and start.step == 0:
-                parts.log.figures(
-                    0, {"data/packs_left_out": text.packs.short, "data/tokens_left_out": text.packs.short_tokens}
-                )
-            step = train_loop(parts, start.step, stop, watch)
-            finished = parts.progress.over(step)
-            watch.phase("ending", step)
-            parts.engine.close()
-            if parts.teacher:
-                parts.teacher.close()
-            if finished:
-                ranks.on_rank_zero(lambda: summary.finish_run(start.run, config, text.train))
+            raise reported from None
+
+
+def train_watched(
+    config: PretrainConfig,
+    ds: dict[str, Any],
+    resume: str,
+    recipe: str,
+    stop: StopRequest,
+    change: Sequence[str],
+    watch: Watchdog,
+) -> bool:
+    """Train until the end or a request to stop; at the end, export and summarise. Returns whether it is finished."""
+    early = stop.early if ranks.world() == 1 else nullcontext
+    ranks.init_process_group(watch.collective_timeout)
+    watch.enter_phase("reading text")
+    text = open_run_text(config, stop.early)
+    if stop.any_rank():
+        raise StoppedEarly
+    watch.enter_phase("opening")
+    support = precision.common_support()
+    weights = ds_file.choose_precision(ds, support)
+    taught = teachers.teacher_precision(config.teacher, support) if config.teacher.path is not None else None
+    identity = configuration.as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
+    may_differ = configuration.MAY_DIFFER_ON_RESUME.union(change)
+    facts = {"precision": str(weights)} | ({"teacher precision": str(taught)} if taught else {})
+    with closing(runs.open_run(config.output, identity, resume, may_differ, text.train, facts)) as start:
+        watch.start_heartbeats(start.run.logs, start.run.launch)
+        watch.enter_phase("building", start.step)
+        try:
+            with early():
+                parts = build_run(config, ds_file.resolve_auto(ds, support), text, start)
+        except BaseException:  # refused, failed or stopped before the first step
+            start.withdraw()
+            raise
+        ranks.set_collective_timeout(watch.collective_timeout)
+        opening = summary.opening_lines(config, parts.shape, text.packs, parts.engine.num_weights, start.step)
+        changed = [
+            f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
+            for name, (before, now) in start.changes.items()
+            if is_under(name, change)
+        ]
+        opening += summary.compiling(config)
+        for line in (*precision.precision_lines(weights, taught), *start.notes, *changed, *opening):
+            parts.log.say(line)
+        if text.packs.short and start.step == 0:
+            parts.log.figures(
+                0, {"data/packs_left_out": text.packs.short, "data/tokens_left_out": text.packs.short_tokens}
+            )
+        step = train_loop(parts, start.step, stop, watch)
+        finished = parts.progress.over(step)
+        watch.enter_phase("ending", step)
+        parts.engine.close()
+        if parts.teacher:
+            parts.teacher.close()
+        if finished:
+            ranks.on_rank_zero(lambda: summary.finish_run(start.run, config, text.train))
     return finished
 
 
@@ -146,19 +168,19 @@ def train_loop(parts: RunComponents, step: int, stop: StopRequest, watch: Watchd
     if step == 0 and not stopping:
         evaluate(parts, step, watch)
     while not progress.over(step) and not stopping:
-        watch.phase("data", step)
+        watch.enter_phase("data", step)
         batches = [next(parts.batches) for _ in range(engine.accumulate)]
-        watch.phase("step", step)
+        watch.enter_phase("step", step)
         verdict = take_and_log_step(parts, step, batches)
         if verdict.rewinds:
-            watch.phase("rewind", step)
+            watch.enter_phase("rewind", step)
             if found := rewind(parts, step):
                 (parts, step), went_back = found, True
                 continue
         step += 1
         parts.log.advance(step)
         stopping, last = stop.any_rank(), progress.over(step)
-        watch.phase("figures", step)
+        watch.enter_phase("figures", step)
         if step % config.log.every == 0 or last:
             log_metrics(parts, step)
         audit(parts, step, batches[0])
@@ -168,7 +190,7 @@ def train_loop(parts: RunComponents, step: int, stop: StopRequest, watch: Watchd
             evaluate(parts, step, watch)
         # what a rewind leaves out is durable with the next checkpoint; a run killed before that goes back once more
         if step % config.checkpoint.every == 0 or last or stopping or went_back:
-            watch.phase("save", step)
+            watch.enter_phase("save", step)
             failures = save(parts, step, failures, final=last or stopping)
             went_back = went_back and failures > 0
             stopping = stopping or (failures == 0 and stop.any_rank())  # a next save would hold nothing new
@@ -241,7 +263,7 @@ def audit(parts: RunComponents, step: int, batch: PackedBatch) -> None:
 
 def evaluate(parts: RunComponents, step: int, watch: Watchdog) -> None:
     """Evaluate on held-out text, and log the figures."""
-    watch.phase("evaluation", step)
+    watch.enter_phase("evaluation", step)
     with parts.meters.paused():
         text = parts.text
         found = validate(parts.engine, text.held_out, parts.config.validation.packs, text.packs.token_ids, text.unigram)

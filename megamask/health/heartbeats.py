@@ -1,10 +1,10 @@
-"""Where every rank is, left in files of the run folder, and what can be told from them when nothing moves any more.
+"""Heartbeat files: where every rank is, readable by the others when the run makes no progress.
 
-    logs/beat-LAUNCH-RANK.txt     a line: where the rank is; its stacks below, if it hung. Removed at the end of a run
-    logs/end-LAUNCH.txt           why a launch ended, if it was by an error: the exit code, then what was said
+    logs/beat-LAUNCH-RANK.txt   one line: where the rank is; below it its stacks, after a hang; removed at a normal end
+    logs/end-LAUNCH.txt         the exit code of a launch that failed, then the error message
 
-Files, because every rank can read those of one that is stopped, which answers no message. Nothing here raises an error
-of storage: a folder that cannot be written costs one warning.
+They are files because a stopped process answers no message, but its last heartbeat can still be read. Nothing here
+raises an error of the file system: if the folder cannot be written, a rank prints one warning.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from types import FrameType
 from megamask.runtime import ranks
 
 LINE = 512
-"""Bytes of a beat; stacks begin after them."""
-WAITING = ("/torch/distributed/", "/deepspeed/comm/", "/deepspeed/runtime/zero/", "/deepspeed/runtime/comm/")
-"""Where code lies in which a rank waits for others."""
+"""Bytes of a heartbeat; stacks begin after them."""
+COLLECTIVES = ("/torch/distributed/", "/deepspeed/comm/", "/deepspeed/runtime/zero/", "/deepspeed/runtime/comm/")
+"""Folders whose code waits for other ranks."""
+PACKAGE = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -35,51 +36,51 @@ class Heartbeat:
     rank: int
     host: str = ""
     process: int = 0
-    number: int = 0
-    """How many phases it has entered. All ranks enter the same ones, so a lower number is one that is behind."""
+    phase_number: int = 0
+    """How many phases it has entered. All ranks enter the same phases, so a rank with a lower number is behind."""
     phase: str = ""
     step: int = 0
     seconds: float = 0.0
-    """For how long it has been in the phase."""
-    waits: str = ""
-    """The collective in which it waits for others, if it does."""
-    place: str = ""
-    """The line of megamask at which its main thread is."""
+    """Time in the phase."""
+    collective: str = ""
+    """The collective in which it waits for other ranks, if any."""
+    location: str = ""
+    """The line of megamask that its main thread executes."""
     hung: bool = False
-    """Whether it wrote this because nothing moves."""
+    """Whether it wrote this because the run makes no progress."""
     written: float = 0.0
     """By the clock of its host, in seconds since 1970."""
 
 
 class Heartbeats:
-    """The beats of all ranks of a launch and the word of its end, in the folder ``logs``, which is there."""
+    """The heartbeats of all ranks of a launch, and its exit code, in the existing folder ``logs``."""
 
     def __init__(self, logs: Path, launch: str):
         self.logs, self.launch = logs, launch
         self.end = logs / f"end-{launch}.txt"
         self._warned = False
         self.handle: int | None = None
-        """Of this rank's file, in which stacks go below the beat; None if there is none."""
+        """The open file of this rank, for stacks below the heartbeat; None if it could not be opened."""
         try:
             self.handle = os.open(self._path(ranks.rank()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
             os.lseek(self.handle, LINE, os.SEEK_SET)
         except OSError as error:
             self._warn(error)
         if ranks.is_main():
-            self._sweep()
+            self._remove_stale()
 
     def _path(self, rank: int) -> Path:
         return self.logs / f"beat-{self.launch}-{rank:05d}.txt"
 
-    def _sweep(self) -> None:
-        """Remove what launches that were killed have left, except for stacks."""
+    def _remove_stale(self) -> None:
+        """Remove the heartbeats of launches that were killed, except for those with stacks."""
         for path in self.logs.glob("beat-*.txt"):
             with suppress(OSError):
                 if self.launch not in path.name and path.stat().st_size <= LINE:
                     path.unlink()
 
     def close(self) -> None:
-        """Remove this rank's beats, unless there are stacks below."""
+        """Remove this rank's heartbeat, unless it has stacks."""
         if self.handle is None:
             return
         with suppress(OSError):
@@ -88,11 +89,11 @@ class Heartbeats:
         os.close(self.handle)
         self.handle = None
 
-    def write(self, beat: Heartbeat) -> bool:
-        """Write a beat over the last one; whether that was possible."""
+    def write(self, heartbeat: Heartbeat) -> bool:
+        """Overwrite this rank's heartbeat; returns whether that was possible."""
         if self.handle is None:
             return False
-        line = json.dumps(asdict(replace(beat, written=time.time())))
+        line = json.dumps(asdict(replace(heartbeat, written=time.time())))
         try:
             os.pwrite(self.handle, line[: LINE - 1].ljust(LINE - 1).encode() + b"\n", 0)
         except OSError as error:
@@ -100,13 +101,13 @@ class Heartbeats:
             return False
         return True
 
-    def gather(self, patience: float) -> list[Heartbeat]:
-        """The beats of all ranks, as soon as all are hung or at the end of ``patience``, in seconds."""
-        until = time.monotonic() + patience
+    def gather(self, timeout: float) -> list[Heartbeat]:
+        """The heartbeats of all ranks, as soon as all are hung, at the latest after ``timeout`` seconds."""
+        until = time.monotonic() + timeout
         while True:
-            beats = [self._read(rank) for rank in range(ranks.world())]
-            if time.monotonic() > until or all(beat.hung for beat in beats):
-                return beats
+            heartbeats = [self._read(rank) for rank in range(ranks.world())]
+            if time.monotonic() > until or all(heartbeat.hung for heartbeat in heartbeats):
+                return heartbeats
             time.sleep(0.1)
 
     def _read(self, rank: int) -> Heartbeat:
@@ -117,17 +118,17 @@ class Heartbeats:
             return Heartbeat(rank)
 
     def timed_out(self) -> list[Heartbeat]:
-        """The last beats of ranks that their timers have ended: what those write stands below."""
-        found = []
+        """The last heartbeats of ranks that their timers have killed, recognized by the stacks that timers write."""
+        heartbeats = []
         for rank in range(ranks.world()):
             with suppress(OSError), open(self._path(rank), "rb") as file:
                 file.seek(LINE)
                 if file.read(9) == b"Timeout (":
-                    found.append(self._read(rank))
-        return found
+                    heartbeats.append(self._read(rank))
+        return heartbeats
 
     def claim_exit(self, code: int) -> bool:
-        """Say with which exit code the launch ends; False if another rank has said so before."""
+        """Write the exit code of the launch; False if another rank has written one already."""
         try:
             handle = os.open(self.end, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -141,13 +142,13 @@ class Heartbeats:
         return True
 
     def append_reason(self, text: str) -> None:
-        """Say why, below."""
+        """Write the reason below the exit code."""
         with suppress(OSError), self.end.open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
 
-    def exit_word(self, patience: float = 0.0) -> int | None:
-        """The exit code that a rank has left; None if none has after ``patience``, in seconds."""
-        until = time.monotonic() + patience
+    def exit_code(self, timeout: float = 0.0) -> int | None:
+        """The exit code that a rank has written; None if there is none after ``timeout`` seconds."""
+        until = time.monotonic() + timeout
         while True:
             with suppress(OSError, ValueError):
                 return int(self.end.read_text(errors="replace").partition("\n")[0].removeprefix("exit code "))
@@ -157,98 +158,101 @@ class Heartbeats:
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
-            warn(f"Rank {ranks.rank()} cannot write where it is to {self.logs}: {error.strerror}. Training goes on.")
+            write_stderr(
+                f"Rank {ranks.rank()} cannot write its heartbeat to {self.logs}: {error.strerror}. Training continues."
+            )
         self._warned = True
 
 
-def warn(text: str) -> None:
-    """Say something, to whoever still listens."""
+def write_stderr(text: str) -> None:
+    """Print to stderr, unless it is closed or fails."""
     with suppress(OSError, ValueError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
-def waits(frames: dict[int, FrameType]) -> str:
-    """The name of the collective in which a thread waits, if any does: on a GPU, backward runs in one of its own."""
+def current_collective(frames: dict[int, FrameType]) -> str:
+    """The collective in which a thread waits, if any. All threads count: on a GPU, backward runs in its own."""
     for frame in frames.values():
-        if any(part in frame.f_code.co_filename for part in WAITING):
+        if any(folder in frame.f_code.co_filename for folder in COLLECTIVES):
             return frame.f_code.co_name
     return ""
 
 
-def place(frames: dict[int, FrameType]) -> str:
-    """The innermost line of megamask in the main thread, that of ``ranks`` aside."""
-    here = str(Path(__file__).parent)
+def current_location(frames: dict[int, FrameType]) -> str:
+    """The innermost line of megamask in the main thread, other than in ``ranks``."""
     frame: FrameType | None = frames.get(threading.main_thread().ident or 0)
     while frame is not None:
-        file = frame.f_code.co_filename
-        if file.startswith(here) and file != ranks.__file__:
-            return f"megamask/{Path(file).relative_to(here)}:{frame.f_lineno} {frame.f_code.co_name}"
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(PACKAGE) and str(file) != ranks.__file__:
+            return f"megamask/{file.relative_to(PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return ""
 
 
-def blame(beats: Sequence[Heartbeat]) -> tuple[list[Heartbeat], str]:
-    """Those who hold up the others, and why they are thought to; none if that cannot be told."""
-    silent = [beat for beat in beats if not beat.hung]
+def find_culprits(heartbeats: Sequence[Heartbeat]) -> tuple[list[Heartbeat], str]:
+    """The ranks that block the others, and the evidence as the end of a sentence; no ranks if they cannot be told."""
+    silent = [heartbeat for heartbeat in heartbeats if not heartbeat.hung]
     if silent:
-        return silent, "did not answer: it is stopped, or in code that does not let Python run, or its machine is gone"
-    busy = [beat for beat in beats if not beat.waits]
-    behind = [beat for beat in busy if beat.number == min(other.number for other in busy)]
-    if busy and len(behind) < len(beats):
+        return silent, "did not answer: it is stopped, or in code that blocks Python, or its machine is down"
+    busy = [heartbeat for heartbeat in heartbeats if not heartbeat.collective]
+    behind = [one for one in busy if one.phase_number == min(other.phase_number for other in busy)]
+    if busy and len(behind) < len(heartbeats):
         return behind, "waits for no other rank, and the others wait for it"
-    places: dict[tuple, list[Heartbeat]] = {}
-    for beat in beats:
-        places.setdefault((beat.number, beat.place), []).append(beat)
-    if busy or len(places) == 1:
+    by_location: dict[tuple[int, str], list[Heartbeat]] = {}
+    for heartbeat in heartbeats:
+        by_location.setdefault((heartbeat.phase_number, heartbeat.location), []).append(heartbeat)
+    if busy or len(by_location) == 1:
         return [], ""
-    # the fewest, and of as many the ones furthest ahead: to get there they have left out what the others wait in
-    odd, other = sorted(places.values(), key=lambda group: (len(group), -group[0].number))[:2]
-    if (len(odd), odd[0].number) == (len(other), other[0].number):
+    # the smallest group, of equal ones the one furthest ahead: to get there, it skipped what the others wait in
+    first, second = sorted(by_location.values(), key=lambda group: (len(group), -group[0].phase_number))[:2]
+    if (len(first), first[0].phase_number) == (len(second), second[0].phase_number):
         return [], ""
-    return odd, "waits for something else than the others"
+    return first, "waits in another collective than the others"
 
 
-def report(beats: Sequence[Heartbeat], seconds: float, limit: float) -> str:
-    """What is known of a hang after so many ``seconds`` of which ``limit`` were allowed, as sentences."""
+def hang_report(heartbeats: Sequence[Heartbeat], seconds: float, limit: float) -> str:
+    """Sentences about a hang of ``seconds``, where ``limit`` are allowed: the culprits, and where all ranks are."""
     lines = [
-        f"Nothing has moved for {seconds:.0f} s; {limit:.0f} s are allowed "
-        "(`watchdog.timeout`, `watchdog.rare_timeout`)."
+        f"No progress for {seconds:.0f} s, but {limit:.0f} s are allowed (`watchdog.timeout`, `watchdog.rare_timeout`)."
     ]
-    guilty, why = blame(beats)
-    lines += accused(guilty, why)
-    if not guilty:
-        lines.append("None can be named: all wait in the same place, for the network or a device, or in several alike.")
-    groups: dict[tuple, list[int]] = {}
-    for beat in beats:
-        groups.setdefault((beat.hung, beat.phase, beat.step, beat.waits, beat.place), []).append(beat.rank)
-    for (hung, phase, step, waiting, where), members in groups.items():
-        what = f"in {phase!r} after {step} steps" if phase else "never seen"
-        what += f", waits in {waiting}" if waiting else ""
-        what += f", at {where}" if where else ""
-        lines.append(f"  rank {_list(members)}: {what}" + ("" if hung else ", when last seen"))
+    culprits, evidence = find_culprits(heartbeats)
+    lines += describe_culprits(culprits, evidence)
+    if not culprits:
+        lines.append(
+            "No single rank can be blamed: all wait in the same collective, for the network or a device, or in several "
+            "equally large groups."
+        )
+    groups: dict[tuple[bool, str, int, str, str], list[int]] = {}
+    for one in heartbeats:
+        groups.setdefault((one.hung, one.phase, one.step, one.collective, one.location), []).append(one.rank)
+    for (hung, phase, step, collective, location), members in groups.items():
+        where = f"in {phase!r} after {step} steps" if phase else "no heartbeat"
+        where += f", waits in {collective}" if collective else ""
+        where += f", at {location}" if location else ""
+        lines.append(f"  rank {_ranges(members)}: {where}" + ("" if hung else ", when last seen"))
     return "\n".join(lines)
 
 
-def accused(guilty: Sequence[Heartbeat], why: str) -> list[str]:
-    """Sentences that name ranks, with what speaks against them."""
+def describe_culprits(culprits: Sequence[Heartbeat], evidence: str) -> list[str]:
+    """Sentences that name ranks, with the ``evidence`` against them."""
     lines = []
-    for beat in guilty[:8]:
-        who = f"Rank {beat.rank} (process {beat.process} on {beat.host})" if beat.process else f"Rank {beat.rank}"
-        lines.append(f"{who} holds the run up: it {why}. {_last(beat)}")
-    if len(guilty) > 8:
-        lines.append(f"So do {len(guilty) - 8} more: {_list([beat.rank for beat in guilty[8:]])}.")
+    for one in culprits[:8]:
+        name = f"Rank {one.rank} (process {one.process} on {one.host})" if one.process else f"Rank {one.rank}"
+        lines.append(f"{name} blocks the run: it {evidence}. {_last_phase(one)}")
+    if len(culprits) > 8:
+        lines.append(f"So do {len(culprits) - 8} more: {_ranges([one.rank for one in culprits[8:]])}.")
     return lines
 
 
-def _last(beat: Heartbeat) -> str:
-    if not beat.phase:
-        return "It has left no beat."
-    seconds = beat.seconds + (0 if beat.hung else max(time.time() - beat.written, 0))
-    return f"It entered {beat.phase!r} after {beat.step} steps, {seconds:.0f} s ago."
+def _last_phase(heartbeat: Heartbeat) -> str:
+    if not heartbeat.phase:
+        return "It has written no heartbeat."
+    seconds = heartbeat.seconds + (0 if heartbeat.hung else max(time.time() - heartbeat.written, 0))
+    return f"It entered {heartbeat.phase!r} after {heartbeat.step} steps, {seconds:.0f} s ago."
 
 
-def _list(numbers: Sequence[int]) -> str:
+def _ranges(numbers: Sequence[int]) -> str:
     """1, 2, 3, 7 -> 1-3, 7."""
     runs: list[list[int]] = []
     for number in numbers:

@@ -31,14 +31,14 @@ def check_hang(one: dict) -> None:
     """The others have ended with exit code 6, named the rank, and left their stacks; so has the rank, if it can."""
     fault, rank, codes = one["fault"], one["rank"], one["codes"]
     # where the others may still wait for long when its timer ends it, they lose it, and have no stacks to show
-    lost = fault == "gil" and "its timer ended it" in one["word"]
+    lost = fault == "gil" and "its timer killed it" in one["word"]
     print(f"{fault} on rank {rank}: exit codes {codes} after {one['seconds']:.1f} s")
     said = "\n".join(one["said"])
     others = [other for other in range(len(codes)) if other != rank]
     assert [codes[other] for other in others] == [HangError.exit_code] * len(others), said
     assert f"Rank {rank} (process" in one["word"]
-    assert one["word"].count("holds the run up") == 1
-    assert said.count("holds the run up") == 1, "told once"
+    assert one["word"].count("blocks the run") == 1
+    assert said.count("blocks the run") == 1, "told once"
     assert lost or all("pretrain.py" in one["stacks"][str(other)] for other in others)
     if fault == "stopped":
         assert codes[rank] is None, "it can do nothing, and is killed by its launcher"
@@ -64,7 +64,7 @@ def check_failure(one: dict) -> None:
     assert "gloo" not in said
     if kind == "killed":
         assert (codes[rank], codes[1 - rank]) == (-9, 1)
-        assert f"Rank {1 - rank} has lost another rank, which left no word" in said
+        assert f"Rank {1 - rank} has lost another rank, which left no error message" in said
         return
     assert codes == [DataError.exit_code if kind == "data" else 1] * 2, said
     assert said.count("what was planted") - said.count('"what was planted"') == 1, said
