@@ -17,7 +17,7 @@ from megamask.data.manifest import NAME
 from megamask.runtime import ranks
 from tests.processes import forked
 from tests.processes.conftest import free_port
-from tests.processes.faults_worker import make_data
+from tests.processes.faults import make_data
 from tests.system.commands import ROOT, training
 
 WORLD = 2
