@@ -177,11 +177,7 @@ def window_batch(shards: Shards, window: Pieces, number: int, length: int) -> tu
     tokens = np.empty(ends[-1], np.int64)
     tokens[begins], tokens[ends - 1] = ids.cls, ids.sep
     tokens[is_text] = shards.read(shards.parts, starts[0] + np.arange(sizes.sum()))
-    positions = np.arange(ends[-1]) - np.repeat(begins, sizes + 2)
-    layout = Layout(
-        torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)), length,
-        torch.from_numpy(positions.astype(np.int32)),
-    )  # fmt: skip
+    layout = Layout.of(torch.from_numpy(np.concatenate([[0], ends])), int(ends[-1]), length)
     ordinary = np.ones(ids.size, bool)
     ordinary[list(ids.special)] = False
     maskable, rows = torch.from_numpy(ordinary[tokens]), torch.from_numpy(is_text)

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Int, Int32, Int64, UInt8
 from torch import Tensor
 
 from megamask.basic_types import Measure as Measure
@@ -54,6 +54,13 @@ class Layout(OnDevice):
     cu_seqlens: Int32[Tensor, " S1"]
     max_seqlen: int
     positions: Int32[Tensor, " T"]
+
+    @classmethod
+    def of(cls, cu_seqlens: Int[Tensor, " S1"], rows: int, max_seqlen: int) -> Layout:
+        """Sequences that begin at ``cu_seqlens`` and fill ``rows`` tokens; positions count from 0 in each."""
+        sequence = torch.repeat_interleave(cu_seqlens.diff(), output_size=rows)
+        positions = torch.arange(rows, device=cu_seqlens.device) - cu_seqlens[sequence]
+        return cls(cu_seqlens.int(), max_seqlen, positions.int())
 
     @property
     def rows(self) -> int:

@@ -128,9 +128,8 @@ def open_hf_encoder(source: str) -> Layered:
         raise CheckpointError(f"`model` must be an encoder, but {folder} ({model.config.model_type}) has a decoder.")
     states = HFStates(model, pad_id(model))
     tokenizers.token_ids(tokenizers.load_tokenizer(folder))
-    ends = torch.tensor([0, 2], dtype=torch.int32)
     with torch.no_grad():
-        layers = states(torch.zeros(2, dtype=torch.int64), Layout(ends, 2, torch.arange(2, dtype=torch.int32)))
+        layers = states(torch.zeros(2, dtype=torch.int64), Layout.of(torch.tensor([0, 2]), 2, 2))
     widths = sorted({layer.shape[1] for layer in layers})
     if len(widths) > 1:
         raise CheckpointError(f"`model` must have layers of one width, but {folder} has the widths {widths}.")

@@ -56,7 +56,7 @@ class Sentence:
         starts = torch.cat([torch.tensor([True]), torch.from_numpy(begins), torch.tensor([True])]) | ~maskable
         starts[1] = True
         written = [_written(int(token), bool(start), tokenizer) for token, start in zip(row, starts, strict=True)]
-        layout = Layout(torch.tensor([0, len(row)]).int(), len(row), torch.arange(len(row)).int())
+        layout = Layout.of(torch.tensor([0, len(row)]), len(row), len(row))
         return cls(PackedBatch(0, row, layout, starts, maskable), written, ids)
 
 

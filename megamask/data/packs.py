@@ -138,8 +138,7 @@ class Packs:
         begins = np.concatenate([begins, padding])
         cu_seqlens = np.full(self._entries, self.tokens, np.int32)
         cu_seqlens[: len(begins)] = begins
-        positions = self._rows - np.repeat(begins, np.diff(begins, append=self.tokens))
-        layout = Layout(torch.from_numpy(cu_seqlens), self.length, torch.from_numpy(positions.astype(np.int32)))
+        layout = Layout.of(torch.from_numpy(cu_seqlens), self.tokens, self.length)
         return PackedBatch(
             number, torch.from_numpy(tokens), layout, torch.from_numpy(starts_word), torch.from_numpy(maskable),
             **{name: self._beside(parts, places, maskable) for name, parts in self._sidecars.items()},

@@ -130,9 +130,7 @@ def _real_input(tokenizer: lazy_transformers.PreTrainedTokenizerBase, shape: Enc
 
 def _our_logits(encoder: Encoder, head: MaskedLMHead, sequences: list[Tensor]) -> list[Tensor]:
     lengths = [len(sequence) for sequence in sequences]
-    layout = Layout(
-        torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths), torch.cat([torch.arange(n) for n in lengths]).int()
-    )
+    layout = Layout.of(torch.tensor([0, *lengths]).cumsum(0), sum(lengths), max(lengths))
     states = encoder.run(encoder.embed(torch.cat(sequences), layout), layout)
     return list(head.logits(states).split(lengths))
 

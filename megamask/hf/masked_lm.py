@@ -100,8 +100,7 @@ def _test_input(vocab_size: int, pad: int, longest: int | None) -> tuple[Int64[T
     length = min(longest or 16, 16)
     tokens = torch.randint(vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     tokens = torch.where(tokens == pad, (pad + 1) % vocab_size, tokens)
-    ends = torch.tensor([0, length, 2 * length], dtype=torch.int32)
-    return tokens, Layout(ends, length, torch.arange(length, dtype=torch.int32).repeat(2))
+    return tokens, Layout.of(torch.tensor([0, length, 2 * length]), 2 * length, length)
 
 
 @torch.no_grad()

@@ -50,14 +50,12 @@ def pack_padded(
     begins = torch.ones_like(real)
     begins[:, 1:] = real[:, 1:] != real[:, :-1]
     starts = begins.flatten().nonzero().squeeze(1)
-    rows = torch.arange(real.numel(), device=real.device)
-    positions = rows - starts[begins.flatten().long().cumsum(0) - 1]
-    ends = torch.cat([starts, starts.new_full((1,), len(rows))])
+    cu_seqlens = torch.cat([starts, starts.new_full((1,), real.numel())])
     special = torch.tensor(ids.special, device=real.device)
     return PackedBatch(
         number,
         input_ids.flatten(),
-        Layout(ends.int(), shape[1], positions.int()),
+        Layout.of(cu_seqlens, real.numel(), shape[1]),
         (torch.ones_like(real) if starts_word is None else starts_word).flatten(),
         (real & ~torch.isin(input_ids, special)).flatten(),
     )

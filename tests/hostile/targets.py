@@ -372,10 +372,7 @@ def odd_batches(draw: random.Random) -> PackedBatch:
     """Packs of sequences of every odd length: 1, 2, the longest; all special, or with one token that is text."""
     ids = list(itertools.accumulate([0, *(draw.choice((1, 2, 3, 7, 16)) for _ in range(draw.randint(1, 6)))]))
     rows = ids[-1]
-    layout = Layout(
-        torch.tensor(ids, dtype=torch.int32), 16,
-        torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(ids)]).int(),
-    )  # fmt: skip
+    layout = Layout.of(torch.tensor(ids), rows, 16)
     share = draw.choice((0.0, 0.05, 0.5, 1.0))
     maskable = torch.tensor([draw.random() < share for _ in range(rows)])
     tokens = torch.where(maskable, 5, 0)

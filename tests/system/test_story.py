@@ -51,7 +51,7 @@ def our_model(folder: Path, step: int | None = None) -> MLM:
 
 @torch.no_grad()
 def our_states(model: MLM, ids: torch.Tensor) -> torch.Tensor:
-    layout = Layout(torch.tensor([0, len(ids)]).int(), len(ids), torch.arange(len(ids)).int())
+    layout = Layout.of(torch.tensor([0, len(ids)]), len(ids), len(ids))
     return model.encoder.run(model.encoder.embed(ids, layout), layout)
 
 

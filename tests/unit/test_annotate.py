@@ -140,7 +140,7 @@ def alone(model, piece, ids, measure):
     """How unsure the model is of each token of a piece that it sees whole, and nothing else."""
     tokens = torch.cat([torch.tensor([ids.cls]), piece, torch.tensor([ids.sep])])
     rows = len(tokens)
-    layout = Layout(torch.tensor([0, rows], dtype=torch.int32), rows, torch.arange(rows, dtype=torch.int32))
+    layout = Layout.of(torch.tensor([0, rows]), rows, rows)
     words = torch.ones(rows, dtype=torch.bool)
     batch = PackedBatch(0, tokens, layout, words, words)
     return doubt(model, batch, MaskPlan.hide_nothing(batch), measure)[1:-1]

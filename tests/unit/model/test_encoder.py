@@ -98,7 +98,7 @@ def test_attention_in_bf16_keeps_32_bits_on_a_cpu_that_does_not_multiply_in_bf16
 
 def test_the_reference_is_softmax_attention():
     q, k, v = (torch.randn(6, 2, 4, dtype=torch.float64) for _ in range(3))
-    layout = Layout(torch.tensor([0, 6], dtype=torch.int32), 6, torch.arange(6, dtype=torch.int32))
+    layout = Layout.of(torch.tensor([0, 6]), 6, 6)
     expected = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(0, 1) for t in (q, k, v)))
     assert_close(attend(q, k, v, QueryKeyLayout(layout), "reference"), expected.transpose(0, 1))
 
