@@ -235,6 +235,7 @@ def _run_rank(
     if fault and rank == fault.rank:
         _plant(fault, reach)
     del sys.modules["megamask.pretrain"]  # so that it imports what is planted
+    sys.modules.pop("megamask.pretrain", None)  # so that it imports what was planted
     sys.argv = ["megamask/pretrain.py", *arguments]
     runpy.run_path("megamask/pretrain.py", run_name="__main__")
 
