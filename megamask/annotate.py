@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,8 +32,10 @@ from megamask.config.cli import TargetAnnotation
 from megamask.config.pretrain_config import PretrainConfig, fixed_mask_problems
 from megamask.data import index, prepare
 from megamask.data.index import Pieces
+from megamask.data.manifest import Split
 from megamask.data.packs import Packs
-from megamask.data.shards import Shards, Split, write_sidecar
+from megamask.data.shard_writer import write_sidecar
+from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.entropy import exact
 from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
@@ -44,7 +45,7 @@ from megamask.masking.rng import PackRng
 from megamask.runtime import precision, ranks
 from megamask.runtime.precision import Precision, Setting
 from megamask.schedules import Schedule
-from megamask.storage import file_list, resumable
+from megamask.storage import durable, file_list, resumable
 from megamask.storage import workdir as working
 from megamask.storage.resumable import Part, Report, Worker
 from megamask.teacher import frozen_lm, stored_targets
@@ -227,16 +228,12 @@ def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> 
         ]
         worker = partial(_sample_worker, config, data, how.draws)
         resumable.run_parts(tasks, work, worker, how.workers, "samples", "pack", stored_targets.KINDS)
-        # the teacher's samples appear whole, by a rename
-        ready = work.with_name(f".{output.name}.ready")
-        shutil.rmtree(ready, ignore_errors=True)
-        ready.mkdir()
-        entries = {}
-        for name in (name for n in range(len(tasks)) for name in stored_targets.target_file_names(n)):
-            os.link(work / name, ready / name)
-            entries[name] = {"bytes": (ready / name).stat().st_size, "sha256": file_list.sha256(ready / name)}
-        (ready / "manifest.json").write_text(json.dumps(manifest | {"files": entries}, indent=1) + "\n")
-        ready.rename(output)
+        names = [name for n in range(len(tasks)) for name in stored_targets.target_file_names(n)]
+        with durable.atomic_folder(output, output.with_name(f".{output.name}.ready")) as ready:
+            for name in names:
+                os.link(work / name, ready / name)
+            manifest |= {"files": file_list.to_record(file_list.list_files(ready, names))}
+            durable.write_atomic(ready / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return output
 
 

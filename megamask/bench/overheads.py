@@ -19,7 +19,8 @@ from megamask.bench.measure import Figures
 from megamask.bench.ours import DsFile, Ours
 from megamask.bench.settings import BenchConfig
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig
-from megamask.data.shards import Shards, write_sidecar
+from megamask.data.shard_writer import write_sidecar
+from megamask.data.shards import Shards
 from megamask.entropy.sidecar import SidecarFacts, top_of
 from megamask.entropy.source import EntropyConfig
 from megamask.masking.entropy import EntropyScoreConfig

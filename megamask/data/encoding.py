@@ -6,6 +6,7 @@ bytes do not depend on the number of workers.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import deque
@@ -20,11 +21,13 @@ from jaxtyping import Int64
 from megamask.data import pos_tagger, shards
 from megamask.data.corpus import Document
 from megamask.data.lost_text.coverage import KEPT, Coverage, CoverageCounter, sum_coverage
+from megamask.data.manifest import Split
 from megamask.data.pos_tagger import Tagger
-from megamask.data.shards import Split, Unit
+from megamask.data.shard_writer import EncodedDocuments
 from megamask.data.tokenizer import Tokenizer, disable_parallelism, load_tokenizer, token_offsets
 from megamask.data.word_boundaries import piece_starts, word_rule, word_starts
 from megamask.errors import DataError
+from megamask.storage import durable
 from megamask.storage import workdir as working
 
 UNIT_BYTES = 2**22
@@ -37,8 +40,8 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, work
     """
     (work / "units").mkdir(exist_ok=True)
     if not (work / "encoder").exists():
-        tokenizer.save(work / "encoder.part")
-        (work / "encoder.part").rename(work / "encoder")
+        with durable.atomic_folder(work / "encoder") as folder:
+            tokenizer.save(folder)
     if tags != pos_tagger.CONLLU:  # workers need no words
         documents = (replace(document, words=None) for document in documents)
     units = enumerate(_units(documents))
@@ -144,16 +147,9 @@ def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
         }
         if _tags:
             arrays[f"{split}_tags"] = np.concatenate([tags[at] for at in kept]) if kept else np.empty(0, np.uint8)
-    file = _unit_file(work, number)
-    beside = file.with_suffix(f".{os.getpid()}")
-    try:
-        with beside.open("wb") as opened:
-            np.savez(opened, **arrays)  # type: ignore[arg-type]
-            opened.flush()
-            os.fsync(opened.fileno())
-        beside.rename(file)
-    finally:
-        beside.unlink(missing_ok=True)  # half of it, on a full disk
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    durable.write_atomic(_unit_file(work, number), [buffer.getbuffer()])
 
 
 def _word_sizes(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -210,11 +206,11 @@ def without_tokens(work: Path) -> int:
     return sum(int(unit[f"{split}_without_tokens"]) for unit in _opened(work) for split in shards.SPLITS)
 
 
-def join_encoded(work: Path, split: Split) -> Iterator[Unit]:
+def join_encoded(work: Path, split: Split) -> Iterator[EncodedDocuments]:
     """The ids and lengths of each unit, in order, and where words begin, if ids do not show it."""
     for unit in _opened(work):
         starts = unit.get(f"{split}_starts")
-        yield Unit(unit[f"{split}_tokens"], unit[f"{split}_lengths"], starts)
+        yield EncodedDocuments(unit[f"{split}_tokens"], unit[f"{split}_lengths"], starts)
 
 
 def tags_of(work: Path, split: Split, sizes: Sequence[int]) -> Iterator[np.ndarray]:

@@ -7,8 +7,6 @@ with its hashes, and is mapped, not loaded.
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,8 +18,9 @@ from jaxtyping import Bool, Int32, Int64
 
 from megamask.data.shards import Shards
 from megamask.storage import strict_json
+from megamask.storage.durable import atomic_folder, write_atomic
 from megamask.storage.file_list import sha256
-from megamask.storage.npy import mapped, rising
+from megamask.storage.npy import mapped, rising, save_array
 
 FULL = 0.9
 """A pack filled less is left out: too few rows to draw an exact budget of targets from."""
@@ -97,19 +96,10 @@ def _load(folder: Path, text: int, tokens: int, length: int) -> PackIndex:
 
 
 def _keep(index: PackIndex, folder: Path) -> None:
-    beside = folder.with_name(f".{secrets.token_hex(8)}")
-    try:
-        beside.mkdir(parents=True)
-        hashes = {}
-        for name in KINDS:
-            np.save(beside / f"{name}.npy", getattr(index, name), allow_pickle=False)
-            hashes[name] = sha256(beside / f"{name}.npy")
-        (beside / HASHES).write_bytes(strict_json.to_json(hashes))
-        if folder.exists():
-            shutil.rmtree(folder)  # damaged; whoever has it open keeps it
-        beside.rename(folder)
-    except OSError:  # read-only, full, or another process was first: the index in memory does as well
-        shutil.rmtree(beside, ignore_errors=True)
+    # a folder that cannot be written is no problem: the index in memory serves as well
+    with suppress(OSError), atomic_folder(folder) as temporary:
+        hashes = {name: save_array(temporary / f"{name}.npy", getattr(index, name)).sha256 for name in KINDS}
+        write_atomic(temporary / HASHES, strict_json.to_json(hashes))
 
 
 def make_index(shards: Shards, *, tokens: int, length: int) -> PackIndex:

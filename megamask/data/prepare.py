@@ -17,27 +17,28 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Literal, get_args
 
-from megamask.data import encoding, local_text, pos_tagger, shards
+from megamask.data import encoding, local_text, pos_tagger, shard_writer
 from megamask.data.corpus import CUT, EMPTY, REASONS, Corpus, print_warning
 from megamask.data.input_file import InputFile
 from megamask.data.inputs import find_inputs
 from megamask.data.lost_text.coverage import lost_share_problem, removal_warning, sum_coverage
+from megamask.data.manifest import Split, read_shard_manifest
 from megamask.data.pos_tagger import Tagger
 from megamask.data.read_documents import Documents, ReadOptions, option_problems
-from megamask.data.shards import INPUT_FILES, Shards, Split
+from megamask.data.shards import INPUT_FILES, Shards
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
 from megamask.data.tokenizer_training import TokenizerKind, train_tokenizer
 from megamask.data.word_boundaries import WordLengths
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 from megamask.runtime.progress_bar import ProgressBar, elapsed
 from megamask.storage import workdir as working
+from megamask.storage.durable import atomic_folder, write_atomic
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megamask"
 """Where text that this machine holds anyway is kept once it is prepared."""
@@ -203,7 +204,7 @@ def _is_there(output: Path, identity: str, tags: dict | None) -> bool:
     cure = "Choose another `output`, or delete it."
     if not (output / "manifest.json").exists():
         raise DataError(f"{output} exists and holds no prepared data. {cure}")
-    if shards.read_shard_manifest(output).get("request") != identity:
+    if read_shard_manifest(output).get("request") != identity:
         raise DataError(f"{output} was prepared from other text or with other settings. {cure}")
     if Shards.open(output).sidecar_facts("tags") != tags:
         raise DataError(f"{output} was prepared with other tags, or without or with any. {cure}")
@@ -224,8 +225,8 @@ def _tokenizer(config: PrepareConfig, intake: Corpus, work: Path) -> Tokenizer:
         size = sum(len(one.encode()) for one in texts)
         with elapsed(f"training the {kind} tokenizer on {size / 1e6:,.1f} MB of text"):
             tokenizer = train_tokenizer(kind, texts, size=config.vocab_size or VOCAB_SIZE, lowercase=config.lowercase)
-        tokenizer.save(work / "tokenizer.part")
-        (work / "tokenizer.part").rename(folder)
+        with atomic_folder(folder) as temporary:
+            tokenizer.save(temporary)
     # the saved one also in the run that trained it, so that a resumed run encodes with the same
     return load_tokenizer(folder)
 
@@ -256,27 +257,18 @@ def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: 
         raise DataError(f"No document is left of the {facts['read']['documents']} that were read.")
     facts["read"]["without_tokens"] = without
     splits: tuple[Split, ...] = get_args(Split) if config.valid_share else ("train",)
-    ready = work / "ready"
-    shutil.rmtree(ready, ignore_errors=True)
-    ready.mkdir()
-    try:
+    with atomic_folder(config.output, work / "ready") as folder:
         with elapsed("writing shards"):
-            shards.write_shards(
-                ready, tokenizer, {split: encoding.join_encoded(work, split) for split in splits}, facts=facts
+            shard_writer.write_shards(
+                folder, tokenizer, {split: encoding.join_encoded(work, split) for split in splits}, facts=facts
             )
-    except Exception:
-        shutil.rmtree(ready, ignore_errors=True)  # half of it, on a full disk
-        raise
-    written = shards.read_shard_manifest(ready)["splits"]
-    for split in splits:
-        if not written[split]["tokens"]:
-            raise DataError(_empty_split(split, sum(found["documents"] for found in written.values()), config))
-    for split in splits if tags else ():
-        sizes = [shard["tokens"] for shard in written[split]["shards"]]
-        shards.write_sidecar(ready, "tags", split, encoding.tags_of(work, split, sizes), tags)
-    if config.output.exists():
-        config.output.rmdir()  # it is empty
-    ready.rename(config.output)
+        written = read_shard_manifest(folder)["splits"]
+        for split in splits:
+            if not written[split]["tokens"]:
+                raise DataError(_empty_split(split, sum(counts["documents"] for counts in written.values()), config))
+        for split in splits if tags else ():
+            sizes = [shard["tokens"] for shard in written[split]["shards"]]
+            shard_writer.write_sidecar(folder, "tags", split, encoding.tags_of(work, split, sizes), tags)
 
 
 def _empty_split(split: Split, documents: int, config: PrepareConfig) -> str:
@@ -311,9 +303,8 @@ def local_data(cache: Path, vocab_size: int = 8192) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     collected = cache / f"local-{key}.jsonl"
     if not collected.exists():
-        beside = collected.with_suffix(f".{os.getpid()}")
-        with elapsed("collecting text of this machine"), beside.open("w", encoding="utf-8") as file:
-            for document in local_text.collect_local_text():
-                file.write(json.dumps({"text": document}) + "\n")
-        beside.rename(collected)
+        with elapsed("collecting text of this machine"):
+            write_atomic(
+                collected, ((json.dumps({"text": text}) + "\n").encode() for text in local_text.collect_local_text())
+            )
     return prepare(PrepareConfig((str(collected),), output, vocab_size=vocab_size, valid_share=0.02, workers=1))

@@ -24,7 +24,7 @@ from megamask.hf.encoding_check import SENTENCES
 from megamask.hf.tensor_names import TOKENIZER_FILES, WEIGHTS, to_theirs
 from megamask.hf.tokenizer_folder import export_tokenizer
 from megamask.hf.weights import save_weights
-from megamask.hf.whole import atomic_folder
+from megamask.hf.whole import new_model_folder
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
@@ -63,7 +63,7 @@ def export_model(
     model = encoder_and_head(weights, shape, "the model to export")
     output = output.resolve()
     raise_all(ConfigError, _obstacles(output, card.run, replace))
-    with atomic_folder(output) as temporary:
+    with new_model_folder(output) as temporary:
         notes = export_tokenizer(tokenizer_folder, temporary, shape.max_positions, sentences)
         tokenizer = model_folder.load_tokenizer(temporary)
         if len(tokenizer) > shape.vocab_size:

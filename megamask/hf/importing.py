@@ -16,7 +16,7 @@ from megamask.hf.select_tensors import select_tensors
 from megamask.hf.tensor_names import to_ours
 from megamask.hf.tokenizer_folder import import_tokenizer
 from megamask.hf.weights import check_finite, read_hf_tensors, save_weights
-from megamask.hf.whole import atomic_folder
+from megamask.hf.whole import new_model_folder
 from megamask.model.shape import EncoderShape
 
 
@@ -60,7 +60,7 @@ def save_start(source: str | Path, output: Path, *, new_head: bool = False) -> I
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(must("output", "be a new or empty folder", str(output)))
     model = import_model(source, new_head=new_head)
-    with atomic_folder(output.absolute()) as temporary:
+    with new_model_folder(output.absolute()) as temporary:
         notes = import_tokenizer(model.folder, temporary / TOKENIZER, model.shape.vocab_size)
         model.shape.save(temporary)
         save_weights(model.weights, temporary)

@@ -1,9 +1,7 @@
-"""A folder that appears whole or not at all."""
+"""A folder of a model that is written as a whole, or not at all."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,34 +9,16 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from megamask.errors import StorageError
-from megamask.storage import durable
+from megamask.storage.durable import atomic_folder
 
 
 @contextmanager
-def atomic_folder(output: Path) -> Iterator[Path]:
-    """A new folder beside ``output`` to write into; it becomes ``output`` at the end, in place of what was there.
-
-    Whatever is raised meanwhile, nothing is left but what was there before. Raises StorageError if it cannot be
-    written.
-    """
-    temporary, old = (output.with_name(f".{kind}-{output.name}-{os.getpid()}") for kind in ("tmp", "old"))
+def new_model_folder(output: Path) -> Iterator[Path]:
+    """`atomic_folder`, but it raises StorageError if the folder cannot be written."""
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        if output.exists():
-            os.rename(output, old)
-        try:
-            os.rename(temporary, output)
-        except OSError:
-            if old.exists():
-                os.rename(old, output)
-            raise
-        durable.sync(output.parent)
+        with atomic_folder(output) as temporary:
+            yield temporary
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is None:
-            raise  # of transformers, not of the disk
+            raise  # transformers raised it, not the storage
         raise StorageError(f"{output} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -1,54 +1,59 @@
-"""Arrays in .npy files: saved whole, and mapped into memory; a header is looked at before numpy acts on it.
+"""Arrays in .npy files: saved atomically, and mapped into memory after a check of the header.
 
-A header is Python text with a type and a shape. One that says "texts of no length, as many as there are" divides by
-zero inside of numpy and takes the process with it (seen with 2.4), so what it says must be what the file holds.
+A header is Python text with a type and a shape. With a type of zero bytes and a negative length, numpy divides by zero
+and the process dies (seen with 2.4), so a header must describe exactly the bytes that follow.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from megamask.storage.durable import write_atomic
+from megamask.storage.file_list import BLOCK, FileEntry
+
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def mapped(file: Path) -> Shaped[np.ndarray, ...]:
-    """The array in ``file``, of which nothing is read before it is asked for. ValueError says why it is none."""
+    """The array in ``file``, memory-mapped and read-only. ValueError says why there is none."""
     with file.open("rb") as opened:
         version = np.lib.format.read_magic(opened)
         if version not in READERS:
             raise ValueError(f"its header is of version {version}")
         try:
             shape, _, kind = READERS[version](opened)
-        except Exception as error:  # the parser raises of every kind
+        except Exception as error:  # the parser raises errors of many kinds
             raise ValueError(" ".join(str(error).split())[:200]) from None
-        held = file.stat().st_size - opened.tell()
+        following = file.stat().st_size - opened.tell()
     if kind.hasobject or not kind.itemsize:
-        raise ValueError(f"it would hold {kind}, which is no number")
-    if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != held:
-        raise ValueError(f"its header says {kind} in the shape {shape}, but {held} bytes follow")
+        raise ValueError(f"its type is {kind}, which is not a number")
+    if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != following:
+        raise ValueError(f"its header says {kind} in the shape {shape}, but {following} bytes follow")
     # a plain view: indexing a memmap object costs more than the read
     return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
 
 def rising(values: Int64[np.ndarray, " n"], *, strictly: bool = False) -> bool:
-    """Whether no value is below the one before, or each is above it. No difference is formed, which might overflow."""
+    """Whether each value is at least the one before, or ``strictly`` above it. A difference could overflow."""
     before, after = values[:-1], values[1:]
     return bool((after > before).all() if strictly else (after >= before).all())
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file that is whole or absent, also after a crash."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def save_array(path: Path, array: np.ndarray) -> FileEntry:
+    """Write a .npy file atomically, with the same bytes as `np.save`."""
+    return write_atomic(path, _npy_bytes(np.ascontiguousarray(array)))
+
+
+def _npy_bytes(array: np.ndarray) -> Iterator[bytes | memoryview]:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    yield header.getvalue()
+    data = array.reshape(-1).view(np.uint8).data
+    for begin in range(0, len(data), BLOCK):
+        yield data[begin : begin + BLOCK]

@@ -20,7 +20,8 @@ import torch
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import strict_json
 from megamask.storage import workdir as working
-from megamask.storage.file_list import sha256
+from megamask.storage.durable import write_atomic
+from megamask.storage.file_list import damage, from_record, to_record
 from megamask.storage.npy import save_array
 
 POLL = 1.0
@@ -128,21 +129,16 @@ def _files(name: str, kinds: Sequence[str]) -> list[str]:
 
 def _save(work: Path, name: str, made: Sequence[np.ndarray], kinds: Sequence[str]) -> None:
     """Write a part; the record of its hashes, without which it does not count, comes last."""
-    files = _files(name, kinds)
-    for file, array in zip(files, made, strict=True):
-        save_array(work / file, array)
-    record = work / f"{name}.json"
-    beside = record.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps({file: sha256(work / file) for file in files}))
-    beside.rename(record)
+    files = {file: save_array(work / file, array) for file, array in zip(_files(name, kinds), made, strict=True)}
+    write_atomic(work / f"{name}.json", json.dumps(to_record(files)))
 
 
 def _finished(work: Path, name: str, kinds: Sequence[str]) -> bool:
     """Whether a part is there, byte for byte as it was written."""
     try:
-        record = strict_json.read_json(work / f"{name}.json")
-        return all(sha256(work / file) == record[file] for file in _files(name, kinds))
-    except (OSError, ValueError, KeyError, TypeError):
+        files = from_record(strict_json.read_json(work / f"{name}.json"))
+        return files.keys() == set(_files(name, kinds)) and not damage(work, files)
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 

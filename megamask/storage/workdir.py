@@ -65,7 +65,7 @@ def folder(work: Path, identity: str, output: Path) -> Iterator[Path]:
 def _something_finished(work: Path) -> bool:
     """Whether a file is there besides what each request begins with and what was being written."""
     inside = (file.relative_to(work) for file in work.rglob("*") if file.is_file())
-    return any(not file.parts[0].endswith(".part") and file.parts[0] not in ("lock", "request") for file in inside)
+    return any(not file.parts[0].startswith(".tmp-") and file.parts[0] not in ("lock", "request") for file in inside)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ whose text, packs, masks, seed and temperature are the same, and is refused by e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,13 +29,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
-from megamask.data.manifest import Count, File, file_problem
+from megamask.data.manifest import Count, file_problems, validation_problems
 from megamask.data.shards import id_type
 from megamask.errors import ConfigError, DataError, raise_all
 from megamask.masking.rng import PackRng
 from megamask.runtime import ranks
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten
+from megamask.storage.file_list import FileList, from_record
 from megamask.storage.npy import mapped, rising
 from megamask.teacher.settings import DistillConfig
 from megamask.teacher.target_source import distill_scale
@@ -54,7 +55,7 @@ class _Said:
 
     packs: Count
     facts: dict[str, Any]
-    files: dict[str, File]
+    files: FileList
 
 
 class StoredTargets:
@@ -91,7 +92,7 @@ class StoredTargets:
         stored = cls(folder, manifest, distill, ids)
 
         def check() -> None:
-            raise_all(DataError, list(_damage(folder, manifest, verify)))
+            raise_all(DataError, _damage(folder, manifest, verify))
             raise_all(DataError, stored._misfits(targets, verify))
 
         ranks.on_rank_zero(check)
@@ -190,8 +191,7 @@ def read_targets_manifest(folder: Path) -> dict[str, Any]:
     try:
         TypeAdapter(_Said).validate_json(strict_json.to_json(manifest), strict=True)
     except ValidationError as error:
-        places = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
-        raise DataError(*(f"{path} is damaged: `{at}`: {why}. {CURE}" for at, why in places)) from None
+        raise DataError(*validation_problems(path, error, CURE)) from None
     return manifest
 
 
@@ -205,15 +205,13 @@ def _differences(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any])
     ]
 
 
-def _damage(folder: Path, manifest: dict[str, Any], verify: bool) -> Iterator[str]:
-    for name in (name for part in range(-(-manifest["packs"] // PART)) for name in target_file_names(part)):
-        if name not in manifest["files"]:
-            yield f"{folder / 'manifest.json'} does not list {name}. {CURE}"
-            return
-        if wrong := file_problem(
-            folder, name, File(*(manifest["files"][name][key] for key in ("bytes", "sha256"))), verify, CURE
-        ):
-            yield wrong
+def _damage(folder: Path, manifest: dict[str, Any], verify: bool) -> list[str]:
+    listed = from_record(manifest["files"])
+    names = [name for part in range(-(-manifest["packs"] // PART)) for name in target_file_names(part)]
+    for name in names:
+        if name not in listed:
+            return [f"{folder / 'manifest.json'} does not list {name}. {CURE}"]
+    return list(file_problems(folder, {name: listed[name] for name in names}, verify, CURE).values())
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from megamask.checkpoint import format, resume
 from megamask.checkpoint.format import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.config import pretrain_config, recipes
-from megamask.data import shards, tokenizer
+from megamask.data import shard_writer, shards, tokenizer
 from megamask.data.inputs import find_inputs
 from megamask.data.packs import Packs
 from megamask.data.read_documents import ReadOptions, document_hash, normalize_text, read_documents
@@ -59,17 +59,17 @@ def make_shards(folder: Path) -> Path:
     rng = np.random.default_rng(0)
 
     def unit(lengths):
-        return shards.Unit(
+        return shard_writer.EncodedDocuments(
             rng.integers(len(SPECIAL), WORDS, sum(lengths)).astype(np.int64), np.array(lengths, np.int64)
         )
 
     units = {"train": [unit(LENGTHS), unit(LENGTHS)], "valid": [unit(LENGTHS[:4])]}
-    shards.write_shards(folder, small_tokenizer(), units, facts={"read": {}}, shard_tokens=50)
+    shard_writer.write_shards(folder, small_tokenizer(), units, facts={"read": {}}, shard_tokens=50)
     for split in shards.SPLITS:
         codes = [(part % 4).astype(np.uint8) for part in Shards.open(folder, split).parts]
-        shards.write_sidecar(folder, "tags", split, codes, {"tags": ["NOUN", "VERB", "ADJ"]})
+        shard_writer.write_sidecar(folder, "tags", split, codes, {"tags": ["NOUN", "VERB", "ADJ"]})
         facts = SidecarFacts("masked", "shannon", sidecar.top_of("shannon", WORDS), "0" * 64, 16)
-        shards.write_sidecar(folder, "entropy", split, codes, facts.record())
+        shard_writer.write_sidecar(folder, "entropy", split, codes, facts.record())
     return folder
 
 

@@ -24,7 +24,7 @@ import torch
 from megamask.batch import TokenIds
 from megamask.checkpoint import format
 from megamask.config import pretrain_config
-from megamask.data import manifest, packs, shards, tokenizer
+from megamask.data import manifest, packs, shard_writer, tokenizer
 from megamask.data.formats import compression, lines
 from megamask.data.input_file import InputFile
 from megamask.data.read_documents import ReadOptions, read_documents
@@ -132,9 +132,12 @@ def differential(folder: Path, seed: int, samples: int) -> int:
     draw = np.random.default_rng(seed)
     lengths = [draw.integers(0, 60, draw.integers(1, 30)) for _ in range(draw.integers(1, 6))]
     lengths[0][0] += 1
-    units = [shards.Unit(draw.integers(5, targets.WORDS, some.sum()), some.astype(np.int64)) for some in lengths]
+    units = [
+        shard_writer.EncodedDocuments(draw.integers(5, targets.WORDS, some.sum()), some.astype(np.int64))
+        for some in lengths
+    ]
     folder.mkdir(exist_ok=True)
-    shards.write_shards(
+    shard_writer.write_shards(
         folder, targets.small_tokenizer(), {"train": units}, facts={}, shard_tokens=int(draw.integers(1, 200))
     )
     opened = Shards.open(folder)

@@ -10,7 +10,7 @@ ROWS = {
     "no_flag": (2, "--stepz"),
     "no_settings": (2, "nowhere.toml` cannot be read"),
     "uneven": (2, "`packs.per_step` must be a multiple of the number of ranks (2), but is 3"),
-    "no_manifest": (3, "holds no manifest.json"),
+    "no_manifest": (3, "contains no manifest.json"),
     "cut": (3, "train-00000.tokens.npy must have"),
     "cut_for_one": (3, "train-00000.tokens.npy must have"),
     "wide": (3, "tokens in the split 'train', fewer than one pack of 1048576"),

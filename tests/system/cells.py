@@ -18,7 +18,8 @@ from megamask.config import cli
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.recipes import RECIPES, STARTS, find_recipe
 from megamask.data.packs import Packs
-from megamask.data.shards import SPLITS, Shards, write_sidecar
+from megamask.data.shard_writer import write_sidecar
+from megamask.data.shards import SPLITS, Shards
 from megamask.engine.ds_file import ds_problems
 from tests.processes.test_engine import AUTOCAST, BF16, FP32
 from tests.system.combinations import ENTROPY, FACTORS, TAUGHT, Case, chosen, covering, named_by

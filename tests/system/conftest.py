@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megamask.data.shards import SPLITS, Shards, write_sidecar
+from megamask.data.shard_writer import write_sidecar
+from megamask.data.shards import SPLITS, Shards
 from tests.system.commands import shell, text, train
 
 STEPS = 12

@@ -53,8 +53,8 @@ def test_a_reader_that_sees_nothing_is_found(ground: Ground, monkeypatch: pytest
     """Shards whose sizes nobody compares, and a sentence that does not say which."""
     (row,) = (row for row in ROWS if row.name == "a flipped bit")
     main, arguments = row.plant(ground)
-    told = manifest.file_problem
-    monkeypatch.setattr(manifest, "file_problem", lambda *given: told(*given) and "A file is damaged.")
+    find = manifest.file_problems
+    monkeypatch.setattr(manifest, "file_problems", lambda *given: dict.fromkeys(find(*given), "A file is damaged."))
     assert row.wrong(run(main, *arguments))
-    monkeypatch.setattr(manifest, "file_problem", lambda *given: None)
+    monkeypatch.setattr(manifest, "file_problems", lambda *given: {})
     assert row.wrong(run(main, *arguments))

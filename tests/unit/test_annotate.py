@@ -21,8 +21,7 @@ from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, stor
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
 from megamask.config import fixed_masks
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig, config_problems
-from megamask.data import index
-from megamask.data import shards as sharding
+from megamask.data import index, shard_writer
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import SPECIAL, Tokenizer
@@ -65,13 +64,13 @@ def data(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     units = {
-        split: [sharding.Unit(rng.integers(1, SIZE, sum(n)), np.array(n)) for n in some]
+        split: [shard_writer.EncodedDocuments(rng.integers(1, SIZE, sum(n)), np.array(n)) for n in some]
         for split, some in (("train", (LENGTHS[:6], LENGTHS[6:])), ("valid", ([20, 9, 33],)))
     }
     for some in units.values():
         for tokens, *_ in some:
             tokens[(tokens > 1) & (tokens < len(SPECIAL))] = 7
-    sharding.write_shards(folder, tokenizer(), units, facts={}, shard_tokens=100)
+    shard_writer.write_shards(folder, tokenizer(), units, facts={}, shard_tokens=100)
     monkeypatch.setattr(annotate, "ROWS", 64)
     monkeypatch.setattr(annotate, "PARTS", 3)
     return folder
@@ -80,7 +79,7 @@ def data(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def model() -> MLM:
     config = ModelConfig("modern", num_layers=2, hidden_size=24, num_heads=2, intermediate_size=32, init_std=0.3)
-    ids = sharding.token_ids(tokenizer())
+    ids = shard_writer.token_ids(tokenizer())
     encoder = Encoder(config.shape(ids), config)
     return MLM(encoder, MaskedLMHead(encoder, config)).eval()
 
@@ -398,8 +397,7 @@ def test_samples_that_do_not_fit_the_masks_are_refused_when_they_are_opened(run,
     def put(name: str, array: np.ndarray) -> None:
         """Replace a file, and vouch for it."""
         np.save(folder / name, array)
-        kept = {"bytes": (folder / name).stat().st_size, "sha256": file_list.sha256(folder / name)}
-        manifest["files"][name] = kept
+        manifest["files"] |= file_list.to_record(file_list.list_files(folder, [name]))
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
     if fault == "one target less":
@@ -436,7 +434,7 @@ def test_another_temperature_text_score_or_more_steps_are_refused(run, data, tmp
     with pytest.raises(DataError, match=f"{file} is damaged"):
         opened(run)
     file.write_bytes(whole[:-1])
-    with pytest.raises(DataError, match=f"{file} must have"):
+    with pytest.raises(DataError, match=f"{file} has"):
         opened(run)
     file.unlink()
     with pytest.raises(DataError, match=f"{file} is missing"):

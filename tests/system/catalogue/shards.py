@@ -108,28 +108,28 @@ def other_kind(ground: Ground) -> Command:
 
 BY_SIDECAR = {"masking__score": "entropy", "entropy__source": "sidecar"}
 STRAY = saved(TOKENS, lambda tokens: np.full_like(tokens, 60_000))
-NO_ID = (f"{TOKENS} holds the id 60000 at token", "but the vocabulary has 300")
+NO_ID = (f"{TOKENS} contains the id 60000 at token", "but the vocabulary has 300")
 SHARDS = [
     *rows(
         DATA, shards,
-        ("no folder", shutil.rmtree, ["data is no folder", "megamask prepare"]),
-        ("no manifest", missing("manifest.json"), ["data holds no manifest.json", "megamask prepare"]),
+        ("no folder", shutil.rmtree, ["data is not a folder", "megamask prepare"]),
+        ("no manifest", missing("manifest.json"), ["data contains no manifest.json", "megamask prepare"]),
         ("a manifest cut short", cut("manifest.json", -9), ["manifest.json is damaged"]),
         ("a shard cut short", cut(TOKENS, -2), [f"{TOKENS} must have", "Copy it again"]),
         ("a shard of no bytes", cut(TOKENS, 0), [f"{TOKENS} must have", "but has 0"]),
         ("a shard that grew", append(OFFSETS), [f"{OFFSETS} must have"]),
-        ("a flipped bit", flip, [f"{TOKENS} is damaged: its sha256 is not that in manifest.json"]),
+        ("a flipped bit", flip, [f"{TOKENS} is damaged: its sha256 is not that of the bytes written"]),
         ("a file that is gone", missing("starts_word.npy"), ["starts_word.npy is missing"]),
         (
             "a shard that nobody lists", lambda folder: shutil.copy(folder / TOKENS, folder / "train-00009.tokens.npy"),
             ["train-00009.tokens.npy is not listed in manifest.json"],
         ),
-        ("a link that leads away", link_away, [f"lists '{TOKENS}', which leads out of the folder"]),
+        ("a link that leads away", link_away, [f"{TOKENS} is not a regular file"]),
     ),
     *rows(
         DATA, unseen,
-        ("another magic number", overwrite(TOKENS, b"\x93NUMPZ"), [f"{TOKENS} is no array"]),
-        ("another version of the header", overwrite(TOKENS, b"\x93NUMPY\x09"), [f"{TOKENS} is no array"]),
+        ("another magic number", overwrite(TOKENS, b"\x93NUMPZ"), [f"{TOKENS} is not an array"]),
+        ("another version of the header", overwrite(TOKENS, b"\x93NUMPY\x09"), [f"{TOKENS} is not an array"]),
         ("signed ids", saved(TOKENS, lambda ids: ids.astype(np.int16)), [f"{TOKENS} must hold", "uint16", "int16"]),
         ("ids from the other end", saved(TOKENS, lambda ids: ids.astype(">u2")), [f"{TOKENS} must hold", ">u2"]),
         ("ids in a table", saved(TOKENS, lambda ids: ids[None]), [f"{TOKENS} must hold", "holds (1,"]),
@@ -138,7 +138,7 @@ SHARDS = [
     ),
     *rows(
         DATA, said,
-        ("another format", lambda said: said.update(format="?"), ["manifest.json is no manifest of megamask shards"]),
+        ("another format", lambda said: said.update(format="?"), ["manifest.json is not a manifest of megamask"]),
         ("another version", lambda said: said.update(version=2), ["manifest.json: version` must be 1, but is '2'"]),
         (
             "a count that overflows", in_shard(tokens=2**63),
@@ -154,7 +154,7 @@ SHARDS = [
         ("a shard not there", in_shard(name="train-00007"), ["does not list train-00007.tokens.npy"]),
         ("a path with ..", listed("../outside.npy"), ["lists '../outside.npy', which leads out of the folder"]),
         ("an absolute path", listed("/etc/passwd"), ["lists '/etc/passwd', which leads out of the folder"]),
-        ("a large id", in_shard(largest=300), ["train-00000 holds the id 300, but the vocabulary has 300"]),
+        ("a large id", in_shard(largest=300), ["train-00000 contains the id 300, but the vocabulary has 300"]),
         (
             "a vocabulary that is too large", lambda said: said["token_ids"].update(size=70_000),
             ["a vocabulary of 70000 tokens does not fit", "uint16"],
@@ -167,7 +167,7 @@ SHARDS = [
             "a mask that is text", lambda said: said["token_ids"].update(mask=400),
             ["lies outside the vocabulary of 300"],
         ),
-        ("no validation", lambda said: said["splits"].pop("valid"), ["holds no documents in the split 'valid'"]),
+        ("no validation", lambda said: said["splits"].pop("valid"), ["contains no documents in the split 'valid'"]),
     ),
     Row(
         "another tokenizer inside", shards(other_words, verify=False), DATA,

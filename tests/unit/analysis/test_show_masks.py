@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from megamask.__main__ import main
 from megamask.analysis import show_masks as show
-from megamask.data import shards, tokenizer_training
+from megamask.data import shard_writer, tokenizer_training
 from megamask.errors import DataError
 from megamask.hf.predictions import sentence_entropies
 from megamask.masking.entropy import EntropyScoreConfig
@@ -142,9 +142,9 @@ def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, t
 
     def units():
         for ids in encoded:
-            yield shards.Unit(ids, np.array([len(ids)]))
+            yield shard_writer.EncodedDocuments(ids, np.array([len(ids)]))
 
-    shards.write_shards(folder, tokenizer, {"train": units(), "valid": units()}, facts={})
+    shard_writer.write_shards(folder, tokenizer, {"train": units(), "valid": units()}, facts={})
     for source in (["--data", str(folder)], ["--model", str(model)], ["--model", str(model), "--signal", "clean"]):
         assert main(["show-masks", *source, "--sentence", *TEXTS, "--ratio", "0.2"]) == 0
         told = capsys.readouterr().out
@@ -161,7 +161,7 @@ def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, t
         (["--data", "nowhere", "--signal", "clean"], "`signal`"),
         (["--data", "nowhere", "--score.strategy", "low"], "`score.strategy`"),
         (["--data", "nowhere", "--model", "nowhere"], "`data`"),
-        (["--data", "nowhere"], "nowhere is no folder"),
+        (["--data", "nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_the_tool_refuses_in_sentences(arguments, words, capsys):

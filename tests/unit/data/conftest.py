@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from megamask.data import shards
+from megamask.data.shard_writer import SHARD_TOKENS, EncodedDocuments, write_shards
 from megamask.data.tokenizer import SPECIAL, Tokenizer
 
 ROLES = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
@@ -35,16 +36,16 @@ def tiny_tokenizer() -> Tokenizer:
 def make_shards(tmp_path):
     """Shards of documents with the given lengths, of random ids that are not special, in ``tmp_path/name``."""
 
-    def make(lengths, *, name: str = "shards", shard_tokens: int = shards.SHARD_TOKENS, valid=(20, 30), units: int = 5):
+    def make(lengths, *, name: str = "shards", shard_tokens: int = SHARD_TOKENS, valid=(20, 30), units: int = 5):
         folder: Path = tmp_path / name
         folder.mkdir()
         rng = np.random.default_rng(0)
 
         def cut(lengths):
             for some in np.array_split(np.array(lengths, np.int64), units):
-                yield shards.Unit(rng.integers(len(SPECIAL), 300, some.sum()), some)
+                yield EncodedDocuments(rng.integers(len(SPECIAL), 300, some.sum()), some)
 
-        shards.write_shards(
+        write_shards(
             folder, _tokenizer(), {"train": cut(lengths), "valid": cut(valid)}, facts={}, shard_tokens=shard_tokens
         )
         return folder

@@ -20,7 +20,8 @@ from megamask.data.formats.lines import BadDocument
 from megamask.data.inputs import find_inputs
 from megamask.data.pos_tagger import TAG_IDS, TAGS, TaggedWords, Tagger, split_text
 from megamask.data.read_documents import ReadOptions, read_documents
-from megamask.data.shards import Shards, write_sidecar
+from megamask.data.shard_writer import write_sidecar
+from megamask.data.shards import Shards
 from megamask.data.tokenizer import Tokenizer
 from megamask.data.tokenizer_training import train_tokenizer
 from megamask.errors import ConfigError, DataError

@@ -257,7 +257,7 @@ def test_a_full_disk_keeps_what_is_finished_and_nothing_else(config, monkeypatch
         raise error
 
     partial = config.output.parent / ".out.partial"
-    for where, name, stays in ((Tokenizer, "save", False), (preparing.shards, "save_array", True)):
+    for where, name, stays in ((Tokenizer, "save", False), (preparing.shard_writer, "save_array", True)):
         with monkeypatch.context() as patched:
             patched.setattr(where, name, full)
             with pytest.raises(StorageError, match=rf"^{config.output} cannot be written: No space left") as found:
@@ -362,8 +362,8 @@ def test_every_shard_has_the_tags_of_its_own_tokens(tagged, tmp_path, monkeypatc
     """In many shards the bytes of the tags are those of one, cut where the tokens are."""
     whole = Shards.open(prepare(tagged)).sidecar("tags")[0]
     monkeypatch.setattr(encoding, "UNIT_BYTES", 500)
-    write = preparing.shards.write_shards
-    monkeypatch.setattr(preparing.shards, "write_shards", lambda *a, **k: write(*a, **k, shard_tokens=300))
+    write = preparing.shard_writer.write_shards
+    monkeypatch.setattr(preparing.shard_writer, "write_shards", lambda *a, **k: write(*a, **k, shard_tokens=300))
     many = Shards.open(prepare(change(tagged, output=tmp_path / "many")), verify=True)
     assert len(many.parts) > 3 and np.array_equal(np.concatenate(many.sidecar("tags")), whole)
 
@@ -566,8 +566,12 @@ def test_a_character_that_cannot_be_encoded_is_named_with_its_file(config, corpu
 
 
 def test_a_full_disk_leaves_no_half_written_unit(config, monkeypatch) -> None:
+    fsync = os.fsync
+
     def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if "/units/" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left on device"):

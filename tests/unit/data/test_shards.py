@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from megamask.data.shards import Shards, Unit, id_type, write_shards, write_sidecar
+from megamask.data.shard_writer import EncodedDocuments, write_shards, write_sidecar
+from megamask.data.shards import Shards, id_type
 from megamask.errors import DataError
 
 
@@ -104,7 +105,7 @@ def test_a_sidecar_says_what_it_holds_and_a_later_one_takes_its_place_or_none_is
 def test_a_sidecar_of_the_wrong_shape_is_refused(make_shards):
     folder = make_shards([5, 6])
     for wrong in (np.zeros(10, np.uint8), np.zeros(11, np.int64)):
-        with pytest.raises(DataError, match="must hold 11 numbers of type uint8"):
+        with pytest.raises(DataError, match="must have 11 numbers of type uint8"):
             write_sidecar(folder, "tags", "train", [wrong])
     with pytest.raises(DataError, match="must be one of tags, entropy"):
         write_sidecar(folder, "colours", "train", [])
@@ -112,8 +113,9 @@ def test_a_sidecar_of_the_wrong_shape_is_refused(make_shards):
 
 
 def test_ids_outside_the_vocabulary_are_not_written(tmp_path, tiny_tokenizer):
+    documents = EncodedDocuments(np.array([7, 300]), np.array([2]))
     with pytest.raises(DataError, match="gave the id 300, but its vocabulary has 300"):
-        write_shards(tmp_path, tiny_tokenizer, {"train": [Unit(np.array([7, 300]), np.array([2]))]}, facts={})
+        write_shards(tmp_path, tiny_tokenizer, {"train": [documents]}, facts={})
 
 
 def cut_short(folder):
@@ -171,22 +173,22 @@ def other_counts(folder):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (cut_short, r"train-00001\.tokens\.npy must have \d+ bytes, but has \d+"),
-        (grown, r"train-00001\.offsets\.npy must have \d+ bytes"),
+        (cut_short, r"train-00001\.tokens\.npy has [\d,]+ bytes, but [\d,]+ were written"),
+        (grown, r"train-00001\.offsets\.npy has [\d,]+ bytes, but"),
         (lambda f: (f / "starts_word.npy").unlink(), r"starts_word\.npy is missing"),
-        (other_tokenizer, r"is not the tokenizer that these shards were made with"),
-        (linked_away, r"lists 'train-00000\.tokens\.npy', which leads out of the folder"),
+        (other_tokenizer, r"is not the tokenizer that made these shards"),
+        (linked_away, r"train-00000\.tokens\.npy is not a regular file"),
         (leads_out, r"lists '\.\./outside\.npy', which leads out of the folder"),
         (absolute, r"lists '/outside\.npy', which leads out of the folder"),
         (too_many_words, r"70000 tokens does not fit into the shards' integer type uint16"),
-        (too_large_id, r"holds the id 300, but the vocabulary has 300"),
+        (too_large_id, r"contains the id 300, but the vocabulary has 300"),
         (unlisted, r"does not list train-00000\.tokens\.npy"),
         (half_a_sidecar, r"does not list train-00001\.tags\.npy"),
-        (other_counts, r"train-00000\.tokens\.npy must hold 1 numbers of type uint16"),
-        (lambda f: (f / "manifest.json").unlink(), "holds no manifest.json"),
+        (other_counts, r"train-00000\.tokens\.npy must have 1 numbers of type uint16"),
+        (lambda f: (f / "manifest.json").unlink(), "contains no manifest.json"),
         (lambda f: (f / "manifest.json").write_text('{"format"'), "manifest.json is damaged"),
         (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json is damaged"),
-        (lambda f: (f / "manifest.json").write_text("[]"), "is no manifest of megamask shards"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "is not a manifest of megamask shards"),
         (lambda f: change(f, lambda m: m.update(version=2)), "version` must be 1, but is '2'"),
         (lambda f: change(f, lambda m: m.pop("token_ids")), "manifest.json is damaged: `token_ids`: Field required"),
     ],
@@ -216,9 +218,9 @@ def test_a_flipped_bit_is_found_by_verify(folder):
 
 
 def test_a_missing_folder_and_an_empty_split(tmp_path, make_shards):
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         Shards.open(tmp_path / "nothing")
-    with pytest.raises(DataError, match="holds no documents in the split 'valid'"):
+    with pytest.raises(DataError, match="contains no documents in the split 'valid'"):
         Shards.open(make_shards([5, 6], valid=[]), "valid")
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from megamask.data import local_text
 from megamask.data.packs import Packs
-from megamask.data.shards import Shards, Unit, write_shards
+from megamask.data.shard_writer import EncodedDocuments, write_shards
+from megamask.data.shards import Shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer, switch_off
 from megamask.data.word_boundaries import WordLengths, encode_with_word_starts, word_rule
 from megamask.errors import ConfigError, DataError
@@ -137,7 +138,7 @@ def test_words_that_nothing_shows_are_refused(texts, kind, tmp_path):
     with pytest.raises(ConfigError, match="does not show where words begin"):
         encode_with_word_starts(tokenizer, [TEXT])
     [ids] = tokenizer.encode([TEXT])
-    write_shards(tmp_path, tokenizer, {"train": [Unit(ids, np.array([len(ids)]))]}, facts={})
+    write_shards(tmp_path, tokenizer, {"train": [EncodedDocuments(ids, np.array([len(ids)]))]}, facts={})
     with pytest.raises(DataError, match=rf"tokenizer of {tmp_path} does not show .* `masking\.unit` to token"):
         Shards.open(tmp_path).check_words()
 
@@ -148,7 +149,9 @@ def test_words_that_nothing_shows_are_refused(texts, kind, tmp_path):
 @pytest.fixture
 def folder(texts, tmp_path):
     tokenizer = BY_PRE_TOKENIZER["bpe whitespace"](texts)
-    units = [Unit(ids, np.array([len(ids)]), starts) for ids, starts in encode_with_word_starts(tokenizer, texts)]
+    units = [
+        EncodedDocuments(ids, np.array([len(ids)]), starts) for ids, starts in encode_with_word_starts(tokenizer, texts)
+    ]
     write_shards(tmp_path, tokenizer, {"train": units}, facts={}, shard_tokens=3000)
     return tmp_path
 
@@ -191,14 +194,14 @@ def test_shards_of_an_earlier_version_are_read_but_give_no_words(folder, make_sh
         if knows:
             shards.check_words()
             continue
-        with pytest.raises(DataError, match=r"prepared by an earlier version.*`masking\.unit` to token"):
+        with pytest.raises(DataError, match=r"an earlier version prepared it.*`masking\.unit` to token"):
             shards.check_words()
 
 
 def test_units_without_words_are_not_written(texts, tmp_path):
     tokenizer = BY_PRE_TOKENIZER["bpe whitespace"](texts)
-    with pytest.raises(DataError, match="must say where words begin"):
-        write_shards(tmp_path, tokenizer, {"train": [Unit(np.array([7]), np.array([1]))]}, facts={})
+    with pytest.raises(DataError, match="need their word starts"):
+        write_shards(tmp_path, tokenizer, {"train": [EncodedDocuments(np.array([7]), np.array([1]))]}, facts={})
 
 
 def test_a_clause_is_no_word():

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megamask.storage.npy import mapped, rising
+from megamask.storage.file_list import list_files
+from megamask.storage.npy import mapped, rising, save_array
 
 DEADLY = {"descr": "|S0", "fortran_order": False, "shape": (-1,)}
 
@@ -28,13 +29,21 @@ def forged(header: dict, body: bytes = b"\0" * 64) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "int64", "bool", "float32"])
-@pytest.mark.parametrize("shape", [(0,), (7,), (3, 4)])
-def test_what_was_saved_is_mapped(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(0,), (7,), (3, 4), (2, 0), (300_000,)])
+def test_an_array_is_saved_like_numpy_and_mapped(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape)).reshape(shape).astype(kind)
-    (tmp_path / "a.npy").write_bytes(saved(array))
-    found = mapped(tmp_path / "a.npy")
-    assert found.dtype == array.dtype and np.array_equal(found, array)
-    assert not found.flags.writeable
+    entry = save_array(tmp_path / "a.npy", array)
+    assert (tmp_path / "a.npy").read_bytes() == saved(array)
+    assert {"a.npy": entry} == list_files(tmp_path, ["a.npy"])
+    loaded = mapped(tmp_path / "a.npy")
+    assert loaded.dtype == array.dtype and np.array_equal(loaded, array)
+    assert not loaded.flags.writeable
+
+
+def test_a_transposed_array_keeps_its_values(tmp_path: Path) -> None:
+    array = np.arange(12).reshape(3, 4)
+    save_array(tmp_path / "a.npy", array.T)
+    assert np.array_equal(mapped(tmp_path / "a.npy"), array.T)
 
 
 def test_a_byte_more_or_less_is_named(tmp_path: Path) -> None:
@@ -48,8 +57,8 @@ def test_a_byte_more_or_less_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        (forged(DEADLY), "which is no number"),
-        (forged({"descr": "|O", "fortran_order": False, "shape": (8,)}), "which is no number"),
+        (forged(DEADLY), "which is not a number"),
+        (forged({"descr": "|O", "fortran_order": False, "shape": (8,)}), "which is not a number"),
         (forged({"descr": "<i8", "fortran_order": False, "shape": (-8,)}), "in the shape"),
         (forged({"descr": "<i8", "fortran_order": False, "shape": (-2, -4)}), "in the shape"),
         (forged({"descr": "<i8", "fortran_order": False, "shape": (2**62, 4)}), "in the shape"),
