@@ -52,7 +52,7 @@ def test_everything_wrong_is_said_at_once(data: Path, tmp_path: Path, monkeypatc
         "model__dropout": 1.5,
         "masking__ratio__start": 1.5,
         "optimizer__kind": "lamb",
-        "optimizer__rate__peak": 0,
+        "optimizer__lr__peak": 0,
         "validation__every": 0,
         "checkpoint__keep": 1,
         "log__every": 0,

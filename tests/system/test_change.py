@@ -26,7 +26,7 @@ def on(data: Path, run: Path, *arguments: object, **more: object) -> Ended:
 def test_a_change_decides_every_step_from_then_on(copy: Path, data: Path) -> None:
     before = dict(read_tensors(RunFolder(copy).checkpoint(STEPS)))
     names = ["steps", "optimizer.lr.peak", "optimizer.beta1", "optimizer.beta2"]
-    slow = {"optimizer__rate__peak": 1e-20, "optimizer__beta1": 0, "optimizer__beta2": 0}
+    slow = {"optimizer__lr__peak": 1e-20, "optimizer__beta1": 0, "optimizer__beta2": 0}
     ended = on(data, copy, "--change", *names, **slow)
     assert ended.code == 0, ended.err
     assert f"`optimizer.lr.peak` is 1e-20 from step {STEPS} on; it was " in ended.out

@@ -103,7 +103,7 @@ def test_two_ranks_are_one(
     name: str, stage: int, data: Path, finished: Path, taught: list[str], tmp_path: Path
 ) -> None:
     # of a model that has learnt something: at first entropies differ by little more than rounding
-    more = {"init": finished, "steps": 4, "optimizer__rate__peak": 1e-4}
+    more = {"init": finished, "steps": 4, "optimizer__lr__peak": 1e-4}
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     zero = ["--deepspeed", tmp_path / "zero.json"]
     settings = taught if name == "teacher" else guided(name)
@@ -166,7 +166,7 @@ def test_a_run_by_stored_samples_resumes_bit_for_bit_and_asks_nobody(
 
 
 def test_first_weights_may_be_some_layers_of_a_run(data: Path, finished: Path, tmp_path: Path) -> None:
-    still = {"steps": 1, "model__num_layers": 1, "optimizer__rate__peak": 1e-12}
+    still = {"steps": 1, "model__num_layers": 1, "optimizer__lr__peak": 1e-12}
     ended = train(data, tmp_path / "run", "--init-layers", "0", init=finished, **still)
     assert ended.code == 0, ended.err
     ours, theirs = tensors(tmp_path / "run", 1), tensors(finished, STEPS)

@@ -50,7 +50,7 @@ def test_what_cannot_be_taken_again_is_a_sentence(copy: Path, tmp_path: Path) ->
 
 
 def test_steps_under_settings_that_were_changed_since_are_refused(copy: Path, data: Path) -> None:
-    changed = {"optimizer__rate__peak": 1e-4, "steps": STEPS + 2, "validation__every": 99, "checkpoint__keep": 9}
+    changed = {"optimizer__lr__peak": 1e-4, "steps": STEPS + 2, "validation__every": 99, "checkpoint__keep": 9}
     assert train(data, copy, "--change", "steps", "optimizer.lr.peak", **changed).code == 0
     assert "goes on under other settings since" in (ended := again(copy, 10)).err and ended.code == 2
     assert again(copy, STEPS + 1).code == 0

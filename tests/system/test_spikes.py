@@ -28,7 +28,7 @@ from tests.system.test_story import assert_same_run, tensors
 STEPS = 24
 SPIKES = {"spikes__window": 8, "spikes__sigma": 20.0}
 EVERY = {"checkpoint__every": 6, "checkpoint__keep": 9, "validation__every": STEPS, "steps": STEPS}
-REWIND = {"spikes__policy": "rewind", "spikes__back": 3} | SPIKES | EVERY
+REWIND = {"spikes__policy": "rewind", "spikes__rewind_steps": 3} | SPIKES | EVERY
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_run_without_an_old_checkpoint_goes_on_and_one_that_spikes_on_goes_bac
 ) -> None:
     for step in (8, 14, 15, 16, 17, 18, 19):
         plant(2 * step, 100.0)
-    settings = REWIND | {"spikes__back": 4, "spikes__rewinds": 1, "spikes__sigma": 6.0}
+    settings = REWIND | {"spikes__rewind_steps": 4, "spikes__max_rewinds": 1, "spikes__sigma": 6.0}
     ended = train(data, tmp_path / "run", **settings)
     assert ended.code == 0, ended.err
     assert "No checkpoint is 4 steps old, so there is nothing to go back to." in ended.out
