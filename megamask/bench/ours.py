@@ -34,9 +34,9 @@ from megamask.runtime import private_api, ranks
 from megamask.runtime.precision import Precision
 from megamask.schedules import Schedule
 from megamask.teacher.teacher import Teacher
-from megamask.training import guidance, summary
-from megamask.training.guidance import Guidance
-from megamask.training.step import StepEngine, take_step
+from megamask.training import summary
+from megamask.training.entropy_sources import EntropySources, build_entropy_sources
+from megamask.training.step import StepEngine, Trainer, take_step
 
 LONG = 10**6
 """Steps of the run of which the first are measured."""
@@ -81,19 +81,22 @@ class Ours:
         encoder = Encoder(config.model.shape(ids), config.model)
         objective = objectives.build_objective(config.objective, encoder, MaskedLMHead(encoder, config.model))
         settings = OptimizerConfig()
-        self._rate, self._judge = settings.lr, SpikePolicy(SpikesConfig())
-        self._engine: StepEngine
+        self._lr = settings.lr
+        engine: StepEngine
         if ds is None:
-            self._engine, self._guidance = Plain(objective, settings), Guidance()
+            engine, sources = Plain(objective, settings), EntropySources()
         else:
-            self._engine = engine = Engine(objective, settings, ds, packs_per_step=sizes.per_step)
-            self._guidance = guidance.build_guidance(config, engine, self._packs, teacher=teacher, stored=None)
-        self._masker = Masker(config.masking, ids)
+            engine = Engine(objective, settings, ds, packs_per_step=sizes.per_step)
+            sources = build_entropy_sources(config, engine, self._packs, teacher)
         self._is_text = torch.from_numpy(is_text_file(ids))
         self._cost = summary.cost(encoder.shape, config.objective, config.masking.corruption.mask)
         loader = Loader(self._packs, ranks.device())
         self._batches: Iterator[PackedBatch] = loader.batches(count())
         self._meters = Meters(loader)
+        self._trainer = Trainer(
+            engine, Masker(config.masking, ids), self._meters, SpikePolicy(SpikesConfig()), 0, sources,
+            teacher if config.distill.active else None,
+        )  # fmt: skip
 
     def run(self, steps: int) -> Round:
         clock, first = Clock(), self._step
@@ -113,10 +116,8 @@ class Ours:
     def _one(self) -> None:
         batches = [next(self._batches) for _ in range(self._config.packs.per_step)]
         take_step(
-            self._step, batches, progress=self._step / LONG, rate=self._rate((self._step + 1) / LONG),
-            engine=self._engine, masker=self._masker, guidance=self._guidance, meters=self._meters, judge=self._judge,
-            seed=0,
-        )  # fmt: skip
+            self._trainer, self._step, batches, progress=self._step / LONG, rate=self._lr((self._step + 1) / LONG)
+        )
         self._step += 1
 
 

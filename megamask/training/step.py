@@ -1,28 +1,29 @@
-"""One optimizer step, top to bottom: what is unsure, what is hidden, what a teacher says, what is learnt from it."""
+"""One optimizer step: entropies, masks, soft targets, losses, the decision about the step, and what learns from it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
+from megamask.batch import Learner, Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine.engine import Measured
 from megamask.health.loss_spikes import Regime, SpikePolicy, StepDecision
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.metrics.meters import Meters
 from megamask.runtime import ranks
-from megamask.training.guidance import Guidance
+from megamask.teacher.target_source import TargetSource
+from megamask.training.entropy_sources import EntropySources
 
 
 @runtime_checkable
 class StepEngine(Protocol):
-    """What a step needs of an engine."""
+    """The methods of an engine that a step calls; the benchmark has a second engine, in plain PyTorch."""
 
     def train_micro(
         self, batch: PackedBatch, plan: MaskPlan, soft: SoftTargets | None = None, *, targets: int
@@ -33,82 +34,129 @@ class StepEngine(Protocol):
     def nonfinite_gradients(self) -> list[str]: ...
 
 
+@dataclass(frozen=True)
+class Trainer:
+    """What a step works with."""
+
+    engine: StepEngine
+    masker: Masker
+    meters: Meters
+    policy: SpikePolicy
+    seed: int
+    sources: EntropySources = field(default_factory=EntropySources)
+    distillation: TargetSource | None = None
+
+    def learners(self) -> dict[str, Learner]:
+        """All that learn beside the weights, by the prefix of their tensors in a checkpoint."""
+        sources = {f"guidance/{name}/": learner for name, learner in self.sources.learners().items()}
+        return {"masker/": self.masker.score, **sources}
+
+
+@dataclass
+class MicroBatch:
+    """One pack on its way through a step."""
+
+    batch: PackedBatch
+    plan: MaskPlan
+    entropy: Float[Tensor, " T"] | None = None
+    """What guided the masks, in nats; None if they are random."""
+    soft: SoftTargets | None = None
+    losses: Losses | None = None
+    """Detached."""
+
+
 def take_step(
-    step: int,
-    batches: Sequence[PackedBatch],
-    *,
-    progress: float,
-    rate: float,
-    engine: StepEngine,
-    masker: Masker,
-    guidance: Guidance,
-    meters: Meters,
-    judge: SpikePolicy,
-    seed: int,
+    trainer: Trainer, step: int, batches: Sequence[PackedBatch], *, progress: float, rate: float
 ) -> StepDecision:
     """Train on the packs of this rank in step ``step`` (from 0), one after the other. Collective.
 
-    Schedules are at ``progress``, the learning rate is ``rate``. Entropies and the teacher's targets are had for all
-    packs of the step at once: packs of one text share a pass, and a teacher that is not resident moves its weights once
-    for several packs. Unless ``judge`` lets the step pass, nothing is learnt from it: neither weights nor masker nor
-    sources of entropy move. Raises NonFiniteError if it lets no more pass.
+    Schedules are evaluated at ``progress``; ``rate`` is the learning rate. Entropies and soft targets are computed for
+    all packs of the step at once: packs with the same text share a pass, and a teacher that is not resident moves its
+    weights to the device once. If the spike policy drops the step, neither the weights nor a learner move. Raises
+    NonFiniteError if it drops no more.
     """
+    masker, policy, meters = trainer.masker, trainer.policy, trainer.meters
     targets = ranks.world() * sum(masker.budget(progress, batch.layout.rows) for batch in batches)
-    entropies = guidance.entropies(batches, wanted=masker.needs_entropy(progress))
-    plans = [
-        masker(batch, progress=progress, rng=PackRng(seed, batch.number), entropy=entropy)
-        for batch, entropy in zip(batches, entropies, strict=True)
-    ]
-    softs = guidance.targets(batches, plans, progress)
-    seen = []
-    for batch, plan, soft in zip(batches, plans, softs, strict=True):
-        torch.manual_seed(seed_of(seed, batch.number))  # dropout
-        losses = engine.train_micro(batch, plan, soft, targets=targets)
-        seen.append(replace(losses, total=losses.total.detach()))  # without the graph
-    measured = engine.measure(torch.stack([losses.total.float() for losses in seen]).sum())
-    regime = Regime(float(targets), masker.random_share(progress), softs[0].share if softs[0] else 0.0)
+    micro_batches = _mask(trainer, batches, progress)
+    for micro in micro_batches:
+        _train(trainer, micro, targets)
+    measured = trainer.engine.measure(torch.stack([_losses(m).total.float() for m in micro_batches]).sum())
+    soft = micro_batches[0].soft
+    regime = Regime(float(targets), masker.random_share(progress), soft.share if soft else 0.0)
     if measured.finite:
-        verdict = judge.decide(step, measured.loss / targets, measured.grad_norm, regime)
+        decision = policy.decide(step, measured.loss / targets, measured.grad_norm, regime)
     else:
-        verdict = judge.drop_nonfinite(step, blamed(batches, seen, engine.nonfinite_gradients()))
-    if not verdict.moves:
-        engine.drop()
+        decision = policy.drop_nonfinite(step, describe_nonfinite(micro_batches, trainer.engine.nonfinite_gradients()))
+    if not decision.moves:
+        trainer.engine.drop()
         meters.step(measured.grad_norm, skipped=True)
-        return verdict
-    for batch, plan, losses, entropy, soft in zip(batches, plans, seen, entropies, softs, strict=True):
-        masker.score.update(batch, plan, losses)
-        guidance.update(batch, plan, losses)
-        meters.add(batch, plan, losses, entropy, soft)
-    engine.step(rate)
-    masker.score.sync()
-    guidance.sync()
+        return decision
+    learners = trainer.learners().values()
+    for micro in micro_batches:
+        for learner in learners:
+            learner.update(micro.batch, micro.plan, _losses(micro))
+        meters.add(micro.batch, micro.plan, _losses(micro), micro.entropy, micro.soft)
+    trainer.engine.step(rate)
+    for learner in learners:
+        learner.sync()
     meters.step(measured.grad_norm)
-    return verdict
+    return decision
 
 
-def blamed(batches: Sequence[PackedBatch], seen: Sequence[Losses], gradients: Sequence[str]) -> str:
-    """Which losses, of which packs on which rank, and which gradients are no numbers. Collective.
+def _mask(trainer: Trainer, batches: Sequence[PackedBatch], progress: float) -> list[MicroBatch]:
+    """The masks of each pack, and the soft targets under them."""
+    entropies: list[Tensor | None] = [None] * len(batches)
+    if trainer.masker.needs_entropy(progress) and trainer.sources.sources:
+        entropies = [*trainer.sources(batches)]
+    micro_batches = []
+    for batch, entropy in zip(batches, entropies, strict=True):
+        rng = PackRng(trainer.seed, batch.number)
+        micro_batches.append(
+            MicroBatch(batch, trainer.masker(batch, progress=progress, rng=rng, entropy=entropy), entropy)
+        )
+    if trainer.distillation:
+        softs = trainer.distillation.targets(batches, [micro.plan for micro in micro_batches], progress)
+        for micro, soft in zip(micro_batches, softs, strict=True):
+            micro.soft = soft
+    return micro_batches
 
-    A gradient is known as the sum over ranks alone: of whose pack it came only a loss can tell.
+
+def _train(trainer: Trainer, micro: MicroBatch, targets: int) -> None:
+    torch.manual_seed(dropout_seed(trainer.seed, micro.batch.number))
+    losses = trainer.engine.train_micro(micro.batch, micro.plan, micro.soft, targets=targets)
+    micro.losses = replace(losses, total=losses.total.detach())  # without the graph
+
+
+def _losses(micro: MicroBatch) -> Losses:
+    assert micro.losses is not None, "set by _train"
+    return micro.losses
+
+
+def describe_nonfinite(micro_batches: Sequence[MicroBatch], gradients: Sequence[str]) -> str:
+    """Which losses, of which packs on which rank, and which gradients are NaN or Inf. Collective.
+
+    Gradients are known only as sums over ranks, so only a loss can tell which pack caused one.
     """
 
-    def what(losses: Losses) -> str:
-        taught = losses.distill is not None and not losses.distill.isfinite() and bool(losses.nll.isfinite().all())
-        return "what the teacher says of" if taught else "the loss of"
+    def name(losses: Losses) -> str:
+        distill = losses.distill is not None and not losses.distill.isfinite() and bool(losses.nll.isfinite().all())
+        return "the teacher's loss at" if distill else "the loss of"
 
-    both = zip(batches, seen, strict=True)
-    mine = [f"{what(losses)} pack {batch.number}" for batch, losses in both if not losses.total.isfinite()]
-    numbers = [batch.number for batch in batches]
-    said = ranks.gather((mine, list(gradients), numbers))
-    parts = [f"{', '.join(those)} on rank {rank}" for rank, (those, _, _) in enumerate(said) if those]
-    names = list(dict.fromkeys(name for _, theirs, _ in said for name in theirs))
-    if names:
-        more = f" and of {len(names) - 3} more tensors" if len(names) > 3 else ""
-        parts.append(f"the gradient of {', '.join(names[:3])}{more}")
-    packs = sorted(number for *_, theirs in said for number in theirs)
-    return f"{'; '.join(parts) or 'their sum'} is not a number (packs {packs[0]} to {packs[-1]})"
+    losses = [
+        f"{name(_losses(micro))} pack {micro.batch.number}"
+        for micro in micro_batches
+        if not _losses(micro).total.isfinite()
+    ]
+    reports = ranks.gather((losses, list(gradients), [micro.batch.number for micro in micro_batches]))
+    causes = [f"{', '.join(losses)} on rank {rank}" for rank, (losses, _, _) in enumerate(reports) if losses]
+    tensors = list(dict.fromkeys(tensor for _, tensors, _ in reports for tensor in tensors))
+    if tensors:
+        more = f" and of {len(tensors) - 3} more tensors" if len(tensors) > 3 else ""
+        causes.append(f"the gradient of {', '.join(tensors[:3])}{more}")
+    packs = sorted(number for *_, numbers in reports for number in numbers)
+    return f"{'; '.join(causes) or 'their sum'} is NaN or Inf (packs {packs[0]} to {packs[-1]})"
 
 
-def seed_of(seed: int, number: int) -> int:
+def dropout_seed(seed: int, number: int) -> int:
     """The seed of dropout for a pack: the same on any rank, so no generator's state need be saved."""
     return (seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + 1) % 2**63

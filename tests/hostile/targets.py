@@ -37,7 +37,7 @@ from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.runtime import environment
 from megamask.teacher import frozen_lm, stored_targets
 from megamask.teacher.teacher import DistillConfig
-from megamask.training import setup
+from megamask.training.initial_weights import initial_weights
 from tests.hostile.fuzzing import Target
 
 LENGTHS = [9, 3, 20, 11, 1, 17, 30, 8, 14, 25]
@@ -318,7 +318,7 @@ def _read_start(folder: Path) -> None:
     from dataclasses import replace
 
     asked = replace(asked, init=folder, model=ModelConfig(), packs=replace(asked.packs, length=16))
-    setup.first_shape(asked, ids, folder / "tokenizer")
+    initial_weights(asked, ids, folder / "tokenizer")
     frozen_lm.read_masked_lm(folder, "teacher.path")
 
 

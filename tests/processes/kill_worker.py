@@ -23,21 +23,21 @@ from megamask import pretrain
 from megamask.checkpoint.format import RunFolder, read_tensors, verify
 from megamask.runtime import ranks
 from megamask.storage import file_list
-from megamask.training import summary
+from megamask.training import loop, summary
 from tests.processes.server import free_port
 from tests.system.commands import ROOT, metrics, training
 
 STEPS = 6
 PHASES = {
     "start": None,
-    "build": pretrain,
-    "take_step": pretrain,
-    "publish": pretrain,
-    "validate": pretrain,
-    "ending": summary,
+    "build_run": loop,
+    "take_step": loop,
+    "save_checkpoint": loop,
+    "validate": loop,
+    "finish_run": summary,
 }
 """Where each phase of a launch is a function."""
-WISHES = (*PHASES, *["publish"] * 9)
+WISHES = (*PHASES, *["save_checkpoint"] * 9)
 """Two of three kills are to come in a save."""
 
 
@@ -69,7 +69,7 @@ def training_kills(folder: str, data: str, variant: str, kills: int, stages: lis
             acknowledged = max(acknowledged, *(int(word[6:]) for word in said if word.startswith("saved-")), -1)
             if any(code < 0 for code in codes):
                 counted["kills"] += 1
-                counted["inside a save"] += said[-1] == "publish"
+                counted["inside a save"] += said[-1] == "save_checkpoint"
                 phases[said[-1]] += 1
             elif codes != [0] * world:
                 lost.append(f"launch {counted['launches']}: ended with {codes}")
@@ -87,7 +87,7 @@ def _launch(
     """One launch, killed in the phase ``wish`` if it comes there: what was told, and how each rank ended."""
     team = fork(world, partial(_train, _command(run, data, stage), run.path.with_suffix(".log"), variant), free_port())
     words, phase, since = "", "start", time.monotonic()
-    until = 1 + (rng.randrange(STEPS - 1) if rng and wish in ("take_step", "publish") else 0)
+    until = 1 + (rng.randrange(STEPS - 1) if rng and wish in ("take_step", "save_checkpoint") else 0)
     while wish and (more := team.hear(180)):
         words += more
         for word in more.split():
@@ -128,7 +128,7 @@ def _told(name: str, act, tell: Tell):
     def acts(*given, **named):
         tell(f" {name}")
         said = act(*given, **named)
-        tell(f" saved-{given[1]}" if name == "publish" else " done")
+        tell(f" saved-{given[1]}" if name == "save_checkpoint" else " done")
         return said
 
     return acts
@@ -195,7 +195,7 @@ def training_on_a_full_disk(folder: str, data: str, world: int, stage: int) -> d
 
 
 def _train_full(command: list[str], log: Path, ballast: Path, fills: dict[int, bool], tell: Tell) -> None:
-    save = pretrain.publish
+    save = loop.save_checkpoint
 
     def publish(run, step, *given):
         if ranks.is_main():
@@ -206,5 +206,5 @@ def _train_full(command: list[str], log: Path, ballast: Path, fills: dict[int, b
         ranks.barrier()
         return save(run, step, *given)
 
-    pretrain.publish = publish
+    loop.save_checkpoint = publish
     _train(command, log, "sound", lambda words: None)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -27,8 +26,7 @@ from megamask.masking.masker import Masker, MaskingConfig
 from megamask.metrics.meters import Meters
 from megamask.runtime import ranks
 from megamask.schedules import Schedule
-from megamask.training.guidance import Guidance
-from megamask.training.step import take_step
+from megamask.training.step import Trainer, take_step
 from tests.batches import IDS
 from tests.processes.launch_worker import disband, one
 from tests.processes.training_worker import PACKS, STEPS, kept, micro, objective, optimizer
@@ -86,21 +84,15 @@ class Run:
         model = objective("modern")
         self.faults = Faults(model)
         self.engine = Engine(model, optimizer(), ds, packs_per_step=PACKS)
-        self.masker = Masker(MaskingConfig(Schedule(start=0.3)), IDS)
-        self.guidance = Guidance(teacher=Says(self.faults))
-        self.meters, self.judge = (
-            Meters(),
-            SpikePolicy(config or SpikesConfig(max_nonfinite_in_row=99, max_nonfinite_in_100=99)),
-        )
+        policy = SpikePolicy(config or SpikesConfig(max_nonfinite_in_row=99, max_nonfinite_in_100=99))
+        masker = Masker(MaskingConfig(Schedule(start=0.3)), IDS)
+        self.trainer = Trainer(self.engine, masker, Meters(), policy, seed=0, distillation=Says(self.faults))
         self.rate = 1e-3
 
     def take(self, step: int):
         places = range(ranks.rank(), PACKS, ranks.world())
         batches = [micro(step, place)[0] for place in places]
-        return take_step(
-            step, batches, progress=step / STEPS, rate=self.rate, engine=self.engine, masker=self.masker,
-            guidance=self.guidance, meters=self.meters, judge=self.judge, seed=0,
-        )  # fmt: skip
+        return take_step(self.trainer, step, batches, progress=step / STEPS, rate=self.rate)
 
     @contextmanager
     def fault(self, place: str, value: str):
@@ -142,10 +134,19 @@ def poisoned(cells: list[dict]) -> list[list[dict]]:
     return found
 
 
+class MovesAnyway(SpikePolicy):
+    """Drops no step."""
+
+    def drop_nonfinite(self, step: int, where: str) -> StepDecision:
+        return StepDecision()
+
+
 def unjudged() -> dict:
     """What becomes of a step that nobody judges; and what each rank measures if it asks no other."""
     run = Run({"zero_optimization": {"stage": 0}})
-    run.judge = SimpleNamespace(drop_nonfinite=lambda *_: StepDecision())
+    run.trainer = Trainer(
+        run.engine, run.trainer.masker, Meters(), MovesAnyway(SpikesConfig()), 0, distillation=Says(run.faults)
+    )
     with run.fault("activation", "nan"):
         run.take(0)
     poison = any(not tensor.isfinite().all() for tensor in kept(run.engine).values())

@@ -92,4 +92,4 @@ def test_ranks_without_their_launcher_end_after_a_last_checkpoint(answers: dict)
     assert orphans["shell"].steps == [40], "nohup is not a launcher"
     assert orphans["deepspeed"].steps == [], "it hung, so there was nothing to save"
     assert orphans["torchrun"].steps == [2]
-    assert "Stopped after step 2 of 40, as asked." in orphans["torchrun"].printed
+    assert "Stopped after step 2 of 40, as requested." in orphans["torchrun"].printed

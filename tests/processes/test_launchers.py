@@ -137,7 +137,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(data: Path, tmp_path
     arguments = training(data, tmp_path / "run", steps=STEPS)
     ended = srun("tests/system/killed.py", "SIGUSR1", 1, *arguments, *ZERO)
     assert ended.code == REQUEUE, ended.out + ended.err
-    assert "Stopped after step 2 of 4, as asked." in ended.out
+    assert "Stopped after step 2 of 4, as requested." in ended.out
     assert RunFolder(tmp_path / "run").steps() == [2]
 
 

@@ -167,7 +167,7 @@ def assert_dropped(cell: dict, answers: list[tuple[dict, ...]]) -> int:
         assert "the gradient of " in line or place == "loss", (cell, line)
         if place != "gradient":
             assert f"on rank {GUILTY}" in line and "on rank 0" not in line, (cell, line)
-        assert ("what the teacher says of pack" in line) == (place == "teacher"), (cell, line)
+        assert ("the teacher's loss at pack" in line) == (place == "teacher"), (cell, line)
     return len(steps)
 
 

@@ -18,18 +18,19 @@ if os.environ.get("SLURM_ARRAY_TASK_ID", "1") != "1":
 
 from megamask import pretrain
 from megamask.runtime import ranks
+from megamask.training import loop
 
 if __name__ == "__main__":
-    take_step, run = pretrain.take_step, {}
-    train = pretrain.train_loop
+    take_step, run = loop.take_step, {}
+    train = loop.train_loop
 
     def held_train(parts, *rest):
-        run["folder"] = parts.run.path
+        run["folder"] = parts.folder.path
         return train(parts, *rest)
 
-    def held_step(step, *rest, **named):
+    def held_step(trainer, step, *rest, **named):
         hold.at(step, ranks.rank(), ranks.world(), run["folder"])
-        return take_step(step, *rest, **named)
+        return take_step(trainer, step, *rest, **named)
 
-    pretrain.train_loop, pretrain.take_step = held_train, held_step
+    loop.train_loop, loop.take_step = held_train, held_step
     ranks.exit_process(pretrain.main())

@@ -22,4 +22,4 @@ def test_a_training_survives_one_full_disk_and_gives_up_on_three(apart, data: Pa
     assert found["ends"] == [[7, 7], [1, 3], [0, 0], [4, 5, 6]], found["log"]
     assert found["same"]
     assert "could not save checkpoint 2: No space left on device" in found["log"]
-    assert "Training goes on; the next checkpoint is tried as usual." in found["log"]
+    assert "Training continues; the next checkpoint is tried as usual." in found["log"]

@@ -25,15 +25,17 @@ from torch import Tensor
 from megamask import pretrain
 from megamask.checkpoint.format import RunFolder, read_state, read_tensors
 from megamask.engine.engine import Engine
+from megamask.entropy.audit import Audit
+from megamask.entropy.exact import Average
+from megamask.entropy.probe import Probe
 from megamask.health.loss_spikes import SpikePolicy, StepDecision
 from megamask.masking.masker import Masker
 from megamask.masking.part_of_speech import PartOfSpeechScore
 from megamask.metrics.meters import CLOCKS
 from megamask.objectives.mlm import MLM
 from megamask.runtime import ranks
-from megamask.training import setup
+from megamask.training import loop, setup
 from megamask.training import step as training
-from megamask.training.guidance import Guidance
 from tests.system.commands import run
 
 """Figures that go by a clock; all others are functions of the run."""
@@ -124,8 +126,8 @@ def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
     def train(real: Callable) -> Callable:
         def watched(parts, *rest):
             seen["began"] = {name: digest(gather()) for name, gather in parts.engine.tensors()}
-            for prefix, learnt in ((setup.MASKER, parts.masker.score), (setup.GUIDANCE, parts.guidance)):
-                seen["began"] |= {prefix + name: digest(t) for name, t in learnt.state_dict().items()}
+            for prefix, learner in parts.trainer.learners().items():
+                seen["began"] |= {prefix + name: digest(t) for name, t in learner.state_dict().items()}
             return real(parts, *rest)
 
         return watched
@@ -220,8 +222,8 @@ def _mean_of_means() -> Change:
     def make(real: Callable) -> Callable:
         budget, call = Masker.budget, Masker.__call__
 
-        def take_step(step, batches, *, progress, masker, **given):
-            due = [budget(masker, progress, uneven(b.number, b.layout.rows)) for b in batches]
+        def take_step(trainer, step, batches, *, progress, **given):
+            due = [budget(trainer.masker, progress, uneven(b.number, b.layout.rows)) for b in batches]
             counted = patch.object(
                 Masker, "budget", lambda self, at, rows: due.pop() if due else budget(self, at, rows)
             )
@@ -231,11 +233,11 @@ def _mean_of_means() -> Change:
                 lambda self, batch, **more: call(self, batch, **more, rows=uneven(batch.number, batch.layout.rows)),
             )
             with counted, made:
-                return real(step, batches, progress=progress, masker=masker, **given)
+                return real(trainer, step, batches, progress=progress, **given)
 
         return take_step
 
-    return _replaced(pretrain, "take_step", make)
+    return _replaced(loop, "take_step", make)
 
 
 def _in_stretches(config, start: int, accumulate: int, ledger: object) -> Iterator[int]:
@@ -248,18 +250,22 @@ def _in_stretches(config, start: int, accumulate: int, ledger: object) -> Iterat
 FAULTS: dict[str, Callable[[], list[Change]]] = {
     "": list,
     "dropout by the state of the generator": lambda: [
-        patch.object(training, "seed_of", lambda *_: int(torch.randint(2**62, ())))
+        patch.object(training, "dropout_seed", lambda *_: int(torch.randint(2**62, ())))
     ],
     "moments at zero": lambda: [_restore(lambda name, t: t if name.startswith("weights/") else torch.zeros_like(t))],
     "masters from bf16": lambda: [_restore(lambda name, t: t.bfloat16().float() if name.startswith("weights/") else t)],
     "steps of the optimizer at zero": lambda: [_steps_begin_anew()],
     "what scores learnt is lost": lambda: [patch.object(PartOfSpeechScore, "load_state_dict", lambda *_: None)],
-    "what sources learnt is lost": lambda: [patch.object(Guidance, "load_state_dict", lambda *_: None)],
+    "what sources learnt is lost": lambda: [
+        patch.object(Probe, "load_state_dict", lambda *_: None),
+        patch.object(Average, "load_state_dict", lambda *_: None),
+        patch.object(Audit, "load_state_dict", lambda *_: None),
+    ],
     "packs from the first": lambda: [
-        _replaced(setup, "numbers", lambda real: lambda config, start, *rest: real(config, 0, *rest))
+        _replaced(setup, "pack_numbers", lambda real: lambda config, start, *rest: real(config, 0, *rest))
     ],
     "two tensors swapped": lambda: [_swapped()],
     "mean of means": lambda: [_mean_of_means()],
-    "packs of each rank in a stretch": lambda: [patch.object(setup, "numbers", _in_stretches)],
+    "packs of each rank in a stretch": lambda: [patch.object(setup, "pack_numbers", _in_stretches)],
 }
 """Changes that make a resume inexact, each of which a check must find."""

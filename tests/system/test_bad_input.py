@@ -148,7 +148,7 @@ def test_a_full_disk_does_not_stop_training(
 ) -> None:
     full_disk(monkeypatch, {8})
     ended = resumed(tmp_path / "run", data)
-    said(ended, 0, "could not save checkpoint 8: No space left on device", "Training goes on")
+    said(ended, 0, "could not save checkpoint 8: No space left on device", "Training continues")
     assert RunFolder(tmp_path / "run").steps() == [12, 4]
     assert metrics(tmp_path / "run") == metrics(finished)
 

@@ -25,7 +25,7 @@ from megamask.errors import REQUEUE, ConfigError
 from megamask.health.loss_spikes import SkippedPacks
 from megamask.runtime import ranks
 from megamask.storage.dotted import flatten
-from megamask.training.setup import numbers
+from megamask.training.setup import pack_numbers
 from tests.system import cells
 from tests.system.cells import SCORES, STEPS, STOPS, Cell, Text, arguments, place
 from tests.system.commands import flags, train
@@ -67,7 +67,7 @@ def stopped(cell: Cell, text: Text, folder: Path, fault: str = "") -> Stopped:
         whole, half = launch(words[0], fault=fault), launch(words[1], stop=step, fault=fault)
     assert whole["code"] == 0, whole["err"]
     assert half["code"] == REQUEUE, half["err"]
-    assert f"Stopped after step {step} of {STEPS}, as asked." in half["out"]
+    assert f"Stopped after step {step} of {STEPS}, as requested." in half["out"]
     rate = cli.parse_command(words[0]).run.optimizer.lr
     for number, groups in whole["rates"].items():
         assert all(
@@ -151,7 +151,7 @@ def test_packs_go_on_in_their_order_over_epochs_wherever_a_run_stops(
         read = []
         for rank in range(world):
             monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-            batches = loader.batches(numbers(config, start, 4 // world, SkippedPacks()))
+            batches = loader.batches(pack_numbers(config, start, 4 // world, SkippedPacks()))
             # the loader has read ahead when the run stops
             read.append([digest(next(batches).tokens) for _ in range((stop - start) * 4 // world)])
             batches.close()

@@ -44,15 +44,15 @@ def test_a_step_is_the_same_again_and_a_planted_line_is_reported(copy: Path, ste
 
 
 def test_what_cannot_be_taken_again_is_a_sentence(copy: Path, tmp_path: Path) -> None:
-    assert "has no figures of step 13" in (ended := again(copy, STEPS + 1)).err and ended.code == 2
-    assert "has no figures of step 0" in again(copy, 0).err
+    assert "has no metrics of step 13" in (ended := again(copy, STEPS + 1)).err and ended.code == 2
+    assert "has no metrics of step 0" in again(copy, 0).err
     assert "cannot be read" in again(tmp_path, 1).err
 
 
 def test_steps_under_settings_that_were_changed_since_are_refused(copy: Path, data: Path) -> None:
     changed = {"optimizer__lr__peak": 1e-4, "steps": STEPS + 2, "validation__every": 99, "checkpoint__keep": 9}
     assert train(data, copy, "--change", "steps", "optimizer.lr.peak", **changed).code == 0
-    assert "goes on under other settings since" in (ended := again(copy, 10)).err and ended.code == 2
+    assert "has changed its settings since" in (ended := again(copy, 10)).err and ended.code == 2
     assert again(copy, STEPS + 1).code == 0
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from megamask import pretrain
 from megamask.batch import Losses, MaskPlan, PackedBatch
 from megamask.checkpoint.format import RunFolder, read_state, read_tensors
 from megamask.checkpoint.save import save_checkpoint
 from megamask.engine.engine import Engine
 from megamask.objectives.mlm import MLM
-from megamask.training import setup
+from megamask.training import loop, setup
 from megamask.training.progress import Progress
 from tests.system.commands import metrics, train
 from tests.system.test_story import assert_same_run, tensors
@@ -107,7 +106,7 @@ def test_a_rewound_run_is_the_run_that_started_with_its_ledger(
     whole, again, reference = tmp_path / "whole", tmp_path / "again", tmp_path / "reference"
     ended = train(data, whole, **REWIND)
     assert ended.code == 0, ended.err
-    assert "Rewound from step 17 to 12, for the 1. time of 3: packs 24 to 33 are left out." in ended.out
+    assert "Rewound from step 17 to step 12 (rewind 1 of 3). Packs 24 to 33 will be skipped." in ended.out
     # with the same text it would spike again
     assert ended.out.count("is a spike") == 1
     state = read_state(RunFolder(whole).checkpoint(STEPS))
@@ -137,7 +136,7 @@ def test_a_run_without_an_old_checkpoint_goes_on_and_one_that_spikes_on_goes_bac
     settings = REWIND | {"spikes__rewind_steps": 4, "spikes__max_rewinds": 1, "spikes__sigma": 6.0}
     ended = train(data, tmp_path / "run", **settings)
     assert ended.code == 0, ended.err
-    assert "No checkpoint is 4 steps old, so there is nothing to go back to." in ended.out
+    assert "No checkpoint is 4 steps old, so the run does not rewind." in ended.out
     assert ended.out.count("Rewound from step") == 1
 
 
@@ -170,15 +169,15 @@ def test_a_run_that_is_asked_to_stop_saves_before_it_evaluates(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A launcher kills the ranks 30 seconds after Ctrl-C, and an evaluation may take longer."""
-    order, take = [], pretrain.take_step
+    order, take = [], loop.take_step
 
-    def stopped(step: int, *given: object, **more: object) -> object:
+    def stopped(trainer: object, step: int, *given: object, **more: object) -> object:
         if step == 3:
             os.kill(os.getpid(), 15)
-        return take(step, *given, **more)
+        return take(trainer, step, *given, **more)
 
     def recorded(name: str) -> Callable[..., object]:
-        act = getattr(pretrain, name)
+        act = getattr(loop, name)
 
         def record(parts: object, step: int, *given: object, **more: object) -> object:
             order.append((name, step))
@@ -186,9 +185,9 @@ def test_a_run_that_is_asked_to_stop_saves_before_it_evaluates(
 
         return record
 
-    monkeypatch.setattr(pretrain, "take_step", stopped)
+    monkeypatch.setattr(loop, "take_step", stopped)
     for name in ("evaluate", "save"):
-        monkeypatch.setattr(pretrain, name, recorded(name))
+        monkeypatch.setattr(loop, name, recorded(name))
     ended = train(data, tmp_path / "run", steps=6, validation__every=2, checkpoint__every=2)
     assert ended.code == 75, ended.err
     assert order == [("evaluate", 0), ("evaluate", 2), ("save", 2), ("save", 4), ("evaluate", 4)]
@@ -201,15 +200,15 @@ def test_a_budget_of_time_ends_a_run_with_the_rate_at_its_end_over_requeues_too(
     monkeypatch.setattr(setup, "Progress", partial(Progress, now=lambda: float(next(ticks))))
     output, settings = tmp_path / "run", {"time_budget": "60s", "checkpoint__every": 5, "steps": 10**6}
     taken = []
-    take = pretrain.take_step
+    take = loop.take_step
 
-    def stopped(step: int, *given: object, **more: object) -> object:
+    def stopped(trainer: object, step: int, *given: object, **more: object) -> object:
         taken.append((step, more["progress"], more["rate"]))
         if step == 12 and len(taken) == 13:
             os.kill(os.getpid(), 15)
-        return take(step, *given, **more)
+        return take(trainer, step, *given, **more)
 
-    monkeypatch.setattr(pretrain, "take_step", stopped)
+    monkeypatch.setattr(loop, "take_step", stopped)
     first = train(data, output, **settings)
     assert first.code == 75 and "Stopped after step 13" in first.out, first.err
     used = read_state(RunFolder(output).checkpoint(13))["seconds"]

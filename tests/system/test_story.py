@@ -62,7 +62,7 @@ def disturbed(folder: Path, data: Path) -> Path:
     command = training(data, output, steps=STEPS, checkpoint__every=4, validation__every=4)
     stopped = shell(sys.executable, "tests/system/killed.py", "SIGTERM", 2, *command)
     assert stopped.code == REQUEUE, stopped.err
-    assert f"Stopped after step 3 of {STEPS}, as asked. The same command goes on from there." in stopped.out
+    assert f"Stopped after step 3 of {STEPS}, as requested. The same command resumes the run." in stopped.out
     assert RunFolder(output).steps() == [3]
     killed = shell(sys.executable, "tests/system/killed.py", "SIGKILL", 9, *command)
     assert killed.code == -9

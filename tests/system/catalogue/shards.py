@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megamask import pretrain
 from megamask.__main__ import main
+from megamask.training import loop
 from tests.hostile.targets import vouch
 from tests.system.catalogue.row import DATA, Command, Ground, Plant, Row, append, as_it_was, cut, missing, rows
 from tests.system.commands import run
@@ -88,13 +88,13 @@ def twice(said: dict) -> None:
 def grows(ground: Ground) -> Command:
     """A shard that is another while it is read, as the next epoch finds."""
     copied = ground.copy(ground.data)
-    evaluate = pretrain.evaluate
+    evaluate = loop.evaluate
 
     def growing(*given) -> None:
         append(TOKENS)(copied)
         evaluate(*given)
 
-    ground.patch.setattr(pretrain, "evaluate", growing)
+    ground.patch.setattr(loop, "evaluate", growing)
     return ground.train(data=copied, steps=1000, validation__every=1000, checkpoint__every=1000)
 
 

@@ -102,7 +102,7 @@ TEACHERS = [
     ),
     Row(
         "another teacher than before", another_teacher, CONFIG,
-        ("step-1 was made with a teacher of hash", "`teacher.path` has"),
+        ("step-1 was written with a teacher of hash", "`teacher.path` has"),
     ),
     Row(
         "first weights of another tokenizer", first_weights, CONFIG,

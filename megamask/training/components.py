@@ -1,0 +1,53 @@
+"""The objects of a run, as plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from megamask.batch import PackedBatch
+from megamask.checkpoint.format import RunFolder
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.data.loader import Loader
+from megamask.data.packs import Packs
+from megamask.data.shards import Shards
+from megamask.engine.engine import Engine
+from megamask.health.stragglers import StragglerDetector
+from megamask.metrics.logger import MetricsLogger
+from megamask.model.shape import EncoderShape
+from megamask.teacher.teacher import Teacher
+from megamask.training.progress import Progress
+from megamask.training.step import Trainer
+
+
+@dataclass(frozen=True)
+class RunText:
+    """The text of a run, checked, and its packs."""
+
+    train: Shards
+    packs: Packs
+    held_out: Packs
+    unigram: Float[Tensor, " V"]
+    """The cross-entropy of a guess by frequency, for each token, in nats."""
+
+
+@dataclass(frozen=True)
+class RunComponents:
+    """Everything that the training loop uses."""
+
+    config: PretrainConfig
+    text: RunText
+    shape: EncoderShape
+    folder: RunFolder
+    engine: Engine
+    trainer: Trainer
+    teacher: Teacher | None
+    progress: Progress
+    stragglers: StragglerDetector
+    log: MetricsLogger
+    loader: Loader
+    batches: Generator[PackedBatch, None, None]
+    """This rank's packs, from the next step on."""

@@ -1,0 +1,52 @@
+"""The shape and the weights that a run begins with: random, or those that `init` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from megamask.batch import TokenIds
+from megamask.checkpoint.format import RunFolder, find_checkpoint, read_weights
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.data.compare_tokenizers import tokenizer_differences
+from megamask.data.tokenizer import TOKENIZER
+from megamask.errors import ConfigError, must, raise_all
+from megamask.hf.layer_subset import pick_layers
+from megamask.hf.weights import read_hf_tensors as read_safetensors
+from megamask.model.shape import EncoderShape
+
+
+def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
+    """The encoder's shape and weights: those of `init`, else the shape of `model` and no weights.
+
+    ``ids`` and ``tokenizer``, a folder, are those of the text. Raises ConfigError if `model`, `data` or `packs.length`
+    contradict `init`.
+    """
+    if config.init is None:
+        return config.model.shape(ids), {}
+    if RunFolder(config.init).checkpoints.is_dir():
+        weights = read_weights(find_checkpoint(config.init))
+    else:
+        weights = read_safetensors(config.init)
+    shape = EncoderShape.load(config.init)
+    if config.init_layers is not None:
+        shape, weights = pick_layers(weights, shape, config.init_layers)
+    problems = [
+        f"`model.{key}` is {value}, but the weights of `init` have {getattr(shape, key)}. Remove it."
+        for key in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
+        if (value := getattr(config.model, key)) not in (None, getattr(shape, key))
+    ]
+    own = config.init / TOKENIZER
+    if shape.vocab_size >= ids.size and own.is_dir():
+        problems += tokenizer_differences(own, "init", tokenizer, "data's tokenizer")
+    if shape.vocab_size < ids.size:
+        problems.append(
+            f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}. "
+            f"Prepare the text with their tokenizer: --tokenizer {config.init / TOKENIZER}."
+        )
+    if config.packs.length > shape.max_positions:
+        rule = f"be at most {shape.max_positions}, the positions of the weights of `init`"
+        problems.append(must("packs.length", rule, config.packs.length))
+    raise_all(ConfigError, problems)
+    return shape, weights

@@ -1,0 +1,236 @@
+"""A training run, top to bottom: text, checks, run folder, components, the loop over steps, the export.
+
+Everything that a step depends on is a function of the seed and of the numbers of its packs, so a run that was stopped
+and resumed computes the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from typing import Any
+
+from megamask.batch import PackedBatch
+from megamask.checkpoint.resume import open_run
+from megamask.checkpoint.save import save_checkpoint
+from megamask.config.pretrain_config import MAY_DIFFER_ON_RESUME, PretrainConfig, as_dict
+from megamask.engine import ds_file
+from megamask.errors import NonFiniteError, StorageError
+from megamask.health.loss_spikes import StepDecision
+from megamask.health.stop_signals import StoppedEarly, StopRequest
+from megamask.health.watchdog import Watchdog
+from megamask.runtime import precision, ranks
+from megamask.storage.dotted import is_under
+from megamask.teacher.teacher import teacher_precision
+from megamask.training import summary
+from megamask.training.components import RunComponents
+from megamask.training.rewind import rewind
+from megamask.training.setup import build_run, open_run_text
+from megamask.training.state import collect
+from megamask.training.step import take_step
+from megamask.training.validation import validate
+
+
+def train(
+    config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: str, stop: StopRequest, change: Sequence[str] = ()
+) -> bool:
+    """Start or resume a run; returns whether it is finished. False: ``stop`` was requested before the last step.
+
+    ``ds`` is the DeepSpeed file, ``resume`` as in `open_run`, ``change`` names the settings that may differ from those
+    of the run so far. Raises StoppedEarly if ``stop`` was requested while the text was read. Of ranks that fail for
+    one cause, the first raises its error, the others a PeerLostError.
+    """
+    if ranks.is_main():
+        print(summary.first_line(recipe, config.output), flush=True)
+    with Watchdog(config.watchdog, stop) as watch:
+        try:
+            return _train(config, ds, resume, recipe, stop, change, watch)
+        except Exception as error:
+            reported = watch.error_to_report(error)
+            if reported is error:
+                raise
+            raise reported from None
+
+
+def _train(
+    config: PretrainConfig,
+    ds: dict[str, Any],
+    resume: str,
+    recipe: str,
+    stop: StopRequest,
+    change: Sequence[str],
+    watch: Watchdog,
+) -> bool:
+    early = stop.early if ranks.world() == 1 else nullcontext
+    ranks.init_process_group(watch.collective_timeout)
+    watch.enter_phase("reading text")
+    text = open_run_text(config, stop.early)
+    if stop.any_rank():
+        raise StoppedEarly
+    watch.enter_phase("opening")
+    support = precision.common_support()
+    weights = ds_file.choose_precision(ds, support)
+    teacher = teacher_precision(config.teacher, support) if config.teacher.path is not None else None
+    identity = as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
+    may_differ = MAY_DIFFER_ON_RESUME.union(change)
+    facts = {"precision": str(weights)} | ({"teacher precision": str(teacher)} if teacher else {})
+    with closing(open_run(config.output, identity, resume, may_differ, text.train, facts)) as start:
+        watch.start_heartbeats(start.run.logs, start.run.launch)
+        watch.enter_phase("building", start.step)
+        try:
+            with early():
+                run = build_run(config, ds_file.resolve_auto(ds, support), text, start)
+        except BaseException:  # an error or a stop before the first step
+            start.withdraw()
+            raise
+        ranks.set_collective_timeout(watch.collective_timeout)
+        changed = [
+            f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
+            for name, (before, now) in start.changes.items()
+            if is_under(name, change)
+        ]
+        opening = summary.opening_lines(config, run.shape, text.packs, run.engine.num_weights, start.step)
+        lines = [*precision.precision_lines(weights, teacher), *start.notes, *changed, *opening]
+        for line in lines + summary.compiling(config):
+            run.log.say(line)
+        if text.packs.short and start.step == 0:
+            run.log.figures(
+                0, {"data/packs_left_out": text.packs.short, "data/tokens_left_out": text.packs.short_tokens}
+            )
+        step = train_loop(run, start.step, stop, watch)
+        finished = run.progress.over(step)
+        watch.enter_phase("ending", step)
+        run.engine.close()
+        if run.teacher:
+            run.teacher.close()
+        if finished:
+            ranks.on_rank_zero(lambda: summary.finish_run(start.run, config, text.train))
+    return finished
+
+
+# ---- the loop
+
+
+def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog) -> int:
+    """Take the steps from ``step`` to the last, or until ``stop`` is requested; returns the number of steps taken."""
+    config, progress = run.config, run.progress
+    failures, unsaved_rewind, stopping = 0, False, stop.any_rank()
+    if step == 0 and not stopping:
+        evaluate(run, step, watch)
+    while not progress.over(step) and not stopping:
+        watch.enter_phase("data", step)
+        batches = [next(run.batches) for _ in range(run.engine.accumulate)]
+        watch.enter_phase("step", step)
+        if take_and_log_step(run, step, batches).rewinds:
+            watch.enter_phase("rewind", step)
+            if rewound := rewind(run, step):
+                (run, step), unsaved_rewind = rewound, True
+                continue
+        step += 1
+        run.log.advance(step)
+        stopping, last = stop.any_rank(), progress.over(step)
+        watch.enter_phase("figures", step)
+        if step % config.log.every == 0 or last:
+            log_metrics(run, step)
+        audit_entropies(run, step, batches[0])
+        evaluation_due = step % config.validation.every == 0 or last
+        save_first = stopping  # a launcher may kill the ranks soon after it passed on a signal
+        if evaluation_due and not save_first:
+            evaluate(run, step, watch)
+        # the skipped packs of a rewind become durable with the next checkpoint; a run killed before rewinds again
+        if step % config.checkpoint.every == 0 or last or stopping or unsaved_rewind:
+            watch.enter_phase("save", step)
+            failures = save(run, step, failures, final=last or stopping)
+            unsaved_rewind = unsaved_rewind and failures > 0
+            stopping = stopping or (failures == 0 and stop.any_rank())  # the next save would have no new step
+        if evaluation_due and save_first:
+            evaluate(run, step, watch)
+    if not progress.over(step):
+        run.log.say(f"Stopped after step {step} of {config.steps}, as requested. The same command resumes the run.")
+    elif line := progress.ending(step):
+        run.log.say(line)
+    run.log.close()
+    return step
+
+
+def take_and_log_step(run: RunComponents, step: int, batches: list[PackedBatch]) -> StepDecision:
+    """Take ``step`` (from 0) on this rank's packs, and log the decision about it."""
+    run.progress.tick()
+    decision = take_step(run.trainer, step, batches, progress=run.progress.at(step), rate=learning_rate(run, step))
+    if decision.sentence:
+        run.log.say(decision.sentence)
+    return decision
+
+
+def learning_rate(run: RunComponents, step: int) -> float:
+    """The learning rate of ``step`` (from 0), as of the last tick of the clock."""
+    return run.config.optimizer.lr.of_step(run.progress.began(step), run.progress.at(step + 1))
+
+
+def log_metrics(run: RunComponents, step: int) -> None:
+    """Write the metrics since the last call. Raises NonFiniteError if entropies were NaN or Inf. Collective."""
+    trainer, progress = run.trainer, run.progress
+    window = trainer.meters.take()
+    masks = summary.mask_figures(run.config, trainer.masker, progress.at(step - 1))
+    run.log.train(step, window, learning_rate(run, step - 1), progress.left, masks)
+    if progress.budget:
+        run.log.figures(step, {"progress": progress.at(step)})
+    if metrics := trainer.masker.score.figures():
+        run.log.figures(step, metrics)
+    for line in run.stragglers(window.busy_seconds):
+        run.log.say(line)
+    source = trainer.sources.in_use
+    if not math.isfinite(window.spread):
+        raise NonFiniteError(
+            f"Up to step {step} the entropy source {source!r} returned NaN or Inf. The same command resumes from the "
+            "newest checkpoint. If it happens again, choose another `entropy.source`."
+        )
+    if window.flat:
+        run.log.say_once(
+            f"The entropies of {source!r} are flat: within a document they hardly differ, so the masks are hardly "
+            "better than random ones."
+        )
+
+
+def audit_entropies(run: RunComponents, step: int, batch: PackedBatch) -> None:
+    """Compare the entropy source in use with the exact entropy, if an audit is due after ``step`` steps. Collective."""
+    trainer, progress = run.trainer, run.progress.at(step)
+    audit = trainer.sources.audit
+    if audit is None or not audit.due(step) or run.progress.over(step) or not trainer.masker.needs_entropy(progress):
+        return
+    with trainer.meters.paused():
+        share = trainer.masker.budget(progress, batch.layout.rows) / batch.layout.rows
+        (entropy,) = trainer.sources([batch])
+        result = audit(batch, entropy, share)
+        run.log.figures(step, result.figures)
+        if result.sentence:
+            run.log.say(result.sentence)
+
+
+def evaluate(run: RunComponents, step: int, watch: Watchdog) -> None:
+    """Evaluate on held-out text, and log the metrics. Collective."""
+    watch.enter_phase("evaluation", step)
+    with run.trainer.meters.paused():
+        text = run.text
+        result = validate(run.engine, text.held_out, run.config.validation.packs, text.packs.token_ids, text.unigram)
+        run.log.validation(step, result.loss, result.accuracy, result.unigram_loss)
+
+
+def save(run: RunComponents, step: int, failures: int, *, final: bool) -> int:
+    """Save a checkpoint; returns how many attempts in a row have failed. Collective.
+
+    A full disk does not stop training while older checkpoints exist: StorageError is raised only at the third failure
+    in a row, or if no later attempt follows (``final``), and on all ranks.
+    """
+    with run.trainer.meters.paused():
+        run.engine.check_replicas()
+        state, tensors = collect(run, step)
+        try:
+            run.log.say(save_checkpoint(run.folder, step, tensors, state.record(), run.config.checkpoint.keep))
+        except StorageError as error:
+            if final or failures == 2:
+                raise
+            run.log.say(f"{error} Training continues; the next checkpoint is tried as usual.")
+            return failures + 1
+    return 0
