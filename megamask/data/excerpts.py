@@ -1,4 +1,4 @@
-"""Pieces of the held-out text: what an export is compared on, and what a finished model is asked."""
+"""Excerpts of the held-out text, on which an export is compared, and sentences with a masked word."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megamask.data.tokenizer import ROLES, Tokenizer
 LENGTH = 100
 """Tokens of an excerpt."""
 SHORT, LONG = 5, 40
-"""Tokens of a sentence that is asked."""
+"""Fewest and most tokens of a sentence with a masked word."""
 _ENDS = re.compile(r"(?<=[.!?।؟])\s+|(?<=[。！？])|\s*\n\s*")  # noqa: RUF001
 
 
@@ -27,52 +27,54 @@ class Question:
 
 
 def excerpts(text: Shards, tokenizer: Tokenizer, count: int = 8) -> list[str]:
-    """The beginnings of ``count`` documents from all over the first shard of ``text``, decoded.
+    """Decoded text from the beginning of ``count`` documents, which are spread over the first shard of ``text``.
 
-    Special tokens are left out, so an unknown word is missing there.
+    Each is the longest part without a special token, so it has no gap where an unknown word was.
     """
-    known = tokenizer.backend.get_vocab(with_added_tokens=True)
-    special = [known[tokenizer.roles[role]] for role in ROLES if tokenizer.roles.get(role) in known]
+    vocab = tokenizer.backend.get_vocab(with_added_tokens=True)
+    special = [vocab[tokenizer.roles[role]] for role in ROLES if tokenizer.roles.get(role) in vocab]
     offsets, tokens = next(text.offsets()), text.parts[0]
     documents = len(offsets) - 1
-    found = []
+    decoded = []
     for number in dict.fromkeys(n * documents // count for n in range(count)):
         ids = tokens[offsets[number] : min(offsets[number + 1], offsets[number] + LENGTH)]
-        found.append(tokenizer.decode(ids[~np.isin(ids, special)]).strip())
-    return [excerpt for excerpt in dict.fromkeys(found) if excerpt]
+        is_special = np.isin(ids, special)
+        longest = max(np.split(np.arange(len(ids)), np.flatnonzero(is_special)), key=len)
+        decoded.append(tokenizer.decode(ids[longest[~is_special[longest]]]).strip())
+    return [excerpt for excerpt in dict.fromkeys(decoded) if excerpt]
 
 
 def questions(excerpts: Sequence[str], tokenizer: Tokenizer, count: int = 4) -> list[Question]:
-    """A sentence, or the beginning, of each of the first ``count`` excerpts that has one, with a word of it hidden."""
-    found = []
+    """A sentence with one masked word from each of the first ``count`` excerpts that have one."""
+    chosen: list[Question] = []
     for excerpt in excerpts:
         sentences = [sentence.strip() for sentence in _ENDS.split(excerpt) if sentence.strip()]
         beginning = tokenizer.decode(tokenizer.encode([excerpt])[0][:LONG]).strip()
-        likely = [*(sentences[:-1] or sentences), beginning]  # the last one may be cut
-        asked = (question for sentence in likely if (question := _ask(sentence, tokenizer)))
-        if question := next(asked, None):
-            found.append(question)
-    return found[:count]
+        candidates = [*(sentences[:-1] or sentences), beginning]  # the last sentence may be cut off
+        chosen += [question for sentence in candidates if (question := _mask_word(sentence, tokenizer))][:1]
+        if len(chosen) == count:
+            break
+    return chosen
 
 
-def _ask(sentence: str, tokenizer: Tokenizer) -> Question | None:
-    """The sentence with one token hidden, a whole word where there is one; None if it does not lend itself to that."""
+def _mask_word(sentence: str, tokenizer: Tokenizer) -> Question | None:
+    """The sentence with one token masked, a whole word if possible; None if its length or content is unsuitable."""
     if any(role.lower() in sentence.lower() for role in tokenizer.roles.values()):
         return None
-    ids, places = tokenizer.encode_with_offsets([sentence])[0]
+    ids, offsets = tokenizer.encode_with_offsets([sentence])[0]
     if not SHORT <= len(ids) <= LONG:
         return None
-    words = [(begin, end) for begin, end in places.tolist() if sentence[begin:end].strip().isalpha()]
-    whole = [(begin, end) for begin, end in words if _is_whole(sentence, begin, end)]
-    likely = whole or words
-    if not likely:
+    pieces = [(begin, end) for begin, end in offsets.tolist() if sentence[begin:end].strip().isalpha()]
+    words = [(begin, end) for begin, end in pieces if _is_whole(sentence, begin, end)]
+    candidates = words or pieces
+    if not candidates:
         return None
-    begin, end = likely[len(likely) // 2]
-    begin += len(sentence[begin:end]) - len(sentence[begin:end].lstrip())  # a token may carry the space before it
+    begin, end = candidates[len(candidates) // 2]
+    begin += len(sentence[begin:end]) - len(sentence[begin:end].lstrip())  # a token may include the space before it
     return Question(sentence[:begin] + tokenizer.roles["mask"] + sentence[end:], sentence[begin:end])
 
 
 def _is_whole(sentence: str, begin: int, end: int) -> bool:
-    """Whether no letter stands before or behind a piece of the sentence."""
-    before, behind = sentence[begin - 1 : begin], sentence[end : end + 1]
-    return (sentence[begin].isspace() or not before.isalnum()) and not behind.isalnum()
+    """Whether no letter precedes or follows a piece of the sentence."""
+    before, after = sentence[begin - 1 : begin], sentence[end : end + 1]
+    return (sentence[begin].isspace() or not before.isalnum()) and not after.isalnum()

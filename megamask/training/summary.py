@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -181,14 +182,21 @@ def _size(run: Path, config: dict) -> dict[str, str]:
     return {"text": f"{name}: {size}"}
 
 
-def _validation(run: Path, steps: int) -> dict[str, str]:
-    lines = [line for line in read_metrics(RunFolder(run).logs / "metrics.jsonl") if line["step"] <= steps]
-    last = next((line for line in reversed(lines) if isinstance(line.get("valid/loss"), float)), None)
-    if last is None:
+def _last_validation(run: Path, last_step: float = math.inf) -> tuple[int, float, float | None] | None:
+    """Step, validation loss and unigram loss of the last validation up to ``last_step``, in nats; None without one."""
+    for line in reversed(read_metrics(RunFolder(run).logs / "metrics.jsonl")):
+        loss, unigram = line.get("valid/loss"), line.get("valid/unigram_loss")
+        if line["step"] <= last_step and isinstance(loss, float):
+            return line["step"], loss, unigram if isinstance(unigram, float) else None
+    return None
+
+
+def _validation(run: Path, last_step: int) -> dict[str, str]:
+    if not (last := _last_validation(run, last_step)):
         return {}
-    loss = f"{last['valid/loss']:.4f} nats per masked token at step {last['step']}"
-    guess = last.get("valid/unigram_loss")
-    return {"validation loss": loss + (f" (a guess by frequency: {guess:.4f})" if isinstance(guess, float) else "")}
+    step, loss, unigram = last
+    guess = "" if unigram is None else f" (a guess by frequency: {unigram:.4f})"
+    return {"validation loss": f"{loss:.4f} nats per masked token at step {step}{guess}"}
 
 
 def _first_launch(run: Path) -> str:
@@ -241,21 +249,27 @@ def finish_run(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
         _say("  It was pretrained without [MASK] in its input, so it is not asked to fill one in; fine-tune it.")
         return
     try:
-        _show(run.export, text)
+        _show(run, text)
     except (OSError, MegamaskError) as error:
         _say(f"  It could not be asked to fill in a [MASK]: {error}")
 
 
-def _show(model: Path, text: Shards) -> None:
-    """What the exported model puts in the place of a word of the held-out text, beside that word."""
+def _show(run: RunFolder, text: Shards) -> None:
+    """Print what the exported model predicts for a masked word of the held-out text, beside that word."""
+    last = _last_validation(run.path)
+    if last and last[2] is not None and last[1] >= last[2]:
+        _say(
+            f"  The model has hardly learned yet: its validation loss ({last[1]:.2f}) is not below that of a guess by "
+            f"frequency ({last[2]:.2f}). Expect noise:"
+        )
     tokenizer = load_tokenizer(text.folder / TOKENIZER)
     asked = questions(excerpts(Shards.open(text.folder, "valid"), tokenizer, 16), tokenizer)
-    guess = ", ".join(hf.common_words(model, text.unigram, 3))
-    answers = hf.fill_masks(model, [question.sentence for question in asked], 3)
-    for question, found in zip(asked, answers, strict=True):
+    guess = ", ".join(hf.common_words(run.export, text.unigram, 3))
+    answers = hf.fill_masks(run.export, [question.sentence for question in asked], 3)
+    for question, predictions in zip(asked, answers, strict=True):
         _say(f"  {question.sentence}")
-        said = ", ".join(f"{word} ({share:.0%})" for word, share in found)
-        _say(f"    model: {said}   hidden: {question.answer}   unigram guess: {guess}")
+        words = ", ".join(f"{word} ({share:.0%})" for word, share in predictions)
+        _say(f"    model: {words}   hidden: {question.answer}   unigram guess: {guess}")
 
 
 def _say(line: str) -> None:

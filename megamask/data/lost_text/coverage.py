@@ -379,10 +379,10 @@ def _characters_at(text: bytes, places: set[int]) -> list[str]:
 
 
 def _shortened(examples: Counter[str]) -> Counter[str]:
-    """Examples of at most ``LONGEST_EXAMPLE`` characters, without space around them."""
+    """Examples of at most ``LONGEST_EXAMPLE`` characters, without surrounding space unless they are nothing else."""
     short: Counter[str] = Counter()
     for text, times in examples.items():
-        text = text.strip()
+        text = text.strip() or text
         short[text if len(text) <= LONGEST_EXAMPLE else text[: LONGEST_EXAMPLE - 1] + "…"] += times
     return short
 

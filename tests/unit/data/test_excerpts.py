@@ -1,15 +1,16 @@
-"""Sentences of the held-out text, and words hidden in them."""
+"""Excerpts of the held-out text, and masked words in them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megamask.data.excerpts import excerpts, questions
 from megamask.data.prepare import PrepareConfig, prepare
-from megamask.data.shards import Shards
+from megamask.data.shards import Shards, Unit, write_shards
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
 from megamask.data.tokenizer_training import train_tokenizer
 from megamask.hf import model_folder, predictions
@@ -40,7 +41,16 @@ def test_excerpts_are_held_out_text_without_special_tokens(text):
         assert excerpt in stream and "[" not in excerpt
 
 
-def test_a_word_of_the_text_itself_is_hidden(text):
+def test_excerpts_have_no_gaps_at_unknown_words(tmp_path):
+    tokenizer = train_tokenizer("wordpiece", ["the river froze early over night"] * 20, size=90)
+    sentence = "the river Ж froze early over night"
+    units = [Unit(ids, np.array([len(ids)])) for ids in tokenizer.encode([sentence])]
+    write_shards(tmp_path, tokenizer, {"train": units, "valid": units}, facts={})
+    (excerpt,) = excerpts(Shards.open(tmp_path, "valid"), tokenizer, 1)
+    assert excerpt == "froze early over night"
+
+
+def test_the_masked_word_is_one_of_the_text(text):
     tokenizer = load_tokenizer(text.folder / TOKENIZER)
     held_out = excerpts(text, tokenizer, 8)
     found = questions(held_out, tokenizer, 3)
@@ -52,12 +62,12 @@ def test_a_word_of_the_text_itself_is_hidden(text):
         assert any(whole in excerpt for excerpt in held_out)
 
 
-def test_what_names_a_role_or_has_no_word_is_not_asked(text):
+def test_sentences_with_special_tokens_or_without_words_give_no_question(text):
     tokenizer = load_tokenizer(text.folder / TOKENIZER)
     assert not questions(["a b c [MASK] d e f g.", "1 2 3 4 5 6 7 8 9.", "...", ""], tokenizer)
 
 
-def test_tokens_that_show_nothing_are_shown_as_the_vocabulary_has_them(tmp_path: Path):
+def test_blank_tokens_are_printed_as_the_vocabulary_spells_them(tmp_path: Path):
     trained: Tokenizer = train_tokenizer("bpe", ["some words\n\nand\ta few more of them"] * 20, size=300)
     trained.save(tmp_path)
     tokenizer = model_folder.load_tokenizer(tmp_path)

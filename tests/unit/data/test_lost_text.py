@@ -10,6 +10,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from megamask.data import local_text
+from megamask.data.lost_text import coverage
 from megamask.data.lost_text.coverage import REMOVED, Coverage, CoverageCounter, removal_warning, sum_coverage
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
 from megamask.data.tokenizer_training import COVERAGE, train_tokenizer
@@ -121,6 +122,10 @@ def test_what_a_pre_tokenizer_drops_is_lost_unless_it_is_space(texts, pre):
     assert found.examples == Counter("#" if isinstance(pre, pre_tokenizers.CharDelimiterSplit) else found.examples)
     assert found.examples["#"] == 1
     assert counted(bpe(texts, pre, unk_token="[UNK]"), ["some words and more here"]).lost_characters == 0
+
+
+def test_an_unknown_space_is_shown():
+    assert coverage._shortened(Counter({"\u3000": 2, " a ": 1})) == Counter({"\u3000": 2, "a": 1})
 
 
 def test_what_the_normalizer_does_on_purpose_is_no_loss(texts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,22 @@ def test_words_that_nobody_can_see_cost_nothing(end, run, monkeypatch) -> None:
 def test_a_model_that_cannot_be_asked_is_exported(end, run, capsys) -> None:
     assert end(_show=fails(OSError(errno.EIO, os.strerror(errno.EIO)))) == [run.export]
     assert "could not be asked to fill in a [MASK]: [Errno 5] Input/output error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("loss", "noise"), [(7.25, True), (7.5, True), (6.0, False)])
+def test_predictions_of_a_hardly_trained_model_are_announced_as_noise(run, monkeypatch, capsys, loss, noise) -> None:
+    run.logs.mkdir(parents=True, exist_ok=True)
+    lines = [{"step": 1, "valid/loss": 6.5, "valid/unigram_loss": 7.25}, {"step": 3, "train/loss": 1.0}]
+    lines.insert(1, {"step": 2, "valid/loss": loss, "valid/unigram_loss": 7.25})
+    (run.logs / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    acts = {"load_tokenizer": lambda *_: None, "excerpts": lambda *_: [], "questions": lambda *_: []}
+    for name, act in acts.items():
+        monkeypatch.setattr(summary, name, act)
+    monkeypatch.setattr(summary.hf, "common_words", lambda *_: [])
+    monkeypatch.setattr(summary.hf, "fill_masks", lambda *_: [])
+    monkeypatch.setattr(summary.Shards, "open", lambda *_: None)
+    summary._show(run, bare(Shards, folder=run.path, unigram=None))
+    assert ("Expect noise" in capsys.readouterr().out) is noise
 
 
 def test_a_run_that_cannot_be_described_is_a_sentence_with_code_7(run, tmp_path) -> None:
