@@ -13,14 +13,18 @@ import sys
 import time
 from pathlib import Path
 
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
 
 def at(step: int, rank: int, world: int, run: Path) -> None:
     """To be called by every rank before each step, its handlers set."""
     if str(step) in os.environ.get("FAIL", "").split(",") and rank == world - 1 and first(run / f"failed-{step}"):
         print("boom", flush=True)
         sys.exit(9)
-    if str(step) in os.environ.get("HOLD", "").split(",") and first(run / f"held-{step}-rank{rank}"):
-        until_a_signal()
+    if str(step) in os.environ.get("HOLD", "").split(","):
+        if first(run / f"held-{step}-rank{rank}"):
+            until_a_signal()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def first(file: Path) -> bool:
@@ -44,7 +48,8 @@ def until_a_signal() -> None:
 
         signal.signal(number, handle)
 
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    for number in SIGNALS:
         listen(number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # one that is pending comes now
     while not came:
         time.sleep(0.02)

@@ -1,8 +1,8 @@
 """Stands in for pretrain.py where the script is the subject: the same run folder, signals and codes, without torch.
 
 Each step's loss depends on all steps before it, so a run that lost, repeated or mixed up a step shows it for ever.
-ENDS is an exit code with which it ends at once, DEAF a file that it waits for before it hears any signal, as if it
-still imported torch.
+ENDS is an exit code with which it ends at once. DEAF is a file that it waits for before it handles signals, as if it
+still imported torch; then signals stay pending until its first hold, so that all ranks handle them before one ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def main() -> int:
     while "DEAF" in os.environ and not Path(os.environ["DEAF"]).exists():
         time.sleep(0.02)
     stop: list[int] = []
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    if "DEAF" in os.environ:
+        signal.pthread_sigmask(signal.SIG_BLOCK, hold.SIGNALS)
+    for number in hold.SIGNALS:
         signal.signal(number, lambda number, _: stop.append(number))
     names = ("SLURM_LOCALID", "SLURMD_NODENAME", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")
     print(
