@@ -234,8 +234,8 @@ def _run_rank(
 
     if fault and rank == fault.rank:
         _plant(fault, reach)
-    del sys.modules["megamask.pretrain"]  # so that it imports what is planted
-    sys.modules.pop("megamask.pretrain", None)  # so that it imports what was planted
+    for name in ("megamask.pretrain", "megamask.training.loop"):
+        del sys.modules[name]  # so that it imports what is planted
     sys.argv = ["megamask/pretrain.py", *arguments]
     runpy.run_path("megamask/pretrain.py", run_name="__main__")
 
