@@ -134,8 +134,8 @@ def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
 
     yield _replaced(Engine, "train_micro", train_micro)
     yield _replaced(Engine, "step", step)
-    yield _replaced(pretrain, "train_loop", train)
-    yield patch.object(pretrain.summary, "finish_run", lambda *_: None)  # a third of a second for a picture
+    yield _replaced(loop, "train_loop", train)
+    yield patch.object(loop.summary, "finish_run", lambda *_: None)  # a third of a second for a picture
 
 
 # ---- what came of a run
