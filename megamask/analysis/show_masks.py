@@ -1,6 +1,6 @@
-"""A sentence under each way to mask it, for the eye: the tokens, what is masked, the entropies beneath.
+"""Show a sentence under every way to mask it: tokens, marks under the masked ones, and the entropy of each token.
 
-Text with styles (rich), which reads as well without them: marks under the tokens say what colour says.
+The text is styled (rich) and reads as well without colors: the marks say the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
 from megamask.data.word_boundaries import encode_with_word_starts
 from megamask.entropy.frequency import unigram_surprisal
-from megamask.errors import ConfigError
+from megamask.errors import ConfigError, must
 from megamask.hf.predictions import sentence_entropies
 from megamask.masking.corrupt import Corruption
 from megamask.masking.entropy import EntropyScoreConfig, Strategy
@@ -37,7 +37,7 @@ MARK = "^"
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence as a pack of its own, and how each of its tokens is written."""
+    """A sentence as a pack, and how each of its tokens is written."""
 
     batch: PackedBatch
     words: list[str]
@@ -45,7 +45,7 @@ class Sentence:
 
     @classmethod
     def of(cls, text: str, tokenizer: Tokenizer) -> Sentence:
-        """The tokens of ``text``. Those that carry on a word are written with ## before them.
+        """The tokens of ``text``. Those that continue a word are written with ## before them.
 
         Raises ConfigError if the tokenizer does not show where words begin.
         """
@@ -61,7 +61,7 @@ class Sentence:
 
 
 def _written(token: int, starts: bool, tokenizer: Tokenizer) -> str:
-    """A token as text where it is whole characters, else as the vocabulary writes it."""
+    """The text of a token; as the vocabulary spells it if it is blank or not a whole character."""
     text = tokenizer.decode([token]).strip()
     if not text or "\N{REPLACEMENT CHARACTER}" in text:
         text = str(tokenizer.backend.id_to_token(token))
@@ -69,16 +69,16 @@ def _written(token: int, starts: bool, tokenizer: Tokenizer) -> str:
 
 
 def masking_variants(ratio: float, score: EntropyScoreConfig) -> Iterator[tuple[str, MaskingConfig]]:
-    """Every strategy with every unit, nothing explored, all [MASK]; random masking first."""
+    """Random masking and every strategy, with every unit: no random share, every target becomes [MASK]."""
     for unit in get_args(Unit):
         hide = Corruption(1.0, 0.0, 0.0)
-        yield f"random, {unit}", MaskingConfig(Schedule(start=ratio), unit, "uniform", hide)
+        yield f"random, unit {unit}", MaskingConfig(Schedule(start=ratio), unit, "uniform", hide)
         for strategy in get_args(Strategy):
-            # proportions need a temperature; 1 is what the word says
+            # `proportional` needs a temperature; 1 is its plain meaning
             temperature = score.temperature or float(strategy == "proportional")
             entropy = replace(score, strategy=strategy, temperature=temperature)
             yield (
-                f"{strategy}, {unit}",
+                f"strategy {strategy}, unit {unit}",
                 MaskingConfig(
                     Schedule(start=ratio), unit, "entropy", hide, entropy=entropy, random_share=Schedule(start=0.0)
                 ),
@@ -88,36 +88,38 @@ def masking_variants(ratio: float, score: EntropyScoreConfig) -> Iterator[tuple[
 def render_masks(
     sentence: Sentence, entropy: Float[Tensor, " T"], *, ratio: float, score: EntropyScoreConfig, seed: int, width: int
 ) -> Iterator[Text]:
-    """The sentence under each of ``ways``, line by line, at most ``width`` cells wide where a token allows it.
+    """The lines of the sentence under each of `masking_variants`, at most ``width`` cells wide if the tokens allow it.
 
-    The ratio is a share of the tokens that can be masked; at least one is.
+    The ratio is a share of the tokens that can be masked; at least one is masked.
     """
     rows = int(sentence.batch.maskable.sum())
     for name, config in masking_variants(ratio, score):
         masker = Masker(config, sentence.ids)
         plan = masker(sentence.batch, progress=0.0, rng=PackRng(seed, 0), entropy=entropy, rows=rows)
-        yield Text(f"{name}: {len(plan.targets)} of {rows} tokens", style="bold")
+        yield Text(f"{name}: {len(plan.targets)} of {rows} tokens masked", style="bold")
         yield from _lines(sentence, entropy, plan, width)
         yield Text()
 
 
 def _lines(sentence: Sentence, entropy: Float[Tensor, " T"], plan: MaskPlan, width: int) -> Iterator[Text]:
-    """Tokens, marks and entropies in columns, as many to a line as fit."""
+    """Tokens, marks and entropies in columns, as many per line as fit."""
     masked = torch.zeros_like(sentence.batch.maskable).index_fill_(0, plan.targets, True)
     numbers = [f"{value:.1f}" if known else "" for value, known in zip(entropy, sentence.batch.maskable, strict=True)]
     columns = [max(cell_len(word), len(number)) + 1 for word, number in zip(sentence.words, numbers, strict=True)]
     for places in _broken(columns, width):
-        words, marks, doubts = Text(), Text(), Text()
+        words, marks, entropies = Text(), Text(), Text()
         for place in places:
-            word, room = sentence.words[place], columns[place]
-            words.append(word, MASKED if masked[place] else "").append(" " * (room - cell_len(word)))
-            marks.append((MARK * cell_len(word) if masked[place] else "").ljust(room))
-            doubts.append(numbers[place].ljust(room), DIM)
-        yield from (words, marks, doubts)
+            word, cells = sentence.words[place], columns[place]
+            words.append(word, MASKED if masked[place] else "").append(" " * (cells - cell_len(word)))
+            marks.append((MARK * cell_len(word) if masked[place] else "").ljust(cells))
+            entropies.append(numbers[place].ljust(cells), DIM)
+        for line in (words, marks, entropies):
+            line.rstrip()
+            yield line
 
 
 def _broken(columns: list[int], width: int) -> Iterator[list[int]]:
-    """The numbers of the columns on each line."""
+    """The indices of the columns on each line."""
     line: list[int] = []
     for place, column in enumerate(columns):
         if line and sum(columns[n] for n in line) + column > width:
@@ -129,10 +131,14 @@ def _broken(columns: list[int], width: int) -> Iterator[list[int]]:
 
 def show_masks(config: ShowMasksConfig) -> None:
     """`megamask show-masks`: print each sentence under every way to mask it."""
+    if config.model and not config.model.is_dir():
+        raise ConfigError(must("model", "be a folder", str(config.model)))
     shards = Shards.open(config.data) if config.data else None
     default = config.model or (config.data / TOKENIZER if config.data else None)
     tokenizer = load_tokenizer(config.tokenizer or str(default))
     console = Console(highlight=False)
+    source = f"predicted by {config.model}" if config.model else "-log of its frequency in the data"
+    console.print(f"Masked tokens are marked with {MARK}. Below each token: its entropy in nats ({source}).\n")
     for text in config.sentence:
         sentence = Sentence.of(text, tokenizer)
         entropy = _entropy(config, shards, sentence)

@@ -1,4 +1,4 @@
-"""What is shown of a sentence is what was masked: as many marks as the budget, under every way to mask."""
+"""show-masks marks exactly the masked tokens and prints the entropies of the model."""
 
 from __future__ import annotations
 
@@ -38,19 +38,18 @@ def model(tokenizer, tmp_path) -> Path:
 
 
 def blocks(lines):
-    """For each way: its headline, and the rows of (tokens, marks, entropies) below."""
-    found, rest = {}, list(lines)
-    while rest:
-        end = rest.index("")
-        head, *below = rest[:end]
-        found[head] = [below[n : n + 3] for n in range(0, len(below), 3)]
-        rest = rest[end + 1 :]
+    """For each variant: its header, and the (tokens, marks, entropies) below it, line by line."""
+    heads = [n for n, line in enumerate(lines) if line.endswith("tokens masked")]
+    found = {}
+    for head, end in zip(heads, [*heads[1:], len(lines)], strict=True):
+        below = lines[head + 1 : end - 1]  # an empty line follows
+        found[lines[head]] = [below[n : n + 3] for n in range(0, len(below), 3)]
     return found
 
 
 @pytest.mark.parametrize("width", [30, 200])
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_way_marks_exactly_the_budget(tokenizer, text, width):
+def test_every_variant_masks_exactly_the_budget(tokenizer, text, width):
     sentence = show.Sentence.of(text, tokenizer)
     rows = int(sentence.batch.maskable.sum())
     lines = show.render_masks(
@@ -59,7 +58,7 @@ def test_every_way_marks_exactly_the_budget(tokenizer, text, width):
     found = blocks([line.plain for line in lines])
     assert len(found) == 18
     for head, below in found.items():
-        assert head.endswith(f": {round(0.4 * rows)} of {rows} tokens")
+        assert head.endswith(f": {round(0.4 * rows)} of {rows} tokens masked")
         words = [word for tokens, _, _ in below for word in tokens.split()]
         marks = [mark for _, marks, _ in below for mark in marks.split()]
         assert words == sentence.words
@@ -69,14 +68,16 @@ def test_every_way_marks_exactly_the_budget(tokenizer, text, width):
         assert all(len(tokens) <= width for tokens, _, _ in below)
 
 
-def test_high_marks_the_tokens_with_the_highest_numbers_beneath(tokenizer):
+def test_strategy_high_marks_the_highest_entropies(tokenizer):
     sentence = show.Sentence.of(TEXTS[0], tokenizer)
     entropy = torch.rand(len(sentence.words)) * 9
     lines = show.render_masks(
         sentence, entropy, ratio=0.3, score=EntropyScoreConfig(temperature=0.0), seed=0, width=10_000
     )
     found = blocks([line.plain for line in lines])
-    ((_, marks, numbers),) = next(below for head, below in found.items() if head.startswith("high, token"))
+    ((_, marks, numbers),) = next(
+        below for head, below in found.items() if head.startswith("strategy high, unit token")
+    )
     shown = {place: float(numbers[place:].split()[0]) for place in range(len(numbers)) if starts(numbers, place)}
     marked = [number for place, number in shown.items() if marks[place : place + 1] == "^"]
     others = [number for place, number in shown.items() if marks[place : place + 1] != "^"]
@@ -87,7 +88,7 @@ def starts(line, place):
     return line[place] != " " and (place == 0 or line[place - 1] == " ")
 
 
-def test_colour_says_what_the_marks_say(tokenizer):
+def test_colors_agree_with_the_marks(tokenizer):
     sentence = show.Sentence.of(TEXTS[0], tokenizer)
     lines = list(
         show.render_masks(
@@ -102,7 +103,7 @@ def test_colour_says_what_the_marks_say(tokenizer):
     assert "\x1b" not in told.getvalue()
 
 
-def test_clean_and_masked_doubts_are_those_of_the_model_by_hand(model, tokenizer):
+def test_entropies_equal_those_computed_by_hand(model, tokenizer):
     sentence = show.Sentence.of(TEXTS[0], tokenizer)
     tokens, bert = sentence.batch.tokens, BertForMaskedLM.from_pretrained(model).eval()
     for signal in ("clean", "masked"):
@@ -120,7 +121,7 @@ def test_clean_and_masked_doubts_are_those_of_the_model_by_hand(model, tokenizer
         sentence_entropies(model, tokens + tokenizer.size, 4, "clean")
 
 
-def test_the_output_matrix_is_computed_at_the_place_that_is_asked_about_alone(model, tokenizer, monkeypatch):
+def test_the_output_matrix_is_applied_only_at_the_masked_position(model, tokenizer, monkeypatch):
     rows = []
     linear = torch.nn.functional.linear
 
@@ -135,7 +136,7 @@ def test_the_output_matrix_is_computed_at_the_place_that_is_asked_about_alone(mo
     assert sum(rows) == len(tokens)
 
 
-def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, tmp_path, capsys):
+def test_the_command_shows_sentences_from_data_and_from_a_model(model, tokenizer, tmp_path, capsys):
     folder = tmp_path / "shards"
     folder.mkdir()
     encoded = tokenizer.encode(TEXTS)
@@ -150,7 +151,7 @@ def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, t
         told = capsys.readouterr().out
         assert "\x1b" not in told
         for text, ids in zip(TEXTS, encoded, strict=True):
-            assert told.count(f": {round(0.2 * len(ids))} of {len(ids)} tokens") >= 18, text
+            assert told.count(f": {round(0.2 * len(ids))} of {len(ids)} tokens masked") >= 18, text
 
 
 @pytest.mark.parametrize(
@@ -162,8 +163,9 @@ def test_the_tool_shows_sentences_from_data_and_from_a_model(model, tokenizer, t
         (["--data", "nowhere", "--score.strategy", "low"], "`score.strategy`"),
         (["--data", "nowhere", "--model", "nowhere"], "`data`"),
         (["--data", "nowhere"], "nowhere is not a folder"),
+        (["--model", "nowhere"], "`model` must be a folder, but is 'nowhere'"),
     ],
 )
-def test_the_tool_refuses_in_sentences(arguments, words, capsys):
+def test_wrong_arguments_are_sentences(arguments, words, capsys):
     assert main(["show-masks", *arguments]) in (2, 3)
     assert words in capsys.readouterr().err
