@@ -1,7 +1,7 @@
-"""A run folder, looked at: what is there, what is whole, what a resume would do and why. Nothing is touched.
+"""Inspect a run folder: what it holds, what is whole, and what a resume would do.
 
-Takes no lock and writes nothing, so it may look at a run that is under way. Costs one reading of every checkpoint,
-or, with ``hashes=False``, a look at the sizes.
+Takes no lock and writes nothing, so it is safe while the run trains. Costs one reading of every checkpoint, or, with
+``hashes=False``, a look at the sizes.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
+from megamask.checkpoint.decide import CheckpointState, decide, read_folder_state
 from megamask.checkpoint.format import NewerFormat, RunFolder, read_manifest, storage_sentence
 from megamask.checkpoint.settings import InspectConfig
 from megamask.data.manifest import Split, text_report
-from megamask.errors import CheckpointError, ConfigError, LockError, StorageError
+from megamask.errors import CheckpointError, LockError, MegamaskError, StorageError
+from megamask.metrics.logger import read_metrics
 from megamask.storage import file_list
 
 
 @dataclass(frozen=True)
-class CheckpointReport:
-    """A checkpoint as it lies there."""
+class CheckpointReport(CheckpointState):
+    """A checkpoint in the run folder."""
 
-    step: int
-    state: str
-    """``whole``, ``damaged`` or ``newer``: of a format that this megamask does not know."""
-    problems: tuple[str, ...] = ()
     bytes: int = 0
     ranks: int = 0
     """How many ranks wrote it."""
@@ -35,45 +33,45 @@ class CheckpointReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What lies in a run folder, and what `--resume auto` would make of it."""
+    """What a run folder holds, and what `--resume auto` would do."""
 
     run: Path
     recipe: str
     steps: int | None
-    """The last step that was asked for."""
+    """The setting `steps`."""
     launches: int
     latest: str
-    """What the file of that name says; a hint that nothing believes."""
+    """The content of the file of that name. Nothing relies on it."""
     checkpoints: tuple[CheckpointReport, ...]
     """Newest first."""
     aside: tuple[str, ...]
-    """Names of what was set aside: damaged, or newer than a start that somebody chose."""
+    """Names of checkpoints that were renamed: damaged, or newer than the one that a launch started from."""
     leftovers: tuple[str, ...]
-    """Names of what dead launches left half done; the next launch deletes it."""
+    """Names of what killed launches left unfinished; the next launch deletes it."""
     text: tuple[str, ...]
     """What the tokenizer lost of the text, as counted at preparation, and how long words are."""
     writer: str
-    """Who holds the lock, or is noted in it on a host that cannot be seen from here."""
+    """The process that holds the lock, or that the lock names on another host."""
     resume: tuple[str, ...] = ()
-    """Sentences: what a resume would do, and why."""
+    """What a resume would do, and why, as sentences."""
     exit_code: int = 0
-    """With which a resume would end that cannot begin, else 0."""
+    """The exit code of a resume that would be refused, else 0."""
 
 
 def inspect_folder(folder: Path, *, hashes: bool = True) -> RunReport:
-    """Look at the run in ``folder``. CheckpointError if it holds none, StorageError if the storage does not answer."""
+    """Inspect the run in ``folder``. Raises CheckpointError if it holds none, StorageError if it cannot be read."""
     run = RunFolder(folder)
     try:
         if not run.path.is_dir():
-            raise CheckpointError(f"{run.path} is no folder.")
+            raise CheckpointError(f"{run.path} is not a folder.")
         if not run.checkpoints.is_dir() and not run.config.exists():
             raise CheckpointError(f"{run.path} holds no run: neither {run.config.name} nor {run.checkpoints.name}/.")
-        return _foretold(run, _seen(run, hashes))
+        return _predict(run, _observe(run, hashes))
     except OSError as error:
-        raise StorageError(storage_sentence(error, "look at the run", run.path)) from None
+        raise StorageError(storage_sentence(error, "inspect the run", run.path)) from None
 
 
-def _seen(run: RunFolder, hashes: bool) -> RunReport:
+def _observe(run: RunFolder, hashes: bool) -> RunReport:
     config, record, owner = (_read(path) or {} for path in (run.config, run.environment, run.lock))
     names = sorted(os.listdir(run.checkpoints)) if run.checkpoints.is_dir() else []
     steps, launches = config.get("steps"), record.get("launches")
@@ -92,12 +90,12 @@ def _seen(run: RunFolder, hashes: bool) -> RunReport:
 
 
 def _read(path: Path) -> dict | None:
-    """The JSON object in a file; None if it is no such thing."""
+    """The JSON object in a file; None if it holds anything else."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _text(manifest: Path) -> tuple[str, ...]:
@@ -116,60 +114,62 @@ def _checkpoint(folder: Path, step: int, hashes: bool) -> CheckpointReport:
         manifest = read_manifest(folder)
         problems = tuple(file_list.damage(folder, manifest.files, hashes).values())
     except NewerFormat as error:
-        return CheckpointReport(step, "newer", error.problems)
+        return CheckpointReport(folder, step, "newer", error.problems)
     except CheckpointError as error:
-        return CheckpointReport(step, "damaged", error.problems)
+        return CheckpointReport(folder, step, "damaged", error.problems)
     size = sum(entry.bytes for entry in manifest.files.values())
-    wrote = sum(name.startswith("rank-") for name in manifest.files)
-    return CheckpointReport(step, "damaged" if problems else "whole", problems, size, wrote, manifest.launch)
+    writers = sum(name.startswith("rank-") for name in manifest.files)
+    state: Literal["whole", "damaged"] = "damaged" if problems else "whole"
+    return CheckpointReport(folder, step, state, problems, size, writers, manifest.launch)
 
 
 def _writer(lock: Path, owner: dict) -> str:
-    """Who writes; empty if nobody does as far as can be seen."""
+    """The process that writes; empty if none is visible."""
     if not owner:
         return ""
-    named = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} (launch {owner.get('launch', '?')})"
-    return named if owner.get("host") != os.uname().nodename or _locked(lock) else ""
+    owner_name = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} (launch {owner.get('launch', '?')})"
+    return owner_name if owner.get("host") != os.uname().nodename or _locked(lock) else ""
 
 
 def _locked(lock: Path) -> bool:
-    """Whether a process of this host holds the lock, as the kernel lists it: to ask for it would be to take it."""
+    """Whether a process of this host holds the lock, by the kernel's list: trying the lock would take it."""
     try:
-        held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     except OSError:
         return True
     inode = str(lock.stat().st_ino)
-    return any("FLOCK" in words and words[-3].rsplit(":", 1)[-1] == inode for words in held)
+    return any("FLOCK" in words and words[-3].rsplit(":", 1)[-1] == inode for words in locks)
 
 
-def _foretold(run: RunFolder, found: RunReport) -> RunReport:
-    """With what a resume would do: the decisions of ``runs.open_run``, without its deeds."""
-
-    def refused(error: type[ConfigError | CheckpointError | LockError], *why: str) -> RunReport:
-        return replace(found, resume=("A resume would be refused.", *why), exit_code=error.exit_code)
-
-    here = f" on {os.uname().nodename} " in found.writer
-    if found.writer and here:
-        return refused(LockError, f"{found.writer} is writing the run.")
+def _predict(run: RunFolder, report: RunReport) -> RunReport:
+    """The report with what a resume would do."""
+    here = f" on {os.uname().nodename} " in report.writer
+    if report.writer and here:
+        return _refused(report, LockError(f"{report.writer} is writing the run."))
     notes = []
-    if found.writer:
-        notes.append(f"{found.writer} is noted as its writer; whether it lives cannot be seen from here.")
-    if run.config.exists() and _read(run.config) is None:
-        return refused(ConfigError, *notes, f"{run.config} is damaged: it is no JSON object.")
-    if found.checkpoints and not run.config.exists():
-        return refused(ConfigError, *notes, "There are checkpoints but no config.json to tell of which run.")
-    bad: list[int] = []
-    for each in found.checkpoints:
-        if each.state == "newer":
-            return refused(CheckpointError, *notes, *each.problems)
-        if each.state == "whole":
-            of = f" of {found.steps:,}" if found.steps else ""
-            aside = [f"step-{step} is damaged and would be set aside." for step in bad]
-            return replace(found, resume=(f"A resume would go on after step {each.step:,}{of}.", *aside, *notes))
-        bad.append(each.step)
-    if bad or any(name.startswith(".bad-step-") for name in found.aside):
-        return refused(CheckpointError, *notes, "No checkpoint is whole, and a run never starts afresh by itself.")
-    return replace(found, resume=("A resume would start afresh: there never was a checkpoint.", *notes))
+    if report.writer:
+        notes.append(f"{report.writer} is recorded as its writer; whether it still runs is not visible from here.")
+    decision = decide(read_folder_state(run), report.checkpoints)
+    if decision.refusal:
+        return _refused(report, decision.refusal, *notes)
+    if decision.checkpoint is None:
+        return replace(report, resume=("A resume would start at step 0: there never was a checkpoint.", *notes))
+    step, total = decision.checkpoint.step, f" of {report.steps:,}" if report.steps else ""
+    renamed = [f"{damaged.folder.name} is damaged and would be renamed." for damaged in decision.damaged]
+    sentence = f"A resume would go on after step {step:,}{total}."
+    if _is_over(run, step, report.steps):
+        sentence = f"The run is finished after step {step:,}{total}. A resume would only draw its curve and export it."
+    return replace(report, resume=(sentence, *renamed, *notes))
+
+
+def _refused(report: RunReport, error: MegamaskError, *notes: str) -> RunReport:
+    return replace(report, resume=("A resume would be refused.", *notes, *error.problems), exit_code=error.exit_code)
+
+
+def _is_over(run: RunFolder, step: int, steps: int | None) -> bool:
+    """Whether all steps are done, or the time budget was used up at ``step``, as the log says."""
+    lines = read_metrics(run.logs / "metrics.jsonl")
+    return step == steps or any(line["step"] == step and line.get("progress", 0) >= 1 for line in lines)
 
 
 # ---- the report for people

@@ -151,7 +151,7 @@ def export(
         if not isinstance(config, dict):
             raise ValueError
     except (OSError, ValueError):
-        raise CheckpointError(f"{run} holds no config.json that can be read, so it is no run.") from None
+        raise CheckpointError(f"{run} holds no config.json that can be read, so it is not a run.") from None
     checkpoint = find_checkpoint(run, step)
     weights, shape = read_weights(checkpoint), EncoderShape.load(run)
     card = _card(run, config, read_manifest(checkpoint).step)

@@ -81,7 +81,7 @@ def test_one_ranks_view_of_a_checkpoint_sets_none_aside(apart, tmp_path) -> None
     for kind in ("never", "another byte"):
         (sentence,) = said[kind]
         assert "Rank 0 reads" in sentence and "step-2 without damage, but other ranks do not" in sentence
-    assert said["damaged"] == ["1 2"]  # all see it, so it is set aside
+    assert said["damaged"] == ["1 2"]  # all see it, so it is renamed
 
 
 @pytest.mark.parametrize(("variant", "sound"), [("sound", True), ("no wait", False)])

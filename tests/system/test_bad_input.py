@@ -122,7 +122,7 @@ def resumed(copy: Path, data: Path, *arguments: object, **more: object) -> Ended
 
 def test_going_back_to_an_older_checkpoint(copy: Path, data: Path, finished: Path) -> None:
     ended = resumed(copy, data, "--resume", RunFolder(copy).checkpoint(4))
-    said(ended, 0, "going on after step 4", "step-12 is newer than the start and was set aside")
+    said(ended, 0, "going on after step 4", "step-12 is newer than the start and was renamed")
     found, expected = (dict(read_tensors(RunFolder(run).checkpoint(STEPS))) for run in (copy, finished))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert metrics(copy) == metrics(finished)

@@ -117,7 +117,7 @@ RUNS = [
         "a text that has changed", other_text(), DATA,
         (
             "changed is not the text that the run in", "valid-00000.tokens.npy has other bytes",
-            "there, and they hold other texts. Go on with --data",
+            "there, and the texts differ. Resume with --data",
         ),
     ),
     Row(
@@ -133,7 +133,10 @@ RUNS = [
         "a run that may not go on", resumed(as_it_was, "--resume", "never"), CHECKPOINT,
         ("holds a run with a checkpoint of step 12", "'never'"),
     ),
-    Row("a start that is not there", resumed(as_it_was, "--resume", "nowhere"), CHECKPOINT, ("nowhere holds none",)),
+    Row(
+        "a start that is not there", resumed(as_it_was, "--resume", "nowhere"), CHECKPOINT,
+        ("nowhere holds no checkpoint",),
+    ),
     Row("a run that never began", typed(["--resume", "must"]), CHECKPOINT, ("holds no checkpoint", "'must'")),
     Row(
         "damaged checkpoints", resumed(damage_all), CHECKPOINT,
@@ -151,10 +154,10 @@ RUNS = [
         ("step-12 is of another model, in", "weights/encoder.", "32) there, but (16"),
     ),
     Row("a run that another writes", locked, LOCK, ("finished is being written by process", "(launch another)")),
-    Row("an export of no run", exported(missing("config.json")), CHECKPOINT, ("so it is no run",)),
+    Row("an export of no run", exported(missing("config.json")), CHECKPOINT, ("so it is not a run",)),
     Row(
         "an export of settings that are a list", exported(says("[]")), CHECKPOINT,
-        ("so it is no run",),
+        ("so it is not a run",),
     ),
     Row(
         "an export of a step that is not there", exported(as_it_was, "--step", 5), CHECKPOINT,

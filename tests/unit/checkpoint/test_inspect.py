@@ -1,4 +1,4 @@
-"""What is foretold of a resume is what a resume does, and the foretelling leaves no trace."""
+"""An inspection predicts what a resume does, and changes nothing."""
 
 from __future__ import annotations
 
@@ -100,6 +100,15 @@ STATES: dict[str, Callable[[RunFolder], object]] = {
     "no checkpoint": lambda run: [shutil.rmtree(run.checkpoint(step)) for step in (1, 2, 3)],
     "no configuration": lambda run: run.config.unlink(),
     "damaged configuration": lambda run: run.config.write_text("{"),
+    "damaged configuration of a run that took no step": lambda run: (
+        [shutil.rmtree(run.checkpoint(step)) for step in (1, 2, 3)],
+        run.config.write_text("{"),
+    ),
+    "damaged configuration and a metric": lambda run: (
+        [shutil.rmtree(run.checkpoint(step)) for step in (1, 2, 3)],
+        run.config.write_text("{"),
+        (run.logs / "metrics.jsonl").write_text('{"step": 1, "train/loss": 9.0}\n'),
+    ),
     "strange latest": lambda run: run.latest.write_bytes(b"\xff" * 100),
     "no latest, no record": lambda run: (run.latest.unlink(), run.environment.unlink()),
     "a dead writer": lambda run: run.lock.write_text(
@@ -128,7 +137,7 @@ def resumed(run: RunFolder) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_resume_does_what_was_foretold(made, state):
+def test_a_resume_does_what_an_inspection_predicts(made, state):
     STATES[state](made)
     before = trace(made.path)
     found = inspect_folder(made.path)
@@ -137,11 +146,23 @@ def test_a_resume_does_what_was_foretold(made, state):
     assert found.exit_code == code, found.resume
     assert bool(code) == found.resume[0].startswith("A resume would be refused")
     if not code:
-        words = f"go on after step {step} of 100" if step else "start afresh"
+        words = f"go on after step {step} of 100" if step else "start at step 0"
         assert words in found.resume[0]
     aside = [name for name in inspect_folder(made.path).aside if name not in found.aside]
     if not code:
-        assert len(aside) == sum("would be set aside" in sentence for sentence in found.resume)
+        assert len(aside) == sum("would be renamed" in sentence for sentence in found.resume)
+
+
+def test_a_finished_run_is_reported_as_finished(made):
+    assert inspect_folder(made.path).resume[0] == "A resume would go on after step 3 of 100."
+    finished = "The run is finished after step 3 of {}. A resume would only draw its curve and export it."
+    made.config.write_text(json.dumps({**CONFIG, "steps": 3}))
+    assert inspect_folder(made.path).resume == (finished.format(3),)
+    # of a run with a budget of time the log knows whether it is used up
+    made.config.write_text(json.dumps({**CONFIG, "time_budget": "4m"}))
+    for progress, over in ((0.5, False), (1.0, True)):
+        (made.logs / "metrics.jsonl").write_text(json.dumps({"step": 3, "progress": progress}) + "\n")
+        assert (inspect_folder(made.path).resume == (finished.format(100),)) == over
 
 
 def test_a_run_under_way_is_looked_at_and_goes_on(tmp_path):
@@ -159,7 +180,7 @@ def test_a_writer_elsewhere_is_told_of(made):
     made.lock.write_text(json.dumps({"launch": "far", "pid": 1, "host": "elsewhere"}))
     found = inspect_folder(made.path)
     assert "process 1 on elsewhere (launch far)" in found.writer
-    assert "whether it lives cannot be seen from here" in found.resume[-1]
+    assert "whether it still runs is not visible from here" in found.resume[-1]
 
 
 def test_sizes_alone_do_not_see_a_flipped_bit(made):
@@ -170,7 +191,7 @@ def test_sizes_alone_do_not_see_a_flipped_bit(made):
 
 def test_what_is_no_run_is_said_so(tmp_path):
     (tmp_path / "file").touch()
-    for path, words in ((tmp_path / "nowhere", "is no folder"), (tmp_path / "file", "is no folder")):
+    for path, words in ((tmp_path / "nowhere", "is not a folder"), (tmp_path / "file", "is not a folder")):
         with pytest.raises(CheckpointError, match=words):
             inspect_folder(path)
     with pytest.raises(CheckpointError, match=r"holds no run: neither config\.json nor checkpoints/"):
@@ -183,7 +204,7 @@ def test_the_tool_prints_a_table_or_json(made, capsys):
     assert main(["inspect", "--run", str(made.path)]) == 0
     shown = capsys.readouterr().out
     assert "rank-00000.safetensors is damaged" in shown
-    assert "go on after step 2 of 100" in shown and "step-3 is damaged and would be set aside" in shown
+    assert "go on after step 2 of 100" in shown and "step-3 is damaged and would be renamed" in shown
     assert main(["inspect", "--run", str(made.path), "--json", "--no-verify"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [each["step"] for each in told["checkpoints"]] == [3, 2, 1]

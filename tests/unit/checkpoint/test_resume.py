@@ -79,7 +79,7 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_older_used(tmp_path):
     bad = (run.checkpoint(3) / "rank-00000.safetensors").read_bytes()
     start = begin(tmp_path)
     assert start.step == 2
-    assert "rank-00000.safetensors is damaged" in start.notes[0] and "set aside" in start.notes[1]
+    assert "rank-00000.safetensors is damaged" in start.notes[0] and "was renamed to .bad-step-3-" in start.notes[1]
     assert [p.read_bytes() for p in run.checkpoints.glob(".bad-step-3-*/rank*")] == [bad]
     assert begin(tmp_path).notes == ()
 
@@ -149,9 +149,9 @@ def test_another_run_in_the_folder_is_refused_with_each_field(tmp_path):
 @pytest.mark.parametrize(
     ("before", "now", "sentence"),
     [
-        ("old", "new", "`data` is new here, but old there, and they hold other texts. Go on with --data old."),
-        (None, "new", "`data` is new here, but not given there, and they hold other texts. Go on without --data."),
-        ("old", "old", "`data` is old as before, but holds another text now."),
+        ("old", "new", "`data` is new here, but old there, and the texts differ. Resume with --data old."),
+        (None, "new", "`data` is new here, but not given there, and the texts differ. Resume without --data."),
+        ("old", "old", "`data` is old as before, but contains another text now."),
     ],
 )
 def test_another_text_is_told_by_the_setting_and_both_paths(tmp_path, before, now, sentence):
