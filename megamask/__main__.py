@@ -72,7 +72,7 @@ SUBCOMMANDS = {
     ),
     "bench": Subcommand(
         "Measure tokens per second beside the Hugging Face Trainer.",
-        "bench.comparing:bench", "bench.settings:BenchConfig", exits_at_once=True,
+        "bench.benchmark:bench", "bench.settings:BenchConfig", exits_at_once=True,
     ),
 }  # fmt: skip
 """By what the user types; in the order of use."""

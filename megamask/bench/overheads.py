@@ -16,7 +16,7 @@ import torch
 
 from megamask.batch import TokenIds
 from megamask.bench.measure import Figures
-from megamask.bench.ours import DsFile, Ours
+from megamask.bench.megamask_variant import DsFile, MegamaskVariant
 from megamask.bench.settings import BenchConfig
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data.shard_writer import write_sidecar
@@ -40,7 +40,7 @@ GOALS = {
 """Most that a step may take, of a plain one, from base size up."""
 
 
-def overhead_variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: Path) -> list[Ours]:
+def overhead_variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: Path) -> list[MegamaskVariant]:
     """A plain run, and one for each source and for a teacher; ``scratch`` is an empty folder for a sidecar."""
     preset = config.preset[0]
     plain = PretrainConfig(
@@ -63,26 +63,26 @@ def overhead_variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: 
     beside = annotated(shards, scratch, config.length)
     # the score itself, from a table: what the selection costs is in all of them
     return [
-        Ours(PLAIN, plain, shards, ds),
-        Ours("frequency", replace(guided, entropy=EntropyConfig("frequency")), shards, ds),
-        Ours("probe", replace(guided, entropy=EntropyConfig("probe")), shards, ds),
-        Ours("sidecar", replace(guided, entropy=EntropyConfig("sidecar")), beside, ds),
-        Ours("exact, clean", replace(guided, entropy=clean), shards, ds),
-        Ours(f"exact, clean, {VIEWS} views", replace(with_views, entropy=clean), shards, ds),
-        Ours(
+        MegamaskVariant(PLAIN, plain, shards, ds),
+        MegamaskVariant("frequency", replace(guided, entropy=EntropyConfig("frequency")), shards, ds),
+        MegamaskVariant("probe", replace(guided, entropy=EntropyConfig("probe")), shards, ds),
+        MegamaskVariant("sidecar", replace(guided, entropy=EntropyConfig("sidecar")), beside, ds),
+        MegamaskVariant("exact, clean", replace(guided, entropy=clean), shards, ds),
+        MegamaskVariant(f"exact, clean, {VIEWS} views", replace(with_views, entropy=clean), shards, ds),
+        MegamaskVariant(
             "exact, clean, head at 2 x budget",
             replace(guided, entropy=replace(clean, candidates=2.0)),
             shards,
             ds,
         ),
-        Ours(
+        MegamaskVariant(
             "teacher, clean",
             replace(guided, entropy=EntropyConfig("teacher", signal="clean")),
             shards,
             ds,
             teacher(DistillConfig()),
         ),
-        Ours("distillation", replace(plain, distill=distils), shards, ds, teacher(distils)),
+        MegamaskVariant("distillation", replace(plain, distill=distils), shards, ds, teacher(distils)),
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from megamask.bench import late, ours, overheads, table, theirs
+from megamask.bench import megamask_variant, objectives, overheads, table, trainer_variant
 from megamask.bench.measure import Figures, Round, in_turn
 from megamask.bench.settings import BenchConfig
 from megamask.data import prepare
@@ -42,13 +42,13 @@ def bench(config: BenchConfig) -> None:
     if config.what == "late":
         return bench_late(config, shards)
     # theirs first: accelerate would take the single rank that our engine announces for one of several
-    lines = theirs.text_lines(raw, shards) if raw else theirs.bench_documents(shards)
+    lines = trainer_variant.text_lines(raw, shards) if raw else trainer_variant.bench_documents(shards)
     support = precision.device_support(ranks.device())
     precisions = config.measured(support)
-    variants = theirs.trainer_variants(config, shards, lines, precisions, trainer=trainer)
+    variants = trainer_variant.trainer_variants(config, shards, lines, precisions, trainer=trainer)
     bases = [variant.name for variant in variants[:3]]
     files = {"fp32": read_ds_config(Path("fp32")), "bf16": resolve_auto(read_ds_config(Path("zero1")), BF16)}
-    variants += ours.megamask_variants(config, shards, {name: files[name] for name in precisions})
+    variants += megamask_variant.megamask_variants(config, shards, {name: files[name] for name in precisions})
     print(*bench_header(config, shards), *beside(config, raw is not None, trainer), sep="\n")
     if "bf16" not in precisions and config.precisions is None:
         print(f"- no bf16: {support.reason}; `--precisions fp32 bf16` measures it all the same")
@@ -86,16 +86,16 @@ def bench_late(config: BenchConfig, shards: Shards) -> None:
     ds = read_ds_config(Path("zero1" if torch.cuda.is_available() else "fp32"))
     ds = resolve_auto(ds, precision.common_support())
     by_cpu = config.threads == 1 and not torch.cuda.is_available()
-    print(*bench_header(config, shards), "", *late.HEAD, sep="\n", flush=True)
+    print(*bench_header(config, shards), "", *objectives.HEAD, sep="\n", flush=True)
     rounds: dict[str, list[Round]] = {}
     bases = []
-    for ratio in late.RATIOS:
-        variants = late.objective_variants(config, shards, ds, ratio)
+    for ratio in objectives.RATIOS:
+        variants = objectives.objective_variants(config, shards, ds, ratio)
         some = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
-        print(*late.objectives_markdown(some, by_cpu=by_cpu), sep="\n", flush=True)
+        print(*objectives.objectives_markdown(some, by_cpu=by_cpu), sep="\n", flush=True)
         bases.append(variants[0].name)
         rounds |= some
-    print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}; goal: {late.GOAL}.")
+    print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}; goal: {objectives.GOAL}.")
     if config.json:
         report = table.speed_json(asdict(config), rounds, bases, by_cpu=by_cpu)
         config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megamask.bench import late
+from megamask.bench import objectives
 from megamask.bench.measure import Round
 from megamask.objectives.objective import ObjectiveConfig
 from tests.batches import IDS
@@ -15,7 +15,7 @@ BASE = Round(tokens=100, rows=128, targets=50, wall=4.0, cpu=2.0, flops=1000.0)
 
 def test_every_objective_fits_the_encoder():
     for layers in (1, 2, 4, 6, 12, 24, 48):
-        found = late.objectives(layers)
+        found = objectives.bench_objectives(layers)
         assert next(iter(found.values())) == ObjectiveConfig()
         shape = config("bert", num_layers=layers).shape(IDS)
         assert not [p for objective in found.values() for p in objective.problems("objective", shape)]
@@ -25,7 +25,7 @@ def test_every_objective_fits_the_encoder():
 def test_measured_is_held_against_predicted(by_cpu):
     half = Round(tokens=200, rows=256, targets=100, wall=6.0, cpu=3.0, flops=1200.0)
     dearer = Round(tokens=100, rows=128, targets=50, wall=5.0, cpu=3.0, flops=1100.0)
-    base, saves, costs = late.objectives_markdown(
+    base, saves, costs = objectives.objectives_markdown(
         {"MLM": [BASE] * 3, "a": [half] * 3, "b": [dearer] * 3}, by_cpu=by_cpu
     )
     assert base.count("%") == 0

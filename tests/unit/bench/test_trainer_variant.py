@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM
 
 from megamask.batch import TokenIds
 from megamask.bench.settings import BenchConfig
-from megamask.bench.theirs import alone, concatenated, trainer_settings
+from megamask.bench.trainer_variant import alone, concatenated, trainer_settings
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives.mlm import MLM

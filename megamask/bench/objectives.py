@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from megamask.bench.measure import Round
-from megamask.bench.ours import DsFile, Ours
+from megamask.bench.megamask_variant import DsFile, MegamaskVariant
 from megamask.bench.settings import BenchConfig
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data.shards import Shards
@@ -27,7 +27,7 @@ GOAL = 0.9
 """Least part of the predicted saving that shall be measured."""
 
 
-def objectives(layers: int) -> dict[str, ObjectiveConfig]:
+def bench_objectives(layers: int) -> dict[str, ObjectiveConfig]:
     """What takes turns, by name, with an encoder of so many ``layers``; the first is what the others are held against.
 
     The decoder has a third of them, as the released MAE-LM's 4 behind 12.
@@ -42,7 +42,7 @@ def objectives(layers: int) -> dict[str, ObjectiveConfig]:
     return found
 
 
-def objective_variants(config: BenchConfig, shards: Shards, ds: DsFile, ratio: float) -> list[Ours]:
+def objective_variants(config: BenchConfig, shards: Shards, ds: DsFile, ratio: float) -> list[MegamaskVariant]:
     """All objectives at one share of masked tokens."""
     model = config.model(config.preset[0], compiled=config.compile)
     plain = PretrainConfig(
@@ -53,8 +53,8 @@ def objective_variants(config: BenchConfig, shards: Shards, ds: DsFile, ratio: f
     )
     layers = model.shape(shards.token_ids).num_layers
     return [
-        Ours(f"{ratio:.0%} {name}", replace(plain, objective=objective), shards, ds)
-        for name, objective in objectives(layers).items()
+        MegamaskVariant(f"{ratio:.0%} {name}", replace(plain, objective=objective), shards, ds)
+        for name, objective in bench_objectives(layers).items()
     ]
 
 

@@ -47,7 +47,11 @@ def trainer_variants(
     """The forms in each of ``precisions``; ``lines`` are the texts to pad. ``trainer``: under Trainer, else by hand."""
     batch = config.rows // config.length
     wanted = config.needed * batch
-    ids, kind, word = shards.token_ids, (Trained if trainer else ByHand), ("Trainer" if trainer else "by hand")
+    ids, kind, word = (
+        shards.token_ids,
+        (TrainerVariant if trainer else ManualVariant),
+        ("Trainer" if trainer else "by hand"),
+    )
     examples = {
         "concatenated": _examples(concatenated(bench_documents(shards), ids, config.length), ids, wanted),
         "padded": _examples(alone(lines, ids, config.length), ids, wanted),
@@ -159,7 +163,7 @@ class Collator:
 # ---- steps
 
 
-class Trained:
+class TrainerVariant:
     """Under Trainer. Every round is a call of ``train``, which goes on with the weights but begins all else anew."""
 
     def __init__(
@@ -212,7 +216,7 @@ class Trained:
         return self._collate.round(self._clock, steps)
 
 
-class ByHand:
+class ManualVariant:
     """The Trainer's step without it: autocast, its optimizer and clipping."""
 
     def __init__(

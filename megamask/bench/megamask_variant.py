@@ -51,7 +51,7 @@ def megamask_variants(config: BenchConfig, shards: Shards, files: Mapping[Precis
     engines: dict[str, DsFile | None] = {str(name): ds for name, ds in files.items()}
     plain: dict[str, DsFile | None] = {"bf16, plain PyTorch": None} if "bf16" in files else {}
     return [
-        Ours(
+        MegamaskVariant(
             f"megamask {preset}, {kind}" + ", compiled" * compiled,
             PretrainConfig(packs=packs, masking=masking, model=config.model(preset, compiled=compiled), seed=0),
             shards,
@@ -63,7 +63,7 @@ def megamask_variants(config: BenchConfig, shards: Shards, files: Mapping[Precis
     ]
 
 
-class Ours:
+class MegamaskVariant:
     """A variant that goes on from round to round."""
 
     def __init__(
