@@ -117,8 +117,8 @@ class Packs:
     def batch(self, number: int) -> PackedBatch:
         """Pack ``number`` (from 0, over all epochs) as CPU tensors.
 
-        Rows left over are sequences of [PAD] of at most ``length`` rows. Special tokens are not maskable; they begin
-        words, as does the first token of each piece. Sidecars hold 0 at special tokens.
+        Rows left over are sequences of [PAD] of at most ``length`` rows. Special tokens are not maskable. [CLS], [SEP]
+        and [PAD] begin words, as does the first token of each piece. Sidecars hold 0 at special tokens.
         """
         places, begins, ends = self._stream(number)
         used = len(places)
@@ -131,8 +131,8 @@ class Packs:
         except IndexError:
             raise self.shards.stray(places) from None
         if self._word_parts is not None:
-            starts_word[:used] = self.shards.read(self._word_parts, places) | ~maskable[:used]
-        starts_word[begins + 1] = True
+            starts_word[:used] = self.shards.read(self._word_parts, places)
+        starts_word[begins] = starts_word[begins + 1] = starts_word[ends - 1] = True
 
         padding = np.arange(used, self.tokens, self.length)
         begins = np.concatenate([begins, padding])

@@ -1,14 +1,14 @@
-"""Where words begin: by the marks that a tokenizer puts on its tokens, or else by its pre-tokenizer.
+"""Word boundaries: the tokens that begin a word, by the marks of a tokenizer or by its pre-tokenizer.
 
-A tokenizer's ``WordRule`` is one of three:
+A tokenizer has one of three rules (``WordRule``):
 
 - ``marks``: a token shows by itself whether it begins a word, so a table by id suffices (``word_starts``). WordPiece
-  and any model with a ``continuing_subword_prefix`` mark the tokens that continue a word; sentencepiece, Metaspace and
-  byte-level tokenizers mark the space before a word.
-- ``pre_tokenizer``: tokens show nothing (BPE after Whitespace, WordLevel, ``</w>`` at the end of a word, Unigram
-  without Metaspace). Words are then the pieces of the pre-tokenizer, as ``word_ids`` of transformers has them, and
-  are known only while text is encoded (``starts_of``).
-- ``unknown``: neither; for example BPE without pre-tokenizer, whose tokens cross the spaces between words.
+  marks the tokens that continue a word; sentencepiece and Metaspace mark the space before a word.
+- ``pre_tokenizer``: tokens do not show it. Words are then the pieces of the pre-tokenizer, the same as ``word_ids`` of
+  transformers, and are known only while text is encoded (``piece_starts``). This is the rule of byte-level BPE, whose
+  tokens mark spaces but not the letters behind a "(" or an added token; of BPE and Unigram after Whitespace; of
+  WordLevel.
+- ``unknown``: neither, for example BPE without a pre-tokenizer, whose tokens cross the spaces between words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from tokenizers import Encoding
+from tokenizers import Encoding, models
 from tokenizers import Tokenizer as Backend
 
 from megamask.data.tokenizer import METASPACE, Tokenizer, token_ids
@@ -29,18 +29,13 @@ from megamask.errors import ConfigError
 
 WordRule = Literal["marks", "pre_tokenizer", "unknown"]
 
-BYTE_SPACE = "Ġ"
-"""A space in the alphabet of byte-level tokenizers."""
 _PROBE = "lamp lamp lamp"
 
 
 def word_rule(tokenizer: Tokenizer) -> WordRule:
-    """How the words of ``tokenizer`` are found, see the module."""
+    """The rule by which the words of ``tokenizer`` are found; see the module."""
     backend = tokenizer.backend
-    if _attribute(backend, "continuing_subword_prefix"):
-        return "marks"
-    mark = _space_mark(backend)
-    if mark and not _attribute(backend, "end_of_word_suffix") and not _crosses_words(backend, mark):
+    if _is_wordpiece(backend) or (_marks_spaces(backend) and not _crosses_words(backend)):
         return "marks"
     return "pre_tokenizer" if len(_pieces(backend, _PROBE)) >= len(_PROBE.split()) else "unknown"
 
@@ -48,26 +43,27 @@ def word_rule(tokenizer: Tokenizer) -> WordRule:
 def word_starts(tokenizer: Tokenizer) -> Bool[np.ndarray, " V"]:
     """For each id, whether a token of that id begins a word. All true unless the rule is ``marks``.
 
-    With a continuing prefix: every token without it. SentencePiece and byte-level: tokens with the mark of a space,
-    and, as in WordPiece, tokens that begin with neither letter, digit nor combining mark, so that a comma after a word
-    is a word of its own. A table by id cannot see what stands before: letters that follow punctuation without a
-    space ("t" in "don't") belong to the word that the punctuation began. Special tokens, and tokens that were added,
-    begin words.
+    WordPiece: every token without the prefix of a continuation. Sentencepiece and Metaspace: tokens with the mark of a
+    space and, as in WordPiece, tokens that begin with punctuation or a symbol, so that a comma behind a word is a word
+    of its own. A table by id does not see the token before: letters that follow punctuation without a space ("t" in
+    "don't"), and an unknown token inside a word, belong to the word before them. Other special tokens, and added
+    tokens, begin words.
     """
     ids = token_ids(tokenizer)
     starts = np.ones(ids.size, bool)
     if word_rule(tokenizer) != "marks":
         return starts
-    added = {*ids.special, *tokenizer.backend.get_added_tokens_decoder()}
-    prefix = _attribute(tokenizer.backend, "continuing_subword_prefix")
-    byte_level = not prefix and _space_mark(tokenizer.backend) == BYTE_SPACE
-    for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items():
-        if number in added:
+    backend = tokenizer.backend
+    unknown = backend.token_to_id(tokenizer.roles.get("unk", ""))
+    added = {*ids.special, *backend.get_added_tokens_decoder()}
+    prefix = _attribute(backend, "continuing_subword_prefix")
+    for token, number in backend.get_vocab(with_added_tokens=True).items():
+        if number == unknown:
+            starts[number] = bool(prefix)  # in WordPiece it is a whole word
+        elif number in added:
             continue
-        if prefix:
+        elif prefix:
             starts[number] = not token.startswith(prefix)
-        elif byte_level:
-            starts[number] = _begins_word(bytes(BYTE_OF[c] for c in token if c in BYTE_OF))
         elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
             starts[number] = _begins_word(bytes([int(token[3:5], 16)]))
         else:
@@ -96,9 +92,9 @@ def encode_with_word_starts(
 
 
 def unknown_words_problem(what: str) -> str:
-    """The sentence for a tokenizer whose words are ``unknown``."""
+    """The error for a tokenizer whose words are ``unknown``."""
     return (
-        f"{what} does not show where words begin: its tokens have no mark for it (such as ##, ▁ or Ġ), and no "
+        f"{what} does not show where words begin: its tokens have no mark for it (such as ## or ▁), and no "
         "pre-tokenizer separates words. Set `masking.unit` to token, or prepare the text with another tokenizer."
     )
 
@@ -136,11 +132,15 @@ class WordLengths:
         )
 
 
-# ---- what a tokenizer does
+# ---- properties of a tokenizer
 
 
 def _attribute(backend: Backend, name: str) -> str:
     return getattr(backend.model, name, None) or ""
+
+
+def _is_wordpiece(backend: Backend) -> bool:
+    return isinstance(backend.model, models.WordPiece) and bool(_attribute(backend, "continuing_subword_prefix"))
 
 
 def normalized(backend: Backend, text: str) -> str:
@@ -149,21 +149,21 @@ def normalized(backend: Backend, text: str) -> str:
 
 
 def _pieces(backend: Backend, text: str) -> list[str]:
-    """What the model sees of a text."""
+    """The pieces of a text that the model sees."""
     text = normalized(backend, text)
     return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)] if backend.pre_tokenizer else [text]
 
 
-def _space_mark(backend: Backend) -> str:
-    """The character that stands for the space between words where the model sees one, else ""."""
-    seen = "".join(_pieces(backend, _PROBE))
-    match = re.fullmatch(rf"[{METASPACE}{BYTE_SPACE}]?lamp([{METASPACE}{BYTE_SPACE}])lamp\1lamp", seen, re.IGNORECASE)
-    return match[1] if match else ""
+def _marks_spaces(backend: Backend) -> bool:
+    """Whether the model sees ▁ for the space between words and does not mark the ends of words."""
+    text = "".join(_pieces(backend, _PROBE)).lower()
+    marked = _PROBE.replace(" ", METASPACE)
+    return text.removeprefix(METASPACE) == marked and not _attribute(backend, "end_of_word_suffix")
 
 
-def _crosses_words(backend: Backend, mark: str) -> bool:
-    """Whether a token goes on, or ends, with the space before the next word, so that this one lacks its mark."""
-    return any(mark in token.lstrip(f"{mark} \n\t\rĊĉč") for token in backend.get_vocab(with_added_tokens=False))
+def _crosses_words(backend: Backend) -> bool:
+    """Whether a token continues, or ends, with the space before the next word, so that this one lacks its mark."""
+    return any(METASPACE in token.lstrip(f"{METASPACE} \n\t\r") for token in backend.get_vocab(with_added_tokens=False))
 
 
 def _begins_word(piece: bytes) -> bool:
@@ -173,13 +173,3 @@ def _begins_word(piece: bytes) -> bool:
         return False
     # a combining mark carries on the letter before it
     return not (text[0].isalnum() or unicodedata.category(text[0]).startswith("M"))
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for (Radford et al., 2019)."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in shown]
-    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
-
-
-BYTE_OF = _byte_alphabet()

@@ -64,7 +64,7 @@ def choose_pieces(
     explored = round(explore * budget)
     if budget in (explored, available):
         score = None  # it has no say
-    pieces = PieceTable.of(piece, batch, int(piece[-1]) + 1)
+    pieces = PieceTable.of(piece, batch, int(piece.max()) + 1)
     noise = rng.gumbel(len(pieces.size), piece.device)
     share = _shares(pieces.maskable, budget, rng)
     if score is None:

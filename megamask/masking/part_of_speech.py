@@ -134,7 +134,5 @@ def _tags(batch: PackedBatch) -> Int64[Tensor, " T"]:
 
 def _first_rows(word: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:
     """The first row of each row's word; without a look at how many words there are, which would wait."""
-    begins = torch.ones_like(word, dtype=torch.bool)
-    begins[1:] = word[1:] != word[:-1]
     rows = torch.arange(len(word), device=word.device)
-    return torch.where(begins, rows, 0).cummax(0).values
+    return torch.full_like(rows, len(rows)).scatter_reduce_(0, word, rows, "amin")[word]

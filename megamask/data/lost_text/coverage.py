@@ -30,7 +30,7 @@ from tokenizers import Encoding, models
 from tokenizers import Tokenizer as Backend
 
 from megamask.data.tokenizer import METASPACE, Tokenizer
-from megamask.data.word_boundaries import BYTE_OF, normalized
+from megamask.data.word_boundaries import normalized
 
 SHOWN = 10
 """Examples in a manifest."""
@@ -407,3 +407,13 @@ def _chunks(texts: Sequence[str]) -> Iterator[str]:
             yield "".join(chunk)
             chunk, size = [], 0
     yield "".join(chunk)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for (Radford et al., 2019)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [b for b in range(256) if b not in shown]
+    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
+
+
+BYTE_OF = _byte_alphabet()

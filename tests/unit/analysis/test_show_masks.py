@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForMaskedLM
 from megamask.__main__ import main
 from megamask.analysis import show_masks as show
 from megamask.data import shard_writer, tokenizer_training
+from megamask.data.word_boundaries import encode_with_word_starts
 from megamask.errors import DataError
 from megamask.hf.predictions import sentence_entropies
 from megamask.masking.entropy import EntropyScoreConfig
@@ -139,11 +140,11 @@ def test_the_output_matrix_is_applied_only_at_the_masked_position(model, tokeniz
 def test_the_command_shows_sentences_from_data_and_from_a_model(model, tokenizer, tmp_path, capsys):
     folder = tmp_path / "shards"
     folder.mkdir()
-    encoded = tokenizer.encode(TEXTS)
+    encoded = encode_with_word_starts(tokenizer, TEXTS)
 
     def units():
-        for ids in encoded:
-            yield shard_writer.EncodedDocuments(ids, np.array([len(ids)]))
+        for ids, starts in encoded:
+            yield shard_writer.EncodedDocuments(ids, np.array([len(ids)]), starts)
 
     shard_writer.write_shards(folder, tokenizer, {"train": units(), "valid": units()}, facts={})
     for source in (["--data", str(folder)], ["--model", str(model)], ["--model", str(model), "--signal", "clean"]):
