@@ -81,7 +81,9 @@ def replay_settings(run: RunFolder, data: Path | None, folder: Path) -> tuple[Pr
     zero = folder / "deepspeed.json"
     ranks.on_rank_zero(lambda: zero.write_text(json.dumps(settings.get("deepspeed") or {})))
     more = ["--data", str(data)] if data else []
-    config = cli.parse_command(["--config", str(run.config), "--output", str(folder), "--no-export", *more]).run
+    config = cli.parse_command(
+        ["--config", str(run.config), "--output", str(folder), "--no-export", "--log.wandb", "None", *more]
+    ).run
     if config.time_budget:
         raise ConfigError("The run has a `time_budget`: a clock decided its schedules, so no step can be repeated.")
     return config, check_config(config, zero, ranks.world()), str(settings.get("text"))

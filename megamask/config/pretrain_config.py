@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,16 @@ class LogConfig:
     """Steps between two lines of figures."""
     peak_flops: float | None = None
     """Floating-point operations per second of one device, for MFU; known GPUs need no number, a CPU has none."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the metrics too (needs megamask[wandb]); WANDB_MODE=offline needs no
+    network."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong."""
         found = [must(f"{name}.every", "be at least 1", self.every)] if self.every < 1 else []
+        if self.wandb is not None and find_spec("wandb") is None:
+            cure = "pip install 'megamask[wandb]', or remove it."
+            found.append(f"`{name}.wandb` needs the package wandb, which is not installed: {cure}")
         if self.peak_flops is not None and not self.peak_flops > 0:
             found.append(must(f"{name}.peak_flops", "be above 0", self.peak_flops))
         return found

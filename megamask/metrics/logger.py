@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from megamask.metrics.meters import Cost, Window
+from megamask.metrics.weights_and_biases import WandbRun
 from megamask.runtime import ranks
 from megamask.storage import durable
 
@@ -29,7 +30,10 @@ class MetricsLogger:
     stops nothing: those figures are lost, and the next are tried as usual.
     """
 
-    def __init__(self, folder: Path, start: int, steps: int, *, cost: Cost | None = None, peak: float | None = None):
+    def __init__(
+        self, folder: Path, start: int, steps: int, *, cost: Cost | None = None, peak: float | None = None,
+        wandb_project: str | None = None, settings: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         self.steps, self.cost, self.peak = steps, cost, peak
         self.path = folder / "logs" / "metrics.jsonl"
         self._board: SummaryWriter | None = None
@@ -37,6 +41,7 @@ class MetricsLogger:
         self._kept = start
         """The last step of which figures stand in the file."""
         self._said: set[str] = set()
+        self._wandb: WandbRun | None = None
         self._tells = ranks.is_main()
         if not self._tells:
             return
@@ -49,6 +54,12 @@ class MetricsLogger:
             self._lines = self._open()
         except OSError as error:
             self.say(f"{self.path} cannot be written: {error.strerror}. Training goes on; the next figures try it.")
+        if wandb_project is not None:
+            try:
+                self._wandb = WandbRun(wandb_project, folder, settings or {}, resumes=start > 0)
+                self.say(f"Weights & Biases: {self._wandb.place}")
+            except Exception as error:
+                self._leave_wandb(error)
 
     def advance(self, step: int) -> None:
         """Move the progress bar, where there is one."""
@@ -106,6 +117,11 @@ class MetricsLogger:
         """Write all that is left."""
         if self._tells:
             self._bar.close()
+            if self._wandb:
+                try:
+                    self._wandb.close()
+                except Exception as error:
+                    self._leave_wandb(error)
             for file in (self._board, self._lines):
                 with suppress(OSError):  # told of when it was written
                     if file:
@@ -114,6 +130,11 @@ class MetricsLogger:
     def _write(self, step: int, found: dict[str, float], more: str = "") -> None:
         if not self._tells:
             return
+        if self._wandb:
+            try:
+                self._wandb.write(step, found)
+            except Exception as error:
+                self._leave_wandb(error)
         failed: dict[str, None] = {}
         for keep in (self._to_lines, self._to_board):
             try:
@@ -125,6 +146,12 @@ class MetricsLogger:
         shown = as_line(found)
         if shown:  # some figures are for the board and the file alone
             self.say("  ".join(part for part in (f"step {step}/{self.steps}", shown, more) if part))
+
+    def _leave_wandb(self, error: Exception) -> None:
+        """Go on without Weights & Biases: an error of another service stops no run."""
+        self._wandb = None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        self.say(f"Weights & Biases gets no metrics from here on: {reason}. Training continues.")
 
     def _open(self) -> TextIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)

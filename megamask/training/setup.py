@@ -16,7 +16,7 @@ import torch
 from megamask.checkpoint import resume
 from megamask.checkpoint.format import RunFolder
 from megamask.config import fixed_masks
-from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.pretrain_config import PretrainConfig, as_dict
 from megamask.data import pos_tagger, prepare, shards
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
@@ -158,7 +158,10 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
 def metrics_logger(config: PretrainConfig, shape: EncoderShape, folder: RunFolder, step: int) -> MetricsLogger:
     """The log of a run, continued after ``step``."""
     cost = summary.cost(shape, config.objective, config.masking.corruption.mask)
-    return MetricsLogger(folder.path, step, config.steps, cost=cost, peak=peak_flops(config.log.peak_flops))
+    return MetricsLogger(
+        folder.path, step, config.steps, cost=cost, peak=peak_flops(config.log.peak_flops),
+        wandb_project=config.log.wandb, settings=as_dict(config),
+    )  # fmt: skip
 
 
 def open_stored_targets(config: PretrainConfig, text: RunText) -> StoredTargets:

@@ -7,7 +7,10 @@ import io
 import json
 import math
 import os
+import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -210,3 +213,98 @@ def test_the_curve_is_drawn(tmp_path):
     plot_curve(log.path, tmp_path / "curve.png")
     empty, curve = imread(tmp_path / "empty.png"), imread(tmp_path / "curve.png")
     assert empty.shape == curve.shape and (empty != curve).any()
+
+
+# ---- Weights & Biases
+
+
+class FakeWandb(ModuleType):
+    """Stands in for wandb: runs by id, which take metrics of a step only once, as wandb does."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.runs: dict[str, dict[int, dict[str, float]]] = {}
+        self.asked: list[dict[str, object]] = []
+        self.finished = 0
+        self.fails = ""
+
+    def init(self, **asked: object) -> FakeWandb:
+        self.asked.append(asked)
+        self._check("init")
+        self._run = self.runs.setdefault(asked["id"], {})
+        self._newest = max(self._run, default=-1)
+        return self
+
+    def Settings(self, **given: object) -> dict[str, object]:
+        return given
+
+    url, offline = "https://wandb/p", False
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self._check("log")
+        if step > self._newest:
+            self._run.setdefault(step, {}).update(metrics)
+
+    def finish(self) -> None:
+        self._check("finish")
+        self.finished += 1
+
+    def _check(self, call: str) -> None:
+        if call == self.fails:
+            raise ConnectionError("no route\nto the host")
+
+
+@pytest.fixture
+def wandb(monkeypatch) -> FakeWandb:
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    return fake
+
+
+def metrics_by_step(folder) -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = {}
+    for line in read_metrics(folder / "logs" / "metrics.jsonl"):
+        found.setdefault(line.pop("step"), {}).update(line)
+    return found
+
+
+def test_wandb_gets_the_metrics_of_the_file_and_a_resumed_run_continues(tmp_path, wandb):
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # killed before step 3 was saved
+        log = MetricsLogger(tmp_path, start, 4, wandb_project="p", settings={"seed": 7})
+        for step in steps:
+            log.train(step, WINDOW, 1e-3)
+            log.validation(step, 2.0, 0.25, 7.0)
+        log.close()
+    [(run, metrics)] = wandb.runs.items()
+    assert metrics == metrics_by_step(tmp_path)
+    assert wandb.finished == 2
+    for asked in wandb.asked:
+        assert (asked["project"], asked["id"], asked["name"]) == ("p", run, tmp_path.name)
+        assert (asked["resume"], asked["config"]) == ("allow", {"seed": 7})
+
+
+def test_a_run_that_starts_again_is_a_new_one_in_wandb(tmp_path, wandb):
+    for _ in range(2):
+        log = MetricsLogger(tmp_path, 0, 4, wandb_project="p")
+        log.train(1, WINDOW, 1e-3)
+        log.close()
+    assert len(wandb.runs) == 2
+
+
+def test_without_a_project_wandb_is_not_used(tmp_path, wandb):
+    log = MetricsLogger(tmp_path, 0, 4)
+    log.train(1, WINDOW, 1e-3)
+    log.close()
+    assert not wandb.asked
+
+
+@pytest.mark.parametrize("call", ["init", "log", "finish"])
+def test_an_error_of_wandb_stops_nothing(call, tmp_path, wandb, capsys):
+    wandb.fails = call
+    log = MetricsLogger(tmp_path, 0, 4, wandb_project="p")
+    for step in (1, 2):
+        log.train(step, WINDOW, 1e-3)
+    log.close()
+    assert metrics_by_step(tmp_path).keys() == {1, 2}
+    out = capsys.readouterr().out
+    assert out.count("Weights & Biases gets no metrics from here on: no route. Training continues.") == 1
