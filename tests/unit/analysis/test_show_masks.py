@@ -151,7 +151,7 @@ def test_the_command_shows_sentences_from_data_and_from_a_model(model, tokenizer
         assert main(["show-masks", *source, "--sentence", *TEXTS, "--ratio", "0.2"]) == 0
         told = capsys.readouterr().out
         assert "\x1b" not in told
-        for text, ids in zip(TEXTS, encoded, strict=True):
+        for text, (ids, _) in zip(TEXTS, encoded, strict=True):
             assert told.count(f": {round(0.2 * len(ids))} of {len(ids)} tokens masked") >= 18, text
 
 
