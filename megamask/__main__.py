@@ -60,7 +60,7 @@ SUBCOMMANDS = {
     ),
     "analyze-rank": Subcommand(
         "Compare the rank of the hidden states of [MASK] and of real tokens.",
-        "analysis.ranking:analyse_rank", "analysis.settings:RankConfig",
+        "analysis.ranking:analyze_rank", "analysis.settings:RankConfig",
     ),
     "inspect": Subcommand(
         "Report what a run folder holds and what a resume would do.",

@@ -1,9 +1,11 @@
-"""What can be read off a trained encoder.
+"""What trained encoders reveal.
 
-effective_rank.py   how many dimensions some rows fill, and how much of one set lies outside of another's span
-layers.py           any encoder, asked for its states after every layer
-deficiency.py       both, of real tokens and of [MASK], with and without [MASK] in the input
-drawing.py          the figures as a table and as a picture
-settings.py         what is asked for
-ranking.py          all of it: encoders read, measured, printed, written
+show_masks.py       a sentence under every way to mask it
+ranking.py          analyze-rank: read encoders, measure, print, write
+deficiency.py       ranks of the states of real tokens and of [MASK], with and without [MASK] in the input
+effective_rank.py   how many dimensions a set of vectors fills, and how much of one set is outside another's span
+layers.py           the states of any encoder after every layer
+texts.py            the text on which encoders are compared
+drawing.py          the results as tables and as a picture
+settings.py         the settings of both commands
 """

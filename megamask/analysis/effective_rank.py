@@ -1,20 +1,20 @@
-"""How many dimensions a set of rows fills, without keeping the rows.
+"""How many dimensions a set of vectors fills, without keeping the vectors.
 
-``Moments`` takes rows block by block and keeps their count, mean and (D, D) scatter in 64 bits; the singular values of
-the matrix of all rows are the square roots of the eigenvalues of its Gram matrix. That costs precision: eigenvalues
-are exact to about 2e-16 of the largest, so singular values below the square root, 1.5e-8 of the largest, are noise.
-The states come out of a network in 32 bits, with a rounding of 1.2e-7 of their own, so little is lost: what is below
-that share of the norm of the matrix (``ROUNDING``) is taken for 0, and thresholds below ``SMALLEST``
-(`settings`) are refused. The mean is kept apart (Chan et al. 1979), so taking it off cancels no digits. Adding T rows
-costs T x D^2 multiply-adds, a spectrum about 10 x D^3.
+``Moments`` takes rows block by block and keeps their count, mean and (D, D) scatter in fp64. The singular values of the
+matrix of all rows are the square roots of the eigenvalues of its Gram matrix. That costs precision: eigenvalues are
+exact to about 2e-16 of the largest, so singular values below 1.5e-8 of the largest are noise. The states come from a
+network in fp32 with a rounding error of 1.2e-7, so little is lost: singular values below that share of the norm of the
+matrix (``ROUNDING``) become 0, and thresholds below ``SMALLEST`` (`settings`) are refused. The mean is kept
+separately (Chan et al. 1979), so subtracting it cancels no digits. Adding T rows costs T x D^2 multiply-adds, a
+spectrum about 10 x D^3.
 
-Three ways to count, for singular values s_1 >= s_2 >= ... :
+There are three ways to count, for singular values s_1 >= s_2 >= ... :
 
 - ``effective``: exp of the entropy of p_i = s_i / sum s (Roy & Vetterli 2007, *The effective rank*). Between 1 and D,
-  not whole, and without a threshold; D when all are equal.
+  not an integer, without a threshold; D if all are equal.
 - ``energy``: the smallest k with s_1^2 + ... + s_k^2 >= energy x sum s^2, the effective dimension of Cai et al. 2021
   (*Isotropy in the contextual embedding space*).
-- ``numerical``: how many s_i > threshold x s_1, as numpy's ``matrix_rank`` counts with another threshold.
+- ``numerical``: how many s_i > threshold x s_1, like numpy's ``matrix_rank`` with another threshold.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Moments:
         self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(self, rows: Float[Tensor, "T D"]) -> None:
-        """Take in ``rows``."""
+        """Add ``rows``."""
         if not len(rows):
             return
         rows = rows.double()
@@ -49,12 +49,12 @@ class Moments:
         self._join(len(rows), mean, rows.T @ rows)
 
     def __add__(self, other: Moments) -> Moments:
-        """Those of both sets of rows."""
-        found = Moments(len(self.mean), self.mean.device)
+        """The moments of both sets of rows."""
+        total = Moments(len(self.mean), self.mean.device)
         for one in (self, other):
             if one.count:
-                found._join(one.count, one.mean, one.scatter)
-        return found
+                total._join(one.count, one.mean, one.scatter)
+        return total
 
     def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
@@ -66,7 +66,7 @@ class Moments:
     def spectrum(self, centred: bool = False) -> Spectrum:
         """Singular values and right singular vectors of the matrix of all rows, or of all rows minus their mean."""
         gram = self.scatter + self.count * torch.outer(self.mean, self.mean)
-        noise = ROUNDING * gram.trace().sqrt()  # of the states, whether or not their mean is taken off
+        noise = ROUNDING * gram.trace().sqrt()  # of the states, also if their mean is subtracted
         values, directions = torch.linalg.eigh(self.scatter if centred else gram)
         values = values.flip(0).clamp(min=0).sqrt()
         return Spectrum(values.where(values > noise, 0), directions.flip(1))
@@ -74,7 +74,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of a matrix of rows, descending, and its right singular vectors, a column each."""
+    """Singular values of a matrix, descending, and its right singular vectors as columns."""
 
     values: Float[Tensor, " D"]
     directions: Float[Tensor, "D D"]
@@ -88,7 +88,7 @@ class Spectrum:
         return float(torch.special.entr(self.values / total).sum().exp())
 
     def energy(self, share: float) -> int:
-        """The fewest directions that hold ``share`` of the sum of squares; 0 for rows of zeros."""
+        """The fewest directions with ``share`` of the sum of squares; 0 for rows of zeros."""
         squares = self.values.square().cumsum(0)
         if squares[-1] == 0:
             return 0
@@ -100,11 +100,11 @@ class Spectrum:
 
 
 def outside_directions(inner: Spectrum, dims: int, outer: Spectrum, outer_dims: int) -> float:
-    """The share of one subspace outside of another: mean squared sine of its principal angles to it.
+    """The share of one subspace outside another: the mean squared sine of the principal angles between them.
 
     The subspaces are those of the first ``dims`` directions of ``inner`` and the first ``outer_dims`` of ``outer``.
-    0: it lies inside; 1: they are orthogonal; k / dims: k of its directions are new, the rest is shared. A subspace of
-    no dimension lies inside.
+    0: it is inside; 1: they are orthogonal; k / dims: k of its directions are new, the others are shared. A subspace of
+    dimension 0 is inside.
     """
     if not dims:
         return 0.0
@@ -113,9 +113,9 @@ def outside_directions(inner: Spectrum, dims: int, outer: Spectrum, outer_dims: 
 
 
 def outside_norm(inner: Spectrum, outer: Spectrum, outer_dims: int) -> float:
-    """The share of the squared norm of all rows of ``inner`` outside of the first ``outer_dims`` of ``outer``.
+    """The share of the squared norm of all rows of ``inner`` outside the first ``outer_dims`` of ``outer``.
 
-    So directions count as much as the rows use them. Rows of zeros lie inside.
+    Directions count as much as the rows use them. Rows of zeros are inside.
     """
     squares = inner.values.square()
     if squares[0] == 0:

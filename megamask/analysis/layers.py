@@ -73,7 +73,7 @@ class HFStates(nn.Module):
 
 
 @dataclass(frozen=True)
-class Layered:
+class AnalyzedEncoder:
     """An encoder and what is needed to feed it.
 
     ``states`` is a `LayerStates`. ``longest`` is the longest sequence it can read, None without a limit; ``tokenizer``
@@ -96,7 +96,7 @@ class Layered:
         return frozen_lm.fingerprint(self.states.state_dict())
 
 
-def open_run_encoder(path: Path, step: int | None = None) -> Layered:
+def open_run_encoder(path: Path, step: int | None = None) -> AnalyzedEncoder:
     """The encoder in a run folder (its checkpoint at ``step``, else the newest), a checkpoint, or initial weights.
 
     Raises CheckpointError for files that are missing or corrupt and tensors of another shape.
@@ -111,13 +111,13 @@ def open_run_encoder(path: Path, step: int | None = None) -> Layered:
     shape = encoder.shape
     run = path if source == path and is_initial else source.absolute().parent.parent
     name = run.name if is_initial else f"{run.name}, {source.name.replace('-', ' ')}"
-    return Layered(
+    return AnalyzedEncoder(
         name, OwnStates(encoder), shape.num_layers, shape.hidden_size, shape.max_positions, model.tokenizer,
         shape.vocab_size, str(source), "decoder" in model.other_modules,
     )  # fmt: skip
 
 
-def open_hf_encoder(source: str) -> Layered:
+def open_hf_encoder(source: str) -> AnalyzedEncoder:
     """The encoder in a folder or under a Hub name of transformers, whatever head it has.
 
     Raises CheckpointError, or DataError for a tokenizer that is missing or has no [MASK].
@@ -136,4 +136,4 @@ def open_hf_encoder(source: str) -> Layered:
     table = getattr(model.get_input_embeddings(), "num_embeddings", 0)
     # the Hub's cache names its folders by hashes
     name = folder.absolute().name if Path(source).is_dir() else source
-    return Layered(name, states, len(layers) - 1, widths[0], max_length(model), folder, int(table), source)
+    return AnalyzedEncoder(name, states, len(layers) - 1, widths[0], max_length(model), folder, int(table), source)

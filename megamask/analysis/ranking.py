@@ -16,7 +16,7 @@ import torch
 
 from megamask.analysis import deficiency, drawing, effective_rank, texts
 from megamask.analysis.deficiency import Analysis, Cuts
-from megamask.analysis.layers import Layered, open_hf_encoder, open_run_encoder
+from megamask.analysis.layers import AnalyzedEncoder, open_hf_encoder, open_run_encoder
 from megamask.analysis.settings import RankConfig
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError, MegamaskError, StorageError, must, raise_all
@@ -26,34 +26,35 @@ LENGTH = 512
 NAMES = ("ranks.json", "ranks.md", "ranks.png")
 
 
-def analyse_rank(config: RankConfig) -> None:
+def analyze_rank(config: RankConfig) -> None:
     """Read, measure, print, write."""
-    models = opened(config)
+    models = open_encoders(config)
     length = _length(config, models)
-    raise_all(DataError, [p for m in models for p in texts.enough(config.tokens, config.ratio, m.width)])
+    raise_all(DataError, [p for m in models for p in texts.too_few_tokens(config.tokens, config.ratio, m.width)])
     cuts = Cuts(config.energy, config.threshold)
-    found: dict[str, Analysis] = {}
-    made: list[dict[str, Any]] = []
+    analyses: dict[str, Analysis] = {}
+    facts: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for number, model in enumerate(models):
             shards = _shards(config, model, Path(scratch) / str(number))
-            found[model.name], facts = measure_encoder(config, model, shards, length, cuts)
-            made.append(facts)
-            print(_opening(model, facts), *_of(model.name, found, cuts, config.centred), sep="\n")
-    write_analysis(config, found, made, cuts)
+            analyses[model.name], model_facts = measure_encoder(config, model, shards, length, cuts)
+            facts.append(model_facts)
+            tables = _tables(model.name, analyses[model.name], cuts, config.centred)
+            print(_header(model, model_facts), *tables, sep="\n")
+    write_analysis(config, analyses, facts, cuts)
 
 
-def opened(config: RankConfig) -> list[Layered]:
-    """The encoders, each under a name of its own; all that cannot be read is told at once."""
+def open_encoders(config: RankConfig) -> list[AnalyzedEncoder]:
+    """The encoders, each under a different name. Reports everything that cannot be read at once."""
     models, problems = [], []
-    asked = [lambda path=path: open_run_encoder(path, config.step) for path in config.run]
-    asked += [lambda name=name: open_hf_encoder(name) for name in config.model]
-    for ask in asked:
+    opens = [lambda path=path: open_run_encoder(path, config.step) for path in config.run]
+    opens += [lambda name=name: open_hf_encoder(name) for name in config.model]
+    for open_encoder in opens:
         try:
-            models.append(ask())
-            problems += texts.same_tokens(models[-1].tokenizer, models[-1].vocabulary, models[-1].name)
+            models.append(open_encoder())
+            problems += texts.vocabulary_problems(models[-1].tokenizer, models[-1].vocabulary, models[-1].name)
         except MegamaskError as error:
-            if len(asked) == 1:
+            if len(opens) == 1:
                 raise
             problems += error.problems
     names = [model.name for model in models]
@@ -65,17 +66,17 @@ def opened(config: RankConfig) -> list[Layered]:
 
 
 def measure_encoder(
-    config: RankConfig, model: Layered, shards: Shards, length: int, cuts: Cuts
+    config: RankConfig, model: AnalyzedEncoder, shards: Shards, length: int, cuts: Cuts
 ) -> tuple[Analysis, dict[str, Any]]:
-    """The figures of one encoder, and how they were made."""
+    """The figures of one encoder, and a record of how they were made."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.perf_counter()
     batches = texts.batches(shards, config.tokens, length, config.seed)
-    plans = texts.masked(batches, shards, config.ratio, config.seed)
-    with ProgressBar(f"reading by {model.name}", len(batches), "pack") as bar:
+    plans = texts.mask_batches(batches, shards, config.ratio, config.seed)
+    with ProgressBar(f"reading with {model.name}", len(batches), "pack") as bar:
         halves = deficiency.gather_states(model, bar.over(plans), device)
     read = time.perf_counter()
-    analysis = deficiency.analyse_layers(halves, cuts)
+    analysis = deficiency.analyze_layers(halves, cuts)
     model.states.cpu()
     facts = {
         "name": model.name, "source": model.source, "sha256": model.fingerprint(), "layers": model.layers,
@@ -86,8 +87,8 @@ def measure_encoder(
     return analysis, facts
 
 
-def write_analysis(config: RankConfig, found: dict[str, Analysis], made: list[dict[str, Any]], cuts: Cuts) -> None:
-    """Tables, picture and JSON, each put in place whole."""
+def write_analysis(config: RankConfig, analyses: dict[str, Analysis], facts: list[dict[str, Any]], cuts: Cuts) -> None:
+    """Write tables, picture and JSON; each file appears complete."""
     report = {
         "made": {
             "arguments": {f.name: getattr(config, f.name) for f in fields(config)},
@@ -96,16 +97,21 @@ def write_analysis(config: RankConfig, found: dict[str, Analysis], made: list[di
             "precision": "states in 32 bits, moments in 64",
             "definitions": {"ranks": effective_rank.__doc__, "matrices and shares": deficiency.__doc__},
         },
-        "models": [facts | asdict(found[facts["name"]]) for facts in made],
+        "models": [each | asdict(analyses[each["name"]]) for each in facts],
     }
-    lines = [line for name in found for which in (False, True) for line in _of(name, found, cuts, which)]
+    lines = [
+        line
+        for name, analysis in analyses.items()
+        for centred in (False, True)
+        for line in _tables(name, analysis, cuts, centred)
+    ]
     try:
         config.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=config.output) as scratch:
             data, table, picture = (Path(scratch) / name for name in NAMES)
             data.write_text(json.dumps(report, indent=1, default=str) + "\n")
             table.write_text("\n".join(lines))
-            drawing.picture(found, cuts, picture)
+            drawing.picture(analyses, cuts, picture)
             for path in (data, table, picture):
                 shutil.move(path, config.output / path.name)
     except OSError as error:
@@ -113,28 +119,28 @@ def write_analysis(config: RankConfig, found: dict[str, Analysis], made: list[di
     print("written:", *(config.output / name for name in NAMES))
 
 
-def _of(name: str, found: dict[str, Analysis], cuts: Cuts, centred: bool) -> list[str]:
-    return drawing.tables(name, found[name].centred if centred else found[name].plain, cuts, centred)
+def _tables(name: str, analysis: Analysis, cuts: Cuts, centred: bool) -> list[str]:
+    return drawing.tables(name, analysis.centred if centred else analysis.plain, cuts, centred)
 
 
-def _opening(model: Layered, facts: dict[str, Any]) -> str:
+def _header(model: AnalyzedEncoder, facts: dict[str, Any]) -> str:
     rows, seconds = facts["rows"], facts["seconds"]
-    fate = "left out of the second reading, as in its pretraining," if model.without_masks else "under [MASK],"
+    how = "left out of the second reading, as in its pretraining," if model.without_masks else "replaced by [MASK],"
     return (
-        f"{model.name}: {model.layers} layers of width {model.width}; {rows['clean']:,} tokens of text, of which "
-        f"{rows['under']:,} {fate} in {facts['packs']} packs; reading {seconds['reading']:.1f} s, ranks "
-        f"{seconds['ranks']:.1f} s. Cells: figure ± standard error (half the text).\n"
+        f"{model.name}: {model.layers} layers of width {model.width}; {rows['clean']:,} tokens of text in "
+        f"{facts['packs']} packs, of which {rows['under']:,} {how} in the masked input; reading took "
+        f"{seconds['reading']:.1f} s, ranks {seconds['ranks']:.1f} s. Cells: figure ± standard error (half the text).\n"
     )
 
 
-def _length(config: RankConfig, models: list[Layered]) -> int:
+def _length(config: RankConfig, models: list[AnalyzedEncoder]) -> int:
     limits = [model.longest for model in models if model.longest is not None]
     if config.length is None:
         return min([LENGTH, *limits])
     raise_all(
         ConfigError,
         [
-            must("length", f"be at most {model.longest}, the longest that {model.name} can read", config.length)
+            must("length", f"be at most {model.longest}, the longest sequence of {model.name}", config.length)
             for model in models
             if model.longest is not None and model.longest < config.length
         ],
@@ -142,10 +148,10 @@ def _length(config: RankConfig, models: list[Layered]) -> int:
     return config.length
 
 
-def _shards(config: RankConfig, model: Layered, scratch: Path) -> Shards:
+def _shards(config: RankConfig, model: AnalyzedEncoder, scratch: Path) -> Shards:
     if config.text is not None:
-        return texts.from_raw(config.text, model.tokenizer, scratch)
-    data = config.data or texts.data_of(config.run[0])
+        return texts.prepare_raw(config.text, model.tokenizer, scratch)
+    data = config.data or texts.training_data(config.run[0])
     if data is None:
-        raise ConfigError(f"{config.run[0]} does not say what it was trained on: name `data` or `text`.")
-    return texts.held_out(data, model.tokenizer, model.name)
+        raise ConfigError(f"{config.run[0]} does not say on which text it was trained: name `data` or `text`.")
+    return texts.open_held_out(data, model.tokenizer, model.name)

@@ -1,4 +1,4 @@
-"""The text that encoders are compared on: packs of shards or of raw text, each with a seeded uniform mask."""
+"""The text on which encoders are compared: packs of shards or of raw text, each with a seeded uniform mask."""
 
 from __future__ import annotations
 
@@ -21,86 +21,84 @@ from megamask.schedules import Schedule
 
 PURPOSE = "rank"
 SEQUENCES = 8
-"""How many of the longest sequences a pack has room for."""
+"""How many sequences of the largest length fit into a pack."""
 
 
-def data_of(run: Path) -> Path | None:
-    """The shards that a run (or the run of a checkpoint) was trained on; None if it does not say."""
+def training_data(run: Path) -> Path | None:
+    """The shards on which a run (or the run of a checkpoint) was trained; None if it does not say."""
     for folder in (run, run.absolute().parent.parent):
         try:
-            said = json.loads((folder / "config.json").read_bytes())
+            config = json.loads((folder / "config.json").read_bytes())
         except (OSError, ValueError):
             continue
-        if isinstance(said, dict) and isinstance(said.get("data"), str):
-            return Path(said["data"])
+        if isinstance(config, dict) and isinstance(config.get("data"), str):
+            return Path(config["data"])
     return None
 
 
-def held_out(data: Path, tokenizer: Path, name: str) -> Shards:
+def open_held_out(data: Path, tokenizer: Path, name: str) -> Shards:
     """The validation split of ``data``; DataError if its tokenizer is not ``tokenizer``, that of the model ``name``."""
     shards = Shards.open(data, "valid")
     raise_all(DataError, tokenizer_differences(tokenizer, name, shards.folder / TOKENIZER, f"the data in {data}"))
     return shards
 
 
-def from_raw(text: Path, tokenizer: Path, folder: Path) -> Shards:
-    """The file ``text`` as shards in ``folder``, in the tokens of ``tokenizer``; prepared as any text for training."""
-    made = prepare(PrepareConfig((str(text),), folder, str(tokenizer), valid_share=0.0, workers=1))
-    return Shards.open(made, "train")
+def prepare_raw(text: Path, tokenizer: Path, folder: Path) -> Shards:
+    """The file ``text`` as shards in ``folder``, in the tokens of ``tokenizer``, prepared like text for training."""
+    output = prepare(PrepareConfig((str(text),), folder, str(tokenizer), valid_share=0.0, workers=1))
+    return Shards.open(output, "train")
 
 
 def batches(shards: Shards, tokens: int, length: int, seed: int) -> list[PackedBatch]:
-    """Packs in an order drawn by ``seed``, an even number of them, with at least ``tokens`` tokens of text.
+    """An even number of packs, in an order drawn with ``seed``, with at least ``tokens`` tokens of text.
 
     Raises DataError if the text has fewer.
     """
     packs = Packs(shards, tokens=SEQUENCES * length, length=length, seed=seed)
-    found: list[PackedBatch] = []
-    held = 0
+    chosen: list[PackedBatch] = []
+    count = 0
     for number in range(len(packs)):
-        if held >= tokens and len(found) % 2 == 0:
-            return found
-        found.append(packs.batch(number))
-        held += int(found[-1].maskable.sum())
-    if held >= tokens and len(found) % 2 == 0:
-        return found
+        if count >= tokens and len(chosen) % 2 == 0:
+            return chosen
+        chosen.append(packs.batch(number))
+        count += int(chosen[-1].maskable.sum())
+    if count >= tokens and len(chosen) % 2 == 0:
+        return chosen
     raise DataError(
-        f"`tokens` asks for {tokens:,} tokens in two halves of whole packs, but the {shards.split} split of "
-        f"{shards.folder} fills {len(found)} packs of {SEQUENCES * length:,} rows with {held:,}. Lower `tokens` or "
-        "`length`, or give more text."
+        f"`tokens` is {tokens:,}, to be read in two halves of whole packs, but the {shards.split} split of "
+        f"{shards.folder} has {count:,} tokens in {len(chosen)} packs of {SEQUENCES * length:,} positions. Lower "
+        "`tokens` or `length`, or use more text."
     )
 
 
-def masked(
-    texts: Sequence[PackedBatch], shards: Shards, ratio: float, seed: int
+def mask_batches(
+    batches: Sequence[PackedBatch], shards: Shards, ratio: float, seed: int
 ) -> Iterator[tuple[PackedBatch, MaskPlan]]:
-    """Each pack with its plan: ``ratio`` of the tokens of its text, drawn uniformly, all replaced by [MASK]."""
+    """Each pack with its plan: ``ratio`` of its tokens of text, drawn uniformly, all replaced by [MASK]."""
     config = MaskingConfig(Schedule(start=ratio), "token", "uniform", Corruption(1.0, 0.0, 0.0))
     masker = Masker(config, shards.token_ids)
-    for batch in texts:
-        yield (
-            batch,
-            masker(batch, progress=0.0, rng=PackRng(seed, batch.number, PURPOSE), rows=int(batch.maskable.sum())),
-        )
+    for batch in batches:
+        rng, maskable = PackRng(seed, batch.number, PURPOSE), int(batch.maskable.sum())
+        yield batch, masker(batch, progress=0.0, rng=rng, rows=maskable)
 
 
-def enough(tokens: int, ratio: float, width: int) -> list[str]:
-    """A sentence if each half has fewer rows of [MASK] than dimensions: then the rows set the rank, not the model."""
+def too_few_tokens(tokens: int, ratio: float, width: int) -> list[str]:
+    """A sentence if half the text has fewer [MASK] than there are dimensions: then their number limits the rank."""
     if int(tokens * ratio / 2) >= width:
         return []
     needed = -(-2 * width // ratio)
     return [
         f"`tokens` must be at least {needed:,.0f} for a width of {width} and a `ratio` of {ratio}, but is {tokens:,}: "
-        "each half of the text needs as many rows of [MASK] as there are dimensions."
+        "each half of the text needs as many [MASK] tokens as there are dimensions."
     ]
 
 
-def same_tokens(tokenizer: Path, vocabulary: int, name: str) -> list[str]:
-    """A sentence if the model ``name`` has fewer rows in its table than ``tokenizer`` has tokens."""
+def vocabulary_problems(tokenizer: Path, vocabulary: int, name: str) -> list[str]:
+    """A sentence if the token table of the model ``name`` has fewer rows than ``tokenizer`` has tokens."""
     size = tokenizers.load_tokenizer(tokenizer).size
     if size <= vocabulary:
         return []
     return [
-        f"{name} has {vocabulary} rows in its embedding, but its tokenizer in {tokenizer} has {size} tokens; they do "
+        f"{name} has an embedding of {vocabulary} tokens, but its tokenizer in {tokenizer} has {size} tokens: they do "
         "not belong together."
     ]

@@ -1,4 +1,4 @@
-"""`megamask analyze-rank`: a run beside its own export, on shards and on raw text; sentences."""
+"""`megamask analyze-rank`: a run and its own export, on shards and on raw text, and errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_run_and_its_export_are_one_encoder(trained, tmp_path):
     assert "ranked, step 3" in table and "ranked-export" in table
 
 
-def test_the_same_command_says_the_same_and_another_step_something_else(trained, tmp_path):
+def test_results_are_reproducible_and_differ_by_step(trained, tmp_path):
     for name, step in (("one", STEPS), ("two", STEPS), ("before", 1)):
         ended = ranked("--run", trained[0], "--step", step, "--output", tmp_path / name, *LESS)
         assert ended.code == 0, ended.err
@@ -60,7 +60,7 @@ def test_the_same_command_says_the_same_and_another_step_something_else(trained,
     assert one["rows"] == before["rows"]
 
 
-def test_raw_text_is_read_in_the_encoder_s_own_tokens(trained, tmp_path):
+def test_raw_text_is_encoded_with_the_encoders_tokenizer(trained, tmp_path):
     raw = tmp_path / "raw.txt"
     raw.write_text(text(documents=60, seed=1))
     ended = ranked("--model", trained[1], "--text", raw, "--output", tmp_path / "out", *LESS)
@@ -70,7 +70,7 @@ def test_raw_text_is_read_in_the_encoder_s_own_tokens(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "code", "said"),
+    ("more", "code", "message"),
     [
         (("--ratio", 0), 2, "`ratio` must lie in (0, 1), but is 0"),
         (("--threshold", 1e-9), 2, "`threshold` must lie in [1e-06, 1)"),
@@ -81,13 +81,13 @@ def test_raw_text_is_read_in_the_encoder_s_own_tokens(trained, tmp_path):
         (("--data", "somewhere", "--text", "else"), 2, "Remove one."),
     ],
 )
-def test_what_is_wrong_is_a_sentence(trained, tmp_path, more, code, said):
+def test_wrong_settings_are_sentences(trained, tmp_path, more, code, message):
     ended = ranked("--run", trained[0], "--output", tmp_path / "out", *LESS[2:], *more)
-    assert (ended.code, said in ended.err) == (code, True), ended.err
+    assert (ended.code, message in ended.err) == (code, True), ended.err
     assert not (tmp_path / "out").exists()
 
 
-def test_what_has_no_text_or_no_encoder_is_a_sentence(trained, tmp_path):
+def test_missing_text_or_encoders_are_sentences(trained, tmp_path):
     out = tmp_path / "out"
     assert "name `data` or `text`" in ranked("--model", trained[1], "--output", out).err
     assert "`run` or `model` must name" in ranked("--output", out).err

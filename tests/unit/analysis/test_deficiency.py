@@ -1,4 +1,4 @@
-"""What is planted in an encoder is found; our code and transformers say the same; nothing masked, nothing to see."""
+"""Subspaces planted in an encoder are found, and our code agrees with transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from megamask.analysis import deficiency, drawing
 from megamask.analysis.deficiency import MATRICES, Cuts
-from megamask.analysis.layers import Layered, OwnStates, open_hf_encoder, open_run_encoder
+from megamask.analysis.layers import AnalyzedEncoder, OwnStates, open_hf_encoder, open_run_encoder
 from megamask.batch import Layout, MaskPlan
 from megamask.data import tokenizer as tokenizers
 from megamask.errors import CheckpointError, ConfigError
@@ -50,20 +50,22 @@ def model(ids):
     return make
 
 
-def layered(encoder: Encoder) -> Layered:
+def layered(encoder: Encoder) -> AnalyzedEncoder:
     shape = encoder.shape
-    return Layered("ours", OwnStates(encoder), shape.num_layers, shape.hidden_size, 64, Path(), shape.vocab_size, "")
+    return AnalyzedEncoder(
+        "ours", OwnStates(encoder), shape.num_layers, shape.hidden_size, 64, Path(), shape.vocab_size, ""
+    )
 
 
-def analysis(model: Layered, texts, cuts=CUTS):
-    return deficiency.analyse_layers(deficiency.gather_states(model, texts), cuts)
+def analysis(model: AnalyzedEncoder, texts, cuts=CUTS):
+    return deficiency.analyze_layers(deficiency.gather_states(model, texts), cuts)
 
 
 @torch.no_grad()
 def plant(encoder: Encoder, mask: int) -> None:
-    """Real tokens in the first RANK coordinates, up to the last layer; [MASK] in one more, which is nobody else's.
+    """Real tokens use the first RANK coordinates up to the last layer; only [MASK] uses one more.
 
-    A norm takes the mean of a row off, so a coordinate that equals that mean becomes 0.
+    A norm subtracts the mean of a row, so a coordinate that equals the mean becomes 0.
     """
     table = encoder.embedding.tokens.weight
     table[:, RANK] = (table.sum(1) - table[:, RANK]) / (table.shape[1] - 1)
@@ -93,8 +95,8 @@ def test_the_planted_subspaces_are_found(model, texts, ids):
     assert last.outside["mask"]["numerical"]["norm"].all == pytest.approx(0, abs=1e-6)
 
 
-def test_an_encoder_that_was_trained_without_masks_reads_texts_without_their_rows(model, texts):
-    """Each sequence alone, its [MASK] cut out by hand, at the positions that were left."""
+def test_mae_lm_reads_masked_text_without_the_mask_tokens(model, texts):
+    """Compare with each sequence alone, its [MASK] tokens removed by hand, at the remaining positions."""
     encoder = model().encoder
     found = analysis(replace(layered(encoder), without_masks=True), texts)
     whole, states = [], torch.no_grad()(OwnStates(encoder))
@@ -110,7 +112,7 @@ def test_an_encoder_that_was_trained_without_masks_reads_texts_without_their_row
     assert found.plain[-1].ranks["clean"] == analysis(layered(encoder), texts).plain[-1].ranks["clean"]
 
 
-def test_figures_are_those_of_the_stacked_states(model, texts):
+def test_figures_equal_those_of_the_stacked_states(model, texts):
     encoder = model().encoder
     found = analysis(layered(encoder), texts)
     with torch.no_grad():
@@ -140,7 +142,7 @@ def test_figures_are_those_of_the_stacked_states(model, texts):
                     assert (told - values).abs().max() < rtol * scale
 
 
-def test_halves_say_how_far_the_figures_stand(model, texts):
+def test_the_error_is_zero_if_both_halves_are_equal(model, texts):
     cut = analysis(layered(model().encoder), texts)
     twice = analysis(layered(model().encoder), [one for text in texts for one in (text, text)])
     figures = [figure for layer in cut.plain for ways in layer.ranks.values() for figure in ways.values()]
@@ -153,14 +155,14 @@ def test_halves_say_how_far_the_figures_stand(model, texts):
                 assert figure.half == pytest.approx(figure.all, rel=1e-6)
 
 
-def test_with_nothing_masked_both_inputs_are_one(model, texts):
+def test_without_masks_both_inputs_give_the_same_ranks(model, texts):
     plain = [(batch, MaskPlan.hide_nothing(batch)) for batch, _ in texts]
     for layer in analysis(layered(model().encoder), plain).plain:
         assert set(layer.ranks) == {"clean", "masked", "real"} and not layer.outside
         assert layer.ranks["clean"] == layer.ranks["masked"] == layer.ranks["real"]
 
 
-def test_padding_and_special_tokens_are_no_rows(model, texts):
+def test_padding_and_special_tokens_are_left_out(model, texts):
     rows = analysis(layered(model().encoder), texts).plain[0].rows
     assert rows["clean"] == rows["masked"] == sum(int(batch.maskable.sum()) for batch, _ in texts)
     assert rows["mask"] == rows["under"] == sum(len(plan.hidden) for _, plan in texts)
@@ -184,7 +186,7 @@ def saved(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("preset", ["modern", "bert"])
-def test_ours_and_the_export_through_transformers_agree(preset, model, texts, saved):
+def test_a_run_and_its_export_have_the_same_ranks(preset, model, texts, saved):
     first, export = saved(model(preset))
     ours, theirs = open_run_encoder(first), open_hf_encoder(str(export))
     assert (ours.layers, ours.width, ours.longest) == (theirs.layers, theirs.width, theirs.longest)
@@ -239,11 +241,11 @@ class TestRefused:
         with pytest.raises(ConfigError, match="no mask token"):
             open_hf_encoder(str(export))
 
-    def test_no_model_of_transformers(self, tmp_path):
+    def test_a_folder_without_config(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"no config\.json"):
             open_hf_encoder(str(tmp_path))
 
-    def test_a_tensor_that_is_missing(self, model, saved):
+    def test_a_missing_tensor(self, model, saved):
         _, export = saved(model())
         tensors = load_file(export / WEIGHTS)
         tensors.pop("model.layers.1.mlp.Wi.weight")
@@ -251,7 +253,7 @@ class TestRefused:
         with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.Wi"):
             open_hf_encoder(str(export))
 
-    def test_numbers_that_are_not_finite(self, model, saved):
+    def test_nan_in_the_weights(self, model, saved):
         _, export = saved(model())
         tensors = load_file(export / WEIGHTS)
         tensors["model.layers.1.mlp.Wi.weight"][0, 0] = torch.nan
