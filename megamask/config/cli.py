@@ -15,7 +15,7 @@ import tyro
 from megamask.config import leftovers, recipes, removed
 from megamask.config import pretrain_config as configuration
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.errors import ConfigError, raise_all
+from megamask.errors import ConfigError, must, raise_all
 from megamask.runtime import entry_point, launch_environment
 from megamask.storage.dotted import flatten
 from megamask.storage.old_names import renamed_problems, with_new_names
@@ -37,6 +37,8 @@ class Command:
     """auto: go on with the run in OUTPUT, or start; must: only go on; never: only start; or a checkpoint's path."""
     change: tuple[str, ...] = ()
     """Settings that this launch may change in a run that goes on, such as steps optimizer.lr.peak; others may not."""
+    profile: int = 0
+    """Trace this many steps with torch.profiler, after 5 steps of warm-up; the file goes to OUTPUT/logs. 0: none."""
     list_recipes: bool = False
     """Print the recipes, a line each, and end."""
     print_config: bool = False
@@ -66,6 +68,8 @@ def parse_command(arguments: list[str] | None = None) -> Command:
     default = Command(recipe, run=base)
     prints, prog = launch_environment.is_main(), Path(sys.argv[0]).name
     command = tyro.cli(Command, args=arguments, default=default, prog=prog, console_outputs=prints)
+    if command.profile < 0:
+        raise ConfigError(must("profile", "be 0 or more", command.profile))
     run, notes = leftovers.leave_out(command.run, leftovers.typed(command.run, arguments, settings), recipe)
     notes = [f"{known.config}: {line}" for line in renamed] + notes
     return replace(command, run=configuration.resolve_phases(run), notes=tuple(notes))

@@ -20,6 +20,7 @@ from megamask.errors import NonFiniteError, StorageError
 from megamask.health.loss_spikes import StepDecision
 from megamask.health.stop_signals import StoppedEarly, StopRequest
 from megamask.health.watchdog import Watchdog
+from megamask.metrics.step_profiler import StepProfiler
 from megamask.runtime import precision, ranks
 from megamask.storage.dotted import is_under
 from megamask.teacher.teacher import teacher_precision
@@ -33,19 +34,25 @@ from megamask.training.validation import validate
 
 
 def train(
-    config: PretrainConfig, ds: dict[str, Any], resume: str, recipe: str, stop: StopRequest, change: Sequence[str] = ()
+    config: PretrainConfig,
+    ds: dict[str, Any],
+    resume: str,
+    recipe: str,
+    stop: StopRequest,
+    change: Sequence[str] = (),
+    profile: int = 0,
 ) -> bool:
     """Start or resume a run; returns whether it is finished. False: ``stop`` was requested before the last step.
 
     ``ds`` is the DeepSpeed file, ``resume`` as in `open_run`, ``change`` names the settings that may differ from those
-    of the run so far. Raises StoppedEarly if ``stop`` was requested while the text was read. Of ranks that fail for
-    one cause, the first raises its error, the others a PeerLostError.
+    of the run so far, ``profile`` is how many steps are traced. Raises StoppedEarly if ``stop`` was requested while the
+    text was read. Of ranks that fail for one cause, the first raises its error, the others a PeerLostError.
     """
     if ranks.is_main():
         print(summary.first_line(recipe, config.output), flush=True)
     with Watchdog(config.watchdog, stop) as watch:
         try:
-            return _train(config, ds, resume, recipe, stop, change, watch)
+            return _train(config, ds, resume, recipe, stop, change, profile, watch)
         except Exception as error:
             reported = watch.error_to_report(error)
             if reported is error:
@@ -60,6 +67,7 @@ def _train(
     recipe: str,
     stop: StopRequest,
     change: Sequence[str],
+    profile: int,
     watch: Watchdog,
 ) -> bool:
     early = stop.early if ranks.world() == 1 else nullcontext
@@ -98,7 +106,8 @@ def _train(
             run.log.figures(
                 0, {"data/packs_left_out": text.packs.short, "data/tokens_left_out": text.packs.short_tokens}
             )
-        step = train_loop(run, start.step, stop, watch)
+        profiler = StepProfiler(start.run.logs, profile, start.step)
+        step = train_loop(run, start.step, stop, watch, profiler)
         finished = run.progress.over(step)
         watch.enter_phase("ending", step)
         run.engine.close()
@@ -112,7 +121,7 @@ def _train(
 # ---- the loop
 
 
-def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog) -> int:
+def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog, profiler: StepProfiler) -> int:
     """Take the steps from ``step`` to the last, or until ``stop`` is requested; returns the number of steps taken."""
     config, progress = run.config, run.progress
     failures, unsaved_rewind, stopping = 0, False, stop.any_rank()
@@ -129,6 +138,8 @@ def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog
                 continue
         step += 1
         run.log.advance(step)
+        if line := profiler.advance():
+            run.log.say(line)
         stopping, last = stop.any_rank(), progress.over(step)
         watch.enter_phase("figures", step)
         if step % config.log.every == 0 or last:
@@ -149,6 +160,8 @@ def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog
     if not progress.over(step):
         run.log.say(f"Stopped after step {step} of {config.steps}, as requested. The same command resumes the run.")
     elif line := progress.ending(step):
+        run.log.say(line)
+    if line := profiler.close():
         run.log.say(line)
     run.log.close()
     return step

@@ -75,3 +75,9 @@ def test_the_list_stands_for_every_recipe_and_no_other() -> None:
         endings = [("", *bracket.split("|")) for bracket in brackets]
         every += ["".join((base, *chosen)) for chosen in itertools.product(*endings)]
     assert sorted(every) == sorted(RECIPES)
+
+
+def test_a_negative_number_of_traced_steps_is_refused() -> None:
+    assert parse_command(["--profile", "10"]).profile == 10
+    with pytest.raises(ConfigError, match="`profile` must be 0 or more, but is -1"):
+        parse_command(["--profile", "-1"])
