@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import tempfile
 import time
 from dataclasses import asdict, fields
@@ -21,6 +20,7 @@ from megamask.analysis.settings import RankConfig
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError, MegamaskError, StorageError, must, raise_all
 from megamask.runtime.progress_bar import ProgressBar
+from megamask.storage.durable import write_atomic
 
 LENGTH = 512
 NAMES = ("ranks.json", "ranks.md", "ranks.png")
@@ -113,7 +113,7 @@ def write_analysis(config: RankConfig, analyses: dict[str, Analysis], facts: lis
             table.write_text("\n".join(lines))
             drawing.picture(analyses, cuts, picture)
             for path in (data, table, picture):
-                shutil.move(path, config.output / path.name)
+                write_atomic(config.output / path.name, path.read_bytes())
     except OSError as error:
         raise StorageError(f"{config.output} cannot be written: {error.strerror}.") from None
     print("written:", *(config.output / name for name in NAMES))

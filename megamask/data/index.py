@@ -1,8 +1,8 @@
 """The index of a split: which pieces of documents make a pack, and how many tokens of each pack can be masked.
 
-Worked out once from the lengths of the documents, by best-fit decreasing in windows, and from one reading of their
-tokens. It depends on neither seed nor epoch. It costs 12 bytes a piece and 12 a pack on disk, is kept beside the shards
-with its hashes, and is mapped, not loaded.
+It is computed once from the lengths of the documents, by best-fit decreasing in windows, and from one reading of their
+tokens. It depends on neither seed nor epoch. It takes 12 bytes for a piece and 12 for a pack on disk, is stored beside
+the shards with its hashes, and is memory-mapped. With several ranks, rank 0 makes it and the others open it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from megamask.data.shards import Shards
+from megamask.runtime import ranks
 from megamask.storage import strict_json
 from megamask.storage.durable import atomic_folder, write_atomic
 from megamask.storage.file_list import sha256
 from megamask.storage.npy import mapped, rising, save_array
 
 FULL = 0.9
-"""A pack filled less is left out: too few rows to draw an exact budget of targets from."""
+"""Packs with a smaller share of text are left out: they have too few tokens for an exact budget of targets."""
 WINDOW_ROWS, WINDOW_PACKS = 2**22, 256
-# part of the name of a cached index: change it with whatever changes which pieces share a pack
+# part of the name of a stored index: increase it when the choice of pieces that share a pack changes
 METHOD = 2
 KINDS = {"starts": "int64", "sizes": "int32", "first": "int64", "maskable": "int32"}
 HASHES = "hashes.json"
@@ -51,39 +52,39 @@ class PackIndex:
 
 def is_text(shards: Shards) -> Bool[np.ndarray, " V"]:
     """For each token id, whether it is not special, so that a token of it can be masked."""
-    found = np.ones(shards.token_ids.size, bool)
-    found[list(shards.token_ids.special)] = False
-    return found
+    text = np.ones(shards.token_ids.size, bool)
+    text[list(shards.token_ids.special)] = False
+    return text
 
 
 def cached_index(shards: Shards, tokens: int, length: int) -> PackIndex:
-    """The index kept beside the shards, or a new one, which is kept if the folder can be written.
+    """The index stored beside the shards, or a new one, which rank 0 stores if it can write the folder.
 
-    Raises DataError for a token that the vocabulary lacks.
+    Raises DataError for a token id outside of the vocabulary.
     """
     name = f"{shards.split}-{tokens}-{length}-{METHOD}-{shards.fingerprint[:16]}"
     folder = shards.folder / "packs" / name
-    with suppress(Exception):  # not there, or damaged, of which a parser may raise of every kind
+    with suppress(Exception):  # it is missing or damaged, for which parsers raise errors of many kinds
         return _load(folder, shards.tokens, tokens, length)
     index = make_index(shards, tokens=tokens, length=length)
-    if len(index.first) > 1:
-        _keep(index, folder)
+    if len(index.first) > 1 and ranks.is_main():
+        _store(index, folder)
     return index
 
 
 def _load(folder: Path, text: int, tokens: int, length: int) -> PackIndex:
-    """The index in ``folder``, whole and of packs that can be; one flipped bit would be another text."""
+    """The index in ``folder``, after a check of every hash and value. ValueError or OSError if it is not valid."""
     hashes = strict_json.read_json(folder / HASHES)
-    found = []
+    arrays = []
     for name, kind in KINDS.items():
         if sha256(folder / f"{name}.npy") != hashes[name]:
             raise ValueError(name)
         array = mapped(folder / f"{name}.npy")
         if array.dtype != kind or array.ndim != 1:
             raise ValueError(name)
-        found.append(array)
-    index = PackIndex(*found)
-    starts, sizes, first, maskable = found
+        arrays.append(array)
+    index = PackIndex(*arrays)
+    starts, sizes, first, maskable = arrays
     if not (
         len(starts) == len(sizes) == first[-1] and first[0] == 0 and rising(first, strictly=True)
         and sizes.min() > 0 and sizes.max() <= length - 2
@@ -95,8 +96,8 @@ def _load(folder: Path, text: int, tokens: int, length: int) -> PackIndex:
     return index
 
 
-def _keep(index: PackIndex, folder: Path) -> None:
-    # a folder that cannot be written is no problem: the index in memory serves as well
+def _store(index: PackIndex, folder: Path) -> None:
+    # if the folder cannot be written, the index in memory serves as well
     with suppress(OSError), atomic_folder(folder) as temporary:
         hashes = {name: save_array(temporary / f"{name}.npy", getattr(index, name)).sha256 for name in KINDS}
         write_atomic(temporary / HASHES, strict_json.to_json(hashes))
@@ -119,7 +120,7 @@ def make_index(shards: Shards, *, tokens: int, length: int) -> PackIndex:
         in_order = in_order[full[pack[in_order]]]
         kept.append((starts[in_order], sizes[in_order], np.bincount(pack, minlength=len(rows))[full]))
         again = ~full[pack]
-        # pieces that do not fit together in one window will not in the next: do not gather them without end
+        # pieces that do not fit together in one window will not fit in the next: do not collect them without end
         over = (starts[again], sizes[again]) if rows[~full].sum() < window_rows / 2 else (starts[:0], sizes[:0])
     starts, sizes, counts = (np.concatenate(column) for column in zip(*kept, strict=True))
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -171,39 +172,39 @@ def windows(shards: Iterator[Pieces], rows: int) -> Iterator[Pieces]:
 def best_fit(rows: Int64[np.ndarray, " n"], capacity: int) -> Int64[np.ndarray, " n"]:
     """Best-fit decreasing: the number of the pack that each piece of ``rows`` rows goes into.
 
-    From the largest piece to the smallest, each goes where it leaves the least room. Pieces of one size and packs of
-    one room are treated at once, so the cost depends on how many sizes there are, not on how many pieces.
+    From the largest piece to the smallest, each goes into the pack where it leaves the least space. Pieces of one size
+    and packs of one space are handled together, so the cost depends on the number of sizes, not of pieces.
     """
     order = np.argsort(-rows, kind="stable")
     sizes, counts = np.unique(rows, return_counts=True)
     pack_of = np.empty(len(rows), np.int64)
     open_packs: dict[int, list[np.ndarray]] = {}
-    rooms: list[int] = []  # the keys of open_packs, ascending
+    spaces: list[int] = []  # the keys of open_packs, ascending
 
-    def leave(room: int, packs: np.ndarray) -> None:
-        if len(packs) and room:
-            if room not in open_packs:
-                insort(rooms, room)
-            open_packs.setdefault(room, []).append(packs)
+    def leave(space: int, packs: np.ndarray) -> None:
+        if len(packs) and space:
+            if space not in open_packs:
+                insort(spaces, space)
+            open_packs.setdefault(space, []).append(packs)
 
     begun = placed = 0
     for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
         while count:
-            at = bisect_left(rooms, size)
-            if at < len(rooms):
-                room = rooms.pop(at)
-                packs = np.concatenate(open_packs.pop(room))
+            at = bisect_left(spaces, size)
+            if at < len(spaces):
+                space = spaces.pop(at)
+                packs = np.concatenate(open_packs.pop(space))
             else:
-                room = capacity
+                space = capacity
                 packs = np.arange(begun, begun - (-count // (capacity // size)))
                 begun += len(packs)
-            each = room // size
+            each = space // size
             used = min(len(packs), -(-count // each))
             now = min(count, used * each)
             pack_of[order[placed : placed + now]] = np.repeat(packs[:used], each)[:now]
             last = now - (used - 1) * each
-            leave(room - each * size, packs[: used - 1])
-            leave(room - last * size, packs[used - 1 : used])
-            leave(room, packs[used:])
+            leave(space - each * size, packs[: used - 1])
+            leave(space - last * size, packs[used - 1 : used])
+            leave(space, packs[used:])
             placed, count = placed + now, count - now
     return pack_of

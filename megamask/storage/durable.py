@@ -107,8 +107,9 @@ def atomic_folder(output: Path, temporary: Path | None = None) -> Iterator[Path]
         try:
             rename(temporary, output)
         except OSError:
-            if old.exists():
+            if old.exists() and not output.exists():  # else another process was first
                 rename(old, output)
+            remove(old)
             raise
         sync(output.parent)
     except BaseException:

@@ -68,7 +68,10 @@ def open_run_text(config: PretrainConfig, early: Callable[[], AbstractContextMan
     folder = config.data or ranks.on_rank_zero(prepared)
     if config.verify:
         ranks.on_rank_zero(checked)
-    return ranks.all_ranks_or_none(opened)
+    # rank 0 makes the index of packs, then the other ranks open it
+    first: list[RunText] = []
+    ranks.on_rank_zero(lambda: first.append(opened()))
+    return ranks.all_ranks_or_none(lambda: first[0] if first else opened())
 
 
 def _open_text(config: PretrainConfig, folder: Path) -> RunText:

@@ -54,7 +54,7 @@ def test_a_reader_that_sees_nothing_is_found(ground: Ground, monkeypatch: pytest
     (row,) = (row for row in ROWS if row.name == "a flipped bit")
     main, arguments = row.plant(ground)
     find = manifest.file_problems
-    monkeypatch.setattr(manifest, "file_problems", lambda *given: dict.fromkeys(find(*given), "A file is damaged."))
+    monkeypatch.setattr(manifest, "file_problems", lambda *given, **named: dict.fromkeys(find(*given, **named), "?"))
     assert row.wrong(run(main, *arguments))
-    monkeypatch.setattr(manifest, "file_problems", lambda *given: {})
+    monkeypatch.setattr(manifest, "file_problems", lambda *given, **named: {})
     assert row.wrong(run(main, *arguments))

@@ -106,6 +106,29 @@ def test_restricted_modules_are_named_only_where_allowed(path: Path) -> None:
     assert place == PRIVATE_API or not private_uses(source)
 
 
+def renames(source: str) -> list[str]:
+    """Calls that rename or replace a file: `os.rename`, `os.replace`, `shutil.move`, and a method with one argument."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        method = isinstance(call.func, ast.Attribute) and call.func.attr in ("rename", "replace", "renames")
+        arguments = len(call.args) + len(call.keywords)
+        if name in ("os.rename", "os.replace", "os.renames", "shutil.move") or (method and arguments == 1):
+            found.append(f"line {call.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_storage_renames_files(path: Path) -> None:
+    """Every file and folder appears whole: see storage/durable.py."""
+    assert not renames(path.read_text()) or path.parent == ROOT / "megamask" / "storage"
+
+
+@pytest.mark.parametrize("call", ["os.rename(a, b)", "os.replace(a, b)", "path.rename(b)", "(a / b).replace(c)"])
+def test_a_rename_is_found(call: str) -> None:
+    assert renames(f"import os\n{call}") and not renames("text.replace(a, b); replace(config, a=1)")
+
+
 def test_import_contracts_hold() -> None:
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True) == 0
 

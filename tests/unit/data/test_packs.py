@@ -231,6 +231,18 @@ def test_the_index_is_cached_and_a_damaged_one_made_anew(make_shards, monkeypatc
     assert not list((folder / "packs").glob("*-256-48-*"))
 
 
+def test_only_rank_0_stores_the_index(make_shards, monkeypatch):
+    folder = make_shards(LENGTHS)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    other = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
+    assert not (folder / "packs").exists()
+    monkeypatch.setenv("RANK", "0")
+    first = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
+    assert list((folder / "packs").iterdir())
+    assert torch.equal(first.batch(3).tokens, other.batch(3).tokens)
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(50, 120))
 def test_best_fit_is_best_fit(rows, capacity):
     """Against the definition, piece by piece: the same rooms are left."""
