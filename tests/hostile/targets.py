@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 import json
+import lzma
 import random
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
@@ -256,15 +259,9 @@ def _texts(folder: Path) -> list[str]:
     lines = "".join(json.dumps({"text": one, "more": [1, {"a": None}]}) + "\n" for one in TEXT)
     (folder / "a.jsonl").write_text(lines)
     (folder / "b.txt").write_text("\n\n".join(TEXT))
-    import gzip
-
     (folder / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
-    import lzma
-
     (folder / "d.txt.xz").write_bytes(lzma.compress(b"some words\n\nand more\n"))
-    import zstandard
-
-    (folder / "e.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    (folder / "e.jsonl.zst").write_bytes(pyarrow.compress(lines.encode(), codec="zstd", asbytes=True))
     words = "1\tA\ta\tNOUN\t_\t_\t0\troot\t_\t_\n2-3\tdu\t_\t_\t_\t_\t_\t_\t_\tSpaceAfter=No\n"
     words += "2\tde\t_\tADP\t_\t_\t_\t_\t_\t_\n3\tle\t_\tDET\t_\t_\t_\t_\t_\t_\n\n"
     (folder / "f.conllu").write_text(f"# newdoc\n{words}# newpar\n{words}")

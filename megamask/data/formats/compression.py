@@ -1,4 +1,4 @@
-"""Compressed files, unpacked as they are read."""
+"""Compressed files (.gz, .bz2, .xz, .zst), decompressed as they are read. A truncated file raises."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import io
 import lzma
 import zlib
 from pathlib import Path
+from typing import cast
 
 from megamask.data.formats.lines import BLOCK, ByteStream
-from megamask.data.formats.xz import StreamDamaged, StreamReader
-from megamask.data.zstd import ZstdReader, ZstdTruncated
+from megamask.data.formats.streams import StreamCorrupt, StreamReader
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-CORRUPT = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, StreamDamaged, ZstdTruncated)
-"""What the readers raise for a file that is damaged or cut short; bz2 raises an OSError without a number."""
+CORRUPT = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, StreamCorrupt)
+"""Errors of the readers at a corrupt or truncated file. bz2 and pyarrow raise an OSError without an error number."""
 
 
 def open_compressed(path: Path, raw: ByteStream) -> ByteStream:
-    """The content of ``raw``, the file ``path`` as it lies on disk."""
+    """The decompressed content of ``raw``, the open file ``path``."""
     ending = path.suffix.lower()
     if ending == ".gz":
         return gzip.GzipFile(fileobj=raw)
@@ -28,5 +28,8 @@ def open_compressed(path: Path, raw: ByteStream) -> ByteStream:
     if ending == ".xz":
         return io.BufferedReader(StreamReader(raw, lzma.LZMADecompressor), BLOCK)
     if ending == ".zst":
-        return io.BufferedReader(ZstdReader(raw), BLOCK)
+        import pyarrow  # slow to import
+
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+        return io.BufferedReader(cast(io.RawIOBase, stream), BLOCK)
     return raw
