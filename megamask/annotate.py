@@ -1,13 +1,13 @@
-"""The story of annotation: what a teacher says, written down once beside the text, for any number of runs.
+"""Annotation: what a teacher predicts for a text is stored once, and any number of runs read it.
 
-``entropies``: a byte per token beside the shards, by either signal, each token in the context that it has in training:
-its piece of at most ``length`` rows. ``samples``: a sample of the teacher's distribution at the targets of masks that
-are fixed in advance (`megamask.teacher.stored_targets`).
+`store_entropies` writes a byte per token beside the shards, the entropy of the teacher by either signal. Each token has
+the context that it has in training: its piece of at most ``length`` tokens. `store_targets` writes samples of the
+teacher's distribution at the targets of masks that are fixed in advance (`teacher.stored_targets`).
 
-The work is cut into parts, which worker processes take one by one (`megamask.storage.resumable`): a killed annotation
-goes on where it was, and the bytes do not depend on the number of processes. Costs: the
-teacher's forward pass over the text (`clean` one, with the head at every row; `masked` ``passes`` of them), and the
-teacher once in the memory of each process.
+The work is divided into parts, which worker processes take one by one (`storage.resumable`). After a kill, the same
+command continues, and the bytes do not depend on the number of processes. Costs: the forward pass of the teacher over
+the text (`clean` one, `masked` ``num_passes``), with the head at every token once, and the memory of one teacher per
+process.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ from megamask.teacher.annotation_settings import EntropyAnnotation, SampleAnnota
 from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 
 ROWS = 8192
-"""Rows of a window, about: a window goes through the teacher at once."""
+"""Approximate tokens of a window, which goes through the teacher in one pass."""
 PARTS, LARGEST = 256, 64
-"""Parts that a text is cut into, and the most windows of one. Small parts keep all processes busy up to the end, and
-little is lost with a kill."""
-# part of the identity of a result: change it with whatever changes the bytes that are written
+"""Parts of a text, and the most windows of a part. Small parts keep all processes busy until the end, and a kill loses
+little work."""
+# part of the identity of a result: increase it whenever the written bytes change
 METHOD = 1
 
 
@@ -79,58 +79,58 @@ def annotate_targets(config: TargetAnnotation) -> None:
 
 
 def store_entropies(config: EntropyAnnotation) -> Path:
-    """Write the sidecar `entropy` of all splits and return the folder; do nothing if it is there.
+    """Write the sidecar `entropy` of all splits and return the folder; do nothing if it exists.
 
     Raises ConfigError, DataError, CheckpointError.
     """
     raise_all(ConfigError, config.problems())
-    config = replace(config, precision=_decided("`precision`", config.precision))
-    splits = [Shards.open(config.data, split) for split in get_args(Split) if _holds(config.data, split)]
+    config = replace(config, precision=_print_precision("`precision`", config.precision))
+    splits = [Shards.open(config.data, split) for split in get_args(Split) if _has_tokens(config.data, split)]
     facts = _facts(config, splits[0])
     if all(shards.sidecar_facts("entropy") == facts for shards in splits):
         return config.data
     identity = _identity({"facts": facts, "text": splits[0].fingerprint, "rows": [ROWS, PARTS, LARGEST]})
-    # named after what is asked, so that what is finished of another request stays
+    # named after the request, so that the finished parts of another request stay
     with working.folder(config.data / f".entropy-{identity[:16]}.partial", identity, config.data) as work:
         by_shard = {shards.split: list(_entropy_parts(shards, config.length)) for shards in splits}
-        every = [part for some in by_shard.values() for each in some for part in each]
-        resumable.run_parts(every, work, partial(_entropy_worker, config), config.workers, "entropies", "token")
+        parts = [part for shards_parts in by_shard.values() for shard_parts in shards_parts for part in shard_parts]
+        resumable.run_parts(parts, work, partial(_entropy_worker, config), config.workers, "entropies", "token")
         for shards in splits:
             joined = (resumable.join_parts([part.name for part in each], work) for each in by_shard[shards.split])
             write_sidecar(config.data, "entropy", shards.split, joined, facts)
     return config.data
 
 
-def _decided(setting: str, asked: Setting) -> Precision:
-    """The precision of the teacher on this machine, after saying why."""
-    choice = precision.precision_here(asked, setting)
+def _print_precision(setting: str, value: Setting) -> Precision:
+    """The precision of the teacher on this machine; prints it with the reason."""
+    choice = precision.precision_here(value, setting)
     print(*precision.precision_lines(choice), sep="\n", flush=True)
     return choice.precision
 
 
-def _holds(folder: Path, split: Split) -> bool:
+def _has_tokens(folder: Path, split: Split) -> bool:
     manifest = Shards.open(folder, "train").manifest
     return bool(manifest["splits"].get(split, {}).get("tokens"))
 
 
 def _facts(config: EntropyAnnotation, shards: Shards) -> dict[str, Any]:
-    """What is kept beside the bytes: `SidecarFacts`, and how they were made."""
+    """The record beside the bytes: `SidecarFacts`, and how they were computed."""
     model = frozen_lm.read_masked_lm(config.teacher, "teacher").fingerprint()
     top = top_of(config.measure, shards.token_ids.size)
-    said = SidecarFacts(config.signal, config.measure, top, model, config.length).record()
-    how = {"passes": config.num_passes} if config.signal == "masked" else {}
-    return said | how | {"precision": config.precision, "method": METHOD}
+    facts = SidecarFacts(config.signal, config.measure, top, model, config.length).record()
+    passes = {"passes": config.num_passes} if config.signal == "masked" else {}
+    return facts | passes | {"precision": config.precision, "method": METHOD}
 
 
 def _entropy_parts(shards: Shards, length: int) -> Iterator[list[Part]]:
     """The parts of each shard: runs of windows of its pieces, in the order of the text, numbered over all shards."""
-    by_shard = [list(index.windows(iter([pieces]), ROWS)) for pieces in index.document_pieces(shards, length)]
-    most = min(max(1, sum(map(len, by_shard)) // PARTS), LARGEST)
+    windows = [list(index.windows(iter([pieces]), ROWS)) for pieces in index.document_pieces(shards, length)]
+    most = min(max(1, sum(map(len, windows)) // PARTS), LARGEST)
     number = 0
-    for shard, some in zip(shards.names, by_shard, strict=True):
+    for shard, shard_windows in zip(shards.names, windows, strict=True):
         tasks: list[Part] = []
-        for begin in range(0, len(some), most):
-            run = some[begin : begin + most]
+        for begin in range(0, len(shard_windows), most):
+            run = shard_windows[begin : begin + most]
             tokens = sum(int(sizes.sum()) for _, sizes in run)
             tasks.append(Part(f"{shard}-{begin // most:06d}", (shards.split, number, run), tokens))
             number += len(run)
@@ -138,12 +138,16 @@ def _entropy_parts(shards: Shards, length: int) -> Iterator[list[Part]]:
 
 
 def _entropy_worker(config: EntropyAnnotation) -> Worker:
-    """Asks the teacher about the windows of a part; gives a byte for each of its tokens, in the order of the text."""
+    """Computes the entropies of the windows of a part: a byte for each token, in the order of the text."""
     train = Shards.open(config.data, "train")
-    asked = TeacherConfig(config.teacher, config.precision)
     ids = train.token_ids
     teacher = Teacher.load(
-        asked, DistillConfig(), tokenizer=config.data / TOKENIZER, ids=ids, length=config.length, vocab_size=ids.size
+        TeacherConfig(config.teacher, config.precision),
+        DistillConfig(),
+        tokenizer=config.data / TOKENIZER,
+        ids=ids,
+        length=config.length,
+        vocab_size=ids.size,
     )
     top = top_of(config.measure, ids.size)
 
@@ -168,7 +172,7 @@ def _entropy_worker(config: EntropyAnnotation) -> Worker:
 
 
 def window_batch(shards: Shards, window: Pieces, number: int, length: int) -> tuple[PackedBatch, Int64[Tensor, " N"]]:
-    """A run of consecutive pieces as a batch, and which of its rows are text, in the order of the text."""
+    """Consecutive pieces as a batch, and the positions of its text, in the order of the text."""
     starts, sizes = window
     ids = shards.token_ids
     ends = np.cumsum(sizes + 2)
@@ -182,7 +186,7 @@ def window_batch(shards: Shards, window: Pieces, number: int, length: int) -> tu
     ordinary = np.ones(ids.size, bool)
     ordinary[list(ids.special)] = False
     maskable, rows = torch.from_numpy(ordinary[tokens]), torch.from_numpy(is_text)
-    # where words begin makes no difference to a teacher
+    # a teacher does not need to know where words begin
     return PackedBatch(number, torch.from_numpy(tokens), layout, rows, maskable), rows.nonzero().squeeze(1)
 
 
@@ -190,14 +194,14 @@ def window_batch(shards: Shards, window: Pieces, number: int, length: int) -> tu
 
 
 def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
-    """Store what ``config.teacher`` says at the targets of a run of ``config`` into ``config.distill.stored``.
+    """Store samples of ``config.teacher`` at the targets of a run with ``config`` in ``config.distill.stored``.
 
-    ``data`` is the run's text. The run itself then names no teacher. Does nothing if the samples are there. Raises
+    ``data`` is the run's text. The run itself then has no `teacher.path`. Does nothing if the samples exist. Raises
     ConfigError, DataError, CheckpointError.
     """
     raise_all(ConfigError, _sample_problems(config, how))
-    decided = _decided("`teacher.precision`", config.teacher.precision)
-    config = replace(config, teacher=replace(config.teacher, precision=decided))
+    teacher_precision = _print_precision("`teacher.precision`", config.teacher.precision)
+    config = replace(config, teacher=replace(config.teacher, precision=teacher_precision))
     output = config.distill.stored
     assert output is not None and config.teacher.path is not None
     train = Shards.open(data, "train")
@@ -212,11 +216,8 @@ def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> 
     }  # fmt: skip
     manifest = json.loads(json.dumps(manifest))
     if output.exists():
-        held = {key: value for key, value in stored_targets.read_targets_manifest(output).items() if key != "files"}
-        if held != manifest:
-            raise DataError(
-                f"{output} holds other samples of a teacher. Choose another `distill.stored`, or delete it."
-            )
+        if stored_targets.read_targets_manifest(output) | {"files": None} != manifest | {"files": None}:
+            raise DataError(f"{output} contains other samples. Choose another `distill.stored`, or delete it.")
         return output
     identity = _identity(manifest)
     work = output.with_name(f".{output.name}.partial")
@@ -245,16 +246,16 @@ def _sample_problems(config: PretrainConfig, how: SampleAnnotation) -> list[str]
     found = how.problems() + config.distill.problems("distill") + config.teacher.problems("teacher")
     found += config.masking.problems("masking") + config.packs.problems("packs") + fixed_mask_problems(config)
     if config.distill.stored is None:
-        found.append("`distill.stored` must name the folder to write, but is missing.")
+        found.append("`distill.stored` must be the folder to write, but is missing.")
     if config.teacher.path is None:
-        found.append("`teacher.path` must name the model to ask, but is missing.")
+        found.append("`teacher.path` must be the model of the teacher, but is missing.")
     if config.teacher.deepspeed is not None:
-        found.append("`teacher.deepspeed` has no effect here: each process holds the teacher whole. Remove it.")
+        found.append("`teacher.deepspeed` has no effect here: each process has the whole teacher. Remove it.")
     return found
 
 
 def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
-    """Asks the teacher about the packs of a part under the masks that the run will draw."""
+    """Samples the teacher at the targets of the packs of a part, with the masks that the run will draw."""
     train = Shards.open(data, "train")
     sizes = config.packs
     packs = Packs(
@@ -264,7 +265,7 @@ def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
     )  # fmt: skip
     ids = packs.token_ids
     masker = Masker(config.masking, ids)
-    # asked about every pack, whatever the weight is at its step
+    # samples for every pack, whatever the weight at its step
     distill = DistillConfig(Schedule(start=1.0), config.distill.temperature)
     teacher = Teacher.load(config.teacher, distill, tokenizer=data / TOKENIZER, ids=ids, length=sizes.length)
 
@@ -273,20 +274,19 @@ def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
         return masker(batch, progress=progress, rng=PackRng(config.seed, batch.number))
 
     def make(numbers: range, report: Report) -> Sequence[np.ndarray]:
-        found = []
+        samples = []
         for some in _cut(numbers, config.teacher.packs_per_pass):
             batches = [packs.batch(number).to(ranks.device()) for number in some]
             softs = teacher.targets(batches, [plan_of(batch) for batch in batches], 0.0)
             for number, soft in zip(some, softs, strict=True):
                 assert soft is not None
-                found.append(
-                    stored_targets.sample_targets(soft, draws, PackRng(config.seed, number, stored_targets.PURPOSE))
-                )
+                rng = PackRng(config.seed, number, stored_targets.PURPOSE)
+                samples.append(stored_targets.sample_targets(soft, draws, rng))
             report(len(some))
-        return stored_targets.arrays(found, ids.size)
+        return stored_targets.part_arrays(samples, ids.size)
 
     return make
 
 
-def _identity(said: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said | {"torch": torch.__version__}, sort_keys=True).encode()).hexdigest()
+def _identity(request: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request | {"torch": torch.__version__}, sort_keys=True).encode()).hexdigest()

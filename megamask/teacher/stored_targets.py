@@ -1,17 +1,17 @@
-"""Stored samples of a teacher: what it would put at the targets of masks that are fixed in advance.
+"""Soft targets from disk: samples of a teacher's distribution at the targets of masks that are fixed in advance.
 
-For each target of a pack, K tokens drawn with replacement from softmax(logits / temperature), as the tokens found and
-how often each (Anshumann et al. 2025, "Sparse Logit Sampling"). The shares of a sample are in expectation the
-teacher's probabilities, so the gradient of the student is unbiased; a renormalised top-k would be sharper than the
-teacher. Three or five bytes a token and K = 12 to 50 tokens a target; reading is a look into a mapped file.
+For each target of a pack, K tokens are drawn with replacement from softmax(logits / temperature) and stored as distinct
+tokens with counts (Anshumann et al. 2025, "Sparse Logit Sampling"). In expectation, counts / K are the teacher's
+probabilities, so the gradient of the student is unbiased; a renormalized top-k would be sharper than the teacher. A
+stored token takes 3 or 5 bytes, and a target 12 to 50 tokens; reading is a look into a memory-mapped file.
 
-    manifest.json               of which run, how many packs and draws, size and sha256 of each file
+    manifest.json               which run they fit, how many packs and draws, size and sha256 of each file
     part-00000.tokens.npy       (targets of the part's packs, K), uint16 or uint32
     part-00000.counts.npy       the same shape, uint8; 0 fills up a row
-    part-00000.offsets.npy      where each pack begins
+    part-00000.offsets.npy      the row at which each pack begins
 
-A part holds ``PART`` packs. The samples are a function of (seed, pack number), as masks are; a folder fits the runs
-whose text, packs, masks, seed and temperature are the same, and is refused by every other.
+A part contains ``PART`` packs. The samples are a function of (seed, pack number), like masks. A folder fits runs with
+the same text, packs, masks, seed and temperature; any other run refuses it.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ from megamask.teacher.target_source import distill_scale
 FORMAT, VERSION = "megamask teacher samples", 1
 PART = 64
 BLOCK = 2**22
+"""Logits that are computed at a time."""
 PURPOSE = "teacher"
 KINDS = ("tokens", "counts", "offsets")
 CURE = "Make them again with `megamask annotate targets`."
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a manifest must say; more may stand there."""
+class _Manifest:
+    """What a manifest must contain; other keys are allowed."""
 
     packs: Count
     facts: dict[str, Any]
@@ -59,7 +60,7 @@ class _Said:
 
 
 class StoredTargets:
-    """What was stored of a teacher, in place of one."""
+    """A `TargetSource` that reads what `megamask annotate targets` wrote."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], distill: DistillConfig, ids: TokenIds):
         self.folder, self.manifest, self.distill, self.ids = folder, manifest, distill, ids
@@ -77,8 +78,8 @@ class StoredTargets:
     ) -> StoredTargets:
         """The folder ``distill.stored``, checked against the run; DataError or ConfigError with every problem.
 
-        ``facts`` are what the masks of the run depend on, ``targets`` how many of them each pack has that the run asks
-        about (`fixed_masks`). ``verify`` compares every byte with its sha256. Collective.
+        ``facts`` are the settings on which the masks of the run depend, ``targets`` the number of targets of each pack
+        that the run reads (`fixed_masks`). ``verify`` compares every byte with its sha256. Collective.
         """
         folder = distill.stored
         assert folder is not None
@@ -86,64 +87,62 @@ class StoredTargets:
         raise_all(ConfigError, _differences(folder, manifest, facts))
         if manifest["packs"] < len(targets):
             raise ConfigError(
-                f"`distill.stored` holds {manifest['packs']} packs, but the run asks about {len(targets)}. Store more, "
+                f"`distill.stored` has {manifest['packs']} packs, but the run needs {len(targets)}. Store more packs, "
                 "or let `distill.weight` end earlier."
             )
         stored = cls(folder, manifest, distill, ids)
 
         def check() -> None:
             raise_all(DataError, _damage(folder, manifest, verify))
-            raise_all(DataError, stored._misfits(targets, verify))
+            raise_all(DataError, stored._mismatches(targets, verify))
 
         ranks.on_rank_zero(check)
         return stored
 
-    def _misfits(self, targets: Int64[np.ndarray, " packs"], read: bool) -> list[str]:
-        """The first pack with another number of ``targets``, and the first id that the vocabulary lacks.
+    def _mismatches(self, targets: Int64[np.ndarray, " packs"], read_ids: bool) -> list[str]:
+        """A sentence for the first pack with another number of ``targets``, or with an id outside the vocabulary.
 
-        For the ids every sample must be ``read``.
+        Checking ids reads every sample.
         """
         for part in range(-(-self.manifest["packs"] // PART)):
             tokens, _, offsets = self._part(part)
             expected = targets[part * PART : (part + 1) * PART]
             stored = np.diff(offsets)[: len(expected)]
-            if len(other := np.flatnonzero(stored != expected)):
-                pack = int(other[0])
-                return [_other_targets(self.folder, part * PART + pack, int(stored[pack]), int(expected[pack]))]
-            if read and tokens.max(initial=0) >= self.ids.size:
+            if len(different := np.flatnonzero(stored != expected)):
+                pack = int(different[0])
+                return [_wrong_count(self.folder, part * PART + pack, int(stored[pack]), int(expected[pack]))]
+            if read_ids and tokens.max(initial=0) >= self.ids.size:
                 return [
-                    f"{self.folder / target_file_names(part)[0]} holds the id {tokens.max()}, but the vocabulary has "
-                    f"{self.ids.size}. {CURE}"
+                    f"{self.folder / target_file_names(part)[0]} contains the token id {tokens.max()}, but the "
+                    f"vocabulary has {self.ids.size} tokens. {CURE}"
                 ]
         return []
 
     def targets(
         self, batches: Sequence[PackedBatch], plans: Sequence[MaskPlan], progress: float
     ) -> list[SoftTargets | None]:
-        """What was stored for each pack; None while the weight is 0."""
+        """The stored samples of each pack; None while the weight is 0."""
         share = self.distill.weight(progress)
         if share == 0:
             return [None] * len(batches)
-        found: list[SoftTargets | None] = []
+        soft: list[SoftTargets | None] = []
         for batch, plan in zip(batches, plans, strict=True):
             tokens, counts = self._pack(batch.number, len(plan.targets), plan.targets.device)
-            factor = distill_scale(self.distill, batch, plan, len(plan.targets), self.ids)
-            found.append(SoftTargets(share, self.distill.temperature, factor, tokens=tokens, counts=counts))
-        return found
+            scale = distill_scale(self.distill, batch, plan, len(plan.targets), self.ids)
+            soft.append(SoftTargets(share, self.distill.temperature, scale, tokens=tokens, counts=counts))
+        return soft
 
     def _pack(self, number: int, targets: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if number >= self.manifest["packs"]:
-            raise DataError(
-                f"{self.folder} holds {self.manifest['packs']} packs, but the run asks about pack {number}."
-            )
+            raise DataError(f"{self.folder} has {self.manifest['packs']} packs, but the run needs pack {number}.")
         tokens, counts, offsets = self._part(number // PART)
         rows = slice(*offsets[number % PART : number % PART + 2].tolist())
         if rows.stop - rows.start != targets:
-            raise DataError(_other_targets(self.folder, number, rows.stop - rows.start, targets))
+            raise DataError(_wrong_count(self.folder, number, rows.stop - rows.start, targets))
         if tokens[rows].max(initial=0) >= self.ids.size:
             raise DataError(
-                f"{self.folder / target_file_names(number // PART)[0]} holds the id {tokens[rows].max()} in pack "
-                f"{number}, but the vocabulary has {self.ids.size}. {CURE}"
+                f"{self.folder / target_file_names(number // PART)[0]} contains the token id {tokens[rows].max()} in "
+                f"pack {number}, but the vocabulary has {self.ids.size} tokens. {CURE}"
             )
         return (
             torch.from_numpy(tokens[rows].astype(np.int64)).to(device),
@@ -155,7 +154,7 @@ class StoredTargets:
         try:
             tokens, counts, offsets = (mapped(file) for file in files)
         except (ValueError, OSError) as error:
-            raise DataError(f"{self.folder}: part {part} holds no arrays: {error}. {CURE}") from None
+            raise DataError(f"{self.folder}: the arrays of part {part} cannot be read: {error}. {CURE}") from None
         packs = min(PART, self.manifest["packs"] - part * PART)
         if not (
             tokens.dtype in (np.uint16, np.uint32) and counts.dtype == np.uint8 and offsets.dtype == np.int64
@@ -166,8 +165,8 @@ class StoredTargets:
         return tokens, counts, offsets
 
 
-def _other_targets(folder: Path, number: int, held: int, targets: int) -> str:
-    return f"{folder} holds {held} targets of pack {number}, but its mask has {targets}. {CURE}"
+def _wrong_count(folder: Path, number: int, stored: int, targets: int) -> str:
+    return f"{folder} has {stored} targets for pack {number}, but its mask has {targets}. {CURE}"
 
 
 def target_file_names(part: int) -> list[str]:
@@ -181,27 +180,28 @@ def read_targets_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = strict_json.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{folder} holds no manifest.json, so no finished samples of a teacher. {CURE}") from None
+        raise DataError(f"{folder} has no manifest.json, so its samples are not complete. {CURE}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     except strict_json.BadRecord as error:
         raise DataError(f"{path} is damaged: {error}. {CURE}") from None
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise DataError(f"{path} is no manifest of samples of a teacher, version {VERSION}. {CURE}")
+        raise DataError(f"{path} is not a manifest of teacher samples, version {VERSION}. {CURE}")
     try:
-        TypeAdapter(_Said).validate_json(strict_json.to_json(manifest), strict=True)
+        TypeAdapter(_Manifest).validate_json(strict_json.to_json(manifest), strict=True)
     except ValidationError as error:
         raise DataError(*validation_problems(path, error, CURE)) from None
     return manifest
 
 
-def _differences(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    held, asked = flatten(manifest["facts"]), flatten(wanted)
+def _differences(folder: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    stored, wanted = flatten(manifest["facts"]), flatten(facts)
     return [
-        f"`distill.stored` ({folder}) was made with `{key}` {held.get(key)!r}, but the run has {asked.get(key)!r}: its "
-        "masks or its teacher would differ. Set it alike, or make the samples again with `megamask annotate targets`."
-        for key in sorted(held.keys() | asked.keys())
-        if held.get(key) != asked.get(key)
+        f"`distill.stored` ({folder}) was made with `{key}` {stored.get(key)!r}, but the run has {wanted.get(key)!r}, "
+        "so its masks or its teacher would differ. Use the same value, or make the samples again with `megamask "
+        "annotate targets`."
+        for key in sorted(stored.keys() | wanted.keys())
+        if stored.get(key) != wanted.get(key)
     ]
 
 
@@ -216,38 +216,39 @@ def _damage(folder: Path, manifest: dict[str, Any], verify: bool) -> list[str]:
 
 @torch.no_grad()
 def sample_targets(soft: SoftTargets, draws: int, rng: PackRng) -> tuple[Int64[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
-    """``draws`` tokens from the teacher's distribution at each row, as different tokens and how often each was drawn.
+    """``draws`` tokens from the teacher's distribution at each target, as distinct tokens and their counts.
 
-    By inversion: a number in (0, 1) falls into one token's part of the cumulated probabilities, formed in 64 bits for
-    some rows at a time.
+    Sampling by inversion: each uniform number in (0, 1) falls into the interval of one token in the cumulative
+    probabilities, which are computed in fp64 for some targets at a time.
     """
     assert soft.hidden is not None and soft.weight is not None and soft.bias is not None
     rows = len(soft.hidden)
-    places = rng.uniform(rows * draws, soft.hidden.device).view(rows, draws)
+    uniform = rng.uniform(rows * draws, soft.hidden.device).view(rows, draws)
     drawn = torch.empty(rows, draws, dtype=torch.long, device=soft.hidden.device)
     step = max(1, BLOCK // len(soft.weight))
     for begin in range(0, rows, step):
         some = slice(begin, begin + step)
-        logits = (soft.hidden[some] @ soft.weight.t()).double() + soft.bias.double()
-        cumulated = (logits / soft.temperature).softmax(-1).cumsum(-1)
-        drawn[some] = torch.searchsorted(cumulated, places[some] * cumulated[:, -1:], right=True)
-    return counted(drawn.clamp_(max=len(soft.weight) - 1))
+        # in place: new memory for each step would cost half the time
+        logits = (soft.hidden[some] @ soft.weight.t()).double().add_(soft.bias)
+        cumulative = logits.div_(soft.temperature).softmax(-1).cumsum_(-1)
+        drawn[some] = torch.searchsorted(cumulative, uniform[some] * cumulative[:, -1:], right=True)
+    return count_tokens(drawn.clamp_(max=len(soft.weight) - 1))
 
 
-def counted(drawn: Int64[Tensor, "Q K"]) -> tuple[Int64[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
-    """The different numbers of each row, ascending, and how often each stands there; 0 times fills up a row."""
+def count_tokens(drawn: Int64[Tensor, "Q K"]) -> tuple[Int64[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
+    """The distinct ids of each row, ascending, and their counts; count 0 fills up a row."""
     drawn = drawn.sort(-1).values
-    new = torch.ones_like(drawn)
-    new[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
-    place = new.cumsum(-1) - 1
-    counts = torch.zeros_like(drawn).scatter_add_(1, place, torch.ones_like(drawn))
-    return torch.zeros_like(drawn).scatter_(1, place, drawn), counts
+    is_new = torch.ones_like(drawn)
+    is_new[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
+    index = is_new.cumsum(-1) - 1
+    counts = torch.zeros_like(drawn).scatter_add_(1, index, torch.ones_like(drawn))
+    return torch.zeros_like(drawn).scatter_(1, index, drawn), counts
 
 
-def arrays(
-    found: Sequence[tuple[Int64[Tensor, "_Q K"], Int64[Tensor, "_Q K"]]], vocab_size: int
+def part_arrays(
+    samples: Sequence[tuple[Int64[Tensor, "_Q K"], Int64[Tensor, "_Q K"]]], vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, counts and offsets of a part, from the samples of its packs."""
-    tokens = torch.cat([tokens for tokens, _ in found]).cpu().numpy().astype(id_type(vocab_size))
-    counts = torch.cat([counts for _, counts in found]).cpu().numpy().astype(np.uint8)
-    return tokens, counts, np.cumsum([0, *(len(tokens) for tokens, _ in found)]).astype(np.int64)
+    tokens = torch.cat([tokens for tokens, _ in samples]).cpu().numpy().astype(id_type(vocab_size))
+    counts = torch.cat([counts for _, counts in samples]).cpu().numpy().astype(np.uint8)
+    return tokens, counts, np.cumsum([0, *(len(tokens) for tokens, _ in samples)]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What a teacher says is written down once: each token in its own context, the same bytes however the work was done."""
+"""Stored entropies and samples equal those of the teacher, whatever the number of processes or kills."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from megamask.schedules import Schedule
 from megamask.storage import file_list
 from megamask.storage import resumable as parts
 from megamask.teacher import stored_targets
-from megamask.teacher.stored_targets import StoredTargets, counted
+from megamask.teacher.stored_targets import StoredTargets, count_tokens
 from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 
 LENGTHS = [31, 7, 50, 3, 90, 12, 25, 40, 1, 18, 22, 70]
@@ -98,7 +98,7 @@ def config(data, teacher) -> EntropyAnnotation:
     return EntropyAnnotation(data, str(teacher), length=LENGTH, precision="fp32", workers=1)
 
 
-def doubt(model: MLM, batch, plan, measure="shannon"):
+def entropy_of(model: MLM, batch, plan, measure="shannon"):
     rows = model.head.transform(model.represent(batch, plan))
     return token_stats(rows, model.head.decoder.weight, model.head.decoder.bias, plan.labels).of(measure)
 
@@ -118,7 +118,7 @@ def assert_codes(codes, nats, top) -> None:
 
 @pytest.mark.parametrize("measure", ["shannon", "margin"])
 @torch.no_grad()
-def test_each_token_is_scored_in_its_piece_alone(config, data, model, measure):
+def test_each_token_is_scored_within_its_piece(config, data, model, measure):
     store_entropies(dataclasses.replace(config, signal="clean", measure=measure, num_passes=4))
     top = top_of(measure, SIZE)
     for split in SPLITS:
@@ -142,11 +142,11 @@ def alone(model, piece, ids, measure):
     layout = Layout.of(torch.tensor([0, rows]), rows, rows)
     words = torch.ones(rows, dtype=torch.bool)
     batch = PackedBatch(0, tokens, layout, words, words)
-    return doubt(model, batch, MaskPlan.hide_nothing(batch), measure)[1:-1]
+    return entropy_of(model, batch, MaskPlan.hide_nothing(batch), measure)[1:-1]
 
 
 @torch.no_grad()
-def test_a_run_reads_what_its_teacher_would_say(config, data, teacher):
+def test_stored_entropies_equal_those_of_the_live_teacher(config, data, teacher):
     store_entropies(dataclasses.replace(config, signal="clean"))
     train = Shards.open(data)
     packs = Packs(train, tokens=128, length=LENGTH, seed=3)
@@ -176,7 +176,7 @@ def test_the_masked_signal_hides_each_token_once(config, data, model):
 
             def ask(batch, plan):
                 assert (plan.inputs[plan.targets] == train.token_ids.mask).all()
-                return doubt(model, batch, plan)
+                return entropy_of(model, batch, plan)
 
             nats = measure_entropy(ask, batch, "masked", 3, train.token_ids.mask, PackRng(0, number, PURPOSE))
             found = torch.from_numpy(codes[at : at + len(text)].copy())
@@ -185,7 +185,7 @@ def test_the_masked_signal_hides_each_token_once(config, data, model):
         assert at == len(codes)
 
 
-def test_a_killed_annotation_goes_on_and_gives_the_same_bytes(config, data, monkeypatch):
+def test_a_killed_annotation_resumes_with_the_same_bytes(config, data, monkeypatch):
     store_entropies(config)
     whole = content(data)
     assert sorted(whole) == ["train-00000.entropy.npy", "train-00001.entropy.npy", "train.entropy.json",
@@ -222,7 +222,7 @@ def test_a_killed_annotation_goes_on_and_gives_the_same_bytes(config, data, monk
     assert not again  # it is there
 
 
-def test_what_cannot_be_annotated_is_a_sentence(config, data, teacher):
+def test_wrong_annotation_settings_are_sentences(config, data, teacher):
     bad = dataclasses.replace(config, signal="clean", num_passes=2, length=5, workers=-1)
     with pytest.raises(ConfigError) as error:
         store_entropies(bad)
@@ -234,7 +234,7 @@ def test_what_cannot_be_annotated_is_a_sentence(config, data, teacher):
         store_entropies(config)
 
 
-def test_the_tool_says_how_to_use_what_it_wrote(config, data, capsys):
+def test_the_command_prints_how_to_use_the_entropies(config, data, capsys):
     flags = ["--data", str(data), "--teacher", config.teacher, "--length", str(LENGTH), "--workers", "1"]
     assert main(["annotate", "entropy", *flags]) == 0
     assert f"--entropy.signal masked --entropy.measure shannon --packs.length {LENGTH}" in capsys.readouterr().out
@@ -272,7 +272,7 @@ def opened(run: PretrainConfig, **changes) -> StoredTargets:
 
 
 @torch.no_grad()
-def test_a_run_reads_samples_of_its_teacher_at_its_own_masks(run, data, model, teacher):
+def test_stored_samples_are_those_of_the_teacher_at_the_masks_of_the_run(run, data, model, teacher):
     store_targets(run, data, HOW)
     found, train = opened(run), Shards.open(data)
     assert found.manifest["packs"] == len(fixed_masks.targets(run)) == 8
@@ -301,12 +301,12 @@ def test_a_run_reads_samples_of_its_teacher_at_its_own_masks(run, data, model, t
             == expected
         )
     assert found.targets([batch], [plan], 0.61) == [None]
-    with pytest.raises(DataError, match=r"holds 8 packs, but the run asks about pack 8"):
+    with pytest.raises(DataError, match=r"has 8 packs, but the run needs pack 8"):
         found.targets([packs.batch(8)], [plan], 0.0)
 
 
 @torch.no_grad()
-def test_shares_are_the_teachers_probabilities(model):
+def test_sample_shares_equal_the_probabilities_of_the_teacher(model):
     """Numbers evenly spread over (0, 1) are shared out by the probabilities themselves."""
     rows, draws = 5, 1000
 
@@ -331,9 +331,9 @@ def test_a_token_without_probability_is_never_drawn():
     assert set(tokens[counts > 0].tolist()) == {1, 3}
 
 
-def test_counted_is_a_histogram():
+def test_count_tokens_is_a_histogram():
     drawn = torch.randint(5, (7, 9))
-    tokens, counts = counted(drawn)
+    tokens, counts = count_tokens(drawn)
     for row, some, often in zip(drawn, tokens, counts, strict=True):
         expected = torch.bincount(row, minlength=5)
         found = torch.zeros(5, dtype=torch.long).scatter_add_(0, some, often)
@@ -341,7 +341,7 @@ def test_counted_is_a_histogram():
         assert (often > 0).sum() == (expected > 0).sum()
 
 
-def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp_path, monkeypatch):
+def test_a_killed_sampling_resumes_with_the_same_bytes(run, data, tmp_path, monkeypatch):
     def files(folder):
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -366,7 +366,7 @@ def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "other", "stored", "teacher"]
     store_targets(other, data, HOW)
     assert len(made) == len(set(made))  # it is there
-    with pytest.raises(DataError, match="holds other samples of a teacher"):
+    with pytest.raises(DataError, match="contains other samples"):
         store_targets(other, data, dataclasses.replace(HOW, draws=5))
 
 
@@ -381,7 +381,7 @@ def test_samples_are_the_same_bytes_after_a_kill_and_appear_whole(run, data, tmp
         ({"packs": PacksConfig(tokens=96, length=LENGTH, per_step=4)}, "packs.per_step"),
     ],
 )
-def test_another_run_is_refused_by_what_differs(run, data, changes, key):
+def test_samples_for_another_run_name_the_setting_that_differs(run, data, changes, key):
     store_targets(run, data, HOW)
     opened(run)
     with pytest.raises(ConfigError, match=rf"`distill.stored` \(.*\) was made with `{key}` .*, but the run has"):
@@ -389,7 +389,7 @@ def test_another_run_is_refused_by_what_differs(run, data, changes, key):
 
 
 @pytest.mark.parametrize("fault", ["one target less", "an id outside the vocabulary"])
-def test_samples_that_do_not_fit_the_masks_are_refused_when_they_are_opened(run, data, tmp_path, fault):
+def test_samples_that_do_not_fit_the_masks_are_refused(run, data, tmp_path, fault):
     store_targets(run, data, HOW)
     folder = tmp_path / "stored"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -404,21 +404,21 @@ def test_samples_that_do_not_fit_the_masks_are_refused_when_they_are_opened(run,
         offsets = np.load(folder / "part-00001.offsets.npy")
         offsets[1] -= 1
         put("part-00001.offsets.npy", offsets)
-        sentence = r"holds \d+ targets of pack 3, but its mask has \d+"
+        sentence = r"has \d+ targets for pack 3, but its mask has \d+"
     else:
         tokens = np.load(folder / "part-00001.tokens.npy")
         tokens[-1] = Shards.open(data).token_ids.size
         put("part-00001.tokens.npy", tokens)
-        sentence = r"part-00001.tokens.npy holds the id \d+, but the vocabulary has \d+"
+        sentence = r"part-00001.tokens.npy contains the token id \d+, but the vocabulary has \d+"
     with pytest.raises(DataError, match=sentence):
         opened(run)
 
 
-def test_another_temperature_text_score_or_more_steps_are_refused(run, data, tmp_path):
+def test_another_temperature_text_or_more_steps_are_refused(run, data, tmp_path):
     run = dataclasses.replace(run, masking=MaskingConfig(Schedule(start=0.2)))
     store_targets(run, data, HOW)
     opened(run, steps=5)  # with a ratio that stays, the number of steps makes no difference
-    with pytest.raises(ConfigError, match=r"holds 8 packs, but the run asks about 14"):
+    with pytest.raises(ConfigError, match=r"has 8 packs, but the run needs 14"):
         opened(run, steps=11)
     with pytest.raises(ConfigError, match=r"`distill.temperature` 2.0, but the run has 1.0"):
         opened(run, distill=dataclasses.replace(run.distill, temperature=1.0))
@@ -440,11 +440,11 @@ def test_another_temperature_text_score_or_more_steps_are_refused(run, data, tmp
     with pytest.raises(DataError, match=f"{file} is missing"):
         opened(run)
     (tmp_path / "stored" / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"holds no manifest\.json"):
+    with pytest.raises(DataError, match=r"has no manifest\.json"):
         opened(run)
 
 
-def test_the_tool_takes_the_flags_of_the_run(run, data, teacher, tmp_path, capsys):
+def test_the_command_takes_the_flags_of_the_run(run, data, teacher, tmp_path, capsys):
     flags = [
         "--data",
         data,
@@ -471,7 +471,7 @@ def test_the_tool_takes_the_flags_of_the_run(run, data, teacher, tmp_path, capsy
 # ---- parts and progress
 
 
-def test_units_of_work_add_up_to_the_size_of_the_parts(config, data, run, monkeypatch):
+def test_reported_progress_adds_up_to_the_total(config, data, run, monkeypatch):
     """The time left is right only if what is reported is what was promised."""
     reported: list[int] = []
     total: list[int] = []
@@ -494,7 +494,7 @@ def test_units_of_work_add_up_to_the_size_of_the_parts(config, data, run, monkey
     assert total == [len(fixed_masks.targets(run))] == [sum(reported)]
 
 
-def test_a_text_is_cut_into_as_many_parts_whatever_its_size(data, monkeypatch):
+def test_the_number_of_parts_does_not_depend_on_the_text_size(data, monkeypatch):
     """Few large parts would leave all processes but one idle at the end, and lose much with a kill."""
     shards = Shards.open(data)
     windows = [
