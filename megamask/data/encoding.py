@@ -20,7 +20,8 @@ from jaxtyping import Int64
 
 from megamask.data import pos_tagger, shards
 from megamask.data.corpus import Document
-from megamask.data.lost_text.coverage import KEPT, Coverage, CoverageCounter, sum_coverage
+from megamask.data.lost_text.counter import CoverageCounter
+from megamask.data.lost_text.coverage import KEPT, Coverage, sum_coverage
 from megamask.data.manifest import Split
 from megamask.data.pos_tagger import Tagger
 from megamask.data.shard_writer import EncodedDocuments

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,16 @@ class Tokenizer:
     ) -> list[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]]:
         """The ids of each text as ``encode`` gives them, and where each token begins and ends, in characters of it."""
         return [(np.array(each.ids, np.int64), token_offsets(each)) for each in self.encodings(texts)]
+
+    def split_at_added_tokens(self, text: str) -> list[str]:
+        """The parts of ``text`` between added tokens, of which the names of the roles are text."""
+        return self._added_tokens.split(text)
+
+    @cached_property
+    def _added_tokens(self) -> re.Pattern[str]:
+        contents = {token.content for token in self.backend.get_added_tokens_decoder().values()}
+        names = sorted(contents - set(self.roles.values()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ``ids``, special tokens included."""

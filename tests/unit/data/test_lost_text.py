@@ -10,8 +10,8 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from megamask.data import local_text
-from megamask.data.lost_text import coverage
-from megamask.data.lost_text.coverage import REMOVED, Coverage, CoverageCounter, removal_warning, sum_coverage
+from megamask.data.lost_text.counter import CoverageCounter
+from megamask.data.lost_text.coverage import REMOVED, Coverage, removal_warning, shortened, sum_coverage
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer
 from megamask.data.tokenizer_training import COVERAGE, train_tokenizer
 from megamask.errors import DataError
@@ -125,7 +125,7 @@ def test_what_a_pre_tokenizer_drops_is_lost_unless_it_is_space(texts, pre):
 
 
 def test_an_unknown_space_is_shown():
-    assert coverage._shortened(Counter({"\u3000": 2, " a ": 1})) == Counter({"\u3000": 2, "a": 1})
+    assert shortened(Counter({"\u3000": 2, " a ": 1})) == Counter({"\u3000": 2, "a": 1})
 
 
 def test_what_the_normalizer_does_on_purpose_is_no_loss(texts):
