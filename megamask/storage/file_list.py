@@ -40,8 +40,8 @@ def to_record(files: FileList) -> dict[str, dict[str, Any]]:
 
 
 def from_record(record: Mapping[str, Mapping[str, Any]]) -> FileList:
-    """The inverse of ``to_record``. TypeError for a record with other fields."""
-    return {name: FileEntry(**entry) for name, entry in record.items()}
+    """The inverse of ``to_record``; other keys of an entry are ignored. KeyError for a missing one."""
+    return {name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in record.items()}
 
 
 def is_inside(name: str) -> bool:

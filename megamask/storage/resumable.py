@@ -138,7 +138,7 @@ def _finished(work: Path, name: str, kinds: Sequence[str]) -> bool:
     try:
         files = from_record(strict_json.read_json(work / f"{name}.json"))
         return files.keys() == set(_files(name, kinds)) and not damage(work, files)
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return False
 
 

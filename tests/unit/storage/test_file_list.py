@@ -81,3 +81,7 @@ def test_storage_that_fails_is_not_damage(tmp_path: Path, files: FileList, monke
     monkeypatch.setattr(Path, "lstat", fails)
     with pytest.raises(OSError, match="Input/output error"):
         damage(tmp_path, files)
+
+
+def test_other_keys_of_an_entry_are_ignored():
+    assert from_record({"a": {"bytes": 1, "sha256": "x", "mode": 7}}) == from_record({"a": {"bytes": 1, "sha256": "x"}})
