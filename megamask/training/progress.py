@@ -1,10 +1,10 @@
-"""How far a run has come: by its steps, or by the time that it has trained of a budget, whichever is further.
+"""The progress of a run: the share of its steps, or of its time budget, whichever is larger.
 
-With a budget every schedule runs on time, so a run on any machine has warmed up, decayed and ended at its deadline.
-The idea: "How to Train BERT with an Academic Budget" (Izsak, Berchansky, Levy 2021), where the learning rate is at 0
-after 24 hours. A clock then decides: such a run cannot be repeated bit for bit.
+With a budget every schedule runs on time, so a run on any machine warms up, decays and ends at its deadline. Source:
+"How to Train BERT with an Academic Budget" (Izsak, Berchansky, Levy 2021), where the learning rate reaches 0 after 24
+hours. The clock then decides, so such a run cannot be repeated bit for bit.
 
-Costs nothing without a budget, and with one a message of one number per step.
+Costs nothing without a budget, and one all-reduce of a number per step with one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from megamask.runtime import ranks
 
 
 class Progress:
-    """The progress of a run, in [0, 1], the same on all ranks: they go by the clock of rank 0.
+    """The progress of a run, in [0, 1], by the clock of rank 0 on all ranks.
 
-    ``used`` seconds were trained before this launch. What passes between launches does not count, nor what was lost
-    with a launch that died before it saved; evaluating and saving do count.
+    ``used`` are the seconds of training before this launch. Evaluation and saving count. The time between launches and
+    the steps that a killed launch had not saved do not.
     """
 
     def __init__(
@@ -42,44 +42,44 @@ class Progress:
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left of the budget; None without one."""
+        """Remaining seconds of the budget; None without one."""
         return None if self.budget is None else (1 - self._share) * self.budget
 
     def ending(self, step: int) -> str:
-        """What there is to say of a run with a budget that ended after ``step`` steps."""
+        """A line about the budget of a run that ended after ``step`` steps; empty without a budget."""
         if self.budget is None:
             return ""
         if self._share < 1:
-            spared = (1 - self._share) * 100
+            unused = (1 - self._share) * 100
             return (
-                f"All {self.steps:,} steps are done with {spared:.0f} % of `time_budget` left. Raise `steps` to use it."
+                f"All {self.steps:,} steps are done with {unused:.0f} % of `time_budget` left. Raise `steps` to use it."
             )
         return f"`time_budget` is used up after {step:,} steps."
 
     def tick(self) -> None:
-        """Before a step: agree what time it is. Collective."""
+        """Read the clock of rank 0, before each step. Collective."""
         if self.budget:
-            mine = torch.tensor(self.used if ranks.is_main() else 0.0, dtype=torch.float64)
-            self._earlier, self._share = self._share, self._of(ranks.sum(mine).item())
+            used = torch.tensor(self.used if ranks.is_main() else 0.0, dtype=torch.float64)
+            self._earlier, self._share = self._share, self._of(ranks.sum(used).item())
 
     def at(self, step: int) -> float:
         """The progress after ``step`` steps, as of the last tick."""
-        return self._of_both(step, self._share)
+        return self._largest(step, self._share)
 
     def began(self, step: int) -> float:
-        """The progress where ``step`` (from 0) begins: by its number, or by the clock when the step before it began.
+        """The progress at the start of ``step`` (from 0): by its number, or by the clock one step earlier.
 
-        So it is below 1 for the last step too, which has progress 1 when a deadline finds it.
+        It is below 1 for the last step too, whose progress is 1 if the deadline ends the run.
         """
-        return self._of_both(step, self._earlier)
+        return self._largest(step, self._earlier)
 
     def then(self, step: int, used: float) -> float:
         """The progress after ``step`` steps and ``used`` seconds."""
-        return self._of_both(step, self._of(used))
+        return self._largest(step, self._of(used))
 
-    def _of_both(self, step: int, share: float) -> float:
+    def _largest(self, step: int, share: float) -> float:
         return max(step / self.steps, share)
 
     def over(self, step: int) -> bool:
-        """Whether the run ends after ``step`` steps. The step that a deadline finds is the last: it has progress 1."""
+        """Whether the run ends after ``step`` steps. The step during which the deadline passes is the last."""
         return self.at(step) >= 1

@@ -1,4 +1,4 @@
-"""What a run tells people: at its start what it is about to do, at its end what came of it."""
+"""The lines that a run prints at its start, and at its end the curve, the export and example predictions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from megamask.storage import strict_json
 
 
 def cost(shape: EncoderShape, objective: ObjectiveConfig | None = None, masks: float = 1.0) -> Cost:
-    """What an ``objective`` (MLM if not given) with an encoder of ``shape`` costs, for MFU.
+    """The FLOPs of an ``objective`` (MLM by default) with an encoder of ``shape``, for MFU.
 
     ``masks`` is the share of the targets that are [MASK].
     """
@@ -47,7 +47,7 @@ def cost(shape: EncoderShape, objective: ObjectiveConfig | None = None, masks: f
 
 
 def _layers(shape: EncoderShape, first: int, end: int, vocab: int) -> Cost:
-    """Of the layers from ``first`` up to ``end``, and a head if it has a vocabulary."""
+    """The cost of the layers from ``first`` up to ``end``, and of a head unless ``vocab`` is 0."""
     local = sum(shape.window(layer) is not None for layer in range(first, end))
     return Cost.of(
         layers=end - first,
@@ -61,7 +61,7 @@ def _layers(shape: EncoderShape, first: int, end: int, vocab: int) -> Cost:
 
 
 def first_line(recipe: str, output: Path) -> str:
-    """The first line of a run. It says whose the lines above it are, if a launcher may have printed some."""
+    """The first line of a run. Under a launcher it says that the lines above are the launcher's."""
     line = f"megamask {__version__}: recipe {recipe}, output {output}"
     if launch_environment.launched():
         line += ". Lines above this one are from the launcher (deepspeed, torchrun or srun) and need no action."
@@ -69,7 +69,7 @@ def first_line(recipe: str, output: Path) -> str:
 
 
 def compiling(config: PretrainConfig) -> list[str]:
-    """A line about what torch.compile compiles before the first step ends, if it compiles anything."""
+    """A line about what torch.compile will compile during the first step, if anything."""
     parts = ["the encoder's layers"] if config.model.compile else []
     if config.optimizer.kind == "muon" and ranks.device().type == "cuda":
         parts.append("Muon's update")
@@ -82,51 +82,48 @@ def compiling(config: PretrainConfig) -> list[str]:
 
 
 def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: int, step: int) -> list[str]:
-    """Lines that say what is trained, on what, and where."""
+    """Lines about the model, the text and the run."""
     per_step = config.packs.per_step * config.packs.tokens
     lines = [
         f"{shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: {weights:,} parameters, "
         f"{packs.token_ids.size:,} tokens in the vocabulary",
         f"text: {packs.shards.folder}: {packs.shards.tokens:,} tokens in {packs.shards.documents:,} documents, "
-        f"{len(packs):,} packs of {config.packs.tokens:,} rows, {packs.fill:.1%} full",
-        f"run: {config.output}: {config.steps:,} steps of {per_step:,} rows "
+        f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full",
+        f"run: {config.output}: {config.steps:,} steps of {per_step:,} tokens "
         f"({config.steps * config.packs.per_step / len(packs):.1f} epochs) on {ranks.world()} x {ranks.device().type}",
     ]
     if config.time_budget:
         lines.append(
-            f"time: {config.time_budget} of training, by which every schedule runs; a clock decides, so the run cannot "
-            "be repeated bit for bit"
+            f"time: {config.time_budget} of training. Every schedule runs on this clock, so the run cannot be repeated "
+            "bit for bit"
         )
     sizes = packs.shards.word_sizes
     if config.masking.unit != "token" and sizes:
         lines.append(f"words: {sizes.sentence()}")
     if packs.left_out:
-        lines.append(f"{packs.left_out:,} tokens at the end of the text are left out: they fill no pack")
+        lines.append(f"{packs.left_out:,} tokens at the end of the text are left out: they do not fill a pack")
     if packs.short:
         lines.append(
-            f"{packs.shortage} Their {packs.short_tokens:,} tokens of text are left out, and other packs are read "
-            "once more in their place."
+            f"{packs.shortage} Their {packs.short_tokens:,} tokens of text are left out, and other packs are "
+            "read again in their place."
         )
     if step:
-        lines.append(f"going on after step {step:,} of {config.steps:,}")
+        lines.append(f"resuming after step {step:,} of {config.steps:,}")
     return lines
 
 
 def mask_figures(config: PretrainConfig, masker: Masker, progress: float) -> dict[str, float]:
-    """The share of a step's targets that is random whatever the score, and the weight of the teacher, at ``progress``.
-
-    Only where a score or a teacher is in use.
-    """
-    found = {}
+    """The share of random targets if a score is used, and the weight of the teacher if there is one."""
+    metrics = {}
     if config.masking.score != "uniform":
-        found["masking/random_share"] = masker.random_share(progress)
+        metrics["masking/random_share"] = masker.random_share(progress)
     if config.distill.active:
-        found["distill/weight"] = config.distill.weight(progress)
-    return found
+        metrics["distill/weight"] = config.distill.weight(progress)
+    return metrics
 
 
 def describe(run: RunFolder, shape: EncoderShape, text: Shards) -> None:
-    """Leave in the run folder what an export needs besides weights: the shape of the encoder and the tokenizer.
+    """Write into the run folder what an export needs besides weights: the shape of the encoder and the tokenizer.
 
     Raises StorageError.
     """
@@ -142,9 +139,9 @@ def export(
 ) -> hf.Exported:
     """Write a checkpoint of ``run`` (else the newest) for transformers, compared with the original.
 
-    Needs nothing but the run folder, whatever ZeRO stage and number of ranks made it, and no GPU. Where the held-out
-    text of the run is at hand (``text``, else where the run found it), the tokenizers are compared on it too.
-    ``replace`` an export of another run at ``output``.
+    Needs only the run folder, of any ZeRO stage and number of ranks, and no GPU. If the held-out text of the run is
+    available (``text``, else at the run's `data`), the tokenizers are compared on it too. ``replace`` allows to
+    overwrite an export of another run at ``output``.
     """
     try:
         config = strict_json.read_json(run / "config.json")
@@ -207,7 +204,7 @@ def _first_launch(run: Path) -> str:
 
 
 def _held_out(run: Path, config: dict, text: Shards | None) -> list[str]:
-    """Excerpts of the run's held-out text; none if it is not where the run found it, or is another by now."""
+    """Excerpts of the run's held-out text; none if it is missing or has changed."""
     with suppress(OSError, MegamaskError):
         folder = text.folder if text else Path(config.get("data") or "")
         held_out = Shards.open(folder, "valid")
@@ -217,10 +214,10 @@ def _held_out(run: Path, config: dict, text: Shards | None) -> list[str]:
 
 
 def finish_run(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
-    """The curve as a picture; the exported model, and what it puts in the place of [MASK].
+    """Draw the curve, export the model, and print what it predicts for [MASK].
 
-    The run is finished before, so what fails here costs no more than itself. An error that says so if there is no
-    exported model; a remark if there is no picture.
+    The run itself is finished, so a failure here loses nothing else. A failed export raises an error that says so; a
+    failed picture prints a line.
     """
     picture = run.path / "curve.png"
     try:
@@ -231,27 +228,27 @@ def finish_run(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
     if not config.export:
         return
     try:
-        found = export(run.path, run.export, text=text, replace=True)  # inside the run's own folder
+        exported = export(run.path, run.export, text=text, replace=True)  # inside the run's own folder
     except (OSError, MegamaskError) as error:
         kind: type[MegamaskError] = StorageError
         if isinstance(error, MegamaskError):
             kind = CheckpointError if isinstance(error, CheckpointError) else type(error)
         why = storage_sentence(error, f"write {run.export}", run.path) if isinstance(error, OSError) else str(error)
-        cure = "Make room; the" if kind is StorageError else "When that is mended, the"
+        cure = "Free some space; the" if kind is StorageError else "After that is fixed, the"
         raise kind(
-            f"The run is finished and its checkpoints stand, but the model is not exported: {why} {cure} same command "
-            "exports it."
+            f"The run is finished and its checkpoints are saved, but the model was not exported: {why} {cure} "
+            "same command exports it."
         ) from None
-    _say(f"model: {run.export} (logits of transformers and ours differ by at most {found.difference:.2g})")
-    for note in found.notes:
+    _say(f"model: {run.export} (logits of transformers and ours differ by at most {exported.difference:.2g})")
+    for note in exported.notes:
         _say(f"  {note}")
     if not config.objective.knows_mask:
-        _say("  It was pretrained without [MASK] in its input, so it is not asked to fill one in; fine-tune it.")
+        _say("  It was pretrained without [MASK] in its input, so it cannot fill one in; fine-tune it.")
         return
     try:
         _show(run, text)
     except (OSError, MegamaskError) as error:
-        _say(f"  It could not be asked to fill in a [MASK]: {error}")
+        _say(f"  No [MASK] could be filled in: {error}")
 
 
 def _show(run: RunFolder, text: Shards) -> None:
@@ -263,15 +260,15 @@ def _show(run: RunFolder, text: Shards) -> None:
             f"frequency ({last[2]:.2f}). Expect noise:"
         )
     tokenizer = load_tokenizer(text.folder / TOKENIZER)
-    asked = questions(excerpts(Shards.open(text.folder, "valid"), tokenizer, 16), tokenizer)
+    examples = questions(excerpts(Shards.open(text.folder, "valid"), tokenizer, 16), tokenizer)
     guess = ", ".join(hf.common_words(run.export, text.unigram, 3))
-    answers = hf.fill_masks(run.export, [question.sentence for question in asked], 3)
-    for question, predictions in zip(asked, answers, strict=True):
-        _say(f"  {question.sentence}")
+    answers = hf.fill_masks(run.export, [example.sentence for example in examples], 3)
+    for example, predictions in zip(examples, answers, strict=True):
+        _say(f"  {example.sentence}")
         words = ", ".join(f"{word} ({share:.0%})" for word, share in predictions)
-        _say(f"    model: {words}   hidden: {question.answer}   unigram guess: {guess}")
+        _say(f"    model: {words}   hidden: {example.answer}   unigram guess: {guess}")
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):  # a launcher or `tee` that is gone is no reason to lose the export
+    with suppress(OSError):  # the export continues if a launcher or `tee` is gone
         print(line, flush=True)

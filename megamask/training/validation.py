@@ -1,26 +1,27 @@
-"""The one evaluation that every run shares: a fixed, seeded, uniform 15 % mask, all [MASK], on held-out text.
+"""The validation loss, the same for every run: 15 % of the held-out tokens, drawn uniformly, all replaced by [MASK].
 
-It does not depend on the recipe, the seed, the number of ranks or the step, so losses of different recipes can be
-compared. Beside the model stands a unigram guess: the loss of the training text's token frequencies.
+The masks do not depend on the recipe, the seed, the number of ranks or the step, so losses of different recipes can be
+compared. The baseline is a guess by the token frequencies of the training text.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megamask.batch import Losses, MaskPlan, PackedBatch, TokenIds
+from megamask.batch import TokenIds
+from megamask.data.packs import Packs
+from megamask.engine.engine import Engine
 from megamask.masking.masker import EVALUATION, Masker
 from megamask.masking.rng import PackRng
 from megamask.runtime import ranks
 
 SEED = 0
-"""Of the evaluation masks and the order of the held-out packs; the same in every run."""
+"""The seed of the evaluation masks and of the order of the held-out packs."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +40,11 @@ class Validation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-@runtime_checkable
-class EvaluationEngine(Protocol):
-    """What validation needs of an engine."""
+def validate(engine: Engine, packs: Packs, count: int, ids: TokenIds, unigram: Float[Tensor, " V"]) -> Validation:
+    """Evaluate on the first ``count`` held-out packs, or on all if there are fewer, a share on each rank. Collective.
 
-    def evaluate(self, batch: PackedBatch, plan: MaskPlan) -> Losses: ...
-
-
-@runtime_checkable
-class HeldOutPacks(Protocol):
-    """What validation needs of packs."""
-
-    def __len__(self) -> int: ...
-    def batch(self, number: int) -> PackedBatch: ...
-
-
-def validate(
-    engine: EvaluationEngine, packs: HeldOutPacks, count: int, ids: TokenIds, unigram: Float[Tensor, " V"]
-) -> Validation:
-    """Evaluate on the first ``count`` held-out packs (or all, if they are fewer), shared among the ranks.
-
-    Collective: every rank runs the same number of forward passes, the last ones perhaps for nothing.
+    ``unigram`` is the cross-entropy of a guess by frequency for each token, in nats. Every rank runs the same number of
+    forward passes; the results of surplus ones are dropped.
     """
     count = min(count, len(packs))
     masker = Masker(EVALUATION, ids)

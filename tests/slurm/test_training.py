@@ -81,7 +81,7 @@ def test_a_cancelled_job_is_not_requeued_and_the_next_of_the_chain_goes_on(story
     cancelled, following, last = story.links
     assert f"requeueing job {cancelled.number}\n" not in told(story, "cancel")
     assert story.slurm.state(cancelled.number) == "CANCELLED"
-    begins = re.search(r"going on after step (\d+) ", "".join(following.ranks(1).values()))
+    begins = re.search(r"resuming after step (\d+) ", "".join(following.ranks(1).values()))
     assert begins
     # with the last step saved, if there was time for that
     assert int(begins[1]) in (kept(story, "cancel"), kept(story, "cancel") + 2)

@@ -86,7 +86,7 @@ def test_what_a_run_or_print_config_wrote_is_read_back(finished: Path, data: Pat
 def test_a_runs_own_file_goes_on_with_the_run(copy: Path) -> None:
     ended = run(pretrain.main, "--config", copy / "config.json", "--output", copy, "--resume", "must")
     assert ended.code == 0, ended.err
-    assert f"going on after step {STEPS}" in ended.out
+    assert f"resuming after step {STEPS}" in ended.out
 
 
 # ---- text
@@ -122,7 +122,7 @@ def resumed(copy: Path, data: Path, *arguments: object, **more: object) -> Ended
 
 def test_going_back_to_an_older_checkpoint(copy: Path, data: Path, finished: Path) -> None:
     ended = resumed(copy, data, "--resume", RunFolder(copy).checkpoint(4))
-    said(ended, 0, "going on after step 4", "step-12 is newer than the start and was renamed")
+    said(ended, 0, "resuming after step 4", "step-12 is newer than the start and was renamed")
     found, expected = (dict(read_tensors(RunFolder(run).checkpoint(STEPS))) for run in (copy, finished))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert metrics(copy) == metrics(finished)
@@ -164,7 +164,7 @@ def test_a_disk_that_stays_full(
     said(ended, STORAGE, f"could not save checkpoint {max(full)}: No space left on device")
     assert RunFolder(tmp_path / "run").steps() == kept
     monkeypatch.undo()
-    said(resumed(tmp_path / "run", data, checkpoint__every=2), 0, f"going on after step {kept[0]}")
+    said(resumed(tmp_path / "run", data, checkpoint__every=2), 0, f"resuming after step {kept[0]}")
 
 
 def test_figures_that_cannot_be_written_do_not_stop_training(
@@ -230,7 +230,7 @@ def test_what_is_no_number_is_never_saved(
     assert RunFolder(tmp_path / "run").steps()[0] == 5
     assert all(torch.isfinite(tensor).all() for _, tensor in read_tensors(RunFolder(tmp_path / "run").checkpoint(5)))
     monkeypatch.undo()
-    said(train(data, tmp_path / "run", **arguments), 0, "going on after step 5")
+    said(train(data, tmp_path / "run", **arguments), 0, "resuming after step 5")
 
 
 def test_a_step_that_deepspeed_skips_is_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_the_run_goes_on_from_the_newest_that_is_whole(copy: Path, data: Path, f
     ended = train(data, copy, steps=STEPS, checkpoint__every=4, validation__every=4)
     assert ended.code == 0, ended.err
     assert f"{shard} is damaged" in ended.out and f"{second / 'state.json'} has 1 bytes" in ended.out
-    assert f"going on after step {oldest.name.removeprefix('step-')} of" in ended.out
+    assert f"resuming after step {oldest.name.removeprefix('step-')} of" in ended.out
     assert_same_run(copy, finished, STEPS)
     assert run.latest.read_text() == f"step-{STEPS}\n"
 
@@ -135,7 +135,7 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
         ended = train(data, copy, export=True, **more)
     assert ended.code == 7, ended.err
     assert f"{lines} cannot be written: No space left on device" in ended.out
-    assert "could not draw" in ended.out and "its checkpoints stand, but the model is not exported" in ended.err
+    assert "could not draw" in ended.out and "its checkpoints are saved, but the model was not exported" in ended.err
     assert_same_run(copy, finished, STEPS)
     again = train(data, copy, export=True, **more)
     assert again.code == 0 and (run.export / "model.safetensors").is_file(), again.err

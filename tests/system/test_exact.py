@@ -50,7 +50,7 @@ class Stopped:
         with eager():
             said = launch(arguments(self.cell, self.text, self.folder / name), fault=fault)
         assert said["code"] == 0, said["err"]
-        assert f"going on after step {self.step} of {STEPS}" in said["out"]
+        assert f"resuming after step {self.step} of {STEPS}" in said["out"]
         found = differences(record(self.folder / name, STEPS), record(self.folder / "whole", STEPS))
         found += ["packs and plans"] * (said["packs"] != self.whole["packs"][-len(said["packs"]) :])
         return found + [

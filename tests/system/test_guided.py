@@ -63,7 +63,7 @@ def assert_resumes(data: Path, folder: Path, settings: list[str]) -> Path:
             shutil.rmtree(kept.checkpoint(step))
     ended = train(data, again, *settings, **more)
     assert ended.code == 0, ended.err
-    assert f"going on after step 5 of {STEPS}" in ended.out
+    assert f"resuming after step 5 of {STEPS}" in ended.out
     ours, theirs = tensors(again, STEPS), tensors(whole, STEPS)
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
@@ -74,7 +74,7 @@ def assert_resumes(data: Path, folder: Path, settings: list[str]) -> Path:
 def test_a_checkpoint_without_what_a_source_has_learnt_is_refused(data: Path, finished: Path, tmp_path: Path) -> None:
     ended = train(data, tmp_path / "run", *guided("probe"), "--resume", finished, steps=STEPS)
     assert ended.code == 4, ended.err
-    assert "of what a score or a source of entropy has learnt" in ended.err
+    assert "of what a score or an entropy source has learned" in ended.err
 
 
 @pytest.mark.parametrize("guide", GUIDES)

@@ -40,7 +40,7 @@ def test_a_run_with_old_names_goes_on_as_its_own_commit_did(old: Path) -> None:
     """Not to the bit: other processors, and a later commit in how it lays out logits, round losses differently."""
     ended = resume(old)
     assert ended.code == 0, ended.err
-    assert "going on after step 4 of 8" in ended.out and "is called" not in ended.err
+    assert "resuming after step 4 of 8" in ended.out and "is called" not in ended.err
     names = ("train/loss", "valid/loss", "grad_norm", "mask_ratio", "lr", "skipped_steps")
     expected = figures(old / "continuation.jsonl", names)
     assert {step for step, _ in expected} == {5, 6, 7, 8}

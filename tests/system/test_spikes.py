@@ -115,7 +115,7 @@ def test_a_rewound_run_is_the_run_that_started_with_its_ledger(
 
     begin_with_ledger(reference, whole, 12, shift=5)
     ended = train(data, reference, **REWIND)
-    assert ended.code == 0 and "going on after step 12" in ended.out, ended.err
+    assert ended.code == 0 and "resuming after step 12" in ended.out, ended.err
     ours, theirs = tensors(whole, STEPS), tensors(reference, STEPS)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
     figures = metrics(reference)

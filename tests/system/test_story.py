@@ -66,11 +66,11 @@ def disturbed(folder: Path, data: Path) -> Path:
     assert RunFolder(output).steps() == [3]
     killed = shell(sys.executable, "tests/system/killed.py", "SIGKILL", 9, *command)
     assert killed.code == -9
-    assert "going on after step 3 of" in killed.out
+    assert "resuming after step 3 of" in killed.out
     assert RunFolder(output).steps() == [8, 4, 3]
     ended = shell(sys.executable, "megamask/pretrain.py", *command)
     assert ended.code == 0, ended.err
-    assert "going on after step 8 of" in ended.out
+    assert "resuming after step 8 of" in ended.out
     return output
 
 

@@ -71,7 +71,7 @@ def test_a_curve_that_cannot_be_drawn_is_a_remark_and_the_model_is_exported(end,
 
 @pytest.mark.parametrize("error", [FULL, OSError("no file named config.json"), StorageError("It cannot be written.")])
 def test_a_model_that_cannot_be_written_is_a_sentence_with_code_7(end, run, error: Exception) -> None:
-    with pytest.raises(StorageError, match=r"its checkpoints stand.*the same command exports it") as found:
+    with pytest.raises(StorageError, match=r"its checkpoints are saved.*the same command exports it") as found:
         end(export=fails(error))
     assert found.value.exit_code == 7
     assert (getattr(error, "strerror", None) or str(error)) in str(found.value)
@@ -81,7 +81,9 @@ def test_a_model_that_cannot_be_written_is_a_sentence_with_code_7(end, run, erro
     "error", [CheckpointError("It differs."), ModelLoadError(Path("there"), "no"), DataError("Text.")]
 )
 def test_a_model_that_must_not_be_written_keeps_its_code_and_says_that_the_run_is_finished(end, error) -> None:
-    with pytest.raises(MegamaskError, match=r"its checkpoints stand.*not exported: .*the same command exports it") as e:
+    with pytest.raises(
+        MegamaskError, match=r"its checkpoints are saved.*not exported: .*the same command exports it"
+    ) as e:
         end(export=fails(error))
     assert e.value.exit_code == error.exit_code and str(error) in str(e.value)
 
@@ -99,7 +101,7 @@ def test_words_that_nobody_can_see_cost_nothing(end, run, monkeypatch) -> None:
 
 def test_a_model_that_cannot_be_asked_is_exported(end, run, capsys) -> None:
     assert end(_show=fails(OSError(errno.EIO, os.strerror(errno.EIO)))) == [run.export]
-    assert "could not be asked to fill in a [MASK]: [Errno 5] Input/output error" in capsys.readouterr().out
+    assert "No [MASK] could be filled in: [Errno 5] Input/output error" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("loss", "noise"), [(7.25, True), (7.5, True), (6.0, False)])

@@ -1,14 +1,15 @@
-"""Validation is a plain mean over the masked tokens of the held-out packs, however the ranks share them."""
+"""Validation is the plain mean over the masked tokens of the held-out packs, on any number of ranks."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 
 from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.data.packs import Packs
+from megamask.engine.engine import Engine
 from megamask.entropy.frequency import unigram_surprisal
 from megamask.masking.masker import EVALUATION, Masker
 from megamask.masking.rng import PackRng
@@ -21,20 +22,19 @@ from tests.tolerances import TOLERANCES
 from tests.unit.model.models import objective
 
 
-@dataclass
-class Bare:
-    """A model without an engine."""
+class Bare(Engine):
+    """A model without DeepSpeed."""
 
-    model: MLM
-    asked: int = 0
+    def __init__(self, model: MLM):
+        self.model, self.calls = model, 0
 
     def evaluate(self, batch: PackedBatch, plan: MaskPlan) -> Losses:
-        self.asked += 1
+        self.calls += 1
         with torch.no_grad():
             return self.model(batch, plan)
 
 
-class HeldOut:
+class HeldOut(Packs):
     """Packs of uneven sequences."""
 
     def __init__(self, count: int):
@@ -82,18 +82,18 @@ def test_one_rank_is_the_mean_by_hand() -> None:
     assert close(validate(Bare(model), HeldOut(5), 5, IDS, GUESS), by_hand(model, 5))
 
 
-def test_as_many_packs_as_asked_for_or_all() -> None:
+def test_the_number_of_packs_is_the_setting_or_all() -> None:
     model = objective("bert")
     assert validate(Bare(model), HeldOut(5), 3, IDS, GUESS) == validate(Bare(model), HeldOut(3), 3, IDS, GUESS)
     assert validate(Bare(model), HeldOut(3), 99, IDS, GUESS) == validate(Bare(model), HeldOut(3), 3, IDS, GUESS)
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 7])
-def test_ranks_share_the_packs_and_run_alike(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rank is simulated in turn; what they would add up is added up here."""
+def test_ranks_share_the_packs_and_run_equally_many(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulates each rank in turn, and adds up what they would."""
     model, count = objective("modern"), 5
     monkeypatch.setattr(ranks, "world", lambda: world)
-    parts, asked = [], []
+    parts, calls = [], []
     for rank in range(world):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
 
@@ -104,8 +104,8 @@ def test_ranks_share_the_packs_and_run_alike(world: int, monkeypatch: pytest.Mon
         monkeypatch.setattr(ranks, "sum", keep)
         engine = Bare(model)
         validate(engine, HeldOut(count), count, IDS, GUESS)
-        asked.append(engine.asked)
-    assert asked == [-(-count // world)] * world  # or a collective of the engine would wait for ever
+        calls.append(engine.calls)
+    assert calls == [-(-count // world)] * world  # or a collective of the engine would wait for ever
     monkeypatch.setattr(ranks, "sum", lambda values: sum(parts))
     total = validate(Bare(model), HeldOut(count), count, IDS, GUESS)
     assert close(total, by_hand(model, count))
