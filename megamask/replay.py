@@ -19,7 +19,7 @@ from megamask.engine.ds_file import resolve_auto
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
 from megamask.metrics.logger import read_metrics
-from megamask.metrics.meters import CLOCKS
+from megamask.metrics.meters import TIMING_METRICS
 from megamask.runtime import precision, ranks
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import strict_json
@@ -93,7 +93,9 @@ def metrics_of(run: RunFolder, step: int) -> dict[str, Any]:
     """The logged metrics of ``step``, without timings and the evaluation."""
     lines = [line for line in read_metrics(run.logs / "metrics.jsonl") if line["step"] == step]
     metrics = {name: value for line in lines for name, value in line.items()}
-    return {name: value for name, value in metrics.items() if name not in CLOCKS and not name.startswith("valid/")}
+    return {
+        name: value for name, value in metrics.items() if name not in TIMING_METRICS and not name.startswith("valid/")
+    }
 
 
 def window_starts(run: RunFolder, ledger: SkippedPacks) -> list[int]:

@@ -18,9 +18,9 @@ from megamask.bench.settings import BenchConfig
 from megamask.data import prepare
 from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config, resolve_auto
-from megamask.metrics.meters import peak_flops
 from megamask.runtime import precision, ranks
 from megamask.runtime.precision import Support
+from megamask.training.flops import peak_flops
 
 BF16 = Support(True, "it is measured")
 

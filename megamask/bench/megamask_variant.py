@@ -34,8 +34,8 @@ from megamask.runtime import private_api, ranks
 from megamask.runtime.precision import Precision
 from megamask.schedules import Schedule
 from megamask.teacher.teacher import Teacher
-from megamask.training import summary
 from megamask.training.entropy_sources import EntropySources, build_entropy_sources
+from megamask.training.flops import forward_flops
 from megamask.training.step import StepEngine, Trainer, take_step
 
 LONG = 10**6
@@ -89,7 +89,7 @@ class MegamaskVariant:
             engine = Engine(objective, settings, ds, packs_per_step=sizes.per_step)
             sources = build_entropy_sources(config, engine, self._packs, teacher)
         self._is_text = torch.from_numpy(is_text_file(ids))
-        self._cost = summary.cost(encoder.shape, config.objective, config.masking.corruption.mask)
+        self._flops = forward_flops(encoder.shape, config.objective, config.masking.corruption.mask)
         loader = Loader(self._packs, ranks.device())
         self._batches: Iterator[PackedBatch] = loader.batches(count())
         self._meters = Meters(loader)
@@ -110,7 +110,7 @@ class MegamaskVariant:
         sizes = self._config.packs
         numbers = range((first + 1) * sizes.per_step, self._step * sizes.per_step)
         words = sum(int(self._is_text[self._packs.batch(number).tokens].sum()) for number in numbers)
-        flops = self._cost.training(seen.tokens, seen.pairs, seen.targets)
+        flops = self._flops.training(seen.tokens, seen.pairs, seen.targets)
         return Round(words, len(numbers) * sizes.tokens, seen.targets, clock.wall, clock.cpu, flops)
 
     def _one(self) -> None:

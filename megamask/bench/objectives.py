@@ -1,7 +1,7 @@
 """What it saves that [MASK] enters late: the time of a step beside MLM's, and what the matrix products promise.
 
 For each share of masked tokens an MLM run, 3ML at several depths and MAE-LM take turns on the same packs. All targets
-are [MASK]. Predicted is the saving in FLOPs (`metrics.Cost`), measured that in time: what both sides have in common,
+are [MASK]. Predicted is the saving in FLOPs (`training.flops`), measured that in time: what both sides have in common,
 such as the optimizer, the masks and the loader, is in the measured time alone, so large packs come nearer.
 """
 

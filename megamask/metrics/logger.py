@@ -1,6 +1,6 @@
-"""Where the figures of a run are written: TensorBoard, a file of lines, the console; and the curve as a picture.
+"""Write the metrics of a run to TensorBoard, to a JSON Lines file, to Weights & Biases and to the console.
 
-This is the only door to TensorBoard.
+The only module that imports TensorBoard. Also draws the loss curve.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from typing import Any, TextIO
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from megamask.metrics.meters import Cost, Window
+from megamask.metrics.meters import Window
 from megamask.metrics.weights_and_biases import WandbRun
 from megamask.runtime import ranks
 from megamask.storage import durable
 
 
 class MetricsLogger:
-    """Figures of a run, by step: TensorBoard, ``logs/metrics.jsonl``, the console. Rank 0 writes, the others do not.
+    """Writes the metrics of a run by step; only rank 0 writes.
 
-    What was written for steps after ``start``, by a launch that was killed before it saved them, is dropped, so a
-    resumed run doubles nothing. A disk that cannot take a figure, or the file before it, is told of on the console and
-    stops nothing: those figures are lost, and the next are tried as usual.
+    Metrics of steps after ``start``, from a launch that was killed before it saved these steps, are dropped, so a
+    resumed run has every step once. Write failures are reported on the console and do not stop training: these metrics
+    are lost, and the next ones are tried as usual.
     """
 
     def __init__(
-        self, folder: Path, start: int, steps: int, *, cost: Cost | None = None, peak: float | None = None,
-        wandb_project: str | None = None, settings: Mapping[str, Any] | None = None,
+        self, folder: Path, start: int, steps: int, *, wandb_project: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):  # fmt: skip
-        self.steps, self.cost, self.peak = steps, cost, peak
+        self.steps = steps
         self.path = folder / "logs" / "metrics.jsonl"
         self._board: SummaryWriter | None = None
         self._lines: TextIO | None = None
         self._kept = start
-        """The last step of which figures stand in the file."""
-        self._said: set[str] = set()
+        """The last step with metrics in the file."""
+        self._printed: set[str] = set()
         self._wandb: WandbRun | None = None
-        self._tells = ranks.is_main()
-        if not self._tells:
+        self._writes = ranks.is_main()
+        if not self._writes:
             return
         # TensorBoard hides older events from this step on
         self._events = folder / "tensorboard"
@@ -53,7 +53,7 @@ class MetricsLogger:
         try:
             self._lines = self._open()
         except OSError as error:
-            self.say(f"{self.path} cannot be written: {error.strerror}. Training goes on; the next figures try it.")
+            self.say(f"{self.path} cannot be written: {error.strerror}. Training continues.")
         if wandb_project is not None:
             try:
                 self._wandb = WandbRun(wandb_project, folder, settings or {}, resumes=start > 0)
@@ -62,60 +62,60 @@ class MetricsLogger:
                 self._leave_wandb(error)
 
     def advance(self, step: int) -> None:
-        """Move the progress bar, where there is one."""
-        if self._tells:
+        """Move the progress bar, if there is one."""
+        if self._writes:
             self._bar.update(step - self._bar.n)
 
     def train(
-        self, step: int, window: Window, lr: float, most: float | None = None, masks: Mapping[str, float] | None = None
+        self, step: int, window: Window, lr: float, limit: float | None = None, extra: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        """Write the figures of a window that ends after ``step`` steps; returns them, on every rank.
+        """Write the metrics of a window that ends after ``step`` steps, and ``extra`` ones. Returns all, on every rank.
 
-        ``most`` are the seconds after which the run ends, if it has such a limit; ``masks`` are figures of the masks.
+        ``limit`` is the number of seconds after which the run ends, if it has a time budget.
         """
-        found = window.figures(lr, self.cost, self.peak) | dict(masks or {})
-        if self._tells:
-            loss, speed = found["train/loss"], found.get("tokens_per_second")
+        metrics = window.figures(lr) | dict(extra or {})
+        if self._writes:
+            loss, speed = metrics["train/loss"], metrics.get("tokens_per_second")
             shown = f"loss {loss:.3f}" + (f", {speed:,.0f} tokens/s" if speed else "")
             self._bar.set_postfix_str(shown, refresh=False)
             self.advance(step)
-        self._write(step, found, self._left(step, window, most))
-        return found
+        self._write(step, metrics, self._left(step, window, limit))
+        return metrics
 
-    def _left(self, step: int, window: Window, most: float | None) -> str:
-        """How long the run takes from here; nothing as long as only the first step of a launch was timed."""
+    def _left(self, step: int, window: Window, limit: float | None) -> str:
+        """The time left; empty while only the first step of a launch was timed."""
         timed = window.timed
-        left = timed.seconds / timed.steps * (self.steps - step) if timed.steps else most
+        left = timed.seconds / timed.steps * (self.steps - step) if timed.steps else limit
         if left is None:
             return ""
-        return f"left {tqdm.format_interval(left if most is None else min(left, most))}"
+        return f"left {tqdm.format_interval(left if limit is None else min(left, limit))}"
 
-    def figures(self, step: int, found: dict[str, float]) -> None:
-        """Write other figures."""
-        self._write(step, found)
+    def figures(self, step: int, metrics: dict[str, float]) -> None:
+        """Write other metrics."""
+        self._write(step, metrics)
 
     def validation(self, step: int, loss: float, accuracy: float, unigram_loss: float) -> None:
-        """Write what the model of ``step`` loses on held-out text, in nats per target, beside a unigram guess."""
+        """Write the validation loss after ``step`` steps, in nats per target, and that of a unigram guess."""
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        found = {"valid/loss": loss, "valid/perplexity": perplexity, "valid/accuracy": accuracy}
-        self._write(step, found | {"valid/unigram_loss": unigram_loss})
+        metrics = {"valid/loss": loss, "valid/perplexity": perplexity, "valid/accuracy": accuracy}
+        self._write(step, metrics | {"valid/unigram_loss": unigram_loss})
 
     def say(self, line: str) -> None:
-        """A line for people, above the progress bar."""
-        if self._tells:
-            with suppress(OSError):  # a launcher or `tee` that is gone is no reason to lose the last checkpoint
+        """Print a line above the progress bar."""
+        if self._writes:
+            with suppress(OSError):  # a closed pipe must not cost the last checkpoint
                 tqdm.write(line, file=sys.stdout)
                 sys.stdout.flush()
 
     def say_once(self, line: str) -> None:
-        """A line for people, unless it was said before."""
-        if line not in self._said:
-            self._said.add(line)
+        """Print a line, unless it was printed before."""
+        if line not in self._printed:
+            self._printed.add(line)
             self.say(line)
 
     def close(self) -> None:
-        """Write all that is left."""
-        if self._tells:
+        """Flush and close everything."""
+        if self._writes:
             self._bar.close()
             if self._wandb:
                 try:
@@ -123,28 +123,28 @@ class MetricsLogger:
                 except Exception as error:
                     self._leave_wandb(error)
             for file in (self._board, self._lines):
-                with suppress(OSError):  # told of when it was written
+                with suppress(OSError):  # reported when it was written
                     if file:
                         file.close()
 
-    def _write(self, step: int, found: dict[str, float], more: str = "") -> None:
-        if not self._tells:
+    def _write(self, step: int, metrics: dict[str, float], more: str = "") -> None:
+        if not self._writes:
             return
         if self._wandb:
             try:
-                self._wandb.write(step, found)
+                self._wandb.write(step, metrics)
             except Exception as error:
                 self._leave_wandb(error)
         failed: dict[str, None] = {}
-        for keep in (self._to_lines, self._to_board):
+        for write in (self._to_lines, self._to_board):
             try:
-                keep(step, found)
+                write(step, metrics)
             except OSError as error:
                 failed[error.strerror or str(error)] = None
         if failed:
-            self.say(f"The figures of step {step} could not be written: {', '.join(failed)}. Training goes on.")
-        shown = as_line(found)
-        if shown:  # some figures are for the board and the file alone
+            self.say(f"The metrics of step {step} could not be written: {', '.join(failed)}. Training continues.")
+        shown = as_line(metrics)
+        if shown:  # some metrics are only for the files
             self.say("  ".join(part for part in (f"step {step}/{self.steps}", shown, more) if part))
 
     def _leave_wandb(self, error: Exception) -> None:
@@ -158,28 +158,28 @@ class MetricsLogger:
         _drop_after(self.path, self._kept)
         return self.path.open("a", buffering=1)
 
-    def _to_lines(self, step: int, found: dict[str, float]) -> None:
-        kept = {name: value if math.isfinite(value) else None for name, value in found.items()}  # JSON has no NaN
+    def _to_lines(self, step: int, metrics: dict[str, float]) -> None:
+        kept = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         try:
             self._lines = self._lines or self._open()
             self._lines.write(json.dumps({"step": step, **kept}) + "\n")
         except OSError:
-            lines, self._lines = self._lines, None  # half a line may stand there, which opening anew drops
+            lines, self._lines = self._lines, None  # it may end in half a line, which the next open drops
             with suppress(OSError):
                 if lines:
                     lines.close()
             raise
         self._kept = step
 
-    def _to_board(self, step: int, found: dict[str, float]) -> None:
+    def _to_board(self, step: int, metrics: dict[str, float]) -> None:
         try:
             if not self._board:
                 self._board, self._purge = SummaryWriter(str(self._events), purge_step=self._purge), None
-            for name, value in found.items():
+            for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
         except OSError:
-            self._board = None  # its thread has died of it; the next figures make a new one
+            self._board = None  # its thread has ended; the next metrics start a new one
             raise
 
 
@@ -211,31 +211,31 @@ _SHOWN: dict[str, tuple[str, str]] = {
 }
 
 
-def as_line(found: dict[str, float]) -> str:
-    """All figures in one line."""
-    return "  ".join(f"{word} {form.format(found[name])}" for name, (word, form) in _SHOWN.items() if name in found)
+def as_line(metrics: dict[str, float]) -> str:
+    """All metrics in one line."""
+    return "  ".join(f"{word} {form.format(metrics[name])}" for name, (word, form) in _SHOWN.items() if name in metrics)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; one that a kill cut short is left out."""
+    """The lines of a ``metrics.jsonl``, without one that a kill has cut short."""
     lines = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         with suppress(ValueError, RecursionError):
-            found = json.loads(line)
-            if isinstance(found, dict) and isinstance(found.get("step"), int):
-                lines.append(found)
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                lines.append(record)
     return lines
 
 
 def _drop_after(path: Path, start: int) -> None:
-    """Keep what was written up to step ``start``; nothing if the run starts afresh."""
+    """Keep the lines up to step ``start``; none if the run starts at step 0."""
     kept = [line for line in read_metrics(path) if start and line["step"] <= start]
     durable.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def plot_curve(metrics: Path, picture: Path) -> None:
     """Draw training and validation loss against steps, with the unigram baseline, from a ``metrics.jsonl``."""
-    from matplotlib.figure import Figure  # half a second that only the end of a run needs
+    from matplotlib.figure import Figure  # takes half a second, and only the end of a run needs it
 
     lines = read_metrics(metrics)
     figure = Figure(figsize=(7, 4.5), layout="constrained")

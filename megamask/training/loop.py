@@ -26,6 +26,7 @@ from megamask.storage.dotted import is_under
 from megamask.teacher.teacher import teacher_precision
 from megamask.training import summary
 from megamask.training.components import RunComponents
+from megamask.training.flops import mfu
 from megamask.training.rewind import rewind
 from megamask.training.setup import build_run, open_run_text
 from megamask.training.state import collect
@@ -185,8 +186,8 @@ def log_metrics(run: RunComponents, step: int) -> None:
     """Write the metrics since the last call. Raises NonFiniteError if entropies were NaN or Inf. Collective."""
     trainer, progress = run.trainer, run.progress
     window = trainer.meters.take()
-    masks = summary.mask_figures(run.config, trainer.masker, progress.at(step - 1))
-    run.log.train(step, window, learning_rate(run, step - 1), progress.left, masks)
+    extra = summary.mask_figures(run.config, trainer.masker, progress.at(step - 1)) | mfu(run.config, run.shape, window)
+    run.log.train(step, window, learning_rate(run, step - 1), progress.left, extra)
     if progress.budget:
         run.log.figures(step, {"progress": progress.at(step)})
     if metrics := trainer.masker.score.figures():

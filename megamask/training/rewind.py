@@ -36,4 +36,4 @@ def rewind(run: RunComponents, step: int) -> tuple[RunComponents, int] | None:
     run.batches.close()
     batches = run.loader.batches(pack_numbers(config, to, run.engine.accumulate, policy.ledger))
     trainer = replace(trainer, policy=policy, meters=Meters(run.loader, run.engine))
-    return replace(run, trainer=trainer, log=metrics_logger(config, run.shape, run.folder, to), batches=batches), to
+    return replace(run, trainer=trainer, log=metrics_logger(config, run.folder, to), batches=batches), to

@@ -29,7 +29,7 @@ from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
 from megamask.health.stragglers import StragglerDetector
 from megamask.masking.masker import EVALUATION, Masker
 from megamask.metrics.logger import MetricsLogger
-from megamask.metrics.meters import Meters, peak_flops
+from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
@@ -144,7 +144,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
         teacher=teacher,
         progress=Progress(config.steps, config.time_budget, state.seconds),
         stragglers=StragglerDetector(ranks.gather(socket.gethostname())),
-        log=metrics_logger(config, encoder.shape, start.run, start.step),
+        log=metrics_logger(config, start.run, start.step),
         loader=loader,
         batches=loader.batches(pack_numbers(config, start.step, engine.accumulate, trainer.policy.ledger)),
     )
@@ -158,13 +158,10 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
     return run
 
 
-def metrics_logger(config: PretrainConfig, shape: EncoderShape, folder: RunFolder, step: int) -> MetricsLogger:
+def metrics_logger(config: PretrainConfig, folder: RunFolder, step: int) -> MetricsLogger:
     """The log of a run, continued after ``step``."""
-    cost = summary.cost(shape, config.objective, config.masking.corruption.mask)
-    return MetricsLogger(
-        folder.path, step, config.steps, cost=cost, peak=peak_flops(config.log.peak_flops),
-        wandb_project=config.log.wandb, settings=as_dict(config),
-    )  # fmt: skip
+    project, settings = config.log.wandb, as_dict(config)
+    return MetricsLogger(folder.path, step, config.steps, wandb_project=project, settings=settings)
 
 
 def open_stored_targets(config: PretrainConfig, text: RunText) -> StoredTargets:

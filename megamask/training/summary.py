@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,45 +18,9 @@ from megamask.data.tokenizer import TOKENIZER, load_tokenizer
 from megamask.errors import CheckpointError, MegamaskError, StorageError
 from megamask.masking.masker import Masker
 from megamask.metrics.logger import plot_curve, read_metrics
-from megamask.metrics.meters import Cost
 from megamask.model.shape import EncoderShape
-from megamask.objectives.objective import ObjectiveConfig
 from megamask.runtime import launch_environment, ranks
 from megamask.storage import strict_json
-
-
-def cost(shape: EncoderShape, objective: ObjectiveConfig | None = None, masks: float = 1.0) -> Cost:
-    """The FLOPs of an ``objective`` (MLM by default) with an encoder of ``shape``, for MFU.
-
-    ``masks`` is the share of the targets that are [MASK].
-    """
-    objective = objective or ObjectiveConfig()
-    split = {"mlm": 0, "three_ml": objective.depth or 0, "mae_lm": shape.num_layers}[objective.kind]
-    if objective.kind == "mae_lm":
-        decoder = objective.decoder
-        late = _layers(shape, split, split + decoder.layers, shape.vocab_size)
-        if decoder.attention == "cross":
-            late = _layers(replace(shape, global_every=1), 0, decoder.layers, shape.vocab_size)
-            # keys and values of all rows; the rest of a layer for [MASK] alone
-            kept = 2 * decoder.layers * 2 * shape.hidden_size**2
-            late = replace(late, token=kept, mask=late.token - kept, pair=0, mask_pair=late.pair)
-    else:
-        late = _layers(shape, split, shape.num_layers, shape.vocab_size)
-    return replace(late, early=_layers(shape, 0, split, 0) if split else None, masks=masks)
-
-
-def _layers(shape: EncoderShape, first: int, end: int, vocab: int) -> Cost:
-    """The cost of the layers from ``first`` up to ``end``, and of a head unless ``vocab`` is 0."""
-    local = sum(shape.window(layer) is not None for layer in range(first, end))
-    return Cost.of(
-        layers=end - first,
-        width=shape.hidden_size,
-        inner=shape.intermediate_size,
-        gated=shape.preset == "modern",
-        vocab=vocab,
-        local_layers=local,
-        window=shape.local_window if local else 0,
-    )
 
 
 def first_line(recipe: str, output: Path) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from megamask.metrics.meters import CLOCKS
+from megamask.metrics.meters import TIMING_METRICS
 from tests.slurm.cluster import Cluster
 from tests.system.commands import ROOT, clean
 
@@ -131,7 +131,7 @@ class Job:
 def losses(run: Path) -> list[dict[str, float]]:
     """The loss curve, every figure that no clock decides."""
     lines = [json.loads(line) for line in (run / "logs" / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMING_METRICS} for line in lines]
 
 
 def python_first(folder: Path) -> str:

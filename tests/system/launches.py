@@ -31,7 +31,7 @@ from megamask.entropy.probe import Probe
 from megamask.health.loss_spikes import SpikePolicy, StepDecision
 from megamask.masking.masker import Masker
 from megamask.masking.part_of_speech import PartOfSpeechScore
-from megamask.metrics.meters import CLOCKS
+from megamask.metrics.meters import TIMING_METRICS
 from megamask.objectives.mlm import MLM
 from megamask.runtime import ranks
 from megamask.training import loop, setup
@@ -147,7 +147,7 @@ def record(output: Path, step: int) -> dict[str, str]:
     for line in (output / "logs" / "metrics.jsonl").read_text().splitlines():
         told = json.loads(line)
         at = told.pop("step")
-        figures = {f"{name} of step {at}": value for name, value in told.items() if name not in CLOCKS}
+        figures = {f"{name} of step {at}": value for name, value in told.items() if name not in TIMING_METRICS}
         assert not found.keys() & figures.keys(), f"told twice: {sorted(found.keys() & figures.keys())}"
         found |= {name: "none" if value is None else float(value).hex() for name, value in figures.items()}
     return found | kept(output, step)

@@ -178,7 +178,7 @@ def test_figures_that_cannot_be_written_do_not_stop_training(
         add(self, name, value, step)
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", failing)
-    said(resumed(tmp_path / "run", data), 0, "The figures of step 6 could not be written: No space left on device.")
+    said(resumed(tmp_path / "run", data), 0, "The metrics of step 6 could not be written: No space left on device.")
     assert metrics(tmp_path / "run") == metrics(finished)
 
 

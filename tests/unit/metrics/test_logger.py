@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megamask.metrics import logger as telling
 from megamask.metrics.logger import MetricsLogger, plot_curve, read_metrics
-from megamask.metrics.meters import Cost, Timed, Window
+from megamask.metrics.meters import Timed, Window
 from megamask.storage import durable
 
 WINDOW = Window(
     steps=5, skipped=1, grad_norm=0.5, seconds=2.0, waited=0.1, ranks=2,
     nll=600.0, correct=50.0, targets=100, tokens=400, pairs=40_000,
-    distill=30.0, taught=100, guided=400, entropy=800.0, spread=100.0,
+    distill=30.0, num_teacher_tokens=100, num_scored_tokens=400, entropy=800.0, spread=100.0,
 )  # fmt: skip
 
 
@@ -34,9 +34,8 @@ def events(folder) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_every_figure_goes_to_all_three_places(tmp_path, capsys):
-    cost = Cost.of(layers=2, width=8, inner=16, gated=True, vocab=32)
-    log = MetricsLogger(tmp_path, 0, 100, cost=cost, peak=1e12)
-    figures = log.train(10, WINDOW, 1e-3, masks={"masking/random_share": 0.15, "distill/weight": 0.5})
+    log = MetricsLogger(tmp_path, 0, 100)
+    figures = log.train(10, WINDOW, 1e-3, extra={"mfu": 0.3, "masking/random_share": 0.15, "distill/weight": 0.5})
     log.validation(10, 2.0, 0.25, 7.0)
     log.close()
     valid = {"valid/loss": 2.0, "valid/perplexity": math.exp(2), "valid/accuracy": 0.25, "valid/unigram_loss": 7.0}
@@ -138,7 +137,7 @@ def test_storage_that_fails_when_a_run_goes_on_costs_no_run_and_doubles_nothing(
         log = MetricsLogger(tmp_path, 10, 100)
         assert f"{log.path} cannot be written: {os.strerror(number)}" in capsys.readouterr().out
         log.train(20, WINDOW, 20.5)
-        assert f"figures of step 20 could not be written: {os.strerror(number)}" in capsys.readouterr().out
+        assert f"metrics of step 20 could not be written: {os.strerror(number)}" in capsys.readouterr().out
         assert [line["lr"] for line in read_metrics(log.path)] == [10, 20, 30]
     log.train(30, WINDOW, 30.5)
     log.close()
@@ -158,7 +157,7 @@ def test_a_disk_that_takes_half_a_line_costs_that_line(tmp_path, capsys):
     log._lines.close()
     log._lines = Full()
     log.train(20, WINDOW, 20.0)
-    assert "The figures of step 20 could not be written: No space left on device." in capsys.readouterr().out
+    assert "The metrics of step 20 could not be written: No space left on device." in capsys.readouterr().out
     log.train(30, WINDOW, 30.0)
     log.validation(30, 1.0, 1.0, 1.0)
     log.close()

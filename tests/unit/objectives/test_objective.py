@@ -24,7 +24,7 @@ from megamask.objectives.late import visible_states
 from megamask.objectives.mae_lm import DecoderConfig
 from megamask.objectives.objective import ObjectiveConfig, build_objective, load_objective_weights
 from megamask.schedules import Schedule
-from megamask.training import summary
+from megamask.training.flops import forward_flops
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.model.models import PRESETS, objective, plan
@@ -105,7 +105,7 @@ def test_first_weights_may_have_fewer_layers_than_the_depth():
 
 
 @pytest.mark.parametrize("preset, settings, config", KINDS)
-def test_cost_is_what_torch_counts(preset, settings, config):
+def test_flops_are_those_that_torch_counts(preset, settings, config):
     # local layers are counted as a bound; and in one block, where attention pads nothing
     model = late(config, preset, attention="reference", **settings)
     if settings:
@@ -114,8 +114,8 @@ def test_cost_is_what_torch_counts(preset, settings, config):
     asked = plan(batch, every=2)
     with FlopCounterMode(display=False) as counted:
         model(batch, asked).total.backward()
-    cost = summary.cost(model.encoder.shape, config)
-    assert counted.get_total_flops() == pytest.approx(cost.training(40, 40**2, len(asked.targets)), rel=1e-12)
+    flops = forward_flops(model.encoder.shape, config)
+    assert counted.get_total_flops() == pytest.approx(flops.training(40, 40**2, len(asked.targets)), rel=1e-12)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
