@@ -35,7 +35,7 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "prepare": Subcommand(
-        "Turn text into a tokenizer and token shards.", "data.report:prepare_and_report", "data.prepare:PrepareConfig"
+        "Turn text into a tokenizer and token shards.", "data.report:prepare_and_report", "data.settings:PrepareConfig"
     ),
     "pretrain": Subcommand("Train a model, or resume a run that was stopped.", "pretrain:main"),
     "export": Subcommand(

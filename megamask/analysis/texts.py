@@ -10,7 +10,8 @@ from megamask.batch import MaskPlan, PackedBatch
 from megamask.data import tokenizer as tokenizers
 from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.packs import Packs
-from megamask.data.prepare import PrepareConfig, prepare
+from megamask.data.prepare import prepare
+from megamask.data.settings import PrepareConfig
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import DataError, raise_all

@@ -1,6 +1,6 @@
 """Documents -> ids, unit by unit: a unit is a few megabytes of text that a worker process turns into one file.
 
-A unit counts once its file has its name, so what is finished outlives a kill. Units are joined in their order, so the
+A unit is finished once its file has its final name, so finished units survive a kill. Units are joined in order, so the
 bytes do not depend on the number of workers.
 """
 
@@ -35,7 +35,7 @@ UNIT_BYTES = 2**22
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, workers: int, tags: str | None) -> None:
-    """Write the ids of every unit of ``documents`` that is not yet in ``work``; with ``tags``, their tags too.
+    """Write the ids of every unit of ``documents`` that is not yet in ``work``, and with ``tags`` their tags.
 
     Raises DataError if a worker process is killed.
     """
@@ -53,13 +53,13 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, work
         for number, unit in missing:
             _encode_unit(work, number, unit)
         return
-    under_way: deque[Future] = deque()
+    pending: deque[Future] = deque()
     with working.processes(workers, _start, work, tags) as pool:
         for number, unit in missing:
-            under_way.append(pool.submit(_encode_unit, work, number, unit))
-            if len(under_way) > 2 * workers:  # no more is read ahead
-                under_way.popleft().result()
-        for future in under_way:
+            pending.append(pool.submit(_encode_unit, work, number, unit))
+            if len(pending) > 2 * workers:  # limits what is read ahead
+                pending.popleft().result()
+        for future in pending:
             future.result()
 
 
@@ -106,9 +106,9 @@ def _load(work: Path, tags: str | None) -> None:
 
 
 def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
-    """Write the ids, tags and lengths of a unit's documents, where their words begin, and what the tokenizer lost.
+    """Write the ids, tags, lengths and word starts of a unit's documents, and what the tokenizer lost, by split.
 
-    All by split. Documents without a token are left out, but what they lost is counted.
+    Documents without a token are left out, but their lost text is counted.
     """
     assert _encoder is not None and _coverage is not None
     texts = [document.text for document in unit]
@@ -154,22 +154,22 @@ def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
 
 
 def _word_sizes(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """How many words have 0, 1, 2, ... tokens. The first token of each document begins a word."""
+    """The number of words with 0, 1, 2, ... tokens. The first token of each document begins a word."""
     starts = starts.copy()
     starts[np.cumsum(lengths) - lengths] = True
     return np.bincount(np.diff(np.flatnonzero(starts), append=len(starts)))
 
 
 def _at_fault(unit: Sequence[Document], error: DataError) -> DataError:
-    """``error`` of the tokenizer, with the first document and character that it cannot encode."""
+    """The ``error`` of the tokenizer, with the first document and character that it cannot encode."""
     assert _encoder is not None
     for document in unit:
         if not _encodes(document.text):
             wrong = next((c for c in dict.fromkeys(document.text) if not c.isspace() and not _encodes(c)), None)
             what = f"the character {wrong!r} (U+{ord(wrong):04X})" if wrong else "a document"
             return DataError(
-                f"The tokenizer cannot encode {what}, found in {document.source}, in the document that begins "
-                f"{document.text[:40]!r}: {error.problems[0]} Choose a tokenizer that has an unknown token or bytes "
+                f"The tokenizer cannot encode {what}, in {document.source}, in the document that begins with "
+                f"{document.text[:40]!r}: {error.problems[0]} Choose a tokenizer with an unknown token or with bytes "
                 "for such characters, or train one, for example with `tokenizer` bpe."
             )
     return error
@@ -193,7 +193,7 @@ def coverage(work: Path, split: Split) -> Coverage:
 
 
 def word_sizes(work: Path, split: Split) -> Int64[np.ndarray, " sizes"]:
-    """How many words of a split have 0, 1, 2, ... tokens."""
+    """The number of words of a split with 0, 1, 2, ... tokens."""
     sizes = np.zeros(1, np.int64)
     for unit in _opened(work):
         more = unit[f"{split}_word_sizes"]
@@ -203,29 +203,29 @@ def word_sizes(work: Path, split: Split) -> Int64[np.ndarray, " sizes"]:
 
 
 def without_tokens(work: Path) -> int:
-    """How many documents had no token, in both splits."""
+    """The number of documents without a token, in both splits."""
     return sum(int(unit[f"{split}_without_tokens"]) for unit in _opened(work) for split in shards.SPLITS)
 
 
 def join_encoded(work: Path, split: Split) -> Iterator[EncodedDocuments]:
-    """The ids and lengths of each unit, in order, and where words begin, if ids do not show it."""
+    """The ids and lengths of each unit, in order, and its word starts if ids do not show them."""
     for unit in _opened(work):
         starts = unit.get(f"{split}_starts")
         yield EncodedDocuments(unit[f"{split}_tokens"], unit[f"{split}_lengths"], starts)
 
 
 def tags_of(work: Path, split: Split, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """The tags of each shard, of which ``sizes`` are the tokens; a shard holds whole units."""
+    """The tags of each shard. ``sizes`` are the numbers of their tokens; a shard consists of whole units."""
     units = (unit[f"{split}_tags"] for unit in _opened(work))
     for size in sizes:
-        some, count = [], 0
+        parts, count = [], 0
         while count < size:
-            some.append(next(units))
-            count += len(some[-1])
-        yield np.concatenate(some)
+            parts.append(next(units))
+            count += len(parts[-1])
+        yield np.concatenate(parts)
 
 
 def _opened(work: Path) -> Iterator[np.lib.npyio.NpzFile]:
     for file in sorted((work / "units").glob("*.npz")):
-        with np.load(file, allow_pickle=False) as found:
-            yield found
+        with np.load(file, allow_pickle=False) as unit:
+            yield unit

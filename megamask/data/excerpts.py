@@ -20,7 +20,7 @@ _ENDS = re.compile(r"(?<=[.!?।؟])\s+|(?<=[。！？])|\s*\n\s*")  # noqa: RUF
 
 @dataclass(frozen=True)
 class Question:
-    """A sentence in which one word is the mask token, and that word."""
+    """A sentence in which the mask token replaces one word, and that word."""
 
     sentence: str
     answer: str

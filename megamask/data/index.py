@@ -46,7 +46,7 @@ class PackIndex:
 
     @property
     def rows(self) -> Int64[np.ndarray, " packs"]:
-        """The rows of each pack that hold text, [CLS] or [SEP]."""
+        """The number of tokens of each pack that are text, [CLS] or [SEP]."""
         return np.add.reduceat(self.sizes, self.first[:-1], dtype=np.int64) + 2 * np.diff(self.first)
 
 

@@ -1,7 +1,7 @@
-"""The loader: packs made ready by one background thread while the device computes.
+"""The loader: one background thread reads packs while the device computes.
 
-A pack takes well under a millisecond, so one thread keeps up and no worker process is needed. On a GPU the thread
-pins the memory and the copy does not block. ``waited`` counts the seconds in which the caller stood idle.
+A pack takes much less than a millisecond, so one thread is fast enough and no worker process is needed. For a GPU the
+thread pins the memory, so the copy does not block. ``waited`` counts the seconds that the caller waited.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Loader:
     def __init__(self, packs: Packs, device: torch.device | str = "cpu"):
         self.packs, self.device = packs, torch.device(device)
         self.waited = 0.0
-        """Seconds that the caller has waited for batches, since the loader was made."""
+        """Seconds that the caller has waited for batches so far."""
 
     def batch(self, number: int) -> PackedBatch:
-        """Pack ``number``, read now."""
+        """Pack ``number``."""
         return next(self.batches([number]))
 
     def batches(self, numbers: Iterable[int]) -> Generator[PackedBatch, None, None]:
-        """The packs of ``numbers``, in their order. An error in the thread is raised here, at its batch."""
+        """The packs of ``numbers``, in order. An error in the thread is raised here, at its batch."""
         ready: queue.Queue = queue.Queue(AHEAD)
         stop = threading.Event()
         thread = threading.Thread(target=self._read, args=(iter(numbers), ready, stop), name="loader", daemon=True)
         thread.start()
         try:
             while True:
-                asked = time.perf_counter()
+                start = time.perf_counter()
                 batch, error = ready.get()
-                self.waited += time.perf_counter() - asked
+                self.waited += time.perf_counter() - start
                 if error is not None:
                     raise error
                 if batch is None:
@@ -51,7 +51,7 @@ class Loader:
         finally:
             stop.set()
             while thread.is_alive():
-                # make room, or the thread would wait for it
+                # empty the queue, or the thread waits for space
                 while not ready.empty():
                     ready.get_nowait()
                 thread.join(0.01)
@@ -66,5 +66,5 @@ class Loader:
                 if stop.is_set():
                     return
             ready.put((None, None))
-        except Exception as error:  # to be raised where it can be caught
+        except Exception as error:  # raised again in the caller
             ready.put((None, error))

@@ -1,9 +1,9 @@
-"""The order of an epoch: a permutation of range(n) that is computed, never stored.
+"""The order of an epoch: a permutation of range(n) that is computed, not stored.
 
-A Feistel network is a bijection of 2^(2k) numbers; walking its cycle until the result is below n makes it a
-bijection of range(n) (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Memory is O(1), any
-place of the order is reached at once, and the key is (seed, epoch). Costs about a microsecond a number in Python,
-under 0.3 in numpy. It mixes; it is no cipher.
+A Feistel network is a bijection of 2^(2k) numbers. Applying it until the result is below n makes it a bijection of
+range(n) (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It needs O(1)
+memory, any place is computed directly, and the key is (seed, epoch). A number takes about a microsecond in Python and
+less than 0.3 in numpy. The order is well mixed but not cryptographically secure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WORD = 2**64 - 1
 
 
 class Permutation:
-    """A bijection of range(``size``), another for each (``seed``, ``epoch``); any integers are good seeds."""
+    """A bijection of range(``size``) for each (``seed``, ``epoch``); any integers are good seeds."""
 
     def __init__(self, size: int, *, seed: int, epoch: int):
         assert size > 0
@@ -43,7 +43,7 @@ class Permutation:
         return number
 
     def many(self, places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The numbers at all ``places`` at once; the same as ``self[place]`` for each."""
+        """The numbers at all ``places``: the same as ``self[place]`` for each."""
         assert len(places) == 0 or (places.min() >= 0 and places.max() < self.size)
         numbers = self._mix(places.astype(np.uint64), np.uint64)
         while len(outside := np.flatnonzero(numbers >= self.size)):

@@ -1,13 +1,13 @@
-"""Packs: pieces of documents laid one behind the other until ``tokens`` rows are full.
+"""Packs: pieces of documents one after the other, until a pack has ``tokens`` tokens.
 
-A document that fits into ``length`` rows with its [CLS] and [SEP] stays whole; a longer one is cut, and its tail is
-packed too. Which pieces share a pack says the index (`data.index`); a seed and an epoch only order the packs. So pack
-number n is found in O(1), and is a function of (seed, n) alone. Opening a pack runs at more than 50 million tokens a
-second and core.
+A document that fits into ``length`` tokens with its [CLS] and [SEP] stays whole; a longer one is cut, and its tail is
+packed too. The index (`data.index`) says which pieces share a pack; seed and epoch only order the packs. So pack number
+n is found in O(1) and depends on nothing but (seed, n). Opening packs runs at more than 50 million tokens a second and
+core.
 
 Every pack of a step has the same number of targets. A pack with fewer tokens that can be masked (its text is [UNK], or
-very short documents with their [CLS] and [SEP]) is left out, and in its place another is read. Which packs are left out
-is known when the packs are opened. The numbers and the order of all others stay the same.
+very short documents with their [CLS] and [SEP]) is left out, and another is read instead. Which packs are left out is
+known when the packs are opened. The numbers and the order of all others stay the same.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Packs:
         views: int = 1,
         targets: int = 0,
     ) -> None:
-        """``tokens`` rows a pack, pieces of at most ``length`` rows; raises ConfigError, DataError.
+        """Packs of ``tokens`` tokens, from pieces of at most ``length`` tokens. Raises ConfigError, DataError.
 
-        With ``views``, the ``per_step`` packs of a step hold ``per_step / views`` texts, each that many times.
-        ``targets`` is the most that a mask will ask of a pack: packs with fewer tokens that can be masked are left out.
-        If they are more than a quarter, DataError says why.
+        With ``views``, the ``per_step`` packs of a step contain ``per_step / views`` texts, each ``views`` times.
+        ``targets`` is the largest number of targets in a pack: packs with fewer tokens that can be masked are left
+        out. If they are more than a quarter, DataError says why.
         """
         raise_all(ConfigError, _problems(tokens, length))
         assert per_step % views == 0
@@ -60,7 +60,7 @@ class Packs:
         if len(self._short) > max(1, len(self) // 4) or not len(self._kept):
             raise DataError(f"{self.shortage} {self._cure()}")
         self.fill = float(rows.mean() / tokens)
-        """Share of all rows that hold text, [CLS] or [SEP]."""
+        """Share of all tokens that are text, [CLS] or [SEP]."""
         sequences = np.diff(index.first) - (rows - tokens) // length
         self._entries = int(sequences.max()) + 1
         self._order = lru_cache(maxsize=2)(self._begin)
@@ -75,7 +75,7 @@ class Packs:
 
     @property
     def left_out(self) -> int:
-        """Tokens of text in no pack, because theirs was filled under 90 %."""
+        """Tokens of text in no pack, because less than 90 % of their pack was filled."""
         return self.shards.tokens - int(self._index.sizes.sum(dtype=np.int64))
 
     @property
@@ -91,7 +91,7 @@ class Packs:
 
     @property
     def shortage(self) -> str:
-        """Sentences that say which packs are left out for want of tokens that can be masked, and why; or nothing."""
+        """Sentences about the packs that are left out because too few of their tokens can be masked; or ""."""
         if not self.short:
             return ""
         index, least = self._index, int(self._index.maskable.argmin())
@@ -100,14 +100,14 @@ class Packs:
         free, spare = int(index.maskable[least]), self.tokens - text - 2 * sequences
         return (
             f"{self.short:,} of {len(self):,} packs of the split {self.shards.split!r} of {self.shards.folder} have "
-            f"fewer than {self.targets} tokens that can be masked, as many as the mask asks for. The least has "
-            f"{free}: it holds {self.shards.document(int(index.starts[pieces][self._poorest(least)]))}, and of its "
-            f"{self.tokens} rows {text - free} are [UNK] or another special token of the text, {2 * sequences} are "
+            f"fewer than {self.targets} tokens that can be masked, the number of targets. The least has "
+            f"{free}: it contains {self.shards.document(int(index.starts[pieces][self._poorest(least)]))}, and of its "
+            f"{self.tokens} tokens {text - free} are [UNK] or another special token of the text, {2 * sequences} are "
             f"[CLS] and [SEP] of {sequences} pieces of documents, {spare} are padding."
         )
 
     def text_of(self, number: int) -> int:
-        """The number of the text that pack ``number`` holds: its own, unless a step shows each text several times."""
+        """The number of the text in pack ``number``: the same, unless a step shows each text several times."""
         if self.views == 1:
             return number
         step, place = divmod(number, self.per_step)
@@ -117,8 +117,8 @@ class Packs:
     def batch(self, number: int) -> PackedBatch:
         """Pack ``number`` (from 0, over all epochs) as CPU tensors.
 
-        Rows left over are sequences of [PAD] of at most ``length`` rows. Special tokens are not maskable. [CLS], [SEP]
-        and [PAD] begin words, as does the first token of each piece. Sidecars hold 0 at special tokens.
+        The rest of a pack is sequences of at most ``length`` [PAD]. Special tokens are not maskable. [CLS], [SEP] and
+        [PAD] begin words, as does the first token of each piece. Sidecars are 0 at special tokens.
         """
         places, begins, ends = self._stream(number)
         used = len(places)
@@ -141,22 +141,22 @@ class Packs:
         layout = Layout.of(torch.from_numpy(cu_seqlens), self.tokens, self.length)
         return PackedBatch(
             number, torch.from_numpy(tokens), layout, torch.from_numpy(starts_word), torch.from_numpy(maskable),
-            **{name: self._beside(parts, places, maskable) for name, parts in self._sidecars.items()},
+            **{name: self._sidecar_values(parts, places, maskable) for name, parts in self._sidecars.items()},
             source_pack=self.text_of(number),
         )  # fmt: skip
 
     def _begin(self, epoch: int) -> Permutation:
-        """The order of an epoch. A file that became shorter since would kill the process without a word: SIGBUS."""
+        """The order of an epoch. Checks sizes first: a file that became shorter would kill the process by SIGBUS."""
         self.shards.check_sizes()
         return Permutation(len(self), seed=self.seed, epoch=epoch)
 
     def _stream(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The place in the stream of tokens of each row up to the padding; where the pieces of the pack begin and end.
+        """The place in the stream of each token up to the padding; where the pieces of the pack begin and end.
 
-        [CLS] and [SEP] look at their piece's first token.
+        [CLS] and [SEP] have the place of the first token of their piece.
         """
         epoch, place = divmod(self.text_of(number), len(self))
-        pack = self._instead(self._order(epoch)[place], epoch)
+        pack = self._replacement(self._order(epoch)[place], epoch)
         pieces = slice(self._index.first[pack], self._index.first[pack + 1])
         sizes, starts = self._index.sizes[pieces].astype(np.int64), self._index.starts[pieces]
         ends = np.cumsum(sizes + 2)
@@ -165,8 +165,8 @@ class Packs:
         places[begins] = places[ends - 1] = starts
         return places, begins, ends
 
-    def _instead(self, pack: int, epoch: int) -> int:
-        """``pack``, or the one that is read in its place: spread evenly over all others, and others in each epoch."""
+    def _replacement(self, pack: int, epoch: int) -> int:
+        """``pack``, or the one that is read instead: spread evenly over all others, and different in each epoch."""
         rank = int(np.searchsorted(self._short, pack))
         if rank == self.short or self._short[rank] != pack:
             return pack
@@ -174,7 +174,7 @@ class Packs:
         return int(self._kept[(rank * max(1, stride) + epoch) % len(self._kept)])
 
     def _poorest(self, pack: int) -> int:
-        """Of the pieces of ``pack``, the place of the one of which the least share can be masked; for a message."""
+        """The place in ``pack`` of the piece with the smallest share of tokens that can be masked; for a message."""
         index = self._index
         shares = []
         for piece in range(index.first[pack], index.first[pack + 1]):
@@ -184,7 +184,7 @@ class Packs:
         return int(np.argmin(shares))
 
     def _cure(self) -> str:
-        """How a text of which too many packs are left out can be used."""
+        """The cure for a text that leaves out too many packs."""
         index = self._index
         special = 2 * int(index.first[-1])
         lost = int(index.sizes.sum(dtype=np.int64)) - int(index.maskable.sum(dtype=np.int64))
@@ -197,7 +197,7 @@ class Packs:
             return f"{cure}."
         return f"{cure}, or keep `masking.ratio` at {int(1000 * fits / self.tokens) / 1000} or below at all times."
 
-    def _beside(self, parts, places: np.ndarray, maskable: np.ndarray) -> Tensor | None:
+    def _sidecar_values(self, parts, places: np.ndarray, maskable: np.ndarray) -> Tensor | None:
         if parts is None:
             return None
         values = np.zeros(self.tokens, np.uint8)
@@ -205,11 +205,11 @@ class Packs:
         return torch.from_numpy(values * maskable)
 
     def _check(self) -> None:
-        """Refuse a text that makes no pack, or leaves out much of it."""
-        found, lost = self.shards.tokens, self.left_out
-        if found < self.tokens and len(self) == 0:
+        """DataError for a text that gives no pack, or much of which is left out."""
+        total, lost = self.shards.tokens, self.left_out
+        if total < self.tokens and len(self) == 0:
             raise DataError(
-                f"{self.shards.folder} holds {found} tokens in the split {self.shards.split!r}, fewer than one pack "
+                f"{self.shards.folder} has {total} tokens in the split {self.shards.split!r}, fewer than one pack "
                 f"of {self.tokens}. "
                 + (
                     validation_share.validation_cure(self.shards.manifest, self.tokens)
@@ -217,18 +217,18 @@ class Packs:
                     else "Give more text, or smaller packs (`--packs.tokens`)."
                 )
             )
-        # poorly filled packs end every text; many of them mean that its pieces do not fit together
-        if len(self) == 0 or lost > max(4 * self.tokens, found // 4):
+        # every text ends with poorly filled packs; many of them mean that its pieces do not fit together
+        if len(self) == 0 or lost > max(4 * self.tokens, total // 4):
             raise DataError(
-                f"Packs of {self.tokens} rows cannot be filled to {FULL:.0%} with pieces of at most {self.length} rows "
-                f"of {self.shards.folder}: {lost} of {found} tokens would be left out. Make packs longer."
+                f"Packs of {self.tokens} tokens cannot be filled to {FULL:.0%} with pieces of at most {self.length} "
+                f"tokens of {self.shards.folder}: {lost} of {total} tokens would be left out. Make packs longer."
             )
 
 
 def _problems(tokens: int, length: int) -> list[str]:
-    found = []
+    problems = []
     if length < 3:
-        found.append(must("length", "be at least 3, for [CLS], a token and [SEP]", length))
+        problems.append(must("length", "be at least 3, for [CLS], a token and [SEP]", length))
     if not length <= tokens < 2**31:
-        found.append(must("tokens", f"lie between the length of a sequence ({length}) and 2**31", tokens))
-    return found
+        problems.append(must("tokens", f"lie between the length of a sequence ({length}) and 2**31", tokens))
+    return problems

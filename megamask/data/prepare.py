@@ -1,13 +1,14 @@
-"""The story of preparation: raw text -> tokenizer -> shards.
+"""Preparation: raw text -> tokenizer -> shards.
 
-One process reads, cleans, drops duplicates and splits; worker processes turn units of a few megabytes of text into
-ids; at the end the units are joined into shards, in order. So the bytes do not depend on the number of workers. What
-is finished is kept in a hidden folder beside the output, so a killed preparation goes on where it was; the output
-appears whole, by a rename. Costs: reading runs at 20 to 100 MB of text a second and encoding at about 3 MB a second
-and worker; a new tokenizer needs a second reading; memory for duplicates is about 100 bytes a document.
+One process reads, cleans, removes duplicates and splits. Worker processes turn units of a few megabytes of text into
+ids. At the end the units are joined into shards, in order, so the bytes do not depend on the number of workers. A
+hidden folder beside the output keeps what is finished, so a preparation that was killed continues where it stopped. The
+output appears as a whole, by a rename. Reading runs at 20 to 100 MB of text a second and encoding at about 3 MB a
+second and worker. A new tokenizer needs a second reading. Duplicates take about 100 bytes of memory a document.
 
-With `tags` the units have a part of speech for each token too, which becomes a sidecar of the shards; the shards and
-their fingerprint are the same with and without. A spaCy pipeline then sets the pace: about 0.1 MB a second and worker.
+With `tags` the units also have a part of speech for each token, which becomes a sidecar of the shards. The shards and
+their fingerprint are the same with and without. A spaCy pipeline then limits the speed to about 0.1 MB a second and
+worker.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from megamask.data import encoding, local_text, pos_tagger, shard_writer
 from megamask.data.corpus import CUT, EMPTY, REASONS, Corpus, print_warning
@@ -30,10 +31,11 @@ from megamask.data.inputs import find_inputs
 from megamask.data.lost_text.coverage import lost_share_problem, removal_warning, sum_coverage
 from megamask.data.manifest import Split, read_shard_manifest
 from megamask.data.pos_tagger import Tagger
-from megamask.data.read_documents import Documents, ReadOptions, option_problems
+from megamask.data.read_documents import ReadOptions, option_problems
+from megamask.data.settings import VOCAB_SIZE, PrepareConfig, TokenizerKind
 from megamask.data.shards import INPUT_FILES, Shards
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
-from megamask.data.tokenizer_training import TokenizerKind, train_tokenizer
+from megamask.data.tokenizer_training import train_tokenizer
 from megamask.data.word_boundaries import WordLengths
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 from megamask.runtime.progress_bar import ProgressBar, elapsed
@@ -41,96 +43,13 @@ from megamask.storage import workdir as working
 from megamask.storage.durable import atomic_folder, write_atomic
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megamask"
-"""Where text that this machine holds anyway is kept once it is prepared."""
-VOCAB_SIZE = 32_768
-# part of the identity of a result: change it with whatever changes the bytes that are written
+"""The folder for the prepared text of this machine."""
+# part of the identity of a result: increase it when the bytes that are written change
 METHOD = 3
 
 
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Turn text into a tokenizer, unless there is one, and token shards."""
-
-    input: tuple[str, ...]
-    """Files (.txt, .jsonl, .json, .csv, .tsv, .parquet, .conllu, each also .gz, .bz2, .xz, .zst), folders of them, or
-    data sets as NAME[:CONFIG]."""
-    output: Path
-    """The folder to make."""
-    tokenizer: str = "wordpiece"
-    """`wordpiece`, `bpe` (byte-level), `sentencepiece` (unigram) or `sentencepiece-bpe` to train one; else the folder
-    or name of an existing fast tokenizer."""
-    vocab_size: int | None = None
-    """Tokens of a new tokenizer, 32,768 if not given."""
-    lowercase: bool = False
-    """Whether a new tokenizer turns all letters into small ones (and wordpiece drops accents, as BERT does)."""
-    tokenizer_bytes: int = 100_000_000
-    """Bytes of text, drawn from all train documents, that a new tokenizer learns from."""
-    valid_share: float = 0.005
-    """Share of documents, chosen by their hash, that make the validation split."""
-    exclude: tuple[str, ...] = ()
-    """Files of folders to leave out: patterns such as 'README*' or '*.pdf' for a name, or a path below the folder."""
-    documents: Documents = "blocks"
-    """In .txt files: a document per block between blank lines, per line, or per file; in .conllu files `# newdoc` or
-    file."""
-    text_field: str = "text"
-    """The field of JSON records and column of .csv, .tsv and .parquet files and data sets that holds the text."""
-    dataset_split: str = "train"
-    """The split of a data set that is read."""
-    on_bad_document: Literal["stop", "skip"] = "stop"
-    """What to do at a document that cannot be read, or a file without one: stop with its place, or count it and go
-    on."""
-    bad_share: float = 0.001
-    """Share of the documents read so far (of 10,000, if there are fewer) that `skip` may count until it stops too."""
-    lost_share: float = 0.01
-    """Largest share of the text that the tokenizer may lose: of the tokens, those that are unknown, or of the
-    characters, those inside unknown tokens and those without a token, whichever share is larger."""
-    tags: str | None = None
-    """Parts of speech for the score `part_of_speech`: the name or folder of a spaCy pipeline (needs megamask[tags]), or
-    `conllu` for those of .conllu files; none if not given."""
-    workers: int = 0
-    """Processes that encode text; 0 is one for each core. The result does not depend on it."""
-
-    @property
-    def trains(self) -> bool:
-        """Whether a new tokenizer is trained."""
-        return self.tokenizer in get_args(TokenizerKind)
-
-    def problems(self) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
-        if not self.input:
-            found.append("`input` must name at least one file, folder or data set, but is empty.")
-        if not 0 <= self.valid_share < 1:
-            found.append(must("valid_share", "lie in [0, 1)", self.valid_share))
-        if not 0 <= self.bad_share <= 1:
-            found.append(must("bad_share", "lie in [0, 1]", self.bad_share))
-        if not 0 <= self.lost_share <= 1:
-            found.append(must("lost_share", "lie in [0, 1]", self.lost_share))
-        if self.on_bad_document == "stop" and self.bad_share != PrepareConfig.bad_share:
-            found.append("`bad_share` has no effect while `on_bad_document` is 'stop'. Remove one.")
-        if self.workers < 0:
-            found.append(must("workers", "be 0 or more", self.workers))
-        if self.tokenizer_bytes < 1:
-            found.append(must("tokenizer_bytes", "be at least 1", self.tokenizer_bytes))
-        if self.trains and self.vocab_size is not None and not 16 <= self.vocab_size < 2**31:
-            found.append(must("vocab_size", "lie between 16 and 2**31", self.vocab_size))
-        if not self.trains:
-            for name in ("vocab_size", "lowercase", "tokenizer_bytes"):
-                if getattr(self, name) != getattr(PrepareConfig, name):
-                    found.append(f"`{name}` has no effect on the existing tokenizer {self.tokenizer!r}. Remove it.")
-        return found
-
-    def settings(self) -> dict:
-        """What the result depends on, beside the text."""
-        without = asdict(self)
-        # of tags the sidecar's facts speak; by the shares nothing is decided but whether there is a result
-        for name in ("input", "exclude", "output", "workers", "tags", "bad_share", "lost_share"):
-            del without[name]
-        return without | {"vocab_size": self.vocab_size or (VOCAB_SIZE if self.trains else None)}
-
-
 def prepare(config: PrepareConfig) -> Path:
-    """Make the folder ``config.output`` and return it; do nothing if it is there, made of the same text.
+    """Make the folder ``config.output`` and return it. Does nothing if it exists and was made from the same text.
 
     Raises ConfigError, DataError or StorageError.
     """
@@ -145,7 +64,7 @@ def prepare(config: PrepareConfig) -> Path:
     for line in (inputs.sentence(), *inputs.warnings()):
         if line:
             print_warning(line)
-    intake = Corpus(sources, reading, config.on_bad_document, config.bad_share, config.valid_share)
+    corpus = Corpus(sources, reading, config.on_bad_document, config.bad_share, config.valid_share)
     tags = _tag_facts(config, sources)
     request = {
         "inputs": _identities(sources),
@@ -159,9 +78,9 @@ def prepare(config: PrepareConfig) -> Path:
         partial = config.output.parent / f".{config.output.name}.partial"
         tagged = identity + (json.dumps(tags, sort_keys=True) if tags else "")
         with working.folder(partial, tagged, config.output) as work:
-            tokenizer = existing or _tokenizer(config, intake, work)
+            tokenizer = existing or _tokenizer(config, corpus, work)
             read: Counter[str] = Counter()
-            encoding.encode(intake.documents(read, "encoding"), tokenizer, work, config.workers, config.tags)
+            encoding.encode(corpus.documents(read, "encoding"), tokenizer, work, config.workers, config.tags)
             files = inputs.facts() | {"empty": read.pop(EMPTY), "cut": read.pop(CUT)}
             facts = request | {"request": identity, "read": dict(sorted(read.items())), INPUT_FILES: files}
             facts |= _counted(config, tokenizer, work)
@@ -174,13 +93,13 @@ def prepare(config: PrepareConfig) -> Path:
 
 
 def _identities(sources: list[InputFile]) -> list[dict[str, str | int]]:
-    """Name and content of each source. Reads every byte."""
+    """Name and hash of each source. Reads every byte."""
     with ProgressBar("hashing", sum(source.size for source in sources) or None, "byte") as bar:
         return [source.identity(bar) for source in sources]
 
 
 def _tag_facts(config: PrepareConfig, sources: list[InputFile]) -> dict | None:
-    """What tags there will be, and from where; None if none are wanted. Raises ConfigError, DataError."""
+    """The tags and their source; None without tags. Raises ConfigError, DataError."""
     if config.tags is None:
         return None
     if config.tags != pos_tagger.CONLLU:
@@ -198,36 +117,36 @@ def _tag_facts(config: PrepareConfig, sources: list[InputFile]) -> dict | None:
 
 
 def _is_there(output: Path, identity: str, tags: dict | None) -> bool:
-    """Whether ``output`` holds this very result; raises DataError if it holds anything else."""
+    """Whether ``output`` is exactly this result. Raises DataError if it contains anything else."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     cure = "Choose another `output`, or delete it."
     if not (output / "manifest.json").exists():
-        raise DataError(f"{output} exists and holds no prepared data. {cure}")
+        raise DataError(f"{output} exists and does not contain prepared data. {cure}")
     if read_shard_manifest(output).get("request") != identity:
         raise DataError(f"{output} was prepared from other text or with other settings. {cure}")
     if Shards.open(output).sidecar_facts("tags") != tags:
-        raise DataError(f"{output} was prepared with other tags, or without or with any. {cure}")
+        raise DataError(f"{output} was prepared with other tags, or only one of the two has tags. {cure}")
     return True
 
 
 # ---- the tokenizer
 
 
-def _tokenizer(config: PrepareConfig, intake: Corpus, work: Path) -> Tokenizer:
-    """The new tokenizer, trained once and kept in the work folder."""
+def _tokenizer(config: PrepareConfig, corpus: Corpus, work: Path) -> Tokenizer:
+    """The new tokenizer, trained once and saved in the work folder."""
     folder = work / TOKENIZER
     if not folder.exists():
-        texts = intake.sample(config.tokenizer_bytes)
+        texts = corpus.sample(config.tokenizer_bytes)
         if not texts:
             raise DataError("No text is left to train a tokenizer on: every document is bad, blank or for validation.")
         kind: TokenizerKind = config.tokenizer  # type: ignore[assignment]
-        size = sum(len(one.encode()) for one in texts)
+        size = sum(len(text.encode()) for text in texts)
         with elapsed(f"training the {kind} tokenizer on {size / 1e6:,.1f} MB of text"):
             tokenizer = train_tokenizer(kind, texts, size=config.vocab_size or VOCAB_SIZE, lowercase=config.lowercase)
         with atomic_folder(folder) as temporary:
             tokenizer.save(temporary)
-    # the saved one also in the run that trained it, so that a resumed run encodes with the same
+    # load it also in the run that trained it, so that a resumed run encodes with the same
     return load_tokenizer(folder)
 
 
@@ -235,7 +154,7 @@ def _tokenizer(config: PrepareConfig, intake: Corpus, work: Path) -> Tokenizer:
 
 
 def _counted(config: PrepareConfig, tokenizer: Tokenizer, work: Path) -> dict:
-    """What the tokenizer lost, how long words are, and what of it was switched off; DataError if it lost too much."""
+    """What the tokenizer lost, how long words are, and which of its options are off. DataError if it lost too much."""
     splits: tuple[Split, ...] = get_args(Split)
     lost = {split: encoding.coverage(work, split) for split in splits}
     whole = sum_coverage(lost.values())
@@ -251,7 +170,7 @@ def _counted(config: PrepareConfig, tokenizer: Tokenizer, work: Path) -> dict:
 
 
 def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: dict, tags: dict | None) -> None:
-    """Join the units into shards and give the whole folder its name."""
+    """Join the units into shards and write them to the output folder as a whole."""
     without = encoding.without_tokens(work)
     if without == facts["read"]["documents"] - sum(facts["read"][why] for why in REASONS):
         raise DataError(f"No document is left of the {facts['read']['documents']} that were read.")
@@ -279,22 +198,22 @@ def _empty_split(split: Split, documents: int, config: PrepareConfig) -> str:
             "blank lines, or lines), or set `valid_share` to 0."
         )
     rule = "be larger, or 0" if split == "valid" else "be smaller"
-    # with so large a share a split without documents is unlikely
+    # with such a large share, a split without documents is unlikely
     cure = f"Try `--valid-share {min(0.5, math.ceil(500 / documents) / 100):g}`." if split == "valid" else ""
     return f"None of the {documents} documents fell into the split {split!r}: " + must(
         "valid_share", rule, config.valid_share, cure
     )
 
 
-# ---- text that is always there
+# ---- text of this machine
 
 
 def local_data(cache: Path, vocab_size: int = 8192) -> Path:
-    """English that this machine holds anyway, prepared once below ``cache``: for a run without data of its own.
+    """English text that every machine has, prepared once below ``cache``: for a run without data of its own.
 
-    The text is that of ``data.local_text``, so it depends on which packages are installed. Takes under a minute.
+    `data.local_text` collects it, so it depends on the installed packages. Takes less than a minute.
     """
-    installed = sorted(f"{found.name}=={found.version}" for found in distributions())
+    installed = sorted(f"{package.name}=={package.version}" for package in distributions())
     key = hashlib.sha256(json.dumps([installed, local_text.METHOD, METHOD, vocab_size]).encode()).hexdigest()[:12]
     output = cache / f"local-{key}"
     if (output / "manifest.json").exists():

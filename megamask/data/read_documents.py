@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from megamask.data.formats import (
     compression,
@@ -28,8 +27,8 @@ from megamask.data.formats.delimited import SEPARATORS
 from megamask.data.formats.fields import quoted_names
 from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, read_lines
 from megamask.data.input_file import InputFile
+from megamask.data.settings import Documents
 
-Documents = Literal["blocks", "lines", "files"]
 DocumentStream = Iterator[str | TaggedDocument | BadDocument | FileWarning]
 
 

@@ -6,7 +6,8 @@ import sys
 
 from megamask.data import validation_share
 from megamask.data.manifest import text_report
-from megamask.data.prepare import PrepareConfig, prepare
+from megamask.data.prepare import prepare
+from megamask.data.settings import PrepareConfig
 from megamask.data.shards import Shards
 
 

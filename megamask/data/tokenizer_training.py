@@ -8,16 +8,15 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
+from megamask.data.settings import TokenizerKind
 from megamask.data.tokenizer import METASPACE, ROLES, SPECIAL, Tokenizer
 from megamask.errors import DataError, must
 
-TokenizerKind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
 ALPHABET = 1000
 """Characters that WordPiece keeps in any case, if the text has as many and they fit."""
 COVERAGE = 0.99999

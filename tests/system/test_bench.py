@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from megamask.data import local_text
-from megamask.data.prepare import PrepareConfig, prepare
+from megamask.data.prepare import prepare
+from megamask.data.settings import PrepareConfig
 from megamask.runtime.precision import device_support
 
 ROOT = Path(__file__).parent.parent.parent

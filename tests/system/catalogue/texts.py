@@ -98,7 +98,7 @@ TEXT = [
     ),
     *rows(DATA, source("blank.txt"), ("no document", b" \n", ["blank.txt holds no document"])),
     Row("a line without an end", long_line, DATA, ("long.txt, line 3 (byte 8) is longer than",)),
-    Row("a folder that holds other things", occupied, DATA, ("made exists and holds no prepared data",)),
+    Row("a folder that holds other things", occupied, DATA, ("made exists and does not contain prepared data",)),
     *rows(
         DONE, source("marked.txt"),
         ("a mark of byte order", MARKED, ["30 documents read (0 bad"]),

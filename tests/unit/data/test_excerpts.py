@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from megamask.data.excerpts import excerpts, questions
-from megamask.data.prepare import PrepareConfig, prepare
-from megamask.data.shards import Shards, Unit, write_shards
+from megamask.data.prepare import prepare
+from megamask.data.settings import PrepareConfig
+from megamask.data.shard_writer import EncodedDocuments, write_shards
+from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
 from megamask.data.tokenizer_training import train_tokenizer
 from megamask.hf import model_folder, predictions
@@ -44,7 +46,7 @@ def test_excerpts_are_held_out_text_without_special_tokens(text):
 def test_excerpts_have_no_gaps_at_unknown_words(tmp_path):
     tokenizer = train_tokenizer("wordpiece", ["the river froze early over night"] * 20, size=90)
     sentence = "the river Ж froze early over night"
-    units = [Unit(ids, np.array([len(ids)])) for ids in tokenizer.encode([sentence])]
+    units = [EncodedDocuments(ids, np.array([len(ids)])) for ids in tokenizer.encode([sentence])]
     write_shards(tmp_path, tokenizer, {"train": units, "valid": units}, facts={})
     (excerpt,) = excerpts(Shards.open(tmp_path, "valid"), tokenizer, 1)
     assert excerpt == "froze early over night"

@@ -299,7 +299,7 @@ def test_an_id_outside_the_vocabulary_is_named(make_shards):
 @pytest.mark.parametrize(
     ("lengths", "tokens", "length", "error", "sentence"),
     [
-        ([20, 30], 64, 32, DataError, "holds 50 tokens in the split 'train', fewer than one pack of 64"),
+        ([20, 30], 64, 32, DataError, "has 50 tokens in the split 'train', fewer than one pack of 64"),
         ([70] * 1000, 128, 128, DataError, "70000 of 70000 tokens would be left out"),
         ([70] * 10, 64, 128, ConfigError, "`tokens` must lie between the length of a sequence"),
         ([70] * 10, 64, 2, ConfigError, "`length` must be at least 3"),

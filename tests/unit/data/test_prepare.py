@@ -24,8 +24,9 @@ from megamask.data import encoding, local_text, pos_tagger
 from megamask.data import prepare as preparing
 from megamask.data.corpus import Corpus
 from megamask.data.inputs import find_inputs
-from megamask.data.prepare import PrepareConfig, local_data, prepare
+from megamask.data.prepare import local_data, prepare
 from megamask.data.read_documents import ReadOptions
+from megamask.data.settings import PrepareConfig
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import ROLES, SPECIAL, Tokenizer, load_tokenizer
 from megamask.data.word_boundaries import WordLengths
@@ -183,7 +184,7 @@ def test_a_finished_folder_is_used_again_and_another_refused(config, corpus):
 def test_another_folder_is_not_touched(config):
     config.output.mkdir()
     (config.output / "thesis.tex").write_text("precious")
-    with pytest.raises(DataError, match="exists and holds no prepared data"):
+    with pytest.raises(DataError, match="exists and does not contain prepared data"):
         prepare(config)
     assert [p.name for p in config.output.iterdir()] == ["thesis.tex"]
 
@@ -354,7 +355,7 @@ def test_tags_do_not_depend_on_the_workers_and_change_nothing_else(tagged, tmp_p
     # the same request finds what is there, another is refused
     assert prepare(tagged) == tagged.output
     for other in (change(tagged, tags=None), change(tagged, output=tmp_path / "plain")):
-        with pytest.raises(DataError, match="was prepared with other tags, or without"):
+        with pytest.raises(DataError, match="was prepared with other tags, or only"):
             prepare(other)
 
 
@@ -560,7 +561,7 @@ def test_a_character_that_cannot_be_encoded_is_named_with_its_file(config, corpu
     Tokenizer(backend, dict(zip(ROLES, SPECIAL, strict=True))).save(tmp_path / "tokenizer")
     (corpus / "a.jsonl").write_text('{"text": "plain"}\n{"text": "to 東京"}\n')
     (corpus / "b.txt").unlink()
-    sentence = r"cannot encode the character '東' \(U\+6771\), found in corpus/a\.jsonl, .* begins 'to 東京': .*Choose"
+    sentence = r"cannot encode the character '東' \(U\+6771\), in corpus/a\.jsonl, .* begins with 'to 東京': .*Choose"
     with pytest.raises(DataError, match=sentence):
         prepare(change(config, tokenizer=str(tmp_path / "tokenizer"), vocab_size=None))
 
