@@ -1,7 +1,7 @@
-"""Whether two tokenizers are one: the same tokens under the same ids, cut out of text by the same rules.
+"""Compare two tokenizers: whether they give the same ids for every text.
 
-Compared is what ``tokenizer.json`` says, read by the library and written again, so that files of several versions can
-be compared. Truncation, padding, decoding and what is put around a text make no difference to the ids of a pack.
+Compares the contents of ``tokenizer.json`` after the library has read and written them, so that files of different
+versions can be compared. Truncation, padding, decoding and the special tokens around a text do not matter.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ SHOWN = 5
 
 
 def tokenizer_differences(one: Path, name: str, two: Path, other: str) -> list[str]:
-    """Sentences for how the tokenizers in the folders ``one`` and ``two`` differ, called ``name`` and ``other``.
+    """The differences of the tokenizers in the folders ``one`` and ``two``, called ``name`` and ``other`` in messages.
 
-    Told are the first five tokens that differ, and the first of the rules. Raises DataError if a folder holds no fast
-    tokenizer, ConfigError if one lacks a special token.
+    Lists the first five tokens that differ, or else the first rule. Raises DataError if a folder contains no fast
+    tokenizer, ConfigError if a special token is missing.
     """
     left, right = load_tokenizer(one), load_tokenizer(two)
     if left.size != right.size:
         return [f"`{name}` has a vocabulary of {left.size} tokens, but {other} has {right.size}; {SAME}"]
-    found = _vocabularies(left, right, name, other)
+    problems = _vocabularies(left, right, name, other)
     ids, others = token_ids(left), token_ids(right)
     for role in ("cls", "sep", "pad", "mask"):
-        if (mine := getattr(ids, role)) != (its := getattr(others, role)):
-            found.append(f"`{name}` has the id {mine} as its {role} token, but {other} has {its}; {SAME}")
-    if not found:
-        found = _rules(left, right, f"{one / 'tokenizer.json'} and {two / 'tokenizer.json'}")
-    return found
+        if (one_id := getattr(ids, role)) != (two_id := getattr(others, role)):
+            problems.append(f"`{name}` has the id {one_id} as its {role} token, but {other} has {two_id}; {SAME}")
+    if not problems:
+        problems = _rules(left, right, f"{one / 'tokenizer.json'} and {two / 'tokenizer.json'}")
+    return problems
 
 
 def _vocabularies(left: Tokenizer, right: Tokenizer, name: str, other: str) -> list[str]:
-    mine, its = ({i: token for token, i in found.backend.get_vocab(True).items()} for found in (left, right))
-    different = [number for number in sorted(mine.keys() | its.keys()) if mine.get(number) != its.get(number)]
+    a, b = ({i: token for token, i in one.backend.get_vocab(True).items()} for one in (left, right))
+    different = [number for number in sorted(a.keys() | b.keys()) if a.get(number) != b.get(number)]
     return [
-        f"`{name}` has {_shown(mine.get(number))} at the id {number}, but {other} has {_shown(its.get(number))}; {SAME}"
+        f"`{name}` has {_shown(a.get(number))} at the id {number}, but {other} has {_shown(b.get(number))}; {SAME}"
         for number in different[:SHOWN]
     ]
 
@@ -49,9 +49,9 @@ def _shown(token: str | None) -> str:
 
 
 def _rules(left: Tokenizer, right: Tokenizer, files: str) -> list[str]:
-    mine, its = (json.loads(found.backend.to_str()) for found in (left, right))
+    one, two = (json.loads(tokenizer.backend.to_str()) for tokenizer in (left, right))
     for part in ("normalizer", "pre_tokenizer", "model"):
-        different = _first(mine.get(part), its.get(part), part)
+        different = _first(one.get(part), two.get(part), part)
         if different:
             where, a, b = different
             return [f"{files} differ in `{where}`: {_short(a)} in one, {_short(b)} in the other; {SAME}"]
@@ -59,14 +59,14 @@ def _rules(left: Tokenizer, right: Tokenizer, files: str) -> list[str]:
 
 
 def _first(a: Any, b: Any, where: str) -> tuple[str, Any, Any] | None:
-    """The path of the first leaf in which two JSON values differ, and both."""
+    """The path of the first leaf in which two JSON values differ, and both leaves."""
     if isinstance(a, dict) and isinstance(b, dict):
         pairs = [(a.get(key), b.get(key), f"{where}.{key}") for key in sorted(a.keys() | b.keys())]
     elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         pairs = [(x, y, f"{where}[{number}]") for number, (x, y) in enumerate(zip(a, b, strict=True))]
     else:
         return None if a == b else (where, a, b)
-    return next((found for pair in pairs if (found := _first(*pair))), None)
+    return next((difference for pair in pairs if (difference := _first(*pair))), None)
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which documents are kept: read, cleaned, each once, shared out to training and validation; all others are counted."""
+"""Documents of a preparation: read, cleaned, deduplicated, counted, and assigned to training or validation."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from megamask.errors import DataError
 from megamask.runtime.progress_bar import ProgressBar
 
 FEW = 10_000
-"""Documents below which `bad_share` is of this many."""
+"""`bad_share` is a share of at least this many documents."""
 REASONS = ("bad", "blank", "duplicate")
 """Why a document is not kept."""
-SKIP = "(`on_bad_document` skip would count it and go on.)"
+SKIP = "(`on_bad_document` skip counts it and continues.)"
 EMPTY = "empty_files"
 """The count of files without a document."""
 CUT = "cut_files"
-"""The count of files that a fault ends before their end."""
+"""The count of files that are not read to their end because of a fault."""
 NAMED = 10
-"""Bad documents that are named when they are skipped; of those that end their file, ten times as many."""
+"""Number of skipped documents that are printed; ten times as many of those that end their file."""
 MANY_LINES = 1000
-"""Lines of a document from a .txt file that seem to be a document each."""
+"""A document of a .txt file with more lines may be meant as one document per line."""
 
 
 def print_warning(line: str) -> None:
-    """Write a line to stderr. Output that cannot be written is dropped: it must not end the work."""
+    """Write a line to stderr. A failure to write is ignored: it must not end the work."""
     with suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One that is kept."""
+    """A document that is kept."""
 
     digest: bytes
     split: Split
     text: str
     words: TaggedWords | None
-    """Its words with their tags, if they came with it."""
+    """Its words with their tags, if the input has tags."""
     source: str
-    """The name of the input that holds it."""
+    """The name of its input."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is read, and by which rules."""
+    """The inputs, and the rules by which documents are kept."""
 
     sources: Sequence[InputFile]
     options: ReadOptions
@@ -63,73 +63,70 @@ class Corpus:
     bad_share: float
     valid_share: float
     warned: set[str] = field(default_factory=set)
-    """Warnings that were given: the text may be read twice."""
-    remarks: set[str] = field(default_factory=set)
-    """Remarks of readers that were given, at most one for each file."""
+    """Skipped documents that were printed: the text may be read twice."""
+    warnings: set[str] = field(default_factory=set)
+    """Warnings about files that were printed."""
 
     def documents(self, counts: Counter[str], label: str) -> Iterator[Document]:
-        """Each document that is kept; ``counts`` says what became of all. Holds about 100 bytes for each.
+        """Each document that is kept. ``counts`` gets the number of all, and of those dropped by reason.
 
-        Raises DataError at a bad one, or at too many.
+        Uses about 100 bytes per document. Raises DataError at a bad document, or at too many.
         """
         counts.update(dict.fromkeys(("documents", *REASONS, EMPTY, CUT), 0))
         seen: set[bytes] = set()
-        for source, found in self._read(label, counts):
+        for source, document in self._read(label, counts):
             counts["documents"] += 1
-            if isinstance(found, BadDocument):
+            if isinstance(document, BadDocument):
                 counts["bad"] += 1
-                counts[CUT] += found.ends_file and source.is_file
-                self._bear(found, counts)
+                counts[CUT] += document.ends_file and source.is_file
+                self._skip(document, counts)
                 continue
-            clean, words = normalize_text(found) if isinstance(found, str) else found.text, None
-            if isinstance(found, TaggedDocument):
-                words = found.words
-            self._warn_of_lines(source, clean)
-            key = document_hash(clean)
-            if not clean:
+            words = document.words if isinstance(document, TaggedDocument) else None
+            text = document.text if isinstance(document, TaggedDocument) else normalize_text(document)
+            self._check_lines(source, text)
+            digest = document_hash(text)
+            if not text:
                 counts["blank"] += 1
-            elif key in seen:
+            elif digest in seen:
                 counts["duplicate"] += 1
             else:
-                seen.add(key)
-                split: Split = "valid" if is_validation(key, self.valid_share) else "train"
-                yield Document(key, split, clean, words, source.name)
+                seen.add(digest)
+                split: Split = "valid" if is_validation(digest, self.valid_share) else "train"
+                yield Document(digest, split, text, words, source.name)
 
-    def _warn_of_lines(self, source: InputFile, clean: str) -> None:
-        """Say once that a document seems to be many, one a line."""
-        if source.kind != ".txt" or self.options.documents != "blocks" or "lines" in self.warned:
-            return
-        count = clean.count("\n") + 1
-        if count > MANY_LINES:
-            self.warned.add("lines")
-            print_warning(
-                f"{source.path} has a document of {count:,} lines: no blank line stands between them. "
-                "`--documents lines` makes each line a document."
+    def _check_lines(self, source: InputFile, text: str) -> None:
+        """Warn if a document seems to be many documents, one per line."""
+        count = text.count("\n") + 1
+        if source.kind == ".txt" and self.options.documents == "blocks" and count > MANY_LINES:
+            self._warn(
+                "lines",
+                f"{source.path} has a document of {count:,} lines without a blank line between them. "
+                "`--documents lines` makes each line a document.",
             )
 
-    def _remark(self, remark: FileWarning) -> None:
-        """Say once what a reader noticed."""
-        if remark.message not in self.remarks:
-            self.remarks.add(remark.message)
-            print_warning(remark.message)
+    def _warn(self, kind: str, message: str) -> None:
+        """Print ``message``, once for each ``kind``."""
+        if kind not in self.warnings:
+            self.warnings.add(kind)
+            print_warning(message)
 
-    def _bear(self, found: BadDocument, counts: Counter[str]) -> None:
-        """Raise DataError unless a bad document may be left out."""
+    def _skip(self, bad: BadDocument, counts: Counter[str]) -> None:
+        """Raise DataError unless the document may be skipped."""
         if self.on_bad_document == "stop":
-            raise DataError(f"{found.problem} {SKIP}")
+            raise DataError(f"{bad.problem} {SKIP}")
         if counts["bad"] > self.bad_share * max(counts["documents"], FEW):
             raise DataError(
-                f"{found.problem} It is the {counts['bad']}. bad one of {counts['documents']} documents, more than "
-                f"`bad_share` ({self.bad_share:g}) allows."
+                f"{bad.problem} {counts['bad']} of the {counts['documents']} documents read so far cannot be used, "
+                f"more than `bad_share` ({self.bad_share:g}) allows."
             )
-        if found.problem not in self.warned and len(self.warned) < (10 * NAMED if found.ends_file else NAMED):
-            self.warned.add(found.problem)
-            print_warning(f"Skipped: {found.problem}")
+        if bad.problem not in self.warned and len(self.warned) < (10 * NAMED if bad.ends_file else NAMED):
+            self.warned.add(bad.problem)
+            print_warning(f"Skipped: {bad.problem}")
 
     def _read(self, label: str, counts: Counter[str]) -> Iterator[tuple[InputFile, str | TaggedDocument | BadDocument]]:
-        """Every document as it stands, with its source. Shows how many bytes of the files are read.
+        """Every document with its source. A progress bar shows the number of bytes read.
 
-        Counts files without a document; DataError at one unless bad documents are skipped.
+        Counts files without a document; raises DataError at one unless bad documents are skipped.
         """
         size = sum(source.size for source in self.sources)
         done = 0
@@ -137,29 +134,29 @@ class Corpus:
             for source in self.sources:
                 before = counts["documents"]
                 with source.open() as raw:
-                    for found in read_documents(source, self.options, raw):
-                        if isinstance(found, FileWarning):
-                            self._remark(found)
+                    for document in read_documents(source, self.options, raw):
+                        if isinstance(document, FileWarning):
+                            self._warn(document.message, document.message)
                             continue
-                        yield source, found
+                        yield source, document
                         if raw is None:
                             bar.update(0 if size else 1)
                         elif not raw.closed:
                             bar.move_to(done + raw.tell())
                 if source.is_file and counts["documents"] == before:
                     if self.on_bad_document == "stop":
-                        raise DataError(f"{source.path} holds no document. {SKIP}")
+                        raise DataError(f"{source.path} contains no documents. {SKIP}")
                     counts[EMPTY] += 1
                 done += source.size
 
     def sample(self, size: int) -> list[str]:
-        """Train documents of ``size`` bytes in all, those with the smallest hashes: a fair and repeatable draw."""
-        drawn: list[tuple[int, str]] = []
-        held = 0
+        """Training documents of ``size`` bytes in all, those with the smallest hashes: random and repeatable."""
+        sample: list[tuple[int, str]] = []
+        total = 0
         for document in self.documents(Counter(), "reading for the tokenizer"):
             if document.split == "train":
-                heapq.heappush(drawn, (-int.from_bytes(document.digest[8:], "little"), document.text))
-                held += len(document.text.encode())
-                while held > size and len(drawn) > 1:
-                    held -= len(heapq.heappop(drawn)[1].encode())
-        return [clean for _, clean in sorted(drawn, reverse=True)]
+                heapq.heappush(sample, (-int.from_bytes(document.digest[8:], "little"), document.text))
+                total += len(document.text.encode())
+                while total > size and len(sample) > 1:
+                    total -= len(heapq.heappop(sample)[1].encode())
+        return [text for _, text in sorted(sample, reverse=True)]

@@ -1,7 +1,7 @@
-"""What inputs name: the files and data sets that are read, and the files of folders that are not.
+"""Find the files and datasets that the inputs name, and count the files of folders that are not read.
 
-Nothing is left out silently: what is passed over is counted by ending, and a folder is refused where that looks like
-the data. Costs a look at every name and at the first byte of each file.
+No file is left out silently: unsupported files are counted by ending, and a folder is refused if they look like the
+data. Cost: lists all names and reads the first byte of each file.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from megamask.errors import DataError, raise_all
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
 TABLES = (".arrow", ".feather", ".orc", ".avro", ".tfrecord", ".warc", ".wet", ".xls", ".xlsx", ".ods", ".sqlite",
           ".db", ".lz4", ".br", ".lzo", ".snappy", ".z")  # fmt: skip
-"""Endings of data that is not read: other formats of whole data sets, and other compressions."""
+"""Endings of data that cannot be read: other formats of datasets, and other compressions."""
 MEDIA = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".ico", ".bmp", ".tif", ".tiff", ".mp3", ".mp4", ".wav",
          ".ogg", ".flac", ".mov", ".avi", ".webm", ".ttf", ".otf", ".woff", ".woff2", ".pyc", ".so", ".o")  # fmt: skip
-"""Endings that cannot be text to train on, however large the files are."""
+"""Endings of files that are not text, however large they are."""
 HIDDEN = frozenset((
     "__MACOSX", "__pycache__", "_SUCCESS", "_metadata", "_common_metadata", "Thumbs.db", "desktop.ini",
-    # written beside data by the library datasets and by the hub
+    # the library datasets and the Hugging Face Hub write these beside data
     "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json",
 ))  # fmt: skip
-"""Names that systems and libraries put beside data. They and names that begin with a dot are passed over."""
+"""Names that systems and libraries put beside data. They are hidden, as are names that begin with a dot."""
 LISTED = 8
-"""Endings or files that a sentence lists."""
+"""Number of endings or files that a message lists."""
 ABOUT = re.compile(r"(readme|license|licence|copying)\b", re.IGNORECASE)
-"""Names of files that are about the data."""
+"""Names of files that describe the data."""
 
 
 @dataclass
 class FileCounts:
-    """Files and bytes by ending."""
+    """Number of files and bytes by ending."""
 
     files: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
@@ -53,7 +53,7 @@ class FileCounts:
         self.bytes[ending] += size
 
     def update(self, other: FileCounts) -> None:
-        """Add what ``other`` has counted."""
+        """Add the counts of ``other``."""
         self.files.update(other.files)
         self.bytes.update(other.bytes)
 
@@ -71,7 +71,7 @@ class FileCounts:
 
 @dataclass
 class Inputs:
-    """What is read, and the files of folders that are not."""
+    """The inputs to read, and counts of the other files of folders."""
 
     sources: list[InputFile] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
@@ -82,23 +82,23 @@ class Inputs:
     excluded: int = 0
 
     def facts(self) -> dict:
-        """The same for the manifest."""
+        """The counts for the manifest."""
         return {
             "read": self.read.facts(), "passed_over": self.unsupported.facts(),
             "hidden": self.hidden, "excluded": self.excluded,
         }  # fmt: skip
 
     def sentence(self) -> str:
-        """What is read of folders and what is not; "" if no folder was given."""
+        """A log line with the counts of the folders; "" if no input is a folder."""
         if not self.folders:
             return ""
-        left_out = [f"passed over {self.unsupported}"] if self.unsupported.files else []
+        left_out = [f"unsupported: {self.unsupported}"] if self.unsupported.files else []
         left_out += [f"{self.excluded} excluded"] if self.excluded else []
         left_out += [f"{self.hidden} hidden"] if self.hidden else []
         return "; ".join([f"Reading {self.read}", *left_out]) + "."
 
     def warnings(self) -> Iterator[str]:
-        """Files that are read, but perhaps should not be."""
+        """Warnings about files that perhaps should not be read."""
         files = [source for source in self.sources if source.path is not None and source.is_file]
         about = [source.name for source in files if source.path and ABOUT.match(source.path.name)]
         if about and len(about) < len(files):
@@ -107,47 +107,47 @@ class Inputs:
         twice = [source.name for source in files if plain[without_compression(source.name)] != source.name]
         if twice:
             also = plain[without_compression(twice[0])]
-            yield f"{twice[0]} and {also} have one name but for the compression; both are read."
+            yield f"{twice[0]} and {also} differ only in their compression; both are read."
 
 
 def find_inputs(inputs: Iterable[str], *, exclude: Sequence[str] = (), skip_empty: bool = False) -> Inputs:
-    """What ``inputs`` name, in order; raises DataError with all that is missing, unreadable, or not to be passed over.
+    """The files and datasets of ``inputs``, in order. DataError with all that are missing, unreadable or unsupported.
 
     Files of folders that match a pattern of ``exclude``, by name or by path below the folder, are left out. An empty
     file is an error unless ``skip_empty``.
     """
-    found = Inputs()
+    result = Inputs()
     problems: list[str] = []
     used: set[str] = set()
-    for given in inputs:
-        path = Path(given)
+    for name in inputs:
+        path = Path(name)
         if path.is_dir() and huggingface_datasets.is_saved(path):
-            found.sources.append(InputFile(utf8_name(path.name), path))
+            result.sources.append(InputFile(utf8_name(path.name), path))
         elif path.is_dir():
-            problems += _add_folder(found, path, exclude, used)
+            problems += _add_folder(result, path, exclude, used)
         elif path.exists():
             if not kind_of(path):
                 problems.append(_unknown(path))
             else:
-                found.sources.append(InputFile(utf8_name(path.name), path))
-                found.read.add(ending_of(path), path.stat().st_size)
-        elif _looks_like_path(given):
+                result.sources.append(InputFile(utf8_name(path.name), path))
+                result.read.add(ending_of(path), path.stat().st_size)
+        elif _looks_like_path(name):
             problems.append(f"{path} does not exist.")
         else:
-            found.sources.append(InputFile(given, None))
+            result.sources.append(InputFile(name, None))
     for pattern in exclude:
         if pattern not in used:
             problems.append(f"`exclude` names {pattern!r}, but no file of a folder matches it. Remove it.")
-    problems += _unreadable(found.sources, skip_empty)
+    problems += _unreadable(result.sources, skip_empty)
     raise_all(DataError, problems)
-    return found
+    return result
 
 
 # ---- folders
 
 
-def _add_folder(found: Inputs, folder: Path, exclude: Sequence[str], used: set[str]) -> list[str]:
-    """Add the files of ``folder``; returns sentences for what is wrong, and notes the patterns that matched."""
+def _add_folder(result: Inputs, folder: Path, exclude: Sequence[str], used: set[str]) -> list[str]:
+    """Add the files of ``folder`` to ``result`` and the patterns that match to ``used``; returns the problems."""
     problems: list[str] = []
     here = Inputs(folders=[folder])
     for file in _walk(folder, problems):
@@ -159,7 +159,7 @@ def _add_folder(found: Inputs, folder: Path, exclude: Sequence[str], used: set[s
         elif _is_hidden(file.name):
             here.hidden += 1
         elif not file.exists():
-            problems.append(f"{file} is a link to a file that does not exist. Mend it, or leave it out by `exclude`.")
+            problems.append(f"{file} is a link to a file that does not exist. Fix it, or leave it out with `exclude`.")
         elif not file.is_file():
             here.unsupported.add("special files", 0)
         elif kind_of(file):
@@ -168,19 +168,19 @@ def _add_folder(found: Inputs, folder: Path, exclude: Sequence[str], used: set[s
         else:
             here.unsupported.add(ending_of(file), file.stat().st_size)
     problems += _refusals(here)
-    found.folders.append(folder)
-    found.sources += here.sources
-    found.read.update(here.read)
-    found.unsupported.update(here.unsupported)
-    found.hidden += here.hidden
-    found.excluded += here.excluded
+    result.folders.append(folder)
+    result.sources += here.sources
+    result.read.update(here.read)
+    result.unsupported.update(here.unsupported)
+    result.hidden += here.hidden
+    result.excluded += here.excluded
     return problems
 
 
 def _walk(top: Path, problems: list[str]) -> list[Path]:
-    """Every file below ``top`` in the order of the paths, and every hidden folder. Links are followed.
+    """Every file below ``top`` in the order of the paths, and every hidden folder. Follows links.
 
-    A folder that several names lead to is read once: links may form a circle.
+    A folder is read once, under its first name: links may form a cycle.
     """
     files: list[Path] = []
     seen: set[str] = set()
@@ -203,15 +203,15 @@ def _is_hidden(name: str) -> bool:
 
 
 def _refusals(folder: Inputs) -> Iterator[str]:
-    """A sentence if what is passed over in a folder looks like the data."""
+    """The error for a folder whose unsupported files look like the data."""
     [path] = folder.folders
     others, read = folder.unsupported, folder.read
     if not folder.sources:
-        left_out = f" It holds {others}." if others.files else ""
+        left_out = f" It contains {others}." if others.files else ""
         left_out += f" {folder.excluded} are excluded." if folder.excluded else ""
-        left_out += f" {folder.hidden} names are hidden." if folder.hidden else ""
+        left_out += f" {folder.hidden} are hidden." if folder.hidden else ""
         cures = "".join(f" {cure}" for cure in sorted({_cure(ending) for ending in others.files}))
-        yield f"{path} holds no file that can be read: {_endings()}.{left_out}{cures}"
+        yield f"{path} contains no file that can be read: {_endings()}.{left_out}{cures}"
         return
     data = sorted(ending for ending in others.files if _is_data(ending))
     large = sum(size for ending, size in others.bytes.items() if ending not in MEDIA)
@@ -224,8 +224,8 @@ def _refusals(folder: Inputs) -> Iterator[str]:
     cures = " ".join(sorted({_cure(ending) for ending in data or others.files if ending not in MEDIA}))
     example = _pattern(data[0] if data else others.bytes.most_common(1)[0][0])
     yield (
-        f"{path} holds files that cannot be read, {why}: {others}. It would read only {read}. {cures} To leave "
-        f"files out, name them by `exclude`, such as --exclude {example}."
+        f"{path} contains files that cannot be read, {why}: {others}. Only {read} would be read. {cures} To leave "
+        f"files out, name them with `exclude`, such as --exclude {example}."
     )
 
 
@@ -238,26 +238,26 @@ def _pattern(ending: str) -> str:
 
 
 def _cure(ending: str) -> str:
-    """What makes a file with such an ending readable."""
+    """How to make a file with this ending readable."""
     plain = without_compression(ending)
     if plain in ARCHIVES:
         return f"Unpack {ending} files."
     if ending == ".arrow":
-        return "Name each folder of a saved data set by itself as an input."
+        return "Give each folder of a saved dataset as an input of its own."
     if ending in COMPRESSIONS:
         return f"Rename {ending} files so that their names say what is inside, such as .jsonl{ending}."
     if plain in (NO_ENDING, ".md", ".rst", ".text", ".log", ".tex"):
         what = "files without ending" if plain == NO_ENDING else f"{ending} files"
         return f"Rename {what} to .txt{ending.removeprefix(plain)} if they are plain text."
-    return f"Convert {ending} files to one of the kinds that are read."
+    return f"Convert {ending} files to one of the types above."
 
 
 # ---- single inputs
 
 
 def _unknown(path: Path) -> str:
-    """The sentence for a file that was named and cannot be read."""
-    return f"{path} is of no known kind: its name must end in {_endings()}. {_cure(ending_of(path))}"
+    """The error for an input file of an unsupported type."""
+    return f"{path} has an unknown file type: its name must end in {_endings()}. {_cure(ending_of(path))}"
 
 
 def _endings() -> str:
@@ -276,7 +276,7 @@ def _unreadable(sources: Iterable[InputFile], skip_empty: bool) -> Iterator[str]
                 yield f"{source.path} cannot be read: {error.strerror}."
     if empty:
         verb = "is" if len(empty) == 1 else "are"
-        yield f"{_some(empty)} {verb} empty. (`on_bad_document` skip counts empty files and goes on.)"
+        yield f"{_some(empty)} {verb} empty. (`on_bad_document` skip counts empty files and continues.)"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -284,6 +284,6 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def _looks_like_path(given: str) -> bool:
-    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", given) and not given.startswith((".", "/"))
-    return not is_name or bool(kind_of(Path(given))) or Path(given).suffix in COMPRESSIONS
+def _looks_like_path(name: str) -> bool:
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", name) and not name.startswith((".", "/"))
+    return not is_name or bool(kind_of(Path(name))) or Path(name).suffix in COMPRESSIONS

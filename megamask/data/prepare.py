@@ -194,7 +194,7 @@ def _empty_split(split: Split, documents: int, config: PrepareConfig) -> str:
     """The sentence for a split without documents."""
     if documents == 1:
         return (
-            "The text is one document, and two splits need two. Cut it into documents (`--documents`: blocks between "
+            "The text is one document, and two splits need two. Split it into documents (`--documents`: blocks between "
             "blank lines, or lines), or set `valid_share` to 0."
         )
     rule = "be larger, or 0" if split == "valid" else "be smaller"

@@ -59,9 +59,9 @@ def read_documents(source: InputFile, reading: ReadOptions, raw: ByteStream | No
         with compression.open_compressed(path, raw) as file:
             yield from _of_file(path, source.kind, file, reading)
     except compression.CORRUPT as error:
-        yield BadDocument(f"{path} is damaged or cut short: {error}.", ends_file=True)
+        yield BadDocument(f"{path} is corrupt or truncated: {error}.", ends_file=True)
     except OSError as error:
-        wrong = f"cannot be read: {error.strerror}" if error.errno else f"is damaged or cut short: {error}"
+        wrong = f"cannot be read: {error.strerror}" if error.errno else f"is corrupt or truncated: {error}"
         yield BadDocument(f"{path} {wrong}.", ends_file=True)
 
 

@@ -1,9 +1,9 @@
-"""Tokenizers: load one, know its special ids, encode text.
+"""Tokenizers: loading, special ids, encoding.
 
-A tokenizer folder holds ``tokenizer.json`` and ``tokenizer_config.json``, which ``transformers.AutoTokenizer``
-loads as a fast tokenizer. Encoding runs at about 3 MB of text a second and core and gives the same result whatever
-the number of threads. ``tokenizer_training`` trains new tokenizers, ``words`` knows where words begin, ``coverage``
-counts what a tokenizer loses.
+A tokenizer folder contains ``tokenizer.json`` and ``tokenizer_config.json``, which ``transformers.AutoTokenizer``
+loads as a fast tokenizer. Encoding runs at about 3 MB of text per second and core; the result does not depend on the
+number of threads. ``tokenizer_training`` trains new tokenizers, ``word_boundaries`` finds where words begin,
+``lost_text`` counts what a tokenizer loses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from megamask.errors import ConfigError, DataError, must, raise_all
 from megamask.storage import strict_json
 
 TOKENIZER = "tokenizer"
-"""The folder of a tokenizer, beside shards, beside weights and in a run."""
+"""Name of a tokenizer's folder beside shards, beside weights and in a run."""
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 SPECIAL = tuple(f"[{role.upper()}]" for role in ROLES)
 DEFAULT_TOKENS = {
@@ -45,7 +45,7 @@ class Tokenizer:
     backend: Backend
     roles: dict[str, str]
     switched_off: tuple[str, ...] = ()
-    """What ``load`` switched off, such as "dropout 0.1"; see ``switch_off``."""
+    """Settings that ``load_tokenizer`` switched off, such as "dropout 0.1"; see ``switch_off``."""
 
     @property
     def size(self) -> int:
@@ -64,19 +64,19 @@ class Tokenizer:
         return encoder
 
     def encode(self, texts: Sequence[str]) -> list[Int64[np.ndarray, " n"]]:
-        """The ids of each text, with nothing put around it.
+        """The ids of each text, without [CLS] and [SEP].
 
-        "[MASK]" and the other roles written in a text are text. A token that was added on purpose is one token.
+        "[MASK]" and the names of other roles in a text are text. An added token is one token.
         """
         with _refusing("The tokenizer cannot encode the text"):
-            found = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(one.ids, np.int64) for one in found]
+            encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
-        """What the library says of each text: ``ids`` as ``encode`` gives them, ``offsets`` and ``word_ids``.
+        """The library's encoding of each text: the ``ids`` of ``encode``, ``offsets`` and ``word_ids``.
 
-        Offsets count characters of the text. The space that a token carries is part of it; tokens of parts of a
-        character have the whole. Takes 5 to 20 % longer than ``encode``, and as much again to read the offsets.
+        Offsets count characters of the text. They include the space that a token carries; tokens of parts of a
+        character have the whole one. Takes 5 to 20 % longer than ``encode``; reading the offsets takes as much again.
         """
         with _refusing("The tokenizer cannot encode the text"):
             return self._encoder.encode_batch(list(texts), add_special_tokens=False)
@@ -84,7 +84,7 @@ class Tokenizer:
     def encode_with_offsets(
         self, texts: Sequence[str]
     ) -> list[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]]:
-        """The ids of each text as ``encode`` gives them, and where each token begins and ends, in characters of it."""
+        """The ids of each text as in ``encode``, and the begin and end of each token, in characters of the text."""
         return [(np.array(each.ids, np.int64), token_offsets(each)) for each in self.encodings(texts)]
 
     def split_at_added_tokens(self, text: str) -> list[str]:
@@ -102,7 +102,7 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def hash(self) -> str:
-        """sha256 of what ``tokenizer.json`` says, however it is laid out."""
+        """sha256 of the content of ``tokenizer.json``, independent of its layout."""
         return _canonical_hash(self.backend.to_str())
 
     def save(self, folder: Path) -> None:
@@ -118,29 +118,29 @@ class Tokenizer:
 
 
 def token_offsets(encoding: Encoding) -> Int64[np.ndarray, "n 2"]:
-    """Where each token begins and ends, in characters of the text."""
+    """The begin and end of each token, in characters of the text."""
     return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
 
 @contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Whatever the library raises becomes a DataError that begins with ``what``."""
+    """Turn any error of the library into a DataError that begins with ``what``."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # plain Exception, and panics of its own, which are none
+    except BaseException as error:  # its panics are not an Exception
         raise DataError(f"{what}: {' '.join(str(error).split())[:300]}.") from None
 
 
 def tokenizer_hash(folder: Path) -> str:
-    """``Tokenizer.hash`` of the tokenizer in ``folder``, read from its file alone."""
+    """``Tokenizer.hash`` of the tokenizer in ``folder``, without loading it."""
     return _canonical_hash(_read_json(folder / "tokenizer.json", folder))
 
 
-def _canonical_hash(said: str | dict) -> str:
-    content = json.loads(said) if isinstance(said, str) else said
-    # settings of a moment do not make another tokenizer
+def _canonical_hash(source: str | dict) -> str:
+    content = json.loads(source) if isinstance(source, str) else source
+    # temporary settings do not make another tokenizer
     content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
     if isinstance(model := content.get("model"), dict) and model.get("dropout"):
         content["model"] = model | {"dropout": None}
@@ -148,7 +148,7 @@ def _canonical_hash(said: str | dict) -> str:
 
 
 def switch_off(backend: Backend) -> tuple[str, ...]:
-    """Switch off what changes from call to call or cuts texts, and say what was on.
+    """Switch off settings that make encodings random or truncate texts, and return their names.
 
     These are truncation, padding, the dropout of BPE (Provilkov et al. 2020) and the sampling of Unigram (Kudo 2018).
     """
@@ -167,7 +167,7 @@ def switch_off(backend: Backend) -> tuple[str, ...]:
 
 
 def token_ids(tokenizer: Tokenizer) -> TokenIds:
-    """The ids that megamask must know; raises ConfigError for each of mask, pad, cls and sep that is missing."""
+    """The special ids. ConfigError for each of mask, pad, cls and sep that is missing."""
     known = tokenizer.backend.get_vocab(with_added_tokens=True)
     problems, ids = [], {}
     for role in ROLES:
@@ -198,12 +198,12 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The fast tokenizer in a folder, or of a Hugging Face name that is not a folder here."""
+    """The fast tokenizer in a folder, or of a Hugging Face name. DataError if there is none."""
     folder = Path(source)
     if not folder.is_dir():
         folder = _from_hub(str(source))
     _read_json(folder / "tokenizer.json", folder)
-    with _refusing(f"{folder / 'tokenizer.json'} is no tokenizer"):
+    with _refusing(f"{folder / 'tokenizer.json'} is not a tokenizer"):
         backend = Backend.from_file(str(folder / "tokenizer.json"))
     raise_all(DataError, list(_vocabulary_problems(backend, folder / "tokenizer.json")))
     switched_off = switch_off(backend)
@@ -214,18 +214,18 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     vocabulary = backend.get_vocab(with_added_tokens=True)
     roles = {}
     for role in ROLES:
-        said = config.get(f"{role}_token")
-        said = said.get("content") if isinstance(said, dict) else said
-        said = said or next((usual for usual in DEFAULT_TOKENS[role] if usual in vocabulary), None)
-        if said is not None and not isinstance(said, str):
-            raise DataError(must(f"{folder / name}: {role}_token", "be a word", str(said)))
-        if said:
-            roles[role] = said
+        token = config.get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        token = token or next((usual for usual in DEFAULT_TOKENS[role] if usual in vocabulary), None)
+        if token is not None and not isinstance(token, str):
+            raise DataError(must(f"{folder / name}: {role}_token", "be a string", str(token)))
+        if token:
+            roles[role] = token
     return Tokenizer(backend, roles, switched_off)
 
 
 def _vocabulary_problems(backend: Backend, path: Path) -> Iterator[str]:
-    """Sentences for ids that two tokens share, or that leave more gaps than tokens: tables are by id."""
+    """The problems of ids: two tokens share an id, or there are more gaps than tokens. Tables are indexed by id."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
     by_id: dict[int, str] = {}
     for token, number in vocabulary.items():
@@ -244,15 +244,15 @@ def _read_json(path: Path, folder: Path) -> dict:
         content = strict_json.read_json(path)
     except FileNotFoundError:
         raise DataError(
-            f"{folder} holds no {path.name}, so it is no fast tokenizer. "
+            f"{folder} contains no {path.name}, so it is not a fast tokenizer. "
             "Save one there with `save_pretrained` of a fast tokenizer of transformers."
         ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     except strict_json.BadRecord as error:
-        raise DataError(f"{path} is no JSON: {error}.") from None
+        raise DataError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} must hold a JSON object.")
+        raise DataError(f"{path} must contain a JSON object.")
     return content
 
 
@@ -262,7 +262,7 @@ def _from_hub(name: str) -> Path:
     wanted = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # no such name, no network, no permission: one sentence for all
+    except Exception as error:  # no such name, no network, no permission: one message for all
         reason = str(error).strip().splitlines()[0]
         raise DataError(
             must("tokenizer", "be 'wordpiece', 'bpe', 'sentencepiece', 'sentencepiece-bpe', a tokenizer folder or the "
@@ -271,5 +271,5 @@ def _from_hub(name: str) -> Path:
 
 
 def disable_parallelism() -> None:
-    """Keep the tokenizers library to one thread in this process; worker processes call it."""
+    """Limit the tokenizers library to one thread in this process. Worker processes call this."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -113,5 +113,5 @@ def _problem(columns: list[str]) -> str:
     if not _clean(columns[FORM]):
         return "has a word without a letter."
     if columns[TAG] != "_" and columns[TAG] not in TAG_IDS:
-        return f"has the tag {columns[TAG]!r}, which is none of the universal ones ({', '.join(TAG_IDS)})."
+        return f"has the tag {columns[TAG]!r}, which is not a universal tag ({', '.join(TAG_IDS)})."
     return ""

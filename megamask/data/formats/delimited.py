@@ -14,7 +14,7 @@ from megamask.data.formats.fields import missing_column, text_field
 from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, read_lines
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-OPEN = "opens a quoted field that does not end."
+OPEN = "starts a quoted field that does not end."
 MANY_LINES = 100
 """Lines of a row above which a quote seems to be unbalanced."""
 _OTHERS = (",", ";", "\t", "|")
@@ -76,7 +76,7 @@ def _next(rows: Iterator[list[str]]) -> tuple[list[str] | None, str]:
             return [], OPEN
         if "field limit" in reason:
             return [], reading.too_long_problem()
-        return [], f"is no row of a table with quotes: {reason}."
+        return [], f"is not a valid row of a table with quotes: {reason}."
 
 
 def _field(place: str, header: list[str], row: list[str], field: str) -> str | BadDocument:

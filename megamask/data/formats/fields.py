@@ -9,20 +9,20 @@ from megamask.data.formats.lines import SHOWN, BadDocument
 
 NAMES = 10
 """Names of fields that an error lists."""
-CURE = "Set `text_field`, or leave the file out by `exclude`."
+CURE = "Set `text_field`, or leave the file out with `exclude`."
 
 
 def text_field(place: str, record: dict[str, Any], field: str) -> str | BadDocument:
     """The string in ``field`` of a record; ``place`` says where the record stands."""
     if field not in record:
-        return BadDocument(f"{place} lacks the field {field!r}; its fields are {quoted_names(record)}. {CURE}")
+        return BadDocument(f"{place} has no field {field!r}; its fields are {quoted_names(record)}. {CURE}")
     text = record[field]
     if not isinstance(text, str):
         return BadDocument(f"{place}: the field {field!r} must be a string, but is {type(text).__name__}.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return BadDocument(f"{place}: the field {field!r} holds half a surrogate pair at character {error.start}.")
+        return BadDocument(f"{place}: the field {field!r} has an unpaired surrogate at character {error.start}.")
     return text
 
 

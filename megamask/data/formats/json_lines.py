@@ -21,7 +21,7 @@ def read_json_lines(path: Path, file: ByteStream, field: str) -> Iterator[str | 
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:
-                yield BadDocument(f"{place} is no JSON: {error}. It begins with {text[:SHOWN]!r}.")
+                yield BadDocument(f"{place} is not valid JSON: {error}. It begins with {text[:SHOWN]!r}.")
                 continue
             yield record_text(place, record, text, field)
 

@@ -49,7 +49,7 @@ def read_json(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDoc
         if fault:
             text.skip_line()
     if in_list:
-        yield BadDocument(f"{path} is damaged or cut short: the list that it holds does not end.", ends_file=True)
+        yield BadDocument(f"{path} is corrupt or truncated: the list that it holds does not end.", ends_file=True)
 
 
 def _raw(text: str) -> bytes:
@@ -110,7 +110,7 @@ class _Text:
             except (ValueError, RecursionError) as error:
                 if not self._may_be_cut(error) or not self._read():
                     source = self.text[self.at : self.at + SHOWN]
-                    return None, source, f"is no JSON: {_reason(error)}. It begins with {source!r}."
+                    return None, source, f"is not valid JSON: {_reason(error)}. It begins with {source!r}."
             else:
                 # a number may go on in the next block
                 if end < len(self.text) or isinstance(value, (dict, list)) or not self._read():

@@ -40,17 +40,17 @@ class FileWarning:
 
 def zero_byte_problem() -> str:
     """The end of the sentence for text with a zero byte."""
-    return "holds a zero byte: it may be UTF-16 or no text at all. Write it as UTF-8."
+    return "contains a zero byte: it may be UTF-16 or not text. Convert it to UTF-8."
 
 
 def too_long_problem() -> str:
     """The end of the sentence for a document or line that is too long."""
-    return f"is longer than {MAX_DOCUMENT_BYTES:,} bytes. Cut it into documents."
+    return f"is longer than {MAX_DOCUMENT_BYTES:,} bytes. Split it into documents."
 
 
 def utf16_hint(raw: bytes) -> str:
     """The cure for a file that begins with the byte order mark of UTF-16; "" for any other."""
-    return " It looks like UTF-16: write it as UTF-8." if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
+    return " It looks like UTF-16: convert it to UTF-8." if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
 
 
 def read_lines(path: Path, file: ByteStream) -> Iterator[tuple[int, int, str | BadDocument]]:

@@ -36,4 +36,4 @@ def read_parquet(path: Path, file: ByteStream, field: str) -> Iterator[str | Bad
                     row += 1
                     yield text_field(f"{path}, row {row}", {field: value}, field)
         except (pyarrow.ArrowException, OSError) as error:
-            yield BadDocument(f"{path} is damaged or cut short: {str(error).splitlines()[0]}.", ends_file=True)
+            yield BadDocument(f"{path} is corrupt or truncated: {str(error).splitlines()[0]}.", ends_file=True)

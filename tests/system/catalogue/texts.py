@@ -60,10 +60,10 @@ TEXT = [
     for name, inside, what, culprits in [
         ("none.txt", None, "is not there", ["none.txt does not exist"]),
         ("empty.txt", b"", "is empty", ["empty.txt is empty"]),
-        ("strange.doc", b"text", "is of another kind", ["strange.doc is of no known kind"]),
+        ("strange.doc", b"text", "is of another kind", ["strange.doc has an unknown file type"]),
         ("latin.txt", b"good\n\ncaf\xe9\n", "is not UTF-8", ["latin.txt, line 3 is not UTF-8: byte 9 is 0xe9"]),
         ("wide.txt", "good".encode("utf-16"), "is UTF-16", ["wide.txt, line 1 is not UTF-8: byte 0 is 0xff"]),
-        ("zeros.txt", "bad".encode("utf-16-le"), "has zero bytes", ["zeros.txt, line 1 (byte 0) holds a zero byte"]),
+        ("zeros.txt", "bad".encode("utf-16-le"), "has zero bytes", ["zeros.txt, line 1 (byte 0) contains a zero byte"]),
         ("half.txt", b"\xef\xbb\xbfa\xed\xa0\x80", "holds half a pair, raw", ["line 1 is not UTF-8: byte 4 is 0xed"]),
         (
             "half.jsonl", b'{"text": "a\\ud800"}', "holds half a pair",
@@ -73,20 +73,20 @@ TEXT = [
             "list.jsonl", b'{"text": "good"}\n[1]\n', "holds no objects",
             ["list.jsonl, line 2 (byte 17) must be a JSON object", "'[1]"],
         ),
-        ("lacks.jsonl", b'{"txt": "good"}\n', "lacks the field", ["line 1", "lacks the field 'text'", "'txt'"]),
+        ("lacks.jsonl", b'{"txt": "good"}\n', "has no field", ["line 1", "has no field 'text'", "'txt'"]),
         ("null.jsonl", b'{"text": null}\n', "holds no words", ["line 1", "'text' must be a string, but is NoneType"]),
         (
             "broken.jsonl", b'{"text": "go' + b"o" * 90 + b"\x1b[2J", "is broken",
-            ["broken.jsonl, line 1", "is no JSON", """'{"text": "g""" + "o" * 69 + "'"],
+            ["broken.jsonl, line 1", "is not valid JSON", """'{"text": "g""" + "o" * 69 + "'"],
         ),
-        ("cut.txt.gz", b"\x1f\x8b\x08\x00", "is cut short", ["cut.txt.gz is damaged or cut short"]),
-        ("some.zip", b"PK", "is an archive", ["some.zip is of no known kind", "Unpack .zip files"]),
+        ("cut.txt.gz", b"\x1f\x8b\x08\x00", "is cut short", ["cut.txt.gz is corrupt or truncated"]),
+        ("some.zip", b"PK", "is an archive", ["some.zip has an unknown file type", "Unpack .zip files"]),
         ("column.csv", b"id,body\n1,a\n", "lacks it in a table", ["has no column 'text'; its columns are 'id'"]),
-        ("row.csv", b'text,id\n"a', "has an open quote", ["line 2 opens a quoted field that does not end"]),
+        ("row.csv", b'text,id\n"a', "has an open quote", ["line 2 starts a quoted field that does not end"]),
         ("list.json", b'[{"text": "a"}, {', "is half a list", ["list.json, line 1 (byte 16)", "The rest of the file"]),
         ("column.parquet", parquet(body=["a"]), "lacks the column", ["has no column 'text'; its columns are 'body'"]),
         ("row.parquet", parquet(text=["a", None]), "holds no words, as rows", ["row.parquet, row 2", "NoneType"]),
-        ("no.parquet", b"PAR1", "is no parquet", ["no.parquet is damaged or cut short"]),
+        ("no.parquet", b"PAR1", "is no parquet", ["no.parquet is corrupt or truncated"]),
         ("tag.conllu", WORD.replace("NOUN", "THING").encode(), "holds odd tags", ["line 1 has the tag 'THING'"]),
         ("columns.conllu", b"1\tword\n", "lacks columns", ["line 1 must have 10 columns", "has 2"]),
     ]
@@ -94,9 +94,12 @@ TEXT = [
 ] + [
     *rows(
         DATA, source("most.jsonl", "--on-bad-document", "skip"),
-        ("too many bad documents", b"7\n" * 11, ["line 11", "the 11. bad one of 11 documents", "`bad_share` (0.001)"]),
+        (
+            "too many bad documents", b"7\n" * 11,
+            ["line 11", "11 of the 11 documents read so far cannot be used", "`bad_share` (0.001)"],
+        ),
     ),
-    *rows(DATA, source("blank.txt"), ("no document", b" \n", ["blank.txt holds no document"])),
+    *rows(DATA, source("blank.txt"), ("no document", b" \n", ["blank.txt contains no documents"])),
     Row("a line without an end", long_line, DATA, ("long.txt, line 3 (byte 8) is longer than",)),
     Row("a folder that holds other things", occupied, DATA, ("made exists and does not contain prepared data",)),
     *rows(
@@ -158,8 +161,8 @@ TOKENIZERS = [
     Row("mask is pad", configured(mask_token="[PAD]"), CONFIG, ("one token for mask and pad, '[PAD]'",)),
     *rows(
         DATA, no_tokenizer,
-        ("no tokenizer", None, ["tokenizer holds no tokenizer.json"]),
-        ("a tokenizer that is no JSON", "{", ["tokenizer.json is no JSON"]),
-        ("a tokenizer that is none", "{}", ["tokenizer.json is no tokenizer"]),
+        ("no tokenizer", None, ["tokenizer contains no tokenizer.json"]),
+        ("a tokenizer that is not valid JSON", "{", ["tokenizer.json is not valid JSON"]),
+        ("a tokenizer that is none", "{}", ["tokenizer.json is not a tokenizer"]),
     ),
 ]  # fmt: skip

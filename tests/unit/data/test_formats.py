@@ -70,13 +70,13 @@ def test_a_list_that_is_cut_anywhere_is_a_fault_and_gives_what_was_whole(tmp_pat
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        (b'{"text": "cut', "is no JSON"),
+        (b'{"text": "cut', "is not valid JSON"),
         (b"[1]", "must be a JSON object, but is int"),
         (b"7", "must be a JSON object, but is int"),
-        (b'{"body": "x"}', "lacks the field 'text'; its fields are 'body'"),
+        (b'{"body": "x"}', "has no field 'text'; its fields are 'body'"),
         (b'{"text": "caf\xe9"}', "is not UTF-8: byte {} is 0xe9"),
-        (b'{"text": "a\0"}', "is no JSON"),
-        (b'{"text": ' + b"[" * 100_000, "is no JSON"),
+        (b'{"text": "a\0"}', "is not valid JSON"),
+        (b'{"text": ' + b"[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_a_fault_among_lines_of_a_json_file_costs_its_line(tmp_path, bad, sentence):
@@ -104,7 +104,7 @@ def test_a_field_that_occurs_twice_in_its_object_is_a_bad_document(tmp_path, nam
 def test_after_a_fault_in_a_list_the_rest_is_said_to_be_lost(tmp_path):
     path = written(tmp_path, "a.json", '[{"text": "one"},\n{"text": }, {"text": "three"}]')
     one, fault = read(path)
-    assert one == "one" and fault.problem.startswith(f"{path}, line 2 (byte 18) is no JSON")
+    assert one == "one" and fault.problem.startswith(f"{path}, line 2 (byte 18) is not valid JSON")
     assert fault.problem.endswith("The rest of the file is not read.")
 
 
@@ -140,12 +140,12 @@ def test_a_table_gives_the_texts_that_were_written(tmp_path_factory, texts, sepa
         ("id,body\n1,x\n", "has no column 'text'; its columns are 'id', 'body'. Set `text_field`"),
         ("id;text\n1;x\n", "has no column 'text'; its columns are 'id;text'. Its separator seems to be ';'"),
         ("text,text\nx,y\n", "has 2 columns 'text'"),
-        ('text,id\n"open,1\nmore\n', "line 2 opens a quoted field that does not end"),
+        ('text,id\n"open,1\nmore\n', "line 2 starts a quoted field that does not end"),
         ("text,id\nx\n", "line 2 must have 2 fields, as the header has, but has 1"),
         ("text,id\nx,y,z\n", "line 2 must have 2 fields, as the header has, but has 3"),
-        ('text,id\n"a"b,1\n', "line 2 is no row of a table with quotes"),
+        ('text,id\n"a"b,1\n', "line 2 is not a valid row of a table with quotes"),
         (b"text,id\ncaf\xe9,1\n", "line 2 is not UTF-8: byte 11 is 0xe9"),
-        (b"text,id\na\0,1\n", "line 2 (byte 8) holds a zero byte"),
+        (b"text,id\na\0,1\n", "line 2 (byte 8) contains a zero byte"),
         ("text,id\nx,1\n".encode("utf-16"), "It looks like UTF-16"),
     ],
 )

@@ -37,7 +37,7 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
     assert names(found) == ["a.jsonl.gz", "b.txt", "below/c.TXT"]
     assert found.unsupported.files == {".pdf": 1}
     size = (tmp_path / "a.jsonl.gz").stat().st_size
-    assert found.sentence() == f"Reading 1 .jsonl.gz ({size}.0B), 2 .txt (4.00B); passed over 1 .pdf (1.00B)."
+    assert found.sentence() == f"Reading 1 .jsonl.gz ({size}.0B), 2 .txt (4.00B); unsupported: 1 .pdf (1.00B)."
     assert found.facts()["read"][".txt"] == {"files": 2, "bytes": 4}
 
 
@@ -60,7 +60,7 @@ def test_records_beside_a_readme_are_read_and_the_readme_is_named(tmp_path):
         ("part.tar.gz", "Unpack .tar.gz files."),
         ("part.ZIP", "Unpack .zip files."),
         ("part.jsonl.lz4", "Convert .lz4 files"),
-        ("data-00000.arrow", "Name each folder of a saved data set by itself"),
+        ("data-00000.arrow", "Give each folder of a saved dataset"),
         ("part-00000.gz", "Rename .gz files so that their names say what is inside, such as .jsonl.gz."),
     ],
 )
@@ -80,7 +80,7 @@ def test_more_bytes_passed_over_than_read_are_refused(tmp_path):
     assert find_inputs([str(tmp_path)]).unsupported.files == {".md": 2, ".png": 1}
     (tmp_path / "c.md").write_text("c")
     sentence = refused(tmp_path)
-    assert "more bytes than those that are read: 1 .png (1.00kB), 2 .md (101B). It would read only 1 .txt" in sentence
+    assert "more bytes than those that are read: 1 .png (1.00kB), 2 .md (101B). Only 1 .txt" in sentence
     assert "Rename .md files to .txt if they are plain text." in sentence
     (tmp_path / "part-00000").write_text("x" * 1000)
     assert "1 without ending (1.00kB)" in refused(tmp_path, exclude=["*.md"])
@@ -120,8 +120,8 @@ def test_a_text_and_its_compressed_copy_are_both_named(tmp_path):
 def test_a_folder_of_other_files_alone_says_what_it_holds(tmp_path):
     make(tmp_path, {"a.pdf": "xx", "b.pdf": "xx", "c.md": "x", ".d.txt": "x"})
     sentence = refused(tmp_path)
-    assert "holds no file that can be read" in sentence
-    assert "It holds 2 .pdf (4.00B), 1 .md (1.00B)." in sentence and "1 names are hidden." in sentence
+    assert "contains no file that can be read" in sentence
+    assert "It contains 2 .pdf (4.00B), 1 .md (1.00B)." in sentence and "1 are hidden." in sentence
 
 
 def test_empty_files_are_named_together_and_may_be_skipped(tmp_path):

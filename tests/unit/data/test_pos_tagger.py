@@ -237,7 +237,7 @@ def test_documents_of_conllu_are_their_words_with_their_tags(tmp_path, packing):
     [
         ("1\tYes", "must have 10 columns with tabs between them, as CoNLL-U has, but has 2."),
         ("x\tYes" + "\t_" * 8, "must begin with the number of a word, but begins with 'x'."),
-        ("1\tYes\tyes\tADJECTIVE" + "\t_" * 6, "has the tag 'ADJECTIVE', which is none of the universal ones"),
+        ("1\tYes\tyes\tADJECTIVE" + "\t_" * 6, "has the tag 'ADJECTIVE', which is not a universal tag"),
         ("1\t \tyes\tADJ" + "\t_" * 6, "has a word without a letter."),
     ],
 )

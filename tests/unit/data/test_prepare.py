@@ -156,7 +156,7 @@ def test_what_becomes_of_each_document_is_counted(tmp_path, paragraphs):
     file = tmp_path / "a.jsonl"
     file.write_bytes("\n".join(lines).encode() + b'\n{"text": "\xff"}\n')
     config = PrepareConfig((str(file),), tmp_path / "out", vocab_size=600, valid_share=0.1, workers=1)
-    with pytest.raises(DataError, match=rf"line {len(paragraphs) + 6} .* is no JSON"):
+    with pytest.raises(DataError, match=rf"line {len(paragraphs) + 6} .* is not valid JSON"):
         prepare(config)
     train = Shards.open(prepare(change(config, on_bad_document="skip")))
     read = train.manifest["read"]
@@ -409,7 +409,7 @@ def test_files_that_are_read_and_passed_over_stand_in_the_manifest(config, corpu
         "read": {p.suffix: {"files": 1, "bytes": p.stat().st_size} for p in (corpus / "a.jsonl", corpus / "b.txt")},
         "passed_over": {".md": {"files": 1, "bytes": 5}}, "hidden": 1, "excluded": 0, "empty": 0, "cut": 0,
     }  # fmt: skip
-    assert "passed over 1 .md (5.00B); 1 hidden." in capsys.readouterr().err
+    assert "unsupported: 1 .md (5.00B); 1 hidden." in capsys.readouterr().err
     # the text is the same
     assert again.fingerprint == fingerprint
 
@@ -419,7 +419,7 @@ def test_files_that_are_read_and_passed_over_stand_in_the_manifest(config, corpu
 )
 def test_a_file_without_a_document_is_refused_or_counted(config, corpus, name, content):
     (corpus / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} (is empty|holds no document)\. \(`on_bad_document` skip"):
+    with pytest.raises(DataError, match=rf"{name} (is empty|contains no documents)\. \(`on_bad_document` skip"):
         prepare(config)
     manifest = Shards.open(prepare(change(config, on_bad_document="skip"))).manifest
     assert manifest["input_files"]["empty"] == 1 and manifest["read"]["bad"] == 0

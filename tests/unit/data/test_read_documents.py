@@ -139,16 +139,16 @@ def test_a_data_set_that_cannot_be_found_is_said(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (b'{"text": "cut', "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
+        (b'{"text": "cut', "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
         (b'["text"]', "must be a JSON object, but is list"),
         (b"7", "must be a JSON object, but is int"),
-        (b'{"body": "x", "id": 3}', "lacks the field 'text'; its fields are 'body', 'id'"),
+        (b'{"body": "x", "id": 3}', "has no field 'text'; its fields are 'body', 'id'"),
         (b'{"text": null}', "the field 'text' must be a string, but is NoneType"),
         (b'{"text": ["a"]}', "must be a string, but is list"),
         (b'{"text": "A", "text": "B"}', "the field 'text' occurs 2 times"),
         (b'{"text": "A", "text": "A"}', "the field 'text' occurs 2 times"),
-        (b'{"text": "\\ud800"}', "holds half a surrogate pair at character 0"),
+        (b'{"text": "\\ud800"}', "has an unpaired surrogate at character 0"),
     ],
 )
 def test_a_bad_line_is_named_and_its_neighbours_read(tmp_path, line, sentence):
@@ -182,9 +182,9 @@ def test_text_with_zero_bytes_is_refused_and_a_zero_in_a_record_is_a_space(tmp_p
     (tmp_path / "a.txt").write_bytes(b"good\n\n" + raw + b"\n\nlast")
     good, bad, last = read(tmp_path / "a.txt")
     assert (good, last) == ("good\n", "last")
-    assert bad.problem.startswith(f"{tmp_path}/a.txt, line 3 (byte 6) holds a zero byte")
+    assert bad.problem.startswith(f"{tmp_path}/a.txt, line 3 (byte 6) contains a zero byte")
     [bad] = read(tmp_path / "a.txt", documents="files")
-    assert bad.problem.startswith(f"{tmp_path}/a.txt holds a zero byte")
+    assert bad.problem.startswith(f"{tmp_path}/a.txt contains a zero byte")
     (tmp_path / "a.jsonl").write_bytes(as_jsonl(["a\0b"]))
     assert kept(tmp_path / "a.jsonl") == ["a b"]
 
@@ -219,7 +219,7 @@ def test_a_damaged_later_stream_is_named_and_does_not_end_the_file_silently(tmp_
     for rest in (damaged, second[:-1], second[:3], b"no stream"):
         path.write_bytes(first + rest)
         *_, last = read(path)
-        assert isinstance(last, BadDocument) and "is damaged or cut short" in last.problem and last.ends_file, rest
+        assert isinstance(last, BadDocument) and "is corrupt or truncated" in last.problem and last.ends_file, rest
 
 
 @pytest.mark.parametrize("kind", ["bz2", "xz"])
@@ -229,7 +229,7 @@ def test_any_damaged_byte_of_a_later_stream_is_named(tmp_path, kind):
     for at in range(len(second)):
         path.write_bytes(first + second[:at] + bytes([second[at] ^ 255]) + second[at + 1 :])
         last = read(path)[-1]
-        assert isinstance(last, BadDocument) and "is damaged or cut short" in last.problem, at
+        assert isinstance(last, BadDocument) and "is corrupt or truncated" in last.problem, at
 
 
 @pytest.mark.parametrize("zeros", [4, 2**15])
@@ -240,7 +240,7 @@ def test_zeros_behind_a_stream_of_xz_are_padding_in_multiples_of_four(tmp_path, 
     assert kept(path) == ["one", "two"]
     for raw in (one + bytes(zeros + 2) + two, one + two + bytes(zeros + 1)):
         path.write_bytes(raw)
-        assert "is damaged or cut short" in read(path)[-1].problem
+        assert "is corrupt or truncated" in read(path)[-1].problem
 
 
 @given(
@@ -258,7 +258,7 @@ def test_a_packed_file_that_is_none_is_named(tmp_path):
         path = tmp_path / f"a.txt{packing}"
         path.write_bytes(b"plain text, not packed at all")
         [bad] = read(path)
-        assert "is damaged or cut short" in bad.problem
+        assert "is corrupt or truncated" in bad.problem
 
 
 def test_parquet_faults(tmp_path):
@@ -271,7 +271,7 @@ def test_parquet_faults(tmp_path):
     assert "has no column 'body'; its columns are 'id', 'text'" in bad.problem
     path.write_bytes(path.read_bytes()[:-20])
     [bad] = read(path)
-    assert "is damaged or cut short" in bad.problem
+    assert "is corrupt or truncated" in bad.problem
 
 
 def test_a_parquet_column_that_exists_twice_is_named(tmp_path):
@@ -291,8 +291,8 @@ def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
     said = str(caught.value)
     assert len(caught.value.problems) == 5
     for name, sentence in (
-        ("a.pdf", "is of no known kind"),
-        ("folder", "holds no file that can be read: .txt, .jsonl"),
+        ("a.pdf", "has an unknown file type"),
+        ("folder", "contains no file that can be read: .txt, .jsonl"),
         ("missing.txt", "does not exist."),
         ("missing.jsonl.zst", "does not exist."),
         ("empty.txt", "is empty."),

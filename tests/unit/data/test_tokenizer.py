@@ -203,11 +203,11 @@ def test_an_older_folder_without_roles_has_the_usual_names(tiny_tokenizer, tmp_p
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("tokenizer.json", None, "holds no tokenizer.json, so it is no fast tokenizer"),
-        ("tokenizer.json", "{", "is no JSON"),
-        ("tokenizer.json", "[]", "must hold a JSON object"),
-        ("tokenizer.json", "{}", "is no tokenizer"),
-        ("tokenizer_config.json", "{", "is no JSON"),
+        ("tokenizer.json", None, "contains no tokenizer.json, so it is not a fast tokenizer"),
+        ("tokenizer.json", "{", "is not valid JSON"),
+        ("tokenizer.json", "[]", "must contain a JSON object"),
+        ("tokenizer.json", "{}", "is not a tokenizer"),
+        ("tokenizer_config.json", "{", "is not valid JSON"),
     ],
 )
 def test_a_damaged_folder_is_refused(tiny_tokenizer, tmp_path, name, content, sentence):

@@ -434,7 +434,7 @@ def test_what_is_no_model_is_refused(load, tmp_path, run: RunFolder, theirs):
         load(run.path)
     folder, _ = theirs("roberta")
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(DataError, match=r"holds no tokenizer\.json"):
+    with pytest.raises(DataError, match=r"contains no tokenizer\.json"):
         load(folder)
     config = folder / "config.json"
     config.write_text(json.dumps({"model_type": "strange", "auto_map": {"AutoModelForMaskedLM": "evil.Evil"}}))
