@@ -1,11 +1,10 @@
-"""`megamask bench`: make the variants, let them take turns, print what was done and the table, write the figures."""
+"""`megamask bench`: build the variants, let them take turns, print the conditions and a table, write the results."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from megamask.bench import megamask_variant, objectives, overheads, table, trainer_variant
-from megamask.bench.measure import Figures, Round, in_turn
+from megamask.bench.measure import Medians, Round, measure_in_turn
 from megamask.bench.settings import BenchConfig
 from megamask.data import prepare
 from megamask.data.shards import Shards
@@ -23,106 +22,113 @@ from megamask.runtime.precision import Support
 from megamask.training.flops import peak_flops
 
 BF16 = Support(True, "it is measured")
+Results = tuple[dict[str, list[Round]], list[str]]
+"""The rounds of each variant by its name, and the names of the variants that the others are compared with."""
 
 
 def bench(config: BenchConfig) -> None:
     """Measure, print, write."""
     torch.set_num_threads(config.threads)
-    # DeepSpeed prints to where the table goes
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # it logs to stdout, where the table goes
+    run = {"trainer": bench_trainer, "overheads": bench_overheads, "late": bench_objectives}[config.what]
+    rounds, bases = run(config)
+    by_cpu = measures_cpu_time(config)
+    print(f"\nVariants are compared by {'CPU seconds of the process' if by_cpu else 'seconds'}.")
+    if config.json:
+        report = table.speed_json(asdict(config), rounds, bases, by_cpu=by_cpu)
+        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+
+
+def measures_cpu_time(config: BenchConfig) -> bool:
+    """Whether the CPU time of the process is compared, which other processes disturb less, instead of seconds."""
+    return config.threads == 1 and not torch.cuda.is_available()
+
+
+def bench_trainer(config: BenchConfig) -> Results:
+    """megamask beside the Trainer."""
     folder = config.data or prepare.local_data(prepare.CACHE)
     raw = config.text or (None if config.data else folder.with_suffix(".jsonl"))
     shards = Shards.open(folder)
-    trainer = table.version("accelerate") is not None
-
-    if config.what == "overheads":
-        return bench_overheads(config, shards)
-    if config.what == "late":
-        return bench_late(config, shards)
-    # theirs first: accelerate would take the single rank that our engine announces for one of several
-    lines = trainer_variant.text_lines(raw, shards) if raw else trainer_variant.bench_documents(shards)
+    has_trainer = table.version("accelerate") is not None
+    texts = trainer_variant.text_lines(raw, shards) if raw else trainer_variant.bench_documents(shards)
     support = precision.device_support(ranks.device())
     precisions = config.measured(support)
-    variants = trainer_variant.trainer_variants(config, shards, lines, precisions, trainer=trainer)
+    # the Trainer first: accelerate would take the single rank that our engine announces for one of several
+    variants = trainer_variant.trainer_variants(config, shards, texts, precisions, has_trainer=has_trainer)
     bases = [variant.name for variant in variants[:3]]
     files = {"fp32": read_ds_config(Path("fp32")), "bf16": resolve_auto(read_ds_config(Path("zero1")), BF16)}
     variants += megamask_variant.megamask_variants(config, shards, {name: files[name] for name in precisions})
-    print(*bench_header(config, shards), *beside(config, raw is not None, trainer), sep="\n")
+    print(*conditions(config, shards), *sides(config, raw is not None, has_trainer), sep="\n")
     if "bf16" not in precisions and config.precisions is None:
-        print(f"- no bf16: {support.reason}; `--precisions fp32 bf16` measures it all the same")
+        print(f"- bf16 is not measured: {support.reason}; `--precisions fp32 bf16` measures it all the same")
     print()
-    rounds = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
-
-    by_cpu = config.threads == 1 and not torch.cuda.is_available()
-    found = {name: Figures.of(some) for name, some in rounds.items()}
-    print(*table.speed_markdown(found, bases, by_cpu=by_cpu, peak=peak_flops(config.peak_flops)), sep="\n")
-    print(f"\nRatios are of {'tokens per CPU second' if by_cpu else 'tokens/s'}.")
-    if config.json:
-        report = table.speed_json(asdict(config), rounds, bases, by_cpu=by_cpu)
-        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    rounds = measure_in_turn(variants, config.rounds, config.steps)
+    by_cpu, peak = measures_cpu_time(config), peak_flops(config.peak_flops)
+    medians = {name: Medians.of(of_variant) for name, of_variant in rounds.items()}
+    print(*table.speed_markdown(medians, bases, by_cpu=by_cpu, peak=peak), sep="\n")
+    return rounds, bases
 
 
-def bench_overheads(config: BenchConfig, shards: Shards) -> None:
-    """Measure and print what guidance adds to a step."""
-    ds = read_ds_config(Path("zero1" if torch.cuda.is_available() else "fp32"))
-    ds = resolve_auto(ds, precision.common_support())
+def bench_overheads(config: BenchConfig) -> Results:
+    """What entropy sources and teachers add to a step."""
+    shards = Shards.open(config.data or prepare.local_data(prepare.CACHE))
     with tempfile.TemporaryDirectory() as scratch:
-        variants = overheads.overhead_variants(config, shards, ds, Path(scratch))
-        print(*bench_header(config, shards), "", sep="\n")
-        rounds = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
-    by_cpu = config.threads == 1 and not torch.cuda.is_available()
-    found = {name: Figures.of(some) for name, some in rounds.items()}
-    print(*overheads.overheads_markdown(found, by_cpu=by_cpu), sep="\n")
-    print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}.")
-    if config.json:
-        report = table.speed_json(asdict(config), rounds, [overheads.PLAIN], by_cpu=by_cpu)
-        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        variants = overheads.overhead_variants(config, shards, ds_config(), Path(scratch))
+        print(*conditions(config, shards), "", sep="\n")
+        rounds = measure_in_turn(variants, config.rounds, config.steps)
+    medians = {name: Medians.of(of_variant) for name, of_variant in rounds.items()}
+    print(*overheads.overheads_markdown(medians, by_cpu=measures_cpu_time(config)), sep="\n")
+    return rounds, [overheads.PLAIN]
 
 
-def bench_late(config: BenchConfig, shards: Shards) -> None:
-    """Measure and print what it saves that [MASK] enters late; a share of masked tokens at a time, to save memory."""
-    ds = read_ds_config(Path("zero1" if torch.cuda.is_available() else "fp32"))
-    ds = resolve_auto(ds, precision.common_support())
-    by_cpu = config.threads == 1 and not torch.cuda.is_available()
-    print(*bench_header(config, shards), "", *objectives.HEAD, sep="\n", flush=True)
+def bench_objectives(config: BenchConfig) -> Results:
+    """What late [MASK]s save. One share of masked tokens at a time, to save memory."""
+    shards = Shards.open(config.data or prepare.local_data(prepare.CACHE))
+    print(*conditions(config, shards), "", *objectives.HEAD, sep="\n", flush=True)
     rounds: dict[str, list[Round]] = {}
     bases = []
     for ratio in objectives.RATIOS:
-        variants = objectives.objective_variants(config, shards, ds, ratio)
-        some = in_turn(variants, config.rounds, config.steps, lambda line: print(line, file=sys.stderr, flush=True))
-        print(*objectives.objectives_markdown(some, by_cpu=by_cpu), sep="\n", flush=True)
+        variants = objectives.objective_variants(config, shards, ds_config(), ratio)
+        of_ratio = measure_in_turn(variants, config.rounds, config.steps)
+        lines = objectives.objectives_markdown(of_ratio, by_cpu=measures_cpu_time(config))
+        print(*lines, sep="\n", flush=True)
         bases.append(variants[0].name)
-        rounds |= some
-    print(f"\nTimes are {'CPU seconds of the process' if by_cpu else 'seconds'}; goal: {objectives.GOAL}.")
-    if config.json:
-        report = table.speed_json(asdict(config), rounds, bases, by_cpu=by_cpu)
-        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        rounds |= of_ratio
+    print(f"\nGoal of measured / predicted: {objectives.GOAL}.")
+    return rounds, bases
 
 
-def bench_header(config: BenchConfig, shards: Shards) -> list[str]:
-    """What the table below is of."""
-    here = table.machine()
-    versions = ", ".join(f"{name} {said or 'absent'}" for name, said in here["versions"].items())
+def ds_config() -> megamask_variant.DsFile:
+    """The DeepSpeed file under which only variants of megamask are compared."""
+    name = "zero1" if torch.cuda.is_available() else "fp32"
+    return resolve_auto(read_ds_config(Path(name)), precision.common_support())
+
+
+def conditions(config: BenchConfig, shards: Shards) -> list[str]:
+    """Under which conditions a table was measured."""
+    machine = table.machine()
+    versions = ", ".join(f"{name} {version or 'absent'}" for name, version in machine["versions"].items())
+    device = f"{machine['gpu']}, " if machine["gpu"] else ""
     return [
-        f"- machine: {here['gpu'] or ''}{', ' if here['gpu'] else ''}{here['cpu']} ({here['instructions']}), "
-        f"{here['cores']} cores, load {here['load']} at the start; {here['threads']} thread(s)",
-        f"- versions: Python {here['python']}, {versions}",
+        f"- machine: {device}{machine['cpu']} ({machine['instructions']}), {machine['cores']} cores, load "
+        f"{machine['load']} at the start; {machine['threads']} thread(s)",
+        f"- versions: Python {machine['python']}, {versions}",
         f"- text: {shards.folder.name}, {shards.token_ids.size:,} tokens in the vocabulary",
-        f"- model: {config.size}; {config.rows:,} rows a step in sequences of at most {config.length}; "
+        f"- model: {config.size}; {config.rows:,} positions a step in sequences of at most {config.length}; "
         f"{config.ratio:.0%} masked",
         f"- medians of {config.rounds} rounds of {config.steps} steps, in turn; only text counts as tokens",
     ]
 
 
-def beside(config: BenchConfig, lines: bool, trainer: bool) -> list[str]:
-    """What the two sides are."""
-    padded = "lines of the raw text" if lines else "whole documents, cut off"
+def sides(config: BenchConfig, lines: bool, has_trainer: bool) -> list[str]:
+    """How the Trainer and megamask differ; ``lines``: whether the padded sequences are lines of a text."""
+    dropout = "0.1 in the Trainer, 0 in megamask" if config.dropout is None else f"{config.dropout} in both"
     return [
-        "- dropout: "
-        + ("0.1 in the Trainer, 0 in megamask" if config.dropout is None else f"{config.dropout} in both"),
-        f"- concatenated: documents one behind the other, cut into full blocks; padded: {padded}, "
-        "to the longest of a batch; megamask: packs of whole pieces of documents",
-        "- theirs: " + ("transformers.Trainer" if trainer else "the Trainer's step by hand, for want of accelerate"),
+        f"- dropout: {dropout}",
+        "- concatenated: documents one after the other, cut into full blocks; padded: "
+        + ("lines of the raw text" if lines else "whole documents, truncated")
+        + ", to the longest of a batch; megamask: packs of whole pieces of documents",
+        "- Trainer: " + ("transformers.Trainer" if has_trainer else "its step by hand, because accelerate is missing"),
     ]

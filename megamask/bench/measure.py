@@ -1,14 +1,15 @@
-"""Variants take turns, a round each, so that whatever else a machine does troubles all alike; medians are compared.
+"""Variants take turns, a round each, so that other work on the machine disturbs all alike; medians are compared.
 
-What counts as a token is the same for all: text, without padding and special tokens. Seconds are those of the process
-(all its threads), which other processes on the machine disturb little, and those of the wall.
+The same counts as a token for all: text, without padding and special tokens. CPU seconds are those of the process (all
+its threads), which other processes on the machine disturb little.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -25,9 +26,9 @@ class Round:
     """Some steps of a variant."""
 
     tokens: int
-    """Of text: padding and special tokens are not counted."""
+    """Of text: padding and special tokens do not count."""
     rows: int
-    """All that went through the network."""
+    """All positions that went through the network."""
     targets: int
     """Masked tokens."""
     wall: float
@@ -37,6 +38,9 @@ class Round:
     flops: float | None = None
     """Of the matrix products that the steps need, where that is known."""
 
+    def seconds(self, *, by_cpu: bool) -> float:
+        return self.cpu if by_cpu else self.wall
+
 
 @runtime_checkable
 class Variant(Protocol):
@@ -45,12 +49,12 @@ class Variant(Protocol):
     name: str
 
     def run(self, steps: int) -> Round:
-        """Takes one step that is not counted, then ``steps`` that are."""
+        """Take one step that is not measured, then ``steps`` that are."""
         ...
 
 
 class Clock:
-    """Seconds between ``start`` and ``stop``, each read once the device has done all that it was told."""
+    """Seconds between ``start`` and ``stop``, each read once the device is idle."""
 
     def start(self) -> None:
         _wait()
@@ -66,52 +70,49 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def is_text_file(ids: TokenIds) -> Bool[np.ndarray, " V"]:
+def is_text(ids: TokenIds) -> Bool[np.ndarray, " V"]:
     """Whether each id counts as a token."""
     counted = np.ones(ids.size, bool)
     counted[list(ids.special)] = False
     return counted
 
 
-def in_turn(
-    variants: Sequence[Variant], rounds: int, steps: int, tell: Callable[[str], None] = lambda line: None
-) -> dict[str, list[Round]]:
-    """``rounds`` rounds of each variant by its name, A B C A B C ...; one before them is thrown away.
+def measure_in_turn(variants: Sequence[Variant], rounds: int, steps: int) -> dict[str, list[Round]]:
+    """``rounds`` rounds of each variant by its name, A B C A B C ...; one round before them is discarded.
 
-    ``tell`` gets a line after each round of a variant: its speed, and the time that all others are likely to take.
+    After each round of a variant prints its speed and the estimated time left to stderr.
     """
-    found: dict[str, list[Round]] = {variant.name: [] for variant in variants}
-    begin, left = time.perf_counter(), (rounds + 1) * len(variants)
-    total = left
-    for turn in range(rounds + 1):
+    results: dict[str, list[Round]] = {variant.name: [] for variant in variants}
+    begin, total, done = time.perf_counter(), (rounds + 1) * len(variants), 0
+    for number in range(rounds + 1):
         for variant in variants:
-            seen = variant.run(steps)
-            left -= 1
-            seconds = (time.perf_counter() - begin) / (total - left) * left
-            speed = f"{seen.tokens / seen.wall:,.0f} tokens/s, left {tqdm.format_interval(seconds)}"
-            tell(f"round {turn} of {rounds}: {variant.name}: {speed}")
-            if turn:
-                found[variant.name].append(seen)
-    return found
+            result = variant.run(steps)
+            done += 1
+            left = tqdm.format_interval((time.perf_counter() - begin) / done * (total - done))
+            speed = f"{result.tokens / result.wall:,.0f} tokens/s, left {left}"
+            print(f"round {number} of {rounds}: {variant.name}: {speed}", file=sys.stderr, flush=True)
+            if number:
+                results[variant.name].append(result)
+    return results
 
 
 @dataclass(frozen=True)
-class Figures:
+class Medians:
     """Medians over the rounds of a variant."""
 
     per_second: float
-    """Tokens per second of the wall."""
+    """Tokens per second."""
     per_cpu_second: float
-    """Tokens per second of the process."""
+    """Tokens per CPU second of the process."""
     fill: float
-    """Share of the rows that are tokens of text."""
+    """Share of the positions that are tokens of text."""
     masked: float
     """Share of the tokens that are masked."""
     flops_per_second: float | None
-    """Of the wall, where the FLOPs are known."""
+    """Where the FLOPs are known."""
 
     @classmethod
-    def of(cls, rounds: Sequence[Round]) -> Figures:
+    def of(cls, rounds: Sequence[Round]) -> Medians:
         flops = [r.flops / r.wall for r in rounds if r.flops is not None]
         return cls(
             per_second=statistics.median(r.tokens / r.wall for r in rounds),
@@ -120,3 +121,7 @@ class Figures:
             masked=statistics.median(r.targets / r.tokens for r in rounds),
             flops_per_second=statistics.median(flops) if flops else None,
         )
+
+    def speed(self, *, by_cpu: bool) -> float:
+        """Tokens per second, or per CPU second."""
+        return self.per_cpu_second if by_cpu else self.per_second

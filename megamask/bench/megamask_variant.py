@@ -1,7 +1,7 @@
-"""megamask's own side: the steps of ``pretrain``, from the loader to the meters, on one process.
+"""The steps of `pretrain`, from the loader to the meters, in one process.
 
-Under DeepSpeed's engine as users run it (ZeRO 1; weights in bf16 with masters in fp32, or all in fp32), and once in
-plain PyTorch, which shows what the engine costs.
+Under DeepSpeed as users run it (ZeRO 1, weights in bf16 with masters in fp32; or all in fp32), and in plain PyTorch,
+which shows what DeepSpeed costs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
-from megamask.bench.measure import Clock, Round, Variant, is_text_file
+from megamask.bench.measure import Clock, Round, Variant, is_text
 from megamask.bench.settings import BenchConfig
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data.loader import Loader
@@ -38,14 +38,14 @@ from megamask.training.entropy_sources import EntropySources, build_entropy_sour
 from megamask.training.flops import forward_flops
 from megamask.training.step import StepEngine, Trainer, take_step
 
-LONG = 10**6
-"""Steps of the run of which the first are measured."""
+NUM_STEPS = 10**6
+"""Steps of the run whose first ones are measured."""
 DsFile = dict[str, Any]
-"""What a file of ds_configs/ holds."""
+"""The content of a file of ds_configs/."""
 
 
 def megamask_variants(config: BenchConfig, shards: Shards, files: Mapping[Precision, DsFile]) -> list[Variant]:
-    """Every preset in the precisions of ``files``; `bert` in bf16 also in plain PyTorch; compiled too if asked for."""
+    """Every preset in the precisions of ``files``, `bert` in bf16 also in plain PyTorch; if set, compiled as well."""
     packs = PacksConfig(tokens=config.rows, length=config.length, per_step=1)
     masking = MaskingConfig(Schedule(start=config.ratio))
     engines: dict[str, DsFile | None] = {str(name): ds for name, ds in files.items()}
@@ -64,12 +64,12 @@ def megamask_variants(config: BenchConfig, shards: Shards, files: Mapping[Precis
 
 
 class MegamaskVariant:
-    """A variant that goes on from round to round."""
+    """A run of megamask that continues from round to round."""
 
     def __init__(
         self, name: str, config: PretrainConfig, shards: Shards, ds: DsFile | None, teacher: Teacher | None = None
     ):
-        """``ds``: DeepSpeed's file, None for plain PyTorch."""
+        """``ds`` is the content of a DeepSpeed file; None means plain PyTorch."""
         self.name, self._config, self._step = name, config, 0
         sizes = config.packs
         self._packs = Packs(
@@ -88,7 +88,7 @@ class MegamaskVariant:
         else:
             engine = Engine(objective, settings, ds, packs_per_step=sizes.per_step)
             sources = build_entropy_sources(config, engine, self._packs, teacher)
-        self._is_text = torch.from_numpy(is_text_file(ids))
+        self._is_text = torch.from_numpy(is_text(ids))
         self._flops = forward_flops(encoder.shape, config.objective, config.masking.corruption.mask)
         loader = Loader(self._packs, ranks.device())
         self._batches: Iterator[PackedBatch] = loader.batches(count())
@@ -100,29 +100,28 @@ class MegamaskVariant:
 
     def run(self, steps: int) -> Round:
         clock, first = Clock(), self._step
-        self._one()
+        self._take_step()
         self._meters.take()
         clock.start()
         for _ in range(steps):
-            self._one()
-        seen = self._meters.take()
+            self._take_step()
+        window = self._meters.take()
         clock.stop()
         sizes = self._config.packs
         numbers = range((first + 1) * sizes.per_step, self._step * sizes.per_step)
-        words = sum(int(self._is_text[self._packs.batch(number).tokens].sum()) for number in numbers)
-        flops = self._flops.training(seen.tokens, seen.pairs, seen.targets)
-        return Round(words, len(numbers) * sizes.tokens, seen.targets, clock.wall, clock.cpu, flops)
+        tokens = sum(int(self._is_text[self._packs.batch(number).tokens].sum()) for number in numbers)
+        flops = self._flops.training(window.tokens, window.pairs, window.targets)
+        return Round(tokens, len(numbers) * sizes.tokens, window.targets, clock.wall, clock.cpu, flops)
 
-    def _one(self) -> None:
+    def _take_step(self) -> None:
         batches = [next(self._batches) for _ in range(self._config.packs.per_step)]
-        take_step(
-            self._trainer, self._step, batches, progress=self._step / LONG, rate=self._lr((self._step + 1) / LONG)
-        )
+        rate = self._lr((self._step + 1) / NUM_STEPS)
+        take_step(self._trainer, self._step, batches, progress=self._step / NUM_STEPS, rate=rate)
         self._step += 1
 
 
 class Plain:
-    """The engine's step without it: weights in bf16, masters and AdamW in fp32."""
+    """The same step in plain PyTorch: weights in bf16, masters and AdamW in fp32."""
 
     def __init__(self, objective: nn.Module, config: OptimizerConfig):
         self._config = config

@@ -1,8 +1,9 @@
-"""What it saves that [MASK] enters late: the time of a step beside MLM's, and what the matrix products promise.
+"""How much time it saves to insert [MASK] late: a step of each objective beside one of MLM.
 
-For each share of masked tokens an MLM run, 3ML at several depths and MAE-LM take turns on the same packs. All targets
-are [MASK]. Predicted is the saving in FLOPs (`training.flops`), measured that in time: what both sides have in common,
-such as the optimizer, the masks and the loader, is in the measured time alone, so large packs come nearer.
+For each share of masked tokens, MLM, 3ML at several depths and MAE-LM take turns on the same packs. All targets are
+[MASK]. The prediction is the saving in FLOPs (`metrics.flops`), the measurement the saving in time. The
+measurement also contains what all objectives share, such as the optimizer, the masks and the loader, so larger packs
+come nearer to the prediction.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from megamask.schedules import Schedule
 
 RATIOS = (0.15, 0.3, 0.5)
 GOAL = 0.9
-"""Least part of the predicted saving that shall be measured."""
+"""The goal for measured / predicted saving."""
 
 
-def bench_objectives(layers: int) -> dict[str, ObjectiveConfig]:
-    """What takes turns, by name, with an encoder of so many ``layers``; the first is what the others are held against.
+def objectives_to_compare(layers: int) -> dict[str, ObjectiveConfig]:
+    """The objectives by name, for an encoder of so many ``layers``; the others are compared with the first.
 
-    The decoder has a third of them, as the released MAE-LM's 4 behind 12.
+    The decoder has a third of the layers, as the released MAE-LM has 4 after 12.
     """
     decoder = DecoderConfig(max(1, layers // 3))
-    found = {"MLM": ObjectiveConfig()}
+    configs = {"MLM": ObjectiveConfig()}
     for depth in sorted({layers // 2, layers * 3 // 4, layers - 1}):
-        found[f"3ML, depth {depth} of {layers}"] = ObjectiveConfig("three_ml", depth=depth)
-    found[f"MAE-LM, {layers} + {decoder.layers}"] = ObjectiveConfig("mae_lm", decoder=decoder)
+        configs[f"3ML, depth {depth} of {layers}"] = ObjectiveConfig("three_ml", depth=depth)
+    configs[f"MAE-LM, {layers} + {decoder.layers}"] = ObjectiveConfig("mae_lm", decoder=decoder)
     cross = replace(decoder, attention="cross")
-    found[f"MAE-LM, {layers} + {decoder.layers}, cross"] = ObjectiveConfig("mae_lm", decoder=cross)
-    return found
+    configs[f"MAE-LM, {layers} + {decoder.layers}, cross"] = ObjectiveConfig("mae_lm", decoder=cross)
+    return configs
 
 
 def objective_variants(config: BenchConfig, shards: Shards, ds: DsFile, ratio: float) -> list[MegamaskVariant]:
@@ -54,26 +55,21 @@ def objective_variants(config: BenchConfig, shards: Shards, ds: DsFile, ratio: f
     layers = model.shape(shards.token_ids).num_layers
     return [
         MegamaskVariant(f"{ratio:.0%} {name}", replace(plain, objective=objective), shards, ds)
-        for name, objective in bench_objectives(layers).items()
+        for name, objective in objectives_to_compare(layers).items()
     ]
 
 
-def objectives_markdown(found: Mapping[str, Sequence[Round]], *, by_cpu: bool) -> list[str]:
+def objectives_markdown(rounds: Mapping[str, Sequence[Round]], *, by_cpu: bool) -> list[str]:
     """The lines of one share of masked tokens; the first variant is MLM."""
-    seconds = {
-        name: statistics.median((r.cpu if by_cpu else r.wall) / r.tokens for r in rs) for name, rs in found.items()
-    }
-    flops = {name: statistics.median((r.flops or 0) / r.tokens for r in rs) for name, rs in found.items()}
-    base = next(iter(found))
+    seconds = {name: statistics.median(r.seconds(by_cpu=by_cpu) / r.tokens for r in rs) for name, rs in rounds.items()}
+    flops = {name: statistics.median((r.flops or 0) / r.tokens for r in rs) for name, rs in rounds.items()}
+    base = next(iter(rounds))
     lines = []
-    for name in found:
-        promised, kept = 1 - flops[name] / flops[base], 1 - seconds[name] / seconds[base]
-        cells = [name, f"{1 / seconds[name]:,.0f}"]
-        if name == base:
-            cells += ["", "", ""]
-        else:
-            cells += [f"{promised:.1%}", f"{kept:.1%}", f"{kept / promised:.2f}" if promised > 0 else "costs more"]
-        lines.append(f"| {' | '.join(cells)} |")
+    for name in rounds:
+        predicted, measured = 1 - flops[name] / flops[base], 1 - seconds[name] / seconds[base]
+        ratio = f"{measured / predicted:.2f}" if predicted > 0 else "costs more"
+        cells = ["", "", ""] if name == base else [f"{predicted:.1%}", f"{measured:.1%}", ratio]
+        lines.append(f"| {' | '.join([name, f'{1 / seconds[name]:,.0f}', *cells])} |")
     return lines
 
 

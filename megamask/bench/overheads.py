@@ -1,7 +1,7 @@
-"""What each source of entropy and a teacher cost: the time of a guided step as a multiple of a plain one.
+"""What entropy sources and teachers cost: the time of a step with them as a multiple of a plain step.
 
-A step is `VIEWS` packs, alike for all, so that one pass can serve that many masks of one text. Teachers are untrained
-copies of the student: what they say is nonsense, what they cost is not.
+A step has `VIEWS` packs in all variants, so that one pass can serve that many masks of one text. Teachers are untrained
+copies of the student: their predictions are useless, but their cost is real.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from megamask.batch import TokenIds
-from megamask.bench.measure import Figures
+from megamask.bench.measure import Medians
 from megamask.bench.megamask_variant import DsFile, MegamaskVariant
 from megamask.bench.settings import BenchConfig
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig
@@ -37,7 +37,7 @@ PLAIN = "plain"
 GOALS = {
     "frequency": 1.01, "probe": 1.02, "sidecar": 1.01, "exact, clean": 1.40, f"exact, clean, {VIEWS} views": 1.12,
 }  # fmt: skip
-"""Most that a step may take, of a plain one, from base size up."""
+"""Goals for the time of a step, as a multiple of a plain one, from base size up."""
 
 
 def overhead_variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: Path) -> list[MegamaskVariant]:
@@ -109,11 +109,11 @@ def annotated(shards: Shards, scratch: Path, length: int) -> Shards:
     return Shards.open(scratch, "train")
 
 
-def overheads_markdown(found: Mapping[str, Figures], *, by_cpu: bool) -> list[str]:
-    """The table: the time of each variant for as much text, as a multiple of the plain one's."""
-    speed = {name: f.per_cpu_second if by_cpu else f.per_second for name, f in found.items()}
+def overheads_markdown(medians: Mapping[str, Medians], *, by_cpu: bool) -> list[str]:
+    """The table: the time of each variant for the same amount of text, as a multiple of the plain one's."""
+    speed = {name: of_variant.speed(by_cpu=by_cpu) for name, of_variant in medians.items()}
     lines = ["| variant | tokens/s | time of a plain step | goal, from base size up |", "| --- | ---: | ---: | ---: |"]
-    for name, one in speed.items():
+    for name, tokens in speed.items():
         goal = f"{GOALS[name]:.2f}" if name in GOALS else ""
-        lines.append(f"| {name} | {one:,.0f} | {speed[PLAIN] / one:.3f} | {goal} |")
+        lines.append(f"| {name} | {tokens:,.0f} | {speed[PLAIN] / tokens:.3f} | {goal} |")
     return lines

@@ -21,8 +21,8 @@ class BenchConfig:
     """
 
     what: Literal["trainer", "overheads", "late"] = "trainer"
-    """`trainer`: our speed beside that of transformers' Trainer; `overheads`: what sources of entropy and a teacher
-    add to a plain step of the first `preset`; `late`: what 3ML and MAE-LM save of MLM's step, at 15, 30 and 50 %."""
+    """`trainer`: speed beside that of transformers' Trainer; `overheads`: what entropy sources and teachers add to a
+    plain step of the first `preset`; `late`: what 3ML and MAE-LM save of MLM's step, at 15, 30 and 50 % masked."""
     data: Path | None = None
     """Folder of token shards (`megamask prepare` makes it); without it, English that this machine holds."""
     text: Path | None = None
@@ -35,43 +35,43 @@ class BenchConfig:
     precisions: tuple[Precision, ...] | None = None
     """Precisions of both sides; without it fp32, and bf16 where the device multiplies in it."""
     length: int = 128
-    """Longest sequence in rows."""
+    """Longest sequence in tokens."""
     rows: int = 4096
-    """Rows of a step: one pack, or as many sequences as fill them."""
+    """Token positions of a step: one pack, or as many sequences as fill them."""
     ratio: float = 0.15
     """Share of the tokens that are masked."""
     dropout: float | None = None
-    """Dropout of both sides; without it each has its own: theirs 0.1, ours 0."""
+    """Dropout of both sides; without it each has its own: 0.1 in the Trainer, 0 in megamask."""
     rounds: int = 5
-    """Rounds whose median is shown, after one that is not counted."""
+    """Rounds whose median is shown, after one that is not measured."""
     steps: int = 3
-    """Steps of a round, after one that is not counted."""
+    """Steps of a round, after one that is not measured."""
     threads: int = 1
     """Threads of PyTorch."""
     compile: bool = False
-    """Measure compiled variants too; minutes at the start."""
+    """Measure compiled variants too; takes minutes at the start."""
     peak_flops: float | None = None
     """Floating-point operations per second of the device, for MFU; known GPUs need no number."""
     json: Path | None = None
-    """File for the figures of every round."""
+    """File for the results of every round."""
 
     def problems(self) -> list[str]:
-        """Sentences for what is wrong."""
-        found = [must("length", "be at least 8", self.length)] if self.length < 8 else []
+        """Sentences for invalid settings."""
+        problems = [must("length", "be at least 8", self.length)] if self.length < 8 else []
         for name in ("rounds", "steps", "threads"):
             if getattr(self, name) < 1:
-                found.append(must(name, "be at least 1", getattr(self, name)))
+                problems.append(must(name, "be at least 1", getattr(self, name)))
         if self.length >= 8 and (self.rows < self.length or self.rows % self.length):
-            found.append(must("rows", f"be a multiple of `length` ({self.length})", self.rows))
+            problems.append(must("rows", f"be a multiple of `length` ({self.length})", self.rows))
         if self.precisions is not None and not self.precisions:
-            found.append(must("precisions", "name at least one precision", self.precisions))
+            problems.append(must("precisions", "name at least one precision", self.precisions))
         if not 0 < self.ratio < 1:
-            found.append(must("ratio", "lie in (0, 1)", self.ratio))
+            problems.append(must("ratio", "lie in (0, 1)", self.ratio))
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            found.append(must("dropout", "lie in [0, 1)", self.dropout))
+            problems.append(must("dropout", "lie in [0, 1)", self.dropout))
         if self.peak_flops is not None and not self.peak_flops > 0:
-            found.append(must("peak_flops", "be above 0", self.peak_flops))
-        return found
+            problems.append(must("peak_flops", "be above 0", self.peak_flops))
+        return problems
 
     def model(self, preset: Literal["bert", "modern"], *, compiled: bool = False) -> ModelConfig:
         """The same layers, width and longest sequence for all."""

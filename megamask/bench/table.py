@@ -1,4 +1,4 @@
-"""The figures as a Markdown table and as JSON, with the machine and the versions that they hold for."""
+"""The results as a Markdown table and as JSON, with the machine and the versions that they hold for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megamask.bench.measure import Figures, Round
+from megamask.bench.measure import Medians, Round
 from megamask.runtime import private_api
 from megamask.runtime.precision import cpu_support
 
@@ -20,10 +20,10 @@ LIBRARIES = ("torch", "deepspeed", "transformers", "accelerate", "numpy")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, what else it does, devices and versions."""
-    known = _cpu()
+    """Processor and its load, devices and versions."""
+    cpu = _cpuinfo().get("model name") or platform.processor() or platform.machine()
     return {
-        "cpu": known.get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu,
         "cores": os.cpu_count(),
         "instructions": instructions(),
         "load": round(os.getloadavg()[0], 2),
@@ -36,13 +36,13 @@ def machine() -> dict[str, Any]:
 
 def instructions() -> str:
     """The widest instructions that PyTorch uses on this CPU, with bf16 where it multiplies in it: avx2, amx, ..."""
-    said = torch.backends.cpu.get_cpu_capability().lower()
+    capability = torch.backends.cpu.get_cpu_capability().lower()
     if not cpu_support(os.environ).bf16:
-        return said
-    return "amx" if private_api.cpu_has_amx() else f"{said}_bf16"
+        return capability
+    return "amx" if private_api.cpu_has_amx() else f"{capability}_bf16"
 
 
-def _cpu() -> dict[str, str]:
+def _cpuinfo() -> dict[str, str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -52,52 +52,46 @@ def _cpu() -> dict[str, str]:
 
 
 def version(library: str) -> str | None:
-    """Its version, or None where it is not installed."""
+    """The installed version, or None."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return None
 
 
-def ratios(found: Mapping[str, Figures], bases: Sequence[str], *, by_cpu: bool) -> dict[str, list[float]]:
-    """How many times as many tokens per second each variant makes as each of ``bases``."""
-    speed = {name: f.per_cpu_second if by_cpu else f.per_second for name, f in found.items()}
-    return {name: [speed[name] / speed[base] for base in bases] for name in found}
+def ratios(medians: Mapping[str, Medians], bases: Sequence[str], *, by_cpu: bool) -> dict[str, list[float]]:
+    """The speed of each variant as a multiple of that of each of ``bases``."""
+    speed = {name: of_variant.speed(by_cpu=by_cpu) for name, of_variant in medians.items()}
+    return {name: [speed[name] / speed[base] for base in bases] for name in medians}
 
 
 def speed_markdown(
-    found: Mapping[str, Figures], bases: Sequence[str], *, by_cpu: bool, peak: float | None = None
+    medians: Mapping[str, Medians], bases: Sequence[str], *, by_cpu: bool, peak: float | None = None
 ) -> list[str]:
-    """The table, with the instructions in its corner; without ``peak`` (FLOP/s of the device) there is no MFU."""
-    head = [
-        f"variant ({'cuda' if torch.cuda.is_available() else instructions()})",
-        "tokens/s",
-        "tokens per CPU second",
-        "rows that are text",
-        "masked",
-    ]
+    """The table; without ``peak`` (FLOP/s of the device) it has no MFU. Ratios are of the speed that ``by_cpu`` names.
+
+    The corner names the device or the instructions of the CPU.
+    """
+    device = "cuda" if torch.cuda.is_available() else instructions()
+    head = [f"variant ({device})", "tokens/s", "tokens per CPU second", "positions that are text", "masked"]
     head += [f"x {base}" for base in bases] + (["MFU"] if peak else [])
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    times = ratios(found, bases, by_cpu=by_cpu)
-    for name, figures in found.items():
-        cells = [name, f"{figures.per_second:,.0f}", f"{figures.per_cpu_second:,.0f}"]
-        cells += [f"{figures.fill:.1%}", f"{figures.masked:.1%}", *(f"{ratio:.2f}" for ratio in times[name])]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    multiples = ratios(medians, bases, by_cpu=by_cpu)
+    for name, one in medians.items():
+        cells = [name, f"{one.per_second:,.0f}", f"{one.per_cpu_second:,.0f}", f"{one.fill:.1%}", f"{one.masked:.1%}"]
+        cells += [f"{ratio:.2f}" for ratio in multiples[name]]
         if peak:
-            cells.append("" if figures.flops_per_second is None else f"{figures.flops_per_second / peak:.1%}")
-        lines.append(_line(cells))
-    return lines
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+            cells.append("" if one.flops_per_second is None else f"{one.flops_per_second / peak:.1%}")
+        rows.append(cells)
+    return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
 def speed_json(
     settings: Mapping[str, Any], rounds: Mapping[str, Sequence[Round]], bases: Sequence[str], *, by_cpu: bool
 ) -> dict[str, Any]:
-    """All that was found, each round of it."""
-    found = {name: Figures.of(some) for name, some in rounds.items()}
-    times = ratios(found, bases, by_cpu=by_cpu)
+    """All results, with each round."""
+    medians = {name: Medians.of(of_variant) for name, of_variant in rounds.items()}
+    multiples = ratios(medians, bases, by_cpu=by_cpu)
     return {
         "machine": machine(),
         "settings": {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
@@ -105,10 +99,10 @@ def speed_json(
         "variants": [
             {
                 "name": name,
-                "median": asdict(found[name]),
-                "ratios": dict(zip(bases, times[name], strict=True)),
-                "rounds": [asdict(one) for one in some],
+                "median": asdict(medians[name]),
+                "ratios": dict(zip(bases, multiples[name], strict=True)),
+                "rounds": [asdict(one) for one in of_variant],
             }
-            for name, some in rounds.items()
+            for name, of_variant in rounds.items()
         ],
     }

@@ -1,14 +1,15 @@
 """transformers' example ``run_mlm``: ``BertForMaskedLM`` with head and loss at every position, under ``Trainer``.
 
-Two forms of its input: texts concatenated and cut into full blocks, or each text alone, its end cut off, padded to the
-longest of its batch. ``Trainer`` needs the package accelerate; without it the same step is taken by hand. Sequences
-are lists in memory, which is faster than the example's Arrow files.
+Its input has two forms: texts concatenated and cut into full blocks, or each text for itself, truncated, and padded to
+the longest of its batch. ``Trainer`` needs the package accelerate; without it the same step is taken by hand. Sequences
+are lists in memory, which is faster than the Arrow files of the example.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from megamask.batch import TokenIds
-from megamask.bench.measure import Clock, Round, Variant, is_text_file
+from megamask.bench.measure import Clock, Round, Variant, is_text
 from megamask.bench.settings import BenchConfig
 from megamask.data import tokenizer
 from megamask.data.formats.lines import BadDocument, FileWarning
@@ -39,42 +40,39 @@ Example = dict[str, list[int]]
 def trainer_variants(
     config: BenchConfig,
     shards: Shards,
-    lines: Iterable[np.ndarray],
+    texts: Iterable[np.ndarray],
     precisions: Sequence[Precision],
     *,
-    trainer: bool,
+    has_trainer: bool,
 ) -> list[Variant]:
-    """The forms in each of ``precisions``; ``lines`` are the texts to pad. ``trainer``: under Trainer, else by hand."""
-    batch = config.rows // config.length
-    wanted = config.needed * batch
-    ids, kind, word = (
-        shards.token_ids,
-        (TrainerVariant if trainer else ManualVariant),
-        ("Trainer" if trainer else "by hand"),
-    )
+    """Both forms of input in each of ``precisions``; ``texts`` are those to pad. Without Trainer, steps by hand."""
+    batch_size, ids = config.rows // config.length, shards.token_ids
+    count = config.needed * batch_size
     examples = {
-        "concatenated": _examples(concatenated(bench_documents(shards), ids, config.length), ids, wanted),
-        "padded": _examples(alone(lines, ids, config.length), ids, wanted),
+        "concatenated": _examples(concatenated(bench_documents(shards), ids, config.length), ids, count),
+        "padded": _examples(truncated(texts, ids, config.length), ids, count),
     }
     kinds = [(form, precision, False) for precision in precisions for form in examples]
     if config.compile:
         kinds.append(("concatenated", precisions[-1], True))
-    return [
-        kind(
-            f"{word}, {form}, {precision}" + ", compiled" * compiled,
-            BertForMaskedLM(trainer_settings(config.model("bert").shape(ids), config.dropout)),
+    variants: list[Variant] = []
+    for form, precision, compiled in kinds:
+        setup = TrainerSetup(
+            f"{form}, {precision}" + ", compiled" * compiled,
+            BertForMaskedLM(bert_config(config.model("bert").shape(ids), config.dropout)),
             examples[form],
-            Collator(shards.folder / "tokenizer", config.ratio),
-            batch,
+            CountingCollator(shards.folder / "tokenizer", config.ratio),
+            batch_size,
             bf16=precision == "bf16",
             compiled=compiled,
         )
-        for form, precision, compiled in kinds
-    ]
+        variants.append(TrainerVariant(setup) if has_trainer else ManualVariant(setup))
+    return variants
 
 
-def trainer_settings(shape: EncoderShape, dropout: float | None) -> BertConfig:
-    said = BertConfig(
+def bert_config(shape: EncoderShape, dropout: float | None) -> BertConfig:
+    """BERT of the same ``shape``; without ``dropout`` it has BERT's own."""
+    config = BertConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
@@ -84,8 +82,8 @@ def trainer_settings(shape: EncoderShape, dropout: float | None) -> BertConfig:
         pad_token_id=shape.pad_id,
     )
     if dropout is not None:
-        said.hidden_dropout_prob = said.attention_probs_dropout_prob = dropout
-    return said
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    return config
 
 
 # ---- sequences
@@ -100,89 +98,96 @@ def bench_documents(shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
 
 def text_lines(path: Path, shards: Shards) -> Iterator[Int64[np.ndarray, " n"]]:
     """The ids of each line of a raw text that is not blank; raises DataError."""
-    said = tokenizer.load_tokenizer(shards.folder / "tokenizer")
+    encoder = tokenizer.load_tokenizer(shards.folder / "tokenizer")
     for source in find_inputs([str(path)]).sources:
-        with source.open() as raw:
-            for found in read_documents(source, ReadOptions(), raw):
-                if isinstance(found, BadDocument):
-                    raise DataError(found.problem)
-                if isinstance(found, FileWarning):
+        with source.open() as file:
+            for document in read_documents(source, ReadOptions(), file):
+                if isinstance(document, BadDocument):
+                    raise DataError(document.problem)
+                if isinstance(document, FileWarning):
                     continue
-                raw_text = found if isinstance(found, str) else found.text
-                yield from said.encode([line for line in normalize_text(raw_text).splitlines() if line.strip()])
+                text = normalize_text(document if isinstance(document, str) else document.text)
+                yield from encoder.encode([line for line in text.splitlines() if line.strip()])
 
 
 def concatenated(texts: Iterable[np.ndarray], ids: TokenIds, length: int) -> Iterator[Int64[np.ndarray, " L"]]:
-    """All texts, each with [CLS] and [SEP], one behind the other and cut every ``length`` rows; no rest."""
-    left = np.empty(0, np.int64)
-    for one in texts:
-        left = np.concatenate([left, [ids.cls], one, [ids.sep]])
-        while len(left) >= length:
-            yield left[:length]
-            left = left[length:]
+    """All texts, each with [CLS] and [SEP], one after the other in blocks of ``length``; the last tokens are lost."""
+    buffer = np.empty(0, np.int64)
+    for text in texts:
+        buffer = np.concatenate([buffer, [ids.cls], text, [ids.sep]])
+        while len(buffer) >= length:
+            yield buffer[:length]
+            buffer = buffer[length:]
 
 
-def alone(texts: Iterable[np.ndarray], ids: TokenIds, length: int) -> Iterator[Int64[np.ndarray, " l"]]:
-    """Each text between [CLS] and [SEP], at most ``length`` rows; what is longer is lost."""
-    return (np.concatenate([[ids.cls], one[: length - 2], [ids.sep]]) for one in texts)
+def truncated(texts: Iterable[np.ndarray], ids: TokenIds, length: int) -> Iterator[Int64[np.ndarray, " l"]]:
+    """Each text between [CLS] and [SEP], truncated to ``length``."""
+    return (np.concatenate([[ids.cls], text[: length - 2], [ids.sep]]) for text in texts)
 
 
-def _examples(sequences: Iterator[np.ndarray], ids: TokenIds, wanted: int) -> list[Example]:
-    """The first ``wanted``; fewer where the text has no more."""
-    counted = is_text_file(ids)
-    found = [
-        {"input_ids": one.tolist(), "special_tokens_mask": (~counted[one]).astype(int).tolist()}
-        for one in islice(sequences, wanted)
+def _examples(sequences: Iterator[np.ndarray], ids: TokenIds, count: int) -> list[Example]:
+    """The first ``count``; fewer if the text has no more."""
+    counted = is_text(ids)
+    examples = [
+        {"input_ids": sequence.tolist(), "special_tokens_mask": (~counted[sequence]).astype(int).tolist()}
+        for sequence in islice(sequences, count)
     ]
-    if not found:
+    if not examples:
         raise DataError("The text does not fill one sequence. Give more text, or lower `length`.")
-    return found
+    return examples
 
 
-class Collator:
-    """Theirs, with a note of what each batch held."""
+class CountingCollator:
+    """The collator of the example, which counts the contents of each batch."""
 
     def __init__(self, folder: Path, ratio: float):
-        said = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        self._collate = DataCollatorForLanguageModeling(said, mlm_probability=ratio)
-        self._held: list[tuple[int, int, int]] = []
+        fast_tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self._collate = DataCollatorForLanguageModeling(fast_tokenizer, mlm_probability=ratio)
+        self._counts: list[tuple[int, int, int]] = []
 
     def __call__(self, examples: list[Example]) -> dict[str, Tensor]:
-        tokens = sum(len(one["input_ids"]) - sum(one["special_tokens_mask"]) for one in examples)
-        batch = self._collate([dict(one) for one in examples])
-        self._held.append((tokens, batch["input_ids"].numel(), int((batch["labels"] != -100).sum())))
+        tokens = sum(len(example["input_ids"]) - sum(example["special_tokens_mask"]) for example in examples)
+        batch = self._collate([dict(example) for example in examples])
+        self._counts.append((tokens, batch["input_ids"].numel(), int((batch["labels"] != -100).sum())))
         return batch
 
     def round(self, clock: Clock, steps: int) -> Round:
-        """The ``steps`` after the first. Batches that were made ahead and never used do not count."""
-        tokens, rows, targets = np.sum(self._held[1 : 1 + steps], axis=0).tolist()
-        self._held.clear()
+        """The ``steps`` after the first. Batches that were loaded ahead and never used do not count."""
+        tokens, rows, targets = np.sum(self._counts[1 : 1 + steps], axis=0).tolist()
+        self._counts.clear()
         return Round(tokens, rows, targets, clock.wall, clock.cpu)
 
 
 # ---- steps
 
 
-class TrainerVariant:
-    """Under Trainer. Every round is a call of ``train``, which goes on with the weights but begins all else anew."""
+@dataclass(frozen=True)
+class TrainerSetup:
+    """What a variant trains."""
 
-    def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        examples: list[Example],
-        collate: Collator,
-        batch: int,
-        *,
-        bf16: bool,
-        compiled: bool,
-    ):
+    name: str
+    model: nn.Module
+    examples: list[Example]
+    collate: CountingCollator
+    batch_size: int
+    bf16: bool
+    compiled: bool
+
+    def examples_of(self, number: int, steps: int) -> list[Example]:
+        """The examples of round ``number``, from the beginning again when there are no more."""
+        count = steps * self.batch_size
+        return [self.examples[at % len(self.examples)] for at in range(number * count, (number + 1) * count)]
+
+
+class TrainerVariant:
+    """Under Trainer. Every round is a call of ``train``, which keeps the weights but nothing else."""
+
+    def __init__(self, setup: TrainerSetup):
         from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-        self.name, self._examples, self._collate, self._batch = name, examples, collate, batch
-        self._turn, self._clock = 0, Clock()
+        self.name, self._setup, self._round = f"Trainer, {setup.name}", setup, 0
         self._folder = tempfile.TemporaryDirectory(prefix="megamask-bench-")
-        clock = self._clock
+        self._clock = clock = Clock()
 
         class Stopwatch(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -193,67 +198,51 @@ class TrainerVariant:
 
         arguments = TrainingArguments(
             self._folder.name,
-            per_device_train_batch_size=batch,
-            bf16=bf16,
-            torch_compile=compiled,
+            per_device_train_batch_size=setup.batch_size,
+            bf16=setup.bf16,
+            torch_compile=setup.compiled,
             use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            remove_unused_columns=False,  # or the collator would have to look for special tokens itself
+            remove_unused_columns=False,  # or the collator would have to find special tokens itself
         )
         self._trainer = Trainer(
-            model, arguments, data_collator=collate, train_dataset=examples, callbacks=[Stopwatch()]
+            setup.model, arguments, data_collator=setup.collate, train_dataset=setup.examples, callbacks=[Stopwatch()]
         )
         self._trainer.remove_callback(PrinterCallback)
 
     def run(self, steps: int) -> Round:
         self._trainer.args.max_steps = steps + 1
-        self._trainer.train_dataset = _part(self._examples, self._turn, (steps + 1) * self._batch)
-        self._turn += 1
+        self._trainer.train_dataset = self._setup.examples_of(self._round, steps + 1)
+        self._round += 1
         self._trainer.train()
-        return self._collate.round(self._clock, steps)
+        return self._setup.collate.round(self._clock, steps)
 
 
 class ManualVariant:
     """The Trainer's step without it: autocast, its optimizer and clipping."""
 
-    def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        examples: list[Example],
-        collate: Collator,
-        batch: int,
-        *,
-        bf16: bool,
-        compiled: bool,
-    ):
-        self.name, self._examples, self._collate, self._batch, self._bf16 = name, examples, collate, batch, bf16
-        self._turn = 0
-        self._model = model.to(ranks.device()).train()
-        self._run: Any = torch.compile(model) if compiled else model
+    def __init__(self, setup: TrainerSetup):
+        self.name, self._setup, self._round = f"by hand, {setup.name}", setup, 0
+        model = setup.model.to(ranks.device()).train()
+        self._forward: Any = torch.compile(model) if setup.compiled else model
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0, fused=True)
 
     def run(self, steps: int) -> Round:
-        clock, device = Clock(), ranks.device()
-        examples = _part(self._examples, self._turn, (steps + 1) * self._batch)
-        self._turn += 1
+        clock, device, size = Clock(), ranks.device(), self._setup.batch_size
+        examples = self._setup.examples_of(self._round, steps + 1)
+        self._round += 1
         for step in range(steps + 1):
-            batch = self._collate(examples[step * self._batch : (step + 1) * self._batch])
-            with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
-                loss = self._run(**{name: values.to(device) for name, values in batch.items()}).loss
+            batch = self._setup.collate(examples[step * size : (step + 1) * size])
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._setup.bf16):
+                loss = self._forward(**{name: values.to(device) for name, values in batch.items()}).loss
             loss.backward()
-            nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(self._setup.model.parameters(), 1.0)
             self._optimizer.step()
             self._optimizer.zero_grad()
             if step == 0:
                 clock.start()
         clock.stop()
-        return self._collate.round(clock, steps)
-
-
-def _part(examples: list[Example], turn: int, number: int) -> list[Example]:
-    """The examples of a round, from the beginning again when there are no more."""
-    return [examples[at % len(examples)] for at in range(turn * number, (turn + 1) * number)]
+        return self._setup.collate.round(clock, steps)

@@ -74,7 +74,7 @@ class Spiked:
             assert all(rank["code"] == 0 for rank in ranks), [rank["err"] for rank in ranks]
         told = said[0][0]["out"]
         assert told.count("is a spike") == 1 and f"Step {AT + 1} is a spike" in told, told
-        assert ("Rewound from step 6 to 3" in told) == (self.policy == "rewind")
+        assert ("Rewound from step 6 to step 3" in told) == (self.policy == "rewind")
         found, whole = (tensors(self.folder / name, STEPS) for name in ("spiked", "whole"))
         assert found.keys() == whole.keys()
         assert [name for name in whole if not torch.equal(found[name], whole[name])] == [], self

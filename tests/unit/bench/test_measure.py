@@ -6,14 +6,14 @@ import statistics
 
 import pytest
 
-from megamask.bench.measure import Figures, Round, in_turn
+from megamask.bench.measure import Medians, Round, measure_in_turn
 from megamask.bench.settings import BenchConfig
 from megamask.bench.table import ratios, speed_markdown
 from megamask.runtime.precision import Support
 
 
 class Counted:
-    """A variant that notes its calls and whose rounds are of different speeds."""
+    """A variant that records its calls, and whose rounds have different speeds."""
 
     def __init__(self, name: str, calls: list[str]):
         self.name, self._calls = name, calls
@@ -24,23 +24,23 @@ class Counted:
         return Round(tokens=6 * steps, rows=8 * steps, targets=2 * steps, wall=seconds, cpu=seconds / 2)
 
 
-def test_variants_take_turns_and_the_first_round_is_thrown_away():
+def test_variants_take_turns_and_the_first_round_is_discarded():
     calls: list[str] = []
-    found = in_turn([Counted(name, calls) for name in "abc"], rounds=5, steps=2)
+    found = measure_in_turn([Counted(name, calls) for name in "abc"], rounds=5, steps=2)
     assert "".join(calls) == "abc" * 6
     for at, name in enumerate("abc"):
         assert [one.wall for one in found[name]] == [3 * turn + at + 1 for turn in range(1, 6)]
 
 
-def test_the_time_left_ends_at_none():
-    lines: list[str] = []
-    in_turn([Counted(name, []) for name in "ab"], rounds=2, steps=1, tell=lines.append)
+def test_the_time_left_ends_at_zero(capsys):
+    measure_in_turn([Counted(name, []) for name in "ab"], rounds=2, steps=1)
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 6 and all(", left 00:0" in line for line in lines) and lines[-1].endswith(", left 00:00")
 
 
-def test_figures_are_medians_over_rounds():
-    rounds = in_turn([Counted("a", [])], rounds=7, steps=1)["a"]
-    found = Figures.of(rounds)
+def test_medians_are_over_rounds():
+    rounds = measure_in_turn([Counted("a", [])], rounds=7, steps=1)["a"]
+    found = Medians.of(rounds)
     assert found.per_second == statistics.median(6 / one.wall for one in rounds)
     assert found.per_cpu_second == 2 * found.per_second
     assert (found.fill, found.masked, found.flops_per_second) == (6 / 8, 2 / 6, None)
@@ -48,8 +48,8 @@ def test_figures_are_medians_over_rounds():
 
 def test_ratios_are_quotients_of_the_named_speed():
     found = {
-        "slow": Figures(10, 40, 1, 0.15, None),
-        "fast": Figures(30, 60, 1, 0.15, 5e11),
+        "slow": Medians(10, 40, 1, 0.15, None),
+        "fast": Medians(30, 60, 1, 0.15, 5e11),
     }
     assert ratios(found, ["slow"], by_cpu=False) == {"slow": [1], "fast": [3]}
     assert ratios(found, ["slow", "fast"], by_cpu=True) == {"slow": [1, 40 / 60], "fast": [1.5, 1]}
@@ -57,7 +57,7 @@ def test_ratios_are_quotients_of_the_named_speed():
 
 @pytest.mark.parametrize("peak", [None, 1e12])
 def test_every_line_of_the_table_has_every_column(peak):
-    found = {name: Figures(1, 2, 0.5, 0.15, flops) for name, flops in (("a", None), ("b", 5e11))}
+    found = {name: Medians(1, 2, 0.5, 0.15, flops) for name, flops in (("a", None), ("b", 5e11))}
     head, rule, *lines = speed_markdown(found, ["a", "b"], by_cpu=False, peak=peak)
     assert {line.count("|") for line in (rule, *lines)} == {head.count("|")}
     assert ("MFU" in head) == (peak is not None) == ("50.0% |" in lines[1].rsplit("masked")[-1][-10:])
@@ -81,7 +81,7 @@ def test_all_problems_are_named(wrong, named):
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_bf16_is_measured_where_the_device_multiplies_in_it_or_where_it_is_named(bf16):
+def test_bf16_is_measured_if_supported_or_named(bf16):
     here = Support(bf16, "")
     assert BenchConfig().measured(here) == (("fp32", "bf16") if bf16 else ("fp32",))
     assert BenchConfig(precisions=("bf16",)).measured(here) == ("bf16",)

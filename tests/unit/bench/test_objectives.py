@@ -15,7 +15,7 @@ BASE = Round(tokens=100, rows=128, targets=50, wall=4.0, cpu=2.0, flops=1000.0)
 
 def test_every_objective_fits_the_encoder():
     for layers in (1, 2, 4, 6, 12, 24, 48):
-        found = objectives.bench_objectives(layers)
+        found = objectives.objectives_to_compare(layers)
         assert next(iter(found.values())) == ObjectiveConfig()
         shape = config("bert", num_layers=layers).shape(IDS)
         assert not [p for objective in found.values() for p in objective.problems("objective", shape)]

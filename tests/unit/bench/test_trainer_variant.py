@@ -1,4 +1,4 @@
-"""The two forms of the example's input, and that the same model stands on both sides."""
+"""The two forms of the example's input, and that both sides train the same model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM
 
 from megamask.batch import TokenIds
 from megamask.bench.settings import BenchConfig
-from megamask.bench.trainer_variant import alone, concatenated, trainer_settings
+from megamask.bench.trainer_variant import bert_config, concatenated, truncated
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives.mlm import MLM
@@ -20,7 +20,7 @@ texts = st.lists(st.lists(st.integers(4, 49), max_size=40).map(lambda ids: np.ar
 
 
 @given(texts, st.integers(8, 20))
-def test_concatenated_blocks_are_full_and_lose_only_the_rest(given_texts, length):
+def test_concatenated_blocks_are_full_and_lose_only_the_end(given_texts, length):
     blocks = list(concatenated(given_texts, IDS, length))
     whole = [i for one in given_texts for i in [IDS.cls, *one.tolist(), IDS.sep]]
     assert [i for block in blocks for i in block.tolist()] == whole[: len(whole) // length * length]
@@ -28,8 +28,8 @@ def test_concatenated_blocks_are_full_and_lose_only_the_rest(given_texts, length
 
 
 @given(texts, st.integers(8, 20))
-def test_alone_every_text_is_a_sequence_with_its_end_cut_off(given_texts, length):
-    found = list(alone(given_texts, IDS, length))
+def test_every_padded_text_is_a_truncated_sequence(given_texts, length):
+    found = list(truncated(given_texts, IDS, length))
     assert len(found) == len(given_texts)
     for one, sequence in zip(given_texts, found, strict=True):
         assert sequence.tolist() == [IDS.cls, *one.tolist()[: length - 2], IDS.sep]
@@ -40,9 +40,9 @@ def test_both_sides_have_the_same_weights(dropout):
     config = BenchConfig(dropout=dropout)
     model = config.model("bert")
     shape = model.shape(IDS)
-    theirs = BertForMaskedLM(trainer_settings(shape, dropout))
+    trainer_model = BertForMaskedLM(bert_config(shape, dropout))
     encoder = Encoder(shape, model)
-    ours = MLM(encoder, MaskedLMHead(encoder, model))
-    count = [sum(p.numel() for p in side.parameters()) for side in (theirs, ours)]
+    megamask_model = MLM(encoder, MaskedLMHead(encoder, model))
+    count = [sum(p.numel() for p in side.parameters()) for side in (trainer_model, megamask_model)]
     assert count[0] == count[1]
-    assert theirs.config.hidden_dropout_prob == (0.1 if dropout is None else dropout)
+    assert trainer_model.config.hidden_dropout_prob == (0.1 if dropout is None else dropout)
