@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None, stop: StopRequest | None = None) ->
         return 0
     try:
         with stop or StopRequest() as stop:
-            finished = train(command.run, ds, command.resume, command.recipe, stop, command.change, command.profile)
+            finished = train(command, ds, stop)
     except StoppedEarly:
         if ranks.is_main():
             print(EARLY, file=sys.stderr)

@@ -12,9 +12,10 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 from megamask.batch import PackedBatch
-from megamask.checkpoint.resume import open_run
+from megamask.checkpoint.resume import RunStart, open_run
 from megamask.checkpoint.save import save_checkpoint
-from megamask.config.pretrain_config import MAY_DIFFER_ON_RESUME, PretrainConfig, as_dict
+from megamask.config.cli import Command
+from megamask.config.pretrain_config import MAY_DIFFER_ON_RESUME, as_dict
 from megamask.engine import ds_file
 from megamask.errors import NonFiniteError, StorageError
 from megamask.health.loss_spikes import StepDecision
@@ -34,26 +35,17 @@ from megamask.training.step import take_step
 from megamask.training.validation import validate
 
 
-def train(
-    config: PretrainConfig,
-    ds: dict[str, Any],
-    resume: str,
-    recipe: str,
-    stop: StopRequest,
-    change: Sequence[str] = (),
-    profile: int = 0,
-) -> bool:
+def train(command: Command, ds: dict[str, Any], stop: StopRequest) -> bool:
     """Start or resume a run; returns whether it is finished. False: ``stop`` was requested before the last step.
 
-    ``ds`` is the DeepSpeed file, ``resume`` as in `open_run`, ``change`` names the settings that may differ from those
-    of the run so far, ``profile`` is how many steps are traced. Raises StoppedEarly if ``stop`` was requested while the
-    text was read. Of ranks that fail for one cause, the first raises its error, the others a PeerLostError.
+    ``ds`` is the content of the DeepSpeed file. Raises StoppedEarly if ``stop`` was requested while the text was read.
+    Of ranks that fail for one cause, the first raises its error, the others a PeerLostError. Collective.
     """
     if ranks.is_main():
-        print(summary.first_line(recipe, config.output), flush=True)
-    with Watchdog(config.watchdog, stop) as watch:
+        print(summary.first_line(command.recipe, command.run.output), flush=True)
+    with Watchdog(command.run.watchdog, stop) as watch:
         try:
-            return _train(config, ds, resume, recipe, stop, change, profile, watch)
+            return _train(command, ds, stop, watch)
         except Exception as error:
             reported = watch.error_to_report(error)
             if reported is error:
@@ -61,16 +53,8 @@ def train(
             raise reported from None
 
 
-def _train(
-    config: PretrainConfig,
-    ds: dict[str, Any],
-    resume: str,
-    recipe: str,
-    stop: StopRequest,
-    change: Sequence[str],
-    profile: int,
-    watch: Watchdog,
-) -> bool:
+def _train(command: Command, ds: dict[str, Any], stop: StopRequest, watch: Watchdog) -> bool:
+    config = command.run
     early = stop.early if ranks.world() == 1 else nullcontext
     ranks.init_process_group(watch.collective_timeout)
     watch.enter_phase("reading text")
@@ -81,10 +65,10 @@ def _train(
     support = precision.common_support()
     weights = ds_file.choose_precision(ds, support)
     teacher = teacher_precision(config.teacher, support) if config.teacher.path is not None else None
-    identity = as_dict(config) | {"recipe": recipe, "deepspeed": ds, "text": text.train.fingerprint}
-    may_differ = MAY_DIFFER_ON_RESUME.union(change)
+    identity = as_dict(config) | {"recipe": command.recipe, "deepspeed": ds, "text": text.train.fingerprint}
+    may_differ = MAY_DIFFER_ON_RESUME.union(command.change)
     facts = {"precision": str(weights)} | ({"teacher precision": str(teacher)} if teacher else {})
-    with closing(open_run(config.output, identity, resume, may_differ, text.train, facts)) as start:
+    with closing(open_run(config.output, identity, command.resume, may_differ, text.train, facts)) as start:
         watch.start_heartbeats(start.run.logs, start.run.launch)
         watch.enter_phase("building", start.step)
         try:
@@ -94,20 +78,9 @@ def _train(
             start.withdraw()
             raise
         ranks.set_collective_timeout(watch.collective_timeout)
-        changed = [
-            f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
-            for name, (before, now) in start.changes.items()
-            if is_under(name, change)
-        ]
-        opening = summary.opening_lines(config, run.shape, text.packs, run.engine.num_weights, start.step)
-        lines = [*precision.precision_lines(weights, teacher), *start.notes, *changed, *opening]
-        for line in lines + summary.compiling(config):
-            run.log.say(line)
-        if text.packs.short and start.step == 0:
-            run.log.figures(
-                0, {"data/packs_left_out": text.packs.short, "data/tokens_left_out": text.packs.short_tokens}
-            )
-        profiler = StepProfiler(start.run.logs, profile, start.step)
+        lines = precision.precision_lines(weights, teacher)
+        log_opening(run, start, [*lines, *start.notes], command.change)
+        profiler = StepProfiler(start.run.logs, command.profile, start.step)
         step = train_loop(run, start.step, stop, watch, profiler)
         finished = run.progress.over(step)
         watch.enter_phase("ending", step)
@@ -117,6 +90,21 @@ def _train(
         if finished:
             ranks.on_rank_zero(lambda: summary.finish_run(start.run, config, text.train))
     return finished
+
+
+def log_opening(run: RunComponents, start: RunStart, notes: list[str], changed: Sequence[str]) -> None:
+    """Log ``notes``, the settings that were ``changed`` on purpose, and what is trained on what."""
+    config, packs = run.config, run.text.packs
+    changes = [
+        f"`{name}` is {now!r} from step {start.step} on; it was {before!r}."
+        for name, (before, now) in start.changes.items()
+        if is_under(name, changed)
+    ]
+    opening = summary.opening_lines(config, run.shape, packs, run.engine.num_weights, start.step)
+    for line in (*notes, *changes, *opening, *summary.compiling(config)):
+        run.log.say(line)
+    if packs.short and start.step == 0:
+        run.log.figures(0, {"data/packs_left_out": packs.short, "data/tokens_left_out": packs.short_tokens})
 
 
 # ---- the loop
