@@ -1,4 +1,4 @@
-"""One input of preparation, a file or a data set, and what the ending of a file's name says."""
+"""One input of a preparation, a file or a dataset, and the file types by the endings of names."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from megamask.data.formats.lines import ByteStream
 from megamask.runtime.progress_bar import ProgressBar
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".conllu")
-"""Files that are read; each may be packed."""
+"""Types of files that can be read; each may be compressed."""
 BLOCK = 2**20
 NO_ENDING = "without ending"
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input: a file, or a data set."""
+    """One input: a file, or a dataset."""
 
     name: str
-    """What identifies it whatever folder it lies in: the path below the input that the user gave."""
+    """Its identity, independent of where it is: the path below the input that the user gave."""
     path: Path | None
-    """The file, or the folder of a saved data set; None for a data set by name."""
+    """The file, or the folder of a saved dataset; None for a dataset by name."""
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file, not a data set."""
+        """Whether it is a file, not a dataset."""
         return self.path is not None and self.path.is_file()
 
     @property
     def kind(self) -> str:
-        """The kind of a file; "" for a data set."""
+        """The type of a file, one of ``KINDS``; "" for a dataset."""
         return kind_of(self.path) if self.path is not None else ""
 
     @property
     def size(self) -> int:
-        """Bytes of the file as it lies on disk; 0 for a data set."""
+        """Bytes of the file on disk; 0 for a dataset."""
         return self.path.stat().st_size if self.is_file and self.path else 0
 
     def open(self) -> AbstractContextManager[ByteStream | None]:
-        """The file as it lies on disk; None for a data set."""
+        """The open file, not decompressed; None for a dataset."""
         return self.path.open("rb") if self.is_file and self.path else nullcontext()
 
     def identity(self, bar: ProgressBar) -> dict[str, str | int]:
-        """Name and content, for the manifest: sha256 of the file, or of the files of a saved data set.
+        """Name and content for the manifest: sha256 of the file, or of the files of a saved dataset.
 
         ``bar`` counts the bytes of files.
         """
@@ -66,20 +66,20 @@ class InputFile:
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a file, packed or not: one of ``KINDS``, or "" for any other."""
+    """The type of a file, compressed or not: one of ``KINDS``, or "" for any other."""
     name = without_compression(path.name.lower())
     return next((kind for kind in KINDS if name.endswith(kind)), "")
 
 
 def ending_of(path: Path) -> str:
-    """The ending of a file in small letters, with that of its compression: ".jsonl.gz"."""
+    """The ending of a file in lower case, with that of its compression: ".jsonl.gz"."""
     name = path.name.lower()
     plain = without_compression(name)
     return utf8_name(Path(plain).suffix + name[len(plain) :]) or NO_ENDING
 
 
 def utf8_name(name: str) -> str:
-    """``name`` with escapes for bytes that are not UTF-8, which a file name may hold and a manifest may not."""
+    """``name`` with escapes for bytes that are not UTF-8: a file name may contain them, a manifest may not."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

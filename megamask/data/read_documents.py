@@ -1,7 +1,7 @@
-"""Documents from files and data sets: read as a stream, every fault named with its file and its byte or line.
+"""Read the documents of files and datasets as a stream. Errors name the file and the byte or line.
 
-``sources`` finds the files, ``formats`` has a reader for each kind of file. Memory: one document, and for .parquet one
-group of rows. Speed is that of unpacking and parsing: 20 to 100 MB of text a second.
+``inputs`` finds the files, ``formats`` has a reader for each type of file. Memory: one document, for .parquet one group
+of rows. Decompression and parsing take most of the time: 20 to 100 MB of text per second.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ DocumentStream = Iterator[str | TaggedDocument | BadDocument | FileWarning]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How files are cut into documents, and where a record keeps its text."""
+    """How files are split into documents, and which field of a record has the text."""
 
     documents: Documents = "blocks"
-    """In .txt files: a document per block between blank lines, per line, or per file; in .conllu files `# newdoc` or
+    """.txt files: a document per block between blank lines, per line, or per file. .conllu files: per `# newdoc` or per
     file."""
     text_field: str = "text"
-    """The field of a JSON record or column of a .csv, .tsv or .parquet file or data set that holds the text."""
+    """The field with the text, in a JSON record, or the column of a .csv, .tsv or .parquet file or a dataset."""
     dataset_split: str = "train"
-    """The split of a Hugging Face data set."""
+    """The split of a Hugging Face dataset."""
 
 
-def read_documents(source: InputFile, reading: ReadOptions, raw: ByteStream | None) -> DocumentStream:
-    """The documents of ``source`` in order, as they stand there; a fault gives a ``BadDocument`` in their midst.
+def read_documents(source: InputFile, options: ReadOptions, raw: ByteStream | None) -> DocumentStream:
+    """The documents of ``source`` in order, unchanged; one that cannot be read is a ``BadDocument``.
 
-    Those of .conllu files are ``TaggedDocument``. A ``FileWarning`` is no document.
-    ``raw`` is ``source.open()``; its ``tell()`` says how far the file is read.
+    Those of .conllu files are ``TaggedDocument``. A ``FileWarning`` is not a document. ``raw`` is ``source.open()``;
+    its ``tell()`` shows how much of the file has been read.
     """
-    path, field = source.path, reading.text_field
+    path, field = source.path, options.text_field
     if raw is None or path is None:
-        yield from huggingface_datasets.read_saved_dataset(source.name, path, reading.dataset_split, field)
+        yield from huggingface_datasets.read_saved_dataset(source.name, path, options.dataset_split, field)
         return
     try:
         with compression.open_compressed(path, raw) as file:
-            yield from _of_file(path, source.kind, file, reading)
+            yield from _read_file(path, source.kind, file, options)
     except compression.CORRUPT as error:
         yield BadDocument(f"{path} is corrupt or truncated: {error}.", ends_file=True)
     except OSError as error:
-        wrong = f"cannot be read: {error.strerror}" if error.errno else f"is corrupt or truncated: {error}"
-        yield BadDocument(f"{path} {wrong}.", ends_file=True)
+        problem = f"cannot be read: {error.strerror}" if error.errno else f"is corrupt or truncated: {error}"
+        yield BadDocument(f"{path} {problem}.", ends_file=True)
 
 
-def _of_file(path: Path, kind: str, file: ByteStream, reading: ReadOptions) -> DocumentStream:
-    field = reading.text_field
+def _read_file(path: Path, kind: str, file: ByteStream, options: ReadOptions) -> DocumentStream:
+    field = options.text_field
     if kind == ".parquet":
         yield from parquet.read_parquet(path, file, field)
     elif kind in (".jsonl", ".ndjson"):
@@ -76,17 +76,17 @@ def _of_file(path: Path, kind: str, file: ByteStream, reading: ReadOptions) -> D
     elif kind in SEPARATORS:
         yield from delimited.read_delimited(path, file, field, SEPARATORS[kind])
     elif kind == ".conllu":
-        yield from _conllu(path, file, whole_file=reading.documents == "files")
-    elif reading.documents == "files":
+        yield from _conllu(path, file, whole_file=options.documents == "files")
+    elif options.documents == "files":
         yield plain_text.read_whole_file(path, file)
-    elif reading.documents == "lines":
+    elif options.documents == "lines":
         yield from plain_text.read_single_lines(path, file)
     else:
         yield from plain_text.read_blocks(path, file)
 
 
 def _conllu(path: Path, file: ByteStream, *, whole_file: bool) -> Iterator[TaggedDocument | BadDocument]:
-    # a line that is not UTF-8 has no columns either: its own fault is named first
+    # a line that is not UTF-8 has no columns either: report the encoding first
     faults: list[BadDocument] = []
 
     def numbered() -> Iterator[tuple[int, str]]:
@@ -95,50 +95,52 @@ def _conllu(path: Path, file: ByteStream, *, whole_file: bool) -> Iterator[Tagge
                 faults.append(BadDocument(text.problem))
             yield number, "?" if isinstance(text, BadDocument) else text
 
-    for found in conllu.read_conllu(path, numbered(), whole_file=whole_file):
-        yield (faults[0] if faults else BadDocument(found)) if isinstance(found, str) else found
+    for document in conllu.read_conllu(path, numbered(), whole_file=whole_file):
+        yield (faults[0] if faults else BadDocument(document)) if isinstance(document, str) else document
         faults.clear()
 
 
-def option_problems(sources: Sequence[InputFile], reading: ReadOptions) -> list[str]:
-    """Sentences for settings that do not fit the sources: a split that does not exist, a setting without effect."""
-    found = []
+def option_problems(sources: Sequence[InputFile], options: ReadOptions) -> list[str]:
+    """The problems of settings for these inputs: a split that does not exist, a setting without effect."""
+    problems = []
     kinds = {source.kind for source in sources}
     saved = [source for source in sources if source.path is not None and not source.is_file]
     splits = {source.name: huggingface_datasets.splits(source.path) for source in saved if source.path is not None}
-    split = reading.dataset_split
+    split = options.dataset_split
     for name, names in splits.items():
         if names and split not in names:
-            found.append(f"{name} has no split {split!r}; its splits are {quoted_names(names)}. Set `dataset_split`.")
+            problems.append(
+                f"{name} has no split {split!r}; its splits are {quoted_names(names)}. Set `dataset_split`."
+            )
     by_name = any(source.path is None for source in sources)
     if split != ReadOptions.dataset_split and not by_name and all(names is None for names in splits.values()):
-        found.append(f"`dataset_split` {split!r} has no effect: no input is a data set with splits. Remove it.")
-    if reading.documents != ReadOptions.documents and kinds.isdisjoint((".txt", ".conllu")):
-        found.append(f"`documents` {reading.documents!r} has no effect: no input is a .txt file. Remove it.")
-    if reading.documents == "lines" and ".conllu" in kinds:
-        found.append("`documents` must be 'blocks' or 'files' for .conllu files, but is 'lines'.")
-    if reading.text_field != ReadOptions.text_field and kinds and kinds <= {".txt", ".conllu"}:
-        found.append(f"`text_field` {reading.text_field!r} has no effect: no input has fields. Remove it.")
-    return found
+        problems.append(f"`dataset_split` {split!r} has no effect: no input is a dataset with splits. Remove it.")
+    if options.documents != ReadOptions.documents and kinds.isdisjoint((".txt", ".conllu")):
+        problems.append(f"`documents` {options.documents!r} has no effect: no input is a .txt file. Remove it.")
+    if options.documents == "lines" and ".conllu" in kinds:
+        problems.append("`documents` must be 'blocks' or 'files' for .conllu files, but is 'lines'.")
+    if options.text_field != ReadOptions.text_field and kinds and kinds <= {".txt", ".conllu"}:
+        problems.append(f"`text_field` {options.text_field!r} has no effect: no input has fields. Remove it.")
+    return problems
 
 
 # ---- cleaning
 
 
 def normalize_text(text: str) -> str:
-    """NFC, newlines as "\\n", no byte order marks and no space around; "" if nothing is left.
+    """NFC, newlines as "\\n", no byte order marks, no surrounding space; "" if nothing is left.
 
-    A zero that a record holds counts as a space.
+    A zero byte in a record becomes a space.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", " ").replace("\ufeff", "")
     return unicodedata.normalize("NFC", text).strip()
 
 
 def document_hash(text: str) -> bytes:
-    """16 bytes that tell documents apart."""
+    """A hash of 16 bytes, by which duplicates are found."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def is_validation(digest: bytes, share: float) -> bool:
-    """Whether a document belongs to the validation split that takes ``share`` of all documents."""
+    """Whether a document is in the validation split, which gets ``share`` of all documents."""
     return int.from_bytes(digest[:8], "little") < share * 2**64

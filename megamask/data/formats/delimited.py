@@ -1,6 +1,6 @@
 """Tables of text (.csv with commas, .tsv with tabs): a header, then a document per row.
 
-Fields may be in double quotes and then hold separators, line ends and doubled quotes (RFC 4180). Memory: one row.
+Fields may be in double quotes and then contain separators, line ends and doubled quotes (RFC 4180). Memory: one row.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, re
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OPEN = "starts a quoted field that does not end."
 MANY_LINES = 100
-"""Lines of a row above which a quote seems to be unbalanced."""
+"""A row of more lines may have an unbalanced quote."""
 _OTHERS = (",", ";", "\t", "|")
 
 
 def read_delimited(
     path: Path, file: ByteStream, field: str, separator: str
 ) -> Iterator[str | BadDocument | FileWarning]:
-    """The column ``field`` of each row; blank lines are none. The first row of many lines has a remark before it."""
+    """The column ``field`` of each row, without blank lines. A warning precedes the first row of many lines."""
     faults: list[str] = []
 
     def texts() -> Iterator[str]:
         for _, _, text in read_lines(path, file):
             if isinstance(text, BadDocument):
                 faults.append(text.problem)
-            # a line that is not UTF-8 may open or close a quoted field, so the reader sees it too
+            # a line that is not UTF-8 may start or end a quoted field, so the parser gets it too
             yield text.text if isinstance(text, BadDocument) else text
 
     csv.field_size_limit(reading.MAX_DOCUMENT_BYTES)
@@ -46,8 +46,8 @@ def read_delimited(
         if count > MANY_LINES and fault != OPEN and not has_remark:
             has_remark = True
             yield FileWarning(
-                f"{path}, line {begin} begins a row of {count:,} lines: a quoted field holds them, or a quote is "
-                "unbalanced and many rows are read as one. If so, put each field that holds quotes in quotes and "
+                f"{path}, line {begin} starts a row of {count:,} lines: a quoted field contains them, or a quote is "
+                "unbalanced, so that many rows are read as one. If so, put each field that holds quotes in quotes and "
                 "double the quotes inside it."
             )
         if problem:
@@ -67,7 +67,7 @@ def read_delimited(
 
 
 def _next(rows: Iterator[list[str]]) -> tuple[list[str] | None, str]:
-    """The next row, or None behind the last one; and what is wrong with it."""
+    """The next row, or None behind the last one; and the error, or ""."""
     try:
         return next(rows, None), ""
     except csv.Error as error:
@@ -89,5 +89,5 @@ def _bad_header(path: Path, header: list[str], field: str, separator: str) -> Ba
     if field in header:
         return BadDocument(f"{path} has {header.count(field)} columns {field!r}. Rename all but one.", ends_file=True)
     other = [mark for mark in _OTHERS if mark != separator and field in separator.join(header).split(mark)]
-    more = f" Its separator seems to be {other[0]!r}, but must be {separator!r}: convert it." if other else ""
+    more = f" Its separator seems to be {other[0]!r}, but must be {separator!r}: convert the file." if other else ""
     return missing_column(path, field, header, more)

@@ -1,4 +1,4 @@
-"""The text of a record: a field that must be there and must be a string."""
+"""The text of a record: a field that must exist and be a string."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from megamask.data.formats.lines import SHOWN, BadDocument
 
 NAMES = 10
-"""Names of fields that an error lists."""
+"""Number of fields that an error lists."""
 CURE = "Set `text_field`, or leave the file out with `exclude`."
 
 
 def text_field(place: str, record: dict[str, Any], field: str) -> str | BadDocument:
-    """The string in ``field`` of a record; ``place`` says where the record stands."""
+    """The string in ``field`` of a record; ``place`` says where the record is."""
     if field not in record:
         return BadDocument(f"{place} has no field {field!r}; its fields are {quoted_names(record)}. {CURE}")
     text = record[field]
@@ -27,7 +27,7 @@ def text_field(place: str, record: dict[str, Any], field: str) -> str | BadDocum
 
 
 def missing_column(path: object, field: str, names: Iterable[str], more: str = "") -> BadDocument:
-    """The fault of a table without the column ``field``."""
+    """The error for a table without the column ``field``."""
     return BadDocument(
         f"{path} has no column {field!r}; its columns are {quoted_names(names)}.{more} {CURE}", ends_file=True
     )

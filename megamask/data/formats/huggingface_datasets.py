@@ -1,4 +1,4 @@
-"""Data sets of the library datasets: by name, or saved in a folder."""
+"""Datasets of the library datasets: by name, or saved in a folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from megamask.data.formats.fields import text_field
 from megamask.data.formats.lines import BadDocument
 
 SHOWN = 500
-"""Characters of the library's own sentence that an error shows."""
+"""Number of characters of the library's message that an error shows."""
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a data set or a dictionary of splits was saved in ``folder``."""
+    """Whether ``folder`` is a saved dataset or a saved dictionary of splits."""
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
 def splits(folder: Path) -> list[str] | None:
-    """The splits that were saved in ``folder``; None if it holds one data set without splits."""
+    """The splits that are saved in ``folder``; None if it is one dataset without splits."""
     if not (folder / "dataset_dict.json").exists():
         return None
     try:
@@ -30,7 +30,7 @@ def splits(folder: Path) -> list[str] | None:
 
 
 def read_saved_dataset(name: str, folder: Path | None, split: str, field: str) -> Iterator[str | BadDocument]:
-    """The string in ``field`` of each row of ``split``; without a folder, of the data set NAME[:CONFIG]."""
+    """The string in ``field`` of each row of ``split``; without a folder, of the dataset NAME[:CONFIG]."""
     import datasets
 
     try:
@@ -43,8 +43,8 @@ def read_saved_dataset(name: str, folder: Path | None, split: str, field: str) -
             table = datasets.load_dataset(path, config or None, split=split, streaming=True)
         for row, record in enumerate(table, start=1):
             yield text_field(f"{name}, row {row}", record, field)
-    except Exception as error:  # the library raises of every kind: no such name, no network, a damaged file
-        # its sentences name the splits or configurations that exist in their second line
+    except Exception as error:  # the library raises many types: no such name, no network, a corrupt file
+        # the second line of its message names the splits or configurations that exist
         reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
-        where = "is neither a file nor a folder here, and as a data set" if folder is None else "as a data set"
+        where = "is not a file or folder, and as a dataset" if folder is None else "as a dataset"
         yield BadDocument(f"{name} {where} cannot be read (split {split!r}, `dataset_split`): {reason}", ends_file=True)

@@ -1,4 +1,4 @@
-"""JSON lines (.jsonl, .ndjson): an object per line. A faulty line costs one document. Memory: one line."""
+"""JSON lines (.jsonl, .ndjson): an object per line. A faulty line loses one document. Memory: one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megamask.data.formats.lines import SHOWN, BadDocument, ByteStream, read_lin
 
 
 def read_json_lines(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
-    """The string in ``field`` of each line; blank lines are none."""
+    """The string in ``field`` of each line. Blank lines are skipped."""
     for at, number, text in read_lines(path, file):
         if isinstance(text, BadDocument):
             yield BadDocument(text.problem)
@@ -27,7 +27,7 @@ def read_json_lines(path: Path, file: ByteStream, field: str) -> Iterator[str | 
 
 
 def record_text(place: str, record: object, source: str, field: str) -> str | BadDocument:
-    """The text of a parsed value, which must be an object; ``source`` is the JSON that it was read from."""
+    """The text of a parsed value, which must be an object; ``source`` is its JSON."""
     if not isinstance(record, dict):
         return BadDocument(f"{place} must be a JSON object, but is {type(record).__name__}: {source[:SHOWN]!r}.")
     times = _times(source, field)
@@ -38,14 +38,14 @@ def record_text(place: str, record: object, source: str, field: str) -> str | Ba
 
 @cache
 def _spellings(field: str) -> frozenset[str]:
-    """How a writer of JSON spells the key ``field``."""
+    """How JSON writers spell the key ``field``."""
     return frozenset((json.dumps(field), json.dumps(field, ensure_ascii=False)))
 
 
 def _times(source: str, field: str) -> int:
-    """How often ``field`` is a key of the object in ``source``; 1 also where it is none.
+    """How often ``field`` is a key of the object in ``source``, at least 1.
 
-    The parser keeps the last of equal keys. Parsing again costs time, so only objects are that may hold the key twice.
+    The parser keeps the last of equal keys. Only objects that may have the key twice are parsed again.
     """
     if sum(map(source.count, _spellings(field))) < 2:
         return 1

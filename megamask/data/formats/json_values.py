@@ -1,7 +1,7 @@
-"""JSON (.json): a list of objects, or objects one after the other, each on one line or on several.
+"""JSON (.json): a list of objects, or a sequence of objects, each on one line or on several.
 
-After a fault outside of a list, reading goes on at the next line. Inside a list nothing tells where the next object
-begins: the rest of the file is not read, and the fault says so. Memory: two objects.
+After an error outside a list, reading continues at the next line. Inside a list the next object cannot be found: the
+rest of the file is not read, and the error says so. Memory: two objects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megamask.data.formats.lines import BLOCK, SHOWN, BadDocument, ByteStream, u
 _GAP = re.compile("[ \t\r\n\ufeff]*")
 _GAP_IN_LIST = re.compile("[ \t\r\n\ufeff,]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-"""What the error handler `surrogateescape` makes of a byte that is not UTF-8. No valid UTF-8 decodes to it."""
+"""A byte that is not UTF-8, as the error handler `surrogateescape` decodes it. No valid UTF-8 decodes to it."""
 _REST = "The rest of the file is not read."
 
 
@@ -49,7 +49,7 @@ def read_json(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDoc
         if fault:
             text.skip_line()
     if in_list:
-        yield BadDocument(f"{path} is corrupt or truncated: the list that it holds does not end.", ends_file=True)
+        yield BadDocument(f"{path} is corrupt or truncated: its list does not end.", ends_file=True)
 
 
 def _raw(text: str) -> bytes:
@@ -57,7 +57,7 @@ def _raw(text: str) -> bytes:
 
 
 class _Text:
-    """The part of a file that is not read yet, of which ``text[at:]`` is in memory."""
+    """The rest of a file, of which ``text[at:]`` is in memory."""
 
     def __init__(self, file: ByteStream):
         self._file = file
@@ -66,7 +66,7 @@ class _Text:
         self._ended = False
         self.text, self.at = "", 0
         self.line, self.byte = 1, 0
-        """Where ``at`` stands in the file."""
+        """The position of ``at`` in the file."""
 
     @property
     def here(self) -> str:
@@ -74,25 +74,25 @@ class _Text:
         return self.text[self.at]
 
     def advance(self, to: int) -> None:
-        """Go on to the character ``to`` of ``text``."""
+        """Move to the character ``to`` of ``text``."""
         passed = self.text[self.at : to]
         self.line += passed.count("\n")
         self.byte += len(_raw(passed))
         self.at = to
 
     def skip(self, gap: re.Pattern[str]) -> bool:
-        """Go on behind the gap; False if the file ends there."""
+        """Move behind the gap; False if the file ends there."""
         while True:
-            found = gap.match(self.text, self.at)
-            assert found is not None
-            self.advance(found.end())
+            match = gap.match(self.text, self.at)
+            assert match is not None
+            self.advance(match.end())
             if self.at < len(self.text):
                 return True
             if not self._read():
                 return False
 
     def skip_line(self) -> None:
-        """Go on at the next line."""
+        """Move to the next line."""
         while (end := self.text.find("\n", self.at)) < 0:
             self.advance(len(self.text))
             if not self._read():
@@ -100,9 +100,9 @@ class _Text:
         self.advance(end + 1)
 
     def value(self) -> tuple[object, str, str]:
-        """The value that begins here, the JSON that it was read from, and what is wrong with it ("": nothing).
+        """The value that begins here, its JSON, and the error, or "" if there is none.
 
-        A value that is wrong is not passed.
+        The position does not move if there is an error.
         """
         while True:
             try:
@@ -112,7 +112,7 @@ class _Text:
                     source = self.text[self.at : self.at + SHOWN]
                     return None, source, f"is not valid JSON: {_reason(error)}. It begins with {source!r}."
             else:
-                # a number may go on in the next block
+                # a number may continue in the next block
                 if end < len(self.text) or isinstance(value, (dict, list)) or not self._read():
                     source = self.text[self.at : end]
                     self.advance(end)
@@ -121,13 +121,13 @@ class _Text:
                 return None, self.text[self.at : self.at + SHOWN], reading.too_long_problem()
 
     def _may_be_cut(self, error: Exception) -> bool:
-        """Whether the value may be whole with more text: the fault lies at the end, or in a string that has none."""
+        """Whether more text may complete the value: the error is at the end, or in a string without an end."""
         if not isinstance(error, json.JSONDecodeError):
             return False
         return error.msg.startswith("Unterminated string") or error.pos > len(self.text) - 16
 
     def _read(self) -> bool:
-        """Read on; False at the end of the file."""
+        """Read a block; False at the end of the file."""
         if self._ended:
             return False
         self.text, self.at = self.text[self.at :], 0
@@ -138,5 +138,5 @@ class _Text:
 
 
 def _reason(error: Exception) -> str:
-    """Without the position, which counts from the beginning of a block."""
+    """The message without the position, which counts from the beginning of a block."""
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)

@@ -1,4 +1,4 @@
-"""Lines of UTF-8 text with their places, and a sentence for each line that cannot be read. Memory: one line."""
+"""Read lines of UTF-8 text with their positions; a line that cannot be read is a ``BadDocument``. Memory: one line."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ByteStream = io.BufferedIOBase
-"""An open file, unpacked on the way or not."""
+"""An open file, decompressed while it is read or not."""
 
 BLOCK = 2**16
 MAX_DOCUMENT_BYTES = 2**28
-"""Largest document in bytes: a file without line ends, or a small file that unpacks to a huge one, must not take all
+"""Largest document: a file without line ends, or a small file that decompresses to a huge one, must not use up the
 memory."""
 SHOWN = 80
-"""Characters of a bad record that an error shows."""
+"""Number of characters of a bad record that an error shows."""
 MARK = b"\xef\xbb\xbf"
-"""The byte order mark of UTF-8. Files that were joined have it inside too."""
+"""The byte order mark of UTF-8. Concatenated files have it inside too."""
 
 
 @dataclass(frozen=True)
 class BadDocument:
-    """A document that cannot be used, and the sentence that says where it is and why."""
+    """A document that cannot be used, and the error that says where it is and why."""
 
     problem: str
     text: str = ""
-    """A line with replacement characters where it is not UTF-8, for formats whose records span lines."""
+    """The line with replacement characters, for formats with records of several lines."""
     ends_file: bool = False
-    """Whether nothing after it is read of its file, so that more than one document may be lost."""
+    """Whether the rest of its file is not read, so that more documents may be lost."""
 
 
 @dataclass(frozen=True)
 class FileWarning:
-    """A sentence about a file whose documents are read, but perhaps not as they are meant. It is no document."""
+    """A warning about a file whose documents are read, but perhaps not as intended. It is not a document."""
 
     message: str
 
 
 def zero_byte_problem() -> str:
-    """The end of the sentence for text with a zero byte."""
+    """The end of the error for text with a zero byte."""
     return "contains a zero byte: it may be UTF-16 or not text. Convert it to UTF-8."
 
 
 def too_long_problem() -> str:
-    """The end of the sentence for a document or line that is too long."""
+    """The end of the error for a document or line that is too long."""
     return f"is longer than {MAX_DOCUMENT_BYTES:,} bytes. Split it into documents."
 
 
 def utf16_hint(raw: bytes) -> str:
-    """The cure for a file that begins with the byte order mark of UTF-16; "" for any other."""
+    """The cure for a file that begins with the byte order mark of UTF-16; "" for others."""
     return " It looks like UTF-16: convert it to UTF-8." if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
 
 
 def read_lines(path: Path, file: ByteStream) -> Iterator[tuple[int, int, str | BadDocument]]:
-    """For each line: its first byte (of the unpacked text), its number from 1, and its text or its fault.
+    """For each line: its first byte (of the decompressed text), its number from 1, and its text or its error.
 
     A byte order mark at the beginning of a line is dropped.
     """
@@ -70,7 +70,7 @@ def read_lines(path: Path, file: ByteStream) -> Iterator[tuple[int, int, str | B
         else:
             try:
                 text = raw.decode("utf-8-sig")
-                raw = b""  # or a long line would be held twice
+                raw = b""  # or a long line would be in memory twice
             except UnicodeDecodeError as error:
                 # after a byte order mark the decoder counts from the mark
                 start = error.start + (len(MARK) if raw.startswith(MARK) else 0)

@@ -18,7 +18,7 @@ def read_parquet(path: Path, file: ByteStream, field: str) -> Iterator[str | Bad
 
     with tempfile.TemporaryFile() as plain:
         if not path.name.lower().endswith(".parquet"):
-            # parquet is read from its end
+            # parquet is read from its end, so it needs a seekable file
             shutil.copyfileobj(file, plain)
             file = plain
         try:

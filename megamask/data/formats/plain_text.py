@@ -10,7 +10,7 @@ from megamask.data.formats.lines import BLOCK, BadDocument, ByteStream, read_lin
 
 
 def read_blocks(path: Path, file: ByteStream) -> Iterator[str | BadDocument]:
-    """A document per block of lines; blank lines stand between blocks."""
+    """A document per block of lines between blank lines."""
     block: list[str] = []
     bad: BadDocument | None = None
     size = 0
@@ -35,7 +35,7 @@ def read_blocks(path: Path, file: ByteStream) -> Iterator[str | BadDocument]:
 
 
 def _lines(path: Path, file: ByteStream) -> Iterator[tuple[int, int, str | BadDocument]]:
-    """As ``lines``, but a "\\r" inside a line ends a line too: a file may have no other line ends.
+    """As ``read_lines``, but a "\\r" inside a line ends a line too: it may be the only line end of a file.
 
     Byte and number are those of the whole line.
     """
@@ -51,19 +51,19 @@ def _lines(path: Path, file: ByteStream) -> Iterator[tuple[int, int, str | BadDo
 
 
 def read_single_lines(path: Path, file: ByteStream) -> Iterator[str | BadDocument]:
-    """A document per line; blank lines are none."""
+    """A document per line, without blank lines."""
     for _, _, text in read_lines(path, file):
         if isinstance(text, BadDocument):
             yield BadDocument(text.problem)
         else:
-            # a file in which "\r" alone ends a line is one line to Python
+            # Python reads a file with "\r" as its only line end as one line
             yield from (part for part in text.split("\r") if part and not part.isspace())
 
 
 def read_whole_file(path: Path, file: ByteStream) -> str | BadDocument:
     """The file as one document."""
     parts, size = [], 0
-    while size <= reading.MAX_DOCUMENT_BYTES and (part := file.read(BLOCK)):  # one read would take all that it may give
+    while size <= reading.MAX_DOCUMENT_BYTES and (part := file.read(BLOCK)):  # a single read would read the whole file
         parts.append(part)
         size += len(part)
     if size > reading.MAX_DOCUMENT_BYTES:

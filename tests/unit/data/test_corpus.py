@@ -19,4 +19,4 @@ def test_a_warning_is_printed_once_for_each_file(tmp_path, capsys):
         assert len(list(corpus.documents(counts, "reading"))) == counts["documents"] == 4
     errors = capsys.readouterr().err
     for name in ("a.csv", "b.csv"):
-        assert errors.count(f"{tmp_path / name}, line 2 begins a row of 123 lines") == 1
+        assert errors.count(f"{tmp_path / name}, line 2 starts a row of 123 lines") == 1

@@ -170,7 +170,7 @@ def test_a_row_of_many_lines_has_one_remark_a_file(tmp_path, name, separator):
     path = written(tmp_path, name, f"text{separator}id\nfirst{separator}1\n" + 2 * swallowed)
     first, remark, *texts = read(path)
     assert first == "first" and len(texts) == 2 and all(isinstance(one, str) for one in texts)
-    assert isinstance(remark, FileWarning) and remark.message.startswith(f"{path}, line 3 begins a row of 122 lines")
+    assert isinstance(remark, FileWarning) and remark.message.startswith(f"{path}, line 3 starts a row of 122 lines")
     assert "double the quotes inside it" in remark.message
     long = "\n".join(["line"] * 100)
     assert read(written(tmp_path, name, table([("text", "id"), (long, "1")], separator))) == [long]

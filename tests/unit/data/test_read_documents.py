@@ -130,7 +130,7 @@ def test_the_splits_and_configurations_that_exist_are_named(monkeypatch):
 def test_a_data_set_that_cannot_be_found_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     [bad] = read("somebody/some-data")
-    assert "is neither a file nor a folder here, and as a data set cannot be read" in bad.problem
+    assert "is not a file or folder, and as a dataset cannot be read" in bad.problem
 
 
 # ---- faults
