@@ -138,10 +138,6 @@ def run(subcommand: str = "") -> NoReturn:
     """Run the command line of this process and end it; a script that stands for a ``subcommand`` names it."""
     # the deepspeed launcher adds a flag; ranks come from the environment
     arguments = [word for word in sys.argv[1:] if not word.startswith(("--local_rank=", "--local-rank="))]
-    if [*subcommand.split(), *arguments] == ["pretrain"]:
-        arguments += FIRST_RUN
-        if launch_environment.is_main():
-            print(f"No flags: this is the first run, `megamask pretrain {' '.join(FIRST_RUN)}`.", file=sys.stderr)
     name, rest = (subcommand, arguments) if subcommand else find_subcommand(arguments)
     if name and not subcommand:
         sys.argv = [f"megamask {name}", *rest]  # what usage lines and the record of a launch show
@@ -157,6 +153,11 @@ def run(subcommand: str = "") -> NoReturn:
 def _pretrain(arguments: list[str]) -> NoReturn:
     """Run `megamask pretrain`. A signal asks it to save and stop, so it is handled before torch is imported."""
     entry_point.begin(stop_on_signals=False)
+    if not arguments:
+        arguments = FIRST_RUN
+        sys.argv += arguments  # for the record of the launch
+        if launch_environment.is_main():
+            print(f"No flags: this is the first run, `megamask pretrain {' '.join(arguments)}`.", file=sys.stderr)
     stop = _load("health.stop_signals:StopRequest")()
     stop.__enter__()
     stop.loading = launch_environment.world() == 1

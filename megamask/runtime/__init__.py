@@ -1,1 +1,1 @@
-"""The process and the machine: entry points, ranks, precision, versions, progress bars."""
+"""Processes and machines: entry points, ranks, precision, versions, progress bars."""

@@ -1,4 +1,4 @@
-"""What a launch runs on, as it is recorded with it: versions, hardware, commit, command line."""
+"""The environment of a launch, for the record: versions, hardware, commit, command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megamask.runtime import ranks
 
 
 def describe_environment() -> dict:
-    """What this process runs on: versions, hardware (without the host's name), git commit, command line."""
+    """Versions, hardware (without the host name), git commit and command line of this process."""
     versions = {"python": platform.python_version()}
     for name in ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy"):
         try:
@@ -34,12 +34,12 @@ def describe_environment() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that megamask runs from, if it is one."""
+    """The commit of the checkout that megamask runs from; None if it is installed."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        # installed into an environment inside someone else's repository, it has no commit of its own
+        # if it is installed inside another repository, that commit is not its own
         subprocess.run([*git, "ls-files", "--error-unmatch", "errors.py"], capture_output=True, timeout=10, check=True)
-        ask = [*git, "describe", "--always", "--dirty", "--abbrev=40"]
-        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

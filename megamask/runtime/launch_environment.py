@@ -1,6 +1,6 @@
-"""Which process this is, and of how many: what `deepspeed`, `torchrun` or Slurm put into the environment.
+"""Rank and world size, from the environment variables of `deepspeed`, `torchrun` or Slurm.
 
-Without torch, so that a command line can be read before it is imported; `ranks` is what talks to the others.
+Does not import torch, so that a command line can be parsed first. `ranks` communicates with the other processes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import os
 def launch_variables() -> dict[str, str]:
     """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of this process.
 
-    Taken from the launcher if it set them, else from Slurm, else those of a single process.
+    From the launcher if it sets them, else from Slurm, else those of a single process.
     """
     if "RANK" in os.environ:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        found = {name: os.environ[name] for name in names if name in os.environ}
+        variables = {name: os.environ[name] for name in names if name in os.environ}
         # the deepspeed launcher calls it LOCAL_SIZE
-        found.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
-        return {"LOCAL_RANK": "0", "WORLD_SIZE": "1"} | found
+        variables.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
+        return {"LOCAL_RANK": "0", "WORLD_SIZE": "1"} | variables
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
         slurm = os.environ
         return {
@@ -27,7 +27,7 @@ def launch_variables() -> dict[str, str]:
             "WORLD_SIZE": slurm["SLURM_NTASKS"],
             "LOCAL_WORLD_SIZE": slurm["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0],
             "MASTER_ADDR": slurm.get("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),
-            # below the ephemeral ports, and another for each job that shares a node
+            # below the ephemeral ports, and different for jobs that share a node
             "MASTER_PORT": slurm.get("MASTER_PORT", str(12000 + int(slurm["SLURM_JOB_ID"]) % 20000)),
         }
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -39,7 +39,7 @@ def launched() -> bool:
 
 
 def rank() -> int:
-    """The number of this process among all."""
+    """The rank of this process."""
     return int(launch_variables()["RANK"])
 
 
@@ -49,5 +49,5 @@ def world() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all: it prints and publishes."""
+    """Whether this is rank 0, which prints and publishes."""
     return rank() == 0

@@ -1,12 +1,12 @@
-"""bf16 or fp32: in which of them a model is computed here, and why.
+"""Choose bf16 or fp32 for this machine.
 
-One rule for training, teachers, annotation and the tools: bf16 where the device multiplies matrices in it, else fp32.
-A GPU does from CUDA compute capability 8.0 on, a CPU if it has the instructions (AVX512_BF16 or AMX on x86). PyTorch
-computes in bf16 without them too, but slowly: a product of (2048, 256) by (256, 1024) took 70 times as long as in fp32
-on a CPU limited to AVX2, and twice as long on one limited to AVX-512 without bf16.
+One rule for training, teachers and all commands: bf16 if the device multiplies matrices in bf16, else fp32. GPUs do
+from CUDA compute capability 8.0 on, CPUs if they have the instructions (AVX512_BF16 or AMX on x86). Without them
+PyTorch computes in bf16 too, but slowly: a product of (2048, 256) by (256, 1024) took 70 times as long as in fp32 on a
+CPU limited to AVX2, and twice as long on a CPU limited to AVX-512 without bf16.
 
-The answer is what PyTorch and oneDNN report, including the limits that a user sets for them (ONEDNN_MAX_CPU_ISA). It is
-never measured, so it is the same at every start.
+The choice follows what PyTorch and oneDNN report, including limits that a user sets (ONEDNN_MAX_CPU_ISA). Nothing is
+measured, so the choice is the same at every start.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from megamask.runtime.precision_choice import Setting as Setting
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""Environment variables that limit the instructions that oneDNN uses; the first that is set counts."""
+"""Environment variables that limit the instructions of oneDNN; the first one that is set counts."""
 WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
-"""Values of those under which PyTorch's products in bf16 are slower than in fp32."""
+"""Values of these variables for which matrix products in bf16 are slower than in fp32."""
 
 
 def device_support(device: torch.device) -> Support:
@@ -55,7 +55,7 @@ def cpu_support(environment: Mapping[str, str]) -> Support:
 
 
 def common_support() -> Support:
-    """What holds for the devices of all ranks, so that all take the same precision. Collective."""
+    """The support that all ranks have, so that all use the same precision. Collective."""
     by_rank = ranks.gather(device_support(ranks.device()))
     lacking = [number for number, one in enumerate(by_rank) if not one.bf16]
     if not lacking or len(by_rank) == 1:
@@ -65,16 +65,16 @@ def common_support() -> Support:
 
 
 def precision_here(asked: Setting, setting: str) -> Choice:
-    """The precision of one process that works alone, such as a tool; ``setting`` is the name of what asks."""
+    """The precision of a single process, such as a command; ``setting`` is the name of the setting."""
     return Choice(setting, asked, device_support(ranks.device()))
 
 
 def precision_lines(model: Choice, teacher: Choice | None = None) -> list[str]:
-    """What a run says of its precision, and a warning where an order makes it slow."""
-    found = [f"precision: {model}" + (f"; teacher: {teacher}" if teacher else "")]
+    """The line about the precision of a run, and a warning if a setting makes it slow."""
+    lines = [f"precision: {model}" + (f"; teacher: {teacher}" if teacher else "")]
     slow = [choice.setting for choice in (model, teacher) if choice and choice.slow]
     if slow:
-        found.append(
+        lines.append(
             f"bf16 is slow here: {model.support.reason}. Set {' and '.join(slow)} to 'auto', which takes fp32."
         )
-    return found
+    return lines

@@ -1,4 +1,4 @@
-"""The precision that a user asks for, and what follows from it on a device; without torch."""
+"""The precision that a setting requests, and the one that a device gets. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Literal
 
 Precision = Literal["bf16", "fp32"]
 Setting = Literal["auto", "bf16", "fp32"]
-"""What a user asks for; `auto` is bf16 where `PrecisionSupport.bf16` is true, else fp32."""
+"""The value of a setting; `auto` is bf16 if `PrecisionSupport.bf16` is true, else fp32."""
 
 
 @dataclass(frozen=True)
 class PrecisionSupport:
-    """Whether a device multiplies matrices in bf16, and how one can tell."""
+    """Whether a device multiplies matrices in bf16, and why."""
 
     bf16: bool
     reason: str
@@ -20,7 +20,7 @@ class PrecisionSupport:
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """The precision of a model; ``setting`` is the name of what decided it, with the value ``asked``."""
+    """The precision of a model; ``setting`` is the name of the setting that decided it, ``asked`` its value."""
 
     setting: str
     asked: Setting
@@ -28,14 +28,14 @@ class PrecisionChoice:
 
     @property
     def precision(self) -> Precision:
-        """The precision that the model is computed in."""
+        """The precision of the computation."""
         if self.asked == "auto":
             return "bf16" if self.support.bf16 else "fp32"
         return self.asked
 
     @property
     def slow(self) -> bool:
-        """Whether bf16 is ordered on a device that does not multiply in it."""
+        """Whether a setting requests bf16 on a device that does not multiply in bf16."""
         return self.precision == "bf16" and not self.support.bf16
 
     def __str__(self) -> str:

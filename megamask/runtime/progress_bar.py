@@ -1,7 +1,7 @@
 """Progress of long work, with its rate and the time left: a bar on a terminal, lines elsewhere.
 
-The lines go to stderr: the first after 10 seconds, the next at intervals that double up to 5 minutes. An update costs
-one reading of the clock.
+The lines go to stderr: the first after 10 seconds, then at intervals that double up to 5 minutes. An update reads the
+clock once.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Item = TypeVar("Item")
 FIRST, LONGEST = 10.0, 300.0
 """Seconds before the first line, and the longest interval between two lines."""
 LARGE = 10_000
-"""Counts from here on have a suffix in the bar (12.3k)."""
+"""The bar shows counts from here on with a suffix (12.3k)."""
 
 
 class ProgressBar:
     """Context manager that shows how many of ``total`` units of work are done.
 
-    ``done`` units were finished by an earlier run and do not count for the rate. ``total`` is None if it is not known.
-    Output that cannot be written is dropped: it must not end the work.
+    ``done`` units were finished by an earlier run and do not count for the rate. ``total`` is None if it is unknown.
+    Output that cannot be written is dropped, so that it does not stop the work.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ProgressBar:
             self._next = self._now() + self._interval
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Each of ``items``, one unit of work, which is finished when the next is asked for."""
+        """Yield ``items``. Each is one unit of work, finished when the next one is requested."""
         for item in items:
             yield item
             self.update()
@@ -72,7 +72,7 @@ class ProgressBar:
         self.update(done - self.done)
 
     def close(self) -> None:
-        """End the bar; without a terminal say how long the work took if that was long enough for a line."""
+        """Close the bar; without a terminal, print how long the work took if it took long enough for a line."""
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.close()
@@ -115,9 +115,9 @@ class ProgressBar:
 
 @contextmanager
 def elapsed(label: str) -> Iterator[None]:
-    """Says how long the work inside has taken so far, for work that cannot be counted.
+    """Print the elapsed time of work that has no units to count.
 
-    The lines come at the times of a ProgressBar without a terminal, from a thread.
+    A thread prints the lines at the times of a ProgressBar without a terminal.
     """
     start, ended = time.monotonic(), threading.Event()
 

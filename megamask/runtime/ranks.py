@@ -1,7 +1,7 @@
-"""The door to torch.distributed: who am I, how many are we, and sums over all of us.
+"""Rank, world size and collectives; the only module that imports torch.distributed.
 
-Works the same under `deepspeed`, `torchrun`, `srun` (ranks from Slurm's environment) and plain `python`,
-where one process needs no port at all.
+Works the same under `deepspeed`, `torchrun`, `srun` (ranks from Slurm's environment) and plain `python`, where a single
+process needs no port.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from megamask.runtime.launch_environment import world as world
 
 Answer = TypeVar("Answer")
 MEETING = timedelta(minutes=10)
-"""How long the first rank waits for the others at the start."""
+"""How long rank 0 waits for the other ranks at the start."""
 
 
 def init_process_group(timeout: timedelta = timedelta(hours=24)) -> None:
-    """Meet the other ranks; a second call does nothing. Sets the environment that DeepSpeed reads.
+    """Connect to the other ranks, and set the environment variables that DeepSpeed reads. A second call does nothing.
 
-    They must come within 10 minutes. A collective that one of them never enters fails after ``timeout``, an error that
-    does not say which; the watchdog does, so it should come first.
+    All ranks must arrive within 10 minutes. A collective that a rank never enters fails after ``timeout`` and does not
+    name that rank. The watchdog does, so its timeouts should be shorter.
     """
     os.environ.update(environment())
     if dist.is_initialized():
@@ -52,8 +52,8 @@ def init_process_group(timeout: timedelta = timedelta(hours=24)) -> None:
         if "EADDRINUSE" not in str(error) and "in use" not in str(error):
             raise
         raise ConfigError(
-            f"MASTER_PORT {os.environ.get('MASTER_PORT')} is taken on {os.environ.get('MASTER_ADDR')}. "
-            "Another run uses it: choose another with `deepspeed --master_port N` or `torchrun --master-port N`."
+            f"MASTER_PORT {os.environ.get('MASTER_PORT')} is taken on {os.environ.get('MASTER_ADDR')} "
+            "by another run. Choose another one with `deepspeed --master_port N` or `torchrun --master-port N`."
         ) from None
 
 
@@ -64,7 +64,7 @@ def set_collective_timeout(timeout: timedelta) -> None:
 
 
 def is_peer_failure(error: BaseException | None) -> bool:
-    """Whether ``error`` says no more than that another rank is gone, as a collective does."""
+    """Whether ``error`` only means that another rank has ended, as the error of a collective does."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
@@ -74,15 +74,15 @@ _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broke
 
 
 def destroy_process_group() -> None:
-    """Say goodbye to the other ranks."""
+    """Disconnect from the other ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def exit_process(code: int) -> NoReturn:
-    """Say goodbye and end the process at once with ``code``.
+    """Disconnect from the other ranks and end the process at once with ``code``.
 
-    After an error there is no goodbye: to wait for ranks that may wait for something else would be to hang.
+    After an error, skip the disconnection: it could hang while it waits for other ranks.
     """
     if code in (0, REQUEUE):
         destroy_process_group()
@@ -90,18 +90,18 @@ def exit_process(code: int) -> NoReturn:
 
 
 def is_distributed() -> bool:
-    """Whether there is anybody to talk to; if so, `join` must have been called."""
+    """Whether there are several ranks; if so, `init_process_group` must have been called."""
     assert world() == 1 or dist.is_initialized(), "ranks.init_process_group() comes before anything collective"
     return world() > 1
 
 
 def device() -> torch.device:
-    """Where this process computes."""
+    """The device of this process."""
     return torch.device("cuda", int(environment()["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def sum(values: Tensor) -> Tensor:
-    """The element-wise sum over all ranks, on every rank; ``values`` itself is left alone."""
+    """The element-wise sum over all ranks, on every rank; ``values`` does not change."""
     return _reduce(values, dist.ReduceOp.SUM)
 
 
@@ -117,18 +117,18 @@ def _reduce(values: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
     return total
 
 
-def any_rank(says: bool) -> bool:
-    """Whether any rank says so."""
-    return bool(maximum(torch.tensor(float(says))).item())
+def any_rank(flag: bool) -> bool:
+    """Whether ``flag`` is true on any rank."""
+    return bool(maximum(torch.tensor(float(flag))).item())
 
 
 def gather(value: Answer) -> list[Answer]:
-    """What each rank says, in the order of the ranks, on every rank."""
+    """The values of all ranks, in the order of the ranks, on every rank."""
     if not is_distributed():
         return [value]
-    said: list[Answer] = [value] * world()
-    dist.all_gather_object(said, value)
-    return said
+    values: list[Answer] = [value] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:
@@ -138,15 +138,15 @@ def barrier() -> None:
 
 
 def on_rank_zero(act: Callable[[], Answer]) -> Answer:
-    """What ``act`` returned on rank 0, on every rank; if it raised there, every rank raises the same error.
+    """Call ``act`` on rank 0 and return its result on every rank. If it raises, every rank raises the same error.
 
-    So it is with KeyboardInterrupt and its kinds, a stop, too.
+    That includes KeyboardInterrupt and its subclasses, which stop a run.
     """
     answer: list = [None, None]
     if is_main():
         try:
             answer[0] = act()
-        except (Exception, KeyboardInterrupt) as error:  # every rank must hear of it, or the others would wait for ever
+        except (Exception, KeyboardInterrupt) as error:  # every rank must get it, or the others would wait forever
             answer[1] = error
     if is_distributed():
         dist.broadcast_object_list(answer, src=0)
@@ -156,15 +156,15 @@ def on_rank_zero(act: Callable[[], Answer]) -> Answer:
 
 
 def all_ranks_or_none(act: Callable[[], Answer]) -> Answer:
-    """What ``act`` returned on this rank; a MegamaskError or KeyboardInterrupt on any rank is raised on all."""
-    found: list = [None, None]
+    """The result of ``act`` on this rank. A MegamaskError or KeyboardInterrupt on any rank is raised on all ranks."""
+    result: list = [None, None]
     try:
-        found[0] = act()
+        result[0] = act()
     except (MegamaskError, KeyboardInterrupt) as error:
-        found[1] = error
-    if first := next((error for error in gather(found[1]) if error is not None), None):
+        result[1] = error
+    if first := next((error for error in gather(result[1]) if error is not None), None):
         _raise_everywhere(first)
-    return found[0]
+    return result[0]
 
 
 def _raise_everywhere(error: BaseException) -> NoReturn:
