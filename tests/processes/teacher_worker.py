@@ -1,4 +1,4 @@
-"""A student under the engine with a teacher beside it, and the same in plain PyTorch with the loss written by hand."""
+"""A student in the engine with a teacher, and the same in plain PyTorch with a handwritten loss."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def model(source: str) -> MaskedLM:
     )
 
 
-def teacher(source: str, deepspeed: str | None, packs_per_pass: int, said: DistillConfig) -> Teacher:
+def teacher(source: str, deepspeed: str | None, packs_per_pass: int, config: DistillConfig) -> Teacher:
     path = Path(deepspeed) if deepspeed else None
     ids: TokenIds = IDS
-    return Teacher(model(source), TeacherConfig(source, "fp32", path, packs_per_pass), said, ids)
+    return Teacher(model(source), TeacherConfig(source, "fp32", path, packs_per_pass), config, ids)
 
 
 def runs(cases: list[dict]) -> list[dict]:
     """`run` of each case in turn, on this rank."""
     ranks.init_process_group()
-    found = [run(**case) for case in cases]
+    results = [run(**case) for case in cases]
     ranks.destroy_process_group()
-    return found
+    return results
 
 
 def run(
@@ -66,16 +66,16 @@ def run(
     positions: str = "targets",
     after: bool = False,
 ) -> dict:
-    """The mean loss of each step, what the teacher says in the last, and how many of its numbers this rank holds.
+    """The mean loss of each step, the teacher's results in the last, and how many of its parameters this rank has.
 
     ``after``: the teacher is made after the student's engine.
     """
-    said = distill(reduction, positions)
+    config = distill(reduction, positions)
     if not after:
-        frozen = teacher(source, deepspeed, packs_per_pass, said)
+        frozen = teacher(source, deepspeed, packs_per_pass, config)
     engine = Engine(objective("modern"), optimizer(), {"zero_optimization": {"stage": stage}}, packs_per_step=PACKS)
     if after:
-        frozen = teacher(source, deepspeed, packs_per_pass, said)
+        frozen = teacher(source, deepspeed, packs_per_pass, config)
     losses = []
     for step in range(TAKEN):
         total = torch.zeros(())
@@ -92,7 +92,7 @@ def run(
         "losses": losses,
         "states": [soft.hidden.tolist() for soft in softs],
         "entropies": [entropy.tolist() for entropy in entropies],
-        "held": sum(getattr(p, "ds_tensor", p).numel() for p in frozen._states._module.parameters()),
+        "num_parameters": sum(getattr(p, "ds_tensor", p).numel() for p in frozen._states._module.parameters()),
     }
     frozen.close()
     engine.close()
@@ -100,15 +100,15 @@ def run(
 
 
 def plain(source: str = "ours", reduction: str = "token", positions: str = "targets") -> list[float]:
-    """The same steps by one process of plain PyTorch in 64 bits, from whole tables of logits."""
-    student, said = objective("modern").double(), model(source)
-    states, weight, bias = said.states.eval().double(), said.weight.double(), said.bias.double()
+    """The same steps in one process of plain PyTorch in fp64, from whole matrices of logits."""
+    student, frozen = objective("modern").double(), model(source)
+    states, weight, bias = frozen.states.eval().double(), frozen.weight.double(), frozen.bias.double()
     config = distill(reduction, positions)
     settings = optimizer()
     adam = torch.optim.AdamW(
         parameter_groups(student, settings), betas=(settings.beta1, settings.beta2), eps=settings.eps
     )
-    found = []
+    losses = []
     for step in range(TAKEN):
         for group in adam.param_groups:
             group["lr"] = settings.lr((step + 1) / STEPS)
@@ -122,10 +122,12 @@ def plain(source: str = "ours", reduction: str = "token", positions: str = "targ
             with torch.no_grad():
                 logits = F.linear(states(plan.inputs, batch.layout, rows), weight, bias)
             t, share = config.temperature, config.weight(step / STEPS)
-            mine, its = ((each / t).log_softmax(-1) for each in (student.head.logits(x[rows]), logits))
+            student_log_p, teacher_log_p = (
+                (each / t).log_softmax(-1) for each in (student.head.logits(x[rows]), logits)
+            )
             # "batchmean" divides by the first dimension: the rows, or the four sequences of the pack
             divisor = len(rows) if reduction == "token" else 4
-            kl = F.kl_div(mine, its, reduction="sum", log_target=True) / divisor
+            kl = F.kl_div(student_log_p, teacher_log_p, reduction="sum", log_target=True) / divisor
             # the mean over the packs' targets, as nll is
             loss = ((1 - share) * nll + share * t**2 * kl * len(plan.targets)) / targets
             loss.backward()
@@ -133,5 +135,5 @@ def plain(source: str = "ours", reduction: str = "token", positions: str = "targ
         torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
         adam.step()
         adam.zero_grad()
-        found.append(total)
-    return found
+        losses.append(total)
+    return losses

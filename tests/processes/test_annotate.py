@@ -1,4 +1,4 @@
-"""Annotation by several processes: the bytes of one."""
+"""Annotation by several processes gives the bytes of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments streamed in blocks say what numpy's decomposition says of the whole matrix; ranks of matrices one knows."""
+"""Moments added in blocks give the singular values of the whole matrix; ranks of known matrices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def entropy_rank(values: np.ndarray) -> float:
 
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 3.0, 1e4])
-def test_streamed_is_the_decomposition_of_the_stacked_matrix(centred, offset):
+def test_streamed_moments_give_the_svd_of_the_stacked_matrix(centred, offset):
     rows = torch.randn(300, WIDTH, dtype=torch.float64) * torch.logspace(0, -1, WIDTH) + offset
     stacked = (rows - rows.mean(0) if centred else rows).numpy()
     values = np.linalg.svd(stacked, compute_uv=False)
@@ -43,7 +43,7 @@ def test_streamed_is_the_decomposition_of_the_stacked_matrix(centred, offset):
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 2**31))
-def test_neither_blocks_nor_their_order_matter(sizes, seed):
+def test_blocks_and_their_order_do_not_matter(sizes, seed):
     rows = torch.randn(sum(sizes), WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     blocks = rows.split(sizes)
     joined = sum((moments(block) for block in reversed(blocks)), Moments(WIDTH))
@@ -61,7 +61,7 @@ def test_an_orthonormal_basis_has_all_dimensions():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_row_repeated_has_one_and_without_its_mean_none(dtype):
+def test_a_repeated_row_has_rank_1_and_rank_0_without_its_mean(dtype):
     rows = torch.randn(1, WIDTH, dtype=dtype).repeat(50, 1)
     found = moments(rows, blocks=3).spectrum()
     assert found.effective == pytest.approx(1)
@@ -71,7 +71,7 @@ def test_one_row_repeated_has_one_and_without_its_mean_none(dtype):
 
 
 @given(st.integers(1, WIDTH), st.floats(1e-3, 1e3))
-def test_rank_is_at_most_the_dimension_and_knows_no_scale(rank, scale):
+def test_the_rank_is_at_most_the_dimension_and_ignores_scale(rank, scale):
     draws = torch.Generator().manual_seed(rank)
     rows = torch.randn(90, rank, generator=draws) @ torch.randn(rank, WIDTH, generator=draws)
     found, scaled = moments(rows).spectrum(), moments(rows * scale).spectrum()
@@ -81,7 +81,7 @@ def test_rank_is_at_most_the_dimension_and_knows_no_scale(rank, scale):
     assert scaled.numerical(1e-5) == rank
 
 
-def test_few_equal_values_among_zeros_count_alike():
+def test_equal_values_among_zeros_are_counted_by_every_rank():
     values = torch.tensor([2.0] * 5 + [0.0] * 7, dtype=torch.float64)
     found = Spectrum(values, torch.eye(WIDTH, dtype=torch.float64))
     assert found.effective == pytest.approx(5)
@@ -95,7 +95,7 @@ def along(*axes: int) -> Spectrum:
     return moments(rows).spectrum()
 
 
-def test_shares_outside_are_counted_by_direction_and_by_norm():
+def test_shares_outside_by_direction_and_by_norm():
     real, mask = along(0, 1, 2), along(0, 5)
     assert outside_directions(mask, 2, real, 3) == pytest.approx(1 / 2)
     assert outside_norm(mask, real, 3) == pytest.approx(4 / 5)
@@ -105,7 +105,7 @@ def test_shares_outside_are_counted_by_direction_and_by_norm():
     assert outside_norm(real, real, 3) == pytest.approx(0)
 
 
-def test_a_direction_at_an_angle_lies_outside_by_the_square_of_its_sine():
+def test_a_direction_is_outside_by_the_squared_sine_of_its_angle():
     rows = torch.zeros(1, WIDTH, dtype=torch.float64)
     rows[0, 0], rows[0, 5] = np.cos(0.3), np.sin(0.3)
     tilted = moments(rows).spectrum()
@@ -113,7 +113,7 @@ def test_a_direction_at_an_angle_lies_outside_by_the_square_of_its_sine():
     assert outside_norm(tilted, along(0, 1), 2) == pytest.approx(np.sin(0.3) ** 2)
 
 
-def test_nothing_lies_inside_of_everything():
+def test_an_empty_subspace_is_inside():
     nothing = moments(torch.zeros(4, WIDTH)).spectrum()
     assert nothing.effective == 0 and nothing.energy(0.9) == nothing.numerical(1e-6) == 0
     assert outside_directions(nothing, 0, along(0), 1) == outside_norm(nothing, along(0), 1) == 0

@@ -1,4 +1,4 @@
-"""Crossing to transformers and back: the same logits, the same bytes, or a refusal that names what is missing."""
+"""Import and export keep logits and weights, or name what is missing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def make(tokenizer):
-    """Makes an objective for the tokenizer with random numbers in every tensor."""
+    """Makes an MLM for the tokenizer with random values in every tensor."""
     ids = tokenizers.token_ids(tokenizers.load_tokenizer(tokenizer))
 
     def make(preset, dtype=torch.float32, **settings):
@@ -70,7 +70,7 @@ def weights(model):
 
 
 def theirs(preset, **changes):
-    """A folder's worth of a transformers model: its config with random weights."""
+    """A model of transformers with random weights."""
     common = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "pad_token_id": 0}
     common |= {"intermediate_size": 48, "max_position_embeddings": 80, "initializer_range": 0.2}
     kind = BertConfig if preset == "bert" else ModernBertConfig
@@ -107,7 +107,7 @@ def packed_logits(model, sequences):
 
 
 def in_64_bits(model, other, sequences):
-    """The logits of both and the precision of the less precise: transformers turns by positions in 32 bits always."""
+    """The logits of both in fp64, and the precision of the worse: rotary embeddings of transformers are always fp32."""
     rotary = model.encoder.shape.preset == "modern"
     pair = packed_logits(model.double(), sequences), padded_logits(other.double(), sequences)
     return *pair, torch.float32 if rotary else torch.float64
@@ -122,7 +122,7 @@ def padded_logits(model, sequences):
 @pytest.mark.parametrize("backend", ["padded", "reference"])
 @pytest.mark.parametrize("preset, settings", KINDS)
 @torch.no_grad()
-def test_packed_here_equals_padded_there(make, tokenizer, tmp_path, preset, settings, backend):
+def test_packed_logits_equal_padded_logits_of_the_export(make, tokenizer, tmp_path, preset, settings, backend):
     model = make(preset, attention=backend, **settings)
     export(weights(model), model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
     other = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
@@ -132,7 +132,7 @@ def test_packed_here_equals_padded_there(make, tokenizer, tmp_path, preset, sett
 
 
 @pytest.mark.parametrize("preset", ["bert", "modern"])
-def test_the_body_loads_alone_and_the_pipeline_fills_masks(make, tokenizer, tmp_path, preset):
+def test_the_encoder_loads_alone_and_the_pipeline_fills_masks(make, tokenizer, tmp_path, preset):
     model = make(preset)
     out = tmp_path / "out"
     assert export(weights(model), model.encoder.shape, tokenizer, out, card=CARD).difference < 1e-3
@@ -156,7 +156,7 @@ def test_the_body_loads_alone_and_the_pipeline_fills_masks(make, tokenizer, tmp_
         ("modern", {"layer_types": ["full_attention"] * 4}),
     ],
 )
-def test_imported_and_exported_again_the_weights_are_the_same_bytes(saved, tmp_path, preset, changes):
+def test_import_and_export_keep_the_weights_bit_for_bit(saved, tmp_path, preset, changes):
     source = saved(theirs(preset, **changes))
     model = import_model(source)
     export(model.weights, model.shape, source, tmp_path / "out", card=CARD)
@@ -168,17 +168,17 @@ def test_imported_and_exported_again_the_weights_are_the_same_bytes(saved, tmp_p
 
 @pytest.mark.parametrize("preset", ["bert", "modern"])
 @torch.no_grad()
-def test_an_imported_model_computes_what_the_original_does(saved, preset):
+def test_an_imported_model_computes_the_logits_of_the_original(saved, preset):
     other = theirs(preset)
-    found = import_model(saved(other))
-    encoder = Encoder(found.shape)
+    imported = import_model(saved(other))
+    encoder = Encoder(imported.shape)
     model = MLM(encoder, MaskedLMHead(encoder)).eval()
-    assert not model.load_state_dict(found.weights, strict=False).unexpected_keys
-    sequences = [torch.randint(found.shape.vocab_size, (length,)) for length in (5, 70, 33)]
+    assert not model.load_state_dict(imported.weights, strict=False).unexpected_keys
+    sequences = [torch.randint(imported.shape.vocab_size, (length,)) for length in (5, 70, 33)]
     assert_close(*in_64_bits(model, other, sequences))
 
 
-def test_old_names_and_parts_without_use_are_understood(saved):
+def test_old_tensor_names_and_unused_tensors_are_accepted(saved):
     folder = saved(theirs("bert"))
     wanted = import_model(folder).weights
     tensors = load_file(folder / WEIGHTS)
@@ -190,11 +190,11 @@ def test_old_names_and_parts_without_use_are_understood(saved):
     old["bert.pooler.dense.weight"] = torch.zeros(32, 32)
     old["bert.embeddings.position_ids"] = torch.arange(80)[None]
     save_file(old, folder / WEIGHTS)
-    found = import_model(folder).weights
-    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    imported = import_model(folder).weights
+    assert imported.keys() == wanted.keys() and all(torch.equal(imported[name], wanted[name]) for name in wanted)
 
 
-def test_a_modernbert_configuration_of_transformers_4_is_understood(saved):
+def test_a_modernbert_configuration_of_transformers_4_is_read(saved):
     folder = saved(theirs("modern", global_attn_every_n_layers=2, local_attention=16))
     wanted = import_model(folder).shape
     config = json.loads((folder / "config.json").read_text())
@@ -212,19 +212,19 @@ def test_a_modernbert_configuration_of_transformers_4_is_understood(saved):
     assert wanted.rope_theta != wanted.local_rope_theta and wanted.global_every == 2
 
 
-def test_16_bit_weights_stay_as_they_are(saved):
+def test_16_bit_weights_keep_their_precision(saved):
     ours = import_model(saved(theirs("modern").bfloat16())).weights
     assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
 
 
-def test_a_mismatch_is_not_published(make, tokenizer, tmp_path, monkeypatch):
+def test_an_export_with_other_logits_is_not_written(make, tokenizer, tmp_path, monkeypatch):
     model = make("bert")
     rename = exporting.to_theirs
 
     def swapped(weights, shape):
-        found = rename(weights, shape)
+        tensors = rename(weights, shape)
         one, two = (f"bert.encoder.layer.2.attention.self.{part}.weight" for part in ("query", "value"))
-        return found | {one: found[two], two: found[one]}
+        return tensors | {one: tensors[two], two: tensors[one]}
 
     monkeypatch.setattr(exporting, "to_theirs", swapped)
     with pytest.raises(CheckpointError, match="logits that differ from ours by"):
@@ -232,25 +232,25 @@ def test_a_mismatch_is_not_published(make, tokenizer, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_no_numbers_are_not_published(make, tokenizer, tmp_path):
+def test_weights_with_nan_are_not_exported(make, tokenizer, tmp_path):
     model = make("modern")
-    found = weights(model)
-    found["encoder.layers.1.mlp_out.weight"] = found["encoder.layers.1.mlp_out.weight"] * torch.nan
+    tensors = weights(model)
+    tensors["encoder.layers.1.mlp_out.weight"] = tensors["encoder.layers.1.mlp_out.weight"] * torch.nan
     with pytest.raises(
         CheckpointError, match=r"the model to export has NaN or Inf in the tensor encoder\.layers\.1\.mlp"
     ):
-        export(found, model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
+        export(tensors, model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
     assert not list(tmp_path.iterdir())
 
 
-def test_tensors_missing_strange_or_of_another_shape_are_named_at_once(make, tokenizer, tmp_path):
+def test_all_wrong_tensors_are_named_at_once(make, tokenizer, tmp_path):
     model = make("modern")
-    found = weights(model)
-    del found["head.norm.weight"]
-    found["head.norm.strange"] = torch.zeros(3)
-    found["encoder.layers.0.qkv.weight"] = torch.zeros(3, 4)
+    tensors = weights(model)
+    del tensors["head.norm.weight"]
+    tensors["head.norm.strange"] = torch.zeros(3)
+    tensors["encoder.layers.0.qkv.weight"] = torch.zeros(3, 4)
     with pytest.raises(CheckpointError) as error:
-        export(found, model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
+        export(tensors, model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
     assert error.value.problems == (
         "the model to export lacks the tensor head.norm.weight.",
         "the model to export has the tensor head.norm.strange, which this encoder does not have.",
@@ -258,7 +258,7 @@ def test_tensors_missing_strange_or_of_another_shape_are_named_at_once(make, tok
     )
 
 
-def test_parts_of_another_objective_are_left_out(make, tokenizer, tmp_path):
+def test_modules_of_another_objective_are_left_out(make, tokenizer, tmp_path):
     model = make("modern")
     export(
         weights(model) | {"decoder.layers.0.qkv.weight": torch.zeros(2)},
@@ -267,7 +267,7 @@ def test_parts_of_another_objective_are_left_out(make, tokenizer, tmp_path):
     assert not any(name.startswith("decoder.layers") for name in load_file(tmp_path / "out" / WEIGHTS))
 
 
-def test_an_export_is_replaced_by_its_own_run_and_any_other_folder_kept(make, tokenizer, tmp_path):
+def test_only_an_export_of_the_same_run_is_replaced(make, tokenizer, tmp_path):
     model = make("bert")
     out = tmp_path / "out"
 
@@ -296,9 +296,9 @@ def test_an_export_is_replaced_by_its_own_run_and_any_other_folder_kept(make, to
 
 def test_a_tokenizer_larger_than_the_model_is_refused(make, tokenizer, tmp_path):
     shape = dataclasses.replace(make("bert").encoder.shape, vocab_size=20)
-    found = weights(MLM(encoder := Encoder(shape), MaskedLMHead(encoder)))
+    tensors = weights(MLM(encoder := Encoder(shape), MaskedLMHead(encoder)))
     with pytest.raises(CheckpointError, match="do not belong together"):
-        export(found, shape, tokenizer, tmp_path / "out", card=CARD)
+        export(tensors, shape, tokenizer, tmp_path / "out", card=CARD)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(make, tokenizer, tmp_path)
         ),
     ],
 )  # fmt: skip
-def test_what_no_preset_has_is_refused_by_its_key(saved, preset, changes, named):
+def test_unsupported_configuration_keys_are_named(saved, preset, changes, named):
     folder = saved(theirs(preset))
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
@@ -337,7 +337,7 @@ def test_what_no_preset_has_is_refused_by_its_key(saved, preset, changes, named)
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("reads", [import_model, load_hf_masked_lm])
-def test_numbers_that_no_model_has_are_a_sentence_before_anything_is_built(saved, reads, key, value):
+def test_impossible_sizes_are_a_sentence_before_a_model_is_built(saved, reads, key, value):
     folder = saved(theirs("bert"))
     config = json.loads((folder / "config.json").read_text()) | {key: value}
     (folder / "config.json").write_text(json.dumps(config))
@@ -345,7 +345,7 @@ def test_numbers_that_no_model_has_are_a_sentence_before_anything_is_built(saved
         reads(folder)
 
 
-def test_a_model_that_cannot_be_loaded_is_a_sentence_for_whoever_asks_it(saved):
+def test_impossible_sizes_are_a_sentence_for_sentence_entropies(saved):
     folder = saved(theirs("bert"))
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 2**53}
     (folder / "config.json").write_text(json.dumps(config))
@@ -356,7 +356,7 @@ def test_a_model_that_cannot_be_loaded_is_a_sentence_for_whoever_asks_it(saved):
 @pytest.mark.parametrize(
     "reads", [load_hf_masked_lm, lambda folder: sentence_entropies(folder, torch.tensor([1, 2]), 3, "clean")]
 )
-def test_a_body_is_not_asked_through_a_head_of_random_numbers(saved, reads, capfd):
+def test_an_encoder_without_a_head_gives_no_predictions(saved, reads, capfd):
     folder = saved(theirs("bert").bert)
     capfd.readouterr()
     with pytest.raises(CheckpointError, match=r"does not hold a complete BertForMaskedLM: it lacks \d+ tensors"):
@@ -383,7 +383,7 @@ def test_other_models_formats_and_damage_are_refused(saved, tmp_path):
         import_model("no/such-model")
 
 
-def test_first_weights_hold_all_that_pretraining_needs(saved, tmp_path):
+def test_initial_weights_contain_all_that_pretraining_needs(saved, tmp_path):
     folder, out = saved(theirs("modern")), tmp_path / "start"
     assert main(["import", "--model", str(folder), "--output", str(out)]) == 0
     shape = EncoderShape.load(out)
@@ -396,7 +396,7 @@ def test_first_weights_hold_all_that_pretraining_needs(saved, tmp_path):
 
 @pytest.fixture
 def trained(make, tokenizer, tmp_path):
-    """``trained(name)``: the folder of a run of 12 steps, as far as an export looks at it."""
+    """``trained(name)``: a run folder after 12 steps with everything that an export reads."""
 
     def trained(name: str, **settings: object) -> Path:
         model = make("modern")
@@ -417,7 +417,7 @@ def trained(make, tokenizer, tmp_path):
     return trained
 
 
-def test_a_checkpoint_of_a_run_is_exported_by_one_command(trained, tmp_path, capsys):
+def test_one_command_exports_a_checkpoint(trained, tmp_path, capsys):
     run, out = trained("run"), tmp_path / "out"
     assert main(["export", "--run", str(run), "--output", str(out)]) == 0
     assert "differ by at most" in capsys.readouterr().out
@@ -429,7 +429,7 @@ def test_a_checkpoint_of_a_run_is_exported_by_one_command(trained, tmp_path, cap
     assert "has no checkpoint of step 13" in capsys.readouterr().err
 
 
-def test_an_export_of_another_run_is_replaced_when_that_is_said(trained, tmp_path, capsys):
+def test_an_export_of_another_run_is_replaced_only_with_replace(trained, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["--run", str(trained("one")), "--output", str(out)]
     assert main(["export", *command]) == main(["export", *command]) == 0
@@ -444,7 +444,7 @@ def test_an_export_of_another_run_is_replaced_when_that_is_said(trained, tmp_pat
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": {"kind": "mae_lm"}}, {"objective": {"mask_vector": "own"}}])
-def test_the_example_of_the_card_runs_as_it_stands(trained, tmp_path, settings):
+def test_the_example_of_the_model_card_runs(trained, tmp_path, settings):
     out = tmp_path / "out"
     assert main(["export", "--run", str(trained("run", **settings)), "--output", str(out)]) == 0
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -454,7 +454,7 @@ def test_the_example_of_the_card_runs_as_it_stands(trained, tmp_path, settings):
     assert bool(printed) is not bool(settings)
 
 
-def test_an_export_has_the_mode_that_the_umask_gives(trained, tmp_path):
+def test_an_export_has_the_permissions_of_the_umask(trained, tmp_path):
     run = str(trained("run"))
     before = os.umask(0o027)
     try:
@@ -464,7 +464,7 @@ def test_an_export_has_the_mode_that_the_umask_gives(trained, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
 
 
-def test_a_run_waits_for_the_library_only_where_it_needs_it() -> None:
+def test_no_module_imports_transformers_at_the_top() -> None:
     """Importing transformers takes a second of every rank's start."""
 
     def at_once(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What training encodes is what transformers encodes, at export and at import; else it is mended or refused."""
+"""Training and transformers encode text alike after export and import, or the tokenizer is refused."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def export(tokenizer: Path, output: Path, sentences: list[str] | None = None):
 
 
 def seen(folder: Path, text: str) -> list[int]:
-    """What a sequence of training holds."""
+    """The ids of a sequence in training."""
     tokenizer = tokenizers.load_tokenizer(folder)
     ids = tokenizers.token_ids(tokenizer)
     return [ids.cls, *tokenizer.encode([text])[0].tolist(), ids.sep]
 
 
-def test_the_export_puts_cls_and_sep_around_a_text_as_training_did(tmp_path):
+def test_an_export_adds_cls_and_sep_as_training_does(tmp_path):
     trained = as_trained(bare(tmp_path / "tokenizer"), tmp_path / "trained")
     assert AutoTokenizer.from_pretrained(trained)("The old man")["input_ids"] != seen(trained, "The old man")
-    found = export(trained, tmp_path / "out")
-    assert found.notes == ("The tokenizer added no special tokens: [CLS] and [SEP] now surround a text.",)
+    exported = export(trained, tmp_path / "out")
+    assert exported.notes == ("The tokenizer added no special tokens: [CLS] and [SEP] now surround a text.",)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in (TEXT, "The old man", ""):
         assert theirs(text)["input_ids"] == seen(trained, text)
@@ -74,13 +74,13 @@ def test_the_export_puts_cls_and_sep_around_a_text_as_training_did(tmp_path):
 
 
 @pytest.mark.parametrize("kind, size", [("wordpiece", 1100), ("bpe", 400), ("sentencepiece", 700)])
-def test_a_tokenizer_of_ours_needs_no_mending(tmp_path, kind, size):
+def test_a_tokenizer_of_megamask_is_exported_unchanged(tmp_path, kind, size):
     letters = [chr(code) for code in range(33, 500) if chr(code).isprintable()]
     train_tokenizer(kind, [TEXT, " ".join(letters)] * 5, size=size).save(tmp_path / "tokenizer")
     assert export(tmp_path / "tokenizer", tmp_path / "out", [TEXT]).notes == ()
 
 
-def test_tokens_added_on_purpose_are_one_token_and_the_roles_are_text(tmp_path):
+def test_added_tokens_are_one_token_and_special_tokens_are_text(tmp_path):
     folder = bare(tmp_path / "tokenizer")
     theirs, ours = AutoTokenizer.from_pretrained(folder), tokenizers.load_tokenizer(folder)
     wanted = theirs(TEXT, add_special_tokens=False)["input_ids"]
@@ -91,7 +91,7 @@ def test_tokens_added_on_purpose_are_one_token_and_the_roles_are_text(tmp_path):
     assert not {theirs.mask_token_id, theirs.cls_token_id} & set(written)
 
 
-def test_a_text_that_is_encoded_differently_is_refused_with_both_lists(tmp_path):
+def test_a_text_that_is_encoded_differently_is_shown_with_both_lists(tmp_path):
     trained = as_trained(bare(tmp_path / "tokenizer"), tmp_path / "trained")
     # of a class that builds its own rules from the vocabulary and reads no normalizer
     settings = json.loads((trained / "tokenizer_config.json").read_text())
@@ -132,7 +132,7 @@ def agrees(start: Path, folder: Path, texts: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("lower", [True, False])
-def test_a_tokenizer_json_is_made_of_vocab_txt(checkpoint, tmp_path, lower):
+def test_vocab_txt_becomes_a_tokenizer_json(checkpoint, tmp_path, lower):
     folder = checkpoint(len(VOCABULARY))
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     (folder / "tokenizer_config.json").write_text(
@@ -147,7 +147,7 @@ def test_a_tokenizer_json_is_made_of_vocab_txt(checkpoint, tmp_path, lower):
     )
 
 
-def test_the_configuration_of_a_tokenizer_counts_beside_its_json(checkpoint, tmp_path):
+def test_an_import_respects_tokenizer_config_json(checkpoint, tmp_path):
     folder = checkpoint(len(VOCABULARY))
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
@@ -160,7 +160,7 @@ def test_the_configuration_of_a_tokenizer_counts_beside_its_json(checkpoint, tmp
     assert agrees(tmp_path / "start", folder, ["The River.", "the river"])
 
 
-def test_an_import_puts_cls_and_sep_around_a_text(checkpoint, tmp_path):
+def test_an_import_adds_cls_and_sep(checkpoint, tmp_path):
     folder = bare(checkpoint(tokenizers.load_tokenizer(bare(tmp_path / "any")).size))
     assert any("now surround a text" in note for note in save_start(folder, tmp_path / "start").notes)
     text = "The old man"
@@ -197,17 +197,17 @@ def too_many(folder: Path) -> None:
         ),
     ],
 )
-def test_what_preparation_or_training_would_refuse_is_refused_at_once(checkpoint, tmp_path, give, error, sentence):
+def test_unusable_tokenizers_are_refused_at_import(checkpoint, tmp_path, give, error, sentence):
     folder = checkpoint(len(VOCABULARY))
     give(folder)
     before = set(tmp_path.iterdir())
-    with pytest.raises(MegamaskError, match=sentence) as found:
+    with pytest.raises(MegamaskError, match=sentence) as raised:
         save_start(folder, tmp_path / "start")
-    assert type(found.value) is error
+    assert type(raised.value) is error
     assert set(tmp_path.iterdir()) == before
 
 
-def test_normalizers_alone_need_no_mending(checkpoint, tmp_path):
+def test_a_tokenizer_with_only_normalizers_is_imported_unchanged(checkpoint, tmp_path):
     backend = Tokenizer(models.WordPiece({word: number for number, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     folder = checkpoint(len(VOCABULARY) + 3)

@@ -1,4 +1,4 @@
-"""Which files and tensors of a folder are the model: what transformers loads, or a sentence."""
+"""The files and tensors that are read as the model are those that transformers loads."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ __all__ = ["saved", "tokenizer"]
 
 def same(folder: Path, other) -> bool:
     """Whether what is imported from ``folder`` are the weights of a model of theirs."""
-    found = import_model(folder)
+    imported = import_model(folder)
     expected = other.state_dict()
-    return all(torch.equal(tensor, expected[name]) for name, tensor in to_theirs(found.weights, found.shape).items())
+    return all(
+        torch.equal(tensor, expected[name]) for name, tensor in to_theirs(imported.weights, imported.shape).items()
+    )
 
 
 def rewrite(folder: Path, name) -> None:
@@ -39,7 +41,7 @@ def rewrite(folder: Path, name) -> None:
     save_file({new: tensor for new, tensor in renamed.items() if new}, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def test_a_file_that_is_not_the_model_is_not_read(saved):
+def test_files_that_are_not_the_model_are_ignored(saved):
     other = theirs("bert")
     folder = saved(other)
     zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
@@ -50,7 +52,7 @@ def test_a_file_that_is_not_the_model_is_not_read(saved):
     assert torch.equal(teacher.weight, other.get_input_embeddings().weight)
 
 
-def test_the_files_of_an_index_are_the_model_and_all_of_them_must_be_there(tmp_path):
+def test_all_files_of_an_index_are_read(tmp_path):
     other = theirs("bert")
     other.save_pretrained(tmp_path, max_shard_size="20KB")
     parts = sorted(tmp_path.glob("model-*"))
@@ -81,7 +83,7 @@ def test_a_tied_tensor_is_found_under_either_name(saved, preset):
     assert same(folder, other)
 
 
-def test_bert_under_the_names_of_its_copies_alone(saved):
+def test_bert_with_only_the_second_names_of_tied_tensors(saved):
     other = theirs("bert")
     folder = saved(other)
     copies = {
@@ -94,7 +96,7 @@ def test_bert_under_the_names_of_its_copies_alone(saved):
 
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "_orig_mod.", "model.module."])
 @pytest.mark.parametrize("preset", ["bert", "modern"])
-def test_a_prefix_is_dropped_and_said(saved, preset, prefix):
+def test_a_prefix_is_removed_with_a_note(saved, preset, prefix):
     other = theirs(preset)
     folder = saved(other)
     rewrite(folder, lambda name: prefix + name)
@@ -112,19 +114,19 @@ def test_two_encoders_in_one_file_are_a_sentence(saved):
 
 
 @pytest.mark.parametrize("preset", ["bert", "modern"])
-def test_a_body_without_a_head_starts_with_a_new_one(saved, tmp_path, preset, capsys):
+def test_an_encoder_without_a_head_gets_a_new_one(saved, tmp_path, preset, capsys):
     other = theirs(preset)
     folder = saved(other.base_model)
     assert main(["import", "--model", str(folder), "--output", str(tmp_path / "start")]) == 0
-    told = capsys.readouterr().out
-    assert told.count("has no masked-language head: training starts with a new one") == 1
-    assert all(len(line) < 400 for line in told.splitlines())
-    found = import_model(folder)
-    assert not [name for name in found.weights if name.startswith("head.")]
-    encoder = Encoder(found.shape)
+    output = capsys.readouterr().out
+    assert output.count("has no masked-language head: training starts with a new one") == 1
+    assert all(len(line) < 400 for line in output.splitlines())
+    imported = import_model(folder)
+    assert not [name for name in imported.weights if name.startswith("head.")]
+    encoder = Encoder(imported.shape)
     model = MLM(encoder, MaskedLMHead(encoder))
     drawn = model.head.dense.weight.clone()
-    load_objective_weights(model, found.weights)
+    load_objective_weights(model, imported.weights)
     assert torch.equal(model.head.dense.weight, drawn)
     assert torch.equal(model.encoder.embedding.tokens.weight, other.get_input_embeddings().weight)
     for path in (folder, tmp_path / "start"):
@@ -136,26 +138,26 @@ def test_a_body_without_a_head_starts_with_a_new_one(saved, tmp_path, preset, ca
 @pytest.mark.parametrize(
     "preset, kind", [("bert", BertForSequenceClassification), ("modern", ModernBertForSequenceClassification)]
 )
-def test_the_head_of_another_task_is_left_out_and_said(saved, preset, kind):
-    found = import_model(saved(kind(theirs(preset).config)))
-    assert "no masked-language head" in found.notes[0] and "Left out" in found.notes[1]
-    assert "classifier.weight" in found.notes[1]
-    assert not [name for name in found.weights if name.startswith("head.")]
+def test_the_head_of_another_task_is_left_out_with_a_note(saved, preset, kind):
+    imported = import_model(saved(kind(theirs(preset).config)))
+    assert "no masked-language head" in imported.notes[0] and "Left out" in imported.notes[1]
+    assert "classifier.weight" in imported.notes[1]
+    assert not [name for name in imported.weights if name.startswith("head.")]
 
 
 @pytest.mark.parametrize("preset", ["bert", "modern"])
-def test_an_output_matrix_of_its_own_is_refused_with_the_cure(saved, tmp_path, preset, capsys):
+def test_an_untied_output_matrix_is_refused_with_the_cure(saved, tmp_path, preset, capsys):
     folder = saved(theirs(preset, tie_word_embeddings=False))
     command = ["--model", str(folder), "--output", str(tmp_path / "start")]
     capsys.readouterr()
     assert main(["import", *command]) == CheckpointError.exit_code
-    told = capsys.readouterr().err.strip()
-    assert str(folder) in told and "--new-head" in told and "\n" not in told
+    message = capsys.readouterr().err.strip()
+    assert str(folder) in message and "--new-head" in message and "\n" not in message
     assert main(["import", *command, "--new-head"]) == 0
     assert not [name for name in load_file(tmp_path / "start" / WEIGHTS) if name.startswith("head.")]
 
 
-def test_a_matrix_of_its_own_that_equals_the_table_is_the_table(saved):
+def test_an_untied_output_matrix_that_equals_the_table_is_accepted(saved):
     folder = saved(theirs("bert", tie_word_embeddings=False))
     tensors = load_file(folder / WEIGHTS)
     tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
@@ -183,7 +185,7 @@ def test_lists_of_tensors_are_short(saved):
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
-def test_weights_have_the_mode_that_the_umask_gives(saved, tmp_path, umask, mode):
+def test_weights_have_the_permissions_of_the_umask(saved, tmp_path, umask, mode):
     folder = saved(theirs("bert"))
     before = os.umask(umask)
     try:
@@ -193,7 +195,7 @@ def test_weights_have_the_mode_that_the_umask_gives(saved, tmp_path, umask, mode
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "start").iterdir() if path.is_file()} == {mode}
 
 
-def test_first_weights_are_whole_or_not_there(saved, tmp_path, monkeypatch):
+def test_initial_weights_are_complete_or_absent(saved, tmp_path, monkeypatch):
     folder = saved(theirs("bert"))
 
     def full(*_: object, **__: object) -> None:
@@ -226,7 +228,7 @@ def test_a_configuration_of_quantized_weights_is_refused(saved):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("kind", ["bert", "modern"])
-def test_weights_that_are_not_finite_are_refused(saved, tmp_path, kind, value):
+def test_nan_and_inf_in_weights_are_refused(saved, tmp_path, kind, value):
     folder = saved(theirs(kind))
     tensors = load_file(folder / WEIGHTS)
     name = next(name for name in tensors if name.endswith("decoder.bias") or name.endswith("predictions.bias"))

@@ -1,4 +1,4 @@
-"""A teacher says what its model says, however the model came, is packed and is swept; what does not fit is refused."""
+"""A teacher computes what its model computes, from any source and in any packing, or is refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plan_of(batch, ids) -> MaskPlan:
 
 
 def randomise(model) -> None:
-    """Random numbers in biases and norms too, so that none can be forgotten unseen."""
+    """Random values in biases and norms too, so that a test notices a missing one."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim < 2:
@@ -79,7 +79,7 @@ def student(ids):
 
 @pytest.fixture
 def first_weights(tmp_path, tokenizer):
-    """Saves an MLM of ours as first weights; returns the folder."""
+    """Saves an MLM of ours as initial weights; returns the folder."""
 
     def save(model: MLM, name="first") -> Path:
         folder = tmp_path / name
@@ -129,16 +129,16 @@ def logits_of(soft):
 
 def padded_logits(model, inputs, layout):
     """The logits of transformers' model for every row, each sequence alone."""
-    found = [model(input_ids=part[None]).logits[0] for part in inputs.split(layout.lengths.tolist()) if len(part)]
-    return torch.cat(found)
+    logits = [model(input_ids=part[None]).logits[0] for part in inputs.split(layout.lengths.tolist()) if len(part)]
+    return torch.cat(logits)
 
 
-# ---- what it says
+# ---- soft targets and entropies
 
 
 @pytest.mark.parametrize("preset", ["bert", "modern"])
 @torch.no_grad()
-def test_a_model_as_its_own_teacher_says_what_it_says(student, first_weights, load, packs, preset):
+def test_a_model_as_its_own_teacher_gives_its_own_logits(student, first_weights, load, packs, preset):
     model = student(preset)
     batches, plans = packs
     for soft, batch, plan in zip(load(first_weights(model)).targets(batches, plans, 0.3), batches, plans, strict=True):
@@ -147,7 +147,7 @@ def test_a_model_as_its_own_teacher_says_what_it_says(student, first_weights, lo
 
 
 @torch.no_grad()
-def test_a_run_and_its_checkpoint_and_first_weights_are_one_teacher(student, first_weights, load, packs, run):
+def test_a_run_is_the_teacher_of_its_newest_checkpoint(student, first_weights, load, packs, run):
     model, older = student(), student()
     folder = first_weights(model)
     for name in ("shape.json", "tokenizer"):
@@ -157,18 +157,16 @@ def test_a_run_and_its_checkpoint_and_first_weights_are_one_teacher(student, fir
         save_checkpoint(run, step, tensors | {"exp_avg/x": torch.zeros(1)}, {}, keep=3)
     teachers = [load(path) for path in (run.path, run.checkpoint(7), run.checkpoint(2))]
     assert teachers[0].fingerprint == teachers[1].fingerprint != teachers[2].fingerprint
-    found = [teacher.targets(*packs, 0.0) for teacher in teachers]
+    targets = [teacher.targets(*packs, 0.0) for teacher in teachers]
     expected = [model.head.logits(model.represent(batch, plan)) for batch, plan in zip(*packs, strict=True)]
-    for newest, same, old, logits in zip(*found, expected, strict=True):
+    for newest, same, old, logits in zip(*targets, expected, strict=True):
         assert_close(logits_of(newest), logits)
         assert torch.equal(logits_of(same), logits_of(newest))
         assert not torch.allclose(logits_of(old), logits)
 
 
 @torch.no_grad()
-def test_a_run_of_3ml_in_one_stack_teaches_as_an_ordinary_model_and_one_of_mae_lm_not_at_all(
-    student, first_weights, load, packs, run
-):
+def test_a_run_of_3ml_can_teach_and_one_of_mae_lm_cannot(student, first_weights, load, packs, run):
     model = student()
     folder = first_weights(model)
     for name in ("shape.json", "tokenizer"):
@@ -192,7 +190,7 @@ def test_a_run_of_3ml_in_one_stack_teaches_as_an_ordinary_model_and_one_of_mae_l
     "kind", ["bert", "modernbert", "roberta", "distilbert", "albert", "electra", "mpnet", "convbert", "deberta-v2"]
 )
 @torch.no_grad()
-def test_any_model_of_transformers_says_packed_what_it_says_alone(theirs, load, packs, kind):
+def test_any_model_of_transformers_gives_packed_the_logits_it_gives_alone(theirs, load, packs, kind):
     folder, model = theirs(kind)
     for soft, batch, plan in zip(load(folder).targets(*packs, 0.0), *packs, strict=True):
         expected = padded_logits(model, plan.inputs, batch.layout)[plan.targets]
@@ -200,7 +198,7 @@ def test_any_model_of_transformers_says_packed_what_it_says_alone(theirs, load, 
 
 
 @torch.no_grad()
-def test_a_model_in_several_files_is_one_model(theirs, load, packs):
+def test_a_model_in_several_files_is_the_same_teacher(theirs, load, packs):
     folder, model = theirs("roberta")
     whole = load(folder)
     (folder / WEIGHTS).unlink()
@@ -214,19 +212,19 @@ def test_a_model_in_several_files_is_one_model(theirs, load, packs):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @torch.no_grad()
-def test_packs_in_one_sweep_are_packs_one_by_one(theirs, load, packs, kind):
+def test_several_packs_per_pass_give_the_results_of_single_packs(theirs, load, packs, kind):
     folder, _ = theirs(kind)
     one, all_at_once = (load(folder, packs_per_pass=sweep) for sweep in (1, 2))
     for a, b in zip(one.targets(*packs, 0.0), all_at_once.targets(*packs, 0.0), strict=True):
         assert_close(b.hidden, a.hidden)
     for signal in ("clean", "masked"):
-        said = [teacher.entropies(packs[0], signal, 3, "shannon", seed=1) for teacher in (one, all_at_once)]
-        for a, b in zip(*said, strict=True):
+        entropies = [teacher.entropies(packs[0], signal, 3, "shannon", seed=1) for teacher in (one, all_at_once)]
+        for a, b in zip(*entropies, strict=True):
             assert_close(b, a)
 
 
 @torch.no_grad()
-def test_one_padded_batch_is_batches_of_like_length(theirs, load, packs):
+def test_one_padded_batch_gives_the_results_of_length_groups(theirs, load, packs):
     folder, _ = theirs("roberta")
     groups, whole = load(folder), load(folder)
     whole._states._module.one_batch = True
@@ -237,7 +235,7 @@ def test_one_padded_batch_is_batches_of_like_length(theirs, load, packs):
 @pytest.mark.parametrize("measure", ["shannon", "renyi", "min", "margin", "loss"])
 @pytest.mark.parametrize("signal", ["clean", "masked"])
 @torch.no_grad()
-def test_entropies_are_those_of_the_model(student, first_weights, load, packs, ids, signal, measure):
+def test_entropies_equal_those_of_the_model(student, first_weights, load, packs, ids, signal, measure):
     model = student()
     batches = packs[0]
 
@@ -248,9 +246,9 @@ def test_entropies_are_those_of_the_model(student, first_weights, load, packs, i
     teacher = load(first_weights(model))
     config = EntropyConfig("teacher", signal, measure, num_passes=3)
     twice = [*batches, dataclasses.replace(batches[0], number=9, source_pack=batches[0].number)]
-    found = TeacherEntropy(teacher, config, seed=5)(twice)
-    assert torch.equal(found[-1], found[0])
-    for batch, entropy in zip(batches, found, strict=False):
+    entropies = TeacherEntropy(teacher, config, seed=5)(twice)
+    assert torch.equal(entropies[-1], entropies[0])
+    for batch, entropy in zip(batches, entropies, strict=False):
         expected = measure_entropy(ask, batch, signal, 3, ids.mask, PackRng(5, batch.number, PURPOSE))
         assert_close(entropy, expected)
         assert_close(
@@ -259,7 +257,7 @@ def test_entropies_are_those_of_the_model(student, first_weights, load, packs, i
 
 
 @torch.no_grad()
-def test_in_16_bits_it_is_the_model_in_16_bits_and_its_table_is_held_once(student, first_weights, theirs, load, packs):
+def test_in_bf16_it_is_the_bf16_model_with_one_copy_of_the_table(student, first_weights, theirs, load, packs):
     model = student()
     for folder in (first_weights(model), theirs("roberta")[0]):
         teacher = load(folder, precision="bf16")
@@ -273,7 +271,7 @@ def test_in_16_bits_it_is_the_model_in_16_bits_and_its_table_is_held_once(studen
         assert torch.equal(soft.hidden, model.head.transform(model.represent(batch, plan)))
 
 
-def test_no_pass_is_made_while_the_weight_is_0(student, first_weights, load, packs):
+def test_a_weight_of_0_makes_no_pass(student, first_weights, load, packs):
     distill = DistillConfig(Schedule("step", start=0.0, end=1.0, at=0.5), temperature=2.0)
     teacher = load(first_weights(student()), distill)
     later = teacher.targets(*packs, 0.5)
@@ -284,7 +282,7 @@ def test_no_pass_is_made_while_the_weight_is_0(student, first_weights, load, pac
 
 @pytest.mark.parametrize("positions", ["targets", "all"])
 @torch.no_grad()
-def test_reductions_are_those_of_pytorch(student, first_weights, load, packs, positions):
+def test_reductions_equal_those_of_pytorch(student, first_weights, load, packs, positions):
     """The sum that SoftTargets describes, divided by the targets, against kl_div of padded (batch, length, V)."""
     model = student()
     path = first_weights(student(), "other")
@@ -297,29 +295,29 @@ def test_reductions_are_those_of_pytorch(student, first_weights, load, packs, po
         terms = F.kl_div(
             logits[rows].log_softmax(-1), logits_of(soft).log_softmax(-1), reduction="none", log_target=True
         )
-        found = soft.scale * terms.sum() / len(plan.targets)
+        loss = soft.scale * terms.sum() / len(plan.targets)
         lengths = LENGTHS[0]
         grid = torch.zeros(len(lengths), max(lengths), terms.shape[1])
         grid[batch.layout.sequence[rows], batch.layout.offset[rows]] = terms
         assert set(rows.tolist()) == set(plan.targets.tolist() if positions == "targets" else range(sum(lengths)))
         expected = grid.sum() / (len(rows) if reduction == "token" else len(lengths))
-        assert_close(found, expected)
+        assert_close(loss, expected)
 
 
 @torch.no_grad()
-def test_tables_larger_or_smaller_than_the_students_are_cut_or_filled(theirs, load, packs, ids):
+def test_the_teachers_table_is_resized_to_the_students(theirs, load, packs, ids):
     folder, model = theirs("bert", vocab_size=ids.size + 6)
     cut, whole, wider = (load(folder, vocab_size=size) for size in (None, ids.size + 6, ids.size + 10))
     batch, plan = (some[0] for some in packs)
     expected = padded_logits(model, plan.inputs, batch.layout)[plan.targets]
-    found = [logits_of(teacher.targets([batch], [plan], 0.0)[0]) for teacher in (cut, whole, wider)]
-    assert_close(found[0], expected[:, : ids.size])
-    assert_close(found[1], expected)
-    assert_close(found[2].softmax(-1), F.pad(expected.softmax(-1), (0, 4)))
-    assert torch.equal(found[2].softmax(-1)[:, -4:], torch.zeros(len(expected), 4))
+    logits = [logits_of(teacher.targets([batch], [plan], 0.0)[0]) for teacher in (cut, whole, wider)]
+    assert_close(logits[0], expected[:, : ids.size])
+    assert_close(logits[1], expected)
+    assert_close(logits[2].softmax(-1), F.pad(expected.softmax(-1), (0, 4)))
+    assert torch.equal(logits[2].softmax(-1)[:, -4:], torch.zeros(len(expected), 4))
 
 
-def test_joined_layouts_are_one_layout(packs):
+def test_joined_layouts_keep_lengths_and_offsets(packs):
     layouts = [batch.layout for batch in packs[0]]
     joined, begins = join_packs(layouts)
     assert begins == [0, layouts[0].rows, layouts[0].rows + layouts[1].rows]
@@ -327,26 +325,26 @@ def test_joined_layouts_are_one_layout(packs):
     assert torch.equal(joined.offset, torch.cat([each.offset for each in layouts]))
 
 
-# ---- what is refused
+# ---- errors
 
 
-def test_another_tokenizer_is_refused_by_its_first_difference(student, first_weights, load, ids):
+def test_another_tokenizer_is_refused_with_its_first_difference(student, first_weights, load, ids):
     folder = first_weights(student())
     file = folder / "tokenizer" / "tokenizer.json"
     whole = json.loads(file.read_text())
 
     def refused(change, sentence):
-        said = json.loads(json.dumps(whole))
-        change(said)
-        file.write_text(json.dumps(said))
+        content = json.loads(json.dumps(whole))
+        change(content)
+        file.write_text(json.dumps(content))
         with pytest.raises(ConfigError, match=sentence):
             load(folder)
 
-    def larger(said):
-        said["model"]["vocab"]["xyz"] = ids.size
+    def larger(content):
+        content["model"]["vocab"]["xyz"] = ids.size
 
-    def swapped(said):
-        words = said["model"]["vocab"]
+    def swapped(content):
+        words = content["model"]["vocab"]
         words["##q"], words["##z"] = words["##z"], words["##q"]
 
     first = min(whole["model"]["vocab"][token] for token in ("##q", "##z"))
@@ -355,12 +353,12 @@ def test_another_tokenizer_is_refused_by_its_first_difference(student, first_wei
     )
     refused(swapped, rf"`teacher.path` has '##[qz]' at the id {first}, but data's tokenizer has '##[qz]'; both must")
     refused(
-        lambda said: said["normalizer"]["normalizers"][1].update(lowercase=True),
+        lambda content: content["normalizer"]["normalizers"][1].update(lowercase=True),
         r"differ in `normalizer\.normalizers\[1\]\.lowercase`: true in one, false",
     )
-    refused(lambda said: said.update(pre_tokenizer={"type": "WhitespaceSplit"}), "differ in `pre_tokenizer")
+    refused(lambda content: content.update(pre_tokenizer={"type": "WhitespaceSplit"}), "differ in `pre_tokenizer")
     refused(
-        lambda said: said["model"].update(max_input_chars_per_word=7),
+        lambda content: content["model"].update(max_input_chars_per_word=7),
         r"differ in `model\.max_input_chars_per_word`: 7 in one, 100",
     )
 
@@ -372,17 +370,17 @@ def test_another_tokenizer_is_refused_by_its_first_difference(student, first_wei
         load(folder)
 
 
-def test_a_smaller_vocabulary_is_one_problem_and_rows_that_its_tokenizer_lacks_another(theirs, load, ids):
+def test_a_smaller_vocabulary_or_table_is_refused(theirs, load, ids):
     folder, _ = theirs("bert", vocab_size=ids.size - 1)
     with pytest.raises(ConfigError, match=f"has logits for {ids.size - 1} tokens, but its tokenizer has {ids.size}"):
         load(folder)
     train_tokenizer("wordpiece", ["other words of another text"] * 20, size=ids.size - 1).save(folder)
-    with pytest.raises(ConfigError, match="has a vocabulary of") as found:
+    with pytest.raises(ConfigError, match="has a vocabulary of") as error:
         load(folder)
-    assert len(found.value.problems) == 1
+    assert len(error.value.problems) == 1
 
 
-def test_truncation_and_padding_make_no_other_tokenizer(student, first_weights, load):
+def test_truncation_and_padding_of_the_tokenizer_do_not_matter(student, first_weights, load):
     folder = first_weights(student())
     file = str(folder / "tokenizer" / "tokenizer.json")
     backend = Backend.from_file(file)
@@ -404,7 +402,7 @@ def test_sequences_longer_than_its_positions_are_refused(theirs, load, packs, id
 
 
 @pytest.mark.parametrize("kind", ["ours", "bert", "roberta"])
-def test_missing_damaged_and_nan_are_sentences(student, first_weights, theirs, load, kind):
+def test_missing_or_corrupt_weights_and_nan_are_sentences(student, first_weights, theirs, load, kind):
     folder = first_weights(student()) if kind == "ours" else theirs(kind)[0]
     file = folder / WEIGHTS
     tensors, whole = load_file(file), file.read_bytes()
@@ -424,7 +422,7 @@ def test_missing_damaged_and_nan_are_sentences(student, first_weights, theirs, l
         load(folder)
 
 
-def test_what_is_no_model_is_refused(load, tmp_path, run: RunFolder, theirs):
+def test_folders_that_are_not_models_are_refused(load, tmp_path, run: RunFolder, theirs):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="neither a run of megamask"):
         load(tmp_path / "empty")
@@ -442,7 +440,7 @@ def test_what_is_no_model_is_refused(load, tmp_path, run: RunFolder, theirs):
         load(folder)
 
 
-def test_a_damaged_checkpoint_is_refused(student, first_weights, load, run):
+def test_a_corrupt_checkpoint_is_refused(student, first_weights, load, run):
     folder = first_weights(model := student())
     for name in ("shape.json", "tokenizer"):
         (folder / name).rename(run.path / name)
@@ -525,19 +523,19 @@ def test_deepspeed_files_of_a_teacher(tmp_path):
         TeacherConfig("x", deepspeed=tmp_path / "none.json").problems("teacher")
 
 
-# ---- some of its layers as first weights
+# ---- a subset of layers as initial weights
 
 
 @pytest.mark.parametrize("preset", ["bert", "modern"])
 @torch.no_grad()
-def test_picked_layers_run_as_those_layers_do(student, packs, preset):
+def test_picked_layers_compute_what_they_did(student, packs, preset):
     deep = student(preset, num_layers=6)
     weights = {n: p.detach() for n, p in deep.named_parameters()}
-    shape, found = pick_layers(weights, deep.encoder.shape, (0, 2, 5))
+    shape, picked = pick_layers(weights, deep.encoder.shape, (0, 2, 5))
     encoder = Encoder(shape)
     shallow = MLM(encoder, MaskedLMHead(encoder)).eval()
-    assert not shallow.load_state_dict(found, strict=False).unexpected_keys
-    assert found.keys() == dict(shallow.named_parameters()).keys()
+    assert not shallow.load_state_dict(picked, strict=False).unexpected_keys
+    assert picked.keys() == dict(shallow.named_parameters()).keys()
     batch = packs[0][0]
     x = deep.encoder.embed(batch.tokens, batch.layout)
     for layer in (0, 2, 5):
@@ -549,14 +547,14 @@ def test_picked_layers_run_as_those_layers_do(student, packs, preset):
     assert_close(shallow.head.logits(encoder.run(encoder.embed(batch.tokens, batch.layout), batch.layout)), expected)
 
 
-def test_all_layers_are_the_model_and_a_first_layer_loses_the_norm_it_must_not_have(student):
+def test_a_layer_that_becomes_the_first_loses_its_attention_norm(student):
     model = student("modern")
     weights = {n: p.detach() for n, p in model.named_parameters()}
-    shape, found = pick_layers(weights, model.encoder.shape, (0, 1, 2))
-    assert shape == model.encoder.shape and found.keys() == weights.keys()
-    shape, found = pick_layers(weights, shape, (1, 2))
+    shape, picked = pick_layers(weights, model.encoder.shape, (0, 1, 2))
+    assert shape == model.encoder.shape and picked.keys() == weights.keys()
+    shape, picked = pick_layers(weights, shape, (1, 2))
     encoder = Encoder(shape)
-    assert found.keys() == dict(MLM(encoder, MaskedLMHead(encoder)).named_parameters()).keys()
+    assert picked.keys() == dict(MLM(encoder, MaskedLMHead(encoder)).named_parameters()).keys()
 
 
 @pytest.mark.parametrize(
