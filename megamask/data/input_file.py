@@ -11,10 +11,10 @@ from pathlib import Path
 from megamask.data.formats.compression import COMPRESSIONS
 from megamask.data.formats.lines import ByteStream
 from megamask.runtime.progress_bar import ProgressBar
+from megamask.storage.file_list import sha256
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".conllu")
 """Types of files that can be read; each may be compressed."""
-BLOCK = 2**20
 NO_ENDING = "without ending"
 
 
@@ -56,12 +56,8 @@ class InputFile:
         files = [self.path] if self.is_file else sorted(p for p in self.path.rglob("*") if p.is_file())
         digest = hashlib.sha256()
         for file in files:
-            one = hashlib.sha256()
-            with file.open("rb") as opened:
-                while block := opened.read(BLOCK):
-                    one.update(block)
-                    bar.update(len(block) if self.is_file else 0)
-            digest.update(one.digest())
+            content = sha256(file, bar.update if self.is_file else lambda count: None)
+            digest.update(bytes.fromhex(content))
         return {"name": self.name, "bytes": sum(f.stat().st_size for f in files), "sha256": digest.hexdigest()}
 
 

@@ -1,1 +1,1 @@
-"""Files that survive a crash: atomic writes, strict JSON, resumable work."""
+"""Files that survive a crash: atomic writes, lists of hashes, a lock, strict JSON and TOML, resumable work."""

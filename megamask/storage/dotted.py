@@ -1,4 +1,4 @@
-"""Settings as tables in tables, as JSON has them, and their dotted names."""
+"""Nested settings, as in JSON, and their dotted names."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 def is_under(name: str, names: Iterable[str]) -> bool:
-    """Whether the dotted ``name`` is one of ``names`` or a part of one: "log.every" is of "log"."""
+    """Whether the dotted ``name`` is one of ``names`` or below one: "log.every" is below "log"."""
     return any(name == other or name.startswith(other + ".") for other in names)
 
 
 def names_in(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted name of every value, and of every table."""
-    found = []
+    """The dotted names of all values and tables."""
+    names = []
     for key, value in tree.items():
-        found.append(f"{prefix}{key}")
+        names.append(f"{prefix}{key}")
         if isinstance(value, dict):
-            found += names_in(value, f"{prefix}{key}.")
-    return found
+            names += names_in(value, f"{prefix}{key}.")
+    return names
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over`` laid over it, table by table."""
-    both = dict(base)
+    """``base`` with the values of ``over`` in place of its own, table by table."""
+    result = dict(base)
     for key, value in over.items():
         tables = isinstance(value, dict) and isinstance(base.get(key), dict)
-        both[key] = merged(base[key], value) if tables else value
-    return both
+        result[key] = merged(base[key], value) if tables else value
+    return result

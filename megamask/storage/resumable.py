@@ -1,8 +1,8 @@
-"""Work in parts, by any number of processes, that goes on after a kill.
+"""Work that is divided into parts, done by any number of processes, and continued after a kill.
 
-A part is a function of what it is given, and its arrays are files; it counts once a record of their hashes is written.
-On a CPU every process computes in one thread, since sums depend on how they are shared out: so the bytes do not depend
-on the number of processes. Each GPU gets its share of the processes.
+A part depends only on its task, and its arrays are files. It is finished once a list of their hashes is written. On a
+CPU every process uses one thread, since the rounding of sums depends on the number of threads. So the bytes do not
+depend on the number of processes. The processes are distributed evenly over the GPUs.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from megamask.storage.file_list import damage, from_record, to_record
 from megamask.storage.npy import save_array
 
 POLL = 1.0
-"""Seconds between two looks at how far the worker processes are."""
+"""Seconds between two updates of the progress."""
 
 
 class Part(NamedTuple):
-    """The name of a part's files, what its worker must know of it, and how many units of work it is."""
+    """The name of a part's files, the input of its worker, and its number of units of work."""
 
     name: str
     task: Any
@@ -37,9 +37,9 @@ class Part(NamedTuple):
 
 
 Report = Callable[[int], None]
-"""Adds units of work to those that are done."""
+"""Receives the number of units of work that are newly done."""
 Worker = Callable[[Any, Report], Sequence[np.ndarray]]
-"""Makes the arrays of a part; reports its units of work as they are done, their sum is the part's size."""
+"""Computes the arrays of a part and reports its units of work, whose sum is the size of the part."""
 
 
 def run_parts(
@@ -51,9 +51,9 @@ def run_parts(
     unit: str,
     kinds: Sequence[str] = ("",),
 ) -> None:
-    """Make every part that is not finished; its arrays lie in ``work`` as NAME.npy, or NAME.KIND.npy for each kind.
+    """Compute every unfinished part. Its arrays are written to ``work`` as NAME.npy, or NAME.KIND.npy for each kind.
 
-    Progress is shown as ``label``, in units of work, each one ``unit``.
+    A progress bar shows ``label`` and counts units of work, each called ``unit``.
     """
     missing = [part for part in parts if not _finished(work, part.name, kinds)]
     total = sum(part.size for part in parts)
@@ -62,25 +62,25 @@ def run_parts(
     workers = min(workers or gpus or len(os.sched_getaffinity(0)), max(1, len(missing)))
     with ProgressBar(label, total, unit, done=done) as bar:
         if workers > 1:
-            _make_in_processes(missing, work, worker, workers, kinds, bar)
+            _compute_in_processes(missing, work, worker, workers, kinds, bar)
         elif missing:
-            _make_here(missing, work, worker, kinds, bar)
+            _compute_here(missing, work, worker, kinds, bar)
 
 
-def _make_here(
+def _compute_here(
     missing: Sequence[Part], work: Path, worker: Callable[[], Worker], kinds: Sequence[str], bar: ProgressBar
 ) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        act = worker()
+        compute = worker()
         for part in missing:
-            _save(work, part.name, act(part.task, bar.update), kinds)
+            _save(work, part.name, compute(part.task, bar.update), kinds)
     finally:
         torch.set_num_threads(threads)
 
 
-def _make_in_processes(
+def _compute_in_processes(
     missing: Sequence[Part],
     work: Path,
     worker: Callable[[], Worker],
@@ -92,25 +92,25 @@ def _make_in_processes(
     with working.processes(workers, _start, worker, number, units, torch.cuda.device_count()) as pool:
         pending = {pool.submit(_work_on, work, part, kinds) for part in missing}
         while pending:
-            # units come in more often than parts, and a line may be due while none does
+            # units are reported more often than parts, and the bar needs updates between them
             finished, pending = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
             bar.move_to(before + units.value)
             for future in finished:
                 future.result()
 
 
-_mine: Worker | None = None
+_worker: Worker | None = None
 _units: Any = None
 
 
 def _start(worker: Callable[[], Worker], count: Any, units: Any, gpus: int) -> None:
-    """In a worker process: take a device, and begin."""
-    global _mine, _units
+    """In a worker process: choose a device and create the worker."""
+    global _worker, _units
     torch.set_num_threads(1)
     with count.get_lock():
         number, count.value = count.value, count.value + 1
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": str(number % gpus if gpus else 0)}
-    _mine, _units = worker(), units
+    _worker, _units = worker(), units
 
 
 def _report(count: int) -> None:
@@ -119,22 +119,22 @@ def _report(count: int) -> None:
 
 
 def _work_on(work: Path, part: Part, kinds: Sequence[str]) -> None:
-    assert _mine is not None
-    _save(work, part.name, _mine(part.task, _report), kinds)
+    assert _worker is not None
+    _save(work, part.name, _worker(part.task, _report), kinds)
 
 
 def _files(name: str, kinds: Sequence[str]) -> list[str]:
     return [f"{name}.{kind}.npy" if kind else f"{name}.npy" for kind in kinds]
 
 
-def _save(work: Path, name: str, made: Sequence[np.ndarray], kinds: Sequence[str]) -> None:
-    """Write a part; the record of its hashes, without which it does not count, comes last."""
-    files = {file: save_array(work / file, array) for file, array in zip(_files(name, kinds), made, strict=True)}
+def _save(work: Path, name: str, arrays: Sequence[np.ndarray], kinds: Sequence[str]) -> None:
+    """Write a part and, last, the list of its hashes, which makes it finished."""
+    files = {file: save_array(work / file, array) for file, array in zip(_files(name, kinds), arrays, strict=True)}
     write_atomic(work / f"{name}.json", json.dumps(to_record(files)))
 
 
 def _finished(work: Path, name: str, kinds: Sequence[str]) -> bool:
-    """Whether a part is there, byte for byte as it was written."""
+    """Whether a part is there with exactly the bytes that were written."""
     try:
         files = from_record(strict_json.read_json(work / f"{name}.json"))
         return files.keys() == set(_files(name, kinds)) and not damage(work, files)
@@ -143,5 +143,6 @@ def _finished(work: Path, name: str, kinds: Sequence[str]) -> bool:
 
 
 def join_parts(names: Sequence[str], work: Path) -> np.ndarray:
-    found = [np.load(work / f"{name}.npy", allow_pickle=False) for name in names]
-    return np.concatenate(found) if found else np.empty(0, np.uint8)
+    """The arrays of the named parts, one after the other."""
+    arrays = [np.load(work / f"{name}.npy", allow_pickle=False) for name in names]
+    return np.concatenate(arrays) if arrays else np.empty(0, np.uint8)

@@ -1,4 +1,4 @@
-"""Work that outlives a kill: a folder of what is finished, and processes that end with the one that made them."""
+"""Work that survives a kill: a folder of finished work, and worker processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from megamask.runtime.entry_point import full_disk, make_output_safe
 
 
 class _Process(SpawnProcess):
-    """A worker that leaves signals to its parent, which a terminal and a batch system send to both of them."""
+    """A worker that ignores signals. A terminal and a batch system send them to the parent too, which handles them."""
 
     def start(self) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
-            super().start()  # it inherits what is blocked
+            super().start()  # it inherits the blocked signals
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -36,18 +36,18 @@ class _Spawn(SpawnContext):
 
 
 SPAWN = _Spawn()
-"""Processes start afresh: a fork would copy the locks that other threads of this one may hold."""
+"""New processes are spawned: a fork would copy locks that other threads may have acquired."""
 
 
 @contextmanager
 def folder(work: Path, identity: str, output: Path) -> Iterator[Path]:
-    """The folder ``work`` of what is finished of this request for ``output``; another request's is emptied.
+    """The folder ``work`` for finished parts of ``output``. If it belongs to another ``identity``, it is emptied first.
 
-    It is removed at the end, and stays if what is done inside fails. DataError if another process works in it;
-    StorageError, which says what stays, if the disk is full.
+    It is deleted at the end, and stays after an error. Raises DataError if another process works in it, and
+    StorageError, which says whether finished work stays, if the disk is full.
     """
     try:
-        with _held(work, identity, output):
+        with _locked(work, identity, output):
             yield work
     except MegamaskError:
         raise
@@ -56,20 +56,20 @@ def folder(work: Path, identity: str, output: Path) -> Iterator[Path]:
             raise
         sentence = f"{output} cannot be written: {reason}."
         if _something_finished(work):
-            sentence += f" What is finished stays in {work}. Make room: the same command goes on from there."
+            sentence += f" Finished work stays in {work}. Free some space, then run the same command to continue."
         else:
             shutil.rmtree(work, ignore_errors=True)
         raise StorageError(sentence) from None
 
 
 def _something_finished(work: Path) -> bool:
-    """Whether a file is there besides what each request begins with and what was being written."""
+    """Whether there is a file besides those of every request and those that were being written."""
     inside = (file.relative_to(work) for file in work.rglob("*") if file.is_file())
     return any(not file.parts[0].startswith(".tmp-") and file.parts[0] not in ("lock", "request") for file in inside)
 
 
 @contextmanager
-def _held(work: Path, identity: str, output: Path) -> Iterator[None]:
+def _locked(work: Path, identity: str, output: Path) -> Iterator[None]:
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:
@@ -87,25 +87,25 @@ def _held(work: Path, identity: str, output: Path) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as stop:
-            stop.add_note("The same command goes on from here.")
+            stop.add_note("The same command continues from here.")
             raise
     shutil.rmtree(work)
 
 
 @contextmanager
-def processes(count: int, start: Callable[..., None], *given: Any) -> Iterator[Executor]:
-    """That many worker processes, of which each calls ``start`` with what is ``given`` first.
+def processes(count: int, start: Callable[..., None], *arguments: Any) -> Iterator[Executor]:
+    """``count`` worker processes, each of which first calls ``start(*arguments)``.
 
-    After an error of one, or of the caller, all are killed. DataError if one is killed. They end with this process,
-    however it ends.
+    After an error in one of them or in the caller, all are killed. DataError if one is killed. They end when this
+    process ends, for whatever reason.
     """
-    with ProcessPoolExecutor(count, SPAWN, _start, (os.getpid(), start, *given)) as pool:
+    with ProcessPoolExecutor(count, SPAWN, _start, (os.getpid(), start, *arguments)) as pool:
         try:
             yield pool
         except BrokenProcessPool:
             raise DataError(
-                "A worker process was killed, perhaps for want of memory. Start again with fewer `workers`: what is "
-                "finished is kept."
+                "A worker process was killed, perhaps because memory ran out. Start again with fewer `workers`: "
+                "finished work is kept."
             ) from None
         except BaseException:
             for worker in active_children():  # Python 3.14 has `pool.kill_workers`
@@ -113,9 +113,9 @@ def processes(count: int, start: Callable[..., None], *given: Any) -> Iterator[E
             raise
 
 
-def _start(parent: int, start: Callable[..., None], *given: Any) -> None:
+def _start(parent: int, start: Callable[..., None], *arguments: Any) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the kernel ends this process with its parent
     if os.getppid() != parent:
-        os._exit(1)  # it ended before that
+        os._exit(1)  # the parent ended before
     make_output_safe()
-    start(*given)
+    start(*arguments)
