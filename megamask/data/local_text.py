@@ -1,9 +1,9 @@
-"""English prose that every machine holds: what the documentation of Python and of the installed packages says.
+"""English prose that every machine has: the documentation of Python and of the installed packages.
 
-Collected are the docstrings of .py files, which are read and never run, the .rst, .md and .txt files of packages and
-their descriptions in METADATA. Kept are paragraphs of prose: no code, no doctests, no tables of parameters, no lists
-of links, no licences, none twice. Takes about 15 seconds on one core for the 220 MB of sources that torch and
-transformers bring, and gives 11 MB of text; order and text depend on what is installed alone.
+Sources are the docstrings of .py files, which are read but never executed, the .rst, .md and .txt files of packages and
+their descriptions in METADATA. Only paragraphs of prose are kept, each once: no code, doctests, tables of parameters,
+lists of links or licenses. Takes about 15 seconds on one core for the 220 MB of torch and transformers, and gives 11 MB
+of text. Text and order depend only on the installed packages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LIMIT = 15_000_000
 METHOD = 1
 FILE_BYTES = 2_000_000
 
-_LICENCE = re.compile(
+_LICENSE = re.compile(
     r"copyright|warranty|licen[cs]ed? |redistribut|permission is hereby|all rights reserved|merchantab", re.IGNORECASE
 )
 _LINK = re.compile(r"<?https?://\S+>?")
@@ -27,7 +27,7 @@ _MARKUP = re.compile(
     r":[a-z:]+:`~?\.?([^`<]+?)(?:\s*<[^>]*>)?`"  # :class:`~a.b <c>`
     r"|``?([^`]+)``?|\[([^\]]+)\]\([^)]*\)|\*\*([^*]+)\*\*|\*([^*\s][^*]*)\*"
 )
-_NO_PROSE = re.compile(
+_NOT_PROSE = re.compile(
     r"^\s*(>>>|\.\.\s|\$ |# |:[a-z]|@|[-=~^*#+|_]{3,}|[|+]|\d+\s*$|[-\w.*]+\s*:\s|<|\{|\[)", re.IGNORECASE
 )
 _QUOTED = re.compile(r"[rRuU]?(?P<quotes>\"{3}|'{3})(?P<text>.*?)(?P=quotes)", re.DOTALL)
@@ -35,7 +35,7 @@ _SENTENCE_END = (".", "!", "?", ".)", '."')
 
 
 def collect_local_text(limit: int = LIMIT) -> Iterator[str]:
-    """Documents, one for each file with enough prose, until they have about ``limit`` characters in all."""
+    """Documents, one for each file with enough prose, up to about ``limit`` characters in all."""
     seen: set[str] = set()
     size = 0
     for file in _files():
@@ -54,7 +54,7 @@ def collect_local_text(limit: int = LIMIT) -> Iterator[str]:
 
 
 def paragraphs(texts: Iterable[str]) -> Iterator[str]:
-    """The paragraphs of ``texts`` that read as prose, each as one line without markup."""
+    """The paragraphs of ``texts`` that are prose, each as one line without markup."""
     for text in texts:
         fenced = False
         after_code_mark = False
@@ -65,7 +65,7 @@ def paragraphs(texts: Iterable[str]) -> Iterator[str]:
             # after "::" an indented block is code
             is_code = after_code_mark and lines[0].startswith("  ")
             after_code_mark = is_code or block.rstrip().endswith("::")
-            if inside or is_code or any(_NO_PROSE.match(line) for line in lines):
+            if inside or is_code or any(_NOT_PROSE.match(line) for line in lines):
                 continue
             prose = _plain(" ".join(line.strip() for line in lines))
             if is_prose(prose):
@@ -73,19 +73,19 @@ def paragraphs(texts: Iterable[str]) -> Iterator[str]:
 
 
 def is_prose(paragraph: str) -> bool:
-    """Whether ``paragraph`` is English sentences: long enough, ended, of words more than of signs, no licence."""
+    """Whether ``paragraph`` consists of English sentences: long enough, with an end, mostly words, not a license."""
     words = paragraph.split()
     if len(words) < 8 or not paragraph.endswith(_SENTENCE_END) or not paragraph[0].isupper():
         return False
     letters = sum(c.isascii() and c.isalpha() for c in paragraph)
     plain = sum(word.strip("().,;:'\"!?").isalpha() for word in words)
-    # English has an article, "of", "to", ... every few words; lists of names do not
+    # English has an article, "of", "to", ... every few words; a list of names does not
     common = sum(word.lower() in _COMMON for word in words)
     return (
         letters >= 0.72 * len(paragraph)
         and plain >= 0.75 * len(words)
         and common >= 0.2 * len(words)
-        and not _LICENCE.search(paragraph)
+        and not _LICENSE.search(paragraph)
     )
 
 
@@ -99,40 +99,43 @@ _COMMON = frozenset(
 
 
 def _plain(text: str) -> str:
-    text = _MARKUP.sub(lambda found: next(group for group in found.groups() if group), _LINK.sub("", text))
+    text = _MARKUP.sub(lambda match: next(group for group in match.groups() if group), _LINK.sub("", text))
     return re.sub(r"\s+", " ", text).replace(" .", ".").replace("::", ":").strip()
 
 
-# ---- where text is
+# ---- files
 
 
 def _files() -> list[Path]:
-    """The files of Python and of the installed packages, in an order that does not depend on where they lie."""
+    """The files of Python and of the installed packages, in an order that does not depend on their folders."""
     roots = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for root in sorted(roots):
         for file in root.rglob("*"):
             parts = file.relative_to(root).parts
-            is_within = "site-packages" in parts or "dist-packages" in parts  # of another root, or of no environment
+            # of another root, or of no environment
+            is_within = "site-packages" in parts or "dist-packages" in parts
             if not is_within and _is_wanted(file, parts):
-                found.setdefault("/".join(parts), file)
-    return [found[name] for name in sorted(found)]
+                files.setdefault("/".join(parts), file)
+    return [files[name] for name in sorted(files)]
 
 
 def _is_wanted(file: Path, parts: tuple[str, ...]) -> bool:
     if not (file.suffix in (".py", ".rst", ".md", ".txt") or file.name == "METADATA"):
         return False
     name = file.name.lower()
-    is_dull = "licen" in name or "copying" in name or name in ("top_level.txt", "entry_points.txt", "requirements.txt")
+    is_ignored = (
+        "licen" in name or "copying" in name or name in ("top_level.txt", "entry_points.txt", "requirements.txt")
+    )
     is_test = name.startswith("test_") or not {"test", "tests", "idle_test"}.isdisjoint(parts)
-    return not is_dull and not is_test and file.is_file() and file.stat().st_size <= FILE_BYTES
+    return not is_ignored and not is_test and file.is_file() and file.stat().st_size <= FILE_BYTES
 
 
 def _texts(file: Path) -> Iterator[str]:
-    """The docstrings of a .py file, the description of a METADATA file, all of any other."""
+    """The docstrings of a .py file, the description of a METADATA file, the whole of any other file."""
     raw = file.read_bytes()
     if file.suffix == ".py":
-        # found by their quotes: to parse all these files takes a minute
+        # by their quotes: parsing all these files takes a minute
         yield from _docstrings(raw.decode("utf-8", errors="ignore"))
     elif file.name == "METADATA":
         yield str(BytesParser().parsebytes(raw).get_payload())
@@ -141,7 +144,7 @@ def _texts(file: Path) -> Iterator[str]:
 
 
 def _docstrings(source: str) -> Iterator[str]:
-    """Every triple-quoted string that begins a line: docstrings, and little else that reads as prose."""
-    for found in _QUOTED.finditer(source):
-        if not source[source.rfind("\n", 0, found.start()) + 1 : found.start()].strip():
-            yield inspect.cleandoc(found["text"])
+    """Every triple-quoted string that begins a line: mostly docstrings."""
+    for match in _QUOTED.finditer(source):
+        if not source[source.rfind("\n", 0, match.start()) + 1 : match.start()].strip():
+            yield inspect.cleandoc(match["text"])

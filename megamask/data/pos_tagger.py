@@ -1,8 +1,8 @@
-"""Parts of speech: a tag for each token, from the words of a spaCy pipeline or of CoNLL-U files.
+"""Part-of-speech tags: one for each token, from the words of a spaCy pipeline or of CoNLL-U files.
 
-Tags are the 17 universal ones (Universal Dependencies), numbered from 1; 0 is none. Words lie in a text by their
-characters and tokens too, whatever the tokenizer, so one alignment serves all. This is the one module that knows spaCy,
-which is optional. Costs: spaCy's small English pipeline tags about 10,000 words a second and core.
+The tags are the 17 universal ones (Universal Dependencies), numbered from 1; 0 means no tag. Words and tokens have
+positions in characters of the text, so they are aligned the same way for every tokenizer. Only this module imports
+spaCy, which is optional. Cost: spaCy's small English pipeline tags about 10,000 words per second and core.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ TAGS = (
 )  # fmt: skip
 TAG_IDS = {name: number for number, name in enumerate(TAGS, start=1)}
 CONLLU = "conllu"
-"""The name for tags that come with the text."""
+"""The name for tags that the text itself has."""
 PIECE = 10_000
-"""Characters of a document to a pipeline, about: some take no long texts."""
+"""Maximum number of characters that a pipeline gets at once: some do not accept long texts."""
 AT_ONCE = 16
-"""Such documents that it reads at once. spaCy's own 1000 are some million words, whose activations are gigabytes."""
+"""Batch size of a pipeline. spaCy's default of 1000 would be millions of words with gigabytes of activations."""
 NEEDLESS = ("parser", "ner", "lemmatizer", "trainable_lemmatizer", "entity_linker", "entity_ruler", "textcat", "senter")
-"""Parts of pipelines on which no tag depends."""
+"""Components of pipelines that do not affect tags."""
 PROBE = "The first small words of a text are in this one, and they should have tags."
-# part of the identity of a result: change it with whatever changes the bytes that are written
+# part of the identity of a result: change it with the bytes that are written
 METHOD = 1
 
 
 @dataclass(frozen=True)
 class TaggedWords:
-    """The words of a text in order: where each begins and ends, in characters, and the number of its tag."""
+    """The words of a text in order: the begin and end of each in characters, and the number of its tag."""
 
     starts: Int64[np.ndarray, " W"]
     ends: Int64[np.ndarray, " W"]
     tags: UInt8[np.ndarray, " W"]
 
     @classmethod
-    def of(cls, found: Sequence[tuple[int, int, int]]) -> TaggedWords:
+    def of(cls, words: Sequence[tuple[int, int, int]]) -> TaggedWords:
         """From (start, end, tag) of each word."""
-        table = np.array(found, np.int64).reshape(-1, 3)
+        table = np.array(words, np.int64).reshape(-1, 3)
         return cls(table[:, 0], table[:, 1], table[:, 2].astype(np.uint8))
 
     def tags_of(self, starts: Int64[np.ndarray, " n"], ends: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
-        """The tag of each token, which has the characters from ``starts`` to ``ends``.
+        """The tag of each token, whose characters are ``starts`` to ``ends``.
 
-        It is that of the first word that shares a character with the token. A token of nothing but the space right
-        before a word begins that word, and has its tag; one that touches no word has none.
+        A token has the tag of the first word that shares a character with it. A token that is only the space before a
+        word has the tag of that word. Other tokens have no tag.
         """
         if not len(self.tags):
             return np.zeros(len(starts), np.uint8)
@@ -68,14 +68,14 @@ class Tagger:
     """A spaCy pipeline that sets parts of speech."""
 
     def __init__(self, pipeline: Any, facts: dict[str, Any]):
-        """``pipeline`` is what spacy.load gives; ``facts`` say which it is."""
+        """``pipeline`` is the result of ``spacy.load``; ``facts`` identify it."""
         self._pipeline, self.facts = pipeline, facts
 
     @classmethod
     def load(cls, name: str) -> Tagger:
-        """The pipeline that is installed under ``name`` or lies in that folder.
+        """The pipeline that is installed as ``name``, or the one in that folder.
 
-        Raises ConfigError if spaCy or the pipeline is missing, or it sets no part of speech.
+        Raises ConfigError if spaCy or the pipeline is missing, or if the pipeline does not set part-of-speech tags.
         """
         try:
             import spacy
@@ -86,27 +86,27 @@ class Tagger:
             ) from None
         try:
             pipeline = spacy.load(name, exclude=list(NEEDLESS))
-        except Exception as error:  # no such pipeline, a damaged one, one of another version: one sentence for all
+        except Exception as error:  # no such pipeline, a corrupt one, one of another version: one message for all
             installed = ", ".join(spacy.util.get_installed_models()) or "none"
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"`tags` must be {CONLLU!r} or the name or folder of a spaCy pipeline, but is {name!r}. Installed are: "
-                f"{installed}. spaCy says: {reason}"
+                f"`tags` must be {CONLLU!r} or the name or folder of a spaCy pipeline, but is {name!r}. Installed: "
+                f"{installed}. spaCy reports: {reason}"
             ) from None
         if not pipeline(PROBE).has_annotation("POS"):
             raise ConfigError(
-                f"`tags` names the spaCy pipeline {name!r}, which sets no part of speech: it has "
-                f"{', '.join(pipeline.pipe_names) or 'no parts at all'}. Take one with a tagger or morphologizer."
+                f"`tags` names the spaCy pipeline {name!r}, which does not set part-of-speech tags: its components "
+                f"are {', '.join(pipeline.pipe_names) or 'none'}. Use one with a tagger or morphologizer."
             )
         meta = pipeline.meta
         by = {"pipeline": f"{meta['lang']}_{meta['name']}", "version": meta["version"], "spacy": spacy.__version__}
         return cls(pipeline, {"tags": list(TAGS), "by": by | {"sha256": _hash(pipeline.path)}, "method": METHOD})
 
     def words(self, texts: Sequence[str]) -> list[TaggedWords]:
-        """The words of each text; those without a universal tag, such as spaces, are left out."""
+        """The words of each text, without those that have no universal tag, such as spaces."""
         pieces = [piece for text in texts for piece in split_text(text)]
         tagged = iter(zip(pieces, self._pipeline.pipe(pieces, batch_size=AT_ONCE), strict=True))
-        found = []
+        result = []
         for text in texts:
             words, at = [], 0
             while at < len(text):
@@ -117,17 +117,17 @@ class Tagger:
                     if token.pos_ in TAG_IDS
                 ]
                 at += len(piece)
-            found.append(TaggedWords.of(words))
-        return found
+            result.append(TaggedWords.of(words))
+        return result
 
 
 def conllu_facts() -> dict[str, Any]:
-    """The facts of tags that come with the text."""
+    """The facts of tags that the text itself has."""
     return {"tags": list(TAGS), "by": {"pipeline": CONLLU}, "method": METHOD}
 
 
 def split_text(text: str) -> Iterator[str]:
-    """``text`` in pieces of at most ``PIECE`` characters, cut behind the last newline, else the last space."""
+    """Split ``text`` into pieces of at most ``PIECE`` characters, behind the last newline, else the last space."""
     at = 0
     while at < len(text):
         end = at + PIECE
@@ -150,7 +150,7 @@ def tag_names(shards: Shards) -> tuple[str, ...]:
 
 
 def _hash(folder: Path | None) -> str:
-    """sha256 of all files of a pipeline: a version is easily forgotten."""
+    """sha256 of all files of a pipeline: its version may stay the same when its files change."""
     digest = hashlib.sha256()
     if folder is not None:
         for file in sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")):

@@ -1,6 +1,6 @@
 """New tokenizers: WordPiece, byte-level BPE and sentencepiece, trained on a sample of the text.
 
-Training takes 5 to 60 seconds on 20 MB of text and gives the same result whatever the number of threads.
+Training takes 5 to 60 seconds on 20 MB of text. The result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from megamask.data.tokenizer import METASPACE, ROLES, SPECIAL, Tokenizer
 from megamask.errors import DataError, must
 
 ALPHABET = 1000
-"""Characters that WordPiece keeps in any case, if the text has as many and they fit."""
+"""Number of characters that WordPiece keeps in any case, if the text has as many and they fit."""
 COVERAGE = 0.99999
-"""Share of the text whose characters get a token of their own in WordPiece, if they fit into the vocabulary."""
+"""Share of the text whose characters get tokens in WordPiece, if they fit into the vocabulary."""
 LEAST_COVERAGE = 0.99
-"""A smaller share is refused: a word with one unknown character is unknown as a whole."""
-# below the score of every piece: the text "[MASK]" or "<0x41>" must never become the piece of that name
+"""A smaller share is an error: one unknown character makes a whole word unknown."""
+# below the score of every piece: the text "[MASK]" or "<0x41>" must never become the token of that name
 NEVER = -1e6
 
 
@@ -71,19 +71,19 @@ def _train_wordpiece(texts: Sequence[str], size: int, lowercase: bool) -> Backen
         counts.update(backend.normalizer.normalize_str(text))
     inside = _inside_words(backend, counts)
     letters = _alphabet(counts, inside, size - len(SPECIAL))
-    # the trainer numbers characters in the order of a hash table, so they are all named to it beforehand
+    # the trainer numbers characters in the order of a hash table, so it gets all of them as special tokens
     beforehand = [*SPECIAL, *letters, *(f"##{c}" for c in letters if c in inside)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, show_progress=False, special_tokens=beforehand, initial_alphabet=letters,
         limit_alphabet=len(letters), continuing_subword_prefix="##",
     )  # fmt: skip
     backend.train_from_iterator(texts, trainer, length=len(texts))
-    # a fresh one: in the trained one those characters are special tokens
+    # in the trained one, the characters are special tokens
     return untrained(backend.get_vocab(with_added_tokens=True))
 
 
 def _inside_words(backend: Backend, characters: Iterable[str]) -> set[str]:
-    """Those of ``characters`` that may stand inside a word; Chinese characters and punctuation are words alone."""
+    """Those of ``characters`` that can be inside a word; Chinese characters and punctuation are words of their own."""
 
     def joins(character: str) -> bool:
         word = backend.normalizer.normalize_str(f"a{character}a")
@@ -95,13 +95,13 @@ def _inside_words(backend: Backend, characters: Iterable[str]) -> set[str]:
 def _alphabet(counts: Counter[str], inside: set[str], size: int) -> list[str]:
     """The most frequent characters that make up ``COVERAGE`` of a text, or as many as ``size`` tokens can spell.
 
-    A character takes a token, and a second one with "##" if it may stand inside a word. At least ``ALPHABET``
+    A character takes one token, and a second one with "##" if it can be inside a word. At least ``ALPHABET``
     characters are kept, if the text has as many and they fit. Raises DataError if those that fit make up less than
     ``LEAST_COVERAGE`` of the text.
     """
     letters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
     if not letters:
-        raise DataError("The text holds no characters that a tokenizer could learn.")
+        raise DataError("The text has no characters that a tokenizer can learn.")
     covered = np.cumsum([counts[c] for c in letters]) / sum(counts[c] for c in letters)
     tokens = np.cumsum([1 + (c in inside) for c in letters])
 
@@ -142,7 +142,7 @@ def _train_byte_bpe(texts: Sequence[str], size: int, lowercase: bool) -> Backend
 
 
 def sentencepiece_normalizer(lowercase: bool) -> normalizers.Normalizer:
-    """What is done to text before sentencepiece sees it: NFC, and runs of whitespace become one space."""
+    """The normalization before sentencepiece: NFC, and runs of whitespace become one space."""
     return _sequence(
         normalizers.NFC(),
         normalizers.Lowercase() if lowercase else None,
@@ -154,30 +154,30 @@ def train_sentencepiece(texts: Sequence[str], *, size: int, lowercase: bool, alg
     """A sentencepiece model with byte fallback and megamask's special tokens at ids 0 to 4, as its protobuf."""
     import sentencepiece
 
-    front = sentencepiece_normalizer(lowercase)
+    normalizer = sentencepiece_normalizer(lowercase)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(line for text in texts for line in front.normalize_str(text).split("\n")),
+            sentence_iterator=(line for text in texts for line in normalizer.normalize_str(text).split("\n")),
             model_writer=model, model_type=algorithm, vocab_size=size, byte_fallback=True,
             normalization_rule_name="identity", character_coverage=0.9995, max_sentence_length=2**24,
             pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols="[MASK]",
             pad_piece="[PAD]", unk_piece="[UNK]", bos_piece="[CLS]", eos_piece="[SEP]",
-            # the names of byte pieces must be spelt with characters, not found as pieces
+            # so that text with the names of byte tokens is encoded by characters
             required_chars="<>0123456789ABCDEFx",
-            num_threads=4, minloglevel=2,  # a fixed number of threads: sums of floats depend on it
+            num_threads=4, minloglevel=2,  # sums of floats depend on the number of threads
         )  # fmt: skip
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"`vocab_size` {size} does not suit this text, says sentencepiece: {reason}") from None
+        raise DataError(f"`vocab_size` {size} does not fit this text. sentencepiece reports: {reason}") from None
     return _coarse(model.getvalue())
 
 
 def _coarse(model: bytes) -> bytes:
-    """The model with scores in steps of 1/256 nat.
+    """The model with scores rounded to 1/256 nat.
 
-    Sums of such scores are exact in single and in double precision, so ties between two ways to cut a word ("I II",
-    "II I") are ties in sentencepiece and in tokenizers alike, and both break them alike.
+    Sums of such scores are exact in single and in double precision, so two segmentations of a word with the same score
+    ("I II", "II I") are ties in sentencepiece and in tokenizers, and both break them in the same way.
     """
     parsed = _parse(model)
     for piece in parsed.pieces:
@@ -194,12 +194,12 @@ def _parse(model: bytes):
 
 
 def convert_sentencepiece(model: bytes, *, lowercase: bool) -> Backend:
-    """The fast tokenizer that gives the ids of the sentencepiece processor on text that passed the front."""
+    """The fast tokenizer with the same ids as the sentencepiece model on normalized text."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = [
-        (processor.id_to_piece(i), NEVER if _is_never_found(processor, i) else processor.get_score(i))
+        (processor.id_to_piece(i), NEVER if _is_not_text(processor, i) else processor.get_score(i))
         for i in range(processor.get_piece_size())
     ]
     parsed = _parse(model)
@@ -209,7 +209,7 @@ def convert_sentencepiece(model: bytes, *, lowercase: bool) -> Backend:
         vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
         backend = Backend(models.BPE(vocabulary, _merges(pieces), unk_token="[UNK]", fuse_unk=True, byte_fallback=True))
     backend.normalizer = sentencepiece_normalizer(lowercase)
-    # "first": after a [MASK] in the middle of a text no space may be made up
+    # "first": no space is added behind a [MASK] in the middle of a text
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=METASPACE, prepend_scheme="first")
     backend.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(replacement=METASPACE, prepend_scheme="first")]
@@ -217,17 +217,17 @@ def convert_sentencepiece(model: bytes, *, lowercase: bool) -> Backend:
     return backend
 
 
-def _is_never_found(processor, number: int) -> bool:
+def _is_not_text(processor, number: int) -> bool:
     return processor.is_control(number) or processor.is_unknown(number) or processor.is_byte(number)
 
 
 def _merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
-    """Every split of a piece into two pieces, in the order in which sentencepiece would join them."""
+    """Every split of a piece into two pieces, in the order in which sentencepiece joins them."""
     scores = {piece: score for piece, score in pieces if score != NEVER}
-    found = []
+    merges = []
     for piece, score in scores.items():
         splits = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-        found += [(-score, left, right) for left, right in splits if left in scores and right in scores]
+        merges += [(-score, left, right) for left, right in splits if left in scores and right in scores]
     # sorting is stable, so the splits of one piece stay in order
-    found.sort(key=lambda merge: merge[0])
-    return [(left, right) for _, left, right in found]
+    merges.sort(key=lambda merge: merge[0])
+    return [(left, right) for _, left, right in merges]

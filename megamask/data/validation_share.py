@@ -1,4 +1,4 @@
-"""Whether the validation split is large enough to measure a loss on, and which share of the text would be."""
+"""Check that the validation split is large enough to measure a loss, and compute a share that is."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 Manifest = dict[str, Any]
 MEASURABLE = 16_384
-"""Tokens that a validation split should have: a pack of the largest recipes. The losses of 15 % of them differ by about
-3 nats, so their mean has a standard error of 0.06 nats."""
+"""Tokens that a validation split should have: one pack of the largest recipes. The losses of 15 % of them have a
+standard deviation of about 3 nats, so their mean has a standard error of 0.06 nats."""
 MARGIN = 1.25
-"""Documents are drawn by their hash: a split has a little more or fewer tokens than its share."""
+"""Factor of the share: documents are drawn by hash, so a split has slightly more or fewer tokens than its share."""
 LARGEST = 0.2
-"""Share of the text that is spent on validation, at most."""
+"""Maximum share of the text for validation."""
 
 
 def validation_share(manifest: Manifest, tokens: int) -> float | None:
-    """The share, rounded up, that gives about ``tokens`` tokens or a little more; None if that is too large a part."""
+    """The share, rounded up, that gives ``tokens`` tokens or slightly more; None if it is above ``LARGEST``."""
     total, now = _total(manifest), _share(manifest)
     share = MARGIN * tokens / total if total else 1.0
-    # documents of very different lengths may give much less than their share
+    # if documents differ in length, a split may have much less than its share
     share = share if share > now else 2 * now
     if share > LARGEST:
         return None
@@ -28,19 +28,19 @@ def validation_share(manifest: Manifest, tokens: int) -> float | None:
 
 
 def validation_warning(manifest: Manifest) -> str:
-    """The sentence for a validation split that is too small; "" if it is large enough, or if there is none."""
+    """The warning for a validation split that is too small; "" if it is large enough, or if there is none."""
     split = manifest["splits"].get("valid")
     if split is None or split["tokens"] >= MEASURABLE:
         return ""
     return (
-        f"The validation split has {split['documents']:,} documents with {split['tokens']:,} tokens. That is too "
-        f"little to measure a loss well, which takes about {MEASURABLE:,} tokens. "
+        f"The validation split has {split['documents']:,} documents with {split['tokens']:,} tokens. To "
+        f"measure a loss well takes about {MEASURABLE:,} tokens. "
         f"{validation_cure(manifest, MEASURABLE)}"
     )
 
 
 def validation_cure(manifest: Manifest, tokens: int) -> str:
-    """What gives a validation split of ``tokens`` tokens."""
+    """How to get a validation split of ``tokens`` tokens."""
     share, total = validation_share(manifest, tokens), _total(manifest)
     if share is not None:
         return f"Delete the output and prepare the text again with `--valid-share {share:g}`."
@@ -53,6 +53,6 @@ def _total(manifest: Manifest) -> int:
 
 
 def _share(manifest: Manifest) -> float:
-    """The share that the text was prepared with."""
+    """The validation share of the preparation."""
     share = (manifest.get("settings") or {}).get("valid_share", 0.0)
     return share if isinstance(share, float) else 0.0

@@ -99,15 +99,15 @@ def unknown_words_problem(what: str) -> str:
     )
 
 
-# ---- how long words are
+# ---- lengths of words
 
 CLAUSE = 4
-"""Tokens of the median word from which words are taken for clauses."""
+"""If the median word has as many tokens, words are probably clauses."""
 
 
 @dataclass(frozen=True)
 class WordLengths:
-    """How many words some text has, and how many tokens the median and the longest of them have."""
+    """The number of words of a text, and the number of tokens of the median and the longest word."""
 
     words: int
     median: int
@@ -121,13 +121,13 @@ class WordLengths:
         return cls(words, median, int(np.flatnonzero(sizes).max(initial=0)))
 
     def sentence(self) -> str:
-        """The sizes in words, and a warning if such words are clauses."""
+        """The lengths as a sentence, with a warning if words are probably clauses."""
         median = f"{self.median} token{'s' * (self.median != 1)}"
-        said = f"{self.words:,} words, the median has {median}, the longest {self.longest:,}"
+        lengths = f"{self.words:,} words, the median has {median}, the longest {self.longest:,}"
         if self.median < CLAUSE:
-            return f"{said}."
+            return f"{lengths}."
         return (
-            f"{said}: such a word is rather a clause, as in text without spaces. `masking.unit` word masks whole "
+            f"{lengths}: words are probably clauses, as in text without spaces. `masking.unit` word masks whole "
             "clauses; token does not."
         )
 

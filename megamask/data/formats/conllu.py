@@ -1,8 +1,8 @@
 """CoNLL-U files: documents of tagged words, as Universal Dependencies publishes them.
 
-The text is made of the words: a space behind each but where `SpaceAfter=No` stands, a line for each paragraph
-(`# newpar`). A document goes to the next `# newdoc`, or, in files without it, to the end. Of the ten columns the first
-two, the fourth (the universal tag) and the last are read. Memory: one document.
+The text consists of the words, with a space behind each word without `SpaceAfter=No` and a line for each paragraph
+(`# newpar`). A document ends at the next `# newdoc` or at the end of the file. Of the ten columns, the first two, the
+fourth (the universal tag) and the last are read. Memory: one document.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}([.-][0-9]{1,9})?")
 
 @dataclass(frozen=True)
 class TaggedDocument:
-    """A document whose words have tags. The text is NFC, word by word, and has no space around it."""
+    """A document whose words have tags. Each word is NFC; the text has no surrounding space."""
 
     text: str
     words: TaggedWords
@@ -30,17 +30,17 @@ class TaggedDocument:
 
 @dataclass
 class _Document:
-    """What was read of a document so far."""
+    """A document that is being read."""
 
     text: list[str] = field(default_factory=list)
     words: list[tuple[int, int, int]] = field(default_factory=list)
     length: int = 0
     gap: str = ""
-    """What stands before the next word."""
+    """The text before the next word."""
     fault: str = ""
 
     def add(self, forms: list[tuple[str, int]], space: bool) -> None:
-        """Words without a space between them, and whether one follows."""
+        """Add words without a space between them; ``space``: whether one follows."""
         before = self.gap if self.length else ""
         self.text.append(before + "".join(form for form, _ in forms))
         self.length += len(before)
@@ -50,17 +50,17 @@ class _Document:
         self.gap = " " if space else ""
 
     def whole(self) -> TaggedDocument | str:
-        """The document, or what is wrong with it."""
+        """The document, or its error."""
         return self.fault or TaggedDocument("".join(self.text), TaggedWords.of(self.words))
 
 
 def read_conllu(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: bool) -> Iterator[TaggedDocument | str]:
-    """The documents of a file whose ``lines`` are (number, text), in order; for a faulty one the sentence that says so.
+    """The documents of a file whose ``lines`` are (number, text), in order; for one with an error the message.
 
-    ``whole_file`` makes one document of them all.
+    ``whole_file`` joins them to one document.
     """
     document = _Document()
-    surface: tuple[int, str, bool] | None = None  # last number, form and space behind it of a token of several words
+    surface: tuple[int, str, bool] | None = None  # of a token of several words: last number, form, space behind it
     inside: list[tuple[str, int]] = []
     for number, line in lines:
         line = line.rstrip("\r\n")
@@ -81,7 +81,7 @@ def read_conllu(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: boo
             continue
         name, form, space = columns[0], _clean(columns[FORM]), "SpaceAfter=No" not in columns[MISC].split("|")
         if "." in name:
-            continue  # a word that is not written
+            continue  # an empty node, which is not in the text
         if "-" in name:
             surface, inside = (int(name.split("-")[1]), form, space), []
             continue
@@ -92,7 +92,7 @@ def read_conllu(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: boo
         inside.append((form, tag))
         if int(name) >= surface[0]:
             _, written, behind = surface
-            # "don't" is "do" and "n't", but French "au" is "à" and "le": then it all counts as the first
+            # "don't" is "do" and "n't", but French "au" is "à" and "le": then all of it has the tag of the first
             parts = inside if "".join(f for f, _ in inside) == written else [(written, inside[0][1])]
             document.add(parts, behind)
             surface = None
@@ -105,7 +105,7 @@ def _clean(form: str) -> str:
 
 
 def _problem(columns: list[str]) -> str:
-    """What is wrong with a line, to follow its number."""
+    """The error of a line, to follow its number; "" if there is none."""
     if len(columns) != COLUMNS:
         return f"must have {COLUMNS} columns with tabs between them, as CoNLL-U has, but has {len(columns)}."
     if not _NUMBER.fullmatch(columns[0]):
