@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megamask.checkpoint.format import RunFolder, verify
+from megamask.checkpoint.format import verify
 from megamask.checkpoint.resume import RunStart
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings import ReplayConfig
 from megamask.config import cli
 from megamask.config.pretrain_config import PretrainConfig, changeable, check_config, read_settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.manifest import manifest_changes
 from megamask.data.shards import Shards

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megamask.checkpoint.format import NewerFormat, RunFolder
+from megamask.checkpoint.format import NewerFormat
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.metrics.logger import read_metrics
 from megamask.storage import strict_json

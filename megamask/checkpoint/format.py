@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megamask.checkpoint.run_folder import STEP_NAME, RunFolder
 from megamask.errors import SHOWN, CheckpointError, StorageError, listed, raise_all
 from megamask.runtime import ranks
 from megamask.storage import durable, file_list, strict_json
@@ -35,53 +34,11 @@ MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 WEIGHTS = "weights/"
 
-_STEP = re.compile(r"step-(0|[1-9]\d*)")
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The paths of a run. ``launch`` names this launch; it is empty for a process that only reads."""
-
-    path: Path
-    launch: str = ""
-
-    def __post_init__(self):
-        object.__setattr__(self, "path", Path(self.path).absolute())
-
-    config = property(lambda self: self.path / "config.json")
-    environment = property(lambda self: self.path / "environment.json")
-    text = property(lambda self: self.path / "text.json")
-    lock = property(lambda self: self.path / "run.lock")
-    logs = property(lambda self: self.path / "logs")
-    tensorboard = property(lambda self: self.path / "tensorboard")
-    checkpoints = property(lambda self: self.path / "checkpoints")
-    latest = property(lambda self: self.path / "latest")
-    export = property(lambda self: self.path / "export")
-
-    def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint at ``step``."""
-        return self.checkpoints / f"step-{step}"
-
-    def steps(self) -> list[int]:
-        """The steps that have a checkpoint folder, valid or not, newest first."""
-        if not self.checkpoints.is_dir():
-            return []
-        matches = (_STEP.fullmatch(name) for name in os.listdir(self.checkpoints))
-        return sorted((int(match[1]) for match in matches if match), reverse=True)
-
-    def set_aside(self, folder: Path, why: str) -> Path:
-        """Rename a checkpoint that must not be used. Its data stays and its old name becomes free."""
-        number = 0
-        while (aside := folder.with_name(f".{why}-{folder.name}-{self.launch}-{number}")).exists():
-            number += 1
-        durable.rename(folder, aside)
-        durable.sync(aside.parent)
-        return aside
 
 
 @dataclass(frozen=True)
@@ -158,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise CheckpointError(f"{path} lists the file {name!r}, which is not a plain name inside the folder.")
     if STATE not in files:
         raise CheckpointError(f"{path} does not list {STATE}.")
-    match = _STEP.fullmatch(Path(folder).name)
+    match = STEP_NAME.fullmatch(Path(folder).name)
     if match and int(match[1]) != manifest.step:
         raise CheckpointError(f"{folder} contains the checkpoint of step {manifest.step}, but its name differs.")
     return manifest

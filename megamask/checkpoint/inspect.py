@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from megamask.checkpoint.decide import CheckpointState, decide, read_folder_state
-from megamask.checkpoint.format import NewerFormat, RunFolder, read_manifest, storage_sentence
+from megamask.checkpoint.format import NewerFormat, read_manifest, storage_sentence
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings import InspectConfig
 from megamask.data.manifest import Split, text_report
 from megamask.errors import CheckpointError, LockError, MegamaskError, StorageError

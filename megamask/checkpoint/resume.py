@@ -24,7 +24,8 @@ from typing import TypeVar
 
 from megamask.checkpoint.changes import find_changes
 from megamask.checkpoint.decide import CheckpointState, Decision, FolderState, decide, has_begun, read_folder_state
-from megamask.checkpoint.format import MANIFEST, NewerFormat, RunFolder, storage_sentence, verify_on_all_ranks
+from megamask.checkpoint.format import MANIFEST, NewerFormat, storage_sentence, verify_on_all_ranks
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.data.shards import Shards
 from megamask.errors import CheckpointError, StorageError
 from megamask.runtime import ranks

@@ -20,13 +20,13 @@ from megamask.checkpoint.format import (
     MANIFEST,
     STATE,
     Manifest,
-    RunFolder,
     complete,
     on_all_ranks,
     render_manifest,
     serialise,
     storage_sentence,
 )
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import ConfigError, LockError, StorageError, must
 from megamask.runtime import ranks
 from megamask.storage import durable, lock

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from megamask.batch import PackedBatch
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs

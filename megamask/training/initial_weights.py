@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from megamask.batch import TokenIds
-from megamask.checkpoint.format import RunFolder, find_checkpoint, read_weights
+from megamask.checkpoint.format import find_checkpoint, read_weights
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.tokenizer import TOKENIZER

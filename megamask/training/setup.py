@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from megamask.checkpoint import resume
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.config import fixed_masks
 from megamask.config.pretrain_config import PretrainConfig, as_dict
 from megamask.data import pos_tagger, prepare, shards

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from megamask import __version__, hf
-from megamask.checkpoint.format import RunFolder, find_checkpoint, read_manifest, read_weights, storage_sentence
+from megamask.checkpoint.format import find_checkpoint, read_manifest, read_weights, storage_sentence
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.excerpts import excerpts, questions
 from megamask.data.packs import Packs

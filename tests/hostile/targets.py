@@ -20,7 +20,7 @@ from tokenizers import models, pre_tokenizers
 
 from megamask.batch import Layout, PackedBatch, TokenIds
 from megamask.checkpoint import format, resume
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.config import pretrain_config, recipes
 from megamask.data import shard_writer, shards, tokenizer

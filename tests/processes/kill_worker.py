@@ -20,7 +20,8 @@ from forked import Tell, fork
 from storage_worker import broken
 
 from megamask import pretrain
-from megamask.checkpoint.format import RunFolder, read_tensors, verify
+from megamask.checkpoint.format import read_tensors, verify
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.runtime import ranks
 from megamask.storage import file_list
 from megamask.training import loop, summary

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from megamask.batch import Losses, SoftTargets
-from megamask.checkpoint.format import RunFolder, read_state, read_tensors
+from megamask.checkpoint.format import read_state, read_tensors
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.engine.engine import Engine
 from megamask.errors import NonFiniteError, WeightsDivergedError

@@ -24,8 +24,9 @@ from forked import Team, Tell, fork
 
 from megamask.checkpoint import resume
 from megamask.checkpoint import save as publishing
-from megamask.checkpoint.format import RunFolder, verify
+from megamask.checkpoint.format import verify
 from megamask.checkpoint.resume import RunStart, open_run
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import LockError, MegamaskError, StorageError
 from megamask.runtime import ranks

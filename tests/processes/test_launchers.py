@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import REQUEUE
 from tests.system.commands import ROOT, Ended, clean, free_port, metrics, shell, text, training
 from tests.tolerances import assert_close

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from megamask.checkpoint.format import RunFolder, read_state
+from megamask.checkpoint.format import read_state
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.data import prepare
 from tests.processes.conftest import RunRanks
 from tests.processes.numbers_worker import BAD, GUILTY, PLACES

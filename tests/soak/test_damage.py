@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from tests.system.commands import free_port, shell, training
 from tests.system.test_damage import sweep
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import REQUEUE
 from tests.processes import forked
 from tests.processes.test_signals import check

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from megamask import pretrain
-from megamask.checkpoint.format import RunFolder, read_state, read_tensors
+from megamask.checkpoint.format import read_state, read_tensors
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.engine.engine import Engine
 from megamask.entropy.audit import Audit
 from megamask.entropy.exact import Average

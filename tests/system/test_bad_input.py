@@ -16,7 +16,8 @@ import torch
 from megamask import pretrain
 from megamask.__main__ import main
 from megamask.checkpoint import save
-from megamask.checkpoint.format import RunFolder, read_tensors
+from megamask.checkpoint.format import read_tensors
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.config import cli
 from megamask.hf import weights
 from megamask.metrics.logger import SummaryWriter

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from megamask.checkpoint.format import RunFolder, read_tensors
+from megamask.checkpoint.format import read_tensors
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import ConfigError
 from megamask.schedules import LearningRate
 from tests.system.commands import Ended, content, metrics, train

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.checkpoint import format
-from megamask.checkpoint.format import RunFolder, verify_on_all_ranks
+from megamask.checkpoint.format import verify_on_all_ranks
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import CheckpointError
 from megamask.storage import durable, file_list
 from megamask.training import summary

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megamask.__main__ import main
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from tests.system.commands import TINY, free_port, metrics, run, shell, train, training
 from tests.system.test_story import tensors
 from tests.tolerances import assert_close

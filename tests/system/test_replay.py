@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megamask.__main__ import main
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from tests.system.commands import Ended, content, run, train
 from tests.system.conftest import STEPS
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from megamask.batch import Losses, MaskPlan, PackedBatch
-from megamask.checkpoint.format import RunFolder, read_state, read_tensors
+from megamask.checkpoint.format import read_state, read_tensors
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.engine.engine import Engine
 from megamask.objectives.mlm import MLM

@@ -13,7 +13,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipelin
 
 from megamask.__main__ import main
 from megamask.batch import Layout
-from megamask.checkpoint.format import RunFolder, read_state, read_tensors, read_weights
+from megamask.checkpoint.format import read_state, read_tensors, read_weights
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import REQUEUE
 from megamask.hf.tensor_names import to_theirs
 from megamask.model.encoder import Encoder

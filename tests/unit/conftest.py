@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megamask.batch import TokenIds
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.data import tokenizer as tokenizers
 from megamask.data import tokenizer_training
 

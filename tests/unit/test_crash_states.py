@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megamask.checkpoint.format import RunFolder, read_weights, verify
+from megamask.checkpoint.format import read_weights, verify
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError
 from megamask.storage import durable as files

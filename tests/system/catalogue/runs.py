@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megamask.__main__ import main
 from megamask.checkpoint import format, save
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.storage import durable
 from megamask.storage.lock import Lock
 from tests.system.catalogue.row import (

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from megamask.checkpoint import format
-from megamask.checkpoint.format import RunFolder, read_manifest, read_state, read_tensors, read_weights, verify
+from megamask.checkpoint.format import read_manifest, read_state, read_tensors, read_weights, verify
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError
 from megamask.storage import durable, file_list

@@ -15,9 +15,9 @@ import torch
 from megamask.__main__ import main
 from megamask.checkpoint import format
 from megamask.checkpoint import inspect as inspection
-from megamask.checkpoint.format import RunFolder
 from megamask.checkpoint.inspect import inspect_folder, report_lines
 from megamask.checkpoint.resume import open_run
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.data.lost_text.coverage import Coverage
 from megamask.errors import CheckpointError, MegamaskError

@@ -14,8 +14,9 @@ import torch
 
 from megamask.checkpoint import format
 from megamask.checkpoint import resume as runs
-from megamask.checkpoint.format import RunFolder, read_weights
+from megamask.checkpoint.format import read_weights
 from megamask.checkpoint.resume import check_space, open_run
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError, ConfigError, LockError, StorageError
 from megamask.storage import lock

@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 
-from megamask.checkpoint.format import RunFolder, read_weights, verify
+from megamask.checkpoint.format import read_weights, verify
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import ConfigError, LockError, StorageError
 from megamask.storage import durable, lock

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megamask.checkpoint.format import RunFolder, verify
+from megamask.checkpoint.format import verify
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.errors import StorageError
 from megamask.health.loss_spikes import SpikePolicy, SpikesConfig

@@ -12,7 +12,7 @@ from typing import TypeVar
 import pytest
 import torch
 
-from megamask.checkpoint.format import RunFolder
+from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.shards import Shards
 from megamask.engine.optimizer import OptimizerConfig
