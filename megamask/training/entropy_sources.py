@@ -79,7 +79,7 @@ def build_entropy_sources(
     if entropy.ema_decay is not None:
         average = Average(engine.objective, entropy.ema_decay, lambda: dict(engine.local_weights()))
 
-    def ask(batch: PackedBatch, plan: MaskPlan) -> Tensor:
+    def entropy_at(batch: PackedBatch, plan: MaskPlan) -> Tensor:
         if average is None:
             return engine.evaluate(batch, plan).entropy
         return average.module(batch, plan, None).entropy
@@ -87,7 +87,7 @@ def build_entropy_sources(
     def probe() -> Probe:
         return Probe(engine.embed, engine.hidden_size, counts, seed=config.seed, device=ranks.device())
 
-    def make(kind: Kind) -> EntropySource:
+    def build(kind: Kind) -> EntropySource:
         if kind == "frequency":
             return Frequency(counts)
         if kind == "probe":
@@ -99,20 +99,20 @@ def build_entropy_sources(
             return TeacherEntropy(teacher, entropy, config.seed)
         candidates, propose = None, None
         if entropy.candidates is not None:
-            # of the largest budget of the run, so that shapes stay the same
+            # by the largest budget of the run, so that shapes stay the same
             ratio = config.masking.ratio
             largest = max(ratio.start, ratio.end or 0, ratio.middle or 0)
             rows = round(entropy.candidates * largest * config.packs.tokens)
             candidates, propose = (lambda: rows), probe()
         return Exact(
-            ask, signal=entropy.signal, passes=entropy.num_passes, mask_id=ids.mask, seed=config.seed,
+            entropy_at, signal=entropy.signal, passes=entropy.num_passes, mask_id=ids.mask, seed=config.seed,
             propose=propose, candidates=candidates,
         )  # fmt: skip
 
     audit = None
     if entropy.audit.every is not None:
         audit = Audit(
-            entropy.audit, entropy.source, ask, Frequency(counts),
+            entropy.audit, entropy.source, entropy_at, Frequency(counts),
             signal=entropy.signal, passes=entropy.num_passes, mask_id=ids.mask, seed=config.seed,
         )  # fmt: skip
-    return EntropySources({name: make(name) for name in entropy.kinds}, audit, average)
+    return EntropySources({name: build(name) for name in entropy.kinds}, audit, average)

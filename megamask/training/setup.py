@@ -48,30 +48,30 @@ from megamask.training.validation import SEED
 
 
 def open_run_text(config: PretrainConfig, early: Callable[[], AbstractContextManager] = nullcontext) -> RunText:
-    """Open and check the shards; without `data`, those of the English that this machine holds.
+    """Open and check the shards; without `data`, those of the English text on this machine. Collective.
 
-    Long work happens inside of ``early()``, and never a collective: what it raises on one rank is raised on all.
+    Long work runs inside ``early()``, collectives outside of it. An error on one rank is raised on all.
     """
 
-    def prepared() -> Path:
+    def prepare_text() -> Path:
         with early():
             return prepare.local_data(prepare.CACHE)
 
-    def checked() -> None:
+    def check() -> None:
         with early():
             shards.check_shard_manifest(folder, verify=True)
 
-    def opened() -> RunText:
+    def open_text() -> RunText:
         with early():
             return _open_text(config, folder)
 
-    folder = config.data or ranks.on_rank_zero(prepared)
+    folder = config.data or ranks.on_rank_zero(prepare_text)
     if config.verify:
-        ranks.on_rank_zero(checked)
+        ranks.on_rank_zero(check)
     # rank 0 makes the index of packs, then the other ranks open it
     first: list[RunText] = []
-    ranks.on_rank_zero(lambda: first.append(opened()))
-    return ranks.all_ranks_or_none(lambda: first[0] if first else opened())
+    ranks.on_rank_zero(lambda: first.append(open_text()))
+    return ranks.all_ranks_or_none(lambda: first[0] if first else open_text())
 
 
 def _open_text(config: PretrainConfig, folder: Path) -> RunText:
@@ -83,15 +83,15 @@ def _open_text(config: PretrainConfig, folder: Path) -> RunText:
     most = config.masking.most_targets(config.packs.tokens, None if config.time_budget else config.steps)
     problems: list[str] = []
 
-    def packed(shards: Shards, **how: int) -> Packs | None:
+    def pack(shards: Shards, **how: int) -> Packs | None:
         try:
             return Packs(shards, **sizes, **how)
         except DataError as error:
             problems.extend(error.problems)
         return None
 
-    packs = packed(train, seed=config.seed, targets=most, **step)
-    held_out = packed(valid, seed=SEED, targets=EVALUATION.most_targets(config.packs.tokens))
+    packs = pack(train, seed=config.seed, targets=most, **step)
+    held_out = pack(valid, seed=SEED, targets=EVALUATION.most_targets(config.packs.tokens))
     raise_all(DataError, problems)
     assert packs and held_out
     return RunText(train, packs, held_out, unigram_surprisal(torch.from_numpy(train.unigram)))

@@ -1,4 +1,4 @@
-"""A step taken again is the step that the log tells of, and a line that is not true is found."""
+"""A repeated step has the metrics of the log, and a changed log is noticed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plant(folder: Path, step: int, name: str) -> float:
 
 
 @pytest.mark.parametrize("step", [3, 11])
-def test_a_step_is_the_same_again_and_a_planted_line_is_reported(copy: Path, step: int) -> None:
+def test_a_repeated_step_is_the_same_and_a_changed_log_is_reported(copy: Path, step: int) -> None:
     same = again(copy, step)
     assert same.code == 0, same.err + same.out
     assert f"step {step}: " in same.out and ", 0 differ" in same.out
@@ -43,13 +43,13 @@ def test_a_step_is_the_same_again_and_a_planted_line_is_reported(copy: Path, ste
     assert f"step {step}: {name} is {wrong} in the log, but " in found.out and ", 1 differ" in found.out
 
 
-def test_what_cannot_be_taken_again_is_a_sentence(copy: Path, tmp_path: Path) -> None:
+def test_a_step_that_cannot_be_repeated_is_a_sentence(copy: Path, tmp_path: Path) -> None:
     assert "has no metrics of step 13" in (ended := again(copy, STEPS + 1)).err and ended.code == 2
     assert "has no metrics of step 0" in again(copy, 0).err
     assert "cannot be read" in again(tmp_path, 1).err
 
 
-def test_steps_under_settings_that_were_changed_since_are_refused(copy: Path, data: Path) -> None:
+def test_steps_before_a_change_of_settings_are_refused(copy: Path, data: Path) -> None:
     changed = {"optimizer__lr__peak": 1e-4, "steps": STEPS + 2, "validation__every": 99, "checkpoint__keep": 9}
     assert train(data, copy, "--change", "steps", "optimizer.lr.peak", **changed).code == 0
     assert "has changed its settings since" in (ended := again(copy, 10)).err and ended.code == 2
@@ -67,8 +67,8 @@ def assert_replays(data: Path, folder: Path, *words: object, count: int) -> None
     for step in range(1, count + 1):
         ended = again(folder, step)
         assert ended.code == 0, (step, ended.out, ended.err)
-    print(f"{count} steps taken again: 0 differ")
+    print(f"{count} steps repeated: 0 differ")
 
 
-def test_every_step_of_a_run_that_was_stopped_between_two_lines_is_the_same_again(data: Path, tmp_path: Path) -> None:
+def test_every_step_of_a_run_with_interruptions_is_repeated(data: Path, tmp_path: Path) -> None:
     assert_replays(data, tmp_path / "run", count=7)

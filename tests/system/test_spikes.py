@@ -69,7 +69,7 @@ def differ(one: Path, other: Path) -> bool:
     return any(not torch.equal(ours[name], theirs[name]) for name in theirs if name.startswith("weights/"))
 
 
-def test_a_spike_is_left_out_and_the_run_resumes_bit_for_bit(
+def test_a_spike_is_dropped_and_the_run_resumes_bit_for_bit(
     data: Path, tmp_path: Path, plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(2 * 15 + 1, 100.0)
@@ -129,9 +129,7 @@ def test_a_rewound_run_is_the_run_that_started_with_its_ledger(
     assert_same_run(again, whole, STEPS)
 
 
-def test_a_run_without_an_old_checkpoint_goes_on_and_one_that_spikes_on_goes_back_no_more_than_it_may(
-    data: Path, tmp_path: Path, plant
-) -> None:
+def test_a_run_rewinds_only_to_old_checkpoints_and_at_most_max_rewinds_times(data: Path, tmp_path: Path, plant) -> None:
     for step in (8, 14, 15, 16, 17, 18, 19):
         plant(2 * step, 100.0)
     settings = REWIND | {"spikes__rewind_steps": 4, "spikes__max_rewinds": 1, "spikes__sigma": 6.0}
@@ -141,9 +139,7 @@ def test_a_run_without_an_old_checkpoint_goes_on_and_one_that_spikes_on_goes_bac
     assert ended.out.count("Rewound from step") == 1
 
 
-def test_steps_that_are_no_numbers_end_a_run_with_code_5_and_leave_its_checkpoints(
-    data: Path, tmp_path: Path, plant
-) -> None:
+def test_nonfinite_steps_end_a_run_with_code_5_and_keep_its_checkpoints(data: Path, tmp_path: Path, plant) -> None:
     plant(2 * 3, math.nan)
     for step in range(9, 12):
         plant(2 * step + 1, math.inf)
@@ -166,7 +162,7 @@ def test_steps_that_are_no_numbers_end_a_run_with_code_5_and_leave_its_checkpoin
     assert train(data, run.path, **settings | {"spikes__max_nonfinite_in_row": 4}).code == 0
 
 
-def test_a_run_that_is_asked_to_stop_saves_before_it_evaluates(
+def test_a_run_that_is_to_stop_saves_before_it_evaluates(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A launcher kills the ranks 30 seconds after Ctrl-C, and an evaluation may take longer."""
@@ -194,7 +190,7 @@ def test_a_run_that_is_asked_to_stop_saves_before_it_evaluates(
     assert order == [("evaluate", 0), ("evaluate", 2), ("save", 2), ("save", 4), ("evaluate", 4)]
 
 
-def test_a_budget_of_time_ends_a_run_with_the_rate_at_its_end_over_requeues_too(
+def test_a_time_budget_ends_a_run_with_the_last_rate_across_requeues(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = iter(range(10**6))

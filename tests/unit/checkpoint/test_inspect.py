@@ -35,7 +35,7 @@ def trace(folder: Path) -> dict[str, tuple]:
     return found
 
 
-def test_what_the_tokenizer_lost_is_told(tmp_path):
+def test_lost_text_is_reported(tmp_path):
     """A manifest of an earlier version has no counts; one that is damaged does not end the command."""
     run = RunFolder(tmp_path)
     run.config.write_text(json.dumps(CONFIG))
@@ -165,7 +165,7 @@ def test_a_finished_run_is_reported_as_finished(made):
         assert (inspect_folder(made.path).resume == (finished.format(100),)) == over
 
 
-def test_a_run_under_way_is_looked_at_and_goes_on(tmp_path):
+def test_a_run_that_trains_is_inspected_and_continues(tmp_path):
     start = open_run(tmp_path / "run", CONFIG)
     save(start.run, 1)
     found = inspect_folder(tmp_path / "run")
@@ -176,7 +176,7 @@ def test_a_run_under_way_is_looked_at_and_goes_on(tmp_path):
     assert inspect_folder(tmp_path / "run").writer == ""
 
 
-def test_a_writer_elsewhere_is_told_of(made):
+def test_a_writer_on_another_host_is_reported(made):
     made.lock.write_text(json.dumps({"launch": "far", "pid": 1, "host": "elsewhere"}))
     found = inspect_folder(made.path)
     assert "process 1 on elsewhere (launch far)" in found.writer
@@ -189,7 +189,7 @@ def test_sizes_alone_do_not_see_a_flipped_bit(made):
     assert [each.state for each in inspect_folder(made.path).checkpoints] == ["damaged", "whole", "whole"]
 
 
-def test_what_is_no_run_is_said_so(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for path, words in ((tmp_path / "nowhere", "is not a folder"), (tmp_path / "file", "is not a folder")):
         with pytest.raises(CheckpointError, match=words):

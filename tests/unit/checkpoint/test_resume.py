@@ -1,4 +1,4 @@
-"""A run starts where it should, or says why not; what it holds is never lost."""
+"""A launch starts from the right checkpoint or is refused with the reason; nothing in the folder is lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def damage(run: RunFolder, step: int) -> None:
     file.write_bytes(whole)
 
 
-def test_a_new_folder_starts_fresh_and_says_what_it_is(tmp_path):
+def test_a_new_folder_starts_at_step_0_and_records_the_launch(tmp_path):
     for resume in ("auto", "never"):
         start = begin(tmp_path / resume / "deep", resume=resume)
         assert (start.checkpoint, start.step, start.notes) == (None, 0, ())
@@ -74,7 +74,7 @@ def test_never_refuses_a_run_that_has_checkpoints(tmp_path):
         begin(tmp_path, resume="never")
 
 
-def test_a_damaged_checkpoint_is_named_set_aside_and_the_older_used(tmp_path):
+def test_a_damaged_checkpoint_is_renamed_and_the_older_one_used(tmp_path):
     run = fill(tmp_path, 1, 2, 3)
     damage(run, 3)
     bad = (run.checkpoint(3) / "rank-00000.safetensors").read_bytes()
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_older_used(tmp_path):
 
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
-def test_none_whole_is_an_error_and_stays_one(tmp_path, resume):
+def test_without_a_whole_checkpoint_every_resume_is_refused(tmp_path, resume):
     run = fill(tmp_path, 1, 2)
     damage(run, 1)
     shutil.rmtree(run.checkpoint(2))
@@ -114,7 +114,7 @@ def test_leftovers_never_block(tmp_path):
     assert not list(run.path.glob(".tmp-*"))
 
 
-def test_a_newer_format_stops_the_run_and_moves_nothing(tmp_path, monkeypatch):
+def test_a_newer_format_is_refused_and_nothing_is_renamed(tmp_path, monkeypatch):
     run = fill(tmp_path, 1)
     monkeypatch.setattr(format, "FORMAT", format.FORMAT + 1)
     start = open_run(tmp_path / "new", CONFIG)
@@ -155,7 +155,7 @@ def test_another_run_in_the_folder_is_refused_with_each_field(tmp_path):
         ("old", "old", "`data` is old as before, but contains another text now."),
     ],
 )
-def test_another_text_is_told_by_the_setting_and_both_paths(tmp_path, before, now, sentence):
+def test_another_text_is_reported_by_the_setting_and_both_paths(tmp_path, before, now, sentence):
     run = {**CONFIG, "data": before, "text": "a" * 64}
     fill(tmp_path, 1, config=run)
     with pytest.raises(ConfigError) as caught:
@@ -182,7 +182,7 @@ def test_a_run_that_took_no_step_does_not_occupy_its_folder(tmp_path):
             begin(folder)
 
 
-def test_a_folder_that_a_refused_launch_made_goes_and_no_other_does(tmp_path):
+def test_a_refused_launch_deletes_only_a_folder_that_it_made(tmp_path):
     fresh = open_run(tmp_path / "deep" / "fresh", CONFIG)
     fresh.withdraw()
     fresh.close()
@@ -224,7 +224,7 @@ def test_a_path_starts_a_new_run_from_an_old_one(tmp_path):
         begin(tmp_path / "f", resume=old.path)
 
 
-def test_going_back_sets_the_newer_aside(tmp_path):
+def test_starting_from_an_older_checkpoint_renames_newer_ones(tmp_path):
     run = fill(tmp_path, 1, 2, 3)
     start = begin(tmp_path, resume=run.checkpoint(1))
     assert start.step == 1 and run.steps() == [1] and len(start.notes) == 2
@@ -233,7 +233,7 @@ def test_going_back_sets_the_newer_aside(tmp_path):
     assert torch.equal(read_weights(run.path)["a"], torch.ones(3))
 
 
-def test_two_writers_are_refused_and_the_dead_do_not_block(tmp_path):
+def test_a_second_writer_is_refused_and_a_dead_one_does_not_block(tmp_path):
     first = open_run(tmp_path, CONFIG)
     with pytest.raises(LockError, match=f"is being written by process {os.getpid()}"):
         open_run(tmp_path, CONFIG)
@@ -251,7 +251,7 @@ def _open_and_die(path):
     os.kill(os.getpid(), 9)
 
 
-def test_the_lock_without_the_operating_systems_help(tmp_path, monkeypatch):
+def test_the_lock_on_a_file_system_without_locks(tmp_path, monkeypatch):
     def no_lock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -277,7 +277,7 @@ def test_the_lock_without_the_operating_systems_help(tmp_path, monkeypatch):
                 lock.Lock(path, "new")
 
 
-def test_space_is_asked_for_before_training(tmp_path):
+def test_free_space_is_checked_before_training(tmp_path):
     check_space(tmp_path / "new", 1000)
     assert list((tmp_path / "new").iterdir()) == []
     with pytest.raises(StorageError, match=r"bytes free, but 2 checkpoints of 1,000,000,000,000,000,000 bytes need"):

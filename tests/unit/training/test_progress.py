@@ -14,7 +14,7 @@ from megamask.training.progress import Progress
 
 
 @given(st.integers(1, 50), st.floats(0, 200), st.sampled_from([None, "60s"]))
-def test_what_a_checkpoint_knows_is_enough_to_find_the_progress_again(step: int, used: float, budget: str | None):
+def test_step_and_seconds_of_a_checkpoint_give_the_progress(step: int, used: float, budget: str | None):
     resumed = Progress(50, budget, used)
     assert resumed.then(step, used) == resumed.at(step) == Progress(50, budget).then(step, used)
 
@@ -47,14 +47,14 @@ def trained(progress: Progress, clock: Clock, step: int, durations: list[float])
     ("text", "value"),
     [("24h", 86400.0), ("90m", 5400.0), ("1.5d", 129600.0), ("30s", 30.0), ("0.5h", 1800.0), ("0s", 0.0)],
 )
-def test_times_are_read(text: str, value: float) -> None:
+def test_durations_are_parsed(text: str, value: float) -> None:
     assert parse_duration(text) == value
 
 
 @pytest.mark.parametrize(
     "text", ["", "24", "h", "-1h", "1e3s", "inf", "nan", "nans", "1h30m", "24 h", "24H", "٣h", "0h"]
 )
-def test_nonsense_is_refused_in_a_sentence(text: str) -> None:
+def test_a_bad_duration_is_refused_with_a_sentence(text: str) -> None:
     (sentence,) = time_budget_problems(text)
     assert sentence.startswith("`time_budget` must be a time above 0") and sentence.endswith(f"but is {text!r}.")
     assert time_budget_problems(None) == time_budget_problems("1s") == []
@@ -70,7 +70,7 @@ def test_without_a_budget_progress_is_the_share_of_the_steps(steps: int) -> None
 
 
 @given(st.lists(st.floats(0.01, 30), min_size=5, max_size=100), st.floats(10, 500))
-def test_a_budget_ends_the_run_at_its_deadline_with_the_rate_at_its_end(durations: list[float], budget: float) -> None:
+def test_a_budget_ends_the_run_at_its_deadline_with_the_last_rate(durations: list[float], budget: float) -> None:
     clock, rate = Clock(), LearningRate(final=0.1)
     progress = Progress(10**6, f"{budget:.3f}s", now=clock)
     found = trained(progress, clock, 0, [*durations, *[30.0] * 50])
@@ -87,9 +87,7 @@ def test_a_budget_ends_the_run_at_its_deadline_with_the_rate_at_its_end(duration
 
 
 @given(st.lists(st.floats(0.1, 5), min_size=30, max_size=30), st.integers(1, 25), st.floats(0, 1e6))
-def test_a_requeue_goes_on_where_the_time_was_whatever_the_queue_took(
-    durations: list[float], stop: int, waited: float
-) -> None:
+def test_time_in_the_queue_does_not_count(durations: list[float], stop: int, waited: float) -> None:
     clock = Clock()
     whole = trained(Progress(10**6, "40s", now=clock), clock, 0, durations)
     again = Clock()
@@ -106,7 +104,7 @@ def test_a_requeue_goes_on_where_the_time_was_whatever_the_queue_took(
         assert second.over(len(found)) or used < 40
 
 
-def test_steps_end_a_run_with_a_budget_too_and_the_rate_is_then_at_its_end() -> None:
+def test_steps_end_a_run_with_a_budget_too() -> None:
     clock = Clock()
     progress = Progress(10, "1h", now=clock)
     found = trained(progress, clock, 0, [1.0] * 20)
@@ -114,7 +112,7 @@ def test_steps_end_a_run_with_a_budget_too_and_the_rate_is_then_at_its_end() -> 
     assert "Raise `steps`" in progress.ending(10)
 
 
-def test_all_ranks_go_by_the_clock_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ranks_use_the_clock_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = [Clock(), Clock()]
     both = [Progress(100, "100s", now=clock) for clock in clocks]
     clocks[0].time += 25

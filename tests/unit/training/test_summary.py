@@ -63,14 +63,14 @@ def end(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
     return act
 
 
-def test_a_curve_that_cannot_be_drawn_is_a_remark_and_the_model_is_exported(end, run, capsys) -> None:
+def test_a_failed_curve_prints_a_line_and_the_model_is_exported(end, run, capsys) -> None:
     assert end(plot_curve=fails(FULL)) == [run.export]
     told = capsys.readouterr().out
     assert f"could not draw {run.path / 'curve.png'}: No space left on device" in told and "bytes are free" in told
 
 
 @pytest.mark.parametrize("error", [FULL, OSError("no file named config.json"), StorageError("It cannot be written.")])
-def test_a_model_that_cannot_be_written_is_a_sentence_with_code_7(end, run, error: Exception) -> None:
+def test_a_failed_export_is_a_sentence_with_code_7(end, run, error: Exception) -> None:
     with pytest.raises(StorageError, match=r"its checkpoints are saved.*the same command exports it") as found:
         end(export=fails(error))
     assert found.value.exit_code == 7
@@ -80,7 +80,7 @@ def test_a_model_that_cannot_be_written_is_a_sentence_with_code_7(end, run, erro
 @pytest.mark.parametrize(
     "error", [CheckpointError("It differs."), ModelLoadError(Path("there"), "no"), DataError("Text.")]
 )
-def test_a_model_that_must_not_be_written_keeps_its_code_and_says_that_the_run_is_finished(end, error) -> None:
+def test_a_refused_export_keeps_its_code_and_says_that_the_run_is_finished(end, error) -> None:
     with pytest.raises(
         MegamaskError, match=r"its checkpoints are saved.*not exported: .*the same command exports it"
     ) as e:
@@ -88,7 +88,7 @@ def test_a_model_that_must_not_be_written_keeps_its_code_and_says_that_the_run_i
     assert e.value.exit_code == error.exit_code and str(error) in str(e.value)
 
 
-def test_words_that_nobody_can_see_cost_nothing(end, run, monkeypatch) -> None:
+def test_a_closed_stdout_does_not_stop_the_export(end, run, monkeypatch) -> None:
     class Gone:
         def write(self, text: str) -> int:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -99,7 +99,7 @@ def test_words_that_nobody_can_see_cost_nothing(end, run, monkeypatch) -> None:
     assert end() == [run.export]
 
 
-def test_a_model_that_cannot_be_asked_is_exported(end, run, capsys) -> None:
+def test_failed_predictions_do_not_stop_the_export(end, run, capsys) -> None:
     assert end(_show=fails(OSError(errno.EIO, os.strerror(errno.EIO)))) == [run.export]
     assert "No [MASK] could be filled in: [Errno 5] Input/output error" in capsys.readouterr().out
 
@@ -120,7 +120,7 @@ def test_predictions_of_a_hardly_trained_model_are_announced_as_noise(run, monke
     assert ("Expect noise" in capsys.readouterr().out) is noise
 
 
-def test_a_run_that_cannot_be_described_is_a_sentence_with_code_7(run, tmp_path) -> None:
+def test_a_failure_to_describe_the_run_is_a_sentence_with_code_7(run, tmp_path) -> None:
     shape = bare(EncoderShape, save=lambda folder: None)
     with pytest.raises(StorageError, match=r"could not describe the run"):
         describe(run, shape, bare(Shards, folder=tmp_path / "nowhere"))
@@ -137,7 +137,7 @@ def test_the_first_line_explains_a_launchers_lines(name: str, monkeypatch: pytes
     assert "are from the launcher" in summary.first_line("tiny", Path("runs/tiny"))
 
 
-def test_what_is_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_names_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     muon, adamw = OptimizerConfig("muon", max_grad_norm=0.0), OptimizerConfig()
     for device, optimizer, compiled, words in (
         ("cpu", muon, False, []),
