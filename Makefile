@@ -1,13 +1,13 @@
-# Two words: `make pretrain` trains the tiny model, `make test` runs every check. Both set up .venv first.
+# `make pretrain` trains the tiny model, `make test` runs every check. Both set up .venv first.
 #   make pretrain ARGS="--steps 50"      make test ARGS="tests/unit -x"      make PYTHON=/path/to/python3.12 test
-# Tests run in as many processes as there are cores, up to eight; in one, as a debugger wants it, with ARGS="-n 0".
-# And a third for a night: `make soak` runs the long versions of the tests of faults, and prints what it counted.
+# Tests run in one process per core, at most eight; ARGS="-n 0" runs them in one process, for a debugger.
+# `make soak` runs the long versions of the fault tests, for a night, and prints its counts.
 #   make soak ARGS="-k kills"
 
 SHELL := /bin/bash
 BIN := .venv/bin
 SUITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
-# by running each: a name on PATH may be a stand-in that fails, or lack venv
+# run each one: a name on PATH may be a stub that fails, or lack venv
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c '$(SUITS)' 2>/dev/null && { echo $$name; break; }; done)
 ARGS ?=
@@ -15,8 +15,8 @@ SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reord
 
 .PHONY: pretrain test soak lint clean
 
-# Scripts of a virtual environment cannot start under a path with spaces, so python starts them. Operators that
-# DeepSpeed compiles stay in .venv: in the usual place two environments would rebuild each other's for ever.
+# Scripts of a virtual environment do not start under a path with spaces, so python starts them. Operators that
+# DeepSpeed compiles stay in .venv: in the default folder, two environments would rebuild each other's forever.
 pretrain: .venv/installed
 	PATH="$$PWD/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR="$$PWD/.venv/torch_extensions" \
 	python $(BIN)/deepspeed --quiet megamask/pretrain.py --deepspeed zero2 --time-budget 4m $(ARGS)
@@ -36,7 +36,7 @@ lint: .venv/installed
 clean:
 	rm -rf .venv build .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache megamask.egg-info
 
-# An install that was interrupted leaves .venv/installing and begins anew: pip takes a half-written package for whole.
+# An interrupted installation leaves .venv/installing and starts again: pip accepts a half-written package as complete.
 .venv/installed: pyproject.toml constraints.txt
 	@'$(or $(strip $(PYTHON)),false)' -c '$(SUITS)' || { \
 		echo 'No Python 3.11, 3.12 or 3.13 with the module venv was found$(if $(strip $(PYTHON)), under $(PYTHON)).' \

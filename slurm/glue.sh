@@ -1,8 +1,8 @@
 #!/bin/bash
-# Every task with every seed, for one model:   sbatch [options of sbatch] slurm/glue.sh [arguments of finetune_glue.py]
+# Every GLUE task with every seed, for one model:   sbatch [options of sbatch] slurm/glue.sh [flags of finetune_glue.py]
 #
-# Number i of the array is task i / seeds of MEGAMASK_TASKS with seed i % seeds of MEGAMASK_SEEDS, on one GPU; the
-# arguments are the same for all. --array=0-44%8 runs no more than eight at once, --array=7,12 only those two again.
+# Array index i runs task i / seeds of MEGAMASK_TASKS with seed i % seeds of MEGAMASK_SEEDS, on one GPU, with the same
+# flags. --array=0-44%8 runs at most eight at a time, --array=7,12 repeats only these two.
 # Environment: that of job.sh, MEGAMASK_ROOT as in run.sh, and
 #   MEGAMASK_TASKS  cola sst2 mrpc stsb qqp mnli qnli rte wnli
 #   MEGAMASK_SEEDS  1 2 3 4 5
@@ -25,8 +25,8 @@ if ! cd "$ROOT" || ! . slurm/job.sh; then
     exit 2
 fi
 [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || die "This is a batch script of Slurm for an array: sbatch $0"
-[[ -r tools/finetune_glue.py ]] || die "tools/finetune_glue.py is not there: this megamask cannot fine-tune yet." \
-    "Export the model (tools/convert_to_hf.py) and fine-tune it with transformers."
+[[ -r tools/finetune_glue.py ]] || die "tools/finetune_glue.py is not there: megamask cannot fine-tune yet." \
+    "Export the model with \`megamask export\` and fine-tune it with transformers."
 read -ra TASKS <<<"${MEGAMASK_TASKS:-cola sst2 mrpc stsb qqp mnli qnli rte wnli}"
 read -ra SEEDS <<<"${MEGAMASK_SEEDS:-1 2 3 4 5}"
 COUNT=$((${#TASKS[@]} * ${#SEEDS[@]}))

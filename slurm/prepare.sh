@@ -1,8 +1,8 @@
 #!/bin/bash
-# Text -> tokenizer, shards on a CPU node:   sbatch [options of sbatch] slurm/prepare.sh [arguments of prepare_data.py]
+# Prepare text on a CPU node:   sbatch [options of sbatch] slurm/prepare.sh [flags of megamask prepare]
 #
-# After a time limit, submit the same again: it goes on where it was. Hugging Face data sets by name are fetched before,
-# where there is a network (docs/cluster.md). Environment: that of job.sh, and MEGAMASK_ROOT as in run.sh.
+# After a time limit, submit the same command again: it resumes. Download Hugging Face data sets first, where there is a
+# network (docs/cluster.md). Environment: that of job.sh, and MEGAMASK_ROOT as in run.sh.
 #
 #SBATCH --job-name=megamask-prepare
 #SBATCH --nodes=1
@@ -24,7 +24,7 @@ OUT=$(option --output "$@")
 [[ -n $OUT ]] || die "\`--output\` must name the folder of the shards."
 [[ $OUT == /* ]] || OUT=$ROOT/$OUT
 [[ -n $(option --workers "$@") ]] || set -- "$@" --workers "${SLURM_CPUS_PER_TASK:-1}"
-mkdir -p "$(dirname "$OUT")" || die "The folder of $OUT cannot be made."
+mkdir -p "$(dirname "$OUT")" || die "The parent folder of $OUT cannot be created."
 set_environment
 set_container "$(dirname "$OUT")"
 exec srun "${STEP[@]}" "${INSIDE[@]}" python tools/prepare_data.py "$@"

@@ -1,52 +1,52 @@
 #!/bin/bash
-# Pretraining as a Slurm job that needs nobody:   sbatch [options of sbatch] slurm/run.sh [arguments of pretrain.py]
+# Pretraining as an unattended Slurm job:   sbatch [options of sbatch] slurm/run.sh [flags of megamask pretrain]
 #
-# srun starts one process for each GPU. Near the time limit, at preemption and at `scancel --batch --signal=USR1` the
-# run is saved and the job requeued; when a node dies, Slurm requeues it; when a rank fails, this script does. A job
-# goes on for as long as it makes progress, and ends after MEGAMASK_RETRIES launches in a row without a new checkpoint.
+# srun starts one process per GPU. Near the time limit, at preemption and at `scancel --batch --signal=USR1` the run is
+# saved and the job requeued. If a node fails, Slurm requeues the job; if a rank fails, this script does. A job
+# continues as long as it makes progress, and ends after MEGAMASK_RETRIES launches in a row without a new checkpoint.
 #
-# The run folder is --output, or runs/<name>-<job>, the same whatever the restarts. In arguments, %a stands for the
-# number of the array's task and %j for that of the job. docs/cluster.md tells the story.
+# The run folder is --output, or runs/<name>-<job>, and stays the same over restarts. In flags, %a is the index of the
+# array task and %j the number of the job. docs/cluster.md explains the rest.
 #
 #SBATCH --job-name=megamask
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=8     # as many as GPUs
-#SBATCH --gpus-per-node=8       # not --gpus-per-task, which hides a node's other GPUs from a rank
+#SBATCH --ntasks-per-node=8     # as many as there are GPUs
+#SBATCH --gpus-per-node=8       # not --gpus-per-task, which hides the other GPUs of a node from a rank
 #SBATCH --cpus-per-task=8
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:USR1@300     # to this shell; seconds before the limit, Slurm may be a minute early
+#SBATCH --signal=B:USR1@300     # to this shell, seconds before the limit; Slurm may be a minute early
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=%x-%j.out      # in no folder: if that were missing, the job would fail without a word
+#SBATCH --output=%x-%j.out      # without a folder: if it were missing, the job would fail silently
 #
 # Environment, all optional, beside that of job.sh:
-#   MEGAMASK_ROOT     the checkout, if sbatch was called elsewhere
-#   MEGAMASK_SPARES   how many of the job's nodes stand by for those that fail the check (0)
-#   MEGAMASK_CHECK    what each node must pass before ranks start, a line of shell; "none" for nothing
-#   MEGAMASK_RETRIES  launches in a row without a new checkpoint before the job is given up (5)
+#   MEGAMASK_ROOT     the checkout, if sbatch runs elsewhere
+#   MEGAMASK_SPARES   how many nodes of the job are spares for nodes that fail the check (0)
+#   MEGAMASK_CHECK    shell command that each node must pass before ranks start; "none": no check
+#   MEGAMASK_RETRIES  launches in a row without a new checkpoint until the job gives up (5)
 # shellcheck disable=SC2317 # traps call functions
 set -uo pipefail
 
-# Traps come before all else: preemption may signal in the first second, and untrapped it would end this shell.
+# Set the traps first: preemption may send a signal in the first second, which would end this shell.
 CAUGHT='' SIGNALLED='' SRUN='' REMINDER=''
 on_usr1() {
     CAUGHT=1 SIGNALLED=USR1
     say "got USR1: asking the ranks to save and stop"
     remind
 }
-on_term() { CAUGHT=1 SIGNALLED=TERM; } # Slurm tells the ranks; a TERM to srun would kill them before they have saved
+on_term() { CAUGHT=1 SIGNALLED=TERM; } # Slurm signals the ranks; a TERM to srun would kill them before they save
 trap on_usr1 USR1
 trap on_term TERM
 
-# srun hands USR1 on to every rank, again and again, for one that still imports torch ignores it.
+# Sends USR1 to every rank through srun, repeatedly, because a rank that still imports torch ignores it.
 remind() {
     [[ -n $SRUN && -z $REMINDER ]] || return 0
     (while kill -USR1 "$SRUN" 2>/dev/null; do sleep 2; done) &
     REMINDER=$!
 }
 
-# The step of the newest checkpoint; -1 if there is none.
+# Prints the step of the newest checkpoint, or -1.
 newest() {
     local step newest=-1
     for step in "$OUT"/checkpoints/step-*; do
@@ -61,7 +61,7 @@ commas() {
     echo "$*"
 }
 
-# GOOD: the nodes to train on. A node that fails the check is replaced by a spare one, else the job goes elsewhere.
+# Sets GOOD, the nodes to train on. A spare node replaces a node that fails the check; without spares the job moves.
 choose_nodes() {
     local hosts bad=() node
     mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -80,19 +80,19 @@ choose_nodes() {
     GOOD=("${GOOD[@]:0:WANT}")
 }
 
-# A node is asked for what ranks need: the shared folders, a place for temporary files, GPUs that answer.
-# shellcheck disable=SC2016 # the node shall expand it
+# Checks what ranks need: the shared folders, a folder for temporary files, GPUs that respond.
+# shellcheck disable=SC2016 # the node expands it
 CHECK=${MEGAMASK_CHECK:-'test -r megamask/pretrain.py && test -w "$OUT" && df -P "${TMPDIR:-/tmp}" &&
     { ! command -v nvidia-smi || nvidia-smi -L; }'}
 check_nodes() {
-    # two limits, since a process that hangs in a driver cannot be killed. The verdict comes by srun: a file that one
-    # node writes another may see much later
+    # two time limits, since a process that hangs in a driver cannot be killed. srun returns the result: a file that one
+    # node writes may appear on another much later
     # shellcheck disable=SC2016
     OUT=$OUT timeout 300 srun --nodes="$1" --ntasks="$1" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 bash -c \
         'timeout 120 bash -c "$0" 2>&1 && echo "$SLURMD_NODENAME passed" || echo "$SLURMD_NODENAME failed"' "$CHECK"
 }
 
-# Requeues the job away from the nodes $@. They can be named only while it waits, hence the hold.
+# Requeues the job without the nodes $@. They can be excluded only while the job waits, hence the hold.
 go_without() {
     local without
     without=$(scontrol -o show job "$JOB" | sed -n 's/.* ExcNodeList=\([^( ][^ ]*\).*/\1/p')
@@ -106,7 +106,7 @@ go_without() {
     exit 0
 }
 
-# Where the ranks meet. A node's name need not be an address, and a port that was taken is not tried again.
+# The address of rank 0. The name of a node need not resolve, and each restart uses another port.
 set_master() {
     MASTER_ADDR=${GOOD[0]}
     getent hosts "$MASTER_ADDR" >/dev/null ||
@@ -115,19 +115,19 @@ set_master() {
     export MASTER_ADDR MASTER_PORT
 }
 
-# Runs the ranks to their end; CODE is the exit code of the run.
+# Runs the ranks until they exit, and sets CODE to the exit code of the run.
 train() {
     local tasks=${SLURM_NTASKS_PER_NODE:-1}
     ((${SLURM_GPUS_ON_NODE:-$tasks} >= tasks)) ||
         die "\`--ntasks-per-node\` must be the number of GPUs of a node ($SLURM_GPUS_ON_NODE), but is $tasks."
-    # Python starts with USR1 ignored: before it has set its handler, the signal would kill it
+    # Python starts with USR1 ignored: before it sets its handler, the signal would kill it
     # shellcheck disable=SC2016
     srun --nodes="$WANT" --ntasks=$((WANT * tasks)) --ntasks-per-node="$tasks" \
         --nodelist="$(commas "${GOOD[@]}")" --kill-on-bad-exit=1 --wait=60 --output="$LOGS/%N-rank%t.log" "${STEP[@]}" \
         "${INSIDE[@]}" bash -c 'trap "" USR1; exec "$@"' rank python megamask/pretrain.py "$@" 2>"$LOGS/srun.log" &
     SRUN=$!
     [[ $SIGNALLED != USR1 ]] || remind
-    # wait returns at a signal, too
+    # wait also returns at a signal
     while
         CAUGHT=''
         wait "$SRUN"
@@ -136,11 +136,11 @@ train() {
     do :; done
     [[ -z $REMINDER ]] || kill "$REMINDER" 2>/dev/null
     cat "$LOGS/srun.log"
-    # srun's own is the largest, and all ranks are killed for the first that fails: that one's says why
+    # srun returns the largest code. It kills all ranks after the first failure, whose code is the cause
     CODE=$(sed -n 's/.*xited with exit code \([0-9]*\)$/\1/p' "$LOGS/srun.log" | head -n 1 | grep . || echo "$CODE")
 }
 
-# Whether another launch without progress is allowed; counts this one.
+# Counts a launch without progress; succeeds if another one is allowed.
 count_failure() {
     local failures
     failures=$(($(cat "$OUT/failures" 2>/dev/null || echo 0) + 1))
@@ -149,7 +149,7 @@ count_failure() {
     ((failures < ${MEGAMASK_RETRIES:-5}))
 }
 
-# Ends this script: with the run finished, given up, left to Slurm, or requeued. $1 is the step it began with.
+# Ends this script: the run is finished or given up, or Slurm or this script requeues the job. $1 is the first step.
 go_on() {
     local before=$1 after
     after=$(newest)
@@ -159,17 +159,17 @@ go_on() {
         say "finished: $OUT"
         exit 0
     fi
-    [[ $SIGNALLED != TERM ]] || exit "$CODE" # scancel; or Slurm requeues it by itself
+    [[ $SIGNALLED != TERM ]] || exit "$CODE" # scancel, or Slurm requeues the job itself
     if [[ $CODE != 75 ]]; then
         say "last lines of the ranks:"
         tail -q -n 3 "$LOGS"/*-rank*.log 2>/dev/null
-        # a mistyped argument or missing text at the very start is for a person; later it is a node without its disks
+        # before the first checkpoint a user must fix a wrong flag or missing data; later a node has lost its disks
         if ((after < 0 && (CODE == 2 || CODE == 3))); then exit "$CODE"; fi
     fi
     if ((after > before)); then rm -f "$OUT/failures"; else count_failure || exit "$CODE"; fi
     say "requeueing job $JOB"
     trap '' TERM # a requeue ends this script
-    scontrol requeue "$JOB" || die "The job cannot be requeued. Submit it again with --output $OUT: the run goes on."
+    scontrol requeue "$JOB" || die "The job cannot be requeued. Submit it again with --output $OUT: the run resumes."
     exit 0
 }
 
@@ -183,7 +183,7 @@ fi
 [[ -n ${SLURM_JOB_ID:-} ]] || die "This is a batch script of Slurm: sbatch $0"
 check_name "$SLURM_JOB_NAME"
 RESTART=${SLURM_RESTART_COUNT:-0}
-# to scontrol, the plain number of an array's first task means them all
+# for scontrol, the plain number of the first array task means all tasks
 JOB=$SLURM_JOB_ID
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 set -- "${@//%a/${SLURM_ARRAY_TASK_ID:-%a}}"
@@ -195,9 +195,9 @@ if [[ -z $OUT ]]; then
 fi
 [[ $OUT == /* ]] || OUT=$ROOT/$OUT
 LOGS=$OUT/logs/$JOB.$RESTART
-mkdir -p "$LOGS" || die "The run folder $OUT cannot be made."
+mkdir -p "$LOGS" || die "The run folder $OUT cannot be created."
 if [[ -e $OUT/finished ]]; then
-    say "nothing to do: the run is finished; to go on all the same, delete $OUT/finished"
+    say "nothing to do: the run is finished; to continue anyway, delete $OUT/finished"
     exit 0
 fi
 set_environment
@@ -206,6 +206,6 @@ choose_nodes
 set_master
 env | grep -E '^(SLURM|SRUN|NCCL|GLOO|CUDA|MASTER|OMP|MEGAMASK|LD_LIBRARY_PATH|PATH)' | sort >"$LOGS/environment.txt"
 say "job $JOB, restart $RESTART, on ${GOOD[*]}, $MASTER_ADDR:$MASTER_PORT; logs in $LOGS"
-BEFORE=$(newest) CODE=75 # "go on with me later", as a run ends that was asked to stop
+BEFORE=$(newest) CODE=75 # the code of a run that was stopped and can resume
 [[ -n $SIGNALLED ]] || train "$@"
 go_on "$BEFORE"

@@ -28,7 +28,7 @@ def processes(words: str) -> list[str]:
     return [line for line in found if words in line]
 
 
-def test_nothing_is_left_of_it_when_its_python_is_killed() -> None:
+def test_a_killed_python_leaves_no_cluster_behind() -> None:
     if reason := why_not():
         do_without(reason)
     command = [sys.executable, "-m", "tests.slurm.cluster", "--nodes", "2", "--", "sleep", "300"]
@@ -47,13 +47,13 @@ def test_nothing_is_left_of_it_when_its_python_is_killed() -> None:
     shutil.rmtree(folder)
 
 
-def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(started, "PATH", "/nowhere")
     assert "not installed: munged, mungekey, slurmctld" in why_not()
     assert "apt-get install" in why_not()
 
 
-def test_it_may_be_left_out_unless_it_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_is_skipped_unless_required(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEGAMASK_REQUIRE_SLURM", raising=False)
     with pytest.raises(pytest.skip.Exception, match="no Slurm: a reason"):
         do_without("a reason")

@@ -36,7 +36,7 @@ def told(job: Job, restart: int = 0) -> dict[str, dict]:
     return {name: json.loads(said.splitlines()[0]) for name, said in job.ranks(restart).items()}
 
 
-def test_sixteen_ranks_by_the_header_alone(slurm: Cluster, root: Path) -> None:
+def test_the_header_alone_starts_sixteen_ranks(slurm: Cluster, root: Path) -> None:
     job = Job(slurm, root, "--steps", 3, size=[])
     job.finishes()
     found = told(job)
@@ -49,7 +49,7 @@ def test_sixteen_ranks_by_the_header_alone(slurm: Cluster, root: Path) -> None:
     assert len({its["MASTER_PORT"] for its in found.values()}) == 1
 
 
-def test_a_signal_reaches_ranks_that_cannot_hear_it_yet(
+def test_a_signal_reaches_ranks_that_still_import(
     slurm: Cluster, root: Path, tmp_path: Path, undisturbed: list[dict[str, float]]
 ) -> None:
     job = Job(slurm, root, "--steps", STEPS, HOLD="5", DEAF=str(tmp_path / "imported"))
@@ -77,7 +77,7 @@ def test_a_signal_during_the_check_starts_no_ranks(slurm: Cluster, root: Path, t
     assert not job.ranks(0)
 
 
-def test_a_failed_rank_is_tried_again(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
+def test_a_failed_rank_is_retried(slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]) -> None:
     job = Job(slurm, root, "--steps", STEPS, "--every", 4, FAIL="7")
     job.requeued()
     job.finishes()
@@ -104,7 +104,7 @@ def test_failures_without_progress_are_bounded(slurm: Cluster, tmp_path: Path, b
         job.requeued()
 
 
-def test_a_mistyped_argument_ends_the_job_at_once(slurm: Cluster, root: Path) -> None:
+def test_a_wrong_flag_ends_the_job_at_once(slurm: Cluster, root: Path) -> None:
     job = Job(slurm, root, "--step", "x")
     job.ends("FAILED")
     assert slurm.job(job.number)["ExitCode"] == "2:0"
@@ -123,7 +123,7 @@ def test_without_its_trap_a_signal_ends_the_job(slurm: Cluster, tmp_path: Path) 
         job.requeued()
 
 
-def test_without_the_number_of_its_task_a_requeue_takes_the_whole_array(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_requeue_without_a_task_number_affects_the_array(slurm: Cluster, tmp_path: Path) -> None:
     own = "JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     script = (ROOT / "slurm" / "run.sh").read_text()
     assert script.count(own) == 1
@@ -136,14 +136,14 @@ def test_without_the_number_of_its_task_a_requeue_takes_the_whole_array(slurm: C
     two.requeued()
 
 
-def test_bad_nodes_add_up_until_too_few_are_left(slurm: Cluster, root: Path) -> None:
+def test_bad_nodes_accumulate_until_too_few_are_left(slurm: Cluster, root: Path) -> None:
     job = Job(slurm, root, options=("--nodes=1", "--exclude=node[3-4]"), MEGAMASK_CHECK="false", MEGAMASK_RETRIES="2")
     job.requeued()
     job.ends("FAILED")
     assert "Submit again with --exclude=node2,node1,node[3-4]." in job.text()
 
 
-def test_a_chain_goes_on_and_its_last_links_do_nothing(
+def test_a_chain_continues_and_its_last_jobs_do_nothing(
     slurm: Cluster, root: Path, undisturbed: list[dict[str, float]]
 ) -> None:
     chain = ("--dependency=singleton", "--job-name=chain", "--no-requeue")
@@ -162,7 +162,7 @@ def test_a_chain_goes_on_and_its_last_links_do_nothing(
 
 
 @pytest.mark.parametrize("name", ["a b", "$(touch pwned)", "a;touch pwned", "a/b", "'", "x" * 65, "é"])
-def test_a_name_cannot_reach_a_shell(root: Path, name: str) -> None:
+def test_a_job_name_cannot_inject_shell_code(root: Path, name: str) -> None:
     command = ["bash", "-c", f'. {root}/slurm/job.sh; check_name "$1"; touch passed', "name", name]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 2
@@ -171,7 +171,7 @@ def test_a_name_cannot_reach_a_shell(root: Path, name: str) -> None:
     assert not (root / "passed").exists()
 
 
-def test_names_and_arguments_are_words_to_the_job(slurm: Cluster, root: Path) -> None:
+def test_names_and_flags_stay_single_words(slurm: Cluster, root: Path) -> None:
     bad = Job(slurm, root, options=("--job-name=$(touch pwned)",))
     bad.ends("FAILED")
     assert "`--job-name` must be" in bad.text()
@@ -212,7 +212,7 @@ def test_pyxis_gets_the_folders(slurm: Cluster, root: Path, tmp_path: Path) -> N
     ]
 
 
-def test_a_setup_file_of_the_site_wins(slurm: Cluster, root: Path, tmp_path: Path) -> None:
+def test_a_setup_file_takes_precedence(slurm: Cluster, root: Path, tmp_path: Path) -> None:
     setup = tmp_path / "setup.sh"
     setup.write_text(f'export HF_HUB_OFFLINE=no$UNSET\nmodule() {{ echo "$@" > {tmp_path}/loaded; }}\nmodule load x\n')
     job = Job(slurm, root, "--steps", 3, MEGAMASK_SETUP=str(setup))
@@ -236,7 +236,7 @@ def test_text_is_prepared_on_one_node(slurm: Cluster, root: Path) -> None:
     assert "`--output` must name the folder of the shards." in job.text()
 
 
-def test_every_task_is_tuned_with_every_seed(slurm: Cluster, root: Path) -> None:
+def test_every_glue_task_runs_with_every_seed(slurm: Cluster, root: Path) -> None:
     one = ["--gpus-per-node=1", "--cpus-per-task=1"]
     (root / "tools").mkdir()
     tool = root / "tools" / "finetune_glue.py"

@@ -49,7 +49,7 @@ def test_two_nodes_and_four_ranks_train_to_the_end(story: Story) -> None:
     assert len(list(story.twin.run.glob(f"checkpoints/step-{story.steps}/rank-*"))) == 4
 
 
-def test_whatever_happens_the_losses_are_the_same(story: Story) -> None:
+def test_losses_are_the_same_whatever_happens(story: Story) -> None:
     curve = losses(story.twin.run)
     steps = {line["train/loss"]: line["step"] for line in curve if "train/loss" in line}
     assert list(steps.values()) == [*range(1, story.steps + 1)]  # no two alike: one left out or mixed up would show
@@ -57,27 +57,27 @@ def test_whatever_happens_the_losses_are_the_same(story: Story) -> None:
 
 
 @pytest.mark.parametrize("deed", ["limit", "signal", "preemption"])
-def test_asked_to_stop_a_job_saves_and_requeues_itself(story: Story, deed: str) -> None:
+def test_a_job_that_is_stopped_saves_and_requeues_itself(story: Story, deed: str) -> None:
     assert "got USR1: asking the ranks to save and stop" in told(story, deed)
     saved = kept(story, deed) + 2  # it had taken one step since, and takes the one before which it waited
     assert f"ranks ended with 75 after USR1, newest checkpoint {saved}\n" in told(story, deed)
     assert f"requeueing job {story.links[0].number}\n" in told(story, deed)
 
 
-def test_a_lost_rank_ends_the_others_and_the_job_requeues_itself(story: Story) -> None:
+def test_a_lost_rank_ends_the_others_and_the_job_requeues(story: Story) -> None:
     assert "Killed" in told(story, "failure")
     assert f"newest checkpoint {kept(story, 'failure')}\n" in told(story, "failure")
     assert f"requeueing job {story.links[0].number}\n" in told(story, "failure")
 
 
-def test_a_spare_node_steps_in_for_one_that_fails_the_check(story: Story) -> None:
+def test_a_spare_node_replaces_one_that_fails_the_check(story: Story) -> None:
     first = story.links[0]
     assert "failed the check: node1 " in first.text()
     assert f"job {first.number}, restart 0, on node2 node3, node2:" in first.text()
     assert nodes(first) == ["node2", "node2", "node3", "node3"]
 
 
-def test_a_cancelled_job_is_not_requeued_and_the_next_of_the_chain_goes_on(story: Story) -> None:
+def test_a_cancelled_job_stops_and_the_chain_continues(story: Story) -> None:
     cancelled, following, last = story.links
     assert f"requeueing job {cancelled.number}\n" not in told(story, "cancel")
     assert story.slurm.state(cancelled.number) == "CANCELLED"
@@ -89,7 +89,7 @@ def test_a_cancelled_job_is_not_requeued_and_the_next_of_the_chain_goes_on(story
     assert not last.ranks()
 
 
-def test_a_bad_node_is_left_out_of_the_requeued_job(story: Story) -> None:
+def test_a_bad_node_is_excluded_from_the_requeued_job(story: Story) -> None:
     following = story.links[1]
     bad = told(story, "cancel").split("failed the check: ")[1].split()[0]
     assert not following.ranks(0)
@@ -103,7 +103,7 @@ def test_a_crashed_node_is_replaced(story: Story) -> None:
     assert before[0] not in after
 
 
-def test_each_task_of_an_array_is_a_run_of_its_own(story: Story) -> None:
+def test_each_array_task_is_its_own_run(story: Story) -> None:
     twin = story.slurm.job(story.twin.number)
     assert twin["ArrayJobId"] == story.slurm.job(story.links[0].number)["ArrayJobId"]
     assert (twin["JobState"], twin["Restarts"]) == ("COMPLETED", "0")

@@ -1,4 +1,4 @@
-"""Figures reach the board, the file and the console once each, whatever is killed in between."""
+"""Metrics reach the board, the file and the console once each, even if launches are killed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def events(folder) -> dict[str, list[tuple[int, float]]]:
     return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"]}
 
 
-def test_every_figure_goes_to_all_three_places(tmp_path, capsys):
+def test_every_metric_goes_to_file_board_and_console(tmp_path, capsys):
     log = MetricsLogger(tmp_path, 0, 100)
     figures = log.train(10, WINDOW, 1e-3, extra={"mfu": 0.3, "masking/random_share": 0.15, "distill/weight": 0.5})
     log.validation(10, 2.0, 0.25, 7.0)
@@ -62,14 +62,14 @@ def test_the_time_left_does_not_count_the_first_step(tmp_path, capsys):
     assert "tokens/s" not in second and "left" not in second
 
 
-def test_a_line_can_be_said_once(tmp_path, capsys):
+def test_a_line_can_be_printed_once(tmp_path, capsys):
     log = MetricsLogger(tmp_path, 0, 100)
     for line in ("flat", "flat", "other", "flat"):
         log.say_once(line)
     assert capsys.readouterr().out.splitlines() == ["flat", "other"]
 
 
-def test_a_resumed_run_doubles_and_loses_nothing(tmp_path):
+def test_a_resumed_run_has_every_step_once(tmp_path):
     def launch(start: int, end: int) -> None:
         log = MetricsLogger(tmp_path, start, 100)
         for step in range(start + 10, end + 1, 10):
@@ -103,7 +103,7 @@ STRANGE = [
 
 @pytest.mark.parametrize("strange", STRANGE, ids=range(len(STRANGE)))
 @pytest.mark.parametrize("whole", [True, False], ids=["in the midst", "last"])
-def test_lines_that_are_none_cost_no_more_than_themselves(tmp_path, strange: bytes, whole: bool):
+def test_damaged_lines_do_not_affect_the_others(tmp_path, strange: bytes, whole: bool):
     log = MetricsLogger(tmp_path, 0, 100)
     for step in (10, 20):
         log.train(step, WINDOW, float(step))
@@ -122,7 +122,7 @@ def test_lines_that_are_none_cost_no_more_than_themselves(tmp_path, strange: byt
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE])
-def test_storage_that_fails_when_a_run_goes_on_costs_no_run_and_doubles_nothing(tmp_path, monkeypatch, capsys, number):
+def test_a_storage_failure_at_a_resume_stops_nothing(tmp_path, monkeypatch, capsys, number):
     log = MetricsLogger(tmp_path, 0, 100)
     for step in (10, 20, 30):
         log.train(step, WINDOW, float(step))
@@ -145,7 +145,7 @@ def test_storage_that_fails_when_a_run_goes_on_costs_no_run_and_doubles_nothing(
     assert "could not be written" not in capsys.readouterr().out
 
 
-def test_a_disk_that_takes_half_a_line_costs_that_line(tmp_path, capsys):
+def test_a_half_written_line_is_dropped(tmp_path, capsys):
     class Full(io.StringIO):
         def write(self, text: str) -> int:
             with log.path.open("a") as file:
@@ -167,7 +167,7 @@ def test_a_disk_that_takes_half_a_line_costs_that_line(tmp_path, capsys):
     assert [step for step, _ in events(tmp_path)["lr"]] == [10, 20, 30]
 
 
-def test_what_is_no_number_is_valid_json(tmp_path):
+def test_nan_is_written_as_valid_json(tmp_path):
     log = MetricsLogger(tmp_path, 0, 10)
     log.validation(1, 1e4, 0.0, math.nan)
     log.close()
@@ -267,7 +267,7 @@ def metrics_by_step(folder) -> dict[int, dict[str, float]]:
     return found
 
 
-def test_wandb_gets_the_metrics_of_the_file_and_a_resumed_run_continues(tmp_path, wandb):
+def test_wandb_gets_the_metrics_and_a_resumed_run_continues(tmp_path, wandb):
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # killed before step 3 was saved
         log = MetricsLogger(tmp_path, start, 4, wandb_project="p", settings={"seed": 7})
         for step in steps:

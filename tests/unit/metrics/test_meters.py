@@ -1,4 +1,4 @@
-"""Figures are what they say: counted against independent counts, and written once for each step."""
+"""Metrics equal independent counts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def some_losses(targets: int, rng: torch.Generator) -> tuple[MaskPlan, Losses]:
     return plan, Losses(nll.sum().requires_grad_(), nll, nll, nll > 0.5)
 
 
-def test_rates_leave_out_the_first_step_of_a_launch_and_sums_do_not(monkeypatch):
+def test_rates_exclude_the_first_step_of_a_launch(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
     rng = torch.Generator().manual_seed(1)
@@ -71,7 +71,7 @@ def test_rates_leave_out_the_first_step_of_a_launch_and_sums_do_not(monkeypatch)
     assert window.figures(1e-3)["train/loss"] == window.nll / 30
 
 
-def test_distillation_from_samples_has_a_name_of_its_own():
+def test_distillation_from_samples_has_its_own_name():
     asked, stored = (dataclasses.replace(WINDOW, sampled=sampled).figures(1e-3) for sampled in (False, True))
     assert asked["train/distill"] == stored["train/distill_sampled"]
     assert "train/distill_sampled" not in asked and "train/distill" not in stored
@@ -105,7 +105,7 @@ def test_meters_count_what_is_in_the_packs(monkeypatch):
     assert meters.take().nll == 0  # and all began again
 
 
-def test_pauses_and_waiting_are_told_apart():
+def test_pauses_and_waiting_are_distinguished():
     class Loader:
         waited = 5.0
 
@@ -124,7 +124,7 @@ def test_pauses_and_waiting_are_told_apart():
     assert meters.take().waited == 0
 
 
-def test_the_spread_is_that_inside_sequences_and_flat_entropies_are_told():
+def test_the_spread_within_sequences_shows_flat_entropies():
     batch = pack([7, 12, 4], [9], torch.Generator().manual_seed(2))
     plan, losses = some_losses(5, torch.Generator().manual_seed(3))
     home, free = batch.layout.sequence, batch.maskable

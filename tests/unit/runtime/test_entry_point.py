@@ -1,4 +1,4 @@
-"""Commands end with sentences and exit codes, whatever becomes of what they print."""
+"""Commands end with messages and exit codes, whatever happens to their output."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def test_a_character_that_the_terminal_lacks_is_escaped(encoding: str) -> None:
     assert (done.returncode, out, err) == (9, shown * 100_000 + b"\n", b"\\udcff warned\n")
 
 
-def test_a_reader_that_is_gone_does_not_decide_the_exit_code() -> None:
+def test_a_closed_pipe_does_not_change_the_exit_code() -> None:
     done = script(PRINTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     done.stdout.close()
     assert (done.wait(), done.stderr.read()) == (9, b"\\udcff warned\n")
 
 
-def test_a_full_disk_does_not_decide_the_exit_code() -> None:
+def test_a_full_disk_does_not_change_the_exit_code() -> None:
     with open("/dev/full", "wb") as full:
         assert script(PRINTS, stdout=full, stderr=full).wait() == 9
 
 
-def test_a_slow_reader_of_a_pipe_that_does_not_block_gets_everything() -> None:
+def test_a_slow_reader_of_a_non_blocking_pipe_gets_all_output() -> None:
     read, write = os.pipe()
     os.set_blocking(write, False)
     done = script(PRINTS, stdout=write, stderr=subprocess.DEVNULL)
@@ -72,7 +72,7 @@ def test_a_slow_reader_of_a_pipe_that_does_not_block_gets_everything() -> None:
     assert done.wait() == 9
 
 
-def test_closed_streams_are_no_place_for_files(tmp_path: Path) -> None:
+def test_files_do_not_take_the_numbers_of_closed_streams(tmp_path: Path) -> None:
     opened = PRINTS.replace("    return 9", f"    return open({str(tmp_path / 'data')!r}, 'w').fileno() + 20")
     done = subprocess.run(["bash", "-c", 'exec "$0" -c "$1" >&- 2>&- <&-', sys.executable, opened], cwd=ROOT)
     assert done.returncode > 22
@@ -94,7 +94,7 @@ def test_a_full_disk_is_a_storage_error(number: int, kind: type, capsys: pytest.
     assert os.strerror(number) in capsys.readouterr().err
 
 
-def test_errors_are_codes_and_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_become_exit_codes_and_messages(capsys: pytest.CaptureFixture[str]) -> None:
     @entry_point.command
     def main(error: Exception) -> int:
         raise error
@@ -107,7 +107,7 @@ def test_errors_are_codes_and_sentences(capsys: pytest.CaptureFixture[str]) -> N
             main(bug)
 
 
-def test_an_error_that_all_ranks_have_is_told_once(
+def test_an_error_of_all_ranks_is_printed_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @entry_point.command
@@ -154,7 +154,7 @@ def test_a_signal_stops_a_command_after_its_cleanup(number: signal.Signals) -> N
 
 
 @pytest.mark.parametrize("work", ["exec('try: time.sleep(60)\\nexcept BaseException: time.sleep(60)')", "stuck()"])
-def test_what_swallows_a_signal_or_never_hears_of_it_is_ended(work: str) -> None:
+def test_a_command_that_ignores_a_signal_is_ended(work: str) -> None:
     """`stuck` waits in C for another thread, as a library does that trains a tokenizer, and runs no Python."""
     stuck = "import ctypes\nstuck = lambda: ctypes.CDLL(None).sleep(60) or ctypes.CDLL(None).sleep(60)\n"
     done = script(stuck + STUCK.format(work=work), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -165,7 +165,7 @@ def test_what_swallows_a_signal_or_never_hears_of_it_is_ended(work: str) -> None
 
 
 def test_a_stop_does_not_wait_for_the_end_of_the_interpreter() -> None:
-    """It takes seconds where libraries have much to clean up, and no thread can cut it short."""
+    """The interpreter exit takes seconds if libraries have much to clean up, and no thread can interrupt it."""
     slow = "import atexit, time\natexit.register(time.sleep, 3600)\n"
     done = script(slow + STUCK.format(work="time.sleep(60)"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.stdout.readline() == b"begun\n"
@@ -203,8 +203,8 @@ def test_workers_are_killed_when_their_caller_stops(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_every_command_names_the_pythons_it_runs_on(path: Path) -> None:
-    """In an isolated Python that has no packages, and says that it is an old one."""
+def test_every_command_names_the_supported_python_versions(path: Path) -> None:
+    """In an isolated Python without packages that reports an old version."""
     old = f"import sys, runpy; sys.version_info = (3, 10, 13); runpy.run_path({str(path)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", old], capture_output=True, text=True, cwd="/")
     assert (done.returncode, done.stdout) == (ConfigError.exit_code, "")
@@ -212,7 +212,7 @@ def test_every_command_names_the_pythons_it_runs_on(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("version", "runs"), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False)])
-def test_the_pythons_are_those_of_the_project_file(version: tuple[int, int], runs: bool) -> None:
+def test_supported_python_versions_match_pyproject(version: tuple[int, int], runs: bool) -> None:
     if runs:
         return versions.check_python(version)
     with pytest.raises(SystemExit) as ended:
@@ -222,7 +222,7 @@ def test_the_pythons_are_those_of_the_project_file(version: tuple[int, int], run
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_help_is_printed_without_torch(path: Path) -> None:
-    """Its import takes longer than all else that `--help` does."""
+    """The import of torch takes longer than everything else in `--help`."""
     source = f"""
 import atexit, os, runpy, sys
 atexit.register(lambda: print({SLOW!r} & set(sys.modules)))
@@ -236,7 +236,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_text_is_prepared_without_torch() -> None:
-    """It takes memory in every worker process."""
+    """torch would take memory in every worker process."""
     source = f"import sys, megamask.data.prepare; print({SLOW!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
@@ -249,7 +249,7 @@ def test_the_list_of_subcommands_imports_no_library() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--help", "--list-recipes"])
-def test_what_only_prints_ends_in_silence_when_nobody_reads(flag: str) -> None:
+def test_printing_commands_end_silently_at_a_closed_pipe(flag: str) -> None:
     done = subprocess.run(
         ["bash", "-c", f'"$0" "$1" {flag} | head -1; echo "${{PIPESTATUS[0]}}"', sys.executable, str(SCRIPTS[0])],
         cwd=ROOT, capture_output=True, text=True,

@@ -40,7 +40,7 @@ def test_a_cpu_needs_the_instructions(onednn: bool, avx512_bf16: bool, machine: 
 
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("value", [*sorted(WITHOUT_BF16), "avx2", "AVX512_CORE_BF16", "AVX512_CORE_AMX", "DEFAULT", ""])
-def test_a_limit_on_the_instructions_counts(name: str, value: str, monkeypatch) -> None:
+def test_a_limit_on_the_instructions_is_respected(name: str, value: str, monkeypatch) -> None:
     reports(monkeypatch, onednn=True, avx512_bf16=True)
     found = cpu_support({name: value})
     assert found.bf16 == (value.upper() not in WITHOUT_BF16)
@@ -56,7 +56,7 @@ def test_a_gpu_needs_compute_capability_8(capability: tuple[int, int], bf16: boo
     assert "A card" in found.reason and ".".join(map(str, capability)) in found.reason
 
 
-def test_all_ranks_take_what_all_of_them_have(monkeypatch) -> None:
+def test_all_ranks_use_the_support_that_all_have(monkeypatch) -> None:
     monkeypatch.setattr(ranks, "gather", lambda mine: [FAST, SLOW, FAST, SLOW])
     assert not common_support().bf16
     assert "rank 1 it does not multiply (2 of 4 ranks)" in common_support().reason
@@ -68,7 +68,7 @@ def test_all_ranks_take_what_all_of_them_have(monkeypatch) -> None:
 
 @pytest.mark.parametrize("support", [FAST, SLOW])
 @pytest.mark.parametrize("asked", ["auto", "bf16", "fp32"])
-def test_only_an_order_for_bf16_where_it_is_slow_is_warned_of(asked, support: Support) -> None:
+def test_only_a_request_for_slow_bf16_warns(asked, support: Support) -> None:
     choice = Choice("`some.setting`", asked, support)
     assert choice.precision == {"auto": "bf16" if support.bf16 else "fp32"}.get(asked, asked)
     said = precision_lines(choice)
@@ -80,7 +80,7 @@ def test_only_an_order_for_bf16_where_it_is_slow_is_warned_of(asked, support: Su
         assert all(part in said[1] for part in (support.reason, "`some.setting`", "'auto'"))
 
 
-def test_one_warning_names_all_that_order_it() -> None:
+def test_one_warning_names_all_settings() -> None:
     said = precision_lines(Choice("`one`", "bf16", SLOW), Choice("`two`", "bf16", SLOW))
     assert len(said) == 2 and "`one` and `two`" in said[1]
     said = precision_lines(Choice("`one`", "auto", SLOW), Choice("`two`", "bf16", SLOW))

@@ -47,7 +47,7 @@ def test_a_line_has_count_rate_and_time_left():
     assert line == "entropies: 20 of 1,000 tokens (2%), 2 tokens/s, left 08:10\n"
 
 
-def test_what_an_earlier_run_finished_does_not_count_for_the_rate():
+def test_units_of_an_earlier_run_do_not_count_for_the_rate():
     (_, line), *_ = watched(10, done=900)
     assert "920 of 1,000" in line and "2 tokens/s, left 00:40" in line
 
@@ -57,7 +57,7 @@ def test_an_unknown_total_has_no_time_left():
     assert line == "entropies: 20 tokens, 2 tokens/s\n"
 
 
-def test_work_without_a_finished_unit_shows_that_it_is_alive():
+def test_work_without_a_finished_unit_prints_lines():
     (_, line), *_ = watched(10, rate=0)
     assert line == "entropies: 0 of 1,000 tokens (0%), 00:10 so far\n"
 
@@ -69,7 +69,7 @@ def test_items_are_counted_when_they_are_finished():
 
 
 @pytest.mark.parametrize(("seconds", "lines"), [(FIRST - 1, 0), (FIRST + 1, 1)])
-def test_only_long_work_says_how_long_it_took(seconds, lines):
+def test_only_long_work_prints_its_duration(seconds, lines):
     clock, stream = Clock(), io.StringIO()
     with contextlib.redirect_stderr(stream), ProgressBar("export", 3, now=clock) as bar:
         clock.seconds = seconds
@@ -89,7 +89,7 @@ def test_a_terminal_has_a_bar():
     assert "\r" in stream.getvalue() and "4/4" in stream.getvalue()
 
 
-def test_a_stream_that_is_gone_does_not_end_the_work():
+def test_a_closed_stream_does_not_end_the_work():
     clock, stream = Clock(), io.StringIO()
     stream.close()
     with contextlib.redirect_stderr(stream), ProgressBar("entropies", 4, now=clock) as bar:
@@ -98,7 +98,7 @@ def test_a_stream_that_is_gone_does_not_end_the_work():
         assert bar.done == 1
 
 
-def test_work_that_cannot_be_counted_says_how_long_it_takes(monkeypatch):
+def test_work_without_units_prints_the_elapsed_time(monkeypatch):
     monkeypatch.setattr(progress_bar, "FIRST", 0.01)
     stream = io.StringIO()
     with contextlib.redirect_stderr(stream), elapsed("training the tokenizer"):

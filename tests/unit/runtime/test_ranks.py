@@ -51,7 +51,7 @@ def test_torchrun(told) -> None:
     assert not ranks.is_main()
 
 
-def test_the_deepspeed_launcher_has_another_name_for_the_ranks_of_a_node(told) -> None:
+def test_the_deepspeed_launcher_calls_it_local_size(told) -> None:
     said = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     assert told(**said, LOCAL_SIZE="2") == said | {"LOCAL_WORLD_SIZE": "2"}
 
@@ -66,7 +66,7 @@ def test_srun(told) -> None:
     assert (chosen["MASTER_ADDR"], chosen["MASTER_PORT"]) == ("node1", "4321")
 
 
-def test_a_launcher_inside_of_a_slurm_job_wins(told) -> None:
+def test_a_launcher_inside_a_slurm_job_takes_precedence(told) -> None:
     found = told(**SLURM, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0")
     assert (found["RANK"], found["WORLD_SIZE"]) == ("0", "2")
 
@@ -78,11 +78,11 @@ def test_python_in_a_slurm_batch_script_is_one_process(told) -> None:
 
 
 @pytest.mark.parametrize("job", [0, 1, 19_999, 20_000, 4_294_967_295])
-def test_the_port_of_a_job_lies_below_the_ephemeral_ones(told, job: int) -> None:
+def test_the_port_of_a_job_is_below_the_ephemeral_ports(told, job: int) -> None:
     assert 12_000 <= int(told(**SLURM | {"SLURM_JOB_ID": str(job)})["MASTER_PORT"]) < 32_768
 
 
-def test_alone_everything_is_what_one_process_says(told) -> None:
+def test_collectives_of_one_process_return_its_value(told) -> None:
     told()
     values = torch.tensor([1.0, 2.0])
     for found in (ranks.sum(values), ranks.maximum(values)):

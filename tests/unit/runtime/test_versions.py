@@ -1,4 +1,4 @@
-"""An old PyTorch is refused before anything is read, in words."""
+"""An old PyTorch is refused with a message before anything is read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ NOWHERE = "/nowhere/at/all"
 
 
 @pytest.mark.parametrize("version", ["2.11.0", "2.11.0+cu128", "2.13.1", "2.14.0.dev20261101", "3.0"])
-def test_a_new_one_is_taken(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_version_is_accepted(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "version", lambda name: version)
     versions.check_torch()
 
 
 @pytest.mark.parametrize("version", ["2.10.2", "2.9.1+cpu", "2.2", "1.13.1", "", "strange"])
-def test_an_old_or_unknown_one_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_or_unknown_version_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "version", lambda name: version)
     with pytest.raises(ConfigError, match=r"PyTorch must be 2\.11 or newer, but is "):
         versions.check_torch()
 
 
-def test_it_is_what_an_installer_is_told() -> None:
+def test_the_oldest_version_is_that_of_pyproject() -> None:
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     oldest = ".".join(map(str, versions.OLDEST))
     (said,) = (one for one in asked if one.startswith("torch>"))
@@ -47,7 +47,7 @@ def test_it_is_what_an_installer_is_told() -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_commands_check_it_first(arguments, monkeypatch, capsys) -> None:
+def test_commands_check_the_version_first(arguments, monkeypatch, capsys) -> None:
     monkeypatch.setattr(versions, "version", lambda name: "2.9.1")
     assert main(arguments) == ConfigError.exit_code
     assert capsys.readouterr().err.startswith("PyTorch must be 2.11 or newer, but is 2.9.1.")
