@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from megamask.basic_types import Measure as Measure
@@ -87,6 +87,13 @@ class Layout(OnDevice):
         """The layout of the ascending ``rows`` alone; each keeps the position it had."""
         starts = torch.searchsorted(rows.contiguous(), self.cu_seqlens.long()).int()
         return Layout(starts, self.max_seqlen, self.positions[rows])
+
+
+def sum_by_sequence(
+    values: Shaped[Tensor, "*C n"], sequence: Int64[Tensor, " n"], count: int
+) -> Shaped[Tensor, "*C S"]:
+    """The sums of ``values`` over each of ``count`` sequences, to which ``sequence`` assigns them."""
+    return values.new_zeros(*values.shape[:-1], count).index_add_(-1, sequence, values)
 
 
 @dataclass(frozen=True)

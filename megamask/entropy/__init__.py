@@ -9,7 +9,6 @@ All sources have one interface: nats per row for the packs of a step, and what t
     sidecar.py     a byte per token beside the shards
     exact.py       a pass of the model itself, or of a teacher, or of a moving average
     audit.py       how well a source foretells the exact signal
-    sequences.py   the maskable rows, sequence by sequence
 """
 
 from __future__ import annotations

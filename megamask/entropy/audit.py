@@ -17,14 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from megamask.batch import Learner, PackedBatch
 from megamask.entropy.exact import measure_entropy
 from megamask.entropy.frequency import Frequency
-from megamask.entropy.sequences import MaskableTokens
 from megamask.entropy.source import AuditConfig, EntropyFn, Signal, source_packs
+from megamask.masking.piece_order import PieceOrder, PieceTable
 from megamask.masking.rng import PackRng
 from megamask.runtime import ranks
 
@@ -32,38 +32,46 @@ from megamask.runtime import ranks
 
 
 def overlap(
-    found: Float[Tensor, " T"], exact: Float[Tensor, " T"], share: float, batch: PackedBatch
+    predicted: Float[Tensor, " T"], exact: Float[Tensor, " T"], share: float, batch: PackedBatch
 ) -> Float[Tensor, " S"]:
-    """Of each sequence's rows with the ``share`` highest ``exact``, the share that has the highest ``found``."""
-    rows = MaskableTokens(batch)
-    wanted = (share * rows.count.double()).round()
-    best = rows.top(exact, wanted)
-    return rows.sum(best & rows.top(found, wanted)) / _unless_zero(rows.sum(best))
+    """How many of each sequence's ``share`` of tokens with the highest ``exact`` have the highest ``predicted`` too."""
+    tokens = PieceTable.of_tokens(batch)
+    best = _top(tokens, exact, share)
+    shared = best & _top(tokens, predicted, share)
+    return tokens.sum(shared.double()) / _unless_zero(tokens.sum(best.double()))
 
 
 def captured_gain(
-    found: Float[Tensor, " T"], exact: Float[Tensor, " T"], share: float, batch: PackedBatch
+    predicted: Float[Tensor, " T"], exact: Float[Tensor, " T"], share: float, batch: PackedBatch
 ) -> Float[Tensor, ""]:
-    """(sum of ``exact`` over the choice by ``found`` - as many means of the sequence) / (same for the exact choice).
+    """The entropy above the mean that the tokens with the highest ``predicted`` have, over that of the best choice.
 
-    Both sums run over all sequences: a ratio for each would let short and flat ones decide.
+    Both are sums over all sequences: a ratio per sequence would give too much weight to short and flat ones.
     """
-    captured, possible = _gains(found, exact, share, batch)
+    captured, possible = _gains(predicted, exact, share, batch)
     return captured / _unless_zero(possible)
 
 
-def spearman(found: Float[Tensor, " T"], exact: Float[Tensor, " T"], batch: PackedBatch) -> Float[Tensor, " S"]:
-    """The correlation of the ranks in each sequence; rows of one value share the mean of their ranks."""
-    rows = MaskableTokens(batch)
-    a, b = (rows.centred(rows.ranks(value)) for value in (found, exact))
-    return rows.sum(a * b) / _unless_zero((rows.sum(a * a) * rows.sum(b * b)).sqrt())
+def spearman(predicted: Float[Tensor, " T"], exact: Float[Tensor, " T"], batch: PackedBatch) -> Float[Tensor, " S"]:
+    """The rank correlation in each sequence; equal values have the mean of their ranks."""
+    tokens = PieceTable.of_tokens(batch)
+    ranks_of = [
+        PieceOrder.of(values.masked_fill(~batch.maskable, -torch.inf), tokens).mean_ranks
+        for values in (predicted, exact)
+    ]
+    a, b = (ranks - tokens.mean_of_sequence(ranks) for ranks in ranks_of)
+    return tokens.sum(a * b) / _unless_zero((tokens.sum(a * a) * tokens.sum(b * b)).sqrt())
 
 
-def _gains(found: Tensor, exact: Tensor, share: float, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    rows = MaskableTokens(batch)
-    above = rows.centred(exact[rows.rows].double())
-    wanted = (share * rows.count.double()).round()
-    captured, possible = ((above * rows.top(value, wanted)).sum() for value in (found, exact))
+def _top(tokens: PieceTable, values: Float[Tensor, " T"], share: float) -> Bool[Tensor, " T"]:
+    """The ``share`` of each sequence's maskable tokens with the highest values."""
+    return PieceOrder.of(values, tokens).top((share * tokens.count.double()).round())
+
+
+def _gains(predicted: Tensor, exact: Tensor, share: float, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    tokens = PieceTable.of_tokens(batch)
+    above = exact.double() - tokens.mean_of_sequence(exact.double())
+    captured, possible = ((above * _top(tokens, values, share))[batch.maskable].sum() for values in (predicted, exact))
     return captured, possible
 
 

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from megamask.batch import Learner, Losses, MaskPlan, PackedBatch
-from megamask.entropy.sequences import MaskableTokens
 from megamask.entropy.source import EntropyFn, EntropySource, Signal, source_packs
+from megamask.masking.piece_order import PieceOrder, PieceTable
 from megamask.masking.rng import PackRng
 
 PURPOSE = "exact"
@@ -122,9 +122,9 @@ class Exact(EntropySource):
         if proposal is None:
             return measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng)
         assert self.candidates is not None
-        maskable = MaskableTokens(batch)
-        wanted = (self.candidates() / maskable.count.sum() * maskable.count).ceil()
-        rows = maskable.rows[maskable.top(proposal, wanted)]
+        tokens = PieceTable.of_tokens(batch)
+        count = (self.candidates() / tokens.count.sum() * tokens.count).ceil()
+        rows = PieceOrder.of(proposal, tokens).top(count).nonzero().squeeze(1)
         found = measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng, rows)
         return found[rows].min().expand_as(found).index_copy(0, rows, found[rows])
 

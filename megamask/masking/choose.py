@@ -1,10 +1,10 @@
-"""The one selection that serves every mask: score per piece + Gumbel noise x temperature, take the budget.
+"""The selection that all masks share: score per piece + Gumbel noise x temperature, sorted, up to the budget.
 
-Drawing the largest of score + temperature x noise is drawing without replacement in proportion to
-exp(score / temperature) (Gumbel top-k; Kool et al. 2019). At temperature 0 it takes the top, equals in random order.
-A share of the budget can be explored: chosen by lot among the pieces that the score did not take.
+Taking the largest of score + temperature x noise is drawing without replacement in proportion to
+exp(score / temperature) (Gumbel top-k; Kool et al. 2019). Temperature 0 takes the highest scores, equal ones in random
+order. A share of the budget can be explored: drawn at random from the pieces that the score did not take.
 
-Costs a few sorts of P pieces: for 8192 tokens about 2 ms of one core, 4 ms with a score, 6 ms if some is explored.
+Costs a few sorts of P pieces: for 8192 tokens about 2 ms of one core, 4 ms with a score, 6 ms with exploration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megamask.masking.rng import PackRng
 
 
 class ChosenPieces(NamedTuple):
-    """Rows, ascending, and the chance that each had of being chosen, in (0, 1]."""
+    """The chosen tokens, sorted, and the probability with which each was chosen, in (0, 1]."""
 
     rows: Int64[Tensor, " M"]
     probability: Float[Tensor, " M"]
@@ -39,21 +39,25 @@ def choose_pieces(
     temperature: float = 1.0,
     explore: float = 0.0,
 ) -> ChosenPieces:
-    """Exactly ``budget`` rows: whole pieces, highest mean ``score`` first, each sequence its fair share.
+    """Choose exactly ``budget`` tokens: whole pieces, those with the highest mean ``score`` first in each sequence.
 
-    A sequence's share is in proportion to its maskable rows, rounded at random. The piece that steps over it is
-    taken or left so that long pieces are chosen as often as short ones; what this gives or takes in all is set
-    right with whole pieces of the whole pack. Only if none fits is one cut.
+    1. Each sequence gets a share of the budget in proportion to its maskable tokens, rounded at random.
+    2. Each sequence takes its best pieces up to its share. The piece that would exceed the share is accepted or
+       rejected so that its size does not bias the selection. The remaining error is corrected with whole pieces of the
+       pack.
+    3. round(``explore`` x ``budget``) tokens, subtracted from the shares before and rounded at random too, go to pieces
+       drawn at random from those that the score did not take, all with the same probability.
+    4. If the budget is still not reached, because no whole piece fits, one piece is cut.
 
-    A ``score`` of None takes all pieces for alike, whatever the temperature. Of each share, round(``explore`` x
-    ``budget``) rows in all, rounded at random too, go to pieces drawn by lot from those that the score did not take;
-    so the score has the first choice, and every piece that it left has the same chance. If that is the whole budget,
-    or the budget all that can be masked, the choice is that of a score of None, to the bit.
+    A ``score`` of None means that all pieces are equal, whatever the temperature. If everything is explored, or the
+    budget is all that can be masked, the result is that of a score of None, bit for bit.
 
-    The probability is budget / available for a score of None, else see ``chances``. What was set right for the pack
-    as a whole has no chance that could be written down and is given that mean too: with tokens there is none of it,
-    with words or spans a few pieces of a pack. Weighing rows by its inverse is therefore unbiased for tokens; for words
-    it was within 3 %, for spans within 10 % of the number of rows in packs of 4096.
+    The probability is budget / available for a score of None, else see ``inclusion_probabilities``. Pieces from the
+    corrections of steps 2 and 4 have no probability in closed form and get that mean too: there are none with tokens,
+    and a few per pack with words or spans. Weighting by the inverse is therefore unbiased for tokens; in packs of 4096
+    the weights summed to within 3 % of the number of tokens for words, and within 10 % for spans.
+
+    Raises DataError if ``batch`` has fewer maskable tokens than ``budget``.
     """
     available = int(batch.maskable.sum())
     if budget > available:
@@ -61,97 +65,121 @@ def choose_pieces(
             f"Pack {batch.number} has {available} tokens that can be masked, but the mask ratio asks for {budget}. "
             "Lower `masking.ratio` or raise `packs.length`: very short documents are mostly special tokens."
         )
-    explored = round(explore * budget)
-    if budget in (explored, available):
-        score = None  # it has no say
+    draw = Draw(budget, round(explore * budget), available, temperature)
     pieces = PieceTable.of(piece, batch, int(piece.max()) + 1)
     noise = rng.gumbel(len(pieces.size), piece.device)
-    share = _shares(pieces.maskable, budget, rng)
-    if score is None:
-        taken = _take(PieceOrder.of(noise, pieces), share, budget, budget / available)[0]
-        chosen = _whole_budget(taken, noise, pieces, piece, budget)
-        rows = chosen.nonzero().squeeze(1)
-        return ChosenPieces(rows, rows.new_full(rows.shape, budget / available, dtype=torch.float32))
-
-    mean = pieces.mean(score)
-    queue = PieceOrder.of(mean + temperature * noise if temperature else _ranks(mean, noise), pieces)
-    by_lot = _shares(share, explored, rng) if explored else torch.zeros_like(share)
-    taken, sure = _take(queue, share - by_lot, budget - explored, (budget - explored) / available)
-    priority = queue.priority
-    if explored:
-        priority = rng.gumbel(len(pieces.size), piece.device)
-        rest = pieces.without(taken)
-        missing = budget - pieces.rows(taken)
-        lots = _take(PieceOrder.of(priority, rest), by_lot.minimum(rest.maskable), missing, missing / available)[0]
-        sure |= lots
-        taken |= lots
-    rows = _whole_budget(taken, priority, pieces, piece, budget).nonzero().squeeze(1)
-    draw = Draw(budget, explored, available, temperature)
-    probability = inclusion_probabilities(draw, queue, mean, piece[rows])
-    return ChosenPieces(rows, torch.where(sure[piece[rows]], probability, budget / available).float())
+    share = _split_budget(pieces.maskable_tokens, budget, rng)
+    if score is None or budget in (draw.explored, available):
+        return _choose_at_random(pieces, noise, share, draw)
+    return _choose_by_score(pieces, score, noise, share, draw, rng)
 
 
-def _shares(weights: Int64[Tensor, " S"], budget: int, rng: PackRng) -> Int64[Tensor, " S"]:
-    """Each sequence's part of the budget in proportion to its weight: rounded down, the rest by systematic sampling.
+def _choose_at_random(
+    pieces: PieceTable, noise: Float[Tensor, " P"], share: Int64[Tensor, " S"], draw: Draw
+) -> ChosenPieces:
+    """The choice without a score: by noise alone."""
+    taken, _ = _take_best(PieceOrder.of(noise, pieces), share, draw.budget, draw.budget / draw.available)
+    rows = _cut_to_budget(taken, noise, pieces, draw.budget)
+    return ChosenPieces(rows, torch.full_like(rows, draw.budget / draw.available, dtype=torch.float32))
 
-    Systematic sampling gives every sequence one more row with a chance equal to the fraction it lost, and gives
-    out exactly what is left over.
+
+def _choose_by_score(
+    pieces: PieceTable,
+    score: Float[Tensor, " T"],
+    noise: Float[Tensor, " P"],
+    share: Int64[Tensor, " S"],
+    draw: Draw,
+    rng: PackRng,
+) -> ChosenPieces:
+    """The choice by score and noise, with the explored part drawn afterwards."""
+    mean = pieces.mean_of_tokens(score)
+    order = PieceOrder.of(mean + draw.temperature * noise if draw.temperature else _ranks(mean, noise), pieces)
+    explored = _split_budget(share, draw.explored, rng) if draw.explored else torch.zeros_like(share)
+    by_score = draw.budget - draw.explored
+    taken, regular = _take_best(order, share - explored, by_score, by_score / draw.available)
+    priority = order.priority
+    if draw.explored:
+        priority = rng.gumbel(len(pieces.size), pieces.piece.device)
+        missing = draw.budget - pieces.tokens_in(taken)
+        random = _explore(pieces.without(taken), priority, explored, missing, missing / draw.available)
+        regular |= random
+        taken |= random
+    rows = _cut_to_budget(taken, priority, pieces, draw.budget)
+    chosen = pieces.piece[rows]
+    probability = inclusion_probabilities(draw, order, mean, chosen)
+    return ChosenPieces(rows, torch.where(regular[chosen], probability, draw.budget / draw.available).float())
+
+
+def _explore(
+    rest: PieceTable, priority: Float[Tensor, " P"], explored: Int64[Tensor, " S"], missing: int, ratio: float
+) -> Bool[Tensor, " P"]:
+    """Pieces of ``missing`` tokens in all, by a random ``priority``, from the ``rest`` that the score did not take."""
+    return _take_best(PieceOrder.of(priority, rest), explored.minimum(rest.maskable_tokens), missing, ratio)[0]
+
+
+def _split_budget(weights: Int64[Tensor, " S"], budget: int, rng: PackRng) -> Int64[Tensor, " S"]:
+    """Split the budget in proportion to the weights: rounded down, and the rest by systematic sampling.
+
+    Systematic sampling gives one more token to a sequence with a probability equal to the fraction that it lost, and
+    distributes exactly the rest.
     """
     ideal = torch.cumsum(weights.double(), 0) * (budget / weights.sum().double())
     marks = torch.floor(ideal + rng.uniform(1, weights.device)).long()
-    marks[-1] = budget  # the last sum is the budget up to rounding; make it so exactly
+    marks[-1] = budget  # the last sum equals the budget only up to rounding
     return torch.diff(marks, prepend=marks.new_zeros(1)).minimum(weights)
 
 
 def _ranks(mean: Float[Tensor, " P"], noise: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-    """The place of each piece from lowest to highest, equals in the order of the noise."""
+    """The rank of each piece from the lowest mean to the highest, equal ones in the order of the noise."""
     order = noise.argsort()
     order = order[mean[order].argsort(stable=True)]
-    places = torch.arange(len(order), dtype=torch.float64, device=order.device)
-    return torch.empty_like(places).index_copy_(0, order, places)
+    ranks = torch.arange(len(order), dtype=torch.float64, device=order.device)
+    return torch.empty_like(ranks).index_copy_(0, order, ranks)
 
 
-def _take(
-    queue: PieceOrder, share: Int64[Tensor, " S"], budget: int, ratio: float
+def _take_best(
+    order: PieceOrder, share: Int64[Tensor, " S"], budget: int, ratio: float
 ) -> tuple[Bool[Tensor, " P"], Bool[Tensor, " P"]]:
-    """The best pieces of each sequence up to its share, of ``budget`` rows in all or a little less.
+    """The best pieces of each sequence up to its share, corrected to ``budget`` tokens in all or a little less.
 
-    Also those of them that were taken for their sequence's sake, not to set the sum right.
+    Also those of them that were taken by the share of their sequence, not by the correction.
     """
-    pieces, priority = queue.pieces, queue.priority
-    sure = queue.within(share, ratio)
-    taken = sure & ~_worst(priority, pieces.size, sure, pieces.rows(sure) - budget)
-    left = budget - pieces.rows(taken)
+    pieces, priority = order.pieces, order.priority
+    regular = order.top_within(share, ratio)
+    taken = regular & ~_worst(priority, pieces.size, regular, pieces.tokens_in(regular) - budget)
+    left = budget - pieces.tokens_in(taken)
     while left:
-        more = _best_that_fit(priority, pieces.size, pieces.free & ~taken, left)
+        more = _best_that_fit(priority, pieces.size, pieces.maskable & ~taken, left)
         if not more.any():
             break
         taken = taken | more
-        left = budget - pieces.rows(taken)
-    return taken, sure & taken
+        left = budget - pieces.tokens_in(taken)
+    return taken, regular & taken
 
 
 def _worst(priority, size, taken, excess: int) -> Bool[Tensor, " P"]:
-    """The last of the taken pieces that hold ``excess`` rows or a little more."""
+    """The taken pieces with the lowest priority, of ``excess`` tokens or a little more."""
     order = torch.argsort(priority.masked_fill(~taken, torch.inf), stable=True)
     before = torch.where(taken, size, 0)[order].cumsum(0) - torch.where(taken, size, 0)[order]
     return torch.zeros_like(taken).index_put_((order,), (before < excess) & taken[order])
 
 
 def _best_that_fit(priority, size, free, left: int) -> Bool[Tensor, " P"]:
-    """The best of the pieces that are small enough, as many in a row as fit together."""
+    """The best of the free pieces that are small enough, as many in order as fit into ``left`` tokens together."""
     fit = free & (size <= left)
     order = torch.argsort(priority.masked_fill(~fit, -torch.inf), descending=True, stable=True)
     used = torch.where(fit, size, 0)[order].cumsum(0)
     return torch.zeros_like(free).index_put_((order,), (used <= left) & fit[order])
 
 
-def _whole_budget(taken, priority, pieces: PieceTable, piece: Int64[Tensor, " T"], budget: int) -> Bool[Tensor, " T"]:
-    """The rows of the taken pieces and, if they are too few, the first rows of the best piece that is still free."""
-    chosen = taken[piece]
-    left = budget - pieces.rows(taken)
+def _cut_to_budget(
+    taken: Bool[Tensor, " P"], priority: Float[Tensor, " P"], pieces: PieceTable, budget: int
+) -> Int64[Tensor, " M"]:
+    """The tokens of the taken pieces and, if they are too few, the first tokens of the best piece that is left."""
+    chosen = taken[pieces.piece]
+    left = budget - pieces.tokens_in(taken)
     if left:
-        best = priority.masked_fill(~pieces.free | taken, -torch.inf).argmax()
-        inside = piece == best
+        best = priority.masked_fill(~pieces.maskable | taken, -torch.inf).argmax()
+        inside = pieces.piece == best
         chosen = chosen | (inside & (inside.cumsum(0) <= left))
-    return chosen
+    return chosen.nonzero().squeeze(1)

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from megamask.batch import Learner, MaskPlan, PackedBatch, TokenIds
+from megamask.batch import MaskPlan, PackedBatch, TokenIds
 from megamask.errors import ConfigError, DataError, NonFiniteError
 from megamask.masking.choose import choose_pieces
 from megamask.masking.corrupt import corrupt_targets
 from megamask.masking.entropy import EntropyScore
 from megamask.masking.part_of_speech import PartOfSpeechScore
 from megamask.masking.rng import PackRng
+from megamask.masking.score import Score, UniformScore
 from megamask.masking.settings import STEPS as STEPS
 from megamask.masking.settings import Corruption, MaskingConfig
 from megamask.masking.settings import coarse as coarse
-from megamask.masking.uniform import UniformScore
 from megamask.masking.units import pieces_of_unit
 from megamask.schedules import Schedule
-
-
-@runtime_checkable
-class Score(Learner, Protocol):
-    """Which pieces come first: a number per row, higher is sooner; None says that all are alike.
-
-    ``temperature`` is that of the Gumbel noise in the selection; 0 takes the top. A score knows the ``piece`` of each
-    row, so that it can give all rows of a piece one number. ``figures`` are its metrics since the last call, by name.
-    """
-
-    temperature: float
-
-    def __call__(
-        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
-    ) -> Float[Tensor, " T"] | None: ...
-    def figures(self) -> dict[str, float]: ...
 
 
 class Masker:

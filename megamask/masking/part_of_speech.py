@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask.batch import Learner, Losses, MaskPlan, PackedBatch
+from megamask.batch import Losses, MaskPlan, PackedBatch
 from megamask.errors import CheckpointError, DataError
 from megamask.masking.rng import PackRng
+from megamask.masking.score import Score
 from megamask.masking.settings import PartOfSpeechScoreConfig as PartOfSpeechScoreConfig
 from megamask.masking.units import pieces_of_unit
 from megamask.runtime import ranks
@@ -36,7 +37,7 @@ GRAIN = 2.0**-20
 """Nats. Losses are summed in whole multiples of it: such sums are exact, so the same in any order on any ranks."""
 
 
-class PartOfSpeechScore(Learner):
+class PartOfSpeechScore(Score):
     """Score by the running losses of tags; K tags, numbered from 1 in the data, 0 for none."""
 
     def __init__(self, config: PartOfSpeechScoreConfig, names: Sequence[str]):

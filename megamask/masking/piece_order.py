@@ -1,4 +1,4 @@
-"""The pieces of a pack in numbers, and the order in which each sequence would have them chosen."""
+"""The pieces of a pack as a table, and their order in each sequence."""
 
 from __future__ import annotations
 
@@ -9,107 +9,135 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from megamask.batch import PackedBatch
-
-
-def per_sequence(values: Shaped[Tensor, "*C P"], home: Int64[Tensor, " P"], sequences: int) -> Shaped[Tensor, "*C S"]:
-    """The sums of ``values`` over the pieces of each sequence."""
-    return values.new_zeros(*values.shape[:-1], sequences).index_add_(-1, home, values)
+from megamask.batch import PackedBatch, sum_by_sequence
 
 
 @dataclass(frozen=True)
 class PieceTable:
-    """``P`` pieces: the piece of each row; the rows, sequence and freedom of each piece; sequences in a pack."""
+    """``P`` pieces of a pack of ``T`` tokens: the piece of each token; size, sequence and maskability of each piece."""
 
     piece: Int64[Tensor, " T"]
     size: Int64[Tensor, " P"]
-    home: Int64[Tensor, " P"]
-    free: Bool[Tensor, " P"]
-    """Whether a piece may be chosen; a piece is masked whole, so its rows agree."""
-    sequences: int
+    sequence: Int64[Tensor, " P"]
+    maskable: Bool[Tensor, " P"]
+    """Whether a piece may be chosen; its tokens are either all maskable or not."""
+    num_sequences: int
 
     @classmethod
     def of(cls, piece: Int64[Tensor, " T"], batch: PackedBatch, count: int) -> PieceTable:
-        """The pieces of ``batch``; every row of a piece lies in one sequence and is maskable or is not.
+        """The ``count`` pieces of ``batch``; a piece lies in one sequence, and its tokens are all maskable or not.
 
-        Pieces of ``count`` that no row belongs to are empty and not free.
+        Pieces to which no token belongs are empty and not maskable.
         """
         size = torch.zeros(count, dtype=torch.long, device=piece.device).index_add_(0, piece, torch.ones_like(piece))
-        home = torch.zeros_like(size).index_put_((piece,), batch.layout.sequence)
-        free = torch.zeros_like(size, dtype=torch.bool).index_put_((piece,), batch.maskable)
-        return cls(piece, size, home, free, len(batch.layout.lengths))
+        sequence = torch.zeros_like(size).index_put_((piece,), batch.layout.sequence)
+        maskable = torch.zeros_like(size, dtype=torch.bool).index_put_((piece,), batch.maskable)
+        return cls(piece, size, sequence, maskable, len(batch.layout.lengths))
+
+    @classmethod
+    def of_tokens(cls, batch: PackedBatch) -> PieceTable:
+        """Each token of ``batch`` as a piece."""
+        tokens = torch.arange(batch.layout.rows, device=batch.tokens.device)
+        return cls(tokens, torch.ones_like(tokens), batch.layout.sequence, batch.maskable, len(batch.layout.lengths))
 
     @cached_property
-    def maskable(self) -> Int64[Tensor, " S"]:
-        """Rows of each sequence that may be chosen."""
-        return per_sequence(torch.where(self.free, self.size, 0), self.home, self.sequences)
+    def maskable_tokens(self) -> Int64[Tensor, " S"]:
+        """Tokens of each sequence that may be chosen."""
+        return self.sum(self.size)
 
-    def mean(self, values: Float[Tensor, " T"]) -> Float[Tensor, " P"]:
-        """The mean over the rows of each piece, in 64 bits."""
+    @cached_property
+    def count(self) -> Int64[Tensor, " S"]:
+        """Pieces of each sequence that may be chosen."""
+        return self.sum(torch.ones_like(self.size))
+
+    def sum(self, values: Shaped[Tensor, " P"]) -> Shaped[Tensor, " S"]:
+        """The sum of ``values`` over the maskable pieces of each sequence."""
+        return sum_by_sequence(torch.where(self.maskable, values, 0), self.sequence, self.num_sequences)
+
+    def mean_of_sequence(self, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """The mean of ``values`` over the maskable pieces of the sequence of each piece."""
+        return (self.sum(values) / self.count.clamp(min=1))[self.sequence]
+
+    def mean_of_tokens(self, values: Float[Tensor, " T"]) -> Float[Tensor, " P"]:
+        """The mean over the tokens of each piece, in fp64."""
         total = torch.zeros(len(self.size), dtype=torch.float64, device=values.device)
         return total.index_add_(0, self.piece, values.double()) / self.size.clamp(min=1)
 
-    def rows(self, which: Bool[Tensor, " P"]) -> int:
-        """How many rows some pieces have in all."""
-        return int(torch.where(which, self.size, 0).sum())
+    def tokens_in(self, chosen: Bool[Tensor, " P"]) -> int:
+        """The number of tokens of the ``chosen`` pieces."""
+        return int(torch.where(chosen, self.size, 0).sum())
 
     def without(self, taken: Bool[Tensor, " P"]) -> PieceTable:
-        """The same pieces, those that are ``taken`` no longer free."""
-        return replace(self, free=self.free & ~taken)
+        """The same pieces, of which those that are ``taken`` are no longer maskable."""
+        return replace(self, maskable=self.maskable & ~taken)
 
 
 @dataclass(frozen=True)
 class PieceOrder:
-    """The pieces of each sequence from the best to the worst, one sequence behind the other; Q runs over places."""
+    """The pieces from the highest priority to the lowest, sequence by sequence; ``Q`` = ``P`` places in this order."""
 
     pieces: PieceTable
     priority: Float[Tensor, " P"]
     order: Int64[Tensor, " Q"]
-    """The piece at each place; in each sequence, those that are not free come last."""
-    home: Int64[Tensor, " Q"]
+    """The piece at each place; in each sequence, pieces that are not maskable come last."""
+    sequence: Int64[Tensor, " Q"]
     """The sequence of each place."""
-    before: Int64[Tensor, " Q"]
-    """Rows of the same sequence that may be chosen and stand before each place."""
+    tokens_before: Int64[Tensor, " Q"]
+    """Maskable tokens of the same sequence before each place."""
     first: Int64[Tensor, " S"]
-    """The place at which each sequence begins."""
+    """The first place of each sequence."""
 
     @classmethod
     def of(cls, priority: Float[Tensor, " P"], pieces: PieceTable) -> PieceOrder:
-        """Two stable sorts."""
-        best = torch.argsort(priority.masked_fill(~pieces.free, -torch.inf), descending=True, stable=True)
-        order = best[torch.argsort(pieces.home[best], stable=True)]
-        size = torch.where(pieces.free, pieces.size, 0)[order]
+        """Costs two stable sorts; equal priorities are in reading order."""
+        best = torch.argsort(priority.masked_fill(~pieces.maskable, -torch.inf), descending=True, stable=True)
+        order = best[torch.argsort(pieces.sequence[best], stable=True)]
+        size = torch.where(pieces.maskable, pieces.size, 0)[order]
         before = size.cumsum(0) - size
-        counts = per_sequence(torch.ones_like(size), pieces.home, pieces.sequences)
+        counts = sum_by_sequence(torch.ones_like(size), pieces.sequence, pieces.num_sequences)
         first = counts.cumsum(0) - counts
         # an empty sequence at the end begins behind the last place
-        home = pieces.home[order]
-        before = before - before[first.clamp(max=len(before) - 1)][home]
-        return cls(pieces, priority, order, home, before, first)
+        sequence = pieces.sequence[order]
+        before = before - before[first.clamp(max=len(before) - 1)][sequence]
+        return cls(pieces, priority, order, sequence, before, first)
+
+    @cached_property
+    def rank_at_place(self) -> Int64[Tensor, " Q"]:
+        """The rank in its sequence of the piece at each place, from 0."""
+        return torch.arange(len(self.order), device=self.order.device) - self.first[self.sequence]
 
     @cached_property
     def place(self) -> Int64[Tensor, " P"]:
         """The place of each piece."""
-        return torch.empty_like(self.order).index_copy_(
-            0, self.order, torch.arange(len(self.order), device=self.order.device)
-        )
+        places = torch.arange(len(self.order), device=self.order.device)
+        return torch.empty_like(self.order).index_copy_(0, self.order, places)
 
-    @cached_property
-    def free(self) -> Int64[Tensor, " S"]:
-        """Pieces of each sequence that may be chosen."""
-        return per_sequence(self.pieces.free.long(), self.pieces.home, self.pieces.sequences)
+    @property
+    def mean_ranks(self) -> Float[Tensor, " P"]:
+        """The rank of each piece in its sequence, from 0; equal priorities have the mean of their ranks."""
+        value = self.priority[self.order]
+        is_new = torch.ones_like(self.sequence, dtype=torch.bool)
+        is_new[1:] = (value[1:] != value[:-1]) | (self.sequence[1:] != self.sequence[:-1])
+        tie, rank = is_new.long().cumsum(0) - 1, self.rank_at_place.double()
+        total, count = (torch.zeros_like(rank).index_add_(0, tie, what) for what in (rank, torch.ones_like(rank)))
+        mean = (total / count.clamp(min=1))[tie]
+        return torch.empty_like(mean).index_copy_(0, self.order, mean)
 
-    def within(self, share: Int64[Tensor, " S"], ratio: float) -> Bool[Tensor, " P"]:
-        """The best pieces of each sequence up to its share."""
-        found = torch.zeros_like(self.pieces.free)
-        return found.index_put_((self.order,), self.fits(share, ratio))
+    def top(self, count: Float[Tensor, " S"]) -> Bool[Tensor, " P"]:
+        """The ``count`` maskable pieces of each sequence with the highest priority."""
+        best = (self.rank_at_place < count[self.sequence]) & self.pieces.maskable[self.order]
+        return torch.zeros_like(best).index_put_((self.order,), best)
+
+    def top_within(self, share: Int64[Tensor, " S"], ratio: float) -> Bool[Tensor, " P"]:
+        """The pieces of each sequence with the highest priority, up to its ``share`` of tokens; see ``fits``."""
+        return torch.zeros_like(self.pieces.maskable).index_put_((self.order,), self.fits(share, ratio))
 
     def fits(self, share: Int64[Tensor, "*C S"], ratio: float) -> Bool[Tensor, "*C Q"]:
-        """Whether the piece at each place belongs to its sequence's share; such are the first places of a sequence.
+        """Whether the piece at each place is within the ``share`` of its sequence; these are its first places.
 
-        Among pieces in random order, a piece of n rows in a sequence of L has about v (L - n) rows before it, v
-        uniform. It must be taken with the chance ``ratio`` = share / L whatever its size, so the limit for the rows
-        before it is ratio (L - n) = share - ratio n.
+        Among pieces in random order, a piece of n tokens in a sequence of L has about v (L - n) tokens before it, with
+        v uniform. It must be taken with probability ``ratio`` = share / L whatever its size, so the limit for the
+        tokens before it is ratio (L - n) = share - ratio n.
         """
-        room = share[..., self.home] - self.before
-        return (ratio * self.pieces.size[self.order] < room) & self.pieces.free[self.order]
+        left = share[..., self.sequence] - self.tokens_before
+        return (ratio * self.pieces.size[self.order] < left) & self.pieces.maskable[self.order]

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
+from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets, sum_by_sequence
 from megamask.runtime import ranks
 
 TIMING_METRICS = ("tokens_per_second", "masked_per_second", "mfu", "data_wait", "slowest_rank")
@@ -245,10 +245,9 @@ def _share(part: float, whole: float) -> float:
 def _spread(batch: PackedBatch, entropy: Float[Tensor, " T"]) -> list[Tensor]:
     """Of the maskable tokens: number, sum of entropies, sum of squared distances from the mean of the sequence."""
     free, value = batch.maskable.double(), entropy.double() * batch.maskable
-    empty = torch.zeros(len(batch.layout.lengths), dtype=torch.float64, device=value.device)
-    count = empty.index_add(0, batch.layout.sequence, free)
-    mean = empty.index_add(0, batch.layout.sequence, value) / count.clamp(min=1)
-    apart = (value - mean[batch.layout.sequence]) * free
+    sequence, sequences = batch.layout.sequence, len(batch.layout.lengths)
+    count, total = (sum_by_sequence(x, sequence, sequences) for x in (free, value))
+    apart = (value - (total / count.clamp(min=1))[sequence]) * free
     return [free.sum(), value.sum(), (apart**2).sum()]
 
 

@@ -13,8 +13,9 @@ from megamask.batch import Losses, MaskPlan
 from megamask.errors import ConfigError, DataError, NonFiniteError
 from megamask.masking.choose import choose_pieces
 from megamask.masking.entropy import EntropyScore, EntropyScoreConfig, shuffled
-from megamask.masking.masker import STEPS, Masker, MaskingConfig, Score
+from megamask.masking.masker import STEPS, Masker, MaskingConfig
 from megamask.masking.rng import PackRng
+from megamask.masking.score import Score
 from megamask.masking.units import pieces_of_unit
 from megamask.runtime import ranks
 from megamask.schedules import Schedule

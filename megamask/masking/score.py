@@ -1,0 +1,40 @@
+"""What a score is, and the one without preferences: random masking of tokens, words or spans."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from megamask.batch import Learner, PackedBatch
+from megamask.masking.rng import PackRng
+
+
+@runtime_checkable
+class Score(Learner, Protocol):
+    """Which pieces are masked first: a number per token, higher ones first; None: no preference.
+
+    ``temperature`` is that of the Gumbel noise in the selection; 0 takes the highest scores. ``piece`` is the piece of
+    each token: all tokens of a piece should have the same score.
+    """
+
+    temperature: float
+
+    def __call__(
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
+    ) -> Float[Tensor, " T"] | None: ...
+    def figures(self) -> dict[str, float]:
+        """Metrics since the last call, by name."""
+        return {}
+
+
+class UniformScore(Score):
+    """No preference."""
+
+    temperature = 1.0
+
+    def __call__(
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
+    ) -> None:
+        """All pieces are equal."""
