@@ -1,7 +1,7 @@
-"""Faults of storage and of those who write to it, by the hundred, on forked ranks. Each loop returns what it counted.
+"""Hundreds of faults of storage and of its writers, on forked ranks. Each loop returns its counts.
 
-``variant`` names a publisher that is broken in one way ("sound" is not): what a loop finds in the sound one is a bug,
-and what it does not find in a broken one is a hole in the loop.
+``variant`` names a way of saving that is broken ("sound" is not): an error that a loop finds in the sound one is a bug,
+and an error that it does not find in a broken one is a gap in the loop.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def prepared(folder: Path, steps: int = 2, world: int = 2, size: int = 1500) -> 
 
 
 def broken(run: RunFolder, acknowledged: int) -> list[str]:
-    """The promises that do not hold: what bears a checkpoint's name is whole, nothing acknowledged is lost."""
+    """The broken promises: a folder with the name of a checkpoint is valid, nothing acknowledged is lost."""
     found, steps = [], run.steps()
     for step in steps:
         try:
@@ -86,7 +86,7 @@ def broken(run: RunFolder, acknowledged: int) -> list[str]:
 
 
 def kill_loop(folder: str, variant: str, kills: int, seed: int, world: int = 3) -> dict:
-    """Kill a publisher of ``world`` ranks, all of them or one, at random moments, and look at what is left."""
+    """Kill one or all of ``world`` ranks that save, at random moments, and check what is left."""
     rng = random.Random(seed)
     lost, inside, saves, acknowledged, tried = [], 0, 0, -1, 0
     run = RunFolder(Path(folder) / "run")
@@ -132,7 +132,7 @@ def _in_place() -> None:
 
 
 def _prune_first() -> None:
-    """Make room before the new one is durable."""
+    """Delete older ones before the new one is durable."""
     prepare, prune = publishing._prepare, publishing._prune
 
     def prepare_after_pruning(run, step):
@@ -160,7 +160,7 @@ BREAK = {"sound": lambda: None, "in place": _in_place, "prune first": _prune_fir
 
 
 def at_point(nth: int, do: Callable[[], None], tell: Tell) -> None:
-    """``do`` before the ``nth`` moment: each operation of ``files`` is one, and the midst of a file another."""
+    """Call ``do`` before the ``nth`` moment: each operation of `durable` is one, and the middle of a file another."""
     moments = itertools.count()
 
     def point(name: str) -> None:
@@ -179,7 +179,7 @@ def at_point(nth: int, do: Callable[[], None], tell: Tell) -> None:
             def halfway() -> Iterator[bytes | memoryview]:
                 for chunk in chunks:
                     yield chunk[: len(chunk) // 2]
-                    point(f"midst-{path.name}")
+                    point(f"middle-{path.name}")
                     yield chunk[len(chunk) // 2 :]
 
             point(f"write-{path.name}")
@@ -345,7 +345,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
         raise OSError(int(level), os.strerror(int(level)), str(path))
 
     def careless(path, chunks):
-        """A rank that takes no notice of a disk that is full."""
+        """A rank that ignores a full disk."""
         blocks = [bytes(chunk) for chunk in chunks]
         try:
             return write(path, blocks)

@@ -41,7 +41,7 @@ def test_a_kill_at_any_point_of_a_save_costs_nothing(apart, tmp_path) -> None:
     found = apart("storage_worker:crash_points", tmp_path)
     print(f"\npoints of a save: {len(found['points'])}")
     assert found["lost"] == []
-    for rank, name in ((0, "rename-.tmp-step-3"), (0, "midst-MANIFEST.json"), (1, "midst-rank-00001"), (1, "sync")):
+    for rank, name in ((0, "rename-.tmp-step-3"), (0, "middle-MANIFEST.json"), (1, "middle-rank-00001"), (1, "sync")):
         assert any(point.startswith(f"{rank}: {name}") for point in found["points"])
 
 

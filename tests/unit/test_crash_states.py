@@ -1,9 +1,9 @@
-"""Whenever the power goes: every state that a disk may be in after three saves is built and read.
+"""Power cuts: every state that a disk may have during three saves is built and read.
 
-A kill leaves the page cache to the kernel and so cannot see a missing fsync; this can. The operations of ``files``
-are recorded. Then, for each moment, every image that the file system may hold is made: a name that was not synced
-into its folder may be there or not (as any prefix of what was done to that folder, each folder for itself), bytes
-that were not synced may be absent, half or whole.
+A kill leaves the page cache to the kernel and so cannot detect a missing fsync; this can. The operations of
+`storage.durable` are recorded. Then, for each moment, every possible image of the file system is made: a name that was
+not synced into its folder may be there or not (as any prefix of the changes of that folder, for each folder
+separately), and bytes that were not synced may be missing, half written or complete.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megamask.checkpoint.format import read_weights, verify
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError
-from megamask.storage import durable as files
+from megamask.storage import durable
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Folder:
 
 
 class Disk:
-    """A model of what ``files`` did below ``root``; ``forget`` names the syncs that are left out."""
+    """A model of the disk below ``root``; ``forget`` names the syncs that are left out."""
 
     def __init__(self, root: Path, forget: str = ""):
         self.root, self.forget = root, forget
@@ -100,14 +100,14 @@ def weights(step: int) -> dict[str, torch.Tensor]:
 
 
 def record(run: RunFolder, monkeypatch) -> list[tuple]:
-    """The operations of three saves that keep two, with the acknowledgements among them."""
+    """The operations of three saves that keep two, and their acknowledgements."""
     done: list[tuple] = []
-    real = {name: getattr(files, name) for name in ("write_file", "make_folder", "rename", "sync", "remove")}
+    real = {name: getattr(durable, name) for name in ("write_file", "make_folder", "rename", "sync", "remove")}
 
     def write(path, chunks):
         entry = real["write_file"](path, chunks)
         data = path.read_bytes()
-        done.append(("write_file", path, data[: len(data) // 2], False))  # the power may go in the middle
+        done.append(("write_file", path, data[: len(data) // 2], False))  # the power may fail in the middle
         done.append(("write_file", path, data, True))
         return entry
 
@@ -118,9 +118,9 @@ def record(run: RunFolder, monkeypatch) -> list[tuple]:
 
         return act
 
-    monkeypatch.setattr(files, "write_file", write)
+    monkeypatch.setattr(durable, "write_file", write)
     for name in ("make_folder", "rename", "sync", "remove"):
-        monkeypatch.setattr(files, name, other(name))
+        monkeypatch.setattr(durable, name, other(name))
     for step in (8, 9, 10):
         save_checkpoint(run, step, weights(step), {"step": step}, keep=2)
         done.append(("acknowledged", step))
@@ -138,7 +138,7 @@ def lay_out(image: dict, folder: Path) -> None:
 
 
 def states(done: list[tuple], root: Path, forget: str = "") -> Iterator[tuple[dict, tuple[int, ...]]]:
-    """Each different image of the disk, with the steps that were acknowledged by then."""
+    """Each different image of the disk, with the steps that were acknowledged until then."""
     disk, acknowledged = Disk(root, forget), ()
     seen = set()
     for act, *given in done:
@@ -153,7 +153,7 @@ def states(done: list[tuple], root: Path, forget: str = "") -> Iterator[tuple[di
 
 
 def keeps_promise(image: dict, promised: tuple[int, ...], place: Path) -> bool:
-    """Every folder that bears a checkpoint's name is whole and right; two are, and none newer was promised."""
+    """Whether every folder with the name of a checkpoint is valid and none that was acknowledged is missing."""
     lay_out(image, place)
     run = RunFolder(place)
     steps = run.steps()
@@ -165,7 +165,7 @@ def keeps_promise(image: dict, promised: tuple[int, ...], place: Path) -> bool:
     return right and (steps or [0])[0] >= (promised or (0,))[-1] and len(steps) >= min(2, len(promised))
 
 
-def test_no_power_cut_costs_a_checkpoint(run, tmp_path, monkeypatch):
+def test_no_power_cut_loses_a_checkpoint(run, tmp_path, monkeypatch):
     number = 0
     for number, (image, promised) in enumerate(states(record(run, monkeypatch), run.path)):
         assert keeps_promise(image, promised, tmp_path / str(number)), image
@@ -175,6 +175,6 @@ def test_no_power_cut_costs_a_checkpoint(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "forget", ["rank-00000", "state.json", "MANIFEST.json", "folder .tmp-step-", "folder checkpoints"]
 )
-def test_each_forgotten_sync_is_seen(run, tmp_path, monkeypatch, forget):
+def test_each_missing_sync_is_detected(run, tmp_path, monkeypatch, forget):
     numbered = enumerate(states(record(run, monkeypatch), run.path, forget))
     assert not all(keeps_promise(image, promised, tmp_path / str(number)) for number, (image, promised) in numbered)

@@ -135,7 +135,7 @@ def test_a_manifest_cannot_name_files_outside(run, saved, name):
         read_manifest(saved)
 
 
-def test_a_link_is_no_file_of_a_checkpoint(saved, tmp_path):
+def test_a_link_is_not_a_file_of_a_checkpoint(saved, tmp_path):
     file = saved / "state.json"
     shutil.move(file, tmp_path / "elsewhere.json")
     file.symlink_to(tmp_path / "elsewhere.json")
@@ -158,7 +158,7 @@ def test_a_forged_or_strange_manifest_is_damage(saved):
 STRANGE = [None, -1, [], {}, "x", True, 0.5, float("inf"), float("nan"), 10**400, "../../etc", "x" * 10**6, [[]] * 9]
 
 
-def test_a_forged_manifest_with_a_right_hash_names_nothing_else(saved, tmp_path):
+def test_a_forged_manifest_with_a_valid_hash_adds_no_file(saved, tmp_path):
     """Each field removed and retyped, by somebody who can seal a manifest: an error in words, or the same checkpoint.
 
     What must not be is a crash, a file outside the folder, or other files than those whose hashes are named.
@@ -196,14 +196,14 @@ def test_a_forged_manifest_with_a_right_hash_names_nothing_else(saved, tmp_path)
     assert refused > 0.7 * len(bodies)  # the name of a launch may be any, and a file may be left out
 
 
-def test_a_manifest_too_large_to_be_one_is_not_read(saved):
+def test_a_manifest_that_is_too_large_is_not_read(saved):
     with (saved / "MANIFEST.json").open("r+b") as file:
         file.truncate(100 << 20)
     with pytest.raises(CheckpointError, match=r"MANIFEST\.json is damaged"):
         read_manifest(saved)
 
 
-def test_a_newer_format_is_refused_in_words(saved, monkeypatch):
+def test_a_newer_format_is_refused_with_a_sentence(saved, monkeypatch):
     manifest = read_manifest(saved)
     monkeypatch.setattr(format, "FORMAT", format.FORMAT + 1)
     (saved / "MANIFEST.json").write_bytes(format.render_manifest(manifest))
@@ -218,7 +218,7 @@ def test_a_renamed_checkpoint_of_another_step_is_refused(run, saved):
         verify(run.checkpoint(8))
 
 
-def test_what_is_not_there_is_said(run, saved, tmp_path):
+def test_a_missing_checkpoint_is_named(run, saved, tmp_path):
     with pytest.raises(CheckpointError, match="has no checkpoint of step 8; it has 7"):
         read_weights(run.path, 8)
     with pytest.raises(CheckpointError, match="contains no checkpoint"):

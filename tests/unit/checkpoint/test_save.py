@@ -27,7 +27,7 @@ def holds(run: RunFolder, step: int) -> bool:
     return torch.equal(read_weights(run.path, step)["a"], weights(step)["weights/a"])
 
 
-def test_the_newest_stay_counted_as_numbers(run):
+def test_the_checkpoints_with_the_highest_steps_stay(run):
     for step in (8, 9, 10, 99, 100):
         line = save_checkpoint(run, step, weights(step), {}, keep=2)
         assert line.startswith(f"checkpoint {step} durable")
@@ -52,7 +52,7 @@ def retained(run: RunFolder, monkeypatch) -> bool:
     return run.steps() == [20_000, 10_100, 10_000]
 
 
-def test_the_newest_stay_whatever_clocks_and_strangers_say(run, monkeypatch):
+def test_clocks_and_foreign_folders_do_not_change_what_stays(run, monkeypatch):
     assert retained(run, monkeypatch)
 
 
@@ -68,12 +68,12 @@ run_steps = RunFolder.steps
 
 
 @pytest.mark.parametrize("order", [_by_text, _by_time])
-def test_another_order_would_lose_them(run, monkeypatch, order):
+def test_another_order_would_delete_the_wrong_checkpoints(run, monkeypatch, order):
     monkeypatch.setattr(RunFolder, "steps", order)
     assert not retained(run, monkeypatch)
 
 
-def test_leftovers_of_a_save_do_not_hinder_the_same_save(run):
+def test_a_save_succeeds_over_leftovers_of_itself(run):
     save_checkpoint(run, 1, weights(1), {})
     save_checkpoint(run, 2, weights(2), {})
     for name in (f".tmp-step-3-{run.launch}", f".trash-step-1-{run.launch}", "step-3"):
@@ -88,7 +88,7 @@ def test_leftovers_of_a_save_do_not_hinder_the_same_save(run):
     assert run.steps() == [4, 3]
 
 
-def test_a_lock_that_cannot_be_read_is_not_lost(run, monkeypatch):
+def test_a_lock_that_cannot_be_read_is_kept(run, monkeypatch):
     def stale(*_):
         raise OSError(errno.ESTALE, "Stale file handle")
 
@@ -104,7 +104,7 @@ def test_a_lock_that_cannot_be_read_is_not_lost(run, monkeypatch):
     assert run.steps() == [2, 1]
 
 
-def test_fewer_than_two_are_refused(run):
+def test_keeping_fewer_than_two_is_refused(run):
     with pytest.raises(ConfigError, match="`keep` must be at least 2"):
         save_checkpoint(run, 1, weights(1), {}, keep=1)
 
@@ -134,7 +134,7 @@ def test_a_leftover_without_manifest_is_set_aside(run):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_storage_that_fails_costs_no_older_checkpoint(run, monkeypatch, operation, number):
+def test_a_storage_error_keeps_the_older_checkpoints(run, monkeypatch, operation, number):
     """Each operation in turn fails, the first time it is called, the second, and so on until none is left to fail."""
     save_checkpoint(run, 1, weights(1), {})
     step, failed, act = 2, 0, getattr(durable, operation)
@@ -172,13 +172,13 @@ def test_storage_that_fails_costs_no_older_checkpoint(run, monkeypatch, operatio
     assert failed > 0
 
 
-def test_a_program_error_is_no_storage_error(run):
+def test_a_program_error_is_not_a_storage_error(run):
     with pytest.raises(RuntimeError, match="Rank 0 could not save checkpoint 1: KeyError"):
         save_checkpoint(run, 1, {"weights/a": torch.zeros(2, dtype=torch.complex64)}, {})
     assert list(run.checkpoints.iterdir()) == []
 
 
-def test_a_launch_that_was_taken_over_publishes_nothing(run):
+def test_a_launch_that_lost_the_lock_saves_nothing(run):
     save_checkpoint(run, 1, weights(1), {})
     run.lock.write_text('{"launch": "another"}')
     with pytest.raises(LockError, match="Another launch took over"):

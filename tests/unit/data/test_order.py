@@ -32,7 +32,7 @@ def test_seeds_and_epochs_have_their_own_orders():
     assert len(orders) == 9
 
 
-def test_neighbours_are_torn_apart():
+def test_neighbours_are_separated():
     """A random permutation keeps a pair of neighbours together 2 times on average, whatever its size."""
     order = Permutation(100_000, seed=0, epoch=0).many(np.arange(100_000))
     assert (np.abs(np.diff(order)) == 1).sum() < 20

@@ -59,7 +59,7 @@ def test_an_epoch_holds_every_piece_once(make_shards, documents_of, tokens, leng
 
 
 @pytest.mark.parametrize("number", [0, 1, 7, 1000])
-def test_rows_are_what_they_should_be(make_shards, number):
+def test_the_tokens_of_a_pack_are_consistent(make_shards, number):
     packs = Packs(Shards.open(make_shards(LENGTHS)), tokens=128, length=48, seed=0)
     batch, ids = packs.batch(number), packs.token_ids
     assert batch.number == number
@@ -142,7 +142,7 @@ def test_the_index_counts_what_can_be_masked(make_shards, shard_tokens):
         assert sorted(left_to_mask(packs)) == sorted(packs._index.maskable.tolist())
 
 
-def test_packs_with_too_few_tokens_to_mask_are_left_out_and_no_other_moves(make_shards):
+def test_packs_with_too_few_maskable_tokens_are_replaced(make_shards):
     folder = make_shards([62] * 400)
     make_unknown(folder, [*range(20, 28), 77])
     shards, sizes = Shards.open(folder), {"tokens": 256, "length": 64, "seed": 5}
@@ -166,7 +166,7 @@ def test_packs_with_too_few_tokens_to_mask_are_left_out_and_no_other_moves(make_
     assert (plain.short, plain.short_tokens, plain.shortage) == (0, 0, "")
 
 
-def test_views_of_a_text_have_the_same_pack_read_in_its_place(make_shards):
+def test_views_of_a_text_have_the_same_replacement(make_shards):
     folder = make_shards([62] * 200)
     make_unknown(folder, range(20, 28))
     packs = Packs(Shards.open(folder), tokens=256, length=64, seed=5, per_step=4, views=2, targets=200)
@@ -184,9 +184,7 @@ def test_views_of_a_text_have_the_same_pack_read_in_its_place(make_shards):
         ([62] * 200, range(100), r"The least has 0: .* 248 are \[UNK\] .* 8 are \[CLS\] and", "^Prepare the text with"),
     ],
 )
-def test_a_text_that_cannot_give_the_targets_is_refused_with_a_cure_that_works(
-    make_shards, lengths, unknown, reason, cure
-):
+def test_a_text_with_too_few_targets_is_refused_with_a_working_cure(make_shards, lengths, unknown, reason, cure):
     folder = make_shards(lengths)
     make_unknown(folder, unknown)
     sizes = {"tokens": 256, "length": 64, "seed": 0}
@@ -213,7 +211,7 @@ def test_an_index_without_the_counts_is_completed(make_shards):
     assert torch.equal(again.batch(3).tokens, made.batch(3).tokens)
 
 
-def test_the_index_is_cached_and_a_damaged_one_made_anew(make_shards, monkeypatch):
+def test_the_index_is_stored_and_a_damaged_one_replaced(make_shards, monkeypatch):
     folder = make_shards(LENGTHS)
     made = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
     first = next((folder / "packs").glob("*/first.npy"))
@@ -305,7 +303,7 @@ def test_an_id_outside_the_vocabulary_is_named(make_shards):
         ([70] * 10, 64, 2, ConfigError, "`length` must be at least 3"),
     ],
 )
-def test_what_cannot_be_packed_is_refused(make_shards, lengths, tokens, length, error, sentence):
+def test_a_text_that_cannot_be_packed_is_refused(make_shards, lengths, tokens, length, error, sentence):
     with pytest.raises(error, match=sentence):
         Packs(Shards.open(make_shards(lengths)), tokens=tokens, length=length, seed=0)
 
@@ -316,7 +314,7 @@ def test_too_little_text_for_validation_names_the_share(make_shards):
         Packs(Shards.open(folder, "valid"), tokens=64, length=32, seed=0)
 
 
-def test_with_views_a_step_shows_each_text_several_times_and_the_texts_go_on_in_order(make_shards):
+def test_a_step_with_views_has_each_text_several_times(make_shards):
     shards = Shards.open(make_shards([62] * 160))
     sizes = {"tokens": 256, "length": 64, "seed": 0}
     plain, viewed = Packs(shards, **sizes), Packs(shards, **sizes, per_step=6, views=3)
@@ -331,7 +329,7 @@ def test_with_views_a_step_shows_each_text_several_times_and_the_texts_go_on_in_
             assert torch.equal(batch.tokens, plain.batch(text).tokens)
 
 
-def test_a_shard_that_changes_its_size_is_found_at_the_next_epoch(make_shards):
+def test_a_shard_of_another_size_is_found_at_the_next_epoch(make_shards):
     folder = make_shards(LENGTHS)
     packs = Packs(Shards.open(folder), tokens=256, length=64, seed=0)
     packs.batch(0)

@@ -99,7 +99,7 @@ def test_the_bytes_do_not_depend_on_the_size_of_units(config, tmp_path, monkeypa
     assert contents(prepare(change(config, output=tmp_path / "other"))) == one
 
 
-def test_killed_and_started_again_it_gives_the_same_bytes(config, tmp_path, corpus):
+def test_kills_do_not_change_the_bytes(config, tmp_path, corpus):
     """SIGKILL at several moments, for real; each run must find the finished units of those before it."""
     whole = contents(prepare(config))
     output = tmp_path / "killed"
@@ -147,7 +147,7 @@ def test_killed_and_started_again_it_gives_the_same_bytes(config, tmp_path, corp
     assert encoded and not set(encoded) & {int(file.stem) for file in kept}
 
 
-def test_what_becomes_of_each_document_is_counted(tmp_path, paragraphs):
+def test_every_document_is_counted(tmp_path, paragraphs):
     lines = [json.dumps({"text": p}) for p in paragraphs]
     lines += [lines[0], lines[3], json.dumps({"text": f"  {paragraphs[5]}\n"})]  # the same again
     lines += [json.dumps({"text": " \n"}), json.dumps({"text": ""})]
@@ -167,7 +167,7 @@ def test_what_becomes_of_each_document_is_counted(tmp_path, paragraphs):
     assert kept == len(paragraphs) == read["documents"] - sum(n for why, n in read.items() if why != "documents")
 
 
-def test_a_finished_folder_is_used_again_and_another_refused(config, corpus):
+def test_a_finished_folder_is_reused_and_another_refused(config, corpus):
     folder = prepare(config)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert prepare(change(config, workers=2)) == folder
@@ -215,7 +215,7 @@ def test_an_existing_tokenizer_is_kept(config, tmp_path):
     assert Shards.open(again).manifest["tokenizer"] == Shards.open(first).manifest["tokenizer"]
 
 
-def test_the_tokenizer_learns_from_a_sample_that_does_not_depend_on_order(config, corpus, tmp_path):
+def test_the_tokenizer_sample_does_not_depend_on_order(config, corpus, tmp_path):
     small = change(config, tokenizer_bytes=20_000)
 
     def text_of(c):
@@ -229,7 +229,7 @@ def test_the_tokenizer_learns_from_a_sample_that_does_not_depend_on_order(config
     assert text_of(change(small, input=files)) == sample
 
 
-def test_all_wrong_settings_are_said_at_once(config):
+def test_all_invalid_settings_are_reported_at_once(config):
     wrong = change(config, input=(), valid_share=1.0, workers=-1, tokenizer_bytes=0, vocab_size=3)
     with pytest.raises(ConfigError) as caught:
         prepare(wrong)
@@ -251,7 +251,7 @@ def test_no_validation_document_is_an_error(tmp_path, paragraphs):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full", "a"), Exception("No space left on device (os error)")])
-def test_a_full_disk_keeps_what_is_finished_and_nothing_else(config, monkeypatch, error):
+def test_a_full_disk_keeps_only_finished_work(config, monkeypatch, error):
     """Also where a library in Rust has the words of the operating system alone."""
 
     def full(*_, **__):
@@ -342,7 +342,7 @@ def test_tags_stand_at_the_tokens_of_their_words(tagged, kind, size):
             assert words == {"VERB": "read", "ADV": "unbelievably", "ADJ": "long", "NOUN": "books", "PUNCT": "."}
 
 
-def test_tags_do_not_depend_on_the_workers_and_change_nothing_else(tagged, tmp_path, monkeypatch):
+def test_tags_do_not_depend_on_workers_or_change_shards(tagged, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "UNIT_BYTES", 500)
     alone = contents(prepare(tagged))
     assert alone == contents(prepare(change(tagged, output=tmp_path / "many", workers=2)))
@@ -400,7 +400,7 @@ def test_input_without_tags_and_an_unknown_pipeline_are_refused(tagged, corpus):
 # ---- what is read
 
 
-def test_files_that_are_read_and_passed_over_stand_in_the_manifest(config, corpus, tmp_path, capsys):
+def test_read_and_skipped_files_are_in_the_manifest(config, corpus, tmp_path, capsys):
     fingerprint = Shards.open(prepare(config)).fingerprint
     (corpus / "notes.md").write_text("notes")
     (corpus / ".hidden").write_text("x")
@@ -425,7 +425,7 @@ def test_a_file_without_a_document_is_refused_or_counted(config, corpus, name, c
     assert manifest["input_files"]["empty"] == 1 and manifest["read"]["bad"] == 0
 
 
-def test_a_text_with_a_document_a_line_says_so(config, tmp_path, capsys, paragraphs):
+def test_a_text_with_one_document_per_line_is_recognized(config, tmp_path, capsys, paragraphs):
     lines = [f"{n} {paragraphs[n % len(paragraphs)]}" for n in range(1001)]
     (tmp_path / "tweets.txt").write_text("\n".join(lines))
     tweets = change(config, input=(str(tmp_path / "tweets.txt"),))
@@ -439,7 +439,7 @@ def test_a_text_with_a_document_a_line_says_so(config, tmp_path, capsys, paragra
     assert "`--documents lines`" not in capsys.readouterr().err
 
 
-def test_settings_that_do_not_fit_the_inputs_are_refused_before_any_text_is_read(config, corpus, tmp_path):
+def test_settings_that_do_not_fit_the_inputs_are_refused_early(config, corpus, tmp_path):
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"text": ["x"]})
     datasets.DatasetDict({"test": data, "dev": data}).save_to_disk(tmp_path / "splits")
@@ -455,12 +455,12 @@ def test_settings_that_do_not_fit_the_inputs_are_refused_before_any_text_is_read
             prepare(change(config, **wrong))
 
 
-def test_tags_that_come_with_the_text_need_documents_of_their_own_kind(tagged):
+def test_conllu_tags_need_documents_that_conllu_has(tagged):
     with pytest.raises(DataError, match=r"`documents` must be 'blocks' or 'files' for \.conllu files"):
         prepare(change(tagged, documents="lines"))
 
 
-def test_files_that_are_lost_in_part_are_named_and_counted_apart(config, corpus, capsys):
+def test_partly_read_files_are_named_and_counted(config, corpus, capsys):
     """One fault may cost a file's documents, however many: a share of bad documents does not show it."""
     (corpus / "c.csv").write_text("id,body\n" + "1,x\n" * 1000)
     (corpus / "d.json").write_text('[{"text": "one"}, {"text": }, {"text": "three"}]')
@@ -474,7 +474,7 @@ def test_files_that_are_lost_in_part_are_named_and_counted_apart(config, corpus,
     assert len(said) == len(set(said)) == 10
 
 
-def test_a_file_name_that_is_not_utf8_is_no_obstacle(config, corpus):
+def test_a_file_name_that_is_not_utf8_is_accepted(config, corpus):
     os.rename(corpus / "b.txt", os.fsencode(corpus) + b"/caf\xe9.txt")
     inputs = Shards.open(prepare(config)).manifest["inputs"]
     assert inputs[1]["name"] == "corpus/caf\\xe9.txt"
@@ -545,7 +545,7 @@ def test_the_counts_are_those_of_the_text(lossy, capsys):
     assert shards.word_sizes == WordLengths(len(sizes), int(np.sort(sizes)[(len(sizes) - 1) // 2]), int(sizes.max()))
 
 
-def test_a_text_of_which_much_is_lost_is_refused_and_the_cure_keeps_what_is_finished(lossy, monkeypatch):
+def test_a_text_that_loses_much_is_refused_with_a_cheap_cure(lossy, monkeypatch):
     with pytest.raises(DataError, match=r"loses .* more than `lost_share` \(0\.001\) allows: .* '東'"):
         prepare(change(lossy, lost_share=0.001))
     assert not lossy.output.exists()

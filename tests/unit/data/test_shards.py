@@ -61,7 +61,7 @@ def test_the_integer_type_is_the_narrowest():
     assert [str(id_type(size)) for size in (300, 65_535, 65_536, 2**20)] == ["uint16", "uint16", "uint32", "uint32"]
 
 
-def test_the_same_text_has_the_same_fingerprint_with_and_without_sidecars(make_shards):
+def test_the_fingerprint_does_not_depend_on_sidecars(make_shards):
     first, second, other = (
         make_shards(lengths, name=name) for name, lengths in (("a", [5, 6]), ("b", [5, 6]), ("c", [6, 5]))
     )
@@ -74,7 +74,7 @@ def test_the_same_text_has_the_same_fingerprint_with_and_without_sidecars(make_s
     assert Shards.open(first, "valid").sidecar("tags") is None
 
 
-def test_a_sidecar_says_what_it_holds_and_a_later_one_takes_its_place_or_none_is_left(make_shards):
+def test_a_sidecar_is_replaced_as_a_whole(make_shards):
     folder = make_shards([5, 6], shard_tokens=4)
     names = Shards.open(folder).names
     assert len(names) == 2
@@ -199,7 +199,7 @@ def test_damage_is_a_sentence(folder, damage, sentence):
         Shards.open(folder)
 
 
-def test_all_damage_is_said_at_once(folder):
+def test_all_damage_is_reported_at_once(folder):
     cut_short(folder)
     grown(folder)
     (folder / "starts_word.npy").unlink()

@@ -67,7 +67,7 @@ def test_a_byte_more_or_less_is_named(tmp_path: Path) -> None:
         (b"", "."),
     ],
 )
-def test_a_header_that_says_otherwise_is_refused(tmp_path: Path, raw: bytes, sentence: str) -> None:
+def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, raw: bytes, sentence: str) -> None:
     (tmp_path / "a.npy").write_bytes(raw)
     with pytest.raises(ValueError, match=sentence):
         mapped(tmp_path / "a.npy")
@@ -79,7 +79,7 @@ def test_numpy_alone_would_not_survive_it(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", load], capture_output=True).returncode != 0
 
 
-def test_values_that_wrap_around_do_not_rise() -> None:
+def test_values_that_wrap_around_are_not_rising() -> None:
     """Each difference of neighbours overflows to a positive one."""
     wrapping = np.array([0, 2**63 - 1, -2, 5])
     assert (np.diff(wrapping) > 0).all()
