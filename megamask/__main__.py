@@ -103,14 +103,15 @@ def find_subcommand(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _read_settings(command: Subcommand, arguments: list[str]) -> Any:
-    import tyro  # `megamask --help` does not need it
+    import tyro  # `megamask --help` needs none of these
+
+    from megamask.errors.rules import settings_problems, with_rules
 
     kind = _load(command.settings)
     if not is_dataclass(kind):
         return kind(arguments)
-    settings = tyro.cli(kind, args=arguments, prog=Path(sys.argv[0]).name)
-    if hasattr(settings, "problems"):
-        raise_all(ConfigError, settings.problems())
+    settings = tyro.cli(with_rules(kind), args=arguments, prog=Path(sys.argv[0]).name)
+    raise_all(ConfigError, settings_problems(settings))
     return settings
 
 

@@ -40,6 +40,7 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.entropy import exact
 from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
 from megamask.errors import ConfigError, DataError, raise_all
+from megamask.errors.rules import settings_problems
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.runtime import precision, ranks
@@ -83,7 +84,7 @@ def store_entropies(config: EntropyAnnotation) -> Path:
 
     Raises ConfigError, DataError, CheckpointError.
     """
-    raise_all(ConfigError, config.problems())
+    raise_all(ConfigError, settings_problems(config))
     config = replace(config, precision=_print_precision("`precision`", config.precision))
     splits = [Shards.open(config.data, split) for split in get_args(Split) if _has_tokens(config.data, split)]
     facts = _facts(config, splits[0])
@@ -243,8 +244,9 @@ def _cut(numbers: range, size: int) -> Iterator[range]:
 
 
 def _sample_problems(config: PretrainConfig, how: SampleAnnotation) -> list[str]:
-    found = how.problems() + config.distill.problems("distill") + config.teacher.problems("teacher")
-    found += config.masking.problems("masking") + config.packs.problems("packs") + fixed_mask_problems(config)
+    found = settings_problems(how) + fixed_mask_problems(config)
+    for section in ("distill", "teacher", "masking", "packs"):
+        found += settings_problems(getattr(config, section), section)
     if config.distill.stored is None:
         found.append("`distill.stored` must be the folder to write, but is missing.")
     if config.teacher.path is None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Ge, Lt
 
 from megamask.errors import must
+from megamask.errors.rules import Count, OnlyFor, ShareInside
 from megamask.masking.settings import EntropyScoreConfig
 
 SENTENCE = "The river froze that winter, and for three weeks no ship could leave the harbour of Rotterdam."
@@ -33,47 +35,35 @@ class RankConfig:
     """Folder of token shards, whose validation split is read; by default that which the first run was trained on."""
     text: Path | None = None
     """A text file instead, in the tokens of each encoder's own tokenizer."""
-    step: int | None = None
+    step: Annotated[int | None, OnlyFor("run")] = None
     """The checkpoint of each run; by default its newest."""
-    ratio: float = 0.15
+    ratio: ShareInside = 0.15
     """Share of the tokens that are replaced by [MASK]."""
-    tokens: int = 100_000
+    tokens: Count = 100_000
     """Tokens of text that are read, at least."""
-    length: int | None = None
-    """Longest sequence; by default 512, or less if an encoder cannot read as many."""
-    energy: float = 0.9
+    length: Annotated[int, Ge(3)] | None = None
+    """Longest sequence in tokens, with [CLS] and [SEP]; by default 512, or less if an encoder cannot read as many."""
+    energy: ShareInside = 0.9
     """The energy rank counts the directions that hold this share of the squared norm."""
-    threshold: float = 0.01
-    """The numerical rank counts singular values above this share of the largest."""
+    threshold: Annotated[float, Ge(SMALLEST), Lt(1)] = 0.01
+    """The numerical rank counts singular values above this share of the largest; smaller ones are rounding."""
     centred: bool = False
     """Print the tables of the states with their mean taken off; the files have both."""
     seed: int = 0
     """Of the order of the text and of the masks."""
 
-    def problems(self) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what the settings cannot do together."""
+        problems = []
         if not self.run and not self.model:
-            found.append("`run` or `model` must name at least one encoder.")
+            problems.append("`run` or `model` must name at least one encoder.")
         if self.data is not None and self.text is not None:
-            found.append("`data` and `text` both say what to read. Remove one.")
+            problems.append("`data` and `text` both say what to read. Remove one.")
         if not self.run and self.data is None and self.text is None:
-            found.append("A `model` does not say what text to read: name `data` or `text`.")
-        if self.step is not None and not self.run:
-            found.append("`step` has an effect on `run` alone. Remove it.")
-        for name in ("ratio", "energy"):
-            if not 0 < getattr(self, name) < 1:
-                found.append(must(name, "lie in (0, 1)", getattr(self, name)))
-        if not SMALLEST <= self.threshold < 1:
-            rule = f"lie in [{SMALLEST:g}, 1), for what is smaller is rounding"
-            found.append(must("threshold", rule, self.threshold))
-        if self.tokens < 1:
-            found.append(must("tokens", "be at least 1", self.tokens))
-        if self.length is not None and self.length < 3:
-            found.append(must("length", "be at least 3, for [CLS], a token and [SEP]", self.length))
+            problems.append("A `model` does not say what text to read: name `data` or `text`.")
         if self.output.exists() and not self.output.is_dir():
-            found.append(must("output", "be a folder", str(self.output)))
-        return found
+            problems.append(must("output", "be a folder", str(self.output)))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -88,26 +78,22 @@ class ShowMasksConfig:
     """Folder of the tokenizer; by default that of the model, or of the data."""
     sentence: tuple[str, ...] = (SENTENCE,)
     """Sentences to mask."""
-    signal: Literal["clean", "masked"] = "masked"
-    """Whether the model sees the token it is asked for (clean) or [MASK] in its place (masked); with a model alone."""
-    ratio: float = 0.3
+    signal: Annotated[Literal["clean", "masked"], OnlyFor("model")] = "masked"
+    """Whether the model sees the token it is asked for (clean) or [MASK] in its place (masked)."""
+    ratio: ShareInside = 0.3
     """Share of the tokens that are masked."""
     score: EntropyScoreConfig = field(default_factory=lambda: EntropyScoreConfig(temperature=0.0))
     """How entropy decides; each strategy is shown."""
     seed: int = 0
     """Of the noise."""
 
-    def problems(self) -> list[str]:
-        """Sentences for what is wrong."""
-        problems = self.score.problems("score")
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what the settings cannot do together."""
+        problems = []
         if self.score.strategy != "high":
             problems.append("`score.strategy` has no effect: each strategy is shown. Remove it.")
-        if not 0 < self.ratio < 1:
-            problems.append(must("ratio", "lie in (0, 1)", self.ratio))
         if self.data is None and self.model is None:
             problems.append("Entropies come from `data` (frequency) or from `model`: name one of them.")
         if self.data is not None and self.model is not None:
             problems.append("`data` has no effect beside `model`, which has a tokenizer and entropies. Remove one.")
-        if self.model is None and self.signal != "masked":
-            problems.append("`signal` has no effect without `model`. Remove it.")
         return problems

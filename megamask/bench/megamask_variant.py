@@ -24,7 +24,8 @@ from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.engine.engine import Engine, Measured
 from megamask.engine.optimizer import OptimizerConfig, build_optimizer
-from megamask.health.loss_spikes import SpikePolicy, SpikesConfig
+from megamask.health.loss_spikes import SpikePolicy
+from megamask.health.settings import SpikesConfig
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MinLen
 
 from megamask.errors import must
+from megamask.errors.rules import Count, Positive, ShareBelowOne, ShareInside
 from megamask.model.shape import ModelConfig
 from megamask.runtime.precision_choice import Precision, PrecisionSupport
 
@@ -32,46 +35,34 @@ class BenchConfig:
     """Presets of megamask; the Trainer has BERT."""
     size: Literal["tiny", "small", "base", "large"] = "tiny"
     """Layers and width, of both sides."""
-    precisions: tuple[Precision, ...] | None = None
+    precisions: Annotated[tuple[Precision, ...], MinLen(1)] | None = None
     """Precisions of both sides; without it fp32, and bf16 where the device multiplies in it."""
-    length: int = 128
+    length: Annotated[int, Ge(8)] = 128
     """Longest sequence in tokens."""
     rows: int = 4096
     """Token positions of a step: one pack, or as many sequences as fill them."""
-    ratio: float = 0.15
+    ratio: ShareInside = 0.15
     """Share of the tokens that are masked."""
-    dropout: float | None = None
+    dropout: ShareBelowOne | None = None
     """Dropout of both sides; without it each has its own: 0.1 in the Trainer, 0 in megamask."""
-    rounds: int = 5
+    rounds: Count = 5
     """Rounds whose median is shown, after one that is not measured."""
-    steps: int = 3
+    steps: Count = 3
     """Steps of a round, after one that is not measured."""
-    threads: int = 1
+    threads: Count = 1
     """Threads of PyTorch."""
     compile: bool = False
     """Measure compiled variants too; takes minutes at the start."""
-    peak_flops: float | None = None
+    peak_flops: Positive | None = None
     """Floating-point operations per second of the device, for MFU; known GPUs need no number."""
     json: Path | None = None
     """File for the results of every round."""
 
-    def problems(self) -> list[str]:
-        """Sentences for invalid settings."""
-        problems = [must("length", "be at least 8", self.length)] if self.length < 8 else []
-        for name in ("rounds", "steps", "threads"):
-            if getattr(self, name) < 1:
-                problems.append(must(name, "be at least 1", getattr(self, name)))
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what two settings cannot do together."""
         if self.length >= 8 and (self.rows < self.length or self.rows % self.length):
-            problems.append(must("rows", f"be a multiple of `length` ({self.length})", self.rows))
-        if self.precisions is not None and not self.precisions:
-            problems.append(must("precisions", "name at least one precision", self.precisions))
-        if not 0 < self.ratio < 1:
-            problems.append(must("ratio", "lie in (0, 1)", self.ratio))
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            problems.append(must("dropout", "lie in [0, 1)", self.dropout))
-        if self.peak_flops is not None and not self.peak_flops > 0:
-            problems.append(must("peak_flops", "be above 0", self.peak_flops))
-        return problems
+            return [must("rows", f"be a multiple of `length` ({self.length})", self.rows)]
+        return []
 
     def model(self, preset: Literal["bert", "modern"], *, compiled: bool = False) -> ModelConfig:
         """The same layers, width and longest sequence for all."""

@@ -16,6 +16,7 @@ from megamask.config import leftovers, recipes, removed
 from megamask.config import pretrain_config as configuration
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.errors import ConfigError, must, raise_all
+from megamask.errors.rules import with_rules
 from megamask.runtime import entry_point, launch_environment
 from megamask.storage.dotted import flatten
 from megamask.storage.old_names import renamed_problems, with_new_names
@@ -67,7 +68,7 @@ def parse_command(arguments: list[str] | None = None) -> Command:
     base = configuration.override_settings(recipes.find_recipe(recipe), settings, str(known.config))
     default = Command(recipe, run=base)
     prints, prog = launch_environment.is_main(), Path(sys.argv[0]).name
-    command = tyro.cli(Command, args=arguments, default=default, prog=prog, console_outputs=prints)
+    command = tyro.cli(with_rules(Command), args=arguments, default=default, prog=prog, console_outputs=prints)
     if command.profile < 0:
         raise ConfigError(must("profile", "be 0 or more", command.profile))
     run, notes = leftovers.leave_out(command.run, leftovers.typed(command.run, arguments, settings), recipe)

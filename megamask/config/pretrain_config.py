@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Lt
 from pydantic import TypeAdapter, ValidationError
 
 from megamask.basic_types import TokenIds
@@ -25,8 +25,8 @@ from megamask.engine import ds_file
 from megamask.engine.settings import OptimizerConfig
 from megamask.entropy.settings import EntropyConfig
 from megamask.errors import ConfigError, Removable, must, raise_all, unknown
-from megamask.health.loss_spikes import SpikesConfig
-from megamask.health.settings import WatchdogConfig
+from megamask.errors.rules import Count, OnlyFor, Positive, field_problem, settings_problems
+from megamask.health.settings import SpikesConfig, WatchdogConfig
 from megamask.masking.settings import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.settings import ObjectiveConfig
@@ -62,77 +62,60 @@ class PacksConfig:
     """How much text a micro-step and a step hold."""
 
     tokens: int = 8192
-    """Rows of a pack; a micro-batch is one pack."""
-    length: int = 512
-    """Longest sequence in rows, special tokens included; longer documents are cut."""
-    per_step: int = 8
+    """Tokens of a pack; a micro-batch is one pack."""
+    length: Annotated[int, Ge(8)] = 512
+    """Longest sequence in tokens, special tokens included; longer documents are cut."""
+    per_step: Count = 8
     """Packs of one optimizer step, over all ranks and micro-steps."""
-    masks_per_text: int = 1
+    masks_per_text: Count = 1
     """Packs of a step that hold the same text, each under a mask of its own: one pass of a model says how unsure it is
-    for all of them. A step then holds `per_step` / `views` different texts."""
+    for all of them. A step then holds `per_step` / `masks_per_text` different texts."""
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
-        if self.length < 8:
-            found.append(must(f"{name}.length", "be at least 8", self.length))
+        """Sentences for what two settings cannot do together."""
         if self.tokens < self.length:
-            found.append(must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens))
-        counts = {"per_step": self.per_step, "masks_per_text": self.masks_per_text}
-        found += [must(f"{name}.{part}", "be at least 1", count) for part, count in counts.items() if count < 1]
-        return found
+            return [must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens)]
+        return []
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
     """How often and on how much text the fixed evaluation runs: uniform 15 %, all [MASK], the same for every recipe."""
 
-    every: int = 200
+    every: Count = 200
     """Steps between two evaluations; one more comes at the end."""
-    packs: int = 16
+    packs: Count = 16
     """Packs of the validation split, at most."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        return [must(f"{name}.{p}", "be at least 1", value) for p, value in vars(self).items() if value < 1]
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """How often the run is saved."""
 
-    every: int = 500
+    every: Count = 500
     """Steps between two checkpoints; one more comes at the end and at every signal to stop."""
-    keep: int = 3
-    """Newest checkpoints that stay; at least 2."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = [must(f"{name}.every", "be at least 1", self.every)] if self.every < 1 else []
-        return found + ([must(f"{name}.keep", "be at least 2", self.keep)] if self.keep < 2 else [])
+    keep: Annotated[int, Ge(2)] = 3
+    """Newest checkpoints that stay."""
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """What is logged while the run trains."""
 
-    every: int = 10
+    every: Count = 10
     """Steps between two lines of figures."""
-    peak_flops: float | None = None
+    peak_flops: Positive | None = None
     """Floating-point operations per second of one device, for MFU; known GPUs need no number, a CPU has none."""
     wandb: str | None = None
     """Project of Weights & Biases that gets the metrics too (needs megamask[wandb]); WANDB_MODE=offline needs no
     network."""
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = [must(f"{name}.every", "be at least 1", self.every)] if self.every < 1 else []
-        if self.wandb is not None and find_spec("wandb") is None:
-            cure = "pip install 'megamask[wandb]', or remove it."
-            found.append(f"`{name}.wandb` needs the package wandb, which is not installed: {cure}")
-        if self.peak_flops is not None and not self.peak_flops > 0:
-            found.append(must(f"{name}.peak_flops", "be above 0", self.peak_flops))
-        return found
+        """Sentences for a package that is missing."""
+        if self.wandb is None or find_spec("wandb"):
+            return []
+        cure = "pip install 'megamask[wandb]', or remove it."
+        return [f"`{name}.wandb` needs the package wandb, which is not installed: {cure}"]
 
 
 @dataclass(frozen=True)
@@ -145,18 +128,18 @@ class PretrainConfig:
     """Whether every byte of the shards is held against its sha256 before the run starts; costs one reading of them."""
     output: Path = Path("runs/tiny")
     """Folder of the run: configuration, logs, checkpoints, exported model."""
-    steps: int = 400
+    steps: Count = 400
     """Optimizer steps of the whole run; with `time_budget`, most steps."""
     time_budget: str | None = None
     """Time to train for, such as 90m or 24h (s, m, h, d): every schedule runs on the time used, or on the steps done if
     they are further, and the run ends with them. Over restarts too; time in a queue does not count. A clock then
     decides, so the run cannot be repeated bit for bit."""
-    seed: int = 1
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 1
     """Seeds the first weights, the order of the text, the masks and dropout."""
     init: Path | None = None
     """Folder of first weights (`megamask import` makes it) or of a run, whose newest checkpoint they are; they
     then say the encoder's preset and size. Without it they are random."""
-    init_layers: tuple[int, ...] | None = None
+    init_layers: Annotated[tuple[int, ...] | None, OnlyFor("init")] = None
     """Layers of `init`, counted from 0, of which the first weights are made, such as 0 2 4 6 8 10 for half of a
     teacher's (as DistilBERT does); None: all."""
     export: bool = True
@@ -197,22 +180,10 @@ def config_problems(config: PretrainConfig) -> list[str]:
     """Sentences for what is wrong with ``config``, whatever it runs on; some of them are `Removable`."""
     config = resolve_phases(config)
     found = [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
-    if config.steps < 1:
-        found.append(must("steps", "be at least 1", config.steps))
-    if not 0 <= config.seed < 2**63:
-        found.append(must("seed", "lie in [0, 2**63)", config.seed))
-    found += time_budget.time_budget_problems(config.time_budget) + config.spikes.problems("spikes")
-    found += config.packs.problems("packs") + config.model.problems("model")
-    found += config.masking.problems("masking") + config.optimizer.problems("optimizer")
-    found += config.validation.problems("validation") + config.checkpoint.problems("checkpoint")
-    found += config.log.problems("log") + config.watchdog.problems("watchdog")
-    found += config.entropy.problems("entropy") + config.teacher.problems("teacher")
-    found += config.distill.problems("distill") + teachers.teacher_problems(
-        config.teacher, config.distill, config.entropy
-    )
+    found += settings_problems(config)
+    found += time_budget.time_budget_problems(config.time_budget)
+    found += teachers.teacher_problems(config.teacher, config.distill, config.entropy)
     found += _guided(config) + _late(config) + _moved(config)
-    if config.init_layers is not None and config.init is None:
-        found.append(Removable("init_layers", "has no effect without `init`", None, "Remove it or name first weights."))
     if config.init is None:
         longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
         if config.packs.length > longest:
@@ -243,11 +214,9 @@ def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
 
 
 def _strange(name: str, value: object) -> list[str]:
-    """What no setting can be: a number without end, a name that no terminal and no file system shows as it is."""
+    """Values that no setting takes: names that cannot be printed, integers beyond 64 bits."""
     if isinstance(value, str) and not value.isprintable():
         return [must(name, "hold only characters that can be printed", value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        return [must(name, "be finite", value)]
     if isinstance(value, int) and abs(value) > 2**63:
         return [must(name, "lie below 2**63", value)]
     return []
@@ -318,11 +287,11 @@ def fixed_mask_problems(config: PretrainConfig) -> list[str]:
 def _late(config: PretrainConfig) -> list[str]:
     """What the objective cannot do with the encoder and with the masks; with `init`, the encoder is checked later."""
     objective, masking, length = config.objective, config.masking, config.packs.length
-    found = objective.problems("objective", None if config.init else config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
+    found = [] if config.init else objective.misfits("objective", config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
     if objective.decoder.dropout and config.model.attention == "varlen":
         rule = "be 0 when `model.attention` is 'varlen'"
         found.append(must("objective.decoder.dropout", rule, objective.decoder.dropout))
-    if not objective.late or masking.problems("masking") or length < 8:
+    if not objective.late or settings_problems(masking) or length < 8:
         return found
     if masking.corruption.mask == 0:
         why = f"{objective.kind!r} has no effect while `masking.corruption.mask` is 0"
@@ -365,10 +334,7 @@ def override_settings(base: PretrainConfig, values: dict[str, Any], source: str)
         # strict, by the rules of JSON: the word "3" is no number, true is no 1, and a list will do for a tuple
         found = _schema().validate_json(json.dumps(merged(as_dict(base), values)), strict=True)
     except ValidationError as error:
-        wrong += [
-            f"`{'.'.join(str(part) for part in p['loc'])}` in `{source}`: {p['msg']}, but is {p['input']!r}."
-            for p in error.errors()
-        ]
+        wrong += [field_problem(PretrainConfig, each, source=source) for each in error.errors(include_url=False)]
     raise_all(ConfigError, wrong)
     return found
 

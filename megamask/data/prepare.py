@@ -38,6 +38,7 @@ from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_
 from megamask.data.tokenizer_training import train_tokenizer
 from megamask.data.word_boundaries import WordLengths
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
+from megamask.errors.rules import settings_problems
 from megamask.runtime.progress_bar import ProgressBar, elapsed
 from megamask.storage import workdir as working
 from megamask.storage.durable import atomic_folder, write_atomic
@@ -53,7 +54,7 @@ def prepare(config: PrepareConfig) -> Path:
 
     Raises ConfigError, DataError or StorageError.
     """
-    raise_all(ConfigError, config.problems())
+    raise_all(ConfigError, settings_problems(config))
     existing = None if config.trains else load_tokenizer(config.tokenizer)
     if existing:
         token_ids(existing)

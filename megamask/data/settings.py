@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from megamask.errors import must
+from annotated_types import Ge, Lt, MinLen
+
+from megamask.errors.rules import Count, CountOrZero, OnlyFor, Share, ShareBelowOne, removable
 
 TokenizerKind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
 Documents = Literal["blocks", "lines", "files"]
@@ -17,7 +19,7 @@ VOCAB_SIZE = 32_768
 class PrepareConfig:
     """Turn text into a tokenizer, unless there is one, and token shards."""
 
-    input: tuple[str, ...]
+    input: Annotated[tuple[str, ...], MinLen(1)]
     """Files (.txt, .jsonl, .json, .csv, .tsv, .parquet, .conllu, each also .gz, .bz2, .xz, .zst), folders of them, or
     data sets as NAME[:CONFIG]."""
     output: Path
@@ -25,13 +27,13 @@ class PrepareConfig:
     tokenizer: str = "wordpiece"
     """`wordpiece`, `bpe` (byte-level), `sentencepiece` (unigram) or `sentencepiece-bpe` to train one; else the folder
     or name of an existing fast tokenizer."""
-    vocab_size: int | None = None
+    vocab_size: Annotated[int, Ge(16), Lt(2**31)] | None = None
     """Tokens of a new tokenizer, 32,768 if not given."""
     lowercase: bool = False
     """Whether a new tokenizer lowercases all text (and wordpiece removes accents, as BERT does)."""
-    tokenizer_bytes: int = 100_000_000
+    tokenizer_bytes: Count = 100_000_000
     """Bytes of text, sampled from all train documents, on which a new tokenizer is trained."""
-    valid_share: float = 0.005
+    valid_share: ShareBelowOne = 0.005
     """Share of documents, chosen by their hash, in the validation split."""
     exclude: tuple[str, ...] = ()
     """Files in folders to skip: patterns for a name, such as 'README*' or '*.pdf', or for a path below the folder."""
@@ -45,16 +47,16 @@ class PrepareConfig:
     on_bad_document: Literal["stop", "skip"] = "stop"
     """What to do at a document that cannot be read, or a file without one: stop and name its place, or count and skip
     it."""
-    bad_share: float = 0.001
+    bad_share: Annotated[Share, OnlyFor("on_bad_document", "skip")] = 0.001
     """Largest share of documents that `skip` may skip before it stops too: of those read so far, or of 10,000 if that
     is more."""
-    lost_share: float = 0.01
+    lost_share: Share = 0.01
     """Largest share of the text that the tokenizer may lose: the share of unknown tokens, or the share of characters in
     unknown tokens or in no token, whichever is larger."""
     tags: str | None = None
     """Parts of speech for the score `part_of_speech`: the name or folder of a spaCy pipeline (needs megamask[tags]), or
     `conllu` for those in .conllu files. None by default."""
-    workers: int = 0
+    workers: CountOrZero = 0
     """Processes that encode text; 0 is one for each core. The result does not depend on it."""
 
     @property
@@ -62,30 +64,10 @@ class PrepareConfig:
         """Whether a new tokenizer is trained."""
         return self.tokenizer in get_args(TokenizerKind)
 
-    def problems(self) -> list[str]:
-        """A sentence for each invalid setting."""
-        problems = []
-        if not self.input:
-            problems.append("`input` must name at least one file, folder or data set, but is empty.")
-        if not 0 <= self.valid_share < 1:
-            problems.append(must("valid_share", "lie in [0, 1)", self.valid_share))
-        if not 0 <= self.bad_share <= 1:
-            problems.append(must("bad_share", "lie in [0, 1]", self.bad_share))
-        if not 0 <= self.lost_share <= 1:
-            problems.append(must("lost_share", "lie in [0, 1]", self.lost_share))
-        if self.on_bad_document == "stop" and self.bad_share != PrepareConfig.bad_share:
-            problems.append("`bad_share` has no effect while `on_bad_document` is 'stop'. Remove one.")
-        if self.workers < 0:
-            problems.append(must("workers", "be 0 or more", self.workers))
-        if self.tokenizer_bytes < 1:
-            problems.append(must("tokenizer_bytes", "be at least 1", self.tokenizer_bytes))
-        if self.trains and self.vocab_size is not None and not 16 <= self.vocab_size < 2**31:
-            problems.append(must("vocab_size", "lie between 16 and 2**31", self.vocab_size))
-        if not self.trains:
-            for name in ("vocab_size", "lowercase", "tokenizer_bytes"):
-                if getattr(self, name) != getattr(PrepareConfig, name):
-                    problems.append(f"`{name}` has no effect on the existing tokenizer {self.tokenizer!r}. Remove it.")
-        return problems
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what two settings cannot do together."""
+        fields = () if self.trains else ("vocab_size", "lowercase", "tokenizer_bytes")
+        return removable(self, fields, name, f"has no effect on the existing tokenizer {self.tokenizer!r}")
 
     def settings(self) -> dict:
         """The settings that determine the result, besides the text."""

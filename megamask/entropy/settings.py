@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+from pydantic import FiniteFloat
 
 from megamask.basic_types import Measure
-from megamask.errors import Removable, must, removable
+from megamask.errors import Removable, must
+from megamask.errors.rules import Count, OnlyFor, ShareInside, removable
 
 Signal = Literal["clean", "masked"]
 Kind = Literal["none", "frequency", "probe", "sidecar", "exact", "teacher"]
@@ -16,31 +20,21 @@ Kind = Literal["none", "frequency", "probe", "sidecar", "exact", "teacher"]
 class AuditConfig:
     """How often the source in use is held against the exact signal, and what follows."""
 
-    every: int | None = None
+    every: Count | None = None
     """Steps between two audits of one micro-batch; None: none. Each costs one pass without
     gradients (`clean`) or twice `passes` (`masked`): every 200 steps of one micro-batch about 0.2 % or 1.5 %."""
-    threshold: float = 0.85
-    """Captured gain, as a share of its ceiling, under which an audit counts as failed; in (0, 1)."""
-    patience: int = 3
+    threshold: Annotated[ShareInside, OnlyFor("every")] = 0.85
+    """Captured gain, as a share of its ceiling, below which an audit counts as failed."""
+    patience: Annotated[Count, OnlyFor("every")] = 3
     """Failed audits in a row after which the next source takes over."""
-    fall_back: tuple[Kind, ...] = ()
+    fall_back: Annotated[tuple[Kind, ...], OnlyFor("every")] = ()
     """The sources that take over, in this order; empty: a failure is logged, and the source stays."""
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
-        if self.every is None:
-            why, cure = f"has no effect without `{name}.every`", "Remove it or set that."
-            return removable(self, ("threshold", "patience", "fall_back"), name, why, cure)
-        if self.every < 1:
-            found.append(must(f"{name}.every", "be at least 1", self.every))
-        if not 0 < self.threshold < 1:
-            found.append(must(f"{name}.threshold", "lie in (0, 1)", self.threshold))
-        if self.patience < 1:
-            found.append(must(f"{name}.patience", "be at least 1", self.patience))
+        """Sentences for what is wrong beyond a range."""
         if "none" in self.fall_back or len(set(self.fall_back)) < len(self.fall_back):
-            found.append(must(f"{name}.fall_back", "name different sources, none of them 'none'", self.fall_back))
-        return found
+            return [must(f"{name}.fall_back", "name different sources, none of them 'none'", self.fall_back)]
+        return []
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class EntropyConfig:
     """`frequency`: minus log unigram probability; `probe`: a small network that learns from what the loss says;
     `sidecar`: a byte per token beside the shards; `exact`: a pass of the model itself; `teacher`: a pass of a frozen
     model. `none` goes with scores that need none."""
-    signal: Signal = "masked"
+    signal: Annotated[Signal, OnlyFor("source")] = "masked"
     """What the model sees of a token while it is asked about it. They are different quantities (in two small models the
     top 20 % by one and by the other share 0.60 and 0.65 of their tokens), and what `clean` means depends on the
     corruption in training:
@@ -65,38 +59,31 @@ class EntropyConfig:
 
     Source of the figures: measured for this project on two models of 4 layers of width 128 with 8,192 tokens, alike
     but for the corruption, 1,200 and 1,000 steps on books, one seed each: the order is the message."""
-    measure: Measure = "shannon"
+    measure: Annotated[Measure, OnlyFor("source")] = "shannon"
     """How unsure a prediction is, in nats: `shannon`: its entropy; `renyi`: that of order 2; `min`: -log of the
     likeliest token's probability; `margin`: log of the second likeliest over the likeliest, at most 0; `loss`: -log of
     the true token's, which needs the answer."""
-    num_passes: int = 4
+    num_passes: Annotated[Count, OnlyFor("source")] = 4
     """Groups in which the tokens of a pack are hidden one after the other, for `masked`: 1/passes of them at a time."""
-    candidates: float | None = None
+    candidates: Annotated[Annotated[FiniteFloat, Ge(1)] | None, OnlyFor("source")] = None
     """Rows that `exact` asks about, as a multiple of the mask budget, proposed by the probe; None: all rows. The probe
     foretells the signal `masked`; for `clean` it is a proxy, which an audit can judge."""
-    ema_decay: float | None = None
-    """Decay per step of the moving average of the weights that `exact` asks, in (0, 1); None: the model itself."""
-    audit: AuditConfig = field(default_factory=AuditConfig)
+    ema_decay: Annotated[ShareInside | None, OnlyFor("source")] = None
+    """Decay per step of the moving average of the weights that `exact` asks; None: the model itself."""
+    audit: Annotated[AuditConfig, OnlyFor("source")] = field(default_factory=AuditConfig)
     """How the source is watched."""
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
+        """Sentences for what two settings cannot do together."""
         if self.source == "none":
-            parts = ("signal", "measure", "num_passes", "candidates", "ema_decay", "audit")
-            return removable(self, parts, name, f"has no effect without `{name}.source`", "Remove it or name one.")
-        found = self.audit.problems(f"{name}.audit") + self._without_effect(name)
+            return []
+        problems = self._without_effect(name)
         if "probe" in self.kinds and self.signal != "masked":
             rule = "be 'masked' for the source 'probe', which learns from losses at masked tokens alone"
-            found.append(must(f"{name}.signal", rule, self.signal))
-        if self.num_passes < 1:
-            found.append(must(f"{name}.num_passes", "be at least 1", self.num_passes))
-        if self.candidates is not None and not self.candidates >= 1:
-            found.append(must(f"{name}.candidates", "be at least 1, a multiple of the mask budget", self.candidates))
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            found.append(must(f"{name}.ema_decay", "lie in (0, 1)", self.ema_decay))
+            problems.append(must(f"{name}.signal", rule, self.signal))
         if self.source in self.audit.fall_back:
-            found.append(must(f"{name}.audit.fall_back", f"name other sources than {self.source!r}", self.source))
-        return found
+            problems.append(must(f"{name}.audit.fall_back", f"name other sources than {self.source!r}", self.source))
+        return problems
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -106,16 +93,16 @@ class EntropyConfig:
     def _without_effect(self, name: str) -> list[str]:
         """Sentences for settings that are not their default and decide nothing."""
         asks, audits = self.source in ("exact", "teacher"), self.audit.every is not None
-        found: list[str] = []
+        problems: list[str] = []
         if self.source == "frequency" and not audits:
             why = "has no effect on the source 'frequency' without an audit"
-            found += removable(self, ("signal", "measure"), name, why)
+            problems += removable(self, ("signal", "measure"), name, why)
         if not (self.signal == "masked" and (asks or audits)):
             why = "has an effect on the signal 'masked' of 'exact', 'teacher' or an audit alone"
-            found += removable(self, ("num_passes",), name, why)
+            problems += removable(self, ("num_passes",), name, why)
         if "exact" not in self.kinds:
-            found += removable(self, ("candidates", "ema_decay"), name, "has an effect on the source 'exact' alone")
+            problems += removable(self, ("candidates", "ema_decay"), name, "has an effect on the source 'exact' alone")
         if audits and (self.source == "teacher" or (asks and self.candidates is None and self.ema_decay is None)):
             why = f"has no effect on the source {self.source!r}, which would be compared with itself"
-            found.append(Removable(f"{name}.audit.every", why, None))
-        return found
+            problems.append(Removable(f"{name}.audit.every", why, None))
+        return problems

@@ -18,53 +18,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from megamask.errors import NonFiniteError, must, removable
+from megamask.errors import NonFiniteError
+from megamask.health.settings import SpikesConfig
 
 CURE = "Lower `optimizer.lr.peak`, lengthen `optimizer.lr.warmup`, or lower `optimizer.max_grad_norm`."
 RECENT = 100
 """Window, in steps, in which non-finite steps are counted."""
 TOLERANCE = 0.1
 """Relative change of a number of the regime that still counts as the same regime."""
-
-
-@dataclass(frozen=True)
-class SpikesConfig:
-    """What to do about steps with NaN or Inf, and about steps whose loss is far above the others."""
-
-    policy: Literal["log", "skip", "rewind"] = "log"
-    """What a spike leads to. `log`: a line. `skip`: the step is dropped, its weights do not move. `rewind`: back to an
-    older checkpoint, and on with other text."""
-    sigma: float = 6.0
-    """A spike lies this many standard deviations above the mean, in its loss or the norm of its gradient."""
-    window: int = 128
-    """Steps of which the mean is; half of them must have been before the first spike is told."""
-    rewind_steps: int = 100
-    """A checkpoint must be this many steps older than a spike to go back to it; for `rewind` alone."""
-    max_rewinds: int = 3
-    """Most rewinds of a run; later spikes are dropped as by `skip`. For `rewind` alone."""
-    max_nonfinite_in_row: int = 5
-    """A step of which the loss or gradient is no number is dropped; so many in a row end the run (exit code 5)."""
-    max_nonfinite_in_100: int = 10
-    """So many among the last 100 steps end it too."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
-        if not 1 < self.sigma < math.inf:
-            found.append(must(f"{name}.sigma", "be above 1", self.sigma))
-        if self.window < 8:
-            found.append(must(f"{name}.window", "be at least 8", self.window))
-        counts = ("rewind_steps", "max_rewinds", "max_nonfinite_in_row", "max_nonfinite_in_100")
-        found += [must(f"{name}.{part}", "be at least 1", n) for part in counts if (n := getattr(self, part)) < 1]
-        if self.max_nonfinite_in_100 > RECENT:
-            found.append(must(f"{name}.max_nonfinite_in_100", "be at most 100", self.max_nonfinite_in_100))
-        if self.policy != "rewind":
-            found += removable(
-                self, ("rewind_steps", "max_rewinds"), name, "has an effect on the policy 'rewind' alone"
-            )
-        return found
 
 
 @dataclass(frozen=True)

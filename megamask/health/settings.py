@@ -1,24 +1,29 @@
-"""The settings of the watchdog; without torch."""
+"""Settings of the watchdog and of loss spikes; without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from megamask.errors import must, removable
+from annotated_types import Ge, Gt, Le
+from pydantic import FiniteFloat
+
+from megamask.errors import must
+from megamask.errors.rules import Count, OnlyFor, removable
 
 
 @dataclass(frozen=True)
 class WatchdogConfig:
     """How long a run may make no progress before it ends with the stacks of all ranks."""
 
-    timeout: float = 1800.0
-    """Seconds that a step may take, or its packs; 0: no watch is kept."""
-    rare_timeout: float = 7200.0
+    timeout: FiniteFloat = 1800.0
+    """Seconds that a step, or reading its packs, may take; 0: no watchdog."""
+    rare_timeout: FiniteFloat = 7200.0
     """Timeout in seconds for rare phases: reading the text, building, the first step, an evaluation, a checkpoint,
     the export."""
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
+        """Sentences for what two settings cannot do together."""
         if self.timeout == 0:
             why = f"has no effect while `{name}.timeout` is 0"
             return removable(self, ("rare_timeout",), name, why, "Remove one.")
@@ -27,3 +32,24 @@ class WatchdogConfig:
         if not self.rare_timeout >= self.timeout:
             return [must(f"{name}.rare_timeout", f"be at least `{name}.timeout` ({self.timeout:g})", self.rare_timeout)]
         return []
+
+
+@dataclass(frozen=True)
+class SpikesConfig:
+    """What to do about steps with NaN or Inf, and about steps whose loss is far above the others."""
+
+    policy: Literal["log", "skip", "rewind"] = "log"
+    """What a spike leads to. `log`: a line. `skip`: the step is dropped, its weights do not move. `rewind`: back to an
+    older checkpoint, then on with other text."""
+    sigma: Annotated[FiniteFloat, Gt(1)] = 6.0
+    """A spike lies this many standard deviations above the mean, in its loss or the norm of its gradient."""
+    window: Annotated[int, Ge(8)] = 128
+    """Steps in the mean; half of them must be there before the first spike is logged."""
+    rewind_steps: Annotated[Count, OnlyFor("policy", "rewind")] = 100
+    """A checkpoint must be this many steps older than a spike to go back to it."""
+    max_rewinds: Annotated[Count, OnlyFor("policy", "rewind")] = 3
+    """Most rewinds of a run; later spikes are dropped as by `skip`."""
+    max_nonfinite_in_row: Count = 5
+    """A step whose loss or gradient is NaN or Inf is dropped; this many in a row end the run (exit code 5)."""
+    max_nonfinite_in_100: Annotated[int, Ge(1), Le(100)] = 10
+    """This many among the last 100 steps end it too."""

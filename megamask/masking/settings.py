@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from megamask.errors import Removable, must, removable
+from megamask.errors import must
+from megamask.errors.rules import NotNegative, OnlyFor, Positive, Share, ShareBelowOne
 from megamask.schedules import Schedule
 
 Unit = Literal["token", "word", "span"]
 Strategy = Literal["high", "low", "middle", "both", "proportional"]
 STEPS = 64
 """Moving schedules move in this many steps from 0 to 1 over the run, so that a run has few shapes."""
-UNUSED = {
-    "uniform": ("entropy", "part_of_speech", "random_share"),
-    "entropy": ("part_of_speech",),
-    "part_of_speech": ("entropy",),
-}
-"""Settings of masking that have no effect under a score."""
 
 
 @dataclass(frozen=True)
 class Corruption:
     """Shares of the targets; they add up to 1. BERT (Devlin et al. 2019) has 0.8, 0.1, 0.1."""
 
-    mask: float = 0.8
+    mask: Share = 0.8
     """Share of the targets replaced by [MASK]."""
-    random: float = 0.1
+    random: Share = 0.1
     """Share of the targets replaced by a random token that is not special."""
-    unchanged: float = 0.1
+    unchanged: Share = 0.1
     """Share of the targets left as they are, but asked for."""
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = [
-            must(f"{name}.{part}", "lie in [0, 1]", share) for part, share in vars(self).items() if not 0 <= share <= 1
-        ]
+        """Sentences for what the settings cannot do together."""
         total = self.mask + self.random + self.unchanged
         if abs(total - 1) > 1e-9:
-            found.append(must(f"{name}.mask + {name}.random + {name}.keep", "be 1", round(total, 9)))
-        return found
+            return [must(f"{name}.mask + {name}.random + {name}.unchanged", "be 1", round(total, 9))]
+        return []
 
     def counts(self, targets: int) -> tuple[int, int]:
         """How many of ``targets`` become [MASK] and how many a random token; the rest stay."""
@@ -58,63 +49,43 @@ class EntropyScoreConfig:
     without replacement, the next piece with a chance in proportion to its entropy to the power 1 / `temperature`. For
     that, entropies of a sequence that holds negative ones (margins are) are counted from its lowest, and none counts
     as less than a millionth of a nat."""
-    temperature: float = 0.25
+    temperature: NotNegative = 0.25
     """Of the noise added to the score; 0 takes the top, as the paper's top 15 % does. Scores have a spread of 1 in
     each sequence if standardised, and under middle and both, so it is in units of that spread; under proportional it
     is the inverse of the exponent. By default not 0: greedy masks gather on the rarest tokens, and with noise every
     piece keeps a chance, which weights by inverse chance need. On made-up entropies (gamma of shape 2, 15 % masked)
     high at 0.25 keeps 0.96 of what the top gains over random, at 0.5 0.85, at 1 0.60."""
-    standardise: bool = True
+    standardise: Annotated[bool, OnlyFor("strategy", "high", "low")] = True
     """Whether high and low look at (entropy - mean) / standard deviation over the maskable pieces of the sequence, so
     that one temperature means the same in hard and in easy documents. A sequence's share of the masks never depends
     on it. Flat sequences give 0. The others look at ranks or proportions, which it cannot change."""
-    skip_top: float = 0.0
+    skip_top: ShareBelowOne = 0.0
     """The top share of each sequence's pieces by entropy that the score leaves to the last, for they may be noise,
     typos or identifiers. 0 by default, as in the paper; 0.01 to 0.02 is meant. If nothing else is left they are taken,
-    so the budget stays within reach. Tokens that `explore` masks at random ignore it."""
+    so the budget stays within reach. Tokens that `random_share` masks at random ignore it."""
     shuffle: Literal["no", "pack", "type"] = "no"
     """The control: the same entropies at wrong places, permuted over all maskable tokens of a pack, or among those
     with the same id, which keeps what the token alone says and takes away what the context says."""
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
-        if not 0 <= self.temperature < math.inf:
-            found.append(must(f"{name}.temperature", "be at least 0 and finite", self.temperature))
+        """Sentences for what two settings cannot do together."""
         if self.strategy == "proportional" and self.temperature == 0:
-            found.append(
-                must(f"{name}.temperature", "be above 0 under the strategy 'proportional'", self.temperature)
-                + " For the highest entropies take the strategy 'high'."
-            )
-        if not 0 <= self.skip_top < 1:
-            found.append(must(f"{name}.skip_top", "lie in [0, 1)", self.skip_top))
-        if not self.standardise and self.strategy not in ("high", "low"):
-            found.append(Removable(f"{name}.standardise", f"has no effect on the strategy {self.strategy!r}", True))
-        return found
+            rule, cure = "be above 0 under the strategy 'proportional'", "For the highest entropies use 'high'."
+            return [must(f"{name}.temperature", rule, self.temperature, cure)]
+        return []
 
 
 @dataclass(frozen=True)
 class PartOfSpeechScoreConfig:
     """How the losses of tags become weights."""
 
-    momentum: float = 0.999
+    momentum: ShareBelowOne = 0.999
     """How much of a tag's running loss stays at each step in which it had targets. Losses begin at 0."""
-    sharpness: float = 2.0
+    sharpness: Positive = 2.0
     """The weight of a tag is sigmoid(sharpness x (loss - mean over tags) / standard deviation over tags)."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Of the noise of the selection: pieces are drawn in proportion to weight to the power 1 / temperature, 1 is the
     paper's; large ones come near random whole words."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = []
-        if not 0 <= self.momentum < 1:
-            found.append(must(f"{name}.momentum", "lie in [0, 1)", self.momentum))
-        for part in ("sharpness", "temperature"):
-            value = getattr(self, part)
-            if not 0 < value < math.inf:
-                found.append(must(f"{name}.{part}", "be above 0 and finite", value))
-        return found
 
 
 @dataclass(frozen=True)
@@ -130,14 +101,18 @@ class MaskingConfig:
     `entropy.source` says it; `part_of_speech` by how hard words of each tag were (PTW), for text with tags."""
     corruption: Corruption = field(default_factory=Corruption)
     """What stands in the place of the targets."""
-    entropy: EntropyScoreConfig = field(default_factory=EntropyScoreConfig)
-    """How entropy decides; for the score `entropy` alone."""
-    part_of_speech: PartOfSpeechScoreConfig = field(default_factory=PartOfSpeechScoreConfig)
-    """How the losses of tags decide; for the score `part_of_speech` alone."""
-    random_share: Schedule = field(default_factory=lambda: Schedule("ramp", 1.0, 0.1, at=0.05, until=0.15))
-    """Share of the targets chosen at random, whatever the score; for every score but `uniform`. 1 is random masking,
-    needed at first where a model's own entropy still says nothing (cold start); the rest keeps every token within
-    reach, so that what is learnt at targets holds for all."""
+    entropy: Annotated[EntropyScoreConfig, OnlyFor("score", "entropy")] = field(default_factory=EntropyScoreConfig)
+    """How entropy decides."""
+    part_of_speech: Annotated[PartOfSpeechScoreConfig, OnlyFor("score", "part_of_speech")] = field(
+        default_factory=PartOfSpeechScoreConfig
+    )
+    """How the losses of tags decide."""
+    random_share: Annotated[Schedule, OnlyFor("score", "entropy", "part_of_speech")] = field(
+        default_factory=lambda: Schedule("ramp", 1.0, 0.1, at=0.05, until=0.15)
+    )
+    """Share of the targets chosen at random, whatever the score. 1 is random masking, needed at first where a model's
+    own entropy still says nothing (cold start); the rest keeps every token within reach, so that what is learnt at
+    targets holds for all."""
 
     def targets(self, progress: float, rows: int) -> int:
         """Targets in a pack of ``rows`` at ``progress``: at least one."""
@@ -150,16 +125,9 @@ class MaskingConfig:
         return max(self.targets(step / steps, rows) for step in range(steps))
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = self.ratio.problems(f"{name}.ratio", 0, 1, touch=True)
-        found += self.corruption.problems(f"{name}.corruption")
-        kind = "random masking" if self.score == "uniform" else f"the score {self.score!r}"
-        cure = f"Remove it or set `{name}.score`."
-        found += removable(self, UNUSED[self.score], name, f"has no effect on {kind}", cure)
-        if self.score != "uniform":
-            found += self.random_share.problems(f"{name}.random_share", 0, 1, closed=True)
-            found += getattr(self, self.score).problems(f"{name}.{self.score}")
-        return found
+        """Sentences for schedules whose values are out of range."""
+        problems = self.ratio.range_problems(f"{name}.ratio", 0, 1, touch=True)
+        return problems + self.random_share.range_problems(f"{name}.random_share", 0, 1, closed=True)
 
 
 def coarse(progress: float) -> float:

@@ -10,10 +10,13 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MultipleOf
 
 from megamask.basic_types import TokenIds
 from megamask.errors import CheckpointError, Removable, must
+from megamask.errors.rules import Count, OnlyFor, ShareBelowOne, ShareInside
 from megamask.storage import strict_json
 
 Backend = Literal["auto", "reference", "padded", "varlen"]
@@ -131,24 +134,24 @@ class ModelConfig:
     size: Literal["tiny", "small", "base", "large", "xl", "xxl"] = "tiny"
     """Layers x width: tiny 4x256 (11M parameters with 30,522 tokens), small 6x384 (23M), base 12x768 (109M),
     large 24x1024 (335M), xl 24x2048 (1.3B), xxl 48x2560 (3.9B)."""
-    num_layers: int | None = None
+    num_layers: Count | None = None
     """Layers; from `size` if not given."""
-    hidden_size: int | None = None
+    hidden_size: Count | None = None
     """Width of a row; from `size` if not given."""
-    num_heads: int | None = None
+    num_heads: Count | None = None
     """Attention heads; as many as are 64 wide if not given."""
-    intermediate_size: int | None = None
+    intermediate_size: Count | None = None
     """Width inside the feed-forward block; 4 times the width if not given, in `modern` 8/3 times, up to a multiple of
     64, which costs the same."""
-    max_positions: int | None = None
+    max_positions: Count | None = None
     """Longest sequence in tokens; 512 in `bert` and 1024 in `modern` if not given."""
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     """Share of hidden values and of attention weights dropped in training. Not 0 costs 20-30 % of the speed."""
-    global_every: int = 1
+    global_every: Annotated[Count, OnlyFor("preset", "modern")] = 1
     """Every n-th layer, from the first, attends to the whole sequence, the others locally; 1 makes all global."""
-    local_window: int = 128
+    local_window: Annotated[int, Ge(2), MultipleOf(2), OnlyFor("preset", "modern")] = 128
     """Tokens that a local layer attends to, half on each side."""
-    init_std: float = 0.02
+    init_std: ShareInside = 0.02
     """Standard deviation of the initial weights, a normal cut off at twice that."""
     attention: Backend = "auto"
     """How attention is computed: `varlen` (CUDA, 16 bits, no dropout), `padded`, `reference` (slow, for tests)."""
@@ -176,29 +179,15 @@ class ModelConfig:
             local_window=self.local_window,
         )
 
-    def problems(self, name: str = "model") -> list[str]:
-        """Sentences for what is wrong."""
-        found = [
-            must(f"{name}.{part}", "be at least 1", value)
-            for part in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions", "global_every")
-            if (value := getattr(self, part)) is not None and value < 1
-        ]
-        if not found:
-            found += self._division(name)
-        if not 0 <= self.dropout < 1:
-            found.append(must(f"{name}.dropout", "lie in [0, 1)", self.dropout))
-        if not 0 < self.init_std < 1:
-            found.append(must(f"{name}.init_std", "lie in (0, 1)", self.init_std))
-        if self.local_window < 2 or self.local_window % 2:
-            found.append(must(f"{name}.local_window", "be even and at least 2", self.local_window))
-        if self.preset == "bert" and self.global_every != 1:
-            found.append(Removable(f"{name}.global_every", "has an effect on the preset 'modern' alone", 1))
-        if self.local_window != ModelConfig.local_window and (self.preset == "bert" or self.global_every == 1):
-            why = f"has an effect only where the preset is 'modern' and `{name}.global_every` is above 1"
-            found.append(Removable(f"{name}.local_window", why, ModelConfig.local_window))
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what two settings cannot do together."""
+        problems = self._division(name)
+        if self.local_window != ModelConfig.local_window and self.preset == "modern" and self.global_every == 1:
+            why = f"has an effect only where `{name}.global_every` is above 1"
+            problems.append(Removable(f"{name}.local_window", why, ModelConfig.local_window))
         if self.attention == "varlen" and self.dropout:
-            found.append(must(f"{name}.dropout", f"be 0 when `{name}.attention` is 'varlen'", self.dropout))
-        return found
+            problems.append(must(f"{name}.dropout", f"be 0 when `{name}.attention` is 'varlen'", self.dropout))
+        return problems
 
     def _division(self, name: str) -> list[str]:
         width = self.hidden_size or SIZES[self.size][1]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from megamask.batch import Measure
 from megamask.errors import SHOWN, CheckpointError, ConfigError, listed, must, raise_all
+from megamask.errors.rules import settings_problems
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives.late import MaskVector
@@ -28,7 +29,7 @@ def build_objective(config: ObjectiveConfig, encoder: Encoder, head: MaskedLMHea
 
     What it has beside encoder and head is run as the encoder is. Raises ConfigError if it does not fit the encoder.
     """
-    raise_all(ConfigError, config.problems("objective", encoder.shape))
+    raise_all(ConfigError, settings_problems(config, "objective") + config.misfits("objective", encoder.shape))
     if not config.late:
         return MLM(encoder, head, measure)
     vector = MaskVector(encoder.shape, encoder.config.init_std) if config.mask_vector == "own" else None

@@ -1,4 +1,4 @@
-"""Settings that were renamed, as the folder of an earlier run or an older file of settings names them."""
+"""Settings that were renamed or removed, as the folder of an earlier run or an older file of settings names them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ RENAMED = {
     "hang.longest": "watchdog.rare_timeout",
 }
 """Old name -> new name, of settings and sections. Each changes the last part of a name only."""
+REMOVED = {"masking.ratio.middle", "masking.random_share.middle", "distill.weight.middle"}
+"""New names of settings that no longer exist, and that earlier runs recorded as None, without effect."""
 
 
 def new_name(name: str) -> str:
@@ -47,7 +49,10 @@ def with_new_names(settings: dict[str, Any], section: str = "") -> dict[str, Any
     """
     renamed: dict[str, Any] = {}
     for key, value in settings.items():
-        name = new_name(f"{section}{key}").removeprefix(new_name(section))
+        full = new_name(f"{section}{key}")
+        if full in REMOVED and value is None:
+            continue
+        name = full.removeprefix(new_name(section))
         if name in renamed or (name != key and name in settings):
             raise ConfigError(f"`{section}{key}` is the old name of a setting that has its new name too. Remove it.")
         renamed[name] = with_new_names(value, f"{section}{key}.") if isinstance(value, dict) else value

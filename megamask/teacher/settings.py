@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from megamask.engine import ds_file
 from megamask.entropy.settings import EntropyConfig
-from megamask.errors import Removable, must, removable
+from megamask.errors import Removable, must
+from megamask.errors.rules import Count, OnlyFor, Positive, removable
 from megamask.runtime.precision_choice import Setting
 from megamask.schedules import Schedule
 
@@ -20,27 +21,21 @@ class TeacherConfig:
     path: str | None = None
     """A run of megamask (its newest checkpoint) or one of its checkpoints, first weights, or the folder or hub name of
     any masked language model of transformers; None: no teacher."""
-    precision: Setting = "auto"
+    precision: Annotated[Setting, OnlyFor("path")] = "auto"
     """Of its weights and states: bf16, fp32, or auto, which is bf16 where all devices multiply in it, else fp32. Logits
     and losses have 32 bits in any case."""
-    deepspeed: Path | None = None
+    deepspeed: Annotated[Path | None, OnlyFor("path")] = None
     """DeepSpeed file that cuts it up: teacher_shard of ds_configs/ shares it out among the ranks,
     teacher_offload keeps it on the host. Without one, every device holds it whole."""
-    packs_per_pass: int = 1
+    packs_per_pass: Annotated[Count, OnlyFor("path")] = 1
     """Packs of a step that go through it together: fewer and larger passes, of which each moves all weights when
     `deepspeed` cuts it up. Memory for activations grows with it."""
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong, with its DeepSpeed file too."""
-        if self.path is None:
-            why, cure = f"has no effect without `{name}.path`", "Remove it or set that."
-            return removable(self, ("precision", "deepspeed", "packs_per_pass"), name, why, cure)
-        found = (
-            [must(f"{name}.packs_per_pass", "be at least 1", self.packs_per_pass)] if self.packs_per_pass < 1 else []
-        )
-        if self.deepspeed is not None:
-            found += ds_file.teacher_problems(f"{name}.deepspeed", self.deepspeed)[1]
-        return found
+        """Sentences for what is wrong with its DeepSpeed file."""
+        if self.path is None or self.deepspeed is None:
+            return []
+        return ds_file.teacher_problems(f"{name}.deepspeed", self.deepspeed)[1]
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class DistillConfig:
 
     weight: Schedule = field(default_factory=lambda: Schedule(start=0.0))
     """w over the run, from 0 (labels alone; no pass of the teacher) to 1 (the teacher alone)."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """t; above 1 the unlikely tokens count for more."""
     positions: Literal["targets", "all"] = "targets"
     """Where teacher and student are compared: at the targets, or at every row of text, [CLS] and [SEP] too. Both see
@@ -74,16 +69,14 @@ class DistillConfig:
         return any(value is not None and value > 0 for value in (self.weight.start, self.weight.end))
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what is wrong."""
-        found = self.weight.problems(f"{name}.weight", 0, 1, closed=True)
+        """Sentences for what two settings cannot do together."""
+        problems = self.weight.range_problems(f"{name}.weight", 0, 1, closed=True)
         if not self.active:
             why, cure = f"has no effect while `{name}.weight` is 0", "Remove it or set that."
-            return found + removable(self, ("temperature", "positions", "reduction", "stored"), name, why, cure)
-        if not self.temperature > 0:
-            found.append(must(f"{name}.temperature", "be above 0", self.temperature))
+            return problems + removable(self, ("temperature", "positions", "reduction", "stored"), name, why, cure)
         if self.stored is not None and self.positions == "all":
-            found.append(must(f"{name}.positions", f"be 'targets' with `{name}.stored`", self.positions))
-        return found
+            problems.append(must(f"{name}.positions", f"be 'targets' with `{name}.stored`", self.positions))
+        return problems
 
 
 def teacher_problems(teacher: TeacherConfig, distill: DistillConfig, entropy: EntropyConfig) -> list[str]:

@@ -101,7 +101,7 @@ def build_entropy_sources(
         if entropy.candidates is not None:
             # by the largest budget of the run, so that shapes stay the same
             ratio = config.masking.ratio
-            largest = max(ratio.start, ratio.end or 0, ratio.middle or 0)
+            largest = max(ratio.start, ratio.end or 0)
             rows = round(entropy.candidates * largest * config.packs.tokens)
             candidates, propose = (lambda: rows), probe()
         return Exact(

@@ -22,7 +22,8 @@ from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.engine.engine import Engine
 from megamask.errors import NonFiniteError, WeightsDivergedError
-from megamask.health.loss_spikes import SkippedPacks, SpikePolicy, SpikesConfig, StepDecision
+from megamask.health.loss_spikes import SkippedPacks, SpikePolicy, StepDecision
+from megamask.health.settings import SpikesConfig
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.metrics.meters import Meters
 from megamask.runtime import ranks

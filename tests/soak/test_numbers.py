@@ -11,7 +11,8 @@ import torch
 
 from megamask.engine.engine import Engine
 from megamask.engine.optimizer import OptimizerConfig
-from megamask.health.loss_spikes import SpikePolicy, SpikesConfig
+from megamask.health.loss_spikes import SpikePolicy
+from megamask.health.settings import SpikesConfig
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
 from megamask.schedules import Schedule

@@ -12,6 +12,7 @@ import torch
 from megamask.config.recipes import RECIPES, STARTS, find_recipe
 from megamask.engine.ds_file import ds_problems, read_ds_config
 from megamask.engine.optimizer import OptimizerConfig
+from megamask.errors.rules import settings_problems
 from megamask.model.shape import SIZES, ModelConfig
 from megamask.pretrain import main
 from tests.batches import IDS
@@ -68,7 +69,7 @@ def test_every_preset_and_size_resolves(preset: str, size: str) -> None:
     ended = run(main, "--model.preset", preset, "--model.size", size, "--print-config")
     assert ended.code == 0, ended.err
     config = ModelConfig(preset=preset, size=size)
-    assert config.problems() == []
+    assert settings_problems(config) == []
     shape = config.shape(IDS)
     assert shape.hidden_size == 64 * shape.num_heads
     assert (shape.num_layers, shape.hidden_size) == SIZES[size]

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megamask.config.recipes import find_recipe
+from megamask.errors.rules import settings_problems
 from megamask.masking.masker import STEPS, Masker, MaskingConfig
 from megamask.masking.rng import PackRng
-from megamask.schedules import LearningRate, Schedule, released
+from megamask.schedules import LearningRate, Schedule
 from tests.batches import IDS, pack
 
 MOVING = ["linear", "cosine", "step", "ramp"]
@@ -22,6 +24,16 @@ shares = st.floats(0, 1)
 
 def moving(kind: str, start: float, end: float) -> Schedule:
     return Schedule(kind, start, end, 0.5 if kind in ("step", "ramp") else None, 0.8 if kind == "ramp" else None)
+
+
+def named(problems: list[str]) -> list[str]:
+    """The settings that the sentences begin with, in order."""
+    return sorted(problem.split("`")[1] for problem in problems)
+
+
+def wrong(schedule: Schedule, **bounds: bool) -> list[str]:
+    """The settings that are wrong in a schedule of values in (0, 1)."""
+    return named(schedule.range_problems("ratio", 0, 1, **bounds) + settings_problems(schedule, "ratio"))
 
 
 @given(st.sampled_from(MOVING), shares, shares)
@@ -80,18 +92,16 @@ def test_a_ramp_rests_before_and_behind_its_stretch(start: float, end: float) ->
     ],
 )
 def test_every_problem_of_a_schedule_is_named(schedule: Schedule, names: list[str]) -> None:
-    found = schedule.problems("ratio", 0, 1)
-    assert len(found) == len(names)
-    assert all(f"`{name}`" in sentence for name, sentence in zip(names, found, strict=True))
-    assert all(moving(kind, 0.3, 0.1).problems("ratio", 0, 1) == [] for kind in MOVING)
+    assert wrong(schedule) == sorted(names)
+    assert all(wrong(moving(kind, 0.3, 0.1)) == [] for kind in MOVING)
 
 
 @pytest.mark.parametrize("kind", MOVING)
 def test_closed_bounds_allow_the_ends_themselves(kind: str) -> None:
     ends = moving(kind, 1.0, 0.0)
-    assert ends.problems("share", 0, 1, closed=True) == []
-    assert len(ends.problems("share", 0, 1)) == 2
-    assert len(moving(kind, 1.1, -0.1).problems("share", 0, 1, closed=True)) == 2
+    assert ends.range_problems("share", 0, 1, closed=True) == []
+    assert len(ends.range_problems("share", 0, 1)) == 2
+    assert len(moving(kind, 1.1, -0.1).range_problems("share", 0, 1, closed=True)) == 2
 
 
 @pytest.mark.parametrize("kind", RATES)
@@ -100,7 +110,7 @@ def test_a_learning_rate_rises_to_its_peak_and_falls_to_its_end(
     kind: str, steps: int, final: float, warmup: float, decay: float
 ) -> None:
     rate = LearningRate(kind, 2.0, final, warmup, decay if kind == "wsd" else LearningRate.decay)
-    assert rate.problems("rate") == []
+    assert settings_problems(rate, "rate") == []
     values = [rate.of_step(step / steps, (step + 1) / steps) for step in range(steps)]
     rounding = 1e-9
     assert all(0 <= value <= 2 + rounding for value in values)
@@ -137,64 +147,54 @@ def test_warm_up_stable_decay_is_constant_in_the_middle() -> None:
 @pytest.mark.parametrize(
     ("rate", "names"),
     [
-        (LearningRate(peak=0.0), ["peak"]),
-        (LearningRate(peak=float("nan")), ["peak"]),
-        (LearningRate(final=1.5, warmup=1.0), ["final", "warmup"]),
-        (LearningRate("wsd", decay=1.5), ["decay", "warmup + rate.decay"]),
-        (LearningRate("wsd", warmup=0.6, decay=0.6), ["warmup + rate.decay"]),
-        (LearningRate("cosine", decay=0.5), ["decay"]),
+        (LearningRate(peak=0.0), ["rate.peak"]),
+        (LearningRate(peak=float("nan")), ["rate.peak"]),
+        (LearningRate(final=1.5, warmup=1.0), ["rate.final", "rate.warmup"]),
+        (LearningRate("wsd", decay=1.5), ["rate.decay", "rate.warmup + rate.decay"]),
+        (LearningRate("wsd", warmup=0.6, decay=0.6), ["rate.warmup + rate.decay"]),
+        (LearningRate("cosine", decay=0.5), ["rate.decay"]),
     ],
 )
 def test_every_problem_of_a_learning_rate_is_named(rate: LearningRate, names: list[str]) -> None:
-    found = rate.problems("rate")
-    assert len(found) == len(names)
-    assert all(f"rate.{name}" in sentence for name, sentence in zip(names, found, strict=True))
+    assert named(settings_problems(rate, "rate")) == sorted(names)
 
 
-# ---- the nine ways of the released code of masking ratio decay
+# ---- masking ratio decay
 
-P = 0.15
-FORMULAS = {  # of progress x, as the paper's code has them of steps
-    "desc": lambda x: 2 * P * (1 - x),
-    "cosine": lambda x: P * (1 + math.cos(math.pi * x)) + 0.02,
-    "asc": lambda x: 2 * P * x,
-    "square_above": lambda x: 2 * P * (1 - x**2) + 0.01,
-    "square_below": lambda x: 2 * P * (1 - x) ** 2,
-    "poly_asc": lambda x: 4 * P * x if x < 0.5 else 4 * P * (1 - x),
-    "poly_desc": lambda x: (2 * P * (1 - 2 * x) if x < 0.5 else 2 * P * (2 * x - 1)) + 0.01,
-    "lin_warm_decay": lambda x: 2 * P * x / 0.08 if x < 0.08 else 2 * P * (1 - x) / 0.92,
-    "other": lambda x: 0.2 + 0.1 * math.cos(math.pi * x / 0.4) if x < 0.4 else 0.1 - 0.25 * (x - 0.4) ** 2,
+DECAYS = {  # each with its formula in the released code of the paper, for progress x
+    "mrd-linear": (Schedule("linear", 0.3, 0.0), lambda x: 0.3 * (1 - x)),
+    "mrd-cosine": (Schedule("cosine", 0.32, 0.02), lambda x: 0.15 * (1 + math.cos(math.pi * x)) + 0.02),
 }
 
 
-@pytest.mark.parametrize("mode", FORMULAS)
+@pytest.mark.parametrize("recipe", DECAYS)
 @given(progress=shares)
-def test_released_schedules_follow_their_formulas(mode: str, progress: float) -> None:
-    schedule = released(mode)
-    assert schedule.problems("ratio", 0, 1, touch=True) == []
+def test_masking_ratio_decay_follows_its_formula(recipe: str, progress: float) -> None:
+    schedule, formula = DECAYS[recipe]
+    assert find_recipe(recipe).masking.ratio == schedule
     for x in (0.0, progress, 1.0):
-        assert schedule(x) == pytest.approx(FORMULAS[mode](x), abs=1e-12)
-    assert schedule(0.0) == schedule.start and schedule(1.0) == schedule.end
+        assert schedule(x) == pytest.approx(formula(x), abs=1e-12)
 
 
-@given(st.floats(0.02, 0.4))
-def test_linear_decay_spends_the_targets_of_a_constant_ratio_and_cosine_two_hundredths_more(ratio: float) -> None:
+def test_linear_decay_has_the_targets_of_a_constant_ratio_and_cosine_two_hundredths_more() -> None:
     grid = [step / 1000 for step in range(1001)]
-    assert statistics.mean(map(released("desc", ratio), grid)) == pytest.approx(ratio)
-    assert statistics.mean(map(released("cosine", ratio), grid)) == pytest.approx(ratio + 0.02)
+    linear, cosine = (schedule for schedule, _ in DECAYS.values())
+    assert statistics.mean(map(linear, grid)) == pytest.approx(0.15)
+    assert statistics.mean(map(cosine, grid)) == pytest.approx(0.17)
 
 
-@pytest.mark.parametrize("mode", FORMULAS)
-def test_a_decaying_ratio_has_few_exact_budgets_the_same_on_every_rank_and_after_a_resume(mode: str) -> None:
+@pytest.mark.parametrize("recipe", DECAYS)
+def test_a_decaying_ratio_has_few_exact_budgets(recipe: str) -> None:
     """Of a masker that took all steps, one that begins anywhere, and the schedule itself on its 64 steps."""
     steps, rows = 1000, 4096
-    config = MaskingConfig(released(mode))
-    assert config.problems("masking") == []
+    schedule, formula = DECAYS[recipe]
+    config = MaskingConfig(schedule)
+    assert settings_problems(config, "masking") == []
     whole = Masker(config, IDS)
     budgets = [whole.budget(step / steps, rows) for step in range(steps)]
     assert len(set(budgets)) <= STEPS + 1
-    assert budgets[0] == max(1, round(FORMULAS[mode](0.0) * rows))
-    assert budgets[-1] == max(1, round(FORMULAS[mode](1.0) * rows))
+    assert budgets[0] == max(1, round(formula(0.0) * rows))
+    assert budgets[-1] == max(1, round(formula(1.0) * rows))
     for step in range(0, steps, 37):
         assert Masker(config, IDS).budget(step / steps, rows) == budgets[step]
         batch = pack([60, 61, 62], number=step)
@@ -205,9 +205,6 @@ def test_a_decaying_ratio_has_few_exact_budgets_the_same_on_every_rank_and_after
 @given(st.floats(0.01, 0.5), st.floats(0.01, 0.4))
 def test_schedules_turn_with_the_learning_rate(warmup: float, decay: float) -> None:
     wsd, cosine = LearningRate("wsd", 1.0, warmup=warmup, decay=decay), LearningRate("cosine", 1.0, warmup=warmup)
-    peak = released("lin_warm_decay", warm="warmup").tied(wsd)
-    assert peak == released("lin_warm_decay", warm=warmup)
-    assert all(peak(step / 100) <= peak(warmup) == pytest.approx(2 * P) for step in range(101))
     jump = Schedule("step", 0.3, 0.15, at="decay")
     steps = 1000
     for rate in (wsd, cosine):
@@ -224,11 +221,6 @@ def test_schedules_turn_with_the_learning_rate(warmup: float, decay: float) -> N
 @pytest.mark.parametrize(
     ("schedule", "names"),
     [
-        (Schedule("triangle", 0.1, 0.1), ["ratio.middle", "ratio.at"]),
-        (Schedule("cosine_square", 0.3, 0.1, at=0.0, middle=2.0), ["ratio.middle", "ratio.at"]),
-        (Schedule("linear", 0.3, 0.1, middle=0.2), ["ratio.middle"]),
-        (Schedule("square_above", 0.3), ["ratio.end"]),
-        (Schedule("square_below", 0.3, 0.1, at=0.5), ["ratio.at"]),
         # a phase that nobody tied to a learning rate
         (Schedule("step", 0.3, 0.1, at="warmup"), ["ratio.at"]),
         (Schedule("ramp", 0.3, 0.1, at=0.2, until="decay"), ["ratio.until"]),
@@ -239,9 +231,7 @@ def test_schedules_turn_with_the_learning_rate(warmup: float, decay: float) -> N
         (Schedule("linear", 0.3, -0.1), ["ratio.end"]),
     ],
 )
-def test_problems_of_bent_and_tied_schedules_are_named(schedule: Schedule, names: list[str]) -> None:
-    found = schedule.problems("ratio", 0, 1, touch=True)
-    assert len(found) == len(names)
-    assert all(f"`{name}`" in sentence for name, sentence in zip(names, found, strict=True))
-    assert Schedule("linear", 0.3, 0.0).problems("ratio", 0, 1, touch=True) == []
-    assert len(Schedule("linear", 0.3, 0.0).problems("ratio", 0, 1)) == 1
+def test_a_bound_may_be_touched_for_a_moment_only(schedule: Schedule, names: list[str]) -> None:
+    assert wrong(schedule, touch=True) == sorted(names)
+    assert wrong(Schedule("linear", 0.3, 0.0), touch=True) == []
+    assert wrong(Schedule("linear", 0.3, 0.0)) == ["ratio.end"]

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.schedules import Schedule, released
+from megamask.schedules import Schedule
 
 
 def mrd_linear(base: PretrainConfig) -> PretrainConfig:
-    """Masking ratio decay, linear: from 30 % of the tokens to none (the last 64th: one a pack)."""
-    return replace(base, masking=replace(base.masking, ratio=released("desc")))
+    """Masking ratio decay, linear (`desc` of the released code): 30 % of the tokens down to none (then one a pack)."""
+    return replace(base, masking=replace(base.masking, ratio=Schedule("linear", 0.3, 0.0)))
 
 
 def mrd_cosine(base: PretrainConfig) -> PretrainConfig:
-    """Masking ratio decay, cosine: from 32 % of the tokens to 2 %, as the paper's code has it."""
-    return replace(base, masking=replace(base.masking, ratio=released("cosine")))
+    """Masking ratio decay, cosine (`cosine` of the released code): 32 % of the tokens down to 2 %."""
+    return replace(base, masking=replace(base.masking, ratio=Schedule("cosine", 0.32, 0.02)))
 
 
 def ptw(base: PretrainConfig) -> PretrainConfig:

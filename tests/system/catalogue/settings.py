@@ -129,7 +129,10 @@ SETTINGS = [
         ("a source for nothing", {"entropy.source": "probe"}, ["`entropy.source` has no effect", "`masking.score`"]),
         ("no such source", {"entropy.source": "prob"}, ["'prob'", "--entropy.source", "'probe'"]),
         ("a measure of nothing", {"entropy.measure": "min"}, ["`entropy.measure` has no effect"]),
-        ("a cap on nothing", {"masking.entropy.skip_top": 0.1}, ["`masking.entropy` has no effect on random masking"]),
+        (
+            "a share of nothing to skip", {"masking.entropy.skip_top": 0.1},
+            ["`masking.entropy` has no effect with `masking.score` 'uniform', only with 'entropy'"],
+        ),
         (
             "candidates for low", GUIDED | {"masking.entropy.strategy": "low", "entropy.candidates": 2.0},
             ["`entropy.candidates`", "'low'"],

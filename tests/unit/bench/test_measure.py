@@ -9,6 +9,7 @@ import pytest
 from megamask.bench.measure import Medians, Round, measure_in_turn
 from megamask.bench.settings import BenchConfig
 from megamask.bench.table import ratios, speed_markdown
+from megamask.errors.rules import settings_problems
 from megamask.runtime.precision import Support
 
 
@@ -74,10 +75,10 @@ def test_every_line_of_the_table_has_every_column(peak):
     ],
 )
 def test_all_problems_are_named(wrong, named):
-    found = BenchConfig(**wrong).problems()
+    found = settings_problems(BenchConfig(**wrong))
     assert len(found) == len(named)
     assert all(f"`{name}`" in sentence for name, sentence in zip(named, found, strict=True))
-    assert not BenchConfig().problems()
+    assert not settings_problems(BenchConfig())
 
 
 @pytest.mark.parametrize("bf16", [True, False])

@@ -6,6 +6,7 @@ import pytest
 
 from megamask.bench import objectives
 from megamask.bench.measure import Round
+from megamask.errors.rules import settings_problems
 from megamask.objectives.objective import ObjectiveConfig
 from tests.batches import IDS
 from tests.unit.model.models import config
@@ -18,7 +19,11 @@ def test_every_objective_fits_the_encoder():
         found = objectives.objectives_to_compare(layers)
         assert next(iter(found.values())) == ObjectiveConfig()
         shape = config("bert", num_layers=layers).shape(IDS)
-        assert not [p for objective in found.values() for p in objective.problems("objective", shape)]
+        assert not [
+            p
+            for objective in found.values()
+            for p in settings_problems(objective) + objective.misfits("objective", shape)
+        ]
 
 
 @pytest.mark.parametrize("by_cpu", [True, False])

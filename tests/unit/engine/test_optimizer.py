@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, build_optimizer, moments_of, parameter_groups
+from megamask.errors.rules import settings_problems
 from megamask.runtime import private_api, ranks
 from megamask.schedules import LearningRate
 from tests.unit.model.models import PRESETS, objective
@@ -81,10 +82,10 @@ def test_the_moments_are_those_that_the_optimizer_keeps(kind: str) -> None:
     ],
 )
 def test_every_problem_is_named(wrong: dict, names: list[str]) -> None:
-    found = OptimizerConfig(**wrong).problems("optimizer")
+    found = settings_problems(OptimizerConfig(**wrong), "optimizer")
     assert len(found) == len(names)
     assert all(f"`optimizer.{name}`" in sentence for name, sentence in zip(names, found, strict=True))
-    assert OptimizerConfig().problems("optimizer") == []
+    assert settings_problems(OptimizerConfig(), "optimizer") == []
 
 
 def test_muon_is_not_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

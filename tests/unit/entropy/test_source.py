@@ -9,13 +9,14 @@ import pytest
 
 from megamask.entropy import EntropySource, Exact, Frequency, Probe, StoredEntropy
 from megamask.entropy.source import AuditConfig, EntropyConfig, Kind
+from megamask.errors.rules import settings_problems
 
 AUDIT = AuditConfig(every=100)
 
 
 @pytest.mark.parametrize("source", get_args(Kind))
 def test_every_source_with_defaults_is_fine(source):
-    assert EntropyConfig(source).problems("entropy") == []
+    assert settings_problems(EntropyConfig(source), "entropy") == []
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_every_source_with_defaults_is_fine(source):
     ],
 )
 def test_what_makes_sense_passes(config):
-    assert config.problems("entropy") == []
+    assert settings_problems(config, "entropy") == []
 
 
 @pytest.mark.parametrize(
@@ -63,13 +64,13 @@ def test_what_makes_sense_passes(config):
     ],
 )
 def test_what_does_not_is_named_once(config, named):
-    found = config.problems("entropy")
+    found = settings_problems(config, "entropy")
     assert len(found) == 1 and found[0].startswith(f"`{named}"), found
 
 
 def test_without_a_source_each_setting_is_named():
     other = EntropyConfig("none", "clean", "min", 7, 2.0, 0.5, AUDIT)
-    assert len(other.problems("entropy")) == len(fields(EntropyConfig)) - 1
+    assert len(settings_problems(other, "entropy")) == len(fields(EntropyConfig)) - 1
 
 
 @pytest.mark.parametrize("kind", [Frequency, Probe, StoredEntropy, Exact])

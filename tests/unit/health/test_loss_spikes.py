@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.errors import NonFiniteError
-from megamask.health.loss_spikes import Regime, SkippedPacks, SpikePolicy, SpikesConfig, StepDecision
+from megamask.errors.rules import settings_problems
+from megamask.health.loss_spikes import Regime, SkippedPacks, SpikePolicy, StepDecision
+from megamask.health.settings import SpikesConfig
 
 REGIME = Regime(100.0)
 WINDOW = 16
@@ -181,6 +183,10 @@ def test_a_rewind_skips_the_packs_read_after_it(moves: list[tuple[int, int]]) ->
     ],
 )
 def test_every_problem_is_named(config: SpikesConfig, names: list[str]) -> None:
-    problems = config.problems("spikes")
+    problems = settings_problems(config, "spikes")
     assert [sentence.split("`")[1] for sentence in problems] == [f"spikes.{name}" for name in names]
-    assert SpikesConfig().problems("spikes") == SpikesConfig("rewind", rewind_steps=50).problems("spikes") == []
+    assert (
+        settings_problems(SpikesConfig(), "spikes")
+        == settings_problems(SpikesConfig("rewind", rewind_steps=50), "spikes")
+        == []
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from megamask.errors import ConfigError, DataError, HangError, PeerLostError, StorageError
+from megamask.errors.rules import settings_problems
 from megamask.health import watchdog as module
 from megamask.health.heartbeats import LINE
 from megamask.health.settings import WatchdogConfig
@@ -38,13 +39,13 @@ def report(error: Exception, logs: Path) -> Exception:
     ],
 )
 def test_every_problem_is_named(config: WatchdogConfig, name: str) -> None:
-    (problem,) = config.problems("h")
+    (problem,) = settings_problems(config, "h")
     assert name in problem
 
 
 @pytest.mark.parametrize("config", [WatchdogConfig(), WatchdogConfig(0.0), WatchdogConfig(10.0, 10.0)])
 def test_a_valid_config_has_no_problems(config: WatchdogConfig) -> None:
-    assert config.problems("h") == []
+    assert settings_problems(config, "h") == []
 
 
 def test_only_frequent_phases_have_the_short_timeout() -> None:

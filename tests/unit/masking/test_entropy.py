@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from megamask.batch import Losses, MaskPlan
 from megamask.errors import ConfigError, DataError, NonFiniteError
+from megamask.errors.rules import settings_problems
 from megamask.masking.choose import choose_pieces
 from megamask.masking.entropy import EntropyScore, EntropyScoreConfig, shuffled
 from megamask.masking.masker import STEPS, Masker, MaskingConfig
@@ -45,7 +46,7 @@ def masker(unit="token", ratio=0.2, explore=0.0, **settings):
         entropy=EntropyScoreConfig(**settings),
         random_share=Schedule(start=explore),
     )
-    assert config.problems("masking") == []
+    assert settings_problems(config, "masking") == []
     return Masker(config, IDS)
 
 
@@ -380,10 +381,10 @@ def test_a_score_learns_and_its_state_is_restored(monkeypatch):
     ],
 )
 def test_every_problem_is_named(config, names):
-    found = config.problems("masking")
+    found = settings_problems(config, "masking")
     assert len(found) == len(names)
     assert all(f"`masking.{name}`" in sentence for name, sentence in zip(names, found, strict=True))
     for fine in (MaskingConfig(), MaskingConfig(score="entropy")):
-        assert fine.problems("masking") == []
+        assert settings_problems(fine, "masking") == []
     for ends in (0.0, 1.0):
-        assert MaskingConfig(score="entropy", random_share=Schedule(start=ends)).problems("masking") == []
+        assert settings_problems(MaskingConfig(score="entropy", random_share=Schedule(start=ends)), "masking") == []

@@ -179,7 +179,7 @@ def test_random_replacements_are_uniform_over_ordinary_tokens():
 
 @pytest.mark.parametrize("steps", [1, 5, 127, 128, 1000])
 @pytest.mark.parametrize(
-    "ratio", [Schedule("linear", 0.2, 0.9), Schedule("triangle", 0.1, 0.1, at=0.5, middle=0.6), Schedule(start=0.3)]
+    "ratio", [Schedule("linear", 0.2, 0.9), Schedule("ramp", 0.6, 0.1, at=0.2, until=0.5), Schedule(start=0.3)]
 )
 def test_the_most_targets_are_the_most_of_any_step(ratio, steps):
     config = MaskingConfig(ratio)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megamask.batch import Layout
+from megamask.errors.rules import settings_problems
 from megamask.model import attention
 from megamask.model.attention import QueryKeyLayout, attend
 from megamask.model.encoder import Encoder
@@ -260,10 +261,11 @@ def test_parameters_are_used_inside_the_call_of_their_own_module_alone(preset):
         ),
         ({"dropout": 1.0}, "`model.dropout` must lie in [0, 1), but is 1.0."),
         ({"init_std": 0.0}, "`model.init_std` must lie in (0, 1), but is 0.0."),
-        ({"global_every": 3, "local_window": 7}, "`model.local_window` must be even and at least 2, but is 7."),
+        ({"global_every": 3, "local_window": 7}, "`model.local_window` must be at least 2 and even, but is 7."),
         (
             {"preset": "bert", "global_every": 3},
-            "`model.global_every` has an effect on the preset 'modern' alone. Remove it.",
+            "`model.global_every` has no effect with `model.preset` 'bert', only with 'modern'. "
+            "Remove it or change `model.preset`.",
         ),
         (
             {"dropout": 0.1, "attention": "varlen"},
@@ -272,14 +274,15 @@ def test_parameters_are_used_inside_the_call_of_their_own_module_alone(preset):
     ],
 )
 def test_a_wrong_setting_is_named(settings, sentence):
-    assert ModelConfig(**settings).problems() == [sentence]
+    assert settings_problems(ModelConfig(**settings), "model") == [sentence]
 
 
 def test_all_wrong_settings_are_named_at_once():
-    assert len(ModelConfig(num_layers=0, num_heads=0, dropout=2.0, init_std=-1.0, local_window=3).problems()) == 6
+    config = ModelConfig(num_layers=0, num_heads=0, dropout=2.0, init_std=-1.0, local_window=3)
+    assert len(settings_problems(config, "model")) == 6
 
 
 def test_every_size_of_every_preset_is_in_order():
     for preset in PRESETS:
         for size in ("tiny", "small", "base", "large", "xl", "xxl"):
-            assert ModelConfig(preset=preset, size=size).problems() == []
+            assert settings_problems(ModelConfig(preset=preset, size=size), "model") == []

@@ -23,6 +23,7 @@ from megamask.engine.ds_file import teacher_problems as file_problems
 from megamask.entropy.exact import PURPOSE, measure_entropy
 from megamask.entropy.source import AuditConfig, EntropyConfig
 from megamask.errors import CheckpointError, ConfigError, DataError
+from megamask.errors.rules import settings_problems
 from megamask.hf.layer_subset import pick_layers
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.rng import PackRng
@@ -469,18 +470,26 @@ def test_a_model_that_ends_in_more_than_a_matrix_is_refused(theirs, load, monkey
 
 def test_settings_without_effect_and_out_of_bounds_are_refused(tmp_path):
     off, on = DistillConfig(), DistillConfig(Schedule("ramp", start=0.0, end=1.0, at=0.1, until=0.3), temperature=2.0)
-    assert not off.problems("distill") and not on.problems("distill") and not off.active and on.active
-    assert not TeacherConfig().problems("teacher") and not TeacherConfig("x", "fp32", None, 4).problems("teacher")
-    said = DistillConfig(temperature=2.0, positions="all", reduction="sequence", stored=tmp_path).problems("distill")
+    assert (
+        not settings_problems(off, "distill") and not settings_problems(on, "distill") and not off.active and on.active
+    )
+    assert not settings_problems(TeacherConfig(), "teacher") and not settings_problems(
+        TeacherConfig("x", "fp32", None, 4), "teacher"
+    )
+    said = settings_problems(
+        DistillConfig(temperature=2.0, positions="all", reduction="sequence", stored=tmp_path), "distill"
+    )
     assert [s.split("`")[1] for s in said] == [
         f"distill.{p}" for p in ("temperature", "positions", "reduction", "stored")
     ]
-    said = TeacherConfig(precision="fp32", deepspeed=tmp_path, packs_per_pass=2).problems("teacher")
+    said = settings_problems(TeacherConfig(precision="fp32", deepspeed=tmp_path, packs_per_pass=2), "teacher")
     assert [s.split("`")[1] for s in said] == ["teacher.precision", "teacher.deepspeed", "teacher.packs_per_pass"]
-    bad = DistillConfig(Schedule(start=1.5), temperature=0.0, positions="all", stored=tmp_path).problems("distill")
-    assert [s.split("`")[1] for s in bad] == ["distill.weight.start", "distill.temperature", "distill.positions"]
-    assert "`teacher.packs_per_pass` must be at least 1, but is 0." in TeacherConfig("x", packs_per_pass=0).problems(
-        "teacher"
+    bad = settings_problems(
+        DistillConfig(Schedule(start=1.5), temperature=0.0, positions="all", stored=tmp_path), "distill"
+    )
+    assert {s.split("`")[1] for s in bad} == {"distill.weight.start", "distill.temperature", "distill.positions"}
+    assert "`teacher.packs_per_pass` must be at least 1, but is 0." in settings_problems(
+        TeacherConfig("x", packs_per_pass=0), "teacher"
     )
 
 
@@ -517,10 +526,10 @@ def test_deepspeed_files_of_a_teacher(tmp_path):
             {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
         )
     )
-    said = " ".join(TeacherConfig("x", deepspeed=wrong).problems("teacher"))
+    said = " ".join(settings_problems(TeacherConfig("x", deepspeed=wrong), "teacher"))
     assert all(word in said for word in ("`bf16`", "needs ZeRO stage 3", "offload_optimizer"))
     with pytest.raises(ConfigError, match="cannot be read"):
-        TeacherConfig("x", deepspeed=tmp_path / "none.json").problems("teacher")
+        settings_problems(TeacherConfig("x", deepspeed=tmp_path / "none.json"), "teacher")
 
 
 # ---- a subset of layers as initial weights

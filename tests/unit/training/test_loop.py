@@ -15,7 +15,8 @@ from megamask.checkpoint.format import verify
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.errors import StorageError
-from megamask.health.loss_spikes import SpikePolicy, SpikesConfig
+from megamask.health.loss_spikes import SpikePolicy
+from megamask.health.settings import SpikesConfig
 from megamask.runtime import ranks
 from megamask.storage import durable
 from megamask.training import loop

@@ -132,13 +132,6 @@ class Removable(str):
         return self
 
 
-def removable(config: object, parts: Iterable[str], name: str, why: str, cure: str = "Remove it.") -> list[str]:
-    """A sentence for each of the fields ``parts`` of the dataclass ``config`` that does not have its default."""
-    plain = type(config)()
-    values = {part: getattr(plain, part) for part in parts}
-    return [Removable(f"{name}.{p}", why, value, cure) for p, value in values.items() if getattr(config, p) != value]
-
-
 SHOWN = 5
 """How many names of a list an error shows."""
 
