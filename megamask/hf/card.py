@@ -101,7 +101,7 @@ def _fill_mask(tokenizer: Tokenizer) -> str:
     return f"""from transformers import pipeline
 
 fill_mask = pipeline("fill-mask", model="{FOLDER}")
-for prediction in fill_mask({before + mask + after!r}):
+for prediction in fill_mask({json.dumps(before + mask + after, ensure_ascii=False)}):
     print(f"{{prediction['score']:.3f}}  {{prediction['token_str']}}")"""
 
 
