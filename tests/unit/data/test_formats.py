@@ -39,9 +39,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\u
 
 
 @given(st.lists(TEXT, min_size=1, max_size=5), st.sampled_from([None, 0, 3]), st.booleans(), st.integers(1, 40))
-def test_a_list_of_objects_is_read_whatever_the_layout_and_the_block(
-    tmp_path_factory, texts, indent, ascii_only, block
-):
+def test_json_is_read_in_any_layout_and_block_size(tmp_path_factory, texts, indent, ascii_only, block):
     records = [{"id": n, "text": one, "more": [{"text": "x"}]} for n, one in enumerate(texts)]
     path = written(tmp_path_factory.mktemp("json"), "a.json", json.dumps(records, indent=indent, ensure_ascii=ascii))
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +55,7 @@ def test_json_without_a_record_has_no_document(tmp_path, content):
     assert read(path) == []
 
 
-def test_a_list_that_is_cut_anywhere_is_a_fault_and_gives_what_was_whole(tmp_path):
+def test_a_truncated_list_gives_its_complete_objects_and_an_error(tmp_path):
     texts = [f"text {n}, “quoted” and [bracketed]" for n in range(5)]
     raw = json.dumps([{"text": one, "n": -1.5e3} for one in texts], ensure_ascii=False).encode()
     path = tmp_path / "a.json"
@@ -79,7 +77,7 @@ def test_a_list_that_is_cut_anywhere_is_a_fault_and_gives_what_was_whole(tmp_pat
         (b'{"text": ' + b"[" * 100_000, "is not valid JSON"),
     ],
 )
-def test_a_fault_among_lines_of_a_json_file_costs_its_line(tmp_path, bad, sentence):
+def test_a_bad_line_of_a_json_file_loses_only_this_line(tmp_path, bad, sentence):
     first = b'{"text": "before"}\n\n'
     path = written(tmp_path, "a.json", first + bad + b'\n{"text": "after"}\n')
     before, fault, after = read(path)
@@ -101,7 +99,7 @@ def test_a_field_that_occurs_twice_in_its_object_is_a_bad_document(tmp_path, nam
     assert all(f"the field {field!r} occurs 2 times" in found.problem for found in bad)
 
 
-def test_after_a_fault_in_a_list_the_rest_is_said_to_be_lost(tmp_path):
+def test_an_error_in_a_list_says_that_the_rest_is_lost(tmp_path):
     path = written(tmp_path, "a.json", '[{"text": "one"},\n{"text": }, {"text": "three"}]')
     one, fault = read(path)
     assert one == "one" and fault.problem.startswith(f"{path}, line 2 (byte 18) is not valid JSON")
@@ -126,7 +124,7 @@ def table(rows, separator: str = ",", **how) -> str:
 
 
 @given(st.lists(TEXT, min_size=1, max_size=5), st.sampled_from([",", "\t"]), st.sampled_from(["\r\n", "\n"]))
-def test_a_table_gives_the_texts_that_were_written(tmp_path_factory, texts, separator, end):
+def test_a_table_gives_the_texts_that_csv_wrote(tmp_path_factory, texts, separator, end):
     rows = [("text", "id"), *((one, n) for n, one in enumerate(texts))]
     name = "a.csv" if separator == "," else "a.TSV"
     raw = "\ufeff" + table(rows, separator, lineterminator=end, quoting=csv.QUOTE_ALL)
@@ -164,7 +162,7 @@ def test_a_bad_row_does_not_harm_its_neighbours(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
-def test_a_row_of_many_lines_has_one_remark_a_file(tmp_path, name, separator):
+def test_a_row_of_many_lines_gives_one_warning_per_file(tmp_path, name, separator):
     rows = "".join(f"some words{separator}{n}\n" for n in range(120))
     swallowed = f'"unbalanced{separator}0\n{rows}and an inch is 1"{separator}2\n'
     path = written(tmp_path, name, f"text{separator}id\nfirst{separator}1\n" + 2 * swallowed)
@@ -198,7 +196,7 @@ def test_a_line_may_be_a_document(tmp_path):
     assert [normalize_text(found) for found in read(path)] == ["one", "two\nthree\nfour"]
 
 
-def test_byte_order_marks_of_joined_files_vanish(tmp_path):
+def test_byte_order_marks_of_joined_files_are_removed(tmp_path):
     joined = "\ufeffThe same.\n\n\ufeffThe same.\n\nOther.\ufeff\n"
     path = written(tmp_path, "a.txt", joined)
     assert {normalize_text(found) for found in read(path)} == {"The same.", "Other."}

@@ -1,4 +1,4 @@
-"""What a folder holds is read, or counted, or refused; never left out without a word."""
+"""The files of a folder are read, counted or refused; none is left out silently."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refused(*given: object, **how) -> str:
     return str(caught.value)
 
 
-def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
+def test_files_of_a_folder_are_sorted_by_name(tmp_path):
     make(tmp_path, {"b.txt": "bb", "a.jsonl.gz": gzip.compress(b"{}"), "below/c.TXT": "cc", "notes.pdf": "x"})
     found = find_inputs([str(tmp_path)])
     assert names(found) == ["a.jsonl.gz", "b.txt", "below/c.TXT"]
@@ -41,7 +41,7 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
     assert found.facts()["read"][".txt"] == {"files": 2, "bytes": 4}
 
 
-def test_records_beside_a_readme_are_read_and_the_readme_is_named(tmp_path):
+def test_a_readme_beside_records_gives_a_warning(tmp_path):
     records = gzip.compress(json.dumps([{"text": f"record {n}"} for n in range(300)]).encode())
     make(tmp_path, {"part.json.gz": records, "README.txt": "About these data.\n\n" * 60})
     found = find_inputs([str(tmp_path)])
@@ -64,7 +64,7 @@ def test_records_beside_a_readme_are_read_and_the_readme_is_named(tmp_path):
         ("part-00000.gz", "Rename .gz files so that their names say what is inside, such as .jsonl.gz."),
     ],
 )
-def test_files_that_look_like_the_data_are_not_passed_over(tmp_path, name, cure):
+def test_unsupported_files_that_look_like_data_are_refused(tmp_path, name, cure):
     make(tmp_path, {"README.txt": "About these data, at length. " * 9})
     (tmp_path / name).write_bytes(b"data")
     sentence = refused(tmp_path)
@@ -75,7 +75,7 @@ def test_files_that_look_like_the_data_are_not_passed_over(tmp_path, name, cure)
     assert cure in refused(tmp_path)  # alone
 
 
-def test_more_bytes_passed_over_than_read_are_refused(tmp_path):
+def test_a_folder_with_more_unsupported_than_read_bytes_is_refused(tmp_path):
     make(tmp_path, {"a.txt": "a" * 100, "b.md": "b" * 100, "c.md": "", "cover.png": b"p" * 1000})
     assert find_inputs([str(tmp_path)]).unsupported.files == {".md": 2, ".png": 1}
     (tmp_path / "c.md").write_text("c")
@@ -99,7 +99,7 @@ def test_hidden_names_are_counted_and_not_read(tmp_path):
     assert names(find_inputs([str(tmp_path / ".git")])) == ["objects/b.txt"]
 
 
-def test_links_are_followed_once_and_broken_ones_named(tmp_path):
+def test_links_are_followed_once_and_broken_links_refused(tmp_path):
     elsewhere = make(tmp_path / "elsewhere", {"a.txt": "a", "deep/b.txt": "b"})
     folder = make(tmp_path / "folder", {"own.txt": "c"})
     (folder / "linked").symlink_to(elsewhere)
@@ -111,13 +111,13 @@ def test_links_are_followed_once_and_broken_ones_named(tmp_path):
     assert len(find_inputs([str(folder)], exclude=["broken*"]).sources) == 4
 
 
-def test_a_text_and_its_compressed_copy_are_both_named(tmp_path):
+def test_a_text_beside_its_compressed_copy_gives_a_warning(tmp_path):
     make(tmp_path, {"x.txt": "a", "x.txt.gz": gzip.compress(b"a"), "y.txt": "b"})
     [remark] = find_inputs([str(tmp_path)]).warnings()
     assert "x.txt" in remark and "x.txt.gz" in remark and "both are read" in remark
 
 
-def test_a_folder_of_other_files_alone_says_what_it_holds(tmp_path):
+def test_a_folder_without_supported_files_is_refused(tmp_path):
     make(tmp_path, {"a.pdf": "xx", "b.pdf": "xx", "c.md": "x", ".d.txt": "x"})
     sentence = refused(tmp_path)
     assert "contains no file that can be read" in sentence

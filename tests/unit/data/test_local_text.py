@@ -1,4 +1,4 @@
-"""Local text: prose is kept, the rest is not, and it is the same each time."""
+"""Local text: only prose is kept, and the result is repeatable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROSE = "This function returns the sum of the two numbers, and it is used in all
 SECOND = "The `value` is taken from the file if it is there, or else from the :class:`~a.Table` that was given."
 
 
-def test_prose_is_kept_and_its_markup_taken_off():
+def test_prose_is_kept_without_its_markup():
     assert list(local_text.paragraphs([f"{PROSE}\n\n{SECOND}"])) == [
         PROSE,
         "The value is taken from the file if it is there, or else from the a.Table that was given.",
@@ -34,7 +34,7 @@ def test_prose_is_kept_and_its_markup_taken_off():
         "too short.",
     ],
 )
-def test_what_is_no_prose_is_left_out(other):
+def test_text_that_is_not_prose_is_left_out(other):
     assert list(local_text.paragraphs([f"{other}\n\n{PROSE}"])) == [PROSE]
 
 
@@ -44,7 +44,7 @@ def test_code_after_a_double_colon_is_left_out():
     assert list(local_text.paragraphs([f"{first}\n\n{code}\n\n{PROSE}"])) == [PROSE]
 
 
-def test_this_machine_holds_english_and_always_the_same():
+def test_local_text_is_english_and_repeatable():
     documents = list(local_text.collect_local_text(50_000))
     assert documents == list(local_text.collect_local_text(50_000))
     assert 50_000 <= sum(map(len, documents)) < 300_000

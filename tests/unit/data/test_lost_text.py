@@ -1,4 +1,4 @@
-"""What a tokenizer loses is counted: held against its library's own offsets, and against what was planted."""
+"""Lost text is counted: compared with the offsets of the library, and with characters that the test inserts."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ WITH_UNKNOWN = {
 
 
 @pytest.mark.parametrize("kind", WITH_UNKNOWN)
-def test_unknown_tokens_are_those_of_the_library(texts, kind):
-    """Also where few words of a long document are looked at again."""
+def test_unknown_tokens_match_the_offsets_of_the_library(texts, kind):
+    """Also if only a few words of a long document are encoded again."""
     tokenizer = WITH_UNKNOWN[kind](texts)
     unknown = tokenizer.backend.token_to_id("[UNK]")
     long = " ".join([*texts[:20], FOREIGN[0], FOREIGN[1]])
@@ -84,7 +84,7 @@ def test_unknown_tokens_are_those_of_the_library(texts, kind):
         assert found.unknown_characters == sum(len(text) * times for text, times in surfaces.items())
         assert found.lost_characters == 0
         assert {text[:20] for text in found.examples} == {text.strip()[:20] for text in surfaces}
-        # encodings at hand, or asked for, make no difference
+        # the result is the same with and without encodings
         assert found == CoverageCounter(tokenizer)(
             documents, tokenizer.encode(documents), tokenizer.encodings(documents)
         )
@@ -92,7 +92,7 @@ def test_unknown_tokens_are_those_of_the_library(texts, kind):
 
 @pytest.mark.parametrize("pre", [pre_tokenizers.Metaspace(), pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel()])
 def test_characters_without_a_token_are_counted(texts, pre):
-    """A BPE without unknown token drops what its alphabet lacks; each plan puts such characters everywhere."""
+    """A BPE without an unknown token drops characters that are not in its alphabet."""
     found = counted(bpe(texts, pre), FOREIGN)
     alphabet = {c for text in texts if text.isascii() for c in text}
     lost = Counter(c for text in FOREIGN for c in text if c not in alphabet and not c.isspace())
@@ -100,7 +100,7 @@ def test_characters_without_a_token_are_counted(texts, pre):
     assert found.unknown_tokens == 0 and found.share == lost.total() / found.characters
 
 
-def test_an_ending_that_the_vocabulary_lacks_is_lost():
+def test_a_character_without_an_end_of_word_token_is_lost():
     """With </w>, a letter may be known inside a word alone."""
     backend = Backend(models.BPE({"a": 0, "b</w>": 1}, [], end_of_word_suffix="</w>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -117,7 +117,7 @@ def test_an_ending_that_the_vocabulary_lacks_is_lost():
         pre_tokenizers.CharDelimiterSplit("#"),
     ],
 )
-def test_what_a_pre_tokenizer_drops_is_lost_unless_it_is_space(texts, pre):
+def test_text_that_a_pre_tokenizer_drops_is_lost_except_space(texts, pre):
     found = counted(bpe(texts, pre, unk_token="[UNK]"), ["some words, and 7 more. # here"])
     assert found.examples == Counter("#" if isinstance(pre, pre_tokenizers.CharDelimiterSplit) else found.examples)
     assert found.examples["#"] == 1
@@ -128,7 +128,7 @@ def test_an_unknown_space_is_shown():
     assert shortened(Counter({"\u3000": 2, " a ": 1})) == Counter({"\u3000": 2, "a": 1})
 
 
-def test_what_the_normalizer_does_on_purpose_is_no_loss(texts):
+def test_intended_normalization_is_not_a_loss(texts):
     """Accents and capitals go, a control character is counted apart."""
     found = counted(wordpiece(texts), ["NAÏVE Café", "con\u0001trol", unicodedata.normalize("NFD", "é")])
     assert (found.unknown_tokens, found.lost_characters, found.removed_characters) == (0, 0, 2)
@@ -148,7 +148,7 @@ def test_what_the_normalizer_does_on_purpose_is_no_loss(texts):
         ([normalizers.Replace("b", ""), normalizers.ByteLevel()], "b"),
     ],
 )
-def test_what_the_normalizer_removes_is_counted_wherever_it_stands(texts, steps, removed):
+def test_characters_that_the_normalizer_removes_are_counted(texts, steps, removed):
     """Also where the character alone would stay, or gets a mark of its own."""
     how = bpe(texts, pre_tokenizers.Whitespace(), unk_token="[UNK]")
     how.backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
@@ -156,7 +156,7 @@ def test_what_the_normalizer_removes_is_counted_wherever_it_stands(texts, steps,
     assert found.removed_examples == Counter(removed) and found.removed_characters == len(removed)
 
 
-def test_a_normalizer_that_removes_much_is_named_with_examples():
+def test_a_warning_names_characters_that_the_normalizer_removes():
     allowed = Coverage(characters=100, removed_characters=round(100 * REMOVED), removed_examples=Counter("77é79"))
     assert removal_warning(allowed) is None and removal_warning(Coverage()) is None
     warning = removal_warning(sum_coverage([allowed, Coverage(removed_characters=1, removed_examples=Counter("é"))]))
@@ -167,7 +167,7 @@ def test_a_normalizer_that_removes_much_is_named_with_examples():
 
 
 @pytest.mark.parametrize("pre", [pre_tokenizers.Whitespace(), pre_tokenizers.Metaspace()])
-def test_a_normalizer_that_writes_bytes_loses_characters(texts, pre):
+def test_a_byte_level_normalizer_loses_characters_not_bytes(texts, pre):
     """Not bytes; pre-tokenizers may cut between the bytes of a character."""
     how = bpe(texts, pre)
     how.backend.normalizer = normalizers.ByteLevel()
@@ -175,7 +175,7 @@ def test_a_normalizer_that_writes_bytes_loses_characters(texts, pre):
     assert found.examples == Counter("éà東京") and found.lost_characters == 4
 
 
-def test_counts_add_up_however_the_text_is_cut(texts):
+def test_counts_of_parts_add_up(texts):
     tokenizer = wordpiece(texts)
     documents = [*texts[:5], *FOREIGN]
     whole = counted(tokenizer, documents)
@@ -187,7 +187,7 @@ def test_counts_add_up_however_the_text_is_cut(texts):
 # ---- the alphabet of a new WordPiece
 
 
-def test_an_alphabet_larger_than_a_thousand_is_known(texts):
+def test_the_alphabet_may_exceed_a_thousand_characters(texts):
     """Chinese characters stand alone, so each takes one token."""
     chinese = ["".join(CHINESE[at : at + 50]) + "。" for at in range(0, len(CHINESE), 50)]
     found = counted(train_tokenizer("wordpiece", [*texts, *chinese], size=len(CHINESE) + 1000), chinese)

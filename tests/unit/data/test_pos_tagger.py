@@ -92,7 +92,7 @@ def test_every_token_has_the_tag_of_its_first_word(tokenizer, data):
     assert words.tags_of(*places.T).tolist() == expected
 
 
-def test_tokens_of_a_word_share_its_tag_and_no_tag_is_made_up(tokenizer):
+def test_all_tokens_of_a_word_have_its_tag(tokenizer):
     written = TEXTS[0]
     [(_, places)] = tokenizer.encode_with_offsets([written])
     one = written.index("Zażółć")
@@ -125,7 +125,7 @@ class Stub:
 
 
 @given(st.lists(st.text(st.sampled_from("ab \n"), max_size=60), max_size=5))
-def test_long_texts_are_tagged_in_pieces_and_stand_where_they_stood(texts):
+def test_long_texts_are_tagged_in_pieces_at_the_same_positions(texts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pos_tagger, "PIECE", 20)
         pipeline = Stub()
@@ -175,7 +175,7 @@ def pipeline(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_trained_pipeline_tags_what_it_was_taught(pipeline):
+def test_a_trained_pipeline_tags_its_examples(pipeline):
     found = Tagger.load(str(pipeline))
     right = total = 0
     for (written, tags), words in zip(examples(), found.words([w for w, _ in examples()]), strict=True):
@@ -203,7 +203,7 @@ def test_a_pipeline_without_tags_is_refused(tmp_path):
         Tagger.load(str(tmp_path / "blank"))
 
 
-def test_without_spacy_the_sentence_says_how_to_get_it(monkeypatch):
+def test_without_spacy_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(ConfigError, match=r"spaCy is not installed\. .*megamask\[tags\]"):
         Tagger.load("en_core_web_sm")
@@ -241,14 +241,14 @@ def test_documents_of_conllu_are_their_words_with_their_tags(tmp_path, packing):
         ("1\t \tyes\tADJ" + "\t_" * 6, "has a word without a letter."),
     ],
 )
-def test_a_faulty_line_is_named_and_other_documents_are_read(line, sentence):
+def test_a_bad_line_is_reported_and_other_documents_are_read(line, sentence):
     lines = enumerate(["# newdoc", line, "# newdoc", *CONLLU.split("\n")], start=1)
     bad, one, two = read_conllu(Path("a.conllu"), lines, whole_file=False)
     assert isinstance(bad, str) and bad.startswith(f"a.conllu, line 2 {sentence}")
     assert isinstance(one, TaggedDocument) and isinstance(two, TaggedDocument)
 
 
-def test_bytes_that_are_no_utf8_are_named(tmp_path):
+def test_bytes_that_are_not_utf8_are_reported(tmp_path):
     path = tmp_path / "some.conllu"
     path.write_bytes(b"# newdoc\n1\t\xff\t_\n" + CONLLU.encode())
     bad, one, _two = read(path)
@@ -259,7 +259,7 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path):
 # ---- shards
 
 
-def test_names_of_tags_come_from_the_facts_and_shards_without_are_refused(make_shards):
+def test_shards_without_tag_names_are_refused(make_shards):
     folder = make_shards([3, 4], valid=(5,))
     with pytest.raises(DataError, match=r"has no tags for the split 'train'\. .*--tags"):
         pos_tagger.tag_names(Shards.open(folder))

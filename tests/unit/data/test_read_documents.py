@@ -1,4 +1,4 @@
-"""Documents: the same from every format and packing, and every fault named with its place."""
+"""Documents are the same in every format and compression, and every error has its position."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("packing", PACK)
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_format_and_packing_gives_the_same_documents(tmp_path, kind, packing):
+def test_every_format_and_compression_gives_the_same_documents(tmp_path, kind, packing):
     path = tmp_path / f"some{kind}{packing}"
     path.write_bytes(PACK[packing](FORMATS[kind](TEXTS)))
     assert kept(path) == TEXTS
@@ -103,7 +103,7 @@ def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, raw):
     assert kept(tmp_path / "a.txt") == ["One.\nTwo.", "Three."]
 
 
-def test_a_saved_data_set(tmp_path):
+def test_a_saved_dataset(tmp_path):
     datasets = pytest.importorskip("datasets")
     saved = datasets.Dataset.from_dict({"body": TEXTS})
     saved.save_to_disk(tmp_path / "one")
@@ -127,7 +127,7 @@ def test_the_splits_and_configurations_that_exist_are_named(monkeypatch):
     assert "(split 'train', `dataset_split`)" in bad.problem and "['en', 'de']" in bad.problem
 
 
-def test_a_data_set_that_cannot_be_found_is_said(tmp_path, monkeypatch):
+def test_a_dataset_that_does_not_exist_is_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     [bad] = read("somebody/some-data")
     assert "is not a file or folder, and as a dataset cannot be read" in bad.problem
@@ -178,7 +178,7 @@ def test_the_byte_that_is_not_utf8_is_named(tmp_path_factory, raw):
 
 
 @pytest.mark.parametrize("raw", ["Wide.".encode("utf-16-le"), "Wider.".encode("utf-32-be"), b"\0", b"a\0"])
-def test_text_with_zero_bytes_is_refused_and_a_zero_in_a_record_is_a_space(tmp_path, raw):
+def test_zero_bytes_are_refused_in_text_and_a_space_in_records(tmp_path, raw):
     (tmp_path / "a.txt").write_bytes(b"good\n\n" + raw + b"\n\nlast")
     good, bad, last = read(tmp_path / "a.txt")
     assert (good, last) == ("good\n", "last")
@@ -199,7 +199,7 @@ def test_a_bad_block_does_not_harm_its_neighbours(tmp_path):
 
 @pytest.mark.parametrize("packing", compression.COMPRESSIONS)
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_packed_file_cut_anywhere_is_named(tmp_path, kind, packing):
+def test_a_truncated_compressed_file_is_reported(tmp_path, kind, packing):
     # texts that do not pack well, so that cuts fall inside of the data too
     raw = PACK[packing](FORMATS[kind]([f"Text {n**7} {n}" for n in range(300)]))
     path = tmp_path / f"a{kind}{packing}"
@@ -210,7 +210,7 @@ def test_a_packed_file_cut_anywhere_is_named(tmp_path, kind, packing):
 
 
 @pytest.mark.parametrize("packing", compression.COMPRESSIONS)
-def test_a_damaged_later_stream_is_named_and_does_not_end_the_file_silently(tmp_path, packing):
+def test_a_corrupt_later_stream_is_reported(tmp_path, packing):
     first, second = PACK[packing](b"first\n\n"), PACK[packing](b"second " * 500)
     path = tmp_path / f"a.txt{packing}"
     path.write_bytes(first + second)
@@ -223,7 +223,7 @@ def test_a_damaged_later_stream_is_named_and_does_not_end_the_file_silently(tmp_
 
 
 @pytest.mark.parametrize("kind", ["bz2", "xz"])
-def test_any_damaged_byte_of_a_later_stream_is_named(tmp_path, kind):
+def test_any_corrupt_byte_of_a_later_stream_is_reported(tmp_path, kind):
     first, second = (PACK[f".{kind}"](raw) for raw in (b"first\n\n", b"second"))
     path = tmp_path / f"a.txt.{kind}"
     for at in range(len(second)):
@@ -246,14 +246,14 @@ def test_zeros_behind_a_stream_of_xz_are_padding_in_multiples_of_four(tmp_path, 
 @given(
     st.sampled_from(["bz2", "xz", "zst"]), st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.integers(1, 50)
 )
-def test_streams_follow_each_other_whatever_the_steps(tmp_path_factory, kind, parts, step):
+def test_several_streams_are_read_with_any_block_size(tmp_path_factory, kind, parts, step):
     path = tmp_path_factory.mktemp("streams") / f"a.{kind}"
     path.write_bytes(b"".join(map(PACK[f".{kind}"], parts)))
     with path.open("rb") as raw, compression.open_compressed(path, raw) as file:
         assert b"".join(iter(lambda: file.read(step), b"")) == b"".join(parts)
 
 
-def test_a_packed_file_that_is_none_is_named(tmp_path):
+def test_a_file_that_is_not_compressed_is_reported(tmp_path):
     for packing in compression.COMPRESSIONS:
         path = tmp_path / f"a.txt{packing}"
         path.write_bytes(b"plain text, not packed at all")
@@ -304,7 +304,7 @@ def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
 
 
 def peak(path, **reading) -> tuple[list, int]:
-    """What is read, and the most bytes that Python held meanwhile."""
+    """The documents, and the peak of the memory of Python."""
     [source] = find_inputs([str(path)]).sources
     tracemalloc.start()
     try:
@@ -323,7 +323,7 @@ SLACK = 2**18
 
 
 @pytest.mark.parametrize(("name", "reading"), [("a.txt", {}), ("a.txt", {"documents": "files"}), ("a.txt.gz", {})])
-def test_a_long_document_is_held_twice_at_most(tmp_path, name, reading):
+def test_a_long_document_is_in_memory_twice_at_most(tmp_path, name, reading):
     """As bytes and as text."""
     path = tmp_path / name
     path.write_bytes(PACK[".gz" if name.endswith("gz") else ""](b"word " * (SIZE // 5)))
@@ -333,7 +333,7 @@ def test_a_long_document_is_held_twice_at_most(tmp_path, name, reading):
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
-def test_a_line_without_end_takes_no_more_than_two_of_the_longest(tmp_path, monkeypatch, name):
+def test_a_line_without_end_does_not_use_up_the_memory(tmp_path, monkeypatch, name):
     monkeypatch.setattr(lines, "MAX_DOCUMENT_BYTES", SIZE // 16)
     path = tmp_path / name
     path.write_bytes(PACK[".gz" if name.endswith("gz") else ""](b"word " * (SIZE // 5) + b"\n\n" + as_jsonl(["after"])))
@@ -342,7 +342,7 @@ def test_a_line_without_end_takes_no_more_than_two_of_the_longest(tmp_path, monk
     assert most < 2 * SIZE // 16 + SLACK
 
 
-def test_a_reader_that_keeps_what_it_has_read_is_found(tmp_path, monkeypatch):
+def test_the_memory_test_fails_for_a_reader_that_keeps_lines(tmp_path, monkeypatch):
     read_lines, kept = lines.read_lines, []
 
     def keeping(*given):
@@ -352,21 +352,21 @@ def test_a_reader_that_keeps_what_it_has_read_is_found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plain_text, "read_lines", keeping)
     with pytest.raises(AssertionError):
-        test_a_long_document_is_held_twice_at_most(tmp_path, "a.txt", {})
+        test_a_long_document_is_in_memory_twice_at_most(tmp_path, "a.txt", {})
 
 
 # ---- cleaning and splitting
 
 
 @given(st.text())
-def test_normalised_text_is_nfc_and_stays_as_it_is(raw):
+def test_normalized_text_is_nfc_and_normalizing_again_keeps_it(raw):
     clean = normalize_text(raw)
     assert unicodedata.is_normalized("NFC", clean)
     assert clean == clean.strip() == normalize_text(clean)
     assert document_hash(clean) == document_hash(normalize_text(unicodedata.normalize("NFD", raw)))
 
 
-def test_the_validation_share_is_the_share():
+def test_the_validation_split_gets_its_share():
     digests = [document_hash(str(n)) for n in range(5000)]
     for share in (0.0, 0.01, 0.3):
         count = sum(is_validation(d, share) for d in digests)

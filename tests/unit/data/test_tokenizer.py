@@ -1,4 +1,4 @@
-"""Tokenizers: trained ones load in transformers and give its ids; sentencepiece's ids survive the conversion."""
+"""Tokenizers: transformers loads trained ones and gives the same ids; the conversion of sentencepiece keeps its ids."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_transformers_loads_it_and_gives_the_same_ids(tokenizer, texts, tmp_path
     assert pair["input_ids"].count(ids.sep) == 2
 
 
-def test_a_mask_stands_for_a_word(tokenizer, tmp_path):
+def test_a_mask_replaces_a_word_without_changing_its_neighbors(tokenizer, tmp_path):
     """Around [MASK] the ids are those of the sentence with a word in its place."""
     from transformers import AutoTokenizer
 
@@ -114,7 +114,7 @@ def test_composed_and_decomposed_letters_are_the_same(tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "sentencepiece-bpe"])
-def test_nothing_is_unknown_and_text_comes_back(trained, texts, kind):
+def test_no_token_is_unknown_and_decoding_restores_the_text(trained, texts, kind):
     tokenizer = trained[kind]
     unknown = tokenizer.backend.token_to_id("[UNK]")
     for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
@@ -168,7 +168,7 @@ def test_words_begin_where_the_rule_says(tokenizer, kind):
     assert [word for word in words if word] == expected.get(kind, joined).split()
 
 
-def test_byte_pieces_inside_a_character_begin_no_word(trained):
+def test_bytes_inside_a_character_do_not_begin_a_word(trained):
     for kind in ("bpe", "sentencepiece", "sentencepiece-bpe"):
         tokenizer = trained[kind]
         [(ids, starts)] = encode_with_word_starts(tokenizer, ["x\U0001f9ea"])
@@ -186,7 +186,7 @@ def test_a_tokenizer_without_a_special_token_is_refused(tiny_tokenizer, tmp_path
         token_ids(without)
 
 
-def test_all_that_is_missing_is_said_at_once(tiny_tokenizer):
+def test_all_missing_special_tokens_are_reported_at_once(tiny_tokenizer):
     with pytest.raises(ConfigError) as caught:
         token_ids(Tokenizer(tiny_tokenizer.backend, {"mask": "<none>"}))
     assert len(caught.value.problems) == 4
@@ -228,6 +228,6 @@ SIZES = [("wordpiece", 50), ("bpe", 200), ("sentencepiece", 100), ("sentencepiec
 
 
 @pytest.mark.parametrize(("kind", "size"), SIZES)
-def test_sizes_that_cannot_be_are_refused(texts, kind, size):
+def test_impossible_vocabulary_sizes_are_refused(texts, kind, size):
     with pytest.raises(DataError, match="`vocab_size`"):
         train_tokenizer(kind, texts[-20:], size=size)

@@ -1,4 +1,4 @@
-"""A validation split that is too small is named with a share that cures it."""
+"""The warning for a validation split that is too small proposes a share that is large enough."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def manifest(train: int, valid: int, share: float) -> dict:
 
 @pytest.mark.parametrize("total", [100_000, 123_456, 2_000_000, 10**9])
 @pytest.mark.parametrize("share", [1e-9, 0.005, 0.01, 0.05])
-def test_the_share_that_is_named_gives_enough(total, share):
+def test_the_proposed_share_gives_enough_tokens(total, share):
     made = manifest(total - 100, 100, share)
     named = validation_share(made, MEASURABLE)
     if named is None:  # only if all that may be spent does not give it
@@ -25,7 +25,7 @@ def test_the_share_that_is_named_gives_enough(total, share):
         assert len(f"{named:g}".strip("0.")) <= 2 or "e" in f"{named:g}"
 
 
-def test_a_text_that_is_too_short_for_any_share_says_so():
+def test_a_text_that_is_too_short_for_any_share_is_reported():
     small = manifest(1463, 37, 0.005)
     assert "2 documents with 37 tokens" in validation_warning(small)
     assert "has 1,500 tokens. `--valid-share 0.2` would only give about 300. Give more text" in validation_cure(
@@ -35,7 +35,7 @@ def test_a_text_that_is_too_short_for_any_share_says_so():
     assert "--valid-share" not in validation_cure(manifest(1200, 300, 0.2), 2048)
 
 
-def test_a_split_that_is_large_enough_or_not_wanted_gives_no_warning():
+def test_a_large_enough_or_absent_split_gives_no_warning():
     assert validation_warning(manifest(10, MEASURABLE, 0.1)) == ""
     made = manifest(10, 0, 0.0)
     del made["splits"]["valid"]

@@ -1,4 +1,4 @@
-"""Where words begin: for every kind of tokenizer the words that a reader sees, or those of the pre-tokenizer itself."""
+"""Word boundaries: for every type of tokenizer the words that a reader sees, or those of the pre-tokenizer."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ BY_PRE_TOKENIZER = {
     "unigram whitespace": lambda texts: unigram(texts, pre.Whitespace()),
     "wordpiece without ##": lambda texts: wordpiece(texts, ""),
 }
-# of these, a comma belongs to the word before
+# with these, a comma belongs to the word before it
 BY_SPACES = {
     "metaspace at the first word alone": lambda texts: unigram(
         texts, pre.Sequence([pre.WhitespaceSplit(), pre.Metaspace(prepend_scheme="first")])
@@ -94,7 +94,7 @@ UNKNOWN = {
 
 
 def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The words as pieces of ``text``, by where their tokens begin and end."""
+    """The words as pieces of ``text``, by the offsets of their tokens."""
     [(ids, starts)] = encode_with_word_starts(tokenizer, [text])
     [(same, places)] = tokenizer.encode_with_offsets([text])
     assert ids.tolist() == same.tolist() and starts[0]
@@ -149,7 +149,7 @@ def test_words_of_the_pre_tokenizer_are_those_of_transformers(texts, kind):
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_words_that_nothing_shows_are_refused(texts, kind, tmp_path):
+def test_a_tokenizer_without_word_boundaries_is_refused(texts, kind, tmp_path):
     tokenizer = UNKNOWN[kind](texts)
     with pytest.raises(ConfigError, match="does not show where words begin"):
         encode_with_word_starts(tokenizer, [TEXT])
@@ -172,7 +172,7 @@ def folder(texts, tmp_path):
 
 
 def test_packs_have_the_words_of_the_text(folder, texts):
-    """Rows of a pack begin words where the text does, over the ends of shards."""
+    """Tokens of a pack begin words where the text does, across the ends of shards."""
     shards = Shards.open(folder, verify=True)
     shards.check_words()
     assert len(shards.names) > 1 and shards.word_parts is not None
@@ -186,7 +186,7 @@ def test_packs_have_the_words_of_the_text(folder, texts):
         assert (batch.starts_word.numpy() == (~text | first | stream[positions])).all()
 
 
-def test_damaged_words_are_noticed(folder):
+def test_corrupt_word_flags_are_refused(folder):
     file = folder / "train-00000.starts.npy"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -198,7 +198,7 @@ def test_damaged_words_are_noticed(folder):
         Shards.open(folder)
 
 
-def test_shards_of_an_earlier_version_are_read_but_give_no_words(folder, make_shards):
+def test_shards_of_an_earlier_version_have_no_word_flags(folder, make_shards):
     for path, knows in ((folder, False), (make_shards([100]), True)):
         manifest = json.loads((path / "manifest.json").read_text())
         del manifest["words"]
@@ -218,18 +218,18 @@ def test_units_without_words_are_not_written(texts, tmp_path):
         write_shards(tmp_path, tokenizer, {"train": [EncodedDocuments(np.array([7]), np.array([1]))]}, facts={})
 
 
-def test_a_clause_is_no_word():
+def test_long_words_are_reported_as_clauses():
     sizes = WordLengths.of(np.bincount([1, 1, 2, 9, 30]))
     assert sizes == WordLengths(words=5, median=2, longest=30) and "clause" not in sizes.sentence()
     assert "clause" in WordLengths.of(np.bincount([5, 6, 7])).sentence()
     assert WordLengths.of(np.bincount([])) == WordLengths(0, 0, 0)
 
 
-# ---- settings of a moment
+# ---- temporary settings
 
 
 @pytest.mark.parametrize("model", ["bpe", "unigram"])
-def test_what_changes_from_call_to_call_is_switched_off(texts, model, tmp_path):
+def test_dropout_sampling_truncation_and_padding_are_switched_off(texts, model, tmp_path):
     tokenizer = bpe(texts, pre.Whitespace()) if model == "bpe" else unigram(texts, pre.Metaspace())
     sound = tokenizer.hash()
     [once] = tokenizer.encode([TEXT])
@@ -248,7 +248,7 @@ def test_what_changes_from_call_to_call_is_switched_off(texts, model, tmp_path):
     # what is exported is what was loaded
     loaded.save(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").switched_off == ()
-    # sampling is no part of a file, but of an object in hand
+    # sampling is not in the file, but in the object
     switched = switch_off(tokenizer.backend)
     assert set(switched) - expected == ({"alpha 0.1", "nbest_size 10"} if model == "unigram" else set())
     assert all(tokenizer.backend.encode(TEXT, add_special_tokens=False).ids == once.tolist() for _ in range(20))
