@@ -1,7 +1,7 @@
 """How much time it saves to insert [MASK] late: a step of each objective beside one of MLM.
 
 For each share of masked tokens, MLM, 3ML at several depths and MAE-LM take turns on the same packs. All targets are
-[MASK]. The prediction is the saving in FLOPs (`metrics.flops`), the measurement the saving in time. The
+[MASK]. The prediction is the saving in FLOPs (`training.flops`), the measurement the saving in time. The
 measurement also contains what all objectives share, such as the optimizer, the masks and the loader, so larger packs
 come nearer to the prediction.
 """

@@ -161,7 +161,7 @@ class PretrainConfig:
 
 def check_config(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
     """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
-    ds, found = ds_file.parse_ds_config(deepspeed) if deepspeed else (ds_file.unwritten(config.optimizer), [])
+    ds, found = ds_file.parse_ds_config(deepspeed) if deepspeed else (ds_file.default_ds_config(config.optimizer), [])
     found += config_problems(config) + ds_file.ds_problems(config.optimizer, ds)
     if config.entropy.ema_decay is not None and ds_file.zero_stage(ds) == 3:
         found.append("`entropy.ema_decay` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")

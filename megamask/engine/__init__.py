@@ -1,10 +1,10 @@
-"""The door to DeepSpeed: its file (`ds_file`), the optimizer, and the engine that steps and holds the state."""
+"""DeepSpeed: its file (`ds_file`), the optimizers, and the engine. Only this package imports DeepSpeed."""
 
 import os
 
 
 def choose_accelerator() -> None:
-    """Tell DeepSpeed if there is no GPU, before it is imported: it finds out by itself, but then warns of it."""
+    """Tell DeepSpeed before its import if there is no GPU: it would find out by itself, but with a warning."""
     import torch
 
     if not torch.cuda.is_available():

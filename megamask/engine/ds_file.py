@@ -1,7 +1,7 @@
-"""DeepSpeed's file: how to run (stage, offload, communication, precision), never what to train.
+"""The DeepSpeed file: how to run (stage, offload, communication, precision), never what to train.
 
-What to train is filled in here, from one source; a file that names it too is refused, and so is a key that DeepSpeed
-would ignore in silence.
+This module fills in what to train from the settings of the run. A file that sets it as well is refused, and so is a key
+that DeepSpeed would silently ignore.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from megamask.storage import strict_json
 
 OURS = {
     "train_batch_size": "`packs.per_step` decides it",
-    "train_micro_batch_size_per_gpu": "a micro-batch is one pack of `packs.tokens` rows",
+    "train_micro_batch_size_per_gpu": "a micro-batch is one pack of `packs.tokens` tokens",
     "gradient_accumulation_steps": "`packs.per_step` and the number of ranks decide it",
     "gradient_clipping": "`optimizer.max_grad_norm` decides it",
     "optimizer": "the section `optimizer` decides it",
     "scheduler": "`optimizer.lr` decides it",
     "steps_per_print": "`log.every` decides it",
     "fp16": "megamask trains in bf16 or fp32",
-    "tensorboard": "megamask writes its own",
+    "tensorboard": "megamask writes its own TensorBoard logs",
 }
-"""Keys of a DeepSpeed file that would be a second source of truth, and which is the first."""
+"""Keys that a DeepSpeed file must not set, and which setting decides instead."""
 
 TEACHERS = ("bf16", "torch_autocast", "data_types")
-"""Keys that a teacher's DeepSpeed file must not have."""
+"""Keys that a teacher's DeepSpeed file must not set."""
 Float = Literal["fp32", "bf16", "fp16"]
 SECTIONS: dict[str, dict[str, Any]] = {
     "zero_optimization": {},
@@ -51,7 +51,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "detailed": bool, "output_file": str | None,
     },
 }  # fmt: skip
-"""Sections of a DeepSpeed file, their keys and what those may be; of the first three DeepSpeed knows it itself."""
+"""Sections of a DeepSpeed file, with the types of their keys; those of the first three come from DeepSpeed."""
 SINGLE: dict[str, Any] = {
     "communication_data_type": Float,
     "prescale_gradients": bool,
@@ -59,20 +59,20 @@ SINGLE: dict[str, Any] = {
     "wall_clock_breakdown": bool,
     "memory_breakdown": bool,
 }
-"""Keys beside the sections."""
+"""Keys outside of sections, with their types."""
 KNOWN = [*SECTIONS, *SINGLE]
-"""Top-level keys of a DeepSpeed file that have an effect here; DeepSpeed ignores unknown ones in silence."""
+"""Top-level keys of a DeepSpeed file that have an effect here; DeepSpeed silently ignores unknown ones."""
 PACKAGED = Path(__file__).parent.parent / "ds_configs"
 """DeepSpeed files that come with megamask; a bare name such as `zero2` stands for one of them."""
 PRECISION = ("bf16", "torch_autocast")
-"""Sections whose `enabled` may be 'auto': bf16 where all devices multiply in it. `resolved` decides."""
+"""Sections whose `enabled` may be 'auto': bf16 where all devices support it. `resolve_auto` decides."""
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:
-    """What a DeepSpeed file says; ConfigError with everything that is wrong with it."""
-    found, wrong = parse_ds_config(path)
-    raise_all(ConfigError, wrong)
-    return found
+    """The content of a DeepSpeed file; raises ConfigError with all of its problems."""
+    ds, problems = parse_ds_config(path)
+    raise_all(ConfigError, problems)
+    return ds
 
 
 def packaged_names() -> list[str]:
@@ -81,23 +81,23 @@ def packaged_names() -> list[str]:
 
 
 def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What a DeepSpeed file says, and a sentence for each thing that is wrong with it.
+    """The content of a DeepSpeed file, and a sentence for each of its problems.
 
-    ``path`` may be the bare name of a packaged file. Sections with something wrong inside are left out. Raises
-    ConfigError if the file holds no JSON object.
+    ``path`` may be the bare name of a packaged file. Sections with problems are left out. Raises ConfigError if the
+    file is not a JSON object.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def check_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         for name in sorted({name for name in names if names.count(name) > 1}):
-            wrong.append(f"`{path}` has the key `{name}` twice. Keep one of them.")
+            problems.append(f"`{path}` has the key `{name}` twice. Keep one of them.")
         return dict(pairs)
 
-    wrong: list[str] = []
+    problems: list[str] = []
     if str(path) in packaged_names():
         path = PACKAGED / f"{path}.json"
     try:
-        found = strict_json.parse_json(strict_json.read_text(path, strict_json.LARGEST_SETTINGS), once)
+        ds = strict_json.parse_json(strict_json.read_text(path, strict_json.LARGEST_SETTINGS), check_duplicates)
     except OSError as error:
         raise ConfigError(
             f"The DeepSpeed file `{path}` cannot be read: {error.strerror}. Name a file, or one that comes with "
@@ -105,28 +105,28 @@ def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         ) from None
     except strict_json.BadRecord as error:
         raise ConfigError(f"`{path}` is not JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise ConfigError(must(str(path), "hold one JSON object", type(found).__name__))
-    wrong += [f"`{path}` must not set `{key}`: {OURS[key]}. Remove the key." for key in found if key in OURS]
-    wrong += [unknown(key, KNOWN, f"`{path}`") for key in found if key not in OURS and key not in KNOWN]
-    for name in [name for name in found if name in KNOWN]:
-        problems = _section_problems(path, name, found[name]) if name in SECTIONS else []
-        problems += _kind_problems(path, name, SINGLE[name], found[name]) if name in SINGLE else []
-        if problems:
-            del found[name]
-        wrong += problems
-    if found.get("torch_autocast", {}).get("dtype", "bfloat16") not in ("bfloat16", "bf16"):
-        wrong.append(must(f"{path}: torch_autocast.dtype", "be 'bfloat16'", str(found["torch_autocast"]["dtype"])))
-    if zero_stage(found) == 0 and found.get("bf16", {}).get("enabled"):
-        wrong.append(
+    if not isinstance(ds, dict):
+        raise ConfigError(must(str(path), "hold one JSON object", type(ds).__name__))
+    problems += [f"`{path}` must not set `{key}`: {OURS[key]}. Remove the key." for key in ds if key in OURS]
+    problems += [unknown(key, KNOWN, f"`{path}`") for key in ds if key not in OURS and key not in KNOWN]
+    for name in [name for name in ds if name in KNOWN]:
+        of_key = _section_problems(path, name, ds[name]) if name in SECTIONS else []
+        of_key += _type_problems(path, name, SINGLE[name], ds[name]) if name in SINGLE else []
+        if of_key:
+            del ds[name]
+        problems += of_key
+    if ds.get("torch_autocast", {}).get("dtype", "bfloat16") not in ("bfloat16", "bf16"):
+        problems.append(must(f"{path}: torch_autocast.dtype", "be 'bfloat16'", str(ds["torch_autocast"]["dtype"])))
+    if zero_stage(ds) == 0 and ds.get("bf16", {}).get("enabled"):
+        problems.append(
             f"`{path}` sets `bf16` at ZeRO stage 0, where DeepSpeed's first Adam step is 0.744 of what it should be. "
             'Use `"torch_autocast": {"enabled": true, "dtype": "bfloat16"}` or stage 1.'
         )
-    return found, wrong
+    return ds, problems
 
 
 def _section_problems(path: Path, name: str, section: Any) -> list[str]:
-    """What is wrong inside of a section: no object, an unknown key, or a value that DeepSpeed would refuse later."""
+    """Sentences for a section that is not an object, unknown keys, and values that DeepSpeed would refuse later."""
     if not isinstance(section, dict):
         return [must(f"{path}: {name}", "be an object", type(section).__name__)]
     choose_accelerator()
@@ -141,10 +141,10 @@ def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     }
     if name not in models:
         return _table_problems(path, name, SECTIONS[name], section)
-    found = _table_problems(path, name, _table_of(models[name]), section)
-    if found:
-        return found
-    try:  # bounds, and what its keys cannot do together
+    problems = _table_problems(path, name, _types_of(models[name]), section)
+    if problems:
+        return problems
+    try:  # bounds, and keys that exclude each other
         models[name](**(section | {"enabled": True} if section.get("enabled") == "auto" else section))
     except ValidationError as error:
         places = [(".".join(str(part) for part in (name, *one["loc"])), one) for one in error.errors()]
@@ -154,79 +154,78 @@ def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     return []
 
 
-def _table_of(model: type[BaseModel]) -> dict[str, Any]:
-    """What each key of a model of pydantic may be, under its name and under its alias."""
+def _types_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The type of each key of a pydantic model, under its name and under its alias."""
     fields = model.model_fields.items()
     return {name: field.annotation for key, field in fields for name in (key, field.alias) if name}
 
 
-def _table_problems(path: Path, name: str, kinds: dict[str, Any], section: dict[str, Any]) -> list[str]:
-    """Sentences for unknown keys and values of another kind in ``section``, at all its levels."""
-    names = [f"{name}.{key}" for key in kinds]
-    found = [unknown(f"{name}.{key}", names, f"`{path}`") for key in section if key not in kinds]
+def _table_problems(path: Path, name: str, types: dict[str, Any], section: dict[str, Any]) -> list[str]:
+    """Sentences for unknown keys and values of the wrong type in ``section``, at all its levels."""
+    names = [f"{name}.{key}" for key in types]
+    problems = [unknown(f"{name}.{key}", names, f"`{path}`") for key in section if key not in types]
     for key, value in section.items():
         if name in PRECISION and key == "enabled":
             if value != "auto" and not isinstance(value, bool):
-                found.append(must(f"{path}: {name}.enabled", "be true, false or 'auto'", value))
+                problems.append(must(f"{path}: {name}.enabled", "be true, false or 'auto'", value))
             continue
-        found += _kind_problems(path, f"{name}.{key}", kinds[key], value) if key in kinds else []
-    return found
+        problems += _type_problems(path, f"{name}.{key}", types[key], value) if key in types else []
+    return problems
 
 
-def _kind_problems(path: Path, name: str, kind: Any, value: Any) -> list[str]:
-    """Sentences for a ``value`` that is no ``kind`` by the rules of JSON: the word "3" is no number, 1 is not true."""
-    inside = next(
-        (one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)), None
-    )
-    if inside and value is not None:
+def _type_problems(path: Path, name: str, expected: Any, value: Any) -> list[str]:
+    """Sentences for a ``value`` that is not of the ``expected`` type of JSON: "3" is not a number, 1 is not true."""
+    options = (expected, *get_args(expected))
+    model = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    if model and value is not None:
         if isinstance(value, dict):
-            return _table_problems(path, name, _table_of(inside), value)
+            return _table_problems(path, name, _types_of(model), value)
         return [must(f"{path}: {name}", "be an object", value)]
-    if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-        return [f"`{path}`: `{name}` must be no truth value, but is {value}."]  # pydantic takes true for a stage 1
+    if isinstance(value, bool) and bool not in options:
+        return [f"`{path}`: `{name}` must not be true or false, but is {value}."]  # pydantic takes true for stage 1
     if value == "auto":
         return [f"`{path}`: `{name}` must be a value, but is 'auto'."]
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # 5e8 is how DeepSpeed's own documentation writes sizes
+        value = int(value)  # DeepSpeed's documentation writes sizes such as 5e8
     try:
-        TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+        TypeAdapter(expected).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         return [f"`{path}`: `{name}`: {error.errors()[0]['msg']}, but is {value!r}."]
     return []
 
 
 def teacher_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What the DeepSpeed file of the setting ``name`` says, and sentences for what is wrong with it.
+    """The content of the DeepSpeed file of the setting ``name``, and sentences for its problems as a teacher's file.
 
-    Raises ConfigError if the file holds no JSON object.
+    Raises ConfigError if the file is not a JSON object.
     """
-    ds, found = parse_ds_config(path)
-    found += [
+    ds, problems = parse_ds_config(path)
+    problems += [
         f"`{path}` must not set `{key}`: the teacher's `precision` decides it. Remove it."
         for key in TEACHERS
         if key in ds
     ]
     if zero_stage(ds) != 3:
-        found.append(
+        problems.append(
             f"`{name}` needs ZeRO stage 3, the only one that DeepSpeed runs without an optimizer, but {path} says "
-            f"{zero_stage(ds)}. Use teacher_shard, or leave `{name}` out to hold the teacher whole."
+            f"{zero_stage(ds)}. Use teacher_shard, or remove `{name}` to hold the whole teacher on each device."
         )
     if "offload_optimizer" in ds.get("zero_optimization", {}):
-        found.append(f"`{path}` has `offload_optimizer`, but a teacher has no optimizer. Remove it.")
-    return ds, found
+        problems.append(f"`{path}` has `offload_optimizer`, but a teacher has no optimizer. Remove it.")
+    return ds, problems
 
 
 def zero_stage(ds: dict[str, Any]) -> int:
-    """The ZeRO stage that a DeepSpeed file asks for."""
+    """The ZeRO stage of a DeepSpeed file."""
     return int(ds.get("zero_optimization", {}).get("stage", 0))
 
 
 def precision(ds: dict[str, Any]) -> Setting:
-    """The precision that a DeepSpeed file asks for: of the weights (`bf16`), or of products (`torch_autocast`)."""
-    asked = [ds.get(name, {}).get("enabled", False) for name in PRECISION]
-    if True in asked:
+    """The precision of a DeepSpeed file: of weights (`bf16`), or of matrix products only (`torch_autocast`)."""
+    enabled = [ds.get(name, {}).get("enabled", False) for name in PRECISION]
+    if True in enabled:
         return "bf16"
-    return "auto" if "auto" in asked else "fp32"
+    return "auto" if "auto" in enabled else "fp32"
 
 
 def choose_precision(ds: dict[str, Any], support: PrecisionSupport) -> PrecisionChoice:
@@ -241,43 +240,43 @@ def resolve_auto(ds: dict[str, Any], support: PrecisionSupport) -> dict[str, Any
     return ds | {name: ds[name] | {"enabled": support.bf16} for name in auto}
 
 
-def unwritten(config: OptimizerConfig) -> dict[str, Any]:
-    """What stands for a file where none is given: ZeRO 1 under Muon, which needs it, else no ZeRO."""
+def default_ds_config(config: OptimizerConfig) -> dict[str, Any]:
+    """The default if no file is set: ZeRO 1 under Muon, which needs it, else no ZeRO."""
     return {"zero_optimization": {"stage": 1}} if config.kind == "muon" else {}
 
 
 def ds_problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimizer") -> list[str]:
-    """Sentences for what the optimizer and the DeepSpeed file cannot do together."""
-    found = []
+    """Sentences for conflicts between the optimizer and the DeepSpeed file."""
+    problems = []
     stage = zero_stage(ds)
     if config.kind == "lamb" and stage > 0:
-        found.append(
+        problems.append(
             f"`{name}.kind` 'lamb' needs ZeRO stage 0, but the DeepSpeed file says {stage}: its trust ratio is a "
-            "norm of whole tensors, which ZeRO cuts up. Use `--deepspeed zero0` or another optimizer."
+            "norm of whole tensors, which ZeRO partitions. Use `--deepspeed zero0` or another optimizer."
         )
     if config.kind == "muon" and stage == 0:
-        found.append(
+        problems.append(
             f"`{name}.kind` 'muon' needs ZeRO stage 1, 2 or 3, but the DeepSpeed file says 0: there DeepSpeed's Muon "
-            "is not sure to orthogonalise. Use `--deepspeed zero1`."
+            "may not orthogonalise. Use `--deepspeed zero1`."
         )
     section = ds.get("zero_optimization", {})
     if config.kind == "muon" and stage == 3 and section.get("reduce_scatter"):
-        found.append(
+        problems.append(
             f"`{name}.kind` 'muon' at ZeRO stage 3 needs `zero_optimization.reduce_scatter` false, but the DeepSpeed "
             "file says true. Remove the key."
         )
     offloads = [str((section.get(key) or {}).get("device")) for key in ("offload_optimizer", "offload_param")]
     if config.kind == "muon" and any(device in ("cpu", "nvme") for device in offloads):
-        found.append(f"`{name}.kind` 'muon' does not run with offloading. Use a DeepSpeed file without it, or 'adamw'.")
+        problems.append(f"`{name}.kind` 'muon' does not support offloading. Use another DeepSpeed file, or 'adamw'.")
     if "nvme" in offloads and stage != 3:
-        found.append(
+        problems.append(
             f"Offloading to NVMe needs ZeRO stage 3, but the DeepSpeed file says {stage}: DeepSpeed would ignore it."
         )
     if "nvme" in offloads and not _has_async_io():
-        found.append(
+        problems.append(
             "Offloading to NVMe needs libaio (Debian: libaio-dev) and a C++ compiler, which are not found here."
         )
-    return found
+    return problems
 
 
 def _has_async_io() -> bool:
@@ -287,9 +286,11 @@ def _has_async_io() -> bool:
     return get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible()
 
 
-def filled(ds: dict[str, Any], config: OptimizerConfig, accumulate: int, packs_per_step: int) -> dict[str, Any]:
-    """A DeepSpeed file with what the run decides."""
-    filled = {
+def complete_ds_config(
+    ds: dict[str, Any], config: OptimizerConfig, accumulate: int, packs_per_step: int
+) -> dict[str, Any]:
+    """The DeepSpeed file, completed with what the settings of the run decide."""
+    complete = {
         **ds,
         "train_batch_size": packs_per_step,
         "train_micro_batch_size_per_gpu": 1,
@@ -300,5 +301,5 @@ def filled(ds: dict[str, Any], config: OptimizerConfig, accumulate: int, packs_p
         "zero_allow_untested_optimizer": True,
     }
     if config.kind == "muon" and zero_stage(ds) == 3:
-        filled["zero_optimization"] = {**ds["zero_optimization"], "reduce_scatter": False}
-    return filled
+        complete["zero_optimization"] = {**ds["zero_optimization"], "reduce_scatter": False}
+    return complete

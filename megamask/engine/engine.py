@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine import choose_accelerator
-from megamask.engine.ds_file import filled, precision, zero_stage
+from megamask.engine.ds_file import complete_ds_config, precision, zero_stage
 from megamask.engine.full_tensors import FullTensors
 from megamask.engine.optimizer import OptimizerConfig, build_optimizer
 from megamask.engine.replicas import check_replicas
@@ -70,7 +70,7 @@ class Engine:
         self._engine = deepspeed.initialize(
             model=objective.to(ranks.device()),
             optimizer=build_optimizer(objective, config),
-            config=filled(ds, config, self.accumulate, packs_per_step),
+            config=complete_ds_config(ds, config, self.accumulate, packs_per_step),
             dist_init_required=False,
         )[0]
         self._parameters = {name: p for name, p in self._engine.module.named_parameters() if name in names}

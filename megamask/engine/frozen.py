@@ -1,12 +1,12 @@
-"""A module that is asked and never trained: whole on every device, or cut up by DeepSpeed's ZeRO stage 3.
+"""A module for inference only: whole on every device, or partitioned by DeepSpeed's ZeRO stage 3.
 
-Stage 3 is the only one that DeepSpeed runs without an optimizer. A file in `ds_configs/` says how: shared out among
-the ranks (teacher_shard.json), or on the host and brought to the device a few layers at a time (teacher_offload.json).
-Then each pass moves all weights once, and is collective: every rank must make the same number of passes, with the same
-calls of modules inside.
+Stage 3 is the only one that DeepSpeed runs without an optimizer. A file in `ds_configs/` selects how: partitioned among
+the ranks (teacher_shard.json), or offloaded to the host and copied to the device a few layers at a time
+(teacher_offload.json). Then each pass moves all weights once, and is collective: every rank must make the same number
+of passes, with the same calls of inner modules.
 
-Costs: whole, the weights on each device; shared out, a part of them, and an all-gather of each layer a pass; on the
-host, the copy of each layer to the device a pass. Every rank reads the whole module into its host's memory first.
+Costs: whole, all weights on each device; partitioned, a part of them, and an all-gather of each layer per pass;
+offloaded, a copy of each layer to the device per pass. Every rank first reads the whole module into host memory.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from megamask.runtime import private_api, ranks
 
 
 class FrozenEngine:
-    """``module`` in ``dtype``, without dropout and gradients; ``ds`` is DeepSpeed's file, None to hold it whole."""
+    """``module`` in ``dtype``, without dropout and gradients; whole if ``ds``, the DeepSpeed file, is None."""
 
     def __init__(self, module: nn.Module, ds: dict[str, Any] | None, dtype: torch.dtype):
         module = module.eval().requires_grad_(False).to(dtype)
-        self._engine = None if ds is None else _cut_up(module, ds, dtype)
+        self._engine = None if ds is None else _partition(module, ds, dtype)
         self._module = module.to(ranks.device()) if self._engine is None else self._engine
 
     @torch.no_grad()
     def __call__(self, *arguments: Any) -> Tensor:
-        """What the module returns."""
+        """Run the module."""
         return self._module(*arguments)
 
     def close(self) -> None:
-        """Let go of the memory that DeepSpeed holds."""
+        """Release the memory of DeepSpeed."""
         if self._engine is not None:
             self._engine.destroy()
 
 
-def _cut_up(module: nn.Module, ds: dict[str, Any], dtype: torch.dtype) -> Any:
+def _partition(module: nn.Module, ds: dict[str, Any], dtype: torch.dtype) -> Any:
     choose_accelerator()
     import deepspeed
 
@@ -48,7 +48,7 @@ def _cut_up(module: nn.Module, ds: dict[str, Any], dtype: torch.dtype) -> Any:
     deepspeed.init_distributed(verbose=False)
     filled = {
         **ds,
-        # DeepSpeed asks for both, and uses neither without an optimizer
+        # DeepSpeed requires both, and without an optimizer uses neither
         "train_batch_size": ranks.world(),
         "train_micro_batch_size_per_gpu": 1,
         "bf16": {"enabled": dtype == torch.bfloat16},

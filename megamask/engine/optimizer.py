@@ -12,7 +12,7 @@ from megamask.engine.settings import OptimizerConfig as OptimizerConfig
 from megamask.runtime import private_api, ranks
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
-"""What each optimizer remembers of every weight, by the names of its own state."""
+"""The tensors that each optimizer keeps for every weight, by the names in its state."""
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -24,17 +24,17 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     for name, parameter in model.named_parameters():
         decayed = parameter.ndim >= 2
         muon = config.kind == "muon" and decayed and ".layers." in name
-        setattr(parameter, "use_muon", muon)  # noqa: B010  DeepSpeed's ZeRO asks each parameter
+        setattr(parameter, "use_muon", muon)  # noqa: B010  DeepSpeed's ZeRO reads it
         groups.setdefault((muon, decayed), []).append(parameter)
-    found = []
+    result = []
     for (muon, decayed), parameters in groups.items():
         group: dict[str, Any] = {"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0}
         group["scale"] = config.muon_lr_scale if muon else 1.0
         if config.kind == "muon":
             group |= {"use_muon": muon, "lr": config.lr.peak}
             group |= {"momentum": 0.95} if muon else {"betas": (config.beta1, config.beta2), "eps": config.eps}
-        found.append(group)
-    return found
+        result.append(group)
+    return result
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -55,5 +55,5 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def moments_of(kind: str, muon: bool) -> tuple[str, ...]:
-    """What an optimizer of ``kind`` remembers of a weight that is (not) under Muon."""
+    """The tensors that an optimizer of ``kind`` keeps for a weight; ``muon``: whether Muon trains this weight."""
     return MOMENTS["adamw" if kind == "muon" and not muon else kind]

@@ -1,4 +1,4 @@
-"""The seconds that a device spends on some of its work, without waiting for it at each piece."""
+"""The time that a device spends on a part of its work, without a synchronisation for each measurement."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 class Stopwatch:
-    """Adds up what passes on ``device`` inside of ``with`` blocks."""
+    """Sums the time that ``device`` spends inside of ``with`` blocks."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
         self._marks: list[Any] = []
-        """Beginnings and ends in turn: on a GPU events, of which the times are read when all are past."""
+        """Begin and end of each block, in turn: seconds, or events on a GPU, which are read when all have passed."""
 
     def __enter__(self) -> None:
         self._mark()
@@ -31,7 +31,7 @@ class Stopwatch:
         self._marks.append(event)
 
     def take(self) -> float:
-        """The seconds since the last call, and start again. Waits for the device."""
+        """The seconds since the last call. Waits for the device."""
         marks, self._marks = self._marks, []
         pairs = zip(marks[::2], marks[1::2], strict=True)
         if not self._on_gpu:

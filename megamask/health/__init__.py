@@ -1,1 +1,1 @@
-"""Whether a run is well: hangs, stragglers, loss spikes, stop signals."""
+"""Hangs, stragglers, loss spikes and stop signals."""

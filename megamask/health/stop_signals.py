@@ -19,25 +19,23 @@ from megamask.errors import REQUEUE
 from megamask.runtime import launch_environment
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""What asks a run to stop: people, launchers, Slurm's --signal. So does SIGHUP, unless nohup has it ignored."""
-
-
+"""Signals that request a stop, from people, launchers or Slurm's --signal; and SIGHUP, unless nohup ignores it."""
 HEARD = "Asked to stop. The run saves after the current step and ends."
 EARLY = "Stopped before the first step of this launch, as asked."
 
 
 class StoppedEarly(KeyboardInterrupt):
-    """A run was asked to stop while it had nothing to save."""
+    """A stop was requested while the run had nothing to save."""
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop; inside of this no signal to stop ends the process. It may be nested."""
+    """Whether a stop of the run was requested. In its context a stop signal does not end the process; may be nested."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
         self._early = False
         self.loading = False
-        """Whether a signal ends the process at once: while modules are imported, and no other rank waits for it."""
+        """Whether a signal ends the process at once: while a run of one rank imports modules."""
         self._depth = 0
         self._before: dict = {}
         self._launchers = launchers()
@@ -47,7 +45,7 @@ class StopRequest:
         if self._depth == 1:
             hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
             for name in (*SIGNALS, *((signal.SIGHUP,) if hangs_up else ())):
-                self._before[name] = signal.signal(name, self._ask)
+                self._before[name] = signal.signal(name, self._handle)
         return self
 
     def __exit__(self, *why: object) -> None:
@@ -57,13 +55,13 @@ class StopRequest:
 
     @contextmanager
     def early(self) -> Iterator[None]:
-        """Inside of this a signal raises StoppedEarly: there is nothing to save, and work that may take minutes.
+        """In this context, in which there is nothing to save, a signal raises StoppedEarly.
 
-        With several ranks the others must learn of it: use it inside of `ranks.on_rank_zero` and
-        `ranks.all_ranks_or_none`, and let it contain no collective.
+        With several ranks, use it only inside of `ranks.on_rank_zero` and `ranks.all_ranks_or_none`, which raise the
+        error on all ranks, and around code without collectives.
         """
         self.loading = False
-        if self._asked:
+        if self._requested:
             raise StoppedEarly
         self._early = True
         try:
@@ -71,15 +69,15 @@ class StopRequest:
         finally:
             self._early = False
 
-    def _ask(self, number: int, frame: object) -> None:
-        first, self._asked = not self._asked, True
+    def _handle(self, number: int, frame: object) -> None:
+        first, self._requested = not self._requested, True
         if first and self.loading:  # an exception in the middle of an import would be reported as the module's
             with suppress(OSError):
                 os.write(2, f"{EARLY}\n".encode())
             os._exit(REQUEUE)
         if first and self._early:
             raise StoppedEarly
-        # one system call and nothing more: a handler that prints through Python's buffers can fail
+        # a single system call: a handler that prints through Python's buffers can fail
         if first and launch_environment.is_main():
             with suppress(OSError):
                 os.write(2, f"{HEARD}\n".encode())
@@ -89,12 +87,12 @@ class StopRequest:
         return any(_has_ended(launcher) for launcher in self._launchers)
 
     def this_rank(self) -> bool:
-        """Whether this rank was asked to stop."""
-        return self._asked or self.orphaned()
+        """Whether a stop of this rank was requested."""
+        return self._requested or self.orphaned()
 
     def any_rank(self) -> bool:
-        """Whether any rank was asked to stop. Collective."""
-        from megamask.runtime import ranks  # here, for the imports that this must come before are those of torch
+        """Whether a stop of any rank was requested. Collective."""
+        from megamask.runtime import ranks  # here, because signals must be handled before torch is imported
 
         return ranks.any_rank(self.this_rank())
 

@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import BaseModel
 
 from megamask.engine import ds_file
-from megamask.engine.ds_file import OURS, ds_problems, filled, parse_ds_config, read_ds_config, zero_stage
+from megamask.engine.ds_file import OURS, complete_ds_config, ds_problems, parse_ds_config, read_ds_config, zero_stage
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError
 from megamask.runtime.precision import Support
@@ -34,7 +34,7 @@ def written(tmp_path: Path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_our_own_files_are_accepted_as_they_stand(path: Path) -> None:
+def test_packaged_files_have_no_problems(path: Path) -> None:
     assert read_ds_config(path) == json.loads(path.read_text())
 
 
@@ -52,7 +52,7 @@ def test_a_wrong_name_lists_the_packaged_ones(name: str, tmp_path: Path, monkeyp
     assert f"`{name}`" in str(caught.value) and all(path.stem in str(caught.value) for path in FILES)
 
 
-def test_all_that_is_wrong_is_said_at_once_and_the_rest_kept(written) -> None:
+def test_all_problems_are_reported_and_the_rest_is_kept(written) -> None:
     wrong = {"optimizer": {}, "bf17": {}, "zero_optimization": {"stage": 7, "bucket": 1}, "bf16": {"enabled": False}}
     found, sentences = parse_ds_config(written(wrong))
     assert len(sentences) == 4
@@ -89,9 +89,9 @@ def test_nvme_needs_libaio_and_stage_3(there: bool, monkeypatch: pytest.MonkeyPa
     assert "stage 3" in ds_problems(OptimizerConfig(), lower)[0]
 
 
-def test_what_the_run_decides_is_filled_in() -> None:
+def test_settings_of_the_run_complete_the_file() -> None:
     ds = {"zero_optimization": {"stage": 2}}
-    full = filled(ds, OptimizerConfig(max_grad_norm=0.5), 3, 12)
+    full = complete_ds_config(ds, OptimizerConfig(max_grad_norm=0.5), 3, 12)
     assert full["zero_optimization"] == {"stage": 2}
     assert full["gradient_clipping"] == 0.5
     assert (full["train_batch_size"], full["gradient_accumulation_steps"]) == (12, 3)
@@ -129,7 +129,7 @@ def test_enabled_is_true_false_or_auto(section: str, value: object, written) -> 
     assert len(sentences) == 1 and "true, false or 'auto'" in sentences[0] and f"{section}.enabled" in sentences[0]
 
 
-def test_auto_is_for_precision_alone(written) -> None:
+def test_auto_is_only_for_precision(written) -> None:
     wrong = {"flops_profiler": {"enabled": "auto"}, "bf16": {"enabled": "auto", "check_grad_overflow": "auto"}}
     _, sentences = parse_ds_config(written(wrong))
     assert len(sentences) == 2
@@ -140,7 +140,7 @@ def test_bf16_at_stage_0_is_refused_as_auto_too(written) -> None:
     assert len(sentences) == 1 and "ZeRO stage 0" in sentences[0]
 
 
-def test_our_files_follow_the_devices_or_say_fp32() -> None:
+def test_packaged_files_follow_the_devices_or_are_fp32() -> None:
     asked = {path.stem: ds_file.precision(read_ds_config(path)) for path in FILES if "teacher" not in path.stem}
     assert asked.pop("fp32") == "fp32"
     assert set(asked.values()) == {"auto"}
@@ -175,7 +175,7 @@ def at(path: str, inside: dict) -> dict:
 
 
 @pytest.mark.parametrize("path", TABLES)
-def test_a_misspelt_key_at_any_level_is_refused_and_the_right_one_named(path: str, written) -> None:
+def test_a_misspelt_key_at_any_level_is_corrected(path: str, written) -> None:
     wrong = {f"{name[:-1]}{name[-1]}{name[-1]}": name for name in TABLES[path]}
     _, sentences = parse_ds_config(written(at(path, dict.fromkeys(wrong, 1))))
     dot = "." if path else ""
@@ -189,7 +189,7 @@ SCALARS = (True, 3, 0.5, "many", "3", "true", "auto", [1], {"a": 1})
 
 
 @pytest.mark.parametrize("path", TABLES)
-def test_a_value_of_another_kind_at_any_level_is_refused(path: str, written) -> None:
+def test_a_value_of_the_wrong_type_at_any_level_is_refused(path: str, written) -> None:
     tried = 0
     for name, kind in TABLES[path].items():
         # whatever is no word can be no number and no yes or no
@@ -205,7 +205,7 @@ def test_a_value_of_another_kind_at_any_level_is_refused(path: str, written) -> 
 
 
 def right(kind: Any, value: Any) -> bool:
-    """Whether a value may be what is asked for, told from the types alone."""
+    """Whether a value may be of a type, judged by the types alone."""
     kinds = [one for one in (kind, *get_args(kind)) if isinstance(one, type)]
     if value == "auto":
         return False
@@ -227,15 +227,15 @@ def test_sizes_may_be_written_as_deepspeed_writes_them(written) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_what_the_run_decides_is_refused_whatever_it_says(name: str, written) -> None:
+def test_keys_that_the_run_decides_are_refused(name: str, written) -> None:
     for value in (1, "auto", {}, None, False):
         _, sentences = parse_ds_config(written({name: value}))
         assert len(sentences) == 1 and f"must not set `{name}`" in sentences[0]
 
 
-def test_all_that_is_filled_in_is_ours_or_refused(written) -> None:
-    """What `filled` sets, no file can have set."""
-    muon = filled({"zero_optimization": {"stage": 3}}, OptimizerConfig("muon"), 3, 12)
+def test_all_completed_keys_are_refused_in_a_file(written) -> None:
+    """What `complete_ds_config` sets, no file can have set."""
+    muon = complete_ds_config({"zero_optimization": {"stage": 3}}, OptimizerConfig("muon"), 3, 12)
     for name in muon.keys() - {"zero_optimization"}:
         assert parse_ds_config(written({name: muon[name]}))[1]
     assert muon["zero_optimization"] == {"stage": 3, "reduce_scatter": False}
@@ -250,8 +250,8 @@ def test_old_and_new_names_of_one_thing_are_refused(written) -> None:
     assert len(sentences) == 1 and "cpu_offload" in sentences[0] and not found
 
 
-def test_a_check_that_takes_words_for_numbers_is_found(written, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_type_check_strings_are_taken_for_numbers(written, monkeypatch: pytest.MonkeyPatch) -> None:
     """As DeepSpeed itself does."""
-    monkeypatch.setattr(ds_file, "_kind_problems", lambda *given: [])
+    monkeypatch.setattr(ds_file, "_type_problems", lambda *given: [])
     with pytest.raises(AssertionError):
-        test_a_value_of_another_kind_at_any_level_is_refused("zero_optimization", written)
+        test_a_value_of_the_wrong_type_at_any_level_is_refused("zero_optimization", written)

@@ -30,7 +30,7 @@ def test_a_signal_is_remembered_and_a_second_changes_nothing(which: signal.Signa
             assert stop.this_rank() and stop.any_rank()
 
 
-def test_outside_the_handlers_are_those_of_before() -> None:
+def test_handlers_are_restored_on_exit() -> None:
     names = (*SIGNALS, signal.SIGHUP)
     before = [signal.getsignal(name) for name in names]
     with StopRequest() as stop, stop:
@@ -38,7 +38,7 @@ def test_outside_the_handlers_are_those_of_before() -> None:
     assert [signal.getsignal(name) for name in names] == before
 
 
-def test_a_stop_that_began_early_is_not_forgotten_in_the_run() -> None:
+def test_an_early_request_is_kept_for_the_run() -> None:
     early = StopRequest()
     with early:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -48,7 +48,7 @@ def test_a_stop_that_began_early_is_not_forgotten_in_the_run() -> None:
 
 
 @pytest.mark.parametrize("which", SIGNALS)
-def test_while_there_is_nothing_to_save_a_signal_ends_the_work(which: signal.Signals) -> None:
+def test_with_nothing_to_save_a_signal_ends_the_work(which: signal.Signals) -> None:
     with StopRequest() as stop:
         with stop.early():
             pass
@@ -74,7 +74,7 @@ def test_nohup_is_respected() -> None:
 
 
 @pytest.mark.parametrize(("then", "code", "printed"), [("", 75, ""), ("with stop.early(): pass\n", 0, "goes on\n")])
-def test_a_signal_while_modules_are_imported_ends_the_process_at_once(then: str, code: int, printed: str) -> None:
+def test_a_signal_during_imports_ends_the_process_at_once(then: str, code: int, printed: str) -> None:
     script = (
         "import os, signal\nfrom megamask.health.stop_signals import StopRequest\n"
         "stop = StopRequest().__enter__()\nstop.loading = True\n"
@@ -85,7 +85,7 @@ def test_a_signal_while_modules_are_imported_ends_the_process_at_once(then: str,
     assert (EARLY in found.stderr) == (code == 75)
 
 
-def test_it_needs_no_slow_import() -> None:
+def test_stop_signals_do_not_import_torch() -> None:
     script = "import sys; from megamask.health.stop_signals import StopRequest as S; S(); print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said.stdout == "False\n"
