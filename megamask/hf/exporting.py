@@ -23,8 +23,7 @@ from megamask.hf.encoder_and_head import encoder_and_head
 from megamask.hf.encoding_check import SENTENCES
 from megamask.hf.tensor_names import TOKENIZER_FILES, WEIGHTS, to_theirs
 from megamask.hf.tokenizer_folder import export_tokenizer
-from megamask.hf.weights import save_weights
-from megamask.hf.whole import new_model_folder
+from megamask.hf.weights import new_model_folder, save_weights
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape

@@ -15,8 +15,7 @@ from megamask.hf.model_folder import fetch_model
 from megamask.hf.select_tensors import select_tensors
 from megamask.hf.tensor_names import to_ours
 from megamask.hf.tokenizer_folder import import_tokenizer
-from megamask.hf.weights import check_finite, read_hf_tensors, save_weights
-from megamask.hf.whole import new_model_folder
+from megamask.hf.weights import check_finite, new_model_folder, read_hf_tensors, save_weights
 from megamask.model.shape import EncoderShape
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megamask.errors import CheckpointError, listed, raise_all
+from megamask.errors import CheckpointError, StorageError, listed, raise_all
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.storage import strict_json
+from megamask.storage.durable import atomic_folder
 
 INDEX = "model.safetensors.index.json"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -58,6 +60,18 @@ def save_weights(tensors: dict[str, Tensor], folder: Path) -> None:
     probe.touch()
     shutil.copymode(probe, path)  # safetensors gives only the owner access, whatever the umask
     probe.unlink()
+
+
+@contextmanager
+def new_model_folder(output: Path) -> Iterator[Path]:
+    """A folder that becomes ``output`` at the end, or disappears; StorageError if it cannot be written."""
+    try:
+        with atomic_folder(output) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # transformers raised it, not the storage
+        raise StorageError(f"{output} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _read_index(folder: Path) -> dict[str, str]:
