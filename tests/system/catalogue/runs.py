@@ -167,7 +167,7 @@ RUNS = [
         "an export of damaged weights", exported(damage_all), CHECKPOINT,
         ("rank-00000.safetensors is damaged",),
     ),
-    Row("an import of no model", imported, CHECKPOINT, ("holds no",)),
+    Row("an import of no model", imported, CHECKPOINT, ("has no config.json",)),
 ]  # fmt: skip
 
 
