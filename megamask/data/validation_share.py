@@ -33,8 +33,8 @@ def validation_warning(manifest: Manifest) -> str:
     if split is None or split["tokens"] >= MEASURABLE:
         return ""
     return (
-        f"The validation split has {split['documents']:,} documents with {split['tokens']:,} tokens. To "
-        f"measure a loss well takes about {MEASURABLE:,} tokens. "
+        f"The validation split has {split['documents']:,} documents with {split['tokens']:,} tokens. A "
+        f"reliable loss takes about {MEASURABLE:,} tokens. "
         f"{validation_cure(manifest, MEASURABLE)}"
     )
 
