@@ -92,8 +92,8 @@ def untrained(config: PretrainConfig, ids: TokenIds, distill: DistillConfig) -> 
     encoder = Encoder(config.model.shape(ids), replace(config.model, dropout=0.0))
     head = MaskedLMHead(encoder, config.model)
     weight, bias = head.decoder.weight.detach(), head.decoder.bias.detach()
-    asked = TeacherConfig("untrained", precision="bf16" if torch.cuda.is_available() else "fp32")
-    return Teacher(MaskedLM(HiddenStatesFn(encoder, head), weight, bias, None, Path()), asked, distill, ids)
+    teacher_config = TeacherConfig("untrained", precision="bf16" if torch.cuda.is_available() else "fp32")
+    return Teacher(MaskedLM(HiddenStatesFn(encoder, head), weight, bias, None, Path()), teacher_config, distill, ids)
 
 
 def annotated(shards: Shards, scratch: Path, length: int) -> Shards:

@@ -1,5 +1,5 @@
-"""What is no number reaches no weight and no checkpoint, on whatever rank it arises; copies that differ are seen; and a
-spike that was left out, or gone back from, leaves no trace in any stage and under any optimizer."""
+"""NaN and Inf on any rank reach no weight and no checkpoint; replicas that differ are detected; and a spike that was
+dropped, or rewound from, leaves no trace in any stage and under any optimizer."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ SPIKES |= {"checkpoint.every": 3, "checkpoint.keep": 9, "optimizer.lr.peak": 1e-
 
 @dataclass(frozen=True)
 class Spiked:
-    """A run with a spike that a ``policy`` meets, and others to hold it against."""
+    """A run with a spike under a ``policy``, and the runs to compare it with."""
 
     policy: str
     engine: dict
     settings: dict[str, object]
     folder: Path
-    """Where the runs lie."""
+    """The folder of the runs."""
     control: bool = False
-    """Whether one more run shows that without a policy the spike leaves its trace."""
+    """Whether one more run shows that without a policy the spike leaves a trace."""
 
     @property
     def run(self) -> Path:
@@ -70,7 +70,7 @@ class Spiked:
         return [*found, job("log", plant=plant, settings={})] if self.control else found
 
     def check(self, said: list[tuple[dict, ...]]) -> None:
-        """The run is the one in which there was no spike, and not the one in which nothing was done about it."""
+        """The run equals the one without a spike, and differs from the one under the policy `log`."""
         for ranks in said:
             assert all(rank["code"] == 0 for rank in ranks), [rank["err"] for rank in ranks]
         told = said[0][0]["out"]
@@ -148,14 +148,14 @@ def assert_numbers(
     assert (published, seen, false) == (0, world * copies * times, 0)
     spoilt = sum(cell["tried"] for cell in said[0]["spoilt"])
     print(
-        f"{tried} steps with what is no number in {len(cells)} cells: 0 moved a weight; {spoilt} spoilt states: "
+        f"{tried} steps with NaN or Inf in {len(cells)} cells: 0 moved a weight; {spoilt} spoilt states: "
         f"0 published; {copies * times} flipped bits: all seen, {copies * times} looks without one: 0 alarms; "
         f"{len(rewinds)} runs that went back from a spike and {len(skips)} that dropped one: 0 differ"
     )
 
 
 def assert_dropped(cell: dict, answers: list[tuple[dict, ...]]) -> int:
-    """All ranks decide alike, nothing moves, and the line says of what and where; how many steps were tried."""
+    """All ranks decide alike, nothing moves, and the line names the cause and the rank; returns the number of steps."""
     *steps, after = answers
     # and the next step is that of a run in which nothing was wrong
     assert all(answer["same"] for answer in after), cell
@@ -172,8 +172,6 @@ def assert_dropped(cell: dict, answers: list[tuple[dict, ...]]) -> int:
     return len(steps)
 
 
-def test_what_is_no_number_moves_nothing_a_flipped_bit_is_seen_and_a_spike_leaves_no_trace(
-    run_ranks: RunRanks, tmp_path: Path
-) -> None:
+def test_nonfinite_steps_flipped_bits_and_spikes_leave_no_trace(run_ranks: RunRanks, tmp_path: Path) -> None:
     rewinds, skips = [FP32[2], FP32[3]], [(FP32[2], MUON), (OFFLOAD[0], {})]
     assert_numbers(run_ranks, tmp_path, CELLS, FEW, times=100, rewinds=rewinds, skips=skips)

@@ -27,7 +27,7 @@ from tests.unit.health.test_loss_spikes import REGIME, decide, decisions
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_what_is_no_number_moves_nothing_in_any_stage(run_ranks: RunRanks, tmp_path: Path, world: int) -> None:
+def test_nonfinite_steps_move_nothing_in_any_stage(run_ranks: RunRanks, tmp_path: Path, world: int) -> None:
     few, all_of_them = [*FP32, *BF16], [*FP32, *BF16, AUTOCAST, *OFFLOAD]
     skips = [(ds, {}) for ds in all_of_them] + [(ds, MUON) for ds in (*FP32[1:], *BF16)]
     assert_numbers(run_ranks, tmp_path, all_of_them, few, 1000, rewinds=all_of_them, skips=skips, world=world)
