@@ -67,7 +67,7 @@ TEXT = [
         ("half.txt", b"\xef\xbb\xbfa\xed\xa0\x80", "holds half a pair, raw", ["line 1 is not UTF-8: byte 4 is 0xed"]),
         (
             "half.jsonl", b'{"text": "a\\ud800"}', "holds half a pair",
-            ["line 1", "half a surrogate pair at character 1"],
+            ["line 1", "has an unpaired surrogate at character 1"],
         ),
         (
             "list.jsonl", b'{"text": "good"}\n[1]\n', "holds no objects",
