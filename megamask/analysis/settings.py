@@ -28,7 +28,7 @@ class RankConfig:
     output: Path
     """Folder for ranks.md (tables), ranks.png (a picture) and ranks.json (everything, and how it was made)."""
     run: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """Run folder, a checkpoint in one, or first weights; may be given several times."""
+    """Run folder, a checkpoint in one, or initial weights; may be given several times."""
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Folder or name of an encoder for transformers, such as an exported run; may be given several times."""
     data: Path | None = None

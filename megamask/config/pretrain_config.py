@@ -135,12 +135,12 @@ class PretrainConfig:
     they are further, and the run ends with them. Over restarts too; time in a queue does not count. A clock then
     decides, so the run cannot be repeated bit for bit."""
     seed: Annotated[int, Ge(0), Lt(2**63)] = 1
-    """Seeds the first weights, the order of the text, the masks and dropout."""
+    """Seeds the initial weights, the order of the text, the masks and dropout."""
     init: Path | None = None
-    """Folder of first weights (`megamask import` makes it) or of a run, whose newest checkpoint they are; they
+    """Folder of initial weights (`megamask import` makes it) or of a run, whose newest checkpoint they are; they
     then say the encoder's preset and size. Without it they are random."""
     init_layers: Annotated[tuple[int, ...] | None, OnlyFor("init")] = None
-    """Layers of `init`, counted from 0, of which the first weights are made, such as 0 2 4 6 8 10 for half of a
+    """Layers of `init`, counted from 0, of which the initial weights are made, such as 0 2 4 6 8 10 for half of a
     teacher's (as DistilBERT does); None: all."""
     export: bool = True
     """Whether the finished model is written for transformers to OUTPUT/export."""

@@ -41,7 +41,7 @@ def build_objective(config: ObjectiveConfig, encoder: Encoder, head: MaskedLMHea
 
 @torch.no_grad()
 def load_objective_weights(objective: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy ``weights`` into the objective; any part of it but the encoder keeps its first weights if they lack it.
+    """Copy ``weights`` into the objective; any part of it but the encoder keeps its initial weights if they lack it.
 
     Parts of another objective, such as a decoder where there is none, are left out, so that one kind of run can begin
     with the weights of another. Raises CheckpointError, with nothing copied, for every tensor that is missing, not

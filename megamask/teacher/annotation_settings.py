@@ -24,30 +24,30 @@ class EntropyAnnotation:
     data: Path
     """Folder of token shards; the sidecar goes beside them."""
     teacher: str
-    """A run of megamask (its newest checkpoint) or one of its checkpoints, first weights, or the folder or hub name of
-    any masked language model of transformers."""
+    """A run of megamask (its newest checkpoint) or one of its checkpoints, initial weights, or the folder or Hub
+    name of any masked language model of transformers."""
     signal: Signal = "masked"
     """`masked`: each token is hidden once, in `num_passes` groups; `clean`: nothing is hidden."""
     measure: Measure = "shannon"
     """How unsure a prediction is: shannon, renyi, min, margin or loss."""
     num_passes: Annotated[Count, OnlyFor("signal", "masked")] = 4
-    """Groups in which the tokens are hidden one after the other."""
+    """Groups of tokens that are hidden one after the other, in one pass each."""
     length: Annotated[int, Ge(8)] = 512
-    """Longest sequence in tokens, special tokens included: `packs.length` of the runs that will use it."""
+    """Longest sequence in tokens, including special tokens; `packs.length` of the runs that will use it."""
     precision: Setting = "auto"
-    """Of the teacher's weights and states: bf16, fp32, or auto, which is bf16 where the device multiplies in it, else
+    """Precision of the teacher's weights and states: bf16, fp32, or auto: bf16 if the device multiplies in it, else
     fp32."""
     workers: CountOrZero = 0
-    """Processes; 0 is one for each GPU, or for each core where there is none. The result does not depend on it."""
+    """Number of processes; 0 is one per GPU, or one per core without a GPU. The result does not depend on it."""
 
 
 @dataclass(frozen=True)
 class SampleAnnotation:
-    """How much of a teacher is stored; the run's own configuration says the rest."""
+    """How many samples of a teacher to store; everything else is in the configuration of the run."""
 
     draws: Annotated[int, Ge(1), Le(255)] = 32
-    """Tokens drawn from the teacher's distribution at each target, with replacement."""
+    """Tokens to draw from the teacher's distribution at each target, with replacement."""
     packs: Count | None = None
-    """Packs, from number 0; as many as the run asks about if not given."""
+    """Number of packs, from pack 0; by default as many as the run needs."""
     workers: CountOrZero = 0
-    """Processes; 0 is one for each GPU, or for each core where there is none. The result does not depend on it."""
+    """Number of processes; 0 is one per GPU, or one per core without a GPU. The result does not depend on it."""

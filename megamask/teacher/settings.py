@@ -1,4 +1,4 @@
-"""The settings of a teacher and of what is learnt from it; without torch."""
+"""Settings of a teacher and of distillation, without torch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class TeacherConfig:
     """A frozen model beside the student, with the tokenizer of the run."""
 
     path: str | None = None
-    """A run of megamask (its newest checkpoint) or one of its checkpoints, first weights, or the folder or hub name of
-    any masked language model of transformers; None: no teacher."""
+    """A run of megamask (its newest checkpoint) or one of its checkpoints, initial weights, or the folder or Hub
+    name of any masked language model of transformers; None: no teacher."""
     precision: Annotated[Setting, OnlyFor("path")] = "auto"
-    """Of its weights and states: bf16, fp32, or auto, which is bf16 where all devices multiply in it, else fp32. Logits
-    and losses have 32 bits in any case."""
+    """Precision of its weights and states: bf16, fp32, or auto: bf16 if all devices multiply in it, else fp32. Logits
+    and losses are always fp32."""
     deepspeed: Annotated[Path | None, OnlyFor("path")] = None
-    """DeepSpeed file that cuts it up: teacher_shard of ds_configs/ shares it out among the ranks,
-    teacher_offload keeps it on the host. Without one, every device holds it whole."""
+    """DeepSpeed file that partitions it: teacher_shard in ds_configs/ distributes it over the ranks, teacher_offload
+    keeps it on the host. Without a file, every device has the whole teacher."""
     packs_per_pass: Annotated[Count, OnlyFor("path")] = 1
-    """Packs of a step that go through it together: fewer and larger passes, of which each moves all weights when
-    `deepspeed` cuts it up. Memory for activations grows with it."""
+    """Packs of a step in one forward pass of the teacher. With `deepspeed`, each pass moves all weights, so fewer
+    passes are faster. Memory for activations grows with it."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what is wrong with its DeepSpeed file."""
@@ -40,7 +40,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """What the student learns from the teacher: with weight w and temperature t, the loss of a pack of M targets is
+    """Distillation: with weight w and temperature t, the loss of a pack of M targets is
 
         (1 - w) x sum of nll + w x t^2 x scale x sum of KL(teacher || student),
 
@@ -48,15 +48,15 @@ class DistillConfig:
     """
 
     weight: Schedule = field(default_factory=lambda: Schedule(start=0.0))
-    """w over the run, from 0 (labels alone; no pass of the teacher) to 1 (the teacher alone)."""
+    """w over the run, from 0 (only labels; no pass of the teacher) to 1 (only the teacher)."""
     temperature: Positive = 1.0
     """t; above 1 the unlikely tokens count for more."""
     positions: Literal["targets", "all"] = "targets"
-    """Where teacher and student are compared: at the targets, or at every row of text, [CLS] and [SEP] too. Both see
-    the masked text. `all` costs the head at every row, of both."""
+    """Where teacher and student are compared: at the targets, or at every token of text, including [CLS] and
+    [SEP]. Both see the masked text. `all` costs the head at every token, for both models."""
     reduction: Literal["token", "sequence"] = "token"
-    """`token`: the mean of KL over those rows. `sequence`: its sum over the rows of a sequence, and the mean of that
-    over the sequences of a pack, which is what PyTorch's KLDivLoss with reduction='batchmean' makes of (batch, length,
+    """`token`: the mean of KL over those tokens. `sequence`: its sum over the tokens of a sequence, and the mean of
+    that over the sequences of a pack, like PyTorch's KLDivLoss with reduction='batchmean' on (batch, length,
     vocabulary): the weight of the teacher grows with the length of the sequences. In a pack they are pieces of
     documents, not blocks of one length."""
     stored: Path | None = None
@@ -81,15 +81,15 @@ class DistillConfig:
 
 def teacher_problems(teacher: TeacherConfig, distill: DistillConfig, entropy: EntropyConfig) -> list[str]:
     """Sentences for what the three sections cannot do together."""
-    asked = "teacher" in entropy.kinds
-    learns = distill.active and distill.stored is None
-    found = []
-    if teacher.path is None and asked:
-        found.append("`entropy.source` 'teacher' needs `teacher.path`. Name a model.")
-    if teacher.path is None and learns:
-        found.append("`distill.weight` above 0 needs `teacher.path` or `distill.stored`. Name one, or leave it out.")
-    if teacher.path is not None and not asked and not learns:
+    gives_entropies = "teacher" in entropy.kinds
+    gives_targets = distill.active and distill.stored is None
+    problems = []
+    if teacher.path is None and gives_entropies:
+        problems.append("`entropy.source` 'teacher' needs `teacher.path`. Name a model.")
+    if teacher.path is None and gives_targets:
+        problems.append("`distill.weight` above 0 needs `teacher.path` or `distill.stored`. Set one, or remove it.")
+    if teacher.path is not None and not gives_entropies and not gives_targets:
         why = "has no effect: neither `entropy.source` is 'teacher' nor `distill.weight` above 0"
         why += " without `distill.stored`" if distill.stored else ""
-        found.append(Removable("teacher.path", why, None))
-    return found
+        problems.append(Removable("teacher.path", why, None))
+    return problems

@@ -111,7 +111,7 @@ def two_cores() -> PretrainConfig:
 def decay_base() -> PretrainConfig:
     """Their base size: BERT base uncased, batch 256 of 512, a million steps, 2e-4 after 10,000, linear, 80/10/10.
 
-    Weight decay 0.01, norms clipped at 1, seed 11081. Differs: random first weights (their MRD script starts from
+    Weight decay 0.01, norms clipped at 1, seed 11081. Differs: random initial weights (their MRD script starts from
     BERT's; name those by `init`); whole documents in packs of 8 full sequences, where they throw second halves away;
     exact budgets, ratios in 64 steps; bf16 or fp32 as the DeepSpeed file says, there fp16.
     """

@@ -1,4 +1,4 @@
-"""Teachers and first weights that are missing, damaged, or do not fit the run."""
+"""Teachers and initial weights that are missing, damaged, or do not fit the run."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ TEACHERS = [
         ("step-1 was written with a teacher of hash", "`teacher.path` has"),
     ),
     Row(
-        "first weights of another tokenizer", first_weights, CONFIG,
+        "initial weights of another tokenizer", first_weights, CONFIG,
         ("`init` has", "at the id 100, but data's tokenizer has"),
     ),
 ]  # fmt: skip

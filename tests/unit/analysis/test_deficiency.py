@@ -171,7 +171,7 @@ def test_padding_and_special_tokens_are_left_out(model, texts):
 
 @pytest.fixture
 def saved(tmp_path, tokenizer):
-    """A model of ours as first weights and as an export; returns both folders."""
+    """A model of ours as initial weights and as an export; returns both folders."""
 
     def save(model: MLM) -> tuple[Path, Path]:
         first, export = tmp_path / "first", tmp_path / "export"
