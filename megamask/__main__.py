@@ -135,7 +135,7 @@ def _print_subcommands(arguments: list[str]) -> int:
     return 0
 
 
-def run(subcommand: str = "") -> NoReturn:
+def run_subcommand(subcommand: str = "") -> NoReturn:
     """Run the command line of this process and end it; a script that stands for a ``subcommand`` names it."""
     # the deepspeed launcher adds a flag; ranks come from the environment
     arguments = [word for word in sys.argv[1:] if not word.startswith(("--local_rank=", "--local-rank="))]
@@ -171,4 +171,4 @@ def _pretrain(arguments: list[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    run()
+    run_subcommand()

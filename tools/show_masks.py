@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from megamask.__main__ import run
+from megamask.__main__ import run_subcommand
 
 if __name__ == "__main__":
-    run("show-masks")
+    run_subcommand("show-masks")

@@ -70,7 +70,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def is_text(ids: TokenIds) -> Bool[np.ndarray, " V"]:
+def text_token_mask(ids: TokenIds) -> Bool[np.ndarray, " V"]:
     """Whether each id counts as a token."""
     counted = np.ones(ids.size, bool)
     counted[list(ids.special)] = False

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
-from megamask.bench.measure import Clock, Round, Variant, is_text
+from megamask.bench.measure import Clock, Round, Variant, text_token_mask
 from megamask.bench.settings import BenchConfig
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data.loader import Loader
@@ -89,7 +89,7 @@ class MegamaskVariant:
         else:
             engine = Engine(objective, settings, ds, packs_per_step=sizes.per_step)
             sources = build_entropy_sources(config, engine, self._packs, teacher)
-        self._is_text = torch.from_numpy(is_text(ids))
+        self._is_text = torch.from_numpy(text_token_mask(ids))
         self._flops = forward_flops(encoder.shape, config.objective, config.masking.corruption.mask)
         loader = Loader(self._packs, ranks.device())
         self._batches: Iterator[PackedBatch] = loader.batches(count())

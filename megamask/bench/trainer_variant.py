@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from megamask.batch import TokenIds
-from megamask.bench.measure import Clock, Round, Variant, is_text
+from megamask.bench.measure import Clock, Round, Variant, text_token_mask
 from megamask.bench.settings import BenchConfig
 from megamask.data import tokenizer
 from megamask.data.formats.lines import BadDocument, FileWarning
@@ -127,7 +127,7 @@ def truncated(texts: Iterable[np.ndarray], ids: TokenIds, length: int) -> Iterat
 
 def _examples(sequences: Iterator[np.ndarray], ids: TokenIds, count: int) -> list[Example]:
     """The first ``count``; fewer if the text has no more."""
-    counted = is_text(ids)
+    counted = text_token_mask(ids)
     examples = [
         {"input_ids": sequence.tolist(), "special_tokens_mask": (~counted[sequence]).astype(int).tolist()}
         for sequence in islice(sequences, count)

@@ -182,11 +182,11 @@ def print_report(config: InspectConfig) -> int:
     if config.json:
         print(json.dumps(asdict(report), indent=2, default=str))
     else:
-        print(*report_lines(report, config.verify), sep="\n")
+        print(*run_report_lines(report, config.verify), sep="\n")
     return report.exit_code
 
 
-def report_lines(report: RunReport, verified: bool) -> list[str]:
+def run_report_lines(report: RunReport, verified: bool) -> list[str]:
     """The report as lines of text."""
     launches = f"{report.launches} launch{'es' * (report.launches != 1)}"
     lines = [f"{report.run}", f"  recipe {report.recipe or 'none'}, {report.steps or '?'} steps, {launches}"]

@@ -72,7 +72,7 @@ def _read_file(path: Path, kind: str, file: ByteStream, options: ReadOptions) ->
     elif kind in (".jsonl", ".ndjson"):
         yield from json_lines.read_json_lines(path, file, field)
     elif kind == ".json":
-        yield from json_values.read_json(path, file, field)
+        yield from json_values.read_json_documents(path, file, field)
     elif kind in SEPARATORS:
         yield from delimited.read_delimited(path, file, field, SEPARATORS[kind])
     elif kind == ".conllu":

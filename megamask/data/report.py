@@ -14,12 +14,12 @@ from megamask.data.shards import Shards
 def prepare_and_report(config: PrepareConfig) -> None:
     """`megamask prepare`."""
     shards = Shards.open(prepare(config))
-    print(*report_lines(shards), sep="\n")
+    print(*preparation_lines(shards), sep="\n")
     if warning := validation_share.validation_warning(shards.manifest):
         print(warning, file=sys.stderr)
 
 
-def report_lines(shards: Shards) -> list[str]:
+def preparation_lines(shards: Shards) -> list[str]:
     """What was read, left out, dropped and written, a line each."""
     manifest = shards.manifest
     read, files = manifest["read"], manifest["input_files"]

@@ -194,7 +194,7 @@ def _type_problems(path: Path, name: str, expected: Any, value: Any) -> list[str
     return []
 
 
-def teacher_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
+def teacher_ds_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
     """The content of the DeepSpeed file of the setting ``name``, and sentences for its problems as a teacher's file.
 
     Raises ConfigError if the file is not a JSON object.

@@ -64,7 +64,7 @@ def export_model(
     raise_all(ConfigError, _obstacles(output, card.run, replace))
     with new_model_folder(output) as temporary:
         notes = export_tokenizer(tokenizer_folder, temporary, shape.max_positions, sentences)
-        tokenizer = model_folder.load_tokenizer(temporary)
+        tokenizer = model_folder.load_hf_tokenizer(temporary)
         if len(tokenizer) > shape.vocab_size:
             raise CheckpointError(
                 f"The tokenizer in {tokenizer_folder} has {len(tokenizer)} tokens, but the model only "

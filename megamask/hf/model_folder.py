@@ -98,7 +98,7 @@ def load_pretrained(
     return model.eval()
 
 
-def load_tokenizer(folder: Path) -> lazy_transformers.PreTrainedTokenizerBase:
+def load_hf_tokenizer(folder: Path) -> lazy_transformers.PreTrainedTokenizerBase:
     """The tokenizer in ``folder``. Raises ModelLoadError."""
     return _from_pretrained(lazy_transformers.AutoTokenizer, folder)
 

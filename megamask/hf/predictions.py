@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from megamask.errors import DataError
 from megamask.hf import lazy_transformers
-from megamask.hf.model_folder import load_pretrained, load_tokenizer
+from megamask.hf.model_folder import load_hf_tokenizer, load_pretrained
 from megamask.runtime.progress_bar import ProgressBar
 
 COPIES = 32
@@ -22,7 +22,7 @@ COPIES = 32
 
 def fill_masks(folder: Path, sentences: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
     """For each sentence with one mask token, the ``top`` most likely tokens and their probabilities."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_hf_tokenizer(folder)
     model = load_pretrained(lazy_transformers.AutoModelForMaskedLM, folder)
     fill = lazy_transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")
     return [
@@ -33,7 +33,7 @@ def fill_masks(folder: Path, sentences: Sequence[str], top: int) -> list[list[tu
 
 def common_words(folder: Path, counts: Int64[np.ndarray, " V"], top: int) -> list[str]:
     """The ``top`` most frequent tokens: what a guess by frequency predicts everywhere."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_hf_tokenizer(folder)
     return [_as_text(tokenizer, int(token)) for token in np.argsort(-counts, kind="stable")[:top]]
 
 

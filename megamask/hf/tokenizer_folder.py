@@ -118,7 +118,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _load(folder: Path, source: Path) -> lazy_transformers.PreTrainedTokenizerBase:
     try:
-        return model_folder.load_tokenizer(folder)
+        return model_folder.load_hf_tokenizer(folder)
     except model_folder.ModelLoadError as error:
         raise CheckpointError(f"transformers cannot load the tokenizer in {source}: {error.reason}") from None
 

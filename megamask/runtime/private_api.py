@@ -24,7 +24,7 @@ from torch.distributed import distributed_c10d
 # ---- torch
 
 
-def set_collective_timeout(timeout: timedelta) -> None:
+def set_group_timeout(timeout: timedelta) -> None:
     """Set the timeout of every process group; torch takes one only at the creation, and DeepSpeed creates groups."""
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timeout, group)

@@ -60,7 +60,7 @@ def init_process_group(timeout: timedelta = timedelta(hours=24)) -> None:
 def set_collective_timeout(timeout: timedelta) -> None:
     """Let no collective fail before ``timeout``, also in groups that DeepSpeed has created with its own timeout."""
     if is_distributed():
-        private_api.set_collective_timeout(timeout)
+        private_api.set_group_timeout(timeout)
 
 
 def is_peer_failure(error: BaseException | None) -> bool:

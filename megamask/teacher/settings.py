@@ -35,7 +35,7 @@ class TeacherConfig:
         """Sentences for what is wrong with its DeepSpeed file."""
         if self.path is None or self.deepspeed is None:
             return []
-        return ds_file.teacher_problems(f"{name}.deepspeed", self.deepspeed)[1]
+        return ds_file.teacher_ds_problems(f"{name}.deepspeed", self.deepspeed)[1]
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Teacher:
             self.weight = model.weight.to(device, dtype, copy=True)
         if isinstance(model.states, HFMaskedLM):
             model.states.one_batch = partitioned
-        ds = ds_file.teacher_problems("teacher.deepspeed", config.deepspeed)[0] if config.deepspeed else None
+        ds = ds_file.teacher_ds_problems("teacher.deepspeed", config.deepspeed)[0] if config.deepspeed else None
         table = next((n for n, p in model.states.named_parameters() if p.data_ptr() == model.weight.data_ptr()), None)
         self._states = FrozenEngine(model.states, ds, dtype)
         if not partitioned and table:

@@ -129,6 +129,21 @@ def test_a_rename_is_found(call: str) -> None:
     assert renames(f"import os\n{call}") and not renames("text.replace(a, b); replace(config, a=1)")
 
 
+def test_public_names_are_unique() -> None:
+    """One word for one thing: no two modules define a public class or function of the same name; `main` may recur."""
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "megamask").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: paths for name, paths in places.items() if len(paths) > 1 and name != "main"} == {}
+
+
+def test_no_file_is_long() -> None:
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {path: length for path, length in lengths.items() if length > 350} == {}
+
+
 def test_import_contracts_hold() -> None:
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True) == 0
 

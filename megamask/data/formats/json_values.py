@@ -23,7 +23,7 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _REST = "The rest of the file is not read."
 
 
-def read_json(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
+def read_json_documents(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
     """The string in ``field`` of each object."""
     text = _Text(file)
     in_list = False

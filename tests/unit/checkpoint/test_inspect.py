@@ -15,7 +15,7 @@ import torch
 from megamask.__main__ import main
 from megamask.checkpoint import format
 from megamask.checkpoint import inspect as inspection
-from megamask.checkpoint.inspect import inspect_folder, report_lines
+from megamask.checkpoint.inspect import inspect_folder, run_report_lines
 from megamask.checkpoint.resume import open_run
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
@@ -49,7 +49,7 @@ def test_lost_text_is_reported(tmp_path):
         run.text.write_text(json.dumps(manifest))
         inspected = inspect_folder(tmp_path)
         assert line in inspected.text
-        assert f"  text, {line}" in report_lines(inspected, True)
+        assert f"  text, {line}" in run_report_lines(inspected, True)
     run.text.unlink()
     assert inspect_folder(tmp_path).text == ()
 

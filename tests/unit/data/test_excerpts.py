@@ -72,7 +72,7 @@ def test_sentences_with_special_tokens_or_without_words_give_no_question(text):
 def test_blank_tokens_are_printed_as_the_vocabulary_spells_them(tmp_path: Path):
     trained: Tokenizer = train_tokenizer("bpe", ["some words\n\nand\ta few more of them"] * 20, size=300)
     trained.save(tmp_path)
-    tokenizer = model_folder.load_tokenizer(tmp_path)
+    tokenizer = model_folder.load_hf_tokenizer(tmp_path)
     known = trained.backend.get_vocab(with_added_tokens=True)
     shown = {name: predictions._as_text(tokenizer, known[name]) for name in ("Ġ", "Ċ", "ĉ", "Ã", "s")}
     assert shown == {"Ġ": "'Ġ'", "Ċ": "'Ċ'", "ĉ": "'ĉ'", "Ã": "'Ã'", "s": "s"}

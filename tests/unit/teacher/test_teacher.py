@@ -19,7 +19,7 @@ from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.data import tokenizer as tokenizers
 from megamask.data.tokenizer_training import train_tokenizer as train_tokenizer
-from megamask.engine.ds_file import teacher_problems as file_problems
+from megamask.engine.ds_file import teacher_ds_problems as file_problems
 from megamask.entropy.exact import PURPOSE, measure_entropy
 from megamask.entropy.source import AuditConfig, EntropyConfig
 from megamask.errors import CheckpointError, ConfigError, DataError
