@@ -14,7 +14,7 @@ from pathlib import Path
 
 if __name__ == "__main__":  # the launchers call this file: `megamask pretrain` of this checkout, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    import_module("megamask.__main__").run("pretrain")
+    import_module("megamask.__main__").run_subcommand("pretrain")
 
 from megamask.config import cli
 from megamask.config.pretrain_config import check_change, check_config
