@@ -26,7 +26,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         # a build that was killed leaves a lock on which every later one would wait
         "TORCH_EXTENSIONS_DIR": f"{SCRATCH.name}/torch_extensions",
     }
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each rank would compile megamask anew
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each rank would compile megamask again
 
 # Every call into megamask checks the shapes and types it was given. MEGAMASK_CHECK_SHAPES=0 leaves that out.
 if os.environ.get("MEGAMASK_CHECK_SHAPES", "1") != "0":
@@ -46,7 +46,7 @@ from tests.processes.server import Server
 
 torch.set_num_threads(1)
 
-# No time limits, since a busy machine is no bug; in CI the same examples each time.
+# No time limits, since a busy machine is not a bug; in CI the same examples each time.
 settings.register_profile("megamask", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("megamask")
 

@@ -25,7 +25,7 @@ def preparation_lines(shards: Shards) -> list[str]:
     read, files = manifest["read"], manifest["input_files"]
     dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in read.items() if why != "documents")
     lines = [f"{shards.folder}: {read['documents']} documents read ({dropped})"]
-    left_out = [f"{tally['files']} {ending} passed over" for ending, tally in files["passed_over"].items()]
+    left_out = [f"{tally['files']} {ending} skipped" for ending, tally in files["passed_over"].items()]
     left_out += [f"{files['cut']} read only in part"] if files["cut"] else []
     left_out += [f"{files[why]} {why}" for why in ("empty", "excluded", "hidden") if files[why]]
     lines += [f"  files: {', '.join(left_out)}"] if left_out else []

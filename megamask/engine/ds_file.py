@@ -174,7 +174,7 @@ def _table_problems(path: Path, name: str, types: dict[str, Any], section: dict[
 
 
 def _type_problems(path: Path, name: str, expected: Any, value: Any) -> list[str]:
-    """Sentences for a ``value`` that is not of the ``expected`` type of JSON: "3" is not a number, 1 is not true."""
+    """Sentences for a ``value`` that is not of the ``expected`` JSON type: "3" does not count as 3, nor 1 as true."""
     options = (expected, *get_args(expected))
     model = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
     if model and value is not None:

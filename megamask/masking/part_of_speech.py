@@ -91,7 +91,7 @@ class PartOfSpeechScore(Score):
         total, count = found[:, 1:]
         kept = self.config.momentum
         moved = kept * self._losses + (1 - kept) * total / count.clamp(min=1)
-        # a loss that is no number came from a step that was skipped or ends the run
+        # a NaN loss came from a step that was skipped or ends the run
         self._losses = torch.where((count > 0) & total.isfinite(), moved, self._losses)
         self._steps += 1
 

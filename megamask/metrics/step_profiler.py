@@ -1,6 +1,6 @@
 """A trace of some training steps by torch.profiler, for Perfetto or chrome://tracing; rank 0 only.
 
-Tracing slows a step down and changes no number. Without steps to trace it costs nothing.
+Tracing slows a step down and does not change its results. Without steps to trace it costs nothing.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from megamask.model.token_stats import TokenStats
 TILES = {2: (128, 128, 64, 8, 3), 4: (64, 64, 32, 4, 2)}
 """By bytes of the inputs: rows, tokens and width of a tile, warps and stages."""
 NOTHING = tl.constexpr(-1e30)
-"""The logit of what is not there: finite, so that differences of two of them are no NaN."""
+"""The logit of what is not there: finite, so that the difference of two of them is not NaN."""
 KEPT = 6
 """Numbers kept of each row: maximum, sums of e, e z and e^2, second maximum and the label's logit."""
 

@@ -98,14 +98,14 @@ class EncoderShape:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, one['loc'])) or 'all'}: {one['msg']}" for one in error.errors()]
-            raise CheckpointError(f"{path} is no description of an encoder: {'; '.join(wrong)}.") from None
+            raise CheckpointError(f"{path} does not describe an encoder: {'; '.join(wrong)}.") from None
         except strict_json.BadRecord as error:
-            raise CheckpointError(f"{path} is no description of an encoder: {error}.") from None
+            raise CheckpointError(f"{path} does not describe an encoder: {error}.") from None
         if strange := sorted(set(values) - {field.name for field in fields(cls)}):
             known = sorted(field.name for field in fields(cls))
             raise CheckpointError(f"{path} must hold {', '.join(known)}, but holds {', '.join(strange)} too.")
         if wrong := found.problems():
-            raise CheckpointError(f"{path} is no description of an encoder that can be: {' '.join(wrong)}")
+            raise CheckpointError(f"{path} describes an impossible encoder: {' '.join(wrong)}")
         return found
 
     def problems(self) -> list[str]:

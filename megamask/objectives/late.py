@@ -1,7 +1,7 @@
 """What [MASK] that enters late has in common, wherever it enters: its rows leave the first layers for real.
 
 Fewer rows run, between boundaries of their own, each at the position that it has in the text. The number of hidden
-rows is a function of the step alone, so all shapes are static. Random replacements are no [MASK]: they stay.
+rows is a function of the step alone, so all shapes are static. Random replacements are not [MASK]: they stay.
 Costs two copies of the rows forward, and two back.
 """
 

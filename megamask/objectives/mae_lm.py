@@ -7,7 +7,7 @@ behind L, about (1 - m) + D / L of MLM's time, so at 15 % and 4 / 12 it costs mo
 An export has encoder and head, and drops the decoder. The encoder is what was pretrained. The head learnt to read what
 the decoder makes of a row: on the states of the bare encoder its predictions mean nothing, it is only there because
 the classes of transformers have one. (With cross-attention, rows that were not [MASK] go to the head straight from
-the encoder.) So such a run is no teacher and no fill-mask model.
+the encoder.) So such a run cannot be a teacher or a fill-mask model.
 
 Differs from the released code: specials such as [CLS] are never hidden; positions relative to each other (T5's
 buckets) are not built, `modern` turns queries and keys by position in the decoder too; the decoder of `modern` ends in

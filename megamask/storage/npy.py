@@ -32,7 +32,7 @@ def mapped(file: Path) -> Shaped[np.ndarray, ...]:
             raise ValueError(" ".join(str(error).split())[:200]) from None
         following = file.stat().st_size - opened.tell()
     if kind.hasobject or not kind.itemsize:
-        raise ValueError(f"its type is {kind}, which is not a number")
+        raise ValueError(f"its type is {kind}, which is not numeric")
     if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != following:
         raise ValueError(f"its header says {kind} in the shape {shape}, but {following} bytes follow")
     # a plain view: indexing a memmap object costs more than the read

@@ -42,7 +42,7 @@ OWN = tuple(
     str(Path(folder).resolve()) + "/"
     for folder in {sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), ROOT / "megamask", "/proc", "/sys"}
 )
-"""Where Python, its libraries and megamask lie: their own imports are no finding."""
+"""Where Python, its libraries and megamask lie: their own imports do not count."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def fuzz(target: Target, folder: Path, *, seed: int = 0, count: int = 200, secon
 
 
 def _strike_on(target: Target, folder: Path, seed: int, count: int, seconds: float, progress) -> Findings:
-    faulthandler.disable()  # a planted crash need not be told of
+    faulthandler.disable()  # a planted crash need not be reported
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries print when they panic
     os.chdir(folder)
@@ -194,7 +194,7 @@ class Watch:
             self._opened(os.fsdecode(given[0]), given[1], given[2])
 
     def _opened(self, path: str, mode: str | None, flags: int) -> None:
-        self.on = False  # looking at the path is no event
+        self.on = False  # reading the path is not an event
         try:
             there = os.path.realpath(path)
             writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) and "__pycache__" not in there

@@ -77,7 +77,7 @@ def make_shards(folder: Path) -> Path:
 
 
 def vouch(folder: Path) -> None:
-    """Let the manifest of shards, or of stored samples, say of each file what it is now."""
+    """Let the manifest of shards, or of stored samples, list each file as it is now."""
     path = folder / "manifest.json"
     assert path.is_file() and not path.is_symlink()  # never wait for a pipe
     manifest = json.loads(path.read_text())

@@ -49,7 +49,7 @@ def test_a_reader_under_fire(name: str, tmp_path: Path) -> None:
     found = fuzz(TARGETS[name], tmp_path, count=COUNT)
     print(f"{name}: {found}")
     assert not found.wrong, "\n\n".join(found.wrong)
-    # a bad index of packs is made anew, and a bad document is a value
+    # a bad index of packs is made again, and a bad document is a value
     assert found.tried == COUNT and (found.refused or name in ("packs", "text"))
 
 

@@ -146,7 +146,7 @@ def outcome(said: Said, run: Path, whole: Said, reference: Path) -> Outcome:
 
 
 def line(source: Place, target: Place) -> str:
-    """What the run says of its move."""
+    """What the run logs about its move."""
     here, there = (f"{p.world} rank{'s' * (p.world > 1)}, ZeRO {p.stage}, {p.precision}" for p in (target, source))
     return f"Resumed at {here}; the checkpoint was written by {there}."
 
@@ -160,7 +160,7 @@ def moved(
     reference: str = "zero 0",
     timeout: float = 600,
 ) -> list[Outcome]:
-    """Each of ``moves`` held against the run that one rank took under the engine ``reference`` without a stop."""
+    """Each of ``moves`` compared with the run that one rank took under the engine ``reference`` without a stop."""
     jobs = Jobs(text, folder)
     whole = jobs.add("whole", Place(reference, 1))
     for source in dict.fromkeys(source for source, _ in moves):

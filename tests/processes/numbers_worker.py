@@ -251,7 +251,7 @@ def begun(source: str, target: str, step: int, ledger: list[list[int]], per_step
 
 
 def everything(cells: list[dict], few: list[dict], times: int, jobs: list[dict]) -> dict:
-    """All in one start: ``cells`` for what is no number, ``few`` for what lies in memory, ``jobs`` with spikes."""
+    """All in one start: ``cells`` for NaN and Inf, ``few`` for what lies in memory, ``jobs`` with spikes."""
     answer = {
         "poisoned": poisoned(cells),
         "unjudged": unjudged(),

@@ -293,7 +293,7 @@ def _sleep_in_a_save(folder: Path, nth: int, variant: str, tell: Tell) -> None:
     save(start.run, 3)
     asleep.append(True)
     tell(" awake")
-    save(start.run, 9)  # whoever was stopped after it was durable meets the fence here
+    save(start.run, 9)  # a launch that was stopped after the rename is refused here
 
 
 def _take_over(folder: Path, tell: Tell) -> None:

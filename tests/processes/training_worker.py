@@ -39,7 +39,7 @@ KINDS = {
 
 def objective(preset: str, dropout: float = 0.0, learns: str = "mlm") -> MLM:
     torch.manual_seed(0)
-    # 21 is no multiple of any number of ranks: parts of ZeRO 3 end in padding
+    # 21 is not a multiple of any number of ranks: parts of ZeRO 3 end in padding
     config = ModelConfig(preset, num_layers=2, hidden_size=12, num_heads=2, intermediate_size=21, dropout=dropout)
     encoder = Encoder(config.shape(IDS), config)
     return objectives.build_objective(KINDS[learns], encoder, MaskedLMHead(encoder, config))

@@ -39,7 +39,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
 print("up", flush=True)
 while True:
     try:
-        os.waitpid(-1, 0)  # whoever loses its parent becomes a child of this process
+        os.waitpid(-1, 0)  # a process that loses its parent becomes a child of this process
     except ChildProcessError:
         signal.sigwait([signal.SIGCHLD])
 """

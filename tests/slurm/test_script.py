@@ -32,7 +32,7 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> l
 
 
 def told(job: Job, restart: int = 0) -> dict[str, dict]:
-    """What each rank was told of itself."""
+    """The rank, size and address that each rank received."""
     return {name: json.loads(said.splitlines()[0]) for name, said in job.ranks(restart).items()}
 
 

@@ -1,6 +1,6 @@
 """Runs that must be the same to the bit whether they were stopped or not: recipes and combinations, and where to stop.
 
-A cell is a run, a DeepSpeed file and a place to stop. The sizes are such that the text begins anew in the midst of the
+A cell is a run, a DeepSpeed file and a place to stop. The sizes are such that the text restarts in the middle of the
 fifth of seven steps: four steps end an epoch but for a pack, and the sixth finds another file of entropies.
 """
 

@@ -203,7 +203,7 @@ def test_an_export_that_cannot_be_written_leaves_the_older_one(
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: str, first: int, last: int) -> None:
-    """Let the losses of some steps, from 0, or their gradients alone, be no numbers."""
+    """Let the losses of some steps, from 0, or only their gradients, be NaN."""
     forward = MLM.forward
 
     def poisoned(self, batch, plan, soft=None):
@@ -235,7 +235,7 @@ def test_what_is_no_number_is_never_saved(
 
 
 def test_a_step_that_deepspeed_skips_is_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp32 DeepSpeed leaves out the step of a gradient that is no number."""
+    """In fp32 DeepSpeed skips the step of a gradient with NaN or Inf."""
     poison(monkeypatch, "gradient", 2, 2)
     said(train(data, tmp_path / "run", deepspeed="ds_configs/fp32.json", checkpoint__every=1), 0)
     skipped = metrics(tmp_path / "run", "skipped_steps")

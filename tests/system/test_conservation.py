@@ -1,6 +1,6 @@
 """Nothing is lost on the way from text to packs: what goes in comes out, or is counted with the reason it was dropped.
 
-Every defect that the readers know is planted in many places, and the sums are held against what was planted.
+Every defect that the readers know is planted in many places, and the sums are compared with what was planted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.system.commands import run
 LONGEST = 3000
 PLACES = 50
 Line = tuple[bytes, str, str]
-"""A line, what becomes of it ("" if it is no document, "kept", or the reason why it is dropped), and its text."""
+"""A line, what becomes of it ("" if it is not a document, "kept", or the reason why it is dropped), and its text."""
 
 
 def line(said: object, becomes: str, clean: str = "") -> Line:

@@ -159,7 +159,7 @@ def test_packs_go_on_in_their_order_over_epochs_wherever_a_run_stops(
     assert found == straight
 
 
-def test_a_run_that_goes_on_otherwise_is_refused_with_every_setting_that_decides_what_is_learnt(tmp_path: Path) -> None:
+def test_a_resume_with_changed_settings_names_each_of_them(tmp_path: Path) -> None:
     settings = as_dict(PretrainConfig())
     with closing(resume.open_run(tmp_path, settings)) as start:
         (start.run.checkpoints / "step-1").mkdir(parents=True)  # a folder without a step may be taken over

@@ -85,7 +85,7 @@ def test_a_guided_run_resumes_bit_for_bit(guide: str, data: Path, tmp_path: Path
     assert ((4, "audit/gain") in told) == ("entropy.audit.every" in GUIDES[guide])
 
 
-def test_a_run_with_a_teacher_resumes_bit_for_bit_and_learns_from_it_when_its_time_has_come(
+def test_a_run_with_a_teacher_resumes_and_distils_from_its_phase_on(
     data: Path, taught: list[str], tmp_path: Path
 ) -> None:
     whole = assert_resumes(data, tmp_path, taught)

@@ -29,7 +29,7 @@ def example() -> str:
 
 
 def sentences(count: int) -> list[str]:
-    """Sentences of two to six words that nobody can foretell, each after the same sure one."""
+    """Sentences of two to six words that cannot be predicted, each after the same sure one."""
     draw = random.Random(0)
     words = [first + second for first in "bdfklmnprt" for second in ("ara", "ela", "imo", "otu")]
     return [" ".join(f"the {draw.choice(words)}" for _ in range(draw.randint(2, 6))) for _ in range(count)]

@@ -14,7 +14,7 @@ from tests.system.conftest import STEPS
 
 
 def again(folder: Path, step: int, *more: object) -> Ended:
-    """What the tool says of a step; the run folder must stay as it is."""
+    """The output of the tool for a step; the run folder must stay as it is."""
     before = content(folder)
     ended = run(main, "replay", "--run", folder, "--step", step, *more)
     assert content(folder) == before

@@ -84,7 +84,7 @@ def test_a_spike_is_dropped_and_the_run_resumes_bit_for_bit(
     assert_same_run(again, whole, STEPS)
     state = read_state(RunFolder(whole).checkpoint(STEPS))
     assert state["optimizer_steps"] == STEPS - 1 and state["judge"]["dropped"] == 1
-    # negative control: told of only, the spike moves the weights
+    # negative control: only reported, the spike moves the weights
     assert train(data, tmp_path / "log", **SPIKES, **EVERY).code == 0
     assert differ(whole, tmp_path / "log")
 
@@ -152,7 +152,7 @@ def test_nonfinite_steps_end_a_run_with_code_5_and_keep_its_checkpoints(data: Pa
     assert run.steps() == [6]
     assert all(tensor.isfinite().all() for _, tensor in read_tensors(run.checkpoint(6)))
     assert read_state(run.checkpoint(6))["optimizer_steps"] == 5
-    # a figure of a step that was dropped is no number, and no other
+    # only the metrics of a dropped step are NaN
     told = metrics(run.path, "train/loss", "skipped_steps")
     assert told[4, "train/loss"] is None and told[4, "skipped_steps"] == 1
     assert all(told[step, "train/loss"] > 0 for step in range(1, 9) if step != 4)

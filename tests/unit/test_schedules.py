@@ -176,7 +176,7 @@ def test_masking_ratio_decay_follows_its_formula(recipe: str, progress: float) -
         assert schedule(x) == pytest.approx(formula(x), abs=1e-12)
 
 
-def test_linear_decay_has_the_targets_of_a_constant_ratio_and_cosine_two_hundredths_more() -> None:
+def test_linear_decay_has_the_mean_ratio_and_cosine_slightly_more() -> None:
     grid = [step / 1000 for step in range(1001)]
     linear, cosine = (schedule for schedule, _ in DECAYS.values())
     assert statistics.mean(map(linear, grid)) == pytest.approx(0.15)

@@ -41,7 +41,7 @@ class Family:
         }
 
     def listed(self) -> dict[str, str]:
-        """What the experiments say of themselves, with what may follow each name."""
+        """The description of each experiment, with the suffixes that its name may have."""
         follows = ("|".join(f"-{part}" for part in parts if part) for parts in (self.strategies, self.sizes))
         endings = "".join(f"[{ending}]" for ending in follows if ending)
         return {name + endings: _first_line(made) for name, made in self.experiments.items()}
@@ -74,7 +74,7 @@ def find_recipe(name: str) -> PretrainConfig:
 
 
 def list_recipes() -> dict[str, str]:
-    """What recipes say of themselves, by name; those of several sizes and strategies once, with what may follow."""
+    """The descriptions of the recipes, by name; a family of sizes and strategies appears once, with its suffixes."""
     found = {name: _first_line(made) for name, made in STARTS.items()}
     for family in FAMILIES:
         found |= family.listed()

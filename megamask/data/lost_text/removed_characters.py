@@ -26,7 +26,7 @@ class RemovedCharacters:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         steps = normalizer_steps(json.loads(tokenizer.backend.to_str())["normalizer"])
-        # a Prepend adds text that is no character of the input, ByteLevel writes bytes
+        # a Prepend adds text that is not in the input, ByteLevel writes bytes
         steps = [step for step in steps if step["type"] not in ("Prepend", "ByteLevel")]
         keeping = [step for step in steps if not _removes_text(step)]
         self._keeping = _normalizer(keeping)

@@ -70,7 +70,7 @@ SETTINGS = [
         ("an unknown flag of a section", ["--model.hiden-size", "3"], ["--model.hiden-size", "--model.hidden-size"]),
         ("an unknown flag of a guide", ["--entropy.sorce", "probe"], ["--entropy.sorce", "--entropy.source"]),
         ("a flag that is none of its words", ["--model.size", "huge"], ["huge", "--model.size", "xxl"]),
-        ("a flag that is no number", ["--steps", "many"], ["--steps", "many"]),
+        ("a word for a number", ["--steps", "many"], ["--steps", "many"]),
         ("a recipe that is not there", ["--recipe", "smal"], ["`smal`", "Did you mean `small`?"]),
         ("no file of settings", ["--config", "nowhere.toml"], ["`nowhere.toml` cannot be read: No such file"]),
         ("no DeepSpeed file", ["--deepspeed", "nowhere.json"], ["`nowhere.json` cannot be read: No such file"]),

@@ -86,7 +86,7 @@ TEXT = [
         ("list.json", b'[{"text": "a"}, {', "is half a list", ["list.json, line 1 (byte 16)", "The rest of the file"]),
         ("column.parquet", parquet(body=["a"]), "lacks the column", ["has no column 'text'; its columns are 'body'"]),
         ("row.parquet", parquet(text=["a", None]), "holds no words, as rows", ["row.parquet, row 2", "NoneType"]),
-        ("no.parquet", b"PAR1", "is no parquet", ["no.parquet is corrupt or truncated"]),
+        ("no.parquet", b"PAR1", "not parquet", ["no.parquet is corrupt or truncated"]),
         ("tag.conllu", WORD.replace("NOUN", "THING").encode(), "holds odd tags", ["line 1 has the tag 'THING'"]),
         ("columns.conllu", b"1\tword\n", "lacks columns", ["line 1 must have 10 columns", "has 2"]),
     ]

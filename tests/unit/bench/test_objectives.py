@@ -29,9 +29,9 @@ def test_every_objective_fits_the_encoder():
 @pytest.mark.parametrize("by_cpu", [True, False])
 def test_measured_is_held_against_predicted(by_cpu):
     half = Round(tokens=200, rows=256, targets=100, wall=6.0, cpu=3.0, flops=1200.0)
-    dearer = Round(tokens=100, rows=128, targets=50, wall=5.0, cpu=3.0, flops=1100.0)
+    costly = Round(tokens=100, rows=128, targets=50, wall=5.0, cpu=3.0, flops=1100.0)
     base, saves, costs = objectives.objectives_markdown(
-        {"MLM": [BASE] * 3, "a": [half] * 3, "b": [dearer] * 3}, by_cpu=by_cpu
+        {"MLM": [BASE] * 3, "a": [half] * 3, "b": [costly] * 3}, by_cpu=by_cpu
     )
     assert base.count("%") == 0
     # 6 FLOPs a token of 10; a quarter less time

@@ -40,7 +40,7 @@ def test_the_checkpoints_with_the_highest_steps_stay(run):
 def retained(run: RunFolder, monkeypatch) -> bool:
     """Whether the two newest are kept when numbers grow longer, the clock goes back and all files are of one time."""
     strange = RunFolder(run.path, run.launch)
-    save_checkpoint(strange, 20_000, weights(20_000), {})  # a higher number than this launch will come to
+    save_checkpoint(strange, 20_000, weights(20_000), {})  # a higher number than this launch will reach
     for number, step in enumerate((9_700, 9_800, 9_900, 10_000, 10_100)):
         monkeypatch.setattr(time, "time", lambda number=number: 1e9 - 1e6 * number)
         save_checkpoint(run, step, weights(step), {}, keep=2)

@@ -91,7 +91,7 @@ def test_a_bad_line_of_a_json_file_loses_only_this_line(tmp_path, bad, sentence)
 def test_a_field_that_occurs_twice_in_its_object_is_a_bad_document(tmp_path, name, field):
     keys = json.dumps(field), json.dumps(field, ensure_ascii=False)
     twice = [f'{{{one}: "A", "id": 1, {two}: "B"}}' for one in keys for two in keys]
-    # elsewhere in a record it is no second text
+    # elsewhere in a record it is not a second text
     sound = [{field: "one", "more": {field: "x", "again": [{field: "y"}]}}, {"kind": field, field: "two"}]
     records = [json.dumps(sound[0]), *twice, json.dumps(sound[1])]
     one, *bad, two = read(written(tmp_path, name, "\n".join(records)), text_field=field)

@@ -223,7 +223,7 @@ def test_the_index_is_stored_and_a_damaged_one_replaced(make_shards, monkeypatch
         again = Packs(Shards.open(folder), tokens=128, length=48, seed=0)
         assert torch.equal(again.batch(3).tokens, made.batch(3).tokens)
         assert first.read_bytes() == whole and (first.parent / name).read_bytes() != bad
-    # a folder that cannot be written is no obstacle
+    # a read-only folder is not an obstacle
     monkeypatch.setattr(index, "save_array", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
     Packs(Shards.open(folder), tokens=256, length=48, seed=0).batch(0)
     assert not list((folder / "packs").glob("*-256-48-*"))
@@ -336,7 +336,7 @@ def test_a_shard_of_another_size_is_found_at_the_next_epoch(make_shards):
     file = folder / "train-00000.tokens.npy"
     size = file.stat().st_size
     with file.open("ab") as opened:
-        opened.write(b"x")  # to cut it would kill whoever reads behind its end
+        opened.write(b"x")  # to cut it would kill a process that reads beyond its end
     packs.batch(len(packs) - 1)
     sentence = rf"was changed during the run: .*tokens\.npy has {size + 1:,} bytes, but {size:,} were written"
     with pytest.raises(DataError, match=sentence):

@@ -192,7 +192,7 @@ SCALARS = (True, 3, 0.5, "many", "3", "true", "auto", [1], {"a": 1})
 def test_a_value_of_the_wrong_type_at_any_level_is_refused(path: str, written) -> None:
     tried = 0
     for name, kind in TABLES[path].items():
-        # whatever is no word can be no number and no yes or no
+        # a value that is not a string is neither a number nor a boolean in a string
         auto = ["auto"] if path in ds_file.PRECISION and name == "enabled" else []
         wrong = [value for value in SCALARS if not right(kind, value) and value not in auto]
         for value in wrong:

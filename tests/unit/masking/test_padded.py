@@ -1,4 +1,4 @@
-"""The hook alone: padded batches of someone's own loop, held against that loop written by hand."""
+"""The hook alone: padded batches of a custom loop, compared with that loop written by hand."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_one_kind_of_run_begins_with_the_weights_of_another():
     again = late(LATE["decoder"], "modern")
     load_objective_weights(again, weights)
     assert torch.equal(again.states(batch, plan(batch)), source.states(batch, plan(batch)))
-    # from MLM a decoder begins anew, from half of one it does not begin
+    # from MLM a decoder starts from random weights; half a decoder is refused
     load_objective_weights(again, dict(mlm.named_parameters()))
     half = {name: tensor for name, tensor in weights.items() if not name.startswith("decoder.stack.layers.1.")}
     with pytest.raises(CheckpointError, match=r"lack 6 tensors: decoder\.stack\.layers\.1\."):

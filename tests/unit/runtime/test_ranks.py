@@ -72,7 +72,7 @@ def test_a_launcher_inside_a_slurm_job_takes_precedence(told) -> None:
 
 
 def test_python_in_a_slurm_batch_script_is_one_process(told) -> None:
-    """There the job has tasks, but this process is no step of it."""
+    """There the job has tasks, but this process is not a step of it."""
     batch = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
     assert told(**batch)["WORLD_SIZE"] == "1"
 

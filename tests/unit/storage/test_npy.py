@@ -57,8 +57,8 @@ def test_a_byte_more_or_less_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        (forged(DEADLY), "which is not a number"),
-        (forged({"descr": "|O", "fortran_order": False, "shape": (8,)}), "which is not a number"),
+        (forged(DEADLY), "which is not numeric"),
+        (forged({"descr": "|O", "fortran_order": False, "shape": (8,)}), "which is not numeric"),
         (forged({"descr": "<i8", "fortran_order": False, "shape": (-8,)}), "in the shape"),
         (forged({"descr": "<i8", "fortran_order": False, "shape": (-2, -4)}), "in the shape"),
         (forged({"descr": "<i8", "fortran_order": False, "shape": (2**62, 4)}), "in the shape"),
