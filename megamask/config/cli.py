@@ -71,7 +71,12 @@ def parse_command(arguments: list[str] | None = None) -> Command:
     command = tyro.cli(with_rules(Command), args=arguments, default=default, prog=prog, console_outputs=prints)
     if command.profile < 0:
         raise ConfigError(must("profile", "be 0 or more", command.profile))
-    run, notes = leftovers.leave_out(command.run, leftovers.typed(command.run, arguments, settings), recipe)
+    typed = leftovers.typed(command.run, arguments, settings)
+    run, notes = leftovers.leave_out(command.run, typed, recipe)
+    if late := configuration.late_audit(run):
+        if "entropy.audit.every" in typed:
+            raise ConfigError(late)
+        notes.append(late)
     notes = [f"{known.config}: {line}" for line in renamed] + notes
     return replace(command, run=configuration.resolve_phases(run), notes=tuple(notes))
 

@@ -196,6 +196,15 @@ def config_problems(config: PretrainConfig) -> list[str]:
     return found
 
 
+def late_audit(config: PretrainConfig) -> str:
+    """A sentence if the first audit would come only when the run is over, else an empty string."""
+    every = config.entropy.audit.every
+    if every is None or every < config.steps:
+        return ""
+    rule = f"be less than `steps` ({config.steps}), or there is no audit"
+    return must("entropy.audit.every", rule, every)
+
+
 def changeable(config: PretrainConfig) -> dict[str, object]:
     """The settings that a launch may change on purpose, by their full names."""
     return {name: value for name, value in flatten(as_dict(config)).items() if is_under(name, CHANGEABLE)}

@@ -58,7 +58,7 @@ def entropy_self(base: PretrainConfig) -> PretrainConfig:
 
 def entropy_self_probe(base: PretrainConfig) -> PretrainConfig:
     """Self-masking at next to no cost: a probe predicts how unsure the model will be of a masked token."""
-    return _guided(base, EntropyConfig("probe", audit=AuditConfig(every=200)), COLD)
+    return _guided(base, EntropyConfig("probe", audit=AuditConfig(every=min(200, base.steps // 3))), COLD)
 
 
 def entropy_kd_complete(base: PretrainConfig) -> PretrainConfig:

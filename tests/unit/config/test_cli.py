@@ -81,3 +81,13 @@ def test_a_negative_number_of_traced_steps_is_refused() -> None:
     assert parse_command(["--profile", "10"]).profile == 10
     with pytest.raises(ConfigError, match="`profile` must be 0 or more, but is -1"):
         parse_command(["--profile", "-1"])
+
+
+def test_an_audit_that_never_comes_is_refused_where_it_was_typed() -> None:
+    guided = ["--recipe", "entropy-self-probe-tiny"]
+    assert parse_command(guided).notes == ()
+    (note,) = parse_command([*guided, "--steps", "40"]).notes
+    assert note == "`entropy.audit.every` must be less than `steps` (40), or there is no audit, but is 50."
+    with pytest.raises(ConfigError, match=r"^`entropy.audit.every` must be less than `steps` \(150\)"):
+        parse_command([*guided, "--entropy.audit.every", "150"])
+    assert parse_command([*guided, "--entropy.audit.every", "149"]).run.entropy.audit.every == 149
