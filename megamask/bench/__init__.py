@@ -9,3 +9,7 @@ objectives.py        3ML and MAE-LM beside MLM
 overheads.py         entropy sources and teachers beside a plain step
 table.py             the machine and the results as Markdown and JSON
 """
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: the benchmark needs no network

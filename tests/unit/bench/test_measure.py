@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 
 import pytest
 
@@ -86,3 +89,10 @@ def test_bf16_is_measured_if_supported_or_named(bf16):
     here = Support(bf16, "")
     assert BenchConfig().measured(here) == (("fp32", "bf16") if bf16 else ("fp32",))
     assert BenchConfig(precisions=("bf16",)).measured(here) == ("bf16",)
+
+
+def test_the_benchmark_uses_no_network() -> None:
+    source = "import megamask.bench; from huggingface_hub import constants; print(constants.HF_HUB_OFFLINE)"
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", source], env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
