@@ -1,10 +1,10 @@
-"""The words that every part speaks: how rows lie in a pack, what was hidden, what was lost.
+"""The records that packages exchange: packs, masks, teacher targets and losses.
 
-A pack is ``T`` rows, one token each, with no padding dimension: sequences lie one behind the other and a
-``Layout`` says where each begins. Everything here is a small frozen record; nothing here computes with weights.
+A pack has ``T`` tokens and no padding dimension: its sequences follow one another, and a ``Layout`` has their
+boundaries. All records are small and frozen; nothing here computes with weights.
 
-Letters in shapes: ``T`` rows of a pack, ``S`` sequences, ``M`` targets, ``N`` hidden rows, ``R`` = ``T`` - ``N``
-visible rows, ``Q`` rows that a teacher speaks of, ``K`` sampled teacher tokens, ``D`` width.
+Letters in shapes: ``T`` tokens of a pack, ``S`` sequences, ``M`` targets, ``N`` hidden tokens, ``R`` = ``T`` - ``N``
+visible tokens, ``Q`` tokens with teacher targets, ``K`` sampled teacher tokens, ``D`` width.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ Record = TypeVar("Record", bound="OnDevice")
 
 
 class OnDevice:
-    """A frozen record of tensors that can be moved; records inside it go along."""
+    """A frozen record of tensors that can be moved to a device, with the records inside it."""
 
-    def each(self: Record, act: Callable[[Tensor], Tensor]) -> Record:
-        """The record with ``act`` done to every tensor."""
+    def map_tensors(self: Record, function: Callable[[Tensor], Tensor]) -> Record:
+        """The record with ``function`` applied to every tensor."""
         changed: dict[str, Any] = {}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
-                changed[f.name] = act(value)
+                changed[f.name] = function(value)
             elif isinstance(value, OnDevice):
-                changed[f.name] = value.each(act)
+                changed[f.name] = value.map_tensors(function)
         return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self: Record, device: torch.device | str) -> Record:
         """The record on ``device``."""
-        return self.each(lambda tensor: tensor.to(device))
+        return self.map_tensors(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
 class Layout(OnDevice):
-    """Where the sequences of a pack begin and end, and the position of each row in its sequence.
+    """The boundaries of the sequences of a pack, and the position of each token in its sequence.
 
-    ``cu_seqlens`` may end in repeats of ``T``: empty sequences that keep its length, and so every shape, the
-    same from pack to pack. ``max_seqlen`` is a bound, not the longest length found, for the same reason.
+    ``cu_seqlens`` may end in repeats of ``T``: empty sequences, so that all packs have the same shapes. For the same
+    reason ``max_seqlen`` is a bound, not the length of the longest sequence.
     """
 
     cu_seqlens: Int32[Tensor, " S1"]
@@ -64,27 +64,27 @@ class Layout(OnDevice):
 
     @property
     def rows(self) -> int:
-        """T, the number of rows."""
+        """T, the number of tokens."""
         return self.positions.shape[0]
 
     @cached_property
     def lengths(self) -> Int64[Tensor, " S"]:
-        """Rows in each sequence."""
+        """Tokens in each sequence."""
         return self.cu_seqlens.diff().long()
 
     @cached_property
     def sequence(self) -> Int64[Tensor, " T"]:
-        """The number of the sequence that each row belongs to."""
+        """The number of the sequence of each token."""
         numbers = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
         return torch.repeat_interleave(numbers, self.lengths, output_size=self.rows)
 
     @cached_property
     def offset(self) -> Int64[Tensor, " T"]:
-        """How many rows of its sequence lie before each row. Not ``positions``, once rows were left out."""
+        """Tokens of the same sequence before each token. Differs from ``positions`` after ``keep``."""
         return torch.arange(self.rows, device=self.cu_seqlens.device) - self.cu_seqlens[self.sequence]
 
     def keep(self, rows: Int64[Tensor, " R"]) -> Layout:
-        """The layout of the ascending ``rows`` alone; each keeps the position it had."""
+        """The layout of the sorted ``rows`` alone; each token keeps its position."""
         starts = torch.searchsorted(rows.contiguous(), self.cu_seqlens.long()).int()
         return Layout(starts, self.max_seqlen, self.positions[rows])
 
@@ -98,10 +98,10 @@ def sum_by_sequence(
 
 @dataclass(frozen=True)
 class PackedBatch(OnDevice):
-    """``T`` rows of text: one pack, the unit of a micro-step.
+    """A pack of ``T`` tokens, which is also the micro-batch.
 
-    A function of (seed, pack number) alone. Rows that fill up the pack are a sequence of padding of their own
-    with ``maskable`` false, so no other row can see them.
+    It depends only on (seed, pack number). Padding at the end of the pack is a sequence of its own with ``maskable``
+    false, so no other token attends to it.
     """
 
     number: int
@@ -111,19 +111,19 @@ class PackedBatch(OnDevice):
     maskable: Bool[Tensor, " T"]
     tags: UInt8[Tensor, " T"] | None = None
     entropy: UInt8[Tensor, " T"] | None = None
-    """The sidecar's byte for each row."""
+    """The sidecar's byte for each token."""
     source_pack: int | None = None
-    """The number of the text: packs of one text, each under a mask of its own, have the same. None: not known."""
+    """Number of the text: packs that show one text under different masks have the same. None: not known."""
 
 
 @dataclass(frozen=True)
 class MaskPlan(OnDevice):
-    """What a model may see of a pack and what it must say about it.
+    """What a model sees of a pack and which tokens it must predict.
 
-    ``inputs`` holds [MASK] at the ``hidden`` rows, other tokens at rows corrupted by replacement.
-    All row lists are ascending; ``hidden`` is a subset of ``targets``; ``visible`` is the rest of the pack.
-    ``probability`` is the chance that each target had of being chosen, where it is known: what is learnt from the
-    targets alone speaks for all rows when it is weighted by its inverse.
+    ``inputs`` has [MASK] at the ``hidden`` tokens and other tokens at targets corrupted by replacement. All indices are
+    sorted; ``hidden`` is a subset of ``targets``; ``visible`` is the rest of the pack. ``probability`` is that with
+    which each target was chosen, where it is known: estimates from targets, weighted by its inverse, hold for all
+    maskable tokens.
     """
 
     inputs: Int64[Tensor, " T"]
@@ -135,19 +135,19 @@ class MaskPlan(OnDevice):
 
     @classmethod
     def hide_nothing(cls, batch: PackedBatch) -> MaskPlan:
-        """The plan under which every row is seen and asked for: what entropy on clean text means."""
+        """The plan in which every token is visible and predicted: the entropy of clean text."""
         rows = torch.arange(batch.layout.rows, device=batch.tokens.device)
         return cls(batch.tokens, rows, batch.tokens, rows[:0], rows)
 
 
 @dataclass(frozen=True)
 class SoftTargets(OnDevice):
-    """What a teacher says, and how much it counts: the loss becomes
+    """The predictions of a teacher and their weight: the loss becomes
 
         (1 - share) * sum over targets of nll + share * scale * temperature^2 * sum over rows of KL(teacher, student)
 
-    with both distributions softened by the temperature. ``rows`` are the rows of the pack that the teacher speaks of,
-    None for the targets. Exactly one of two forms is present. ``hidden`` with ``weight`` and ``bias`` lets the
+    with both distributions softened by the temperature. ``rows`` are the tokens that the teacher predicts; None: the
+    targets. Exactly one of two forms is present. ``hidden`` with ``weight`` and ``bias`` lets the
     student's loss form the teacher's logits chunk by chunk; ``tokens`` with ``counts`` is an unbiased stored sample of
     its distribution (counts over their sum), made at the same temperature.
     """
@@ -165,10 +165,11 @@ class SoftTargets(OnDevice):
 
 @dataclass(frozen=True)
 class Losses(OnDevice):
-    """``total`` is the sum over targets that is differentiated; the rest is detached and for the record.
+    """``total`` is the sum over targets that is differentiated; the other fields are detached.
 
-    Units are nats. ``entropy`` is how unsure the model's own prediction is at each target, by the measure in use.
-    ``distill`` is the sum over the teacher's rows of KL(teacher || student) at the temperature, without any factor.
+    Units are nats. ``entropy`` is the uncertainty of the model's prediction at each target, by the measure in use.
+    ``distill`` is the sum of KL(teacher || student) over the tokens that the teacher predicts, at the temperature,
+    without any factor.
     """
 
     total: Float[Tensor, ""]

@@ -47,7 +47,7 @@ class Loader:
                     raise error
                 if batch is None:
                     return
-                yield batch.each(lambda t: t.to(self.device, non_blocking=True))
+                yield batch.map_tensors(lambda t: t.to(self.device, non_blocking=True))
         finally:
             stop.set()
             while thread.is_alive():
@@ -61,7 +61,7 @@ class Loader:
             for number in numbers:
                 batch = self.packs.batch(number)
                 if self.device.type == "cuda":
-                    batch = batch.each(Tensor.pin_memory)
+                    batch = batch.map_tensors(Tensor.pin_memory)
                 ready.put((batch, None))
                 if stop.is_set():
                     return

@@ -1,14 +1,14 @@
-"""How well a source foretells the exact entropy: three figures, and a watch over the source in use.
+"""How well a source predicts the exact entropy: three metrics, and an audit of the source in use.
 
-All three look at each sequence by itself, at its maskable rows alone, for that is how masks are chosen. `overlap`: the
-share of the exact choice that the source's choice holds. `captured_gain`: how much more entropy than the mean the
-source's choice has, as a share of what the exact choice has. `spearman`: the correlation of the ranks.
+The metrics compare maskable tokens within their sequence, because masks are chosen that way. `overlap`: the share of
+the exact choice that is also in the source's choice. `captured_gain`: the entropy above the mean of the source's
+choice, as a share of that of the exact choice. `spearman`: the rank correlation.
 
-For the `masked` signal no source can be perfect: which tokens are hidden together is chance, and another drawing gives
-other entropies. The ceiling is how much of the gain a second drawing captures (0.85 to 0.9 in two small models).
+For the `masked` signal no source can be perfect: which tokens are hidden together is random, and another draw gives
+other entropies. The ceiling is the gain that a second draw captures (0.85 to 0.9 in two small models).
 
-An audit of one micro-batch costs one forward pass (`clean`) or twice ``passes`` (`masked`); the figures, on the host,
-a few milliseconds.
+An audit of one micro-batch costs one forward pass (`clean`) or twice ``passes`` (`masked`); the metrics take a few
+milliseconds on the host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from megamask.masking.piece_order import PieceOrder, PieceTable
 from megamask.masking.rng import PackRng
 from megamask.runtime import ranks
 
-# ---- figures; nan for a sequence, or altogether, where there is nothing to compare
+# ---- metrics; NaN for a sequence, or in all, where there is nothing to compare
 
 
 def overlap(
@@ -79,23 +79,23 @@ def _unless_zero(value: Tensor) -> Tensor:
     return torch.where(value > 0, value, torch.nan)
 
 
-# ---- the watch
+# ---- the audit
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found: figures by their name in the log, and which source takes over from now on, if one does."""
+    """Metrics by their name in the log, and the source that takes over from now on, if any."""
 
     figures: dict[str, float]
     fall_back: str | None = None
     sentence: str | None = None
-    """What to tell the user, if the audit failed."""
+    """A message for the user if the audit failed."""
 
 
 class Audit(Learner):
-    """Holds the source in use against the exact signal, counts failures in a row, and names the next better source.
+    """Compares the source in use with the exact signal, counts failures in a row, and names the next source.
 
-    It changes nothing: the caller does what the verdict says. State: which source is in use, failures in a row.
+    State: which source is in use, and its failures in a row.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Audit(Learner):
         mask_id: int,
         seed: int,
     ):
-        """``source`` is the one that the run begins with; ``config.fall_back`` are the next ones."""
+        """The run starts with ``source``; ``config.fall_back`` are the next ones."""
         self.config, self.ask, self.frequency = config, ask, frequency
         self.signal, self.passes, self.mask_id, self.seed = signal, passes, mask_id, seed
         self._sources: Sequence[str] = (source, *config.fall_back)
@@ -118,11 +118,11 @@ class Audit(Learner):
 
     @property
     def source(self) -> str:
-        """The source in use; after a resume perhaps not the first."""
+        """The source in use."""
         return self._sources[self._place]
 
     def due(self, step: int) -> bool:
-        """Whether an audit belongs to ``step``; the first comes after ``every`` steps."""
+        """Whether ``step`` has an audit; the first is after ``every`` steps."""
         return self.config.every is not None and step > 0 and step % self.config.every == 0
 
     def __call__(
@@ -136,7 +136,7 @@ class Audit(Learner):
         Rank 0's batch alone counts, whatever the number of ranks; the others pass too, since ZeRO 3 needs all of them.
         """
         exact = self._exact(batch, "audit")
-        # clean text leaves nothing to chance
+        # nothing is random for clean text
         ceiling = exact if self.signal == "clean" else self._exact(batch, "again")
         host = batch.to("cpu")
         others = {"": found, "frequency_": self.frequency([batch])[0], "ceiling_": ceiling}
@@ -157,9 +157,9 @@ class Audit(Learner):
         return measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng)
 
     def _judge(self, figures: dict[str, float]) -> tuple[str | None, str | None]:
-        """Count, and decide: the next source, and the sentence. Entropies without a spread say nothing of a source."""
+        """The next source, if it takes over now, and a message. Flat entropies count neither as failure nor success."""
         if "gain" not in figures:
-            return None, "The exact entropies of the audited text are all alike: there is nothing to choose by."
+            return None, "The exact entropies of the audited text are all alike, so the source cannot be judged."
         least = self.config.threshold * figures["ceiling"]
         if figures["gain"] >= least:
             self._failures = 0

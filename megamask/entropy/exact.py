@@ -1,9 +1,9 @@
-"""The exact entropy: a pass of a model without gradients over the text that is about to be masked.
+"""The exact entropy: forward passes of a model over the text that is about to be masked, without gradients.
 
-`clean` costs one forward pass with the head at every row: about 0.4 of a plain training step from base size up.
-`masked` costs ``passes`` of them, with the head at every row once. Two things make it cheaper: several masked views of
-one text share a pass (``PackedBatch.text``), and a proposer may name the candidates to which the head is confined,
-which pays where the head is dearer than the encoder, as in tiny models.
+`clean` costs one forward pass with the head at every token: about 0.4 of a plain training step from base size up.
+`masked` costs ``passes`` forward passes, with the head at every token once. Two things make it cheaper: packs with the
+same text share a pass (``PackedBatch.source_pack``), and a proposer may limit the head to candidates. That pays off
+where the head costs more than the encoder, as in tiny models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megamask.masking.piece_order import PieceOrder, PieceTable
 from megamask.masking.rng import PackRng
 
 PURPOSE = "exact"
-"""The stream of random numbers from which groups are drawn, apart from that of the masks."""
+"""Purpose of the random numbers for the groups, a stream apart from that of the masks."""
 
 
 def entropy_plans(
@@ -66,9 +66,9 @@ def measure_entropy(
 
 
 def groups(batch: PackedBatch, rows: Int64[Tensor, " C"], passes: int, rng: PackRng) -> list[Int64[Tensor, " g"]]:
-    """The ascending ``rows`` dealt at random into ``passes`` groups, as evenly as that goes in every sequence."""
+    """The sorted ``rows`` divided at random into ``passes`` groups, as evenly as possible in every sequence."""
     shuffled = rows[rng.order(len(rows), rows.device)]
-    # sequence by sequence, in random order inside each, and then as cards are dealt
+    # sequence by sequence, in random order inside each; every ``passes``-th goes to the same group
     dealt = shuffled[torch.argsort(batch.layout.sequence[shuffled], stable=True)]
     return [dealt[first::passes].sort().values for first in range(passes)]
 
@@ -85,51 +85,51 @@ def _hide(batch: PackedBatch, rows: Int64[Tensor, " C"], mask_id: int) -> MaskPl
 
 
 class Exact(EntropySource):
-    """The model's own entropies, or a teacher's, by asking; each text is asked about once per call.
+    """The entropies of the model itself, or of its moving average; each text is measured once per call.
 
-    With a proposer, only the best ``candidates`` x budget rows of a pack by its score are asked about, each sequence
-    its fair share, and all others get the lowest value found in the pack. That is right for a strategy that takes the
-    highest entropies. Any other (low, middle, both) would take rows nobody asked about: the caller must refuse it.
-    Under `masked` only candidates are ever hidden, so more of the text is in sight than without a proposer.
-    What the proposer learns it learns from here: ``update``, ``sync`` and its state are passed on.
+    With a proposer, only the ``candidates`` tokens of a pack with its highest values are measured, each sequence in
+    proportion to its maskable tokens; all others get the lowest entropy measured in the pack. That is right for
+    strategies that take the highest entropies. Any other (low, middle, both) would take tokens that were not measured:
+    the caller must refuse it. Under `masked` only candidates are hidden, so more of the text is visible than without a
+    proposer. The state is that of the proposer.
     """
 
     def __init__(
         self,
-        ask: EntropyFn,
+        entropy_fn: EntropyFn,
         *,
         signal: Signal,
         passes: int,
         mask_id: int,
         seed: int,
         propose: EntropySource | None = None,
-        candidates: Callable[[], int] | None = None,
+        candidates: int | None = None,
     ):
-        """``candidates`` says how many rows of a pack are asked about now; present if and only if ``propose`` is."""
+        """``candidates`` is the number of tokens of a pack that are measured; given if and only if ``propose`` is."""
         assert (propose is None) == (candidates is None)
-        self.ask, self.signal, self.passes, self.mask_id, self.seed = ask, signal, passes, mask_id, seed
+        self.entropy_fn, self.signal, self.passes, self.mask_id, self.seed = entropy_fn, signal, passes, mask_id, seed
         self.propose, self.candidates = propose, candidates
 
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " T"]]:
-        """Entropies of each batch; batches of one text share theirs."""
+        """The entropies of each batch; batches with the same text share theirs."""
         texts = {source_packs(batch): batch for batch in batches}
         proposals = dict(zip(texts, self.propose(list(texts.values())), strict=True)) if self.propose else {}
-        found = {text: self._measure(batch, proposals.get(text)) for text, batch in texts.items()}
-        return [found[source_packs(batch)] for batch in batches]
+        entropies = {text: self._measure(batch, proposals.get(text)) for text, batch in texts.items()}
+        return [entropies[source_packs(batch)] for batch in batches]
 
     def _measure(self, batch: PackedBatch, proposal: Float[Tensor, " T"] | None) -> Float[Tensor, " T"]:
         rng = PackRng(self.seed, source_packs(batch), PURPOSE)
         if proposal is None:
-            return measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng)
+            return measure_entropy(self.entropy_fn, batch, self.signal, self.passes, self.mask_id, rng)
         assert self.candidates is not None
         tokens = PieceTable.of_tokens(batch)
-        count = (self.candidates() / tokens.count.sum() * tokens.count).ceil()
+        count = (self.candidates / tokens.count.sum() * tokens.count).ceil()
         rows = PieceOrder.of(proposal, tokens).top(count).nonzero().squeeze(1)
-        found = measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng, rows)
-        return found[rows].min().expand_as(found).index_copy(0, rows, found[rows])
+        entropy = measure_entropy(self.entropy_fn, batch, self.signal, self.passes, self.mask_id, rng, rows)
+        return entropy[rows].min().expand_as(entropy).index_copy(0, rows, entropy[rows])
 
     def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
-        """The proposer learns; nothing else does."""
+        """Update the proposer."""
         if self.propose:
             self.propose.update(batch, plan, losses)
 
@@ -149,15 +149,15 @@ class Exact(EntropySource):
 
 
 class Average(Learner):
-    """A moving average of a module's parameters, in fp32, as a module of its own that asks nobody for gradients.
+    """A moving average of a module's parameters in fp32, as a separate module without gradients.
 
-    The weight of the past is min(``decay``, (1 + n) / (10 + n)) in update n, so that the first, random weights are
+    The weight of the past is min(``decay``, (1 + n) / (10 + n)) in update n, so that the random initial weights are
     soon forgotten (as TensorFlow's ExponentialMovingAverage does with `num_updates`). Costs the fp32 weights in
     memory and one pass over them a step. Buffers stay as they were when it was made.
     """
 
     def __init__(self, module: nn.Module, decay: float, weights: Callable[[], Mapping[str, Tensor]]):
-        """``module`` is copied and left alone; parameters must be whole, not in ZeRO-3's parts.
+        """``module`` is copied and not changed; its parameters must be whole, not partitioned by ZeRO-3.
 
         ``weights`` returns the current weights by the names that the module has for them.
         """

@@ -1,4 +1,4 @@
-"""What stands in the place of a chosen token: [MASK], a random token, or itself. Exact counts of each."""
+"""Replace the chosen tokens by [MASK], by a random token, or not at all, in exact numbers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def corrupt_targets(
     rng: PackRng,
     probability: Float[Tensor, " M"] | None = None,
 ) -> MaskPlan:
-    """The plan for the ascending ``targets``; ``probability``, the chance each had of being one, is passed on.
+    """The plan for the sorted ``targets``; ``probability`` is that with which each was chosen.
 
-    Differs from BERT: counts are exact and not drawn token by token, so that shapes are the same in every pack.
+    Differs from BERT: the numbers are exact, not drawn token by token, so that all packs have the same shapes.
     """
     device = targets.device
     masks, randoms = mix.counts(len(targets))

@@ -1,4 +1,4 @@
-"""The masker: from a batch and the progress of the run to a plan. Budget, unit, score, corruption, in this order."""
+"""The masker: from a batch and the progress of the run to a mask plan, by budget, unit, score and corruption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megamask.schedules import Schedule
 
 
 class Masker:
-    """Makes plans. A plan depends on (seed, pack number, progress), the entropy, and what the score has learnt."""
+    """Makes plans, which depend on (seed, pack number, progress), the entropy and the state of the score."""
 
     def __init__(self, config: MaskingConfig, ids: TokenIds, score: Score | None = None, *, tags: Sequence[str] = ()):
         """``score`` is by default the one that ``config`` names; ``tags`` are the names of the text's tags from 1.
@@ -34,15 +34,15 @@ class Masker:
         self.score: Score = score or _score(config, tags)
 
     def budget(self, progress: float, rows: int) -> int:
-        """Targets in a pack of ``rows``: the same for every pack of a step, on every rank."""
+        """Targets in a pack of ``rows`` tokens: the same for every pack of a step, on every rank."""
         return self.config.targets(progress, rows)
 
     def random_share(self, progress: float) -> float:
-        """Share of the targets chosen at random, whatever the score."""
+        """Share of the targets that are chosen at random instead of by score."""
         return 1.0 if self.config.score == "uniform" else self.config.random_share(coarse(progress))
 
     def needs_entropy(self, progress: float) -> bool:
-        """Whether plans at ``progress`` depend on entropy; while they do not, nobody need compute it."""
+        """Whether plans at ``progress`` depend on entropy; otherwise it need not be computed."""
         return isinstance(self.score, EntropyScore) and self.config.random_share(coarse(progress)) < 1
 
     def __call__(
@@ -56,9 +56,9 @@ class Masker:
     ) -> MaskPlan:
         """The plan for ``batch`` at ``progress`` in [0, 1].
 
-        ``entropy`` is in nats, any finite value at rows that are not maskable. Whether it is finite is checked on the
-        CPU alone: on a device that would mean waiting for it, so whoever made it there must check it once per step.
-        The ratio is a share of ``rows``, by default all of the pack's.
+        ``entropy`` is in nats, with any finite value where a token is not maskable. Whether it is finite is checked
+        only on the CPU: on another device this would wait for it, so the caller must check it once per step. The ratio
+        is a share of ``rows`` tokens, by default all of the pack.
 
         Raises ConfigError if entropy is needed but missing, DataError if it is of another length or the pack has too
         few tokens that can be masked, NonFiniteError.

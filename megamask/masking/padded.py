@@ -1,9 +1,9 @@
-"""Padded batches of someone's own loop: in as a pack, out as a plan in their shape, and their logits as losses.
+"""Padded batches of your own training loop: a batch to a pack, a plan to padded tensors, and logits to losses.
 
-For a batch of ``B`` sequences padded to ``L`` tokens, as the collators of transformers make it, on either side. All
-``B`` x ``L`` rows become one pack, so row lists of the plan index logits that were flattened to (B * L, V). Costs next
-to nothing beside a model, but waits for the device once, to see where sequences begin. Whoever has logits at all rows
-has paid for them already; `losses_at` reads those of the targets alone.
+For a batch of ``B`` sequences padded to ``L`` tokens on either side, as the collators of transformers make it. All
+``B`` x ``L`` tokens become one pack, so the indices of a plan are those of logits flattened to (B * L, V). Costs next
+to nothing beside a model, but waits for the device once, to find where sequences begin. `losses_at` reads only the
+logits of the targets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megamask.batch import Layout, Losses, MaskPlan, PackedBatch, TokenIds
 from megamask.errors import DataError, raise_all
 
 IGNORED = -100
-"""The label of tokens that are not asked for, which torch's cross-entropy leaves out."""
+"""The label of tokens that are not targets, which torch's cross-entropy ignores."""
 
 
 def pack_padded(
@@ -71,11 +71,11 @@ def pad_plan(plan: MaskPlan, shape: tuple[int, int]) -> tuple[Int64[Tensor, "B L
 
 
 def losses_at(logits: Float[Tensor, "B L V"], plan: MaskPlan) -> Losses:
-    """What a model's ``logits`` say at the targets, in 32 bits: cross-entropy, Shannon entropy, hits.
+    """Cross-entropy, Shannon entropy and accuracy of a model's ``logits`` at the targets, in fp32.
 
-    ``total`` over the number of targets is what such a model calls its loss when it is given the labels.
+    ``total`` over the number of targets is the loss that such a model returns for the labels.
     """
     log_p = logits.flatten(0, 1)[plan.targets].float().log_softmax(-1)
     nll = -log_p.gather(1, plan.labels[:, None]).squeeze(1)
-    doubt = torch.special.entr(log_p.detach().exp()).sum(-1)
-    return Losses(nll.sum(), nll.detach(), doubt, log_p.detach().argmax(-1) == plan.labels)
+    entropy = torch.special.entr(log_p.detach().exp()).sum(-1)
+    return Losses(nll.sum(), nll.detach(), entropy, log_p.detach().argmax(-1) == plan.labels)

@@ -1,7 +1,7 @@
 """Random numbers that are a function of (seed, pack number, purpose) alone.
 
-Counter-based (Philox), drawn on the host and then moved: the same numbers on any device, any rank, any world
-size and after any resume, with no state to save. A pack of 8192 rows costs about 50 microseconds.
+Counter-based (Philox), drawn on the host and then moved: the same numbers on any device, rank and world size and after
+any resume, without state to save. A pack of 8192 tokens costs about 50 microseconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class PackRng:
-    """A stream of random numbers for one pack. Draws are consumed in order, so call sites must not reorder."""
+    """A stream of random numbers for one pack. The order of the calls decides the numbers."""
 
     def __init__(self, seed: int, number: int, purpose: str = "mask"):
         words = [int.from_bytes(purpose.encode()[:8], "little"), number]
@@ -26,11 +26,11 @@ class PackRng:
         return torch.from_numpy(np.clip(drawn, 1e-12, None)).to(device)
 
     def gumbel(self, count: int, device: torch.device) -> Float[Tensor, " count"]:
-        """Standard Gumbel noise: the largest of score + noise is a draw in proportion to exp(score)."""
+        """Standard Gumbel noise: the argmax of score + noise is a draw in proportion to exp(score)."""
         return -torch.log(-torch.log(self.uniform(count, device)))
 
     def integers(self, below: int, count: int, device: torch.device) -> Int64[Tensor, " count"]:
-        """Whole numbers in [0, below)."""
+        """Integers in [0, below)."""
         return torch.from_numpy(self._draws.integers(below, size=count)).to(device)
 
     def order(self, count: int, device: torch.device) -> Int64[Tensor, " count"]:

@@ -52,8 +52,8 @@ def token_stats(
     found = bias.new_empty(len(TokenStats._fields), len(rows))
     for at, p in _softmaxes(rows, weight, bias):
         found[0, at], found[2, at] = p.log_total + p.top, p.at(labels[at]) - p.log_total
-        found[1, at], found[3, at] = p.doubt("shannon"), p.doubt("renyi")
-        found[4, at], found[5, at] = p.doubt("min"), p.doubt("margin")
+        found[1, at], found[3, at] = p.uncertainty("shannon"), p.uncertainty("renyi")
+        found[4, at], found[5, at] = p.uncertainty("min"), p.uncertainty("margin")
     return TokenStats(*found)
 
 
@@ -71,7 +71,7 @@ def logit_entropies(
         return token_stats(rows, weight, bias, labels).of(measure)
     found = bias.new_empty(len(rows))
     for at, p in _softmaxes(rows, weight, bias):
-        found[at] = p.log_total - p.at(labels[at]) if measure == "loss" else p.doubt(measure)
+        found[at] = p.log_total - p.at(labels[at]) if measure == "loss" else p.uncertainty(measure)
     return found
 
 
@@ -102,7 +102,7 @@ class Softmax(NamedTuple):
         """``shifted`` at ``labels``: 0 where no token is likelier."""
         return self.shifted.gather(1, labels[:, None]).squeeze(1)
 
-    def doubt(self, measure: Measure) -> Float[Tensor, " m"]:
+    def uncertainty(self, measure: Measure) -> Float[Tensor, " m"]:
         """How unsure each row is by ``measure``, of those that need no label."""
         if measure == "shannon":
             return (self.log_total - torch.linalg.vecdot(self.probs, self.shifted)).clamp_min_(0)

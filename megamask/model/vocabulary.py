@@ -172,7 +172,7 @@ class _Tally:
         if labelled:
             target = p.at(self.labels[at])
             self.nll[at], self.correct[at] = p.log_total - target, target == 0
-            self.entropy[at] = self.nll[at] if self.measure == "loss" else p.doubt(self.measure)
+            self.entropy[at] = self.nll[at] if self.measure == "loss" else p.uncertainty(self.measure)
         q = p  # the student's distribution, as soft as the teacher's
         if teacher:
             q = softmax(p.shifted.div_(self.temperature)) if labelled and self.temperature != 1 else p

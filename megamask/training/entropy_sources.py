@@ -102,8 +102,8 @@ def build_entropy_sources(
             # by the largest budget of the run, so that shapes stay the same
             ratio = config.masking.ratio
             largest = max(ratio.start, ratio.end or 0)
-            rows = round(entropy.candidates * largest * config.packs.tokens)
-            candidates, propose = (lambda: rows), probe()
+            candidates = round(entropy.candidates * largest * config.packs.tokens)
+            propose = probe()
         return Exact(
             entropy_at, signal=entropy.signal, passes=entropy.num_passes, mask_id=ids.mask, seed=config.seed,
             propose=propose, candidates=candidates,

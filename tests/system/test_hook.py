@@ -67,7 +67,7 @@ class Ran:
     def losses_at(self, logits: Tensor, plan: MaskPlan) -> Losses:
         found = padded_losses_at(logits, plan)
         if logits.requires_grad:
-            self.steps.append((plan, found.each(Tensor.detach)))
+            self.steps.append((plan, found.map_tensors(Tensor.detach)))
         return found
 
 

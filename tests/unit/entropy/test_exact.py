@@ -71,7 +71,7 @@ def test_packs_of_one_text_share_the_question():
 @pytest.mark.parametrize("signal", ["clean", "masked"])
 def test_candidates_alone_are_asked_about_and_the_rest_is_never_preferred(signal):
     batch, ask, propose = pack([30, 50, 20], padding=4), Asked(), Frequency(counts())
-    exact = Exact(ask, signal=signal, passes=2, mask_id=IDS.mask, seed=0, propose=propose, candidates=lambda: 40)
+    exact = Exact(ask, signal=signal, passes=2, mask_id=IDS.mask, seed=0, propose=propose, candidates=40)
     found, proposal = exact([batch])[0], propose([batch])[0]
     asked = torch.cat([plan.targets for plan in ask.plans]).sort().values
     assert 40 <= len(asked) <= 40 + 3 and batch.maskable[asked].all()  # rounded up in each of three sequences
@@ -89,7 +89,7 @@ def test_all_rows_as_candidates_are_the_same_as_no_proposer():
     plain = Exact(Asked(), signal="clean", passes=1, mask_id=IDS.mask, seed=0)
     every = Exact(
         Asked(), signal="clean", passes=1, mask_id=IDS.mask, seed=0, propose=Frequency(counts()),
-        candidates=lambda: 10**6,
+        candidates=10**6,
     )  # fmt: skip
     assert torch.equal(plain([batch])[0][batch.maskable], every([batch])[0][batch.maskable])
 
