@@ -244,16 +244,16 @@ def _cut(numbers: range, size: int) -> Iterator[range]:
 
 
 def _sample_problems(config: PretrainConfig, how: SampleAnnotation) -> list[str]:
-    found = settings_problems(how) + fixed_mask_problems(config)
+    problems = settings_problems(how) + fixed_mask_problems(config)
     for section in ("distill", "teacher", "masking", "packs"):
-        found += settings_problems(getattr(config, section), section)
+        problems += settings_problems(getattr(config, section), section)
     if config.distill.stored is None:
-        found.append("`distill.stored` must be the folder to write, but is missing.")
+        problems.append("`distill.stored` must be the folder to write, but is missing.")
     if config.teacher.path is None:
-        found.append("`teacher.path` must be the model of the teacher, but is missing.")
+        problems.append("`teacher.path` must be the model of the teacher, but is missing.")
     if config.teacher.deepspeed is not None:
-        found.append("`teacher.deepspeed` has no effect here: each process has the whole teacher. Remove it.")
-    return found
+        problems.append("`teacher.deepspeed` has no effect here: each process has the whole teacher. Remove it.")
+    return problems
 
 
 def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:

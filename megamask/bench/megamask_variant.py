@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.bench.measure import Clock, Round, Variant, text_token_mask
 from megamask.bench.settings import BenchConfig
-from megamask.config.pretrain_config import PacksConfig, PretrainConfig
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.settings import PacksConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards

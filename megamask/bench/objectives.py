@@ -15,7 +15,8 @@ from dataclasses import replace
 from megamask.bench.measure import Round
 from megamask.bench.megamask_variant import DsFile, MegamaskVariant
 from megamask.bench.settings import BenchConfig
-from megamask.config.pretrain_config import PacksConfig, PretrainConfig
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.settings import PacksConfig
 from megamask.data.shards import Shards
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import MaskingConfig

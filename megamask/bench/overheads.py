@@ -18,7 +18,8 @@ from megamask.batch import TokenIds
 from megamask.bench.measure import Medians
 from megamask.bench.megamask_variant import DsFile, MegamaskVariant
 from megamask.bench.settings import BenchConfig
-from megamask.config.pretrain_config import PacksConfig, PretrainConfig
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.settings import PacksConfig
 from megamask.data.shard_writer import write_sidecar
 from megamask.data.shards import Shards
 from megamask.entropy.sidecar import SidecarFacts, top_of

@@ -54,7 +54,7 @@ class BenchConfig:
     compile: bool = False
     """Measure compiled variants too; takes minutes at the start."""
     peak_flops: Positive | None = None
-    """Floating-point operations per second of the device, for MFU; known GPUs need no number."""
+    """Floating-point operations per second of the device, for MFU; known for common GPUs."""
     json: Path | None = None
     """File for the results of every round."""
 

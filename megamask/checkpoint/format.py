@@ -175,8 +175,8 @@ def storage_sentence(error: Exception, what: str, folder: Path, need: int = 0) -
 def verify_on_all_ranks(folder: Path) -> Manifest:
     """`verify`, with the files divided among the ranks. All ranks get the same result. Collective.
 
-    Raises StorageError if a rank reads something else than rank 0: a file system that shows changes late is no reason
-    to give up a checkpoint.
+    Raises StorageError if a rank reads something else than rank 0: a file system that shows changes late does not
+    make a checkpoint unusable.
     """
 
     def look() -> Manifest:

@@ -56,18 +56,18 @@ def leave_out(config: PretrainConfig, typed: Collection[str], recipe: str) -> tu
             return config, lines
 
 
-def _replaced(found: Any, path: list[str], neutral: Any, name: str, typed: Collection[str]) -> Any:
+def _replaced(value: Any, path: list[str], neutral: Any, name: str, typed: Collection[str]) -> Any:
     """``found`` with ``neutral`` at ``path``, but for the settings that are ``typed``."""
     if path:
-        inside = _replaced(getattr(found, path[0]), path[1:], neutral, f"{name}.{path[0]}".lstrip("."), typed)
-        return replace(found, **{path[0]: inside})
-    if is_dataclass(found) and not isinstance(found, type):
-        parts = {field.name: (getattr(found, field.name), getattr(neutral, field.name)) for field in fields(found)}
+        inside = _replaced(getattr(value, path[0]), path[1:], neutral, f"{name}.{path[0]}".lstrip("."), typed)
+        return replace(value, **{path[0]: inside})
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: (getattr(value, field.name), getattr(neutral, field.name)) for field in fields(value)}
         return replace(
-            found,
+            value,
             **{part: _replaced(own, [], plain, f"{name}.{part}", typed) for part, (own, plain) in parts.items()},
         )
-    return found if name in typed else neutral
+    return value if name in typed else neutral
 
 
 def _lines(before: PretrainConfig, after: PretrainConfig, problem: Removable, recipe: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""The whole run in one record, and the checks between its parts.
+"""The configuration of a whole run, and the checks between its sections.
 
-Each section is a frozen dataclass that stands beside the code that reads it. This module composes them, reads
-overrides from files, and finds every problem before any device is touched. It builds nothing.
+Each section is a frozen dataclass in the `settings.py` of the package that uses it. This module composes them, reads
+overrides from files, and finds every problem before any device is used. It builds nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +20,12 @@ from pydantic import TypeAdapter, ValidationError
 from megamask.basic_types import TokenIds
 from megamask.config import time_budget
 from megamask.config.removed import removed_values
+from megamask.config.settings import CheckpointConfig, LogConfig, PacksConfig, ValidationConfig
 from megamask.engine import ds_file
 from megamask.engine.settings import OptimizerConfig
 from megamask.entropy.settings import EntropyConfig
 from megamask.errors import ConfigError, Removable, must, raise_all, unknown
-from megamask.errors.rules import Count, OnlyFor, Positive, field_problem, settings_problems
+from megamask.errors.rules import Count, OnlyFor, field_problem, settings_problems
 from megamask.health.settings import SpikesConfig, WatchdogConfig
 from megamask.masking.settings import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
@@ -41,9 +41,8 @@ MAY_DIFFER_ON_RESUME = frozenset(
     {"data", "verify", "output", "init", "log", "watchdog", "checkpoint", "validation", "export", "recipe", "deepspeed"}
     | {"spikes", "teacher.path", "teacher.deepspeed", "teacher.packs_per_pass", "teacher.precision"}
 )
-"""What may differ between a run and its continuation: nothing of it decides what is learnt, the DeepSpeed files only
-how exactly the same is computed; a run that spiked may go on under another policy. The text and the teacher are told by
-their hashes."""
+"""Settings that may change on resume. None of them affects training, except that DeepSpeed files change rounding, and
+that a run may continue with another spike policy. Data and teacher are identified by hash instead of path."""
 CHANGEABLE = frozenset(
     {"steps", "time_budget", "masking.ratio", "masking.random_share", "distill.weight", "distill.temperature"}
     | {
@@ -51,71 +50,10 @@ CHANGEABLE = frozenset(
         for part in ("lr", "muon_lr_scale", "beta1", "beta2", "eps", "weight_decay", "max_grad_norm")
     }
 )
-"""What a launch may change on purpose in a run that goes on (`--change`): how far a step goes, not which text it reads
-nor what the weights are."""
+"""Settings that `--change` may change on resume: they affect how far a step goes, not its text or the shape of the
+weights."""
 RECORDED = frozenset({"deepspeed", "text"})
-"""What a run's own config.json records beside its settings: what its DeepSpeed file said, the hash of its text."""
-
-
-@dataclass(frozen=True)
-class PacksConfig:
-    """How much text a micro-step and a step hold."""
-
-    tokens: int = 8192
-    """Tokens of a pack; a micro-batch is one pack."""
-    length: Annotated[int, Ge(8)] = 512
-    """Longest sequence in tokens, special tokens included; longer documents are cut."""
-    per_step: Count = 8
-    """Packs of one optimizer step, over all ranks and micro-steps."""
-    masks_per_text: Count = 1
-    """Packs of a step that hold the same text, each under a mask of its own: one pass of a model says how unsure it is
-    for all of them. A step then holds `per_step` / `masks_per_text` different texts."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for what two settings cannot do together."""
-        if self.tokens < self.length:
-            return [must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens)]
-        return []
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """How often and on how much text the fixed evaluation runs: uniform 15 %, all [MASK], the same for every recipe."""
-
-    every: Count = 200
-    """Steps between two evaluations; one more comes at the end."""
-    packs: Count = 16
-    """Packs of the validation split, at most."""
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """How often the run is saved."""
-
-    every: Count = 500
-    """Steps between two checkpoints; one more comes at the end and at every signal to stop."""
-    keep: Annotated[int, Ge(2)] = 3
-    """Newest checkpoints that stay."""
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """What is logged while the run trains."""
-
-    every: Count = 10
-    """Steps between two lines of figures."""
-    peak_flops: Positive | None = None
-    """Floating-point operations per second of one device, for MFU; known GPUs need no number, a CPU has none."""
-    wandb: str | None = None
-    """Project of Weights & Biases that gets the metrics too (needs megamask[wandb]); WANDB_MODE=offline needs no
-    network."""
-
-    def problems(self, name: str) -> list[str]:
-        """Sentences for a package that is missing."""
-        if self.wandb is None or find_spec("wandb"):
-            return []
-        cure = "pip install 'megamask[wandb]', or remove it."
-        return [f"`{name}.wandb` needs the package wandb, which is not installed: {cure}"]
+"""What config.json of a run records beside its settings: the content of its DeepSpeed file, the hash of its text."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +63,7 @@ class PretrainConfig:
     data: Path | None = None
     """Folder of token shards (`megamask prepare` makes it); without it, English text that this machine holds."""
     verify: bool = True
-    """Whether every byte of the shards is held against its sha256 before the run starts; costs one reading of them."""
+    """Verify the sha256 of every shard before the run starts; reads each of them once."""
     output: Path = Path("runs/tiny")
     """Folder of the run: configuration, logs, checkpoints, exported model."""
     steps: Count = 400
@@ -161,39 +99,40 @@ class PretrainConfig:
 
 def check_config(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
     """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
-    ds, found = ds_file.parse_ds_config(deepspeed) if deepspeed else (ds_file.default_ds_config(config.optimizer), [])
-    found += config_problems(config) + ds_file.ds_problems(config.optimizer, ds)
+    default = ds_file.default_ds_config(config.optimizer), list[str]()
+    ds, problems = ds_file.parse_ds_config(deepspeed) if deepspeed else default
+    problems += config_problems(config) + ds_file.ds_problems(config.optimizer, ds)
     if config.entropy.ema_decay is not None and ds_file.zero_stage(ds) == 3:
-        found.append("`entropy.ema_decay` needs whole weights on every rank. ZeRO stage 3 keeps parts: use 0, 1 or 2.")
+        problems.append("`entropy.ema_decay` needs whole weights on every rank. ZeRO 3 keeps parts: use 0, 1 or 2.")
     per_step, views = config.packs.per_step, config.packs.masks_per_text
     if per_step >= 1 and per_step % world:
         cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}, or {_fitting(config)}."
-        found.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
+        problems.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
     if views > 1 and per_step >= 1 and per_step % (views * world):
         rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
-        found.append(must("packs.masks_per_text", rule, views, f"Use {_fitting(config)}."))
-    raise_all(ConfigError, found)
+        problems.append(must("packs.masks_per_text", rule, views, f"Use {_fitting(config)}."))
+    raise_all(ConfigError, problems)
     return ds
 
 
 def config_problems(config: PretrainConfig) -> list[str]:
     """Sentences for what is wrong with ``config``, whatever it runs on; some of them are `Removable`."""
     config = resolve_phases(config)
-    found = [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
-    found += settings_problems(config)
-    found += time_budget.time_budget_problems(config.time_budget)
-    found += teachers.teacher_problems(config.teacher, config.distill, config.entropy)
-    found += _guided(config) + _late(config) + _moved(config)
+    problems = [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
+    problems += settings_problems(config)
+    problems += time_budget.time_budget_problems(config.time_budget)
+    problems += teachers.teacher_problems(config.teacher, config.distill, config.entropy)
+    problems += _guided(config) + _late(config) + _moved(config)
     if config.init is None:
         longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
         if config.packs.length > longest:
-            found.append(must("packs.length", f"be at most `model.max_positions` ({longest})", config.packs.length))
+            problems.append(must("packs.length", f"be at most `model.max_positions` ({longest})", config.packs.length))
     if config.init and not (config.init / "model.safetensors").is_file() and not _is_run(config.init):
-        found.append(
+        problems.append(
             f"`init` names {config.init}, which holds neither model.safetensors nor checkpoints/. Make it with "
             "`megamask import`, or name the folder of a run."
         )
-    return found
+    return problems
 
 
 def late_audit(config: PretrainConfig) -> str:
@@ -212,14 +151,14 @@ def changeable(config: PretrainConfig) -> dict[str, object]:
 
 def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
     """ConfigError with each of ``names``, settings or sections, that is none or that no run may change on its way."""
-    known, found = names_in(as_dict(config)), []
+    known, problems = names_in(as_dict(config)), []
     for name in names:
         if name not in known:
-            found += renamed_problems([name]) or [unknown(name, known, "`change`")]
+            problems += renamed_problems([name]) or [unknown(name, known, "`change`")]
         elif not is_under(name, CHANGEABLE):
             rule = f"name settings that may change on the way ({', '.join(sorted(CHANGEABLE))})"
-            found.append(must("change", rule, name, "For another, begin a new run with `init`."))
-    raise_all(ConfigError, found)
+            problems.append(must("change", rule, name, "For another, begin a new run with `init`."))
+    raise_all(ConfigError, problems)
 
 
 def _strange(name: str, value: object) -> list[str]:
@@ -251,38 +190,38 @@ def _is_run(folder: Path) -> bool:
 
 def _guided(config: PretrainConfig) -> list[str]:
     """What score and source of entropy cannot do together."""
-    entropy, found = config.entropy, []
+    entropy, problems = config.entropy, []
     if config.masking.score == "entropy" and entropy.source == "none":
-        found.append("`masking.score` 'entropy' needs `entropy.source`. Name one, such as 'probe'.")
+        problems.append("`masking.score` 'entropy' needs `entropy.source`. Name one, such as 'probe'.")
     if config.masking.score != "entropy" and entropy.source != "none":
         why = f"has no effect on the score {config.masking.score!r}"
-        found.append(Removable("entropy.source", why, "none", "Set `masking.score` to 'entropy', or remove it."))
+        problems.append(Removable("entropy.source", why, "none", "Set `masking.score` to 'entropy', or remove it."))
     strategy = config.masking.entropy.strategy
     if entropy.candidates is not None and strategy not in ("high", "proportional"):
         why = f"must be left out with the strategy {strategy!r}, which takes rows that the probe does not propose"
-        found.append(Removable("entropy.candidates", why, None))
-    return found
+        problems.append(Removable("entropy.candidates", why, None))
+    return problems
 
 
 def _moved(config: PretrainConfig) -> list[str]:
     """What cannot be done when a clock or a spike decides which packs a step reads, under which masks."""
-    found, stored = [], config.distill.stored is not None
+    problems, stored = [], config.distill.stored is not None
     if config.time_budget is not None and stored and config.masking.ratio.kind != "constant":
-        found.append(
+        problems.append(
             "`time_budget` moves `masking.ratio` by the clock, but `distill.stored` was made under masks known in "
             "advance. Keep the ratio constant, or ask a teacher."
         )
     if stored:
-        found += fixed_mask_problems(config)
+        problems += fixed_mask_problems(config)
     if config.spikes.policy != "rewind":
-        return found
+        return problems
     if stored:
-        found.append("`spikes.policy` 'rewind' reads other packs than `distill.stored` speaks of. Use 'skip'.")
+        problems.append("`spikes.policy` 'rewind' reads other packs than `distill.stored` speaks of. Use 'skip'.")
     reach = (config.checkpoint.keep - 1) * config.checkpoint.every
     if reach < config.spikes.rewind_steps:
         rule = f"be at most {reach}, the age that one of `checkpoint.keep` checkpoints always has"
-        found.append(must("spikes.rewind_steps", rule, config.spikes.rewind_steps, "Keep more checkpoints."))
-    return found
+        problems.append(must("spikes.rewind_steps", rule, config.spikes.rewind_steps, "Keep more checkpoints."))
+    return problems
 
 
 def fixed_mask_problems(config: PretrainConfig) -> list[str]:
@@ -296,24 +235,24 @@ def fixed_mask_problems(config: PretrainConfig) -> list[str]:
 def _late(config: PretrainConfig) -> list[str]:
     """What the objective cannot do with the encoder and with the masks; with `init`, the encoder is checked later."""
     objective, masking, length = config.objective, config.masking, config.packs.length
-    found = [] if config.init else objective.misfits("objective", config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
+    problems = [] if config.init else objective.misfits("objective", config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
     if objective.decoder.dropout and config.model.attention == "varlen":
         rule = "be 0 when `model.attention` is 'varlen'"
-        found.append(must("objective.decoder.dropout", rule, objective.decoder.dropout))
+        problems.append(must("objective.decoder.dropout", rule, objective.decoder.dropout))
     if not objective.late or settings_problems(masking) or length < 8:
-        return found
+        return problems
     if masking.corruption.mask == 0:
         why = f"{objective.kind!r} has no effect while `masking.corruption.mask` is 0"
-        return [*found, Removable("objective.kind", why, "mlm", "Set it to 'mlm'.")]
+        return [*problems, Removable("objective.kind", why, "mlm", "Set it to 'mlm'.")]
     # the shares of a sequence that are [MASK], over the run; [CLS] and [SEP] never are
     shares = [masking.ratio(step / STEPS) * masking.corruption.mask for step in range(STEPS + 1)]
     if max(shares) * length > length - 3:
         rule = f"leave a token in sight in a sequence of `packs.length` ({length}) rows"
-        found.append(must("masking.ratio", rule, max(shares), "Lower it."))
+        problems.append(must("masking.ratio", rule, max(shares), "Lower it."))
     if min(shares) * length < 1:
         rule = f"give a sequence of `packs.length` ({length}) rows a target under [MASK]"
-        found.append(must("masking.ratio", rule, min(shares), "Raise it, or lengthen sequences."))
-    return found
+        problems.append(must("masking.ratio", rule, min(shares), "Raise it, or lengthen sequences."))
+    return problems
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -340,12 +279,12 @@ def override_settings(base: PretrainConfig, values: dict[str, Any], source: str)
     known = names_in(as_dict(base))
     wrong = [unknown(key, known, f"`{source}`") for key in names_in(values) if key not in known]
     try:
-        # strict, by the rules of JSON: the word "3" is no number, true is no 1, and a list will do for a tuple
-        found = _schema().validate_json(json.dumps(merged(as_dict(base), values)), strict=True)
+        # strict, by the rules of JSON: "3" does not count as 3, nor true as 1; a list is accepted for a tuple
+        config = _schema().validate_json(json.dumps(merged(as_dict(base), values)), strict=True)
     except ValidationError as error:
         wrong += [field_problem(PretrainConfig, each, source=source) for each in error.errors(include_url=False)]
     raise_all(ConfigError, wrong)
-    return found
+    return config
 
 
 @cache

@@ -11,8 +11,8 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def parse_duration(budget: str) -> float | None:
     """``"24h"`` -> 86400.0, with one of the units s, m, h, d; None if it is not such a time."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", budget, re.ASCII)
-    return float(found[1]) * UNITS[found[2]] if found else None
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", budget, re.ASCII)
+    return float(match[1]) * UNITS[match[2]] if match else None
 
 
 def time_budget_problems(budget: str | None) -> list[str]:

@@ -32,7 +32,7 @@ class OptimizerConfig:
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay per unit of learning rate; norms and biases have none."""
     max_grad_norm: NotNegative = 1.0
-    """Largest norm of the gradient; 0 is no clipping."""
+    """Largest norm of the gradient; 0 turns clipping off."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""

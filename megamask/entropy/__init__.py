@@ -1,14 +1,14 @@
-"""Where an entropy comes from: how unsure a model is of each token, from exact to free.
+"""Sources of entropy: how unsure a model is of each token, from exact to free.
 
-All sources have one interface: nats per row for the packs of a step, and what the loss said at the targets in return.
+All sources have one interface: they give nats per token for the packs of a step, and receive the losses at the targets.
 
     settings.py    the settings
     source.py      the interface
     frequency.py   how rare a token is: a control
-    probe.py       a small network on the embedding that learns from what the loss says
+    probe.py       a small network on the embedding that learns from the losses
     sidecar.py     a byte per token beside the shards
     exact.py       a pass of the model itself, or of a teacher, or of a moving average
-    audit.py       how well a source foretells the exact signal
+    audit.py       how well a source predicts the exact signal
 """
 
 from __future__ import annotations

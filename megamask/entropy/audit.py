@@ -128,7 +128,7 @@ class Audit(Learner):
     def __call__(
         self,
         batch: PackedBatch,
-        found: Float[Tensor, " T"],
+        entropy: Float[Tensor, " T"],
         share: float,
     ) -> AuditResult:
         """Audit what the source ``found`` for ``batch``, if ``share`` of the maskable rows were chosen. Collective.
@@ -139,9 +139,9 @@ class Audit(Learner):
         # nothing is random for clean text
         ceiling = exact if self.signal == "clean" else self._exact(batch, "again")
         host = batch.to("cpu")
-        others = {"": found, "frequency_": self.frequency([batch])[0], "ceiling_": ceiling}
+        others = {"": entropy, "frequency_": self.frequency([batch])[0], "ceiling_": ceiling}
         sums = {name: _sums(other.cpu(), exact.cpu(), share, host) for name, other in others.items()}
-        total = ranks.sum(torch.stack(list(sums.values())).to(found.device) * ranks.is_main()).cpu()
+        total = ranks.sum(torch.stack(list(sums.values())).to(entropy.device) * ranks.is_main()).cpu()
         figures: dict[str, float] = {}
         for name, (same, same_of, gain, gain_of, rank, rank_of) in zip(sums, total.tolist(), strict=True):
             if gain_of > 0 and same_of and rank_of:
@@ -185,9 +185,9 @@ class Audit(Learner):
         self._place, self._failures = int(state["place"]), int(state["failures"])
 
 
-def _sums(found: Tensor, exact: Tensor, share: float, batch: PackedBatch) -> Float[Tensor, " six"]:
+def _sums(entropy: Tensor, exact: Tensor, share: float, batch: PackedBatch) -> Float[Tensor, " six"]:
     """Sum and number of overlaps, captured and possible gain, sum and number of correlations."""
-    same, rank = overlap(found, exact, share, batch), spearman(found, exact, batch)
-    captured, possible = _gains(found, exact, share, batch)
+    same, rank = overlap(entropy, exact, share, batch), spearman(entropy, exact, batch)
+    captured, possible = _gains(entropy, exact, share, batch)
     sums = [same.nansum(), same.isfinite().sum(), captured, possible, rank.nansum(), rank.isfinite().sum()]
     return torch.stack([value.double() for value in sums])

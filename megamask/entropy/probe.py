@@ -1,21 +1,23 @@
-"""A small convolutional network that foretells the entropy at masked tokens, learnt online from what the loss says.
+"""A small convolutional network that predicts the entropy at masked tokens and learns online from the losses.
 
 It reads the model's own embedding of the unmasked text, detached, and how rare each token is::
 
     x = project(normalise(embedding)) + rarity                 D -> WIDTH
-    x = gelu(x + convolve(x))                                  depthwise, 7 rows, never across sequences
+    x = gelu(x + convolve(x))                                  depthwise, 7 tokens, never across sequences
     entropy = head(gelu(mix(x))) + slope * rarity              WIDTH -> WIDTH -> 1
 
-The loss yields the entropy at every masked token anyway. Those tokens were chosen, not drawn evenly, so each counts by
-the inverse of the chance it had. It learns from each of the first ``EAGER`` steps, then from one in ``EVERY``.
+The loss yields the entropy at every masked token anyway. Those tokens were chosen, not drawn evenly, so each is
+weighted by the inverse of its inclusion probability. The probe learns from each of the first ``EAGER`` steps, then from
+one in ``EVERY``.
 
-Cost per token: 2 (D W + 7 W + W^2) operations for the answer and three times that in a step that is learnt from: in all
+Cost per token: 2 (D W + 7 W + W^2) operations for a prediction and three times that in a step of learning: in total
 0.2 million at D = 768, 0.03 % of a step of a base model. On one core beside a forward and backward pass of the small
-preset (packs of 4,096 rows, 16,384 tokens, bf16, 20 % targets; medians of interleaved runs): 1.017 of its time. On a
-GPU its price is its small kernels: about 30 a pack and, in one step of four, 80 more a pack and 50 for its own step.
+preset (packs of 4,096 tokens, vocabulary of 16,384, bf16, 20 % targets; medians of interleaved runs): 1.017 of its
+time. On a GPU its cost is that of small kernels: about 30 a pack and, in one step of four, 80 more a pack and 50 for
+its own step.
 
 How good it is, on a frozen model of 6 layers of width 384 (100 % [MASK], 9 million tokens of English seen), after 400
-packs of 4,096 rows with 20 % targets, against the exact `masked` signal of four passes on 16 held-out packs:
+packs of 4,096 tokens with 20 % targets, against the exact `masked` signal of four passes on 16 held-out packs:
 
 | | overlap of the top 20 % | captured gain | Spearman |
 |---|---|---|---|
@@ -24,8 +26,8 @@ packs of 4,096 rows with 20 % targets, against the exact `masked` signal of four
 | this probe | 0.60 | 0.85 | 0.79 |
 | the exact signal, drawn a second time | 0.64 | 0.79 | 0.75 |
 
-It may pass the second drawing: what it foretells is a mean over drawings. With 32 channels the overlap was 0.589, with
-128 0.607, at three times the rate 0.599; with one step in four learnt from since the start 0.57.
+It may exceed the second drawing, because it predicts a mean over drawings. With 32 channels the overlap was 0.589, with
+128 0.607, at three times the learning rate 0.599, and with one step in four of learning from the start 0.57.
 """
 
 from __future__ import annotations
@@ -101,13 +103,13 @@ class Probe(EntropySource):
 
     @torch.no_grad()
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " T"]]:
-        """The entropy foretold for each row, in nats."""
-        found: dict[int, Tensor] = {}
+        """The predicted entropy of each token, in nats."""
+        predicted: dict[int, Tensor] = {}
         _, mean, scale = self._record
         for batch in batches:
-            if source_packs(batch) not in found:
-                found[source_packs(batch)] = mean + scale * self._predict(self._weights, batch)
-        return [found[source_packs(batch)] for batch in batches]
+            if source_packs(batch) not in predicted:
+                predicted[source_packs(batch)] = mean + scale * self._predict(self._weights, batch)
+        return [predicted[source_packs(batch)] for batch in batches]
 
     def _parts(self, flat: Tensor) -> dict[str, Tensor]:
         sizes = [torch.Size(shape).numel() for shape in self._shapes.values()]
@@ -167,10 +169,10 @@ class Probe(EntropySource):
         self._weights = torch.where(ready, self._weights - self.rate * change, self._weights)
         self._moments = torch.where(ready, torch.stack([m, v]), self._moments)
 
-        found = first / total
-        spread = (second / total - found.square()).clamp_min(1e-6).sqrt()
+        average = first / total
+        spread = (second / total - average.square()).clamp_min(1e-6).sqrt()
         past = torch.where(scale > 0, PAST, 0.0)
-        after = torch.stack([steps + ready, torch.lerp(found, mean, past), torch.lerp(spread, scale, past)])
+        after = torch.stack([steps + ready, torch.lerp(average, mean, past), torch.lerp(spread, scale, past)])
         self._record = torch.where(seen, after, self._record)
         self._begin()
 

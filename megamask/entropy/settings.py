@@ -18,7 +18,7 @@ Kind = Literal["none", "frequency", "probe", "sidecar", "exact", "teacher"]
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How often the source in use is held against the exact signal, and what follows."""
+    """How often the source in use is compared with the exact signal, and the consequences."""
 
     every: Count | None = None
     """Steps between two audits of one micro-batch; None: none. Each costs one pass without
@@ -42,20 +42,21 @@ class EntropyConfig:
     """Where the entropies come from by which tokens are masked."""
 
     source: Kind = "none"
-    """`frequency`: minus log unigram probability; `probe`: a small network that learns from what the loss says;
+    """`frequency`: minus log unigram probability; `probe`: a small network that learns from the losses;
     `sidecar`: a byte per token beside the shards; `exact`: a pass of the model itself; `teacher`: a pass of a frozen
-    model. `none` goes with scores that need none."""
+    model. `none` is for scores that need no entropy."""
     signal: Annotated[Signal, OnlyFor("source")] = "masked"
-    """What the model sees of a token while it is asked about it. They are different quantities (in two small models the
+    """What the model sees at a token whose entropy it predicts. The two are different quantities (in two small models
+    the
     top 20 % by one and by the other share 0.60 and 0.65 of their tokens), and what `clean` means depends on the
     corruption in training:
 
-    `masked`: the token is hidden under [MASK], which is what the loss will see, under any corruption.
+    `masked`: the token is hidden under [MASK], as in the loss, under any corruption.
 
-    `clean`: nothing is hidden. Under 80/10/10 the model was asked about tokens in sight now and then, so it answers
-    with how far it trusts what it reads: low (mean 2.24 nats) and nearly a ranking by rarity (Spearman 0.93 with minus
-    log frequency). Under 100 % [MASK] it was never asked about a token in sight: the answer is untrained, higher than
-    at masked tokens (mean 5.21 against 4.65 nats), and follows frequency little (0.35).
+    `clean`: no token is hidden. Under 80/10/10 some targets are visible in training, so the entropy shows how far the
+    model trusts its input: low (mean 2.24 nats) and nearly a ranking by rarity (Spearman 0.93 with minus log
+    frequency). Under 100 % [MASK] no target is visible in training: the entropy is untrained, higher than at masked
+    tokens (mean 5.21 against 4.65 nats), and correlates little with frequency (0.35).
 
     Source of the figures: measured for this project on two models of 4 layers of width 128 with 8,192 tokens, alike
     but for the corruption, 1,200 and 1,000 steps on books, one seed each: the order is the message."""
@@ -66,12 +67,13 @@ class EntropyConfig:
     num_passes: Annotated[Count, OnlyFor("source")] = 4
     """Groups in which the tokens of a pack are hidden one after the other, for `masked`: 1/passes of them at a time."""
     candidates: Annotated[Annotated[FiniteFloat, Ge(1)] | None, OnlyFor("source")] = None
-    """Rows that `exact` asks about, as a multiple of the mask budget, proposed by the probe; None: all rows. The probe
-    foretells the signal `masked`; for `clean` it is a proxy, which an audit can judge."""
+    """Tokens for which `exact` computes the entropy, as a multiple of the mask budget, proposed by the probe; None: all
+    tokens. The
+    probe predicts the signal `masked`; for `clean` it is a proxy, which an audit can evaluate."""
     ema_decay: Annotated[ShareInside | None, OnlyFor("source")] = None
-    """Decay per step of the moving average of the weights that `exact` asks; None: the model itself."""
+    """Decay per step of the moving average of the weights that `exact` uses; None: the current weights."""
     audit: Annotated[AuditConfig, OnlyFor("source")] = field(default_factory=AuditConfig)
-    """How the source is watched."""
+    """How the source is monitored."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""

@@ -1,12 +1,12 @@
-"""One byte per token beside the shards: entropies that were worked out once, by a teacher or an earlier run.
+"""One byte per token beside the shards: entropies that a teacher or an earlier run computed once.
 
 Costs a byte of disk and of reading per token, and a multiplication. The scale is linear from 0 to ``top``: ln V for
 `shannon`, `renyi` and `min`, which cannot exceed it; 2 ln V for `loss`, which can; -ln V for `margin`, which is
-negative. With V = 50,368 a byte is 0.042 nats, and the top 20 % of tokens keep 0.99 of their members or more. What
-lies outside the range is cut off there.
+negative. With V = 50,368 a byte is 0.042 nats, and the top 20 % of tokens keep 0.99 of their members or more. Values
+outside the range are clipped.
 
-A sidecar is of one signal, measure, model and length of context; entropies of different kinds are never mixed. What it
-is says `SidecarFacts`, which whoever writes the bytes keeps beside them.
+A sidecar has one signal, measure, model and context length; entropies of different kinds are never mixed.
+`SidecarFacts` describes it and is stored beside the bytes.
 """
 
 from __future__ import annotations
@@ -65,47 +65,48 @@ class SidecarFacts:
 
     def problems(self, signal: Signal, measure: Measure, length: int, vocab_size: int) -> list[str]:
         """Sentences for what keeps a run of these settings from using it."""
-        found = []
+        problems = []
         for name, wanted in (("signal", signal), ("measure", measure)):
             held = getattr(self, name)
             if held != wanted:
-                found.append(
+                problems.append(
                     f"`entropy.{name}` is {wanted!r}, but the sidecar beside the shards holds {held!r}: these are "
                     f"different quantities. Set `entropy.{name}` to {held!r}, or: {CURE}"
                 )
         if self.length != length:
-            found.append(
+            problems.append(
                 f"`packs.length` is {length}, but the sidecar was made with sequences of at most {self.length} rows: "
                 f"other cuts give other entropies. Set `packs.length` to {self.length}, or: {CURE}"
             )
-        if not found and self.top != top_of(measure, vocab_size):
-            found.append(must("The sidecar's `top`", f"be {top_of(measure, vocab_size)}", self.top, CURE))
-        return found
+        if not problems and self.top != top_of(measure, vocab_size):
+            problems.append(must("The sidecar's `top`", f"be {top_of(measure, vocab_size)}", self.top, CURE))
+        return problems
 
 
 def sidecar_facts_of(record: object, where: str) -> SidecarFacts:
     """The facts in a JSON ``record``; raises DataError with every problem, naming ``where`` it was found."""
     if not isinstance(record, dict):
         raise DataError(f"{where} does not say what its sidecar of entropies holds. {CURE}")
-    found: list[str] = []
+    problems: list[str] = []
     known: dict[str, tuple] = {"signal": get_args(Signal), "measure": get_args(Measure)}
     for field in fields(SidecarFacts):
         if field.name not in record:
-            found.append(f"{where} does not say `{field.name}` of its sidecar of entropies. {CURE}")
+            problems.append(f"{where} does not say `{field.name}` of its sidecar of entropies. {CURE}")
             continue
         value = record[field.name]
         if field.name in known:
             if value not in known[field.name]:
-                found.append(must(f"{where}: {field.name}", f"be one of {', '.join(known[field.name])}", value, CURE))
+                rule = f"be one of {', '.join(known[field.name])}"
+                problems.append(must(f"{where}: {field.name}", rule, value, CURE))
         elif field.name == "top":
             if not isinstance(value, float) or not math.isfinite(value) or value == 0:
-                found.append(must(f"{where}: top", "be a finite number other than 0", value, CURE))
+                problems.append(must(f"{where}: top", "be a finite number other than 0", value, CURE))
         elif field.name == "length":
             if not isinstance(value, int) or value < 3:
-                found.append(must(f"{where}: length", "be a whole number of at least 3", value, CURE))
+                problems.append(must(f"{where}: length", "be a whole number of at least 3", value, CURE))
         elif not isinstance(value, str):
-            found.append(must(f"{where}: {field.name}", "be a word", value, CURE))
-    raise_all(DataError, found)
+            problems.append(must(f"{where}: {field.name}", "be a word", value, CURE))
+    raise_all(DataError, problems)
     return SidecarFacts(**{field.name: record[field.name] for field in fields(SidecarFacts)})
 
 

@@ -51,7 +51,7 @@ class CheckpointError(MegamaskError):
 
 
 class NonFiniteError(MegamaskError):
-    """A loss or gradient that is no number; no checkpoint holds weights that it moved."""
+    """NaN or Inf in a loss or gradient. No checkpoint contains weights that it changed."""
 
     exit_code = 5
 

@@ -85,10 +85,10 @@ class PartOfSpeechScore(Score):
 
     def sync(self) -> None:
         """Once per step: move the running loss of each tag that had targets, on whatever rank. Collective."""
-        found = ranks.sum(self._own)
+        sums = ranks.sum(self._own)
         self._own = torch.zeros_like(self._own)
-        self._all = self._all + found
-        total, count = found[:, 1:]
+        self._all = self._all + sums
+        total, count = sums[:, 1:]
         kept = self.config.momentum
         moved = kept * self._losses + (1 - kept) * total / count.clamp(min=1)
         # a NaN loss came from a step that was skipped or ends the run

@@ -89,7 +89,7 @@ class EncoderShape:
 
         path = folder / SHAPE
         try:
-            found = TypeAdapter(cls).validate_json(
+            shape = TypeAdapter(cls).validate_json(
                 strict_json.to_json(values := strict_json.read_json(path)), strict=True
             )
         except FileNotFoundError:
@@ -104,9 +104,9 @@ class EncoderShape:
         if strange := sorted(set(values) - {field.name for field in fields(cls)}):
             known = sorted(field.name for field in fields(cls))
             raise CheckpointError(f"{path} must hold {', '.join(known)}, but holds {', '.join(strange)} too.")
-        if wrong := found.problems():
+        if wrong := shape.problems():
             raise CheckpointError(f"{path} describes an impossible encoder: {' '.join(wrong)}")
-        return found
+        return shape
 
     def problems(self) -> list[str]:
         """Sentences for numbers that no encoder has."""

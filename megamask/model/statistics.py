@@ -49,12 +49,12 @@ def token_stats(
         from megamask.model import kernels  # needs Triton, which comes with torch for CUDA alone
 
         return kernels.fused_token_stats(rows, weight, bias, labels)
-    found = bias.new_empty(len(TokenStats._fields), len(rows))
+    stats = bias.new_empty(len(TokenStats._fields), len(rows))
     for at, p in _softmaxes(rows, weight, bias):
-        found[0, at], found[2, at] = p.log_total + p.top, p.at(labels[at]) - p.log_total
-        found[1, at], found[3, at] = p.uncertainty("shannon"), p.uncertainty("renyi")
-        found[4, at], found[5, at] = p.uncertainty("min"), p.uncertainty("margin")
-    return TokenStats(*found)
+        stats[0, at], stats[2, at] = p.log_total + p.top, p.at(labels[at]) - p.log_total
+        stats[1, at], stats[3, at] = p.uncertainty("shannon"), p.uncertainty("renyi")
+        stats[4, at], stats[5, at] = p.uncertainty("min"), p.uncertainty("margin")
+    return TokenStats(*stats)
 
 
 @torch.no_grad()
@@ -69,10 +69,10 @@ def logit_entropies(
     rows, weight, bias = common_precision(rows, weight, bias)
     if fused(rows):
         return token_stats(rows, weight, bias, labels).of(measure)
-    found = bias.new_empty(len(rows))
+    entropy = bias.new_empty(len(rows))
     for at, p in _softmaxes(rows, weight, bias):
-        found[at] = p.log_total - p.at(labels[at]) if measure == "loss" else p.uncertainty(measure)
-    return found
+        entropy[at] = p.log_total - p.at(labels[at]) if measure == "loss" else p.uncertainty(measure)
+    return entropy
 
 
 def _softmaxes(rows: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[slice, Softmax]]:

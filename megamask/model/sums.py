@@ -45,6 +45,6 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         (ids,) = ctx.saved_tensors
-        found, which = ids.unique(return_inverse=True)
-        sums = torch.zeros(len(found), ctx.shape[1]).index_add_(0, which, upstream.float())
-        return torch.zeros(ctx.shape, dtype=ctx.dtype).index_copy_(0, found, sums.to(ctx.dtype)), None
+        unique_ids, which = ids.unique(return_inverse=True)
+        sums = torch.zeros(len(unique_ids), ctx.shape[1]).index_add_(0, which, upstream.float())
+        return torch.zeros(ctx.shape, dtype=ctx.dtype).index_copy_(0, unique_ids, sums.to(ctx.dtype)), None

@@ -102,7 +102,7 @@ class _Loss(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             for block in tally.blocks(len(rows), rows_of(BLOCK if learn else statistics.BLOCK, weight)):
                 logits, teacher = products(rows[block], weight), tally.teacher(block)
-                # where types allow, gradients take the room of the logits, piece by piece
+                # where types allow, gradients overwrite the logits, block by block
                 reuse = not learn or logits.dtype == rows.dtype
                 d_logits = logits if reuse else torch.empty_like(logits, dtype=rows.dtype)
                 for piece in logit_blocks(logits):
@@ -128,7 +128,7 @@ class _Loss(torch.autograd.Function):
 
 
 class _Tally:
-    """The losses of all rows, piece by piece: the first M are held against labels, the last Q against a teacher."""
+    """The losses of all rows, block by block: the first M are compared with labels, the last Q with a teacher."""
 
     def __init__(self, labels: Tensor, bias: Tensor, measure: Measure, soft: SoftTargets | None):
         self.labels, self.measure, self.soft = labels, measure, soft
@@ -141,7 +141,7 @@ class _Tally:
             self.temperature = soft.temperature
 
     def total(self) -> Tensor:
-        """The loss that is differentiated."""
+        """The loss to differentiate."""
         return self.hard * self.nll.sum() + self.gentle * self.distill
 
     def blocks(self, rows: int, step: int) -> Iterator[slice]:
@@ -149,7 +149,7 @@ class _Tally:
         return itertools.chain(spans(0, len(self.labels), step), spans(len(self.labels), rows, step))
 
     def teacher(self, block: slice) -> Callable[[slice], _Known | _Sampled] | None:
-        """What the teacher says of the pieces of a block, if anything."""
+        """The teacher's predictions for the parts of a block, if there are any."""
         soft, dtype = self.soft, self.nll.dtype
         if soft is None or (soft.rows is not None and block.start < len(self.labels)):
             return None

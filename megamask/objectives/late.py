@@ -1,8 +1,8 @@
-"""What [MASK] that enters late has in common, wherever it enters: its rows leave the first layers for real.
+"""Common code of objectives where [MASK] enters late: its positions are not computed in the first layers.
 
-Fewer rows run, between boundaries of their own, each at the position that it has in the text. The number of hidden
-rows is a function of the step alone, so all shapes are static. Random replacements are not [MASK]: they stay.
-Costs two copies of the rows forward, and two back.
+Only the visible tokens run, with sequence boundaries of their own, each at its position in the text. The number of
+hidden tokens is a function of the step, so all shapes are static. Random replacements are not [MASK]: they stay.
+Costs two copies of the states forward, and two backward.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""MAE-LM (Meng et al. 2024): the encoder never sees [MASK]; a small decoder fills it in and is thrown away later.
+"""MAE-LM (Meng et al. 2024): the encoder never sees [MASK]; a small decoder predicts the targets and is discarded.
 
 With cross-attention, or 50 % masked, this is the 3ML of Liao et al. (2022) with its own decoder: one architecture.
-The whole encoder runs on the visible rows alone, the decoder on all: at share m of hidden rows and D decoder layers
+The encoder runs on the visible tokens only, the decoder on all: with a share m of hidden tokens and D decoder layers
 behind L, about (1 - m) + D / L of MLM's time, so at 15 % and 4 / 12 it costs more than MLM.
 
-An export has encoder and head, and drops the decoder. The encoder is what was pretrained. The head learnt to read what
-the decoder makes of a row: on the states of the bare encoder its predictions mean nothing, it is only there because
-the classes of transformers have one. (With cross-attention, rows that were not [MASK] go to the head straight from
-the encoder.) So such a run cannot be a teacher or a fill-mask model.
+An export has the encoder and the head, without the decoder. The pretrained part is the encoder. The head learned to
+read the output of the decoder: on the states of the encoder alone its predictions are meaningless, and it is exported
+only because the classes of transformers have one. (With cross-attention, the head reads tokens that were not [MASK]
+directly from the encoder.) So such a run cannot be a teacher or a fill-mask model.
 
-Differs from the released code: specials such as [CLS] are never hidden; positions relative to each other (T5's
-buckets) are not built, `modern` turns queries and keys by position in the decoder too; the decoder of `modern` ends in
-a norm, as the encoder does.
+Differs from the released code: specials such as [CLS] are never hidden; relative positions (T5's
+buckets) are not implemented, `modern` rotates queries and keys by position in the decoder too; the decoder of `modern`
+ends in a norm, as the encoder does.
 """
 
 from __future__ import annotations

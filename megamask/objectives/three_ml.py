@@ -1,15 +1,14 @@
 """Mask more, mask later (3ML, Liao et al. 2022), in one stack: [MASK] enters before layer `depth` of the encoder.
 
-The layers below it run on the visible rows alone, so a share m of hidden rows saves a little more than m of their
-time. At depth 0 this is masked language modelling. Nothing but encoder and head is learnt (with the shared vector),
-and the visible rows take the same way with and without [MASK]: the checkpoint exports as an ordinary encoder, whose
-head is the head it was trained with. Whoever puts [MASK] into the input of that encoder shows its first layers what
-they have never seen.
+The layers below it run on the visible tokens only, so a share m of hidden tokens saves slightly more than m of their
+time. At depth 0 this is masked language modeling. Training learns only encoder and head (with the shared vector), and
+the visible tokens take the same path with and without [MASK]: the checkpoint exports as an ordinary encoder with the
+head of training. The first layers of that encoder have never seen [MASK] in their input.
 
-Differs from the paper, whose code was not published: its decoder is a stack of its own behind the encoder (that is
-`mae_lm` here, with self- or cross-attention); here the last layers of the encoder do that work and are kept. Depth and
-mix of corruptions, not to be found either, are free. Local layers below `depth` look at so many *visible* rows on
-either side, so further into the text than those above.
+Differs from the paper, whose code was not published: its decoder is a separate stack behind the encoder (`mae_lm` here,
+with self- or cross-attention); here the last layers of the encoder do that work and are kept. The depth and the mix of
+corruptions are not published either and are settings. Local layers below `depth` attend to a number of *visible* tokens
+on either side, so they reach further into the text than the layers above.
 """
 
 from __future__ import annotations

@@ -75,10 +75,10 @@ def find_recipe(name: str) -> PretrainConfig:
 
 def list_recipes() -> dict[str, str]:
     """The descriptions of the recipes, by name; a family of sizes and strategies appears once, with its suffixes."""
-    found = {name: _first_line(made) for name, made in STARTS.items()}
+    descriptions = {name: _first_line(made) for name, made in STARTS.items()}
     for family in FAMILIES:
-        found |= family.listed()
-    return found
+        descriptions |= family.listed()
+    return descriptions
 
 
 def _first_line(function: Callable) -> str:

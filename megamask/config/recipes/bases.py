@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from megamask.config.pretrain_config import CheckpointConfig, PacksConfig, PretrainConfig, ValidationConfig
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.settings import CheckpointConfig, PacksConfig, ValidationConfig
 from megamask.engine.settings import OptimizerConfig
 from megamask.masking.settings import Corruption, MaskingConfig
 from megamask.model.shape import ModelConfig

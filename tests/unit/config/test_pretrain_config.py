@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megamask.config import pretrain_config
 from megamask.config.cli import show_config
 from megamask.config.pretrain_config import (
     LogConfig,
@@ -166,7 +165,7 @@ def test_each_problem_is_found(changed: dict, name: str) -> None:
 
 def test_wandb_is_asked_for_only_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for spec, refused in ((None, True), (object(), False)):
-        monkeypatch.setattr(pretrain_config, "find_spec", lambda name, spec=spec: spec)
+        monkeypatch.setattr("megamask.config.settings.find_spec", lambda name, spec=spec: spec)
         assert not LogConfig().problems("log")
         problems = LogConfig(wandb="p").problems("log")
         assert ["pip install 'megamask[wandb]'" in problem for problem in problems] == [True] * refused

@@ -228,7 +228,7 @@ def test_dropout_is_the_decoders_own():
         assert torch.equal(model.states(batch, asked), model.states(batch, asked))
 
 
-def test_a_decoder_goes_on_in_the_encoders_pattern_of_layers_and_cross_attention_is_global():
+def test_a_decoder_continues_the_pattern_of_the_encoders_layers():
     model = late(ObjectiveConfig("mae_lm", decoder=DecoderConfig(4)), "modern", **LOCAL)
     first, shape = len(model.encoder.layers), model.encoder.shape
     wanted = [shape.window(place) for place in range(first, first + 4)]

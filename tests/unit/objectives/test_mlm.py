@@ -48,7 +48,7 @@ def test_the_loss_is_the_sum_of_cross_entropies_at_the_targets(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_entropy_of_a_batch_is_that_under_a_plan_that_hides_nothing_without_dropout(preset):
+def test_entropy_is_that_of_a_plan_that_hides_nothing(preset):
     model, batch = objective(preset, dropout=0.3), pack(LENGTHS)
     found = model.entropy(batch)
     assert model.training and not found.requires_grad

@@ -1,0 +1,74 @@
+"""The settings of packs, validation, checkpoints and logs; without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Annotated
+
+from annotated_types import Ge
+
+from megamask.errors import must
+from megamask.errors.rules import Count, Positive
+
+
+@dataclass(frozen=True)
+class PacksConfig:
+    """How much text a micro-step and a step hold."""
+
+    tokens: int = 8192
+    """Tokens of a pack; a micro-batch is one pack."""
+    length: Annotated[int, Ge(8)] = 512
+    """Longest sequence in tokens, special tokens included; longer documents are cut."""
+    per_step: Count = 8
+    """Packs of one optimizer step, over all ranks and micro-steps."""
+    masks_per_text: Count = 1
+    """Packs of a step that hold the same text, each under a mask of its own: one pass of a model says how unsure it is
+    for all of them. A step then holds `per_step` / `masks_per_text` different texts."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what two settings cannot do together."""
+        if self.tokens < self.length:
+            return [must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens)]
+        return []
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """How often and on how much text the fixed evaluation runs: uniform 15 %, all [MASK], the same for every recipe."""
+
+    every: Count = 200
+    """Steps between two evaluations; one more comes at the end."""
+    packs: Count = 16
+    """Packs of the validation split, at most."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often the run is saved."""
+
+    every: Count = 500
+    """Steps between two checkpoints; one more comes at the end and at every signal to stop."""
+    keep: Annotated[int, Ge(2)] = 3
+    """Newest checkpoints that stay."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is logged while the run trains."""
+
+    every: Count = 10
+    """Steps between two lines of figures."""
+    peak_flops: Positive | None = None
+    """Floating-point operations per second of one device, for MFU; known for common GPUs; MFU is not shown for a
+    CPU."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the metrics too (needs megamask[wandb]); WANDB_MODE=offline needs no
+    network."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for a package that is missing."""
+        if self.wandb is None or find_spec("wandb"):
+            return []
+        cure = "pip install 'megamask[wandb]', or remove it."
+        return [f"`{name}.wandb` needs the package wandb, which is not installed: {cure}"]
