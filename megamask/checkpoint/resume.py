@@ -173,12 +173,11 @@ def _carry_out(run: RunFolder, decision: Decision, own: bool) -> list[str]:
                 folder = run.checkpoint(step)
                 name = run.set_aside(folder, "newer").name
                 notes.append(f"{folder} is newer than the start and was renamed to {name}.")
+        if decision.refusal:  # raised on rank 0, so that it is printed once
+            raise decision.refusal
         return notes
 
-    notes = _on_rank_zero(run, rename)
-    if decision.refusal:
-        raise decision.refusal
-    return notes
+    return _on_rank_zero(run, rename)
 
 
 def check_space(path: Path | str, checkpoint_bytes: int, checkpoints: int = 3) -> None:

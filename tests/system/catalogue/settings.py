@@ -88,7 +88,7 @@ SETTINGS = [
             ["`steps`", "'soon'", "`model.size`", "'huge'", "`export`"],
         ),
         ("a value for a section", "packs = 12", ["`packs`"]),
-        ("a key that is there twice", "steps = 1\nsteps = 2", ["Cannot overwrite a value (at line 2"]),
+        ("a key that is there twice", "steps = 1\nsteps = 2", ["wrong.toml` is not TOML: Cannot overwrite a value"]),
         ("a recipe that is not there, in a file", "recipe = 'smal'", ["`smal`", "`small`"]),
         ("a file that is not TOML", "a = [", ["wrong.toml` is not TOML"]),
         ("a date in a file", "steps = 2020-01-01", ["wrong.toml` is not TOML: it contains a date"]),
