@@ -11,9 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from megamask.batch import Measure, SoftTargets
+from megamask.model.cross_entropy_and_kl import Scores, chunked_cross_entropy
 from megamask.model.encoder import Encoder, initialise, norm
 from megamask.model.shape import ModelConfig
-from megamask.model.vocabulary import Scores, chunked_cross_entropy
 
 
 class MaskedLMHead(nn.Module):

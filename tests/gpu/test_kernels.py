@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megamask.model import statistics
+from megamask.model.cross_entropy_and_kl import chunked_cross_entropy
 from megamask.model.statistics import token_stats
-from megamask.model.vocabulary import chunked_cross_entropy
 from tests.tolerances import NATS, TOLERANCES
 from tests.unit.model.vocabularies import MEASURES, problem
 

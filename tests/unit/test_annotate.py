@@ -31,10 +31,10 @@ from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng
+from megamask.model.cross_entropy_and_kl import token_stats
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
-from megamask.model.vocabulary import token_stats
 from megamask.objectives.mlm import MLM
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.schedules import Schedule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megamask.model import statistics, vocabulary
+from megamask.model import cross_entropy_and_kl, statistics
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def chunks(monkeypatch):
     """Sets how many logits make a block and a piece."""
 
     def set_sizes(block, piece):
-        monkeypatch.setattr(vocabulary, "BLOCK", block)
+        monkeypatch.setattr(cross_entropy_and_kl, "BLOCK", block)
         monkeypatch.setattr(statistics, "BLOCK", block)
         monkeypatch.setattr(statistics, "PIECE", piece)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from megamask.batch import SoftTargets
-from megamask.model.vocabulary import chunked_cross_entropy
+from megamask.model.cross_entropy_and_kl import chunked_cross_entropy
 from tests.tolerances import assert_close
 from tests.unit.model.vocabularies import SIZES, Largest, problem
 

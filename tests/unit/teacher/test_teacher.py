@@ -27,10 +27,10 @@ from megamask.errors.rules import settings_problems
 from megamask.hf.layer_subset import pick_layers
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.rng import PackRng
+from megamask.model.cross_entropy_and_kl import token_stats
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import ModelConfig
-from megamask.model.vocabulary import token_stats
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import ObjectiveConfig, build_objective
 from megamask.schedules import Schedule

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megamask.model.vocabulary import chunked_cross_entropy, token_stats
+from megamask.model.cross_entropy_and_kl import chunked_cross_entropy, token_stats
 from tests.tolerances import assert_close
 from tests.unit.model.vocabularies import MEASURES, SIZES, Largest, problem
 
