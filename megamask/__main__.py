@@ -105,7 +105,7 @@ def find_subcommand(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def _read_settings(command: Subcommand, arguments: list[str]) -> Any:
     import tyro  # `megamask --help` needs none of these
 
-    from megamask.errors.rules import settings_problems, with_rules
+    from megamask.errors.setting_rules import settings_problems, with_rules
 
     kind = _load(command.settings)
     if not is_dataclass(kind):

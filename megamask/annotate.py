@@ -27,7 +27,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from megamask.batch import Layout, MaskPlan, PackedBatch
-from megamask.config import fixed_masks
+from megamask.config import predetermined_masks
 from megamask.config.cli import TargetAnnotation
 from megamask.config.pretrain_config import PretrainConfig, fixed_mask_problems
 from megamask.data import index, prepare
@@ -40,13 +40,13 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.entropy import exact
 from megamask.entropy.sidecar import SidecarFacts, to_bytes, top_of
 from megamask.errors import ConfigError, DataError, raise_all
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.runtime import precision, ranks
 from megamask.runtime.precision import Precision, Setting
 from megamask.schedules import Schedule
-from megamask.storage import durable, file_list, resumable
+from megamask.storage import atomic_write, file_list, resumable
 from megamask.storage import workdir as working
 from megamask.storage.resumable import Part, Report, Worker
 from megamask.teacher import frozen_lm, stored_targets
@@ -210,8 +210,8 @@ def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> 
         train.check_words()
     manifest = {
         "format": stored_targets.FORMAT, "version": stored_targets.VERSION,
-        "facts": fixed_masks.facts(config, train.fingerprint),
-        "packs": how.packs or len(fixed_masks.targets(config)), "draws": how.draws,
+        "facts": predetermined_masks.facts(config, train.fingerprint),
+        "packs": how.packs or len(predetermined_masks.targets(config)), "draws": how.draws,
         "model": frozen_lm.read_masked_lm(config.teacher.path, "teacher.path").fingerprint(),
         "precision": config.teacher.precision, "method": METHOD,
     }  # fmt: skip
@@ -231,11 +231,11 @@ def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> 
         worker = partial(_sample_worker, config, data, how.draws)
         resumable.run_parts(tasks, work, worker, how.workers, "samples", "pack", stored_targets.KINDS)
         names = [name for n in range(len(tasks)) for name in stored_targets.target_file_names(n)]
-        with durable.atomic_folder(output, output.with_name(f".{output.name}.ready")) as ready:
+        with atomic_write.atomic_folder(output, output.with_name(f".{output.name}.ready")) as ready:
             for name in names:
                 os.link(work / name, ready / name)
             manifest |= {"files": file_list.to_record(file_list.list_files(ready, names))}
-            durable.write_atomic(ready / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+            atomic_write.write_atomic(ready / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return output
 
 

@@ -10,7 +10,7 @@ from annotated_types import Gt, Lt
 from pydantic import FiniteFloat
 
 from megamask.errors import must
-from megamask.errors.rules import OnlyFor, Share, ShareBelowOne
+from megamask.errors.setting_rules import OnlyFor, Share, ShareBelowOne
 
 Phase = Literal["warmup", "decay"]
 """A turning point of the learning rate: the end of its warm-up, or the beginning of its decay."""

@@ -10,7 +10,7 @@ import tyro
 from annotated_types import Ge, Lt
 
 from megamask.errors import must
-from megamask.errors.rules import Count, OnlyFor, ShareInside
+from megamask.errors.setting_rules import Count, OnlyFor, ShareInside
 from megamask.masking.settings import EntropyScoreConfig
 
 SENTENCE = "The river froze that winter, and for three weeks no ship could leave the harbour of Rotterdam."

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 
 from megamask.errors import must
-from megamask.errors.rules import Count, Positive, ShareBelowOne, ShareInside
+from megamask.errors.setting_rules import Count, Positive, ShareBelowOne, ShareInside
 from megamask.model.shape import ModelConfig
 from megamask.runtime.precision_choice import Precision, PrecisionSupport
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from megamask.checkpoint.run_folder import STEP_NAME, RunFolder
 from megamask.errors import SHOWN, CheckpointError, StorageError, listed, raise_all
 from megamask.runtime import ranks
-from megamask.storage import durable, file_list, strict_json
+from megamask.storage import atomic_write, file_list, strict_json
 from megamask.storage.file_list import FileEntry, FileList
 
 FORMAT = 1
@@ -192,7 +192,7 @@ def verify_on_all_ranks(folder: Path) -> Manifest:
 
     def read() -> dict[str, str]:
         # rank 0 sees them all, so this rank will
-        durable.wait_until(lambda: not file_list.damage(folder, share, hashes=False))
+        atomic_write.wait_until(lambda: not file_list.damage(folder, share, hashes=False))
         return file_list.damage(folder, share)
 
     problems = {

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from megamask.checkpoint.decide import CheckpointState, decide, read_folder_state
 from megamask.checkpoint.format import NewerFormat, read_manifest, storage_sentence
+from megamask.checkpoint.resume_decision import CheckpointState, decide, read_folder_state
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings import InspectConfig
 from megamask.data.manifest import Split, text_report

@@ -22,15 +22,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from megamask.checkpoint.changes import find_changes
-from megamask.checkpoint.decide import CheckpointState, Decision, FolderState, decide, has_begun, read_folder_state
 from megamask.checkpoint.format import MANIFEST, NewerFormat, storage_sentence, verify_on_all_ranks
+from megamask.checkpoint.resume_decision import (
+    CheckpointState,
+    Decision,
+    FolderState,
+    decide,
+    has_begun,
+    read_folder_state,
+)
 from megamask.checkpoint.run_folder import RunFolder
+from megamask.checkpoint.settings_changes import find_changes
 from megamask.data.shards import Shards
 from megamask.errors import CheckpointError, StorageError
 from megamask.runtime import ranks
 from megamask.runtime.environment import describe_environment
-from megamask.storage import durable, strict_json
+from megamask.storage import atomic_write, strict_json
 from megamask.storage.lock import Lock
 
 Answer = TypeVar("Answer")
@@ -64,7 +71,7 @@ class RunStart:
         """
         if self.created and ranks.world() == 1 and not has_begun(self.run):
             with suppress(OSError):
-                durable.remove(self.run.path)
+                atomic_write.remove(self.run.path)
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ def check_space(path: Path | str, checkpoint_bytes: int, checkpoints: int = 3) -
         try:
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                durable.write_file(probe, [b"probe"])
+                atomic_write.write_file(probe, [b"probe"])
             finally:
                 probe.unlink(missing_ok=True)
             free = shutil.disk_usage(folder).free
@@ -243,9 +250,9 @@ def _delete_leftovers(run: RunFolder) -> None:
     """Delete what killed launches left unfinished; the lock shows that none still runs."""
     for leftover in run.checkpoints.iterdir():
         if leftover.name.startswith((".tmp-", ".trash-")):
-            durable.remove(leftover)
+            atomic_write.remove(leftover)
     for leftover in run.path.glob(".tmp-*"):  # a file, or the folder of an export
-        durable.remove(leftover) if leftover.is_dir() else leftover.unlink()
+        atomic_write.remove(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _record(
@@ -259,9 +266,9 @@ def _record(
 ) -> None:
     for folder in (run.logs, run.tensorboard):
         folder.mkdir(exist_ok=True)
-    durable.write_atomic(run.config, json.dumps(config, indent=2) + "\n")
+    atomic_write.write_atomic(run.config, json.dumps(config, indent=2) + "\n")
     if text:
-        durable.write_atomic(run.text, json.dumps(text.manifest, indent=1) + "\n")
+        atomic_write.write_atomic(run.text, json.dumps(text.manifest, indent=1) + "\n")
     launches = []
     if run.environment.exists():
         try:
@@ -270,4 +277,4 @@ def _record(
             launches = []  # only people read it; its loss must not stop a run
     launch = {"launch": run.launch, "step": step, "from": checkpoint and str(checkpoint), "changes": changes}
     launches.append(launch | facts | describe_environment())
-    durable.write_atomic(run.environment, json.dumps({"launches": launches}, indent=2) + "\n")
+    atomic_write.write_atomic(run.environment, json.dumps({"launches": launches}, indent=2) + "\n")

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from megamask.storage import durable
+from megamask.storage import atomic_write
 
 STEP_NAME = re.compile(r"step-(0|[1-9]\d*)")
 
@@ -48,6 +48,6 @@ class RunFolder:
         number = 0
         while (aside := folder.with_name(f".{why}-{folder.name}-{self.launch}-{number}")).exists():
             number += 1
-        durable.rename(folder, aside)
-        durable.sync(aside.parent)
+        atomic_write.rename(folder, aside)
+        atomic_write.sync(aside.parent)
         return aside

@@ -29,7 +29,7 @@ from megamask.checkpoint.format import (
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import ConfigError, LockError, StorageError, must
 from megamask.runtime import ranks
-from megamask.storage import durable, lock
+from megamask.storage import atomic_write, lock
 from megamask.storage.file_list import FileList
 
 
@@ -69,7 +69,7 @@ def _save(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict,
         notes = ranks.on_rank_zero(lambda: _commit(run, step, temporary, files, keep))
     except BaseException:
         if ranks.is_main():
-            durable.remove(temporary)
+            atomic_write.remove(temporary)
         raise
     size = sum(entry.bytes for entry in files.values())
     line = f"checkpoint {step} durable: {size / 1e6:,.1f} MB in {time.monotonic() - start:.1f} s"
@@ -82,23 +82,23 @@ def _prepare(run: RunFolder, step: int) -> Path | None:
         if complete(run.checkpoint(step)):
             return None  # the same run at the same step has the same content
         temporary = run.checkpoints / f".tmp-step-{step}-{run.launch}"
-        durable.remove(temporary)
-        durable.make_folder(temporary)
+        atomic_write.remove(temporary)
+        atomic_write.make_folder(temporary)
     except OSError as error:
         raise StorageError(storage_sentence(error, f"save checkpoint {step}", run.path)) from None
     return temporary
 
 
 def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: dict) -> tuple[FileList, list[str]]:
-    if not durable.wait_until(lambda: durable.is_visible(folder)):
+    if not atomic_write.wait_until(lambda: atomic_write.is_visible(folder)):
         raise StorageError(
-            f"{folder} did not become visible within {durable.PATIENCE:g} s. Is it on a shared file system?"
+            f"{folder} did not become visible within {atomic_write.PATIENCE:g} s. Is it on a shared file system?"
         )
     name = f"rank-{ranks.rank():05d}.safetensors"
-    files = {name: durable.write_file(folder / name, serialise(tensors))}
+    files = {name: atomic_write.write_file(folder / name, serialise(tensors))}
     if ranks.is_main():
-        files[STATE] = durable.write_file(folder / STATE, [json.dumps(state, indent=1).encode()])
-    durable.sync(folder)
+        files[STATE] = atomic_write.write_file(folder / STATE, [json.dumps(state, indent=1).encode()])
+    atomic_write.sync(folder)
     return files, list(tensors)
 
 
@@ -125,21 +125,21 @@ def _taken_over(run: RunFolder) -> str:
 def _commit(run: RunFolder, step: int, temporary: Path, files: FileList, keep: int) -> list[str]:
     final = run.checkpoint(step)
     try:
-        durable.write_file(temporary / MANIFEST, [render_manifest(Manifest(step, run.launch, files))])
-        durable.sync(temporary)
+        atomic_write.write_file(temporary / MANIFEST, [render_manifest(Manifest(step, run.launch, files))])
+        atomic_write.sync(temporary)
         _check_lock(run)
         if complete(final):
             raise LockError(_taken_over(run))  # it did not exist when this save began
         if final.exists():
             run.set_aside(final, "bad")
-        durable.rename(temporary, final)
-        durable.sync(run.checkpoints)
+        atomic_write.rename(temporary, final)
+        atomic_write.sync(run.checkpoints)
     except OSError as error:
         raise StorageError(storage_sentence(error, f"save checkpoint {step}", run.path)) from None
     # from here on the checkpoint is durable: a failure below is a note, not an error
     try:
         _check_lock(run)
-        durable.write_atomic(run.latest, final.name + "\n")
+        atomic_write.write_atomic(run.latest, final.name + "\n")
         _prune(run, step, keep)
     except OSError as error:
         return [storage_sentence(error, "tidy up", run.path)]
@@ -151,4 +151,4 @@ def _prune(run: RunFolder, newest: int, keep: int) -> None:
     steps = [step for step in run.steps() if step <= newest and complete(run.checkpoint(step))]
     for step in steps[keep:]:
         # rename it durably first: a power cut must not leave the name of a checkpoint on half of its files
-        durable.remove(run.set_aside(run.checkpoint(step), "trash"))
+        atomic_write.remove(run.set_aside(run.checkpoint(step), "trash"))

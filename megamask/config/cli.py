@@ -12,14 +12,14 @@ from typing import Annotated
 
 import tyro
 
-from megamask.config import leftovers, recipes, removed
+from megamask.config import ineffective_settings, recipes, removed
 from megamask.config import pretrain_config as configuration
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.errors import ConfigError, must, raise_all
-from megamask.errors.rules import with_rules
+from megamask.errors.setting_rules import with_rules
 from megamask.runtime import entry_point, launch_environment
 from megamask.storage.dotted import flatten
-from megamask.storage.old_names import renamed_problems, with_new_names
+from megamask.storage.old_setting_names import renamed_problems, with_new_names
 from megamask.teacher.annotation_settings import SampleAnnotation
 
 
@@ -58,10 +58,10 @@ def parse_command(arguments: list[str] | None = None) -> Command:
     for name in removed.SETTINGS:
         first.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="*")
     known, _ = first.parse_known_args(arguments)
-    problems = renamed_problems(leftovers.flags_in(arguments)) + removed.removed_values(vars(known))
+    problems = renamed_problems(ineffective_settings.flags_in(arguments)) + removed.removed_values(vars(known))
     raise_all(ConfigError, problems)
     written = configuration.read_settings(known.config) if known.config else {}
-    renamed = [] if leftovers.is_record(written) else renamed_problems(flatten(written))
+    renamed = [] if ineffective_settings.is_record(written) else renamed_problems(flatten(written))
     settings = with_new_names(written)
     named = settings.pop("recipe", Command.recipe)
     recipe = known.recipe or str(named)
@@ -71,8 +71,8 @@ def parse_command(arguments: list[str] | None = None) -> Command:
     command = tyro.cli(with_rules(Command), args=arguments, default=default, prog=prog, console_outputs=prints)
     if command.profile < 0:
         raise ConfigError(must("profile", "be 0 or more", command.profile))
-    typed = leftovers.typed(command.run, arguments, settings)
-    run, notes = leftovers.leave_out(command.run, typed, recipe)
+    typed = ineffective_settings.typed(command.run, arguments, settings)
+    run, notes = ineffective_settings.leave_out(command.run, typed, recipe)
     if late := configuration.late_audit(run):
         if "entropy.audit.every" in typed:
             raise ConfigError(late)

@@ -25,14 +25,14 @@ from megamask.engine import ds_file
 from megamask.engine.settings import OptimizerConfig
 from megamask.entropy.settings import EntropyConfig
 from megamask.errors import ConfigError, Removable, must, raise_all, unknown
-from megamask.errors.rules import Count, OnlyFor, field_problem, settings_problems
+from megamask.errors.setting_rules import Count, OnlyFor, field_problem, settings_problems
 from megamask.health.settings import SpikesConfig, WatchdogConfig
 from megamask.masking.settings import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.settings import ObjectiveConfig
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten, is_under, merged, names_in
-from megamask.storage.old_names import renamed_problems
+from megamask.storage.old_setting_names import renamed_problems
 from megamask.storage.strict_toml import read_toml
 from megamask.teacher import settings as teachers
 from megamask.teacher.settings import DistillConfig, TeacherConfig

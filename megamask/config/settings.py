@@ -9,7 +9,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from megamask.errors import must
-from megamask.errors.rules import Count, Positive
+from megamask.errors.setting_rules import Count, Positive
 
 
 @dataclass(frozen=True)

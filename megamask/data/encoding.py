@@ -28,7 +28,7 @@ from megamask.data.shard_writer import EncodedDocuments
 from megamask.data.tokenizer import Tokenizer, disable_parallelism, load_tokenizer, token_offsets
 from megamask.data.word_boundaries import piece_starts, word_rule, word_starts
 from megamask.errors import DataError
-from megamask.storage import durable
+from megamask.storage import atomic_write
 from megamask.storage import workdir as working
 
 UNIT_BYTES = 2**22
@@ -41,7 +41,7 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, work
     """
     (work / "units").mkdir(exist_ok=True)
     if not (work / "encoder").exists():
-        with durable.atomic_folder(work / "encoder") as folder:
+        with atomic_write.atomic_folder(work / "encoder") as folder:
             tokenizer.save(folder)
     if tags != pos_tagger.CONLLU:  # workers need no words
         documents = (replace(document, words=None) for document in documents)
@@ -150,7 +150,7 @@ def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
             arrays[f"{split}_tags"] = np.concatenate([tags[at] for at in kept]) if kept else np.empty(0, np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    durable.write_atomic(_unit_file(work, number), [buffer.getbuffer()])
+    atomic_write.write_atomic(_unit_file(work, number), [buffer.getbuffer()])
 
 
 def _word_sizes(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

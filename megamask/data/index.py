@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int32, Int64
 from megamask.data.shards import Shards
 from megamask.runtime import ranks
 from megamask.storage import strict_json
-from megamask.storage.durable import atomic_folder, write_atomic
+from megamask.storage.atomic_write import atomic_folder, write_atomic
 from megamask.storage.file_list import sha256
 from megamask.storage.npy import mapped, rising, save_array
 

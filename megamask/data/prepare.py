@@ -38,10 +38,10 @@ from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_
 from megamask.data.tokenizer_training import train_tokenizer
 from megamask.data.word_boundaries import WordLengths
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.runtime.progress_bar import ProgressBar, elapsed
 from megamask.storage import workdir as working
-from megamask.storage.durable import atomic_folder, write_atomic
+from megamask.storage.atomic_write import atomic_folder, write_atomic
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megamask"
 """The folder for the prepared text of this machine."""

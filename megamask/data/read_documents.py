@@ -15,7 +15,7 @@ from pathlib import Path
 from megamask.data.formats import (
     compression,
     conllu,
-    delimited,
+    csv_and_tsv,
     huggingface_datasets,
     json_lines,
     json_values,
@@ -23,7 +23,7 @@ from megamask.data.formats import (
     plain_text,
 )
 from megamask.data.formats.conllu import TaggedDocument
-from megamask.data.formats.delimited import SEPARATORS
+from megamask.data.formats.csv_and_tsv import SEPARATORS
 from megamask.data.formats.fields import quoted_names
 from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, read_lines
 from megamask.data.input_file import InputFile
@@ -74,7 +74,7 @@ def _read_file(path: Path, kind: str, file: ByteStream, options: ReadOptions) ->
     elif kind == ".json":
         yield from json_values.read_json_documents(path, file, field)
     elif kind in SEPARATORS:
-        yield from delimited.read_delimited(path, file, field, SEPARATORS[kind])
+        yield from csv_and_tsv.read_delimited(path, file, field, SEPARATORS[kind])
     elif kind == ".conllu":
         yield from _conllu(path, file, whole_file=options.documents == "files")
     elif options.documents == "files":

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Lt, MinLen
 
-from megamask.errors.rules import Count, CountOrZero, OnlyFor, Share, ShareBelowOne, removable
+from megamask.errors.setting_rules import Count, CountOrZero, OnlyFor, Share, ShareBelowOne, removable
 
 TokenizerKind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
 Documents = Literal["blocks", "lines", "files"]

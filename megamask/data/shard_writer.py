@@ -16,7 +16,7 @@ from megamask.data.shards import Shards, id_type
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, token_ids, tokenizer_hash
 from megamask.data.word_boundaries import word_rule, word_starts
 from megamask.errors import DataError, must
-from megamask.storage.durable import write_atomic
+from megamask.storage.atomic_write import write_atomic
 from megamask.storage.file_list import FileEntry, FileList, list_files, to_record
 from megamask.storage.npy import save_array
 

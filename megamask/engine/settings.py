@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import FiniteFloat
 
 from megamask.errors import Removable
-from megamask.errors.rules import NotNegative, OnlyFor, Positive, ShareBelowOne
+from megamask.errors.setting_rules import NotNegative, OnlyFor, Positive, ShareBelowOne
 from megamask.schedules import LearningRate
 
 

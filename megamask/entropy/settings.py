@@ -10,7 +10,7 @@ from pydantic import FiniteFloat
 
 from megamask.basic_types import Measure
 from megamask.errors import Removable, must
-from megamask.errors.rules import Count, OnlyFor, ShareInside, removable
+from megamask.errors.setting_rules import Count, OnlyFor, ShareInside, removable
 
 Signal = Literal["clean", "masked"]
 Kind = Literal["none", "frequency", "probe", "sidecar", "exact", "teacher"]

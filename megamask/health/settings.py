@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import FiniteFloat
 
 from megamask.errors import must
-from megamask.errors.rules import Count, OnlyFor, removable
+from megamask.errors.setting_rules import Count, OnlyFor, removable
 
 
 @dataclass(frozen=True)

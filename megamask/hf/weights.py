@@ -19,7 +19,7 @@ from torch import Tensor
 from megamask.errors import CheckpointError, StorageError, listed, raise_all
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.storage import strict_json
-from megamask.storage.durable import atomic_folder
+from megamask.storage.atomic_write import atomic_folder
 
 INDEX = "model.safetensors.index.json"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megamask.batch import MaskPlan, PackedBatch, TokenIds
 from megamask.errors import ConfigError, DataError, NonFiniteError
-from megamask.masking.choose import choose_pieces
+from megamask.masking.choose_within_budget import choose_pieces
 from megamask.masking.corrupt import corrupt_targets
 from megamask.masking.entropy import EntropyScore
 from megamask.masking.part_of_speech import PartOfSpeechScore

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from megamask.errors import must
-from megamask.errors.rules import NotNegative, OnlyFor, Positive, Share, ShareBelowOne
+from megamask.errors.setting_rules import NotNegative, OnlyFor, Positive, Share, ShareBelowOne
 from megamask.schedules import Schedule
 
 Unit = Literal["token", "word", "span"]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from megamask.metrics.meters import Window
 from megamask.metrics.weights_and_biases import WandbRun
 from megamask.runtime import ranks
-from megamask.storage import durable
+from megamask.storage import atomic_write
 
 
 class MetricsLogger:
@@ -230,7 +230,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _drop_after(path: Path, start: int) -> None:
     """Keep the lines up to step ``start``; none if the run starts at step 0."""
     kept = [line for line in read_metrics(path) if start and line["step"] <= start]
-    durable.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+    atomic_write.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def plot_curve(metrics: Path, picture: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megamask.storage import durable
+from megamask.storage import atomic_write
 
 
 class WandbRun:
@@ -23,7 +23,7 @@ class WandbRun:
 
         record = folder / "logs" / "wandb_run_id"
         if not (resumes and record.is_file()):
-            durable.write_atomic(record, secrets.token_hex(8))
+            atomic_write.write_atomic(record, secrets.token_hex(8))
         self._run = wandb.init(
             project=project, id=record.read_text().strip(), name=folder.resolve().name, dir=str(folder),
             config=dict(settings), resume="allow", settings=wandb.Settings(console="off", silent=True),

@@ -16,7 +16,7 @@ from annotated_types import Ge, MultipleOf
 
 from megamask.basic_types import TokenIds
 from megamask.errors import CheckpointError, Removable, must
-from megamask.errors.rules import Count, OnlyFor, ShareBelowOne, ShareInside
+from megamask.errors.setting_rules import Count, OnlyFor, ShareBelowOne, ShareInside
 from megamask.storage import strict_json
 
 Backend = Literal["auto", "reference", "padded", "varlen"]

@@ -26,9 +26,9 @@ from megamask.model.encoder import Encoder, LayerStack, initialise, norm
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
 from megamask.model.sums import Table
-from megamask.objectives.late import MaskVector, mask_rows, scatter_rows, visible_states
 from megamask.objectives.mlm import MLM
 from megamask.objectives.settings import DecoderConfig as DecoderConfig
+from megamask.objectives.visible_tokens import MaskVector, mask_rows, scatter_rows, visible_states
 
 
 class DecoderInput(nn.Module):

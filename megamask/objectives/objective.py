@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from megamask.batch import Measure
 from megamask.errors import SHOWN, CheckpointError, ConfigError, listed, must, raise_all
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
-from megamask.objectives.late import MaskVector
 from megamask.objectives.mae_lm import MAELM, MAEDecoder
 from megamask.objectives.mlm import MLM
 from megamask.objectives.settings import ObjectiveConfig as ObjectiveConfig
 from megamask.objectives.three_ml import ThreeML
+from megamask.objectives.visible_tokens import MaskVector
 
 
 def build_objective(config: ObjectiveConfig, encoder: Encoder, head: MaskedLMHead, measure: Measure = "shannon") -> MLM:

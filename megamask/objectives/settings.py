@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from megamask.errors import must
-from megamask.errors.rules import Count, OnlyFor, ShareBelowOne
+from megamask.errors.setting_rules import Count, OnlyFor, ShareBelowOne
 from megamask.model.shape import EncoderShape
 
 

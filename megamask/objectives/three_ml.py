@@ -19,8 +19,8 @@ from torch import Tensor
 from megamask.batch import MaskPlan, Measure, PackedBatch
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
-from megamask.objectives.late import MaskVector, mask_rows, scatter_rows, visible_states
 from megamask.objectives.mlm import MLM
+from megamask.objectives.visible_tokens import MaskVector, mask_rows, scatter_rows, visible_states
 
 
 class ThreeML(MLM):

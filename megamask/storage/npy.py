@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from megamask.storage.durable import write_atomic
+from megamask.storage.atomic_write import write_atomic
 from megamask.storage.file_list import BLOCK, FileEntry
 
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

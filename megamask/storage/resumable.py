@@ -20,7 +20,7 @@ import torch
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import strict_json
 from megamask.storage import workdir as working
-from megamask.storage.durable import write_atomic
+from megamask.storage.atomic_write import write_atomic
 from megamask.storage.file_list import damage, from_record, to_record
 from megamask.storage.npy import save_array
 

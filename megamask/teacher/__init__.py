@@ -7,6 +7,6 @@
     stored_targets.py        StoredTargets: a TargetSource that reads samples which a teacher wrote in advance
     frozen_lm.py             the model at a path: a run, initial weights, or any masked language model of transformers
 
-`engine/frozen.py` runs the model, whole or partitioned by DeepSpeed. `annotate.py` writes the samples that
+`engine/frozen_teacher.py` runs the model, whole or partitioned by DeepSpeed. `annotate.py` writes the samples that
 stored_targets.py reads, and the entropies that `entropy/sidecar.py` reads.
 """

@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 
 from megamask.basic_types import Measure
 from megamask.entropy.settings import Signal
-from megamask.errors.rules import Count, CountOrZero, OnlyFor
+from megamask.errors.setting_rules import Count, CountOrZero, OnlyFor
 from megamask.runtime.precision_choice import Setting
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from megamask.engine import ds_file
 from megamask.entropy.settings import EntropyConfig
 from megamask.errors import Removable, must
-from megamask.errors.rules import Count, OnlyFor, Positive, removable
+from megamask.errors.setting_rules import Count, OnlyFor, Positive, removable
 from megamask.runtime.precision_choice import Setting
 from megamask.schedules import Schedule
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch, SoftTargets, TokenIds
 from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.engine import ds_file
-from megamask.engine.frozen import FrozenEngine
+from megamask.engine.frozen_teacher import FrozenEngine
 from megamask.entropy import exact
 from megamask.entropy.source import EntropyConfig, EntropySource, Signal, source_packs
 from megamask.errors import ConfigError, must, raise_all

@@ -27,7 +27,7 @@ from megamask.storage.dotted import is_under
 from megamask.teacher.teacher import teacher_precision
 from megamask.training import summary
 from megamask.training.components import RunComponents
-from megamask.training.flops import mfu
+from megamask.training.flops_and_mfu import mfu
 from megamask.training.rewind import rewind
 from megamask.training.setup import build_run, open_run_text
 from megamask.training.state import collect

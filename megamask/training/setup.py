@@ -15,7 +15,7 @@ import torch
 
 from megamask.checkpoint import resume
 from megamask.checkpoint.run_folder import RunFolder
-from megamask.config import fixed_masks
+from megamask.config import predetermined_masks
 from megamask.config.pretrain_config import PretrainConfig, as_dict
 from megamask.data import pos_tagger, prepare, shards
 from megamask.data.loader import Loader
@@ -169,8 +169,8 @@ def open_stored_targets(config: PretrainConfig, text: RunText) -> StoredTargets:
     return StoredTargets.open(
         config.distill,
         text.packs.token_ids,
-        facts=fixed_masks.facts(config, text.train.fingerprint),
-        targets=fixed_masks.targets(config),
+        facts=predetermined_masks.facts(config, text.train.fingerprint),
+        targets=predetermined_masks.targets(config),
         verify=config.verify,
     )
 

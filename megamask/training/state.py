@@ -19,7 +19,7 @@ from megamask.config.pretrain_config import changeable
 from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.runtime import ranks
-from megamask.storage.old_names import with_new_names
+from megamask.storage.old_setting_names import with_new_names
 from megamask.training.components import RunComponents
 
 KEYS = {"spikes": "judge"}

@@ -8,7 +8,7 @@ import torch
 from megamask.model.attention import QueryKeyLayout, attend
 from tests.batches import pack
 from tests.tolerances import assert_close
-from tests.unit.objectives.test_late import LATE, corrupted, gradients, late
+from tests.unit.objectives.test_visible_tokens import LATE, corrupted, gradients, late
 
 pytestmark = pytest.mark.gpu
 

@@ -30,7 +30,7 @@ from megamask.data.input_file import InputFile
 from megamask.data.read_documents import ReadOptions, read_documents
 from megamask.data.shards import Shards
 from megamask.errors import MegamaskError
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.hf import weights
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import Masker, MaskingConfig

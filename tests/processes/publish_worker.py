@@ -12,7 +12,7 @@ from megamask.checkpoint.resume import open_run
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import MegamaskError
 from megamask.runtime import ranks
-from megamask.storage import durable
+from megamask.storage import atomic_write
 
 CONFIG = {"depth": 2}
 
@@ -38,16 +38,16 @@ def life(folder: str) -> dict:
     start = open_run(folder, CONFIG)
     run, story = start.run, {"fresh": start.step, "launch": start.run.launch}
     save_checkpoint(run, 9, share(9), {"step": 9}, keep=3)
-    real = durable.write_file
+    real = atomic_write.write_file
 
     def full(path, chunks):
         next(iter(chunks))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     if last:
-        durable.write_file = full
+        atomic_write.write_file = full
     story["full"] = said(lambda: save_checkpoint(run, 10, share(10), {"step": 10}, keep=3))
-    durable.write_file = real
+    atomic_write.write_file = real
     ranks.barrier()  # rank 0 has tidied up
     story["after"] = sorted(os.listdir(run.checkpoints))
     ranks.barrier()

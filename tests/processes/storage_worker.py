@@ -30,7 +30,7 @@ from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import LockError, MegamaskError, StorageError
 from megamask.runtime import ranks
-from megamask.storage import durable, file_list, lock
+from megamask.storage import atomic_write, file_list, lock
 
 CONFIG = {"depth": 2}
 OPERATIONS = ("make_folder", "write_file", "sync", "rename", "remove")
@@ -124,11 +124,11 @@ def _in_place() -> None:
         run.checkpoint(step).mkdir()
         return run.checkpoint(step)
 
-    rename = durable.rename
+    rename = atomic_write.rename
     publishing._prepare = prepare
     publishing.complete = lambda folder: False
     RunFolder.set_aside = lambda run, folder, why: folder
-    durable.rename = lambda old, new: None if old == new else rename(old, new)
+    atomic_write.rename = lambda old, new: None if old == new else rename(old, new)
 
 
 def _prune_first() -> None:
@@ -147,7 +147,7 @@ def _latest_first() -> None:
     prepare = publishing._prepare
 
     def prepare_after_naming(run, step):
-        durable.write_atomic(run.latest, f"step-{step}\n")
+        atomic_write.write_atomic(run.latest, f"step-{step}\n")
         return prepare(run, step)
 
     publishing._prepare = prepare_after_naming
@@ -169,7 +169,7 @@ def at_point(nth: int, do: Callable[[], None], tell: Tell) -> None:
             do()
 
     def around(name: str) -> Callable:
-        act = getattr(durable, name)
+        act = getattr(atomic_write, name)
 
         def acts(path, *given):
             point(f"{name}-{path.name}")
@@ -188,7 +188,7 @@ def at_point(nth: int, do: Callable[[], None], tell: Tell) -> None:
         return writes if name == "write_file" else acts
 
     for name in OPERATIONS:
-        setattr(durable, name, around(name))
+        setattr(atomic_write, name, around(name))
 
 
 def crash_points(folder: str) -> dict:
@@ -339,7 +339,7 @@ def full_disks(folder: str, variant: str, levels: int) -> dict:
 def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, tell: Tell) -> None:
     start = begin(folder)
     ballast, whole = folder.parent / "ballast", 2 * 4 * size
-    write, limits = durable.write_file, resource.getrlimit(resource.RLIMIT_FSIZE)
+    write, limits = atomic_write.write_file, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fails(path, chunks):
         raise OSError(int(level), os.strerror(int(level)), str(path))
@@ -351,7 +351,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
             return write(path, blocks)
         except OSError:
             text = b"".join(blocks)
-            return file_list.FileEntry(len(text), durable.hashlib.sha256(text).hexdigest())
+            return file_list.FileEntry(len(text), atomic_write.hashlib.sha256(text).hexdigest())
 
     if kind == "full" and ranks.is_main():
         with ballast.open("wb") as file:
@@ -360,7 +360,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
     if kind == "limit" and not ranks.is_main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(level * 4 * size), limits[1]))
     if not ranks.is_main() and (kind == "fails" or variant == "careless"):
-        durable.write_file = fails if kind == "fails" else careless
+        atomic_write.write_file = fails if kind == "fails" else careless
     try:
         save(start.run, 3, size)
         tell("first:saved\n")
@@ -368,7 +368,7 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
         tell(f"first:{error}\n".replace("\n", " ").strip() + "\n")
         if ranks.is_main() and (found := broken(start.run, 2)):
             tell(f"wrong:an older checkpoint: {found}\n")
-    durable.write_file = write
+    atomic_write.write_file = write
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     ranks.barrier()
     if ranks.is_main():
@@ -444,7 +444,7 @@ def views(folder: str) -> dict:
                 return look(path)
 
             if ranks.rank() and kind in ("late", "never"):
-                Path.lstat, durable.PATIENCE = lstat, 0.2
+                Path.lstat, atomic_write.PATIENCE = lstat, 0.2
             if ranks.rank() and kind == "another byte":
                 file_list.sha256 = lambda path: read(path)[::-1]
             try:
@@ -469,7 +469,7 @@ def lags(folder: str, variant: str, saves: int, seed: int) -> dict:
 
     def act(tell: Tell) -> None:
         rng, now, shown = random.Random(seed + ranks.rank()), [0.0], {}
-        look, write = os.stat, durable.write_file
+        look, write = os.stat, atomic_write.write_file
 
         def late(path) -> None:
             if not (ranks.rank() and Path(path).name.startswith(".tmp-step")):
@@ -492,10 +492,10 @@ def lags(folder: str, variant: str, saves: int, seed: int) -> dict:
             now[0] += seconds
 
         start = begin(Path(folder) / "run")
-        durable.time.sleep, durable.time.monotonic = sleep, lambda: now[0]
-        durable.os.stat, durable.write_file = stat, writes
+        atomic_write.time.sleep, atomic_write.time.monotonic = sleep, lambda: now[0]
+        atomic_write.os.stat, atomic_write.write_file = stat, writes
         if variant == "no wait":
-            durable.wait_until = lambda condition: condition() or True
+            atomic_write.wait_until = lambda condition: condition() or True
         done = 0
         for step in range(1, saves + 1):
             try:

@@ -22,7 +22,7 @@ from megamask.config import cli
 from megamask.hf import weights
 from megamask.metrics.logger import SummaryWriter
 from megamask.objectives.mlm import MLM
-from megamask.storage import durable
+from megamask.storage import atomic_write
 from tests.system.commands import Ended, content, metrics, run, train, training
 from tests.system.conftest import STEPS
 
@@ -134,7 +134,7 @@ def test_going_back_to_an_older_checkpoint(copy: Path, data: Path, finished: Pat
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Let the disk be full whenever the checkpoint of one of ``steps`` is written."""
-    write = durable.write_file
+    write = atomic_write.write_file
 
     def failing(path, chunks):
         if any(path.parent.name.startswith(f".tmp-step-{step}-") for step in steps):

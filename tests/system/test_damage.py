@@ -14,7 +14,7 @@ from megamask.checkpoint import format
 from megamask.checkpoint.format import verify_on_all_ranks
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import CheckpointError
-from megamask.storage import durable, file_list
+from megamask.storage import atomic_write, file_list
 from megamask.training import summary
 from tests.system.commands import content, train
 from tests.system.conftest import STEPS
@@ -118,7 +118,7 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
     shutil.rmtree(run.checkpoint(STEPS))
     lines = run.logs / "metrics.jsonl"
     lines.write_bytes(lines.read_bytes() + "Jörg".encode("utf-16") + b"\n" + lines.read_bytes()[:500])
-    write, tried = durable.write_file, []
+    write, tried = atomic_write.write_file, []
 
     def full(path: Path, chunks) -> file_list.FileEntry:
         if "metrics" in path.name and not tried:
@@ -130,7 +130,7 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "write_file", full)
+        patch.setattr(atomic_write, "write_file", full)
         patch.setattr(summary, "plot_curve", fails)
         patch.setattr(summary, "export", fails)
         ended = train(data, copy, export=True, **more)

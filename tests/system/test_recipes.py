@@ -12,7 +12,7 @@ import torch
 from megamask.config.recipes import RECIPES, STARTS, find_recipe
 from megamask.engine.ds_file import ds_problems, read_ds_config
 from megamask.engine.optimizer import OptimizerConfig
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.model.shape import SIZES, ModelConfig
 from megamask.pretrain import main
 from tests.batches import IDS

@@ -19,7 +19,7 @@ from megamask import annotate
 from megamask.__main__ import main
 from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, store_entropies, store_targets, window_batch
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
-from megamask.config import fixed_masks
+from megamask.config import predetermined_masks
 from megamask.config.pretrain_config import PacksConfig, PretrainConfig, config_problems
 from megamask.data import index, shard_writer
 from megamask.data.packs import Packs
@@ -261,7 +261,7 @@ HOW = SampleAnnotation(draws=9, workers=1)
 
 
 def stored_of(run: PretrainConfig, fingerprint: str, ids) -> StoredTargets:
-    facts, targets = fixed_masks.facts(run, fingerprint), fixed_masks.targets(run)
+    facts, targets = predetermined_masks.facts(run, fingerprint), predetermined_masks.targets(run)
     return StoredTargets.open(run.distill, ids, facts=facts, targets=targets)
 
 
@@ -275,7 +275,7 @@ def opened(run: PretrainConfig, **changes) -> StoredTargets:
 def test_stored_samples_are_those_of_the_teacher_at_the_masks_of_the_run(run, data, model, teacher):
     store_targets(run, data, HOW)
     found, train = opened(run), Shards.open(data)
-    assert found.manifest["packs"] == len(fixed_masks.targets(run)) == 8
+    assert found.manifest["packs"] == len(predetermined_masks.targets(run)) == 8
     packs = Packs(train, tokens=96, length=LENGTH, seed=4, per_step=2)
     masker = Masker(run.masking, train.token_ids)
     for number in range(8):
@@ -491,7 +491,7 @@ def test_reported_progress_adds_up_to_the_total(config, data, run, monkeypatch):
     assert len(reported) > len(SPLITS)  # per window, not once at the end
     total.clear(), reported.clear()
     store_targets(run, data, HOW)
-    assert total == [len(fixed_masks.targets(run))] == [sum(reported)]
+    assert total == [len(predetermined_masks.targets(run))] == [sum(reported)]
 
 
 def test_the_number_of_parts_does_not_depend_on_the_text_size(data, monkeypatch):

@@ -120,7 +120,7 @@ def renames(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_storage_renames_files(path: Path) -> None:
-    """Every file and folder appears whole: see storage/durable.py."""
+    """Every file and folder appears whole: see storage/atomic_write.py."""
     assert not renames(path.read_text()) or path.parent == ROOT / "megamask" / "storage"
 
 

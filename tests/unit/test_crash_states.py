@@ -20,7 +20,7 @@ from megamask.checkpoint.format import read_weights, verify
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError
-from megamask.storage import durable
+from megamask.storage import atomic_write as durable
 
 
 @dataclass

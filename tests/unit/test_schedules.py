@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.config.recipes import find_recipe
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.masking.masker import STEPS, Masker, MaskingConfig
 from megamask.masking.rng import PackRng
 from megamask.schedules import LearningRate, Schedule

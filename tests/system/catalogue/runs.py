@@ -13,7 +13,7 @@ from pathlib import Path
 from megamask.__main__ import main
 from megamask.checkpoint import format, save
 from megamask.checkpoint.run_folder import RunFolder
-from megamask.storage import durable
+from megamask.storage import atomic_write
 from megamask.storage.lock import Lock
 from tests.system.catalogue.row import (
     CHECKPOINT,
@@ -184,7 +184,7 @@ def failing(number: int) -> Plant:
     """Storage that fails in the only save of a run."""
 
     def plant(ground: Ground) -> Command:
-        write = durable.write_file
+        write = atomic_write.write_file
 
         def fails(path, chunks):
             if path.parent.name.startswith(".tmp-step-"):

@@ -12,7 +12,7 @@ import pytest
 from megamask.bench.measure import Medians, Round, measure_in_turn
 from megamask.bench.settings import BenchConfig
 from megamask.bench.table import ratios, speed_markdown
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.runtime.precision import Support
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from megamask.bench import objectives
 from megamask.bench.measure import Round
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.objectives.objective import ObjectiveConfig
 from tests.batches import IDS
 from tests.unit.model.models import config

@@ -16,7 +16,7 @@ from megamask.checkpoint.format import read_manifest, read_state, read_tensors, 
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import CheckpointError
-from megamask.storage import durable, file_list
+from megamask.storage import atomic_write, file_list
 
 KINDS = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool]
 
@@ -114,10 +114,10 @@ def test_swapped_files_of_two_ranks_are_named(run):
     folder.mkdir()
     parts = [{"a": torch.zeros(4)}, {"a": torch.ones(4)}]
     contents = {f"rank-0000{i}.safetensors": format.serialise(part) for i, part in enumerate(parts)}
-    files = {name: durable.write_file(folder / name, chunks) for name, chunks in contents.items()}
-    files["state.json"] = durable.write_file(folder / "state.json", [b"{}"])
+    files = {name: atomic_write.write_file(folder / name, chunks) for name, chunks in contents.items()}
+    files["state.json"] = atomic_write.write_file(folder / "state.json", [b"{}"])
     manifest = format.Manifest(3, "launch", files)
-    durable.write_file(folder / "MANIFEST.json", [format.render_manifest(manifest)])
+    atomic_write.write_file(folder / "MANIFEST.json", [format.render_manifest(manifest)])
     assert verify(folder) == manifest
     with pytest.raises(CheckpointError, match="twice"):
         list(read_tensors(folder))

@@ -14,7 +14,7 @@ from megamask.checkpoint.format import read_weights, verify
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
 from megamask.errors import ConfigError, LockError, StorageError
-from megamask.storage import durable, lock
+from megamask.storage import atomic_write, lock
 
 OPERATIONS = ["write_file", "make_folder", "rename", "sync"]
 
@@ -137,7 +137,7 @@ def test_a_leftover_without_manifest_is_set_aside(run):
 def test_a_storage_error_keeps_the_older_checkpoints(run, monkeypatch, operation, number):
     """Each operation in turn fails, the first time it is called, the second, and so on until none is left to fail."""
     save_checkpoint(run, 1, weights(1), {})
-    step, failed, act = 2, 0, getattr(durable, operation)
+    step, failed, act = 2, 0, getattr(atomic_write, operation)
     for nth in range(20):
         calls = 0
 
@@ -150,7 +150,7 @@ def test_a_storage_error_keeps_the_older_checkpoints(run, monkeypatch, operation
                 raise OSError(number, "the disk says no", str(given[0]))
             return act(*given)
 
-        monkeypatch.setattr(durable, operation, fail)
+        monkeypatch.setattr(atomic_write, operation, fail)
         try:
             line = save_checkpoint(run, step, weights(step), {}, keep=2)
         except StorageError as error:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from megamask.engine.optimizer import MOMENTS, OptimizerConfig, build_optimizer, moments_of, parameter_groups
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.runtime import private_api, ranks
 from megamask.schedules import LearningRate
 from tests.unit.model.models import PRESETS, objective

@@ -9,7 +9,7 @@ import pytest
 
 from megamask.entropy import EntropySource, Exact, Frequency, Probe, StoredEntropy
 from megamask.entropy.source import AuditConfig, EntropyConfig, Kind
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 
 AUDIT = AuditConfig(every=100)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megamask.errors import NonFiniteError
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.health.loss_spikes import Regime, SkippedPacks, SpikePolicy, StepDecision
 from megamask.health.settings import SpikesConfig
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megamask.errors import ConfigError, DataError, HangError, PeerLostError, StorageError
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.health import watchdog as module
 from megamask.health.heartbeats import LINE
 from megamask.health.settings import WatchdogConfig

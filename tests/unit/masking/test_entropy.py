@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from megamask.batch import Losses, MaskPlan
 from megamask.errors import ConfigError, DataError, NonFiniteError
-from megamask.errors.rules import settings_problems
-from megamask.masking.choose import choose_pieces
+from megamask.errors.setting_rules import settings_problems
+from megamask.masking.choose_within_budget import choose_pieces
 from megamask.masking.entropy import EntropyScore, EntropyScoreConfig, shuffled
 from megamask.masking.masker import STEPS, Masker, MaskingConfig
 from megamask.masking.rng import PackRng

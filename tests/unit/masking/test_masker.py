@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megamask.errors import DataError
-from megamask.masking.choose import choose_pieces
+from megamask.masking.choose_within_budget import choose_pieces
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.rng import PackRng

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from megamask.batch import Losses, PackedBatch
 from megamask.errors import CheckpointError, ConfigError, DataError
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.part_of_speech import PartOfSpeechScore, PartOfSpeechScoreConfig
 from megamask.masking.rng import PackRng

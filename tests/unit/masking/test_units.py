@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megamask.batch import PackedBatch
-from megamask.masking.choose import choose_pieces
+from megamask.masking.choose_within_budget import choose_pieces
 from megamask.masking.rng import PackRng
 from megamask.masking.units import pieces_of_unit
 from tests.batches import pack

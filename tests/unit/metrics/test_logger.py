@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from megamask.metrics import logger as telling
 from megamask.metrics.logger import MetricsLogger, plot_curve, read_metrics
 from megamask.metrics.meters import Timed, Window
-from megamask.storage import durable
+from megamask.storage import atomic_write
 
 WINDOW = Window(
     steps=5, skipped=1, grad_norm=0.5, seconds=2.0, waited=0.1, ranks=2,
@@ -133,7 +133,7 @@ def test_a_storage_failure_at_a_resume_stops_nothing(tmp_path, monkeypatch, caps
 
     # neither the file of figures nor anything else can be made: the launch goes on from step 10 all the same
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "write_file", fails)
+        patch.setattr(atomic_write, "write_file", fails)
         log = MetricsLogger(tmp_path, 10, 100)
         assert f"{log.path} cannot be written: {os.strerror(number)}" in capsys.readouterr().out
         log.train(20, WINDOW, 20.5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megamask.batch import Layout
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.model import attention
 from megamask.model.attention import QueryKeyLayout, attend
 from megamask.model.encoder import Encoder

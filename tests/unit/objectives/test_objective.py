@@ -20,15 +20,15 @@ from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import MaskingConfig
 from megamask.model.shape import ModelConfig
-from megamask.objectives.late import visible_states
 from megamask.objectives.mae_lm import DecoderConfig
 from megamask.objectives.objective import ObjectiveConfig, build_objective, load_objective_weights
+from megamask.objectives.visible_tokens import visible_states
 from megamask.schedules import Schedule
-from megamask.training.flops import forward_flops
+from megamask.training.flops_and_mfu import forward_flops
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.model.models import PRESETS, objective, plan
-from tests.unit.objectives.test_late import KINDS, LATE, PLACED, late
+from tests.unit.objectives.test_visible_tokens import KINDS, LATE, PLACED, late
 
 THREE = ObjectiveConfig("three_ml", depth=2)
 MAE = ObjectiveConfig("mae_lm")

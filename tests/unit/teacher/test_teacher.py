@@ -23,7 +23,7 @@ from megamask.engine.ds_file import teacher_ds_problems as file_problems
 from megamask.entropy.exact import PURPOSE, measure_entropy
 from megamask.entropy.source import AuditConfig, EntropyConfig
 from megamask.errors import CheckpointError, ConfigError, DataError
-from megamask.errors.rules import settings_problems
+from megamask.errors.setting_rules import settings_problems
 from megamask.hf.layer_subset import pick_layers
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.masking.rng import PackRng

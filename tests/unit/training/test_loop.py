@@ -18,7 +18,7 @@ from megamask.errors import StorageError
 from megamask.health.loss_spikes import SpikePolicy
 from megamask.health.settings import SpikesConfig
 from megamask.runtime import ranks
-from megamask.storage import durable
+from megamask.storage import atomic_write
 from megamask.training import loop
 from megamask.training.components import RunComponents
 from megamask.training.progress import Progress
@@ -66,7 +66,7 @@ def test_a_save_that_fails_on_one_rank_fails_on_all(run: RunFolder, guilty: int)
     def act(run: RunComponents, lines: list[str]) -> None:
         assert loop.save(run, 1, 0, final=False) == 0
         if ranks.rank() == guilty:
-            durable.write_file = fails
+            atomic_write.write_file = fails
         assert [loop.save(run, 2 + failures, failures, final=False) for failures in (0, 1)] == [1, 2]
         assert all(f"Rank {guilty} could not save" in line and "Training continues" in line for line in lines[1:])
         loop.save(run, 4, 2, final=False)

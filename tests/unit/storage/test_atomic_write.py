@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megamask.storage import durable
-from megamask.storage.durable import atomic_folder, write_atomic
+from megamask.storage import atomic_write
+from megamask.storage.atomic_write import atomic_folder, write_atomic
 from megamask.storage.file_list import list_files
 
 
@@ -18,13 +18,13 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """The syncs and renames, in order."""
     done: list[tuple] = []
     for name in ("sync", "rename"):
-        act = getattr(durable, name)
+        act = getattr(atomic_write, name)
 
         def recorded(*paths: Path, act=act, name=name) -> None:
             done.append((name, *(path.resolve() for path in paths)))
             act(*paths)
 
-        monkeypatch.setattr(durable, name, recorded)
+        monkeypatch.setattr(atomic_write, name, recorded)
     return done
 
 
@@ -84,19 +84,19 @@ def test_a_rename_that_fails_gives_the_old_folder_back(tmp_path: Path, monkeypat
     output = tmp_path / "output"
     output.mkdir()
     (output / "old").write_text("old")
-    rename = durable.rename
+    rename = atomic_write.rename
 
     def fails(old: Path, new: Path) -> None:
         if old.name.startswith(".tmp-"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rename(old, new)
 
-    monkeypatch.setattr(durable, "rename", fails)
+    monkeypatch.setattr(atomic_write, "rename", fails)
     with pytest.raises(OSError, match="Input/output error"), atomic_folder(output):
         pass
     assert list(tmp_path.rglob("*")) == [output, output / "old"]
     monkeypatch.setattr(
-        durable, "rename", lambda old, new: rename(old, new) if new != output else fails(temporary, new)
+        atomic_write, "rename", lambda old, new: rename(old, new) if new != output else fails(temporary, new)
     )
     with pytest.raises(OSError, match="Input/output error"), atomic_folder(output) as temporary:
         pass

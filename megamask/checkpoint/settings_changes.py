@@ -12,7 +12,7 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import ConfigError, DataError
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten, is_under
-from megamask.storage.old_names import with_new_names
+from megamask.storage.old_setting_names import with_new_names
 
 
 def find_changes(

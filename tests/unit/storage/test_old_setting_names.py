@@ -10,7 +10,7 @@ from megamask.config.cli import parse_command
 from megamask.config.pretrain_config import PretrainConfig, as_dict, check_change
 from megamask.errors import ConfigError
 from megamask.storage.dotted import flatten, names_in
-from megamask.storage.old_names import RENAMED, new_name, renamed_problems, with_new_names
+from megamask.storage.old_setting_names import RENAMED, new_name, renamed_problems, with_new_names
 
 SETTINGS = as_dict(PretrainConfig())
 NEW = {old: new_name(old) for old in RENAMED}

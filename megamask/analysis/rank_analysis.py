@@ -20,7 +20,7 @@ from megamask.analysis.settings import RankConfig
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError, MegamaskError, StorageError, must, raise_all
 from megamask.runtime.progress_bar import ProgressBar
-from megamask.storage.durable import write_atomic
+from megamask.storage.atomic_write import write_atomic
 
 LENGTH = 512
 NAMES = ("ranks.json", "ranks.md", "ranks.png")

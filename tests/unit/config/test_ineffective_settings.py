@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megamask.config.cli import parse_command
-from megamask.config.leftovers import leave_out, typed
+from megamask.config.ineffective_settings import leave_out, typed
 from megamask.config.pretrain_config import (
     PretrainConfig,
     as_dict,
