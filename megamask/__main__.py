@@ -60,7 +60,7 @@ SUBCOMMANDS = {
     ),
     "analyze-rank": Subcommand(
         "Compare the rank of the hidden states of [MASK] and of real tokens.",
-        "analysis.ranking:analyze_rank", "analysis.settings:RankConfig",
+        "analysis.rank_analysis:analyze_rank", "analysis.settings:RankConfig",
     ),
     "inspect": Subcommand(
         "Report what a run folder holds and what a resume would do.",
@@ -139,6 +139,12 @@ def run_subcommand(subcommand: str = "") -> NoReturn:
     """Run the command line of this process and end it; a script that stands for a ``subcommand`` names it."""
     # the deepspeed launcher adds a flag; ranks come from the environment
     arguments = [word for word in sys.argv[1:] if not word.startswith(("--local_rank=", "--local-rank="))]
+    if not subcommand and arguments[:1] in (
+        ["help"],
+        ["-h"],
+        ["--help"],
+    ):  # `megamask help NAME` is `megamask NAME --help`
+        arguments = [*arguments[1:], "--help"]
     name, rest = (subcommand, arguments) if subcommand else find_subcommand(arguments)
     if name and not subcommand:
         sys.argv = [f"megamask {name}", *rest]  # what usage lines and the record of a launch show

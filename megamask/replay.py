@@ -15,7 +15,7 @@ from megamask.checkpoint.resume import RunStart
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings import ReplayConfig
 from megamask.config import cli
-from megamask.config.pretrain_config import PretrainConfig, changeable, check_config, read_settings
+from megamask.config.pretrain_config import CHANGEABLE, PretrainConfig, changeable, check_config, read_settings
 from megamask.engine.ds_file import resolve_auto
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
@@ -24,6 +24,7 @@ from megamask.metrics.meters import TIMING_METRICS
 from megamask.runtime import precision, ranks
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import strict_json
+from megamask.storage.dotted import is_under
 from megamask.training.components import RunComponents
 from megamask.training.loop import audit_entropies, log_metrics, take_and_log_step
 from megamask.training.setup import build_run, open_run_text, pack_numbers
@@ -64,6 +65,11 @@ def replay_step(run: RunFolder, step: int, data: Path | None, folder: Path) -> i
     ledger = SpikePolicy(config.spikes, read_train_state(newest).spikes if newest else {}).ledger
     begin = max((at for at in (*window_starts(run, ledger), (end - 1) // every * every) if at < end), default=0)
     start = RunStart(RunFolder(folder), *ranks.on_rank_zero(lambda: newest_whole(run, begin)), (), None)
+    if (changed := last_change(run)) > start.step:
+        raise ConfigError(
+            f"The settings of {run.path} changed at step {changed}, and the replay would start at step {start.step}, "
+            f"so step {step} cannot be repeated under one configuration."
+        )
     later = [at for at in run.steps() if at >= end]
     settings = read_train_state(run.checkpoint(min(later))).settings if later else None
     if settings not in (None, changeable(config)):
@@ -99,10 +105,20 @@ def metrics_of(run: RunFolder, step: int) -> dict[str, Any]:
     }
 
 
+def launches_of(run: RunFolder) -> list[dict[str, Any]]:
+    """The launches of ``run``, oldest first."""
+    return strict_json.read_json(run.environment)["launches"] if run.environment.exists() else []
+
+
+def last_change(run: RunFolder) -> int:
+    """The step at which a launch last changed settings that decide how far a step goes; 0 if none did."""
+    changes = [(launch["step"], name) for launch in launches_of(run) for name in launch.get("changes", ())]
+    return max((step for step, name in changes if is_under(name, CHANGEABLE)), default=0)
+
+
 def window_starts(run: RunFolder, ledger: SkippedPacks) -> list[int]:
     """The steps after which a launch began or rewound to; there the sums of metrics start again."""
-    launches = strict_json.read_json(run.environment)["launches"] if run.environment.exists() else []
-    return [*(launch["step"] for launch in launches), *(first for first, _ in ledger.entries)]
+    return [*(launch["step"] for launch in launches_of(run)), *(first for first, _ in ledger.entries)]
 
 
 def newest_whole(run: RunFolder, most: int) -> tuple[Path | None, int]:

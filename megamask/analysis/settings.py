@@ -48,7 +48,7 @@ class RankConfig:
     threshold: Annotated[float, Ge(SMALLEST), Lt(1)] = 0.01
     """The numerical rank counts singular values above this share of the largest; smaller ones are rounding."""
     centred: bool = False
-    """Print the tables of the states with their mean taken off; the files have both."""
+    """Print the tables of the states with their mean subtracted; the files have both."""
     seed: int = 0
     """Of the order of the text and of the masks."""
 
@@ -79,7 +79,7 @@ class ShowMasksConfig:
     sentence: tuple[str, ...] = (SENTENCE,)
     """Sentences to mask."""
     signal: Annotated[Literal["clean", "masked"], OnlyFor("model")] = "masked"
-    """Whether the model sees the token it is asked for (clean) or [MASK] in its place (masked)."""
+    """Whether the model sees the token that it predicts (clean) or [MASK] in its place (masked)."""
     ratio: ShareInside = 0.3
     """Share of the tokens that are masked."""
     score: EntropyScoreConfig = field(default_factory=lambda: EntropyScoreConfig(temperature=0.0))
@@ -95,5 +95,5 @@ class ShowMasksConfig:
         if self.data is None and self.model is None:
             problems.append("Entropies come from `data` (frequency) or from `model`: name one of them.")
         if self.data is not None and self.model is not None:
-            problems.append("`data` has no effect beside `model`, which has a tokenizer and entropies. Remove one.")
+            problems.append("`data` has no effect with `model`, which has a tokenizer and entropies. Remove one.")
         return problems

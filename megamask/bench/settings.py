@@ -27,7 +27,7 @@ class BenchConfig:
     """`trainer`: speed beside that of transformers' Trainer; `overheads`: what entropy sources and teachers add to a
     plain step of the first `preset`; `late`: what 3ML and MAE-LM save of MLM's step, at 15, 30 and 50 % masked."""
     data: Path | None = None
-    """Folder of token shards (`megamask prepare` makes it); without it, English that this machine holds."""
+    """Folder of token shards (`megamask prepare` makes it); without it, English text found on this machine."""
     text: Path | None = None
     """The raw text of the shards (.txt, .jsonl, .parquet): its lines are what is padded. Without it whole documents
     are, or, of the text that this machine holds, paragraphs."""

@@ -35,9 +35,9 @@ class Command:
     deepspeed: Path | None = None
     """DeepSpeed file, or the name of one in ds_configs/, such as zero2; without one: plain data parallel in fp32."""
     resume: str = "auto"
-    """auto: go on with the run in OUTPUT, or start; must: only go on; never: only start; or a checkpoint's path."""
+    """auto: resume the run in OUTPUT, or start; must: only resume; never: only start; or a checkpoint's path."""
     change: tuple[str, ...] = ()
-    """Settings that this launch may change in a run that goes on, such as steps optimizer.lr.peak; others may not."""
+    """Settings that this launch may change in a resumed run, such as steps optimizer.lr.peak; others may not."""
     profile: int = 0
     """Trace this many steps with torch.profiler, after 5 steps of warm-up; the file goes to OUTPUT/logs. 0: none."""
     list_recipes: bool = False

@@ -1,6 +1,6 @@
 """Settings that nobody typed and that have no effect under those that somebody did: left out, each with a line.
 
-A recipe sets `optimizer.muon_lr_scale` for its Muon; who asks for AdamW has not asked for it. What was typed,
+A recipe sets `optimizer.muon_lr_scale` for its Muon; a user who chooses AdamW did not choose it. What was typed,
 as a flag or in a file, stays as it is, and is refused if it has no effect.
 """
 

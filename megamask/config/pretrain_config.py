@@ -61,7 +61,7 @@ class PretrainConfig:
     """A whole pretraining run."""
 
     data: Path | None = None
-    """Folder of token shards (`megamask prepare` makes it); without it, English text that this machine holds."""
+    """Folder of token shards (`megamask prepare` makes it); without it, English text found on this machine."""
     verify: bool = True
     """Verify the sha256 of every shard before the run starts; reads each of them once."""
     output: Path = Path("runs/tiny")
@@ -174,7 +174,7 @@ def _fitting(config: PretrainConfig) -> str:
     """The numbers of ranks that can share a step evenly, as words; of up to a thousand."""
     per_step, views = config.packs.per_step, max(config.packs.masks_per_text, 1)
     fitting = [str(n) for n in range(1, 1001) if per_step % (n * views) == 0]
-    return f"a number of ranks that fits ({', '.join(fitting)})" if fitting else "other views"
+    return f"a number of ranks that fits ({', '.join(fitting)})" if fitting else "another `packs.masks_per_text`"
 
 
 def resolve_phases(config: PretrainConfig) -> PretrainConfig:

@@ -50,7 +50,7 @@ class CheckpointConfig:
     every: Count = 500
     """Steps between two checkpoints; one more comes at the end and at every signal to stop."""
     keep: Annotated[int, Ge(2)] = 3
-    """Newest checkpoints that stay."""
+    """Number of newest checkpoints to keep."""
 
 
 @dataclass(frozen=True)

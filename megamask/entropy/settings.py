@@ -65,11 +65,10 @@ class EntropyConfig:
     likeliest token's probability; `margin`: log of the second likeliest over the likeliest, at most 0; `loss`: -log of
     the true token's, which needs the answer."""
     num_passes: Annotated[Count, OnlyFor("source")] = 4
-    """Groups in which the tokens of a pack are hidden one after the other, for `masked`: 1/passes of them at a time."""
+    """Groups of tokens that are hidden one after the other, for `masked`: 1/num_passes of a pack at a time."""
     candidates: Annotated[Annotated[FiniteFloat, Ge(1)] | None, OnlyFor("source")] = None
     """Tokens for which `exact` computes the entropy, as a multiple of the mask budget, proposed by the probe; None: all
-    tokens. The
-    probe predicts the signal `masked`; for `clean` it is a proxy, which an audit can evaluate."""
+    tokens. The probe predicts the signal `masked`; for `clean` it is a proxy, which an audit can evaluate."""
     ema_decay: Annotated[ShareInside | None, OnlyFor("source")] = None
     """Decay per step of the moving average of the weights that `exact` uses; None: the current weights."""
     audit: Annotated[AuditConfig, OnlyFor("source")] = field(default_factory=AuditConfig)

@@ -24,7 +24,7 @@ class Corruption:
     random: Share = 0.1
     """Share of the targets replaced by a random token that is not special."""
     unchanged: Share = 0.1
-    """Share of the targets left as they are, but asked for."""
+    """Share of the targets left unchanged, but predicted."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what the settings cannot do together."""
@@ -97,7 +97,7 @@ class MaskingConfig:
     unit: Unit = "token"
     """The pieces that are masked whole: tokens, words, or spans of words."""
     score: Literal["uniform", "entropy", "part_of_speech"] = "uniform"
-    """Which pieces come first: `uniform` is random masking; `entropy` goes by how unsure a model is of each token, as
+    """Which pieces come first: `uniform` is random masking; `entropy` uses how unsure a model is of each token, as
     `entropy.source` says it; `part_of_speech` by how hard words of each tag were (PTW), for text with tags."""
     corruption: Corruption = field(default_factory=Corruption)
     """What stands in the place of the targets."""

@@ -12,7 +12,7 @@ from megamask.model.head import MaskedLMHead
 
 
 class MLM(nn.Module):
-    """The whole pack runs through the encoder, the rows that are asked for through the head."""
+    """The whole pack runs through the encoder, the targets through the head."""
 
     def __init__(self, encoder: Encoder, head: MaskedLMHead, measure: Measure = "shannon"):
         super().__init__()

@@ -70,8 +70,14 @@ def _something_finished(work: Path) -> bool:
 
 @contextmanager
 def _locked(work: Path, identity: str, output: Path) -> Iterator[None]:
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock_file = (work / "lock").open("w")
+    except OSError as error:
+        if full_disk(error):
+            raise
+        raise StorageError(f"{output} cannot be written: {error.strerror}. Choose another output folder.") from None
+    with lock_file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

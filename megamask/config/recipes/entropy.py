@@ -15,9 +15,9 @@ COLD = Schedule("ramp", start=1.0, end=0.15, at=0.1, until=0.2)
 """Random masking in the first tenth of the run, entropies from the second on, 15 % of the masks random to the end."""
 
 
-def _guided(base: PretrainConfig, entropy: EntropyConfig, explore: Schedule, **score: object) -> PretrainConfig:
-    asked = EntropyScoreConfig(**score)  # type: ignore[arg-type]
-    masking = replace(base.masking, score="entropy", entropy=asked, random_share=explore)
+def _guided(base: PretrainConfig, entropy: EntropyConfig, random_share: Schedule, **score: object) -> PretrainConfig:
+    strategy = EntropyScoreConfig(**score)  # type: ignore[arg-type]
+    masking = replace(base.masking, score="entropy", entropy=strategy, random_share=random_share)
     return replace(base, entropy=entropy, masking=masking)
 
 
