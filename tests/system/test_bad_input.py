@@ -141,7 +141,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return write(path, chunks)
 
-    monkeypatch.setattr(save.durable, "write_file", failing)
+    monkeypatch.setattr(save.atomic_write, "write_file", failing)
 
 
 def test_a_full_disk_does_not_stop_training(

@@ -191,7 +191,7 @@ def failing(number: int) -> Plant:
                 raise OSError(number, os.strerror(number), str(path))
             return write(path, chunks)
 
-        ground.patch.setattr(save.durable, "write_file", fails)
+        ground.patch.setattr(save.atomic_write, "write_file", fails)
         return ground.train(steps=1)
 
     return plant
