@@ -1,8 +1,8 @@
 """Power cuts: every state that a disk may have during three saves is built and read.
 
 A kill leaves the page cache to the kernel and so cannot detect a missing fsync; this can. The operations of
-`storage.atomic_write` are recorded. Then, for each moment, every possible image of the file system is made: a name that was
-not synced into its folder may be there or not (as any prefix of the changes of that folder, for each folder
+`storage.atomic_write` are recorded. Then, for each moment, every possible image of the file system is made: a name that
+was not synced into its folder may be there or not (as any prefix of the changes of that folder, for each folder
 separately), and bytes that were not synced may be missing, half written or complete.
 """
 
