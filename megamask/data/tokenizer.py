@@ -240,20 +240,11 @@ def _vocabulary_problems(backend: Backend, path: Path) -> Iterator[str]:
 
 
 def _read_json(path: Path, folder: Path) -> dict:
-    try:
-        content = strict_json.read_json(path)
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder} contains no {path.name}, so it is not a fast tokenizer. "
-            "Save one there with `save_pretrained` of a fast tokenizer of transformers."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except strict_json.BadRecord as error:
-        raise DataError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} must contain a JSON object.")
-    return content
+    missing = (
+        f"{folder} contains no {path.name}, so it is not a fast tokenizer. "
+        "Save one there with `save_pretrained` of a fast tokenizer of transformers."
+    )
+    return strict_json.read_object(path, DataError, missing)
 
 
 def _from_hub(name: str) -> Path:

@@ -51,16 +51,8 @@ def fetch_model(source: str | Path, setting: str) -> Path:
 def read_config_json(folder: Path) -> dict[str, Any]:
     """The config.json in ``folder``; CheckpointError if it is missing, corrupt or has sizes that no model has."""
     path = folder / "config.json"
-    try:
-        config = strict_json.read_json(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no config.json, so it is not a model of transformers.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    except strict_json.BadRecord as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} must contain a JSON object.")
+    missing = f"{folder} has no config.json, so it is not a model of transformers."
+    config = strict_json.read_object(path, CheckpointError, missing)
     if impossible := _impossible_sizes(config):
         raise CheckpointError(f"{path} does not describe a possible model: {'; '.join(impossible)}.")
     return config

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from megamask.errors import MegamaskError
+
 LARGEST = 2**27
 """Largest size of a JSON file in bytes: that of a manifest of a million shards."""
 LARGEST_SETTINGS = 2**18
@@ -29,6 +31,21 @@ class BadRecord(ValueError):
 def read_json(path: Path, most: int = LARGEST) -> Any:
     """The content of the JSON file at ``path``. Raises BadRecord, or OSError if it cannot be read."""
     return parse_json(read_text(path, most))
+
+
+def read_object(path: Path, error: type[MegamaskError], missing: str) -> dict[str, Any]:
+    """The JSON object at ``path``. Raises ``error`` with a sentence; ``missing`` is that for a file that is missing."""
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        raise error(missing) from None
+    except OSError as failure:
+        raise error(f"{path} cannot be read: {failure.strerror}.") from None
+    except BadRecord as failure:
+        raise error(f"{path} is not valid JSON: {failure}.") from None
+    if not isinstance(content, dict):
+        raise error(f"{path} must contain a JSON object.")
+    return content
 
 
 def read_text(path: Path, most: int) -> str:
