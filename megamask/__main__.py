@@ -94,7 +94,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def find_subcommand(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The subcommand that ``arguments`` begin with, else None, and the arguments after it."""
+    """The subcommand that ``arguments`` begin with, else None, and the arguments after it.
+
+    `help NAME` and `--help NAME` are `NAME --help`.
+    """
+    if arguments and arguments[0] in ("help", "-h", "--help"):
+        arguments = [*arguments[1:], "--help"]
     for name in SUBCOMMANDS:
         words = name.split()
         if list(arguments[: len(words)]) == words:
@@ -139,12 +144,6 @@ def run_subcommand(subcommand: str = "") -> NoReturn:
     """Run the command line of this process and end it; a script that stands for a ``subcommand`` names it."""
     # the deepspeed launcher adds a flag; ranks come from the environment
     arguments = [word for word in sys.argv[1:] if not word.startswith(("--local_rank=", "--local-rank="))]
-    if not subcommand and arguments[:1] in (
-        ["help"],
-        ["-h"],
-        ["--help"],
-    ):  # `megamask help NAME` is `megamask NAME --help`
-        arguments = [*arguments[1:], "--help"]
     name, rest = (subcommand, arguments) if subcommand else find_subcommand(arguments)
     if name and not subcommand:
         sys.argv = [f"megamask {name}", *rest]  # what usage lines and the record of a launch show
