@@ -19,8 +19,7 @@ class BenchConfig:
     """Measure tokens per second of megamask beside the masked-language-model example of transformers, in one run.
 
     Both train the same vocabulary, layers, width, sequence length, tokens per step and share of masked tokens on the
-    same text. Variants take turns. Prints the machine, the method, and a Markdown table of medians. The Trainer needs
-    the package accelerate: pip install 'megamask[bench]'. Without it, the benchmark runs the Trainer's step itself.
+    same text. Variants take turns. Prints the machine, the method, and a Markdown table of medians.
     """
 
     what: Literal["trainer", "overheads", "late"] = "trainer"

@@ -1,0 +1,87 @@
+"""What a study has measured: the runs, the cells of their evaluation, and the plan's facts that a report needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megamask.evaluation.outcome import Cell
+
+RunState = Literal["finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A validation of a run, under the uniform mask that all runs share."""
+
+    step: int
+    tokens: int
+    flops: float
+    seconds: float
+    """Of training."""
+    loss: float
+    """Nats per masked token."""
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class PretrainingRun:
+    """One pretraining run of a study."""
+
+    arm: str
+    seed: int
+    budget: str
+    """As the plan names it, such as `tokens=1500000`."""
+    state: RunState
+    reason: str
+    """Why it failed; empty otherwise."""
+    steps: int
+    tokens: int
+    flops: Mapping[str, float]
+    """By part: `student` (forward and backward), `scoring` (passes that find entropies), `teacher`."""
+    seconds: float
+    peak_memory: int
+    """Bytes, of the largest process."""
+    curve: tuple[CurvePoint, ...]
+    masks: Mapping[str, float]
+    """Means over the run of the mask figures in its log: realised rate, share of each decile of frequency, ..."""
+    settings: str
+    """SHA-256 of the settings without the seed: equal for all seeds of an arm."""
+    command: str
+    """A command that repeats the run."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm as the report names it."""
+
+    name: str
+    title: str
+    role: Literal["baseline", "method", "control", "check"]
+    """check: an arm that tests the harness: other seeds of the baseline, or half of its steps."""
+    changes: Mapping[str, str] = field(default_factory=dict)
+    """Settings in which it differs from the baseline."""
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All that a report is made from."""
+
+    name: str
+    question: str
+    arms: tuple[Arm, ...]
+    """The baseline is the first."""
+    seeds: tuple[int, ...]
+    budgets: tuple[str, ...]
+    mean_tasks: tuple[str, ...]
+    """The tasks of the second primary endpoint, the mean; the first is the macro average of BLiMP."""
+    references: tuple[Cell, ...]
+    """Cells without a pretrained model."""
+    runs: tuple[PretrainingRun, ...]
+    cells: Mapping[tuple[str, int, str], tuple[Cell, ...]]
+    """By arm, pretraining seed and budget."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know to compare with public numbers."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Versions, hashes of data, machine, state of the source."""
