@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megamask.evaluation.outcome import Cell
+from megamask.evaluation.outcome import Cell, Mode
 
 RunState = Literal["finished", "stopped", "failed"]
 
@@ -76,6 +76,10 @@ class StudyResults:
     budgets: tuple[str, ...]
     mean_tasks: tuple[str, ...]
     """The tasks of the second primary endpoint, the mean; the first is the macro average of BLiMP."""
+    mean_mode: Mode
+    """How those tasks are evaluated; cells in other modes are secondary."""
+    mean_variant: str
+    """Their variant, such as the pooling of frozen features; empty if there is one only."""
     references: tuple[Cell, ...]
     """Cells without a pretrained model."""
     runs: tuple[PretrainingRun, ...]
