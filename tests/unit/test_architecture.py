@@ -163,7 +163,7 @@ def test_packages_form_a_small_acyclic_graph() -> None:
     }
     modules = [path for path in (ROOT / "megamask").glob("*.py") if path.stem != "__init__"]
     assert not list(nx.simple_cycles(nx.DiGraph(list(edges))))
-    assert len(edges) <= 150
+    assert len(edges) <= 180
     assert len(modules) <= 8
 
 
