@@ -97,11 +97,12 @@ def replay_settings(run: RunFolder, data: Path | None, folder: Path) -> tuple[Pr
 
 
 def metrics_of(run: RunFolder, step: int) -> dict[str, Any]:
-    """The logged metrics of ``step``, without timings and the evaluation."""
+    """The logged metrics of ``step``, without timings, the evaluation, and totals, which older logs lack."""
     lines = [line for line in read_metrics(run.logs / "metrics.jsonl") if line["step"] == step]
     metrics = {name: value for line in lines for name, value in line.items()}
+    left_out = ("valid/", "flops/", "total/")
     return {
-        name: value for name, value in metrics.items() if name not in TIMING_METRICS and not name.startswith("valid/")
+        name: value for name, value in metrics.items() if name not in TIMING_METRICS and not name.startswith(left_out)
     }
 
 

@@ -19,7 +19,7 @@ from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config, resolve_auto
 from megamask.runtime import precision, ranks
 from megamask.runtime.precision import Support
-from megamask.training.flops_and_mfu import peak_flops
+from megamask.training.mfu import peak_flops
 
 BF16 = Support(True, "it is measured")
 Results = tuple[dict[str, list[Round]], list[str]]

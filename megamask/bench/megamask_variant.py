@@ -37,7 +37,7 @@ from megamask.runtime.precision import Precision
 from megamask.schedules import Schedule
 from megamask.teacher.teacher import Teacher
 from megamask.training.entropy_sources import EntropySources, build_entropy_sources
-from megamask.training.flops_and_mfu import forward_flops
+from megamask.training.flops import forward_flops
 from megamask.training.step import StepEngine, Trainer, take_step
 
 NUM_STEPS = 10**6

@@ -21,7 +21,7 @@ from torch import Tensor
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets, sum_by_sequence
 from megamask.runtime import ranks
 
-TIMING_METRICS = ("tokens_per_second", "masked_per_second", "mfu", "data_wait", "slowest_rank")
+TIMING_METRICS = ("tokens_per_second", "masked_per_second", "mfu", "data_wait", "slowest_rank", "total/seconds")
 """Metrics that depend on a clock. All others are the same, bit for bit, when a step is repeated."""
 FIRST = 6
 """How many numbers of the first step of a launch are kept: those of `Timed`."""

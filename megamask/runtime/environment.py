@@ -38,7 +38,9 @@ def _commit() -> str | None:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         # if it is installed inside another repository, that commit is not its own
-        subprocess.run([*git, "ls-files", "--error-unmatch", "errors.py"], capture_output=True, timeout=10, check=True)
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, timeout=10, check=True
+        )
         describe = [*git, "describe", "--always", "--dirty", "--abbrev=40"]
         return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

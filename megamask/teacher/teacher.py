@@ -60,6 +60,7 @@ class Teacher:
         self.config, self.distill, self.ids, self.fingerprint = config, distill, ids, fingerprint
         dtype, device = DTYPES[teacher_precision(config, common_support()).precision], ranks.device()
         self.bias = model.bias.to(device)
+        self.module = model.states
         partitioned = config.deepspeed is not None
         if partitioned:
             # before DeepSpeed partitions the table; whole on every rank, because the student's loss reads it in chunks

@@ -19,6 +19,7 @@ from megamask.health.stragglers import StragglerDetector
 from megamask.metrics.logger import MetricsLogger
 from megamask.model.shape import EncoderShape
 from megamask.teacher.teacher import Teacher
+from megamask.training.flop_counter import FlopCounter
 from megamask.training.progress import Progress
 from megamask.training.step import Trainer
 
@@ -48,6 +49,7 @@ class RunComponents:
     progress: Progress
     stragglers: StragglerDetector
     log: MetricsLogger
+    flops: FlopCounter
     loader: Loader
     batches: Generator[PackedBatch, None, None]
     """This rank's packs, from the next step on."""

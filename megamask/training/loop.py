@@ -27,7 +27,7 @@ from megamask.storage.dotted import is_under
 from megamask.teacher.teacher import teacher_precision
 from megamask.training import summary
 from megamask.training.components import RunComponents
-from megamask.training.flops_and_mfu import mfu
+from megamask.training.mfu import mfu
 from megamask.training.rewind import rewind
 from megamask.training.setup import build_run, open_run_text
 from megamask.training.state import collect
@@ -159,6 +159,9 @@ def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog
 def take_and_log_step(run: RunComponents, step: int, batches: list[PackedBatch]) -> StepDecision:
     """Take ``step`` (from 0) on this rank's packs, and log the decision about it."""
     run.progress.tick()
+    progress, trainer, teacher = run.progress.at(step), run.trainer, run.teacher
+    taught = teacher is not None and trainer.distillation is teacher and teacher.distill.weight(progress) > 0
+    run.flops.count_step(step, batches, progress, trainer.masker, trainer.sources.in_use, taught)
     decision = take_step(run.trainer, step, batches, progress=run.progress.at(step), rate=learning_rate(run, step))
     if decision.sentence:
         run.log.say(decision.sentence)
@@ -176,6 +179,7 @@ def log_metrics(run: RunComponents, step: int) -> None:
     window = trainer.meters.take()
     extra = summary.mask_figures(run.config, trainer.masker, progress.at(step - 1)) | mfu(run.config, run.shape, window)
     run.log.train(step, window, learning_rate(run, step - 1), progress.left, extra)
+    log_totals(run, step)
     if progress.budget:
         run.log.figures(step, {"progress": progress.at(step)})
     if metrics := trainer.masker.score.figures():
@@ -195,6 +199,13 @@ def log_metrics(run: RunComponents, step: int) -> None:
         )
 
 
+def log_totals(run: RunComponents, step: int) -> None:
+    """Write tokens, FLOPs and seconds of training since the first step, once for each ``step``. Collective."""
+    if run.flops.logged != step:
+        run.flops.logged = step
+        run.log.figures(step, run.flops.figures() | {"total/seconds": run.progress.used})
+
+
 def audit_entropies(run: RunComponents, step: int, batch: PackedBatch) -> None:
     """Compare the entropy source in use with the exact entropy, if an audit is due after ``step`` steps. Collective."""
     trainer, progress = run.trainer, run.progress.at(step)
@@ -203,6 +214,7 @@ def audit_entropies(run: RunComponents, step: int, batch: PackedBatch) -> None:
         return
     with trainer.meters.paused():
         share = trainer.masker.budget(progress, batch.layout.rows) / batch.layout.rows
+        run.flops.count_audit(batch, trainer.sources.in_use)
         (entropy,) = trainer.sources([batch])
         result = audit(batch, entropy, share)
         run.log.figures(step, result.figures)
@@ -213,6 +225,7 @@ def audit_entropies(run: RunComponents, step: int, batch: PackedBatch) -> None:
 def evaluate(run: RunComponents, step: int, watch: Watchdog) -> None:
     """Evaluate on held-out text, and log the metrics. Collective."""
     watch.enter_phase("evaluation", step)
+    log_totals(run, step)
     with run.trainer.meters.paused():
         text = run.text
         result = validate(run.engine, text.held_out, run.config.validation.packs, text.packs.token_ids, text.unigram)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from megamask.checkpoint import resume
 from megamask.metrics.meters import Meters
 from megamask.training.components import RunComponents
+from megamask.training.flop_counter import FlopCounter
 from megamask.training.setup import metrics_logger, pack_numbers
 from megamask.training.state import read_train_state, restore
 
@@ -36,4 +37,5 @@ def rewind(run: RunComponents, step: int) -> tuple[RunComponents, int] | None:
     run.batches.close()
     batches = run.loader.batches(pack_numbers(config, to, run.engine.accumulate, policy.ledger))
     trainer = replace(trainer, policy=policy, meters=Meters(run.loader, run.engine))
-    return replace(run, trainer=trainer, log=metrics_logger(config, run.folder, to), batches=batches), to
+    flops = FlopCounter(run.flops.flops, run.flops.state())  # the work of the steps that are lost was done
+    return replace(run, trainer=trainer, log=metrics_logger(config, run.folder, to), flops=flops, batches=batches), to

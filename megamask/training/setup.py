@@ -41,6 +41,8 @@ from megamask.training import state as states
 from megamask.training import summary
 from megamask.training.components import RunComponents, RunText
 from megamask.training.entropy_sources import build_entropy_sources
+from megamask.training.flop_counter import FlopCounter, teacher_flops
+from megamask.training.flops import PackFlops
 from megamask.training.initial_weights import initial_weights
 from megamask.training.progress import Progress
 from megamask.training.step import Trainer
@@ -145,12 +147,18 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
         progress=Progress(config.steps, config.time_budget, state.seconds),
         stragglers=StragglerDetector(ranks.gather(socket.gethostname())),
         log=metrics_logger(config, start.run, start.step),
+        flops=FlopCounter(
+            PackFlops.of(config, shape, teacher_flops(teacher.module, teacher.weight) if teacher else None),
+            state.flops,
+        ),
         loader=loader,
         batches=loader.batches(pack_numbers(config, start.step, engine.accumulate, trainer.policy.ledger)),
     )
     if start.checkpoint:
         for note in states.resume_notes(state, engine):
             run.log.say(note)
+        if not state.flops:
+            run.log.say(f"{start.checkpoint} does not record FLOPs: the log counts them from step {start.step} on.")
         if start.checkpoint.parent == start.run.checkpoints:
             states.check_derived(run, start.step, state, start.checkpoint)
     elif weights and not any(name.startswith("head.") for name in weights):

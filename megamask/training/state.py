@@ -41,6 +41,8 @@ class TrainState:
     """The settings that may change between launches (`changeable`)."""
     spikes: dict[str, Any] = field(default_factory=dict)
     """The state of the spike policy."""
+    flops: dict[str, Any] = field(default_factory=dict)
+    """Tokens and FLOPs so far (`FlopCounter.state`)."""
     teacher: str = ""
     """The hash of the teacher, empty without one."""
     packs: int | None = None
@@ -106,6 +108,7 @@ def collect(run: RunComponents, step: int) -> tuple[TrainState, dict[str, Tensor
         seconds=seconds,
         settings=changeable(run.config),
         spikes=run.trainer.policy.state(),
+        flops=run.flops.state(),
         teacher=run.teacher.fingerprint if run.teacher else "",
         ranks=ranks.world(),
         stage=run.engine.stage,

@@ -24,7 +24,7 @@ from megamask.objectives.mae_lm import DecoderConfig
 from megamask.objectives.objective import ObjectiveConfig, build_objective, load_objective_weights
 from megamask.objectives.visible_tokens import visible_states
 from megamask.schedules import Schedule
-from megamask.training.flops_and_mfu import forward_flops
+from megamask.training.flops import forward_flops
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
 from tests.unit.model.models import PRESETS, objective, plan

@@ -13,8 +13,8 @@ from megamask.config.pretrain_config import LogConfig
 from megamask.config.recipes import find_recipe
 from megamask.metrics.meters import Timed, Window
 from megamask.model.shape import EncoderShape
-from megamask.training import flops_and_mfu
-from megamask.training.flops_and_mfu import ForwardFlops, forward_flops, mfu, peak_flops
+from megamask.training.flops import ForwardFlops, forward_flops
+from megamask.training.mfu import PEAKS, mfu, peak_flops
 
 WINDOW = Window(
     steps=5, skipped=1, grad_norm=0.5, seconds=2.0, waited=0.1, ranks=2,
@@ -74,8 +74,8 @@ def test_a_stated_peak_takes_precedence_over_a_known_one(monkeypatch: pytest.Mon
     assert peak_flops(5e12) == 5e12
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name, peak in (
-        ("NVIDIA H200", flops_and_mfu.PEAKS["H200"]),
-        ("NVIDIA A100-SXM4-80GB", flops_and_mfu.PEAKS["A100"]),
+        ("NVIDIA H200", PEAKS["H200"]),
+        ("NVIDIA A100-SXM4-80GB", PEAKS["A100"]),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
         assert peak_flops() == peak
