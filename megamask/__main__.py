@@ -74,6 +74,10 @@ SUBCOMMANDS = {
         "Measure tokens per second beside the Hugging Face Trainer.",
         "bench.benchmark:bench", "bench.settings:BenchConfig", exits_at_once=True,
     ),
+    "study": Subcommand(
+        "Train and evaluate every arm of a plan with every seed, and report the differences.",
+        "study.study:run_study", "study.settings:StudyConfig",
+    ),
 }  # fmt: skip
 """By what the user types; in the order of use."""
 PRINTS_ONLY = {"-h", "--help", "--list-recipes"}

@@ -1,0 +1,229 @@
+"""Collect what a study has computed so far from its folder, and write it as JSON Lines.
+
+``results.jsonl`` has a line for the study, for each run and for each cell, without the predictions of single examples.
+It alone can be kept and shared: a study goes on from it, since a run in it counts as done although its folder is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from megamask.checkpoint.run_folder import RunFolder
+from megamask.config.pretrain_config import as_dict
+from megamask.errors import DataError
+from megamask.evaluation.outcome import Cell
+from megamask.metrics.logger import read_metrics
+from megamask.storage import atomic_write, strict_json
+from megamask.storage.dotted import flatten
+from megamask.study.jobs import PRETRAIN, CommandRecord, read_record
+from megamask.study.plan import StudyPlan, plan_record
+from megamask.study.planned_runs import PlannedRun
+from megamask.study.results import Arm, CurvePoint, PretrainingRun, StudyResults
+from megamask.training.flops import PARTS
+
+RESULTS = "results.jsonl"
+MASK_FIGURES = ("mask_ratio", "masking/", "masks/", "entropy/", "audit/")
+"""Metrics of a run whose means show what was masked, by the beginning of their names."""
+
+
+def collect_results(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -> StudyResults:
+    """The results of the ``runs`` that have begun, failed ones too. Raises DataError for a damaged file."""
+    known_runs, known_cells, known_references = read_results(folder / RESULTS)
+    references = {cell.key: cell for cell in known_references}
+    measured, cells = list[PretrainingRun](), dict[tuple[str, int, str], tuple[Cell, ...]]()
+    provenance: dict[str, str] = {}
+    for run in runs:
+        key = (run.arm.name, run.seed, run.budget)
+        record = read_record(run)
+        if PRETRAIN in record:
+            measured.append(read_run(run, record[PRETRAIN]))
+            provenance |= _provenance(run)
+        elif key in known_runs and known_runs[key].settings == run.settings:
+            measured.append(known_runs[key])
+        computed = tuple(cells_of_run(run))
+        references |= {cell.key: cell for cell in computed if cell.key.mode == "reference"}
+        if own := tuple(cell for cell in computed if cell.key.mode != "reference") or known_cells.get(key, ()):
+            cells[key] = own
+    return StudyResults(
+        name=plan.name,
+        question=plan.question,
+        arms=tuple(_arms(plan, runs)),
+        seeds=plan.seeds,
+        budgets=plan.budgets,
+        mean_tasks=plan.mean_tasks,
+        mean_mode=plan.mean_mode,
+        mean_variant=plan.mean_variant,
+        references=tuple(references.values()),
+        runs=tuple(measured),
+        cells=cells,
+        notes=plan.notes,
+        provenance=provenance | {"plan": hashlib.sha256(json.dumps(plan_record(plan)).encode()).hexdigest()},
+    )
+
+
+def read_run(run: PlannedRun, record: CommandRecord) -> PretrainingRun:
+    """What the log of a run says about it."""
+    lines = read_metrics(RunFolder(run.run_folder).logs / "metrics.jsonl")
+    steps: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        steps.setdefault(line["step"], {}).update(line)
+    totals: dict[str, Any] = {}
+    curve = []
+    for step, figures in sorted(steps.items()):
+        totals |= {name: value for name, value in figures.items() if name.startswith(("total/", "flops/"))}
+        if figures.get("valid/loss") is not None:
+            flops = sum(totals.get(f"flops/{part}", 0.0) for part in PARTS)
+            seconds, tokens = totals.get("total/seconds", 0.0), int(totals.get("total/tokens", 0))
+            curve.append(CurvePoint(step, tokens, flops, seconds, figures["valid/loss"], figures["valid/accuracy"]))
+    return PretrainingRun(
+        arm=run.arm.name,
+        seed=run.seed,
+        budget=run.budget,
+        state=record.state,
+        reason=record.reason,
+        steps=max(steps, default=0),
+        tokens=int(totals.get("total/tokens", 0)),
+        flops={part: totals.get(f"flops/{part}", 0.0) for part in PARTS},
+        seconds=totals.get("total/seconds", record.seconds),
+        peak_memory=record.peak_memory,
+        curve=tuple(curve),
+        masks=_means(steps.values()),
+        settings=run.settings,
+        command=shlex.join(["megamask", "pretrain", *run.pretrain_arguments()]),
+    )
+
+
+def cells_of_run(run: PlannedRun) -> Iterable[Cell]:
+    """The cells of a run, under the name ARM/seed-N."""
+    for evaluation in run.evaluations:
+        for cell in _read_cell_files(run.cells(evaluation)):
+            own = replace(cell.key, model=f"{run.arm.name}/seed-{run.seed}")
+            yield cell if cell.key.mode == "reference" else replace(cell, key=own)
+
+
+def write_results(results: StudyResults, path: Path) -> None:
+    """Write ``results`` as JSON Lines, without the predictions and labels of single examples."""
+    header = {
+        field.name: getattr(results, field.name)
+        for field in dataclasses.fields(results)
+        if field.name not in ("runs", "cells", "references", "arms")
+    }
+    lines: list[dict[str, Any]] = [{"kind": "study", **header, "arms": [asdict(arm) for arm in results.arms]}]
+    lines += [{"kind": "run", **asdict(run)} for run in results.runs]
+    lines += [{"kind": "reference", **_short(cell)} for cell in results.references]
+    lines += [
+        {"kind": "cell", "arm": arm, "pretraining_seed": seed, "budget": budget, **_short(cell)}
+        for (arm, seed, budget), cells in results.cells.items()
+        for cell in cells
+    ]
+    atomic_write.write_atomic(path, "".join(json.dumps(_without_nan(line)) + "\n" for line in lines))
+
+
+def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey, tuple[Cell, ...]], list[Cell]]:
+    """The runs and cells in a ``results.jsonl``, by arm, seed and budget, and the references; none without the file.
+
+    Raises DataError with each line that is damaged.
+    """
+    runs: dict[tuple[str, int, str], PretrainingRun] = {}
+    cells: dict[tuple[str, int, str], list[Cell]] = {}
+    references: list[Cell] = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            content = strict_json.parse_json(line)
+            kind = content.pop("kind")
+            if kind == "run":
+                run = _RUN.validate_python(content)
+                runs[run.arm, run.seed, run.budget] = run
+            elif kind == "reference":
+                references.append(_as_cell(content))
+            elif kind == "cell":
+                key = content.pop("arm"), content.pop("pretraining_seed"), content.pop("budget")
+                cells.setdefault(key, []).append(_as_cell(content))
+        except (ValueError, ValidationError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}, line {number}, is damaged: {str(error).splitlines()[0]}. Delete it.") from None
+    return runs, {key: tuple(some) for key, some in cells.items()}, references
+
+
+RunKey = tuple[str, int, str]
+"""Arm, seed of the plan, budget."""
+_RUN: TypeAdapter[PretrainingRun] = TypeAdapter(PretrainingRun)
+_CELL: TypeAdapter[Cell] = TypeAdapter(Cell)
+
+
+def _arms(plan: StudyPlan, runs: Sequence[PlannedRun]) -> Iterable[Arm]:
+    first = {run.arm.name: flatten(as_dict(run.config)) for run in reversed(runs)}
+    baseline = first.get(plan.arm[0].name, {})
+    for arm in plan.arms:
+        own = first.get(arm.name, {})
+        names = [n for n in own if own[n] != baseline.get(n) and n not in ("seed", "output", "steps", "teacher.path")]
+        changes = {name: str(own[name]) for name in names}
+        if arm.teacher:
+            changes["teacher"] = f"the run of {arm.teacher} with the same seed"
+        if arm.budget_share != 1:
+            changes["budget"] = f"{arm.budget_share:g} of the others'"
+        if arm.seed_offset:
+            changes["seed"] = f"other seeds: {arm.seed_offset} is added"
+        yield Arm(arm.name, arm.title or arm.name, arm.role, changes)
+
+
+def _means(steps: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for figures in steps:
+        for name, value in figures.items():
+            if name.startswith(MASK_FIGURES) and isinstance(value, (int, float)):
+                values.setdefault(name, []).append(float(value))
+    return {name: sum(some) / len(some) for name, some in values.items()}
+
+
+def _read_cell_files(folder: Path) -> Iterable[Cell]:
+    for path in sorted((folder / "cells").glob("*/*.json")):
+        content = strict_json.read_object(path, DataError, f"{path} is gone.")
+        try:
+            yield _as_cell(content)
+        except ValidationError as error:
+            raise DataError(f"{path} is not a cell: {str(error).splitlines()[0]}. Delete it.") from None
+
+
+def _as_cell(content: dict[str, Any]) -> Cell:
+    """A cell as it was written: null stands for NaN, and without predictions and labels there are none."""
+    content = {"predictions": (), "labels": ()} | content
+    for name in ("predictions", "labels"):
+        content[name] = [math.nan if value is None else value for value in content[name]]
+    for name in ("figures", "scores"):
+        content[name] = {key: math.nan if value is None else value for key, value in content[name].items()}
+    return _CELL.validate_python(content)
+
+
+def _without_nan(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _without_nan(value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _short(cell: Cell) -> dict[str, Any]:
+    return {name: value for name, value in asdict(cell).items() if name not in ("predictions", "labels")}
+
+
+def _provenance(run: PlannedRun) -> dict[str, str]:
+    """Versions, machine, commit and text of the last launch of a run."""
+    folder = RunFolder(run.run_folder)
+    try:
+        launch = strict_json.read_json(folder.environment)["launches"][-1]
+        facts = {f"version of {name}": str(value) for name, value in launch["versions"].items()}
+        facts |= {f"machine: {name}": str(value) for name, value in launch["hardware"].items()}
+        text = strict_json.read_json(folder.config).get("text")
+        return facts | {"commit": str(launch["commit"]), f"text {run.config.data and run.config.data.name}": str(text)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,260 @@
+"""Run the commands of a study side by side, each on its share of the cores or on a GPU, and stop them with the study.
+
+A run is a sequence of commands: `megamask pretrain`, then `megamask evaluate` for each evaluation. What was computed is
+recorded after each command, so a study that was stopped goes on with the next one; a command that was interrupted is
+called again and resumes by itself. The study itself only waits: it takes less than a thousandth of a core.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+import megamask
+from megamask.errors import REQUEUE
+from megamask.storage import atomic_write, strict_json
+from megamask.study.planned_runs import PlannedRun
+
+CommandState = Literal["finished", "stopped", "failed"]
+PRETRAIN = "pretrain"
+"""The name of the first command of a run; the others have the names of evaluations."""
+PATIENCE = 2.5
+"""Seconds that commands have to end after a signal; then they are killed. The study itself has 3 seconds."""
+POLL = 0.2
+"""Seconds between two looks at the commands."""
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class CommandRecord:
+    """How a command of a run ended."""
+
+    state: CommandState
+    reason: str = ""
+    """The last line that it printed, if it failed."""
+    seconds: float = 0.0
+    """Of all its launches."""
+    peak_memory: int = 0
+    """Bytes of the largest process of all its launches."""
+    settings: str = ""
+    """SHA-256 of what it computed (`PlannedRun.settings`, or of the settings of the evaluation)."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A share of the machine for one run at a time."""
+
+    cores: tuple[int, ...]
+    gpu: str | None = None
+
+
+@dataclass
+class RunningCommand:
+    """A command that has been started."""
+
+    run: PlannedRun
+    step: str
+    slot: Slot
+    process: subprocess.Popen
+    started: float = field(default_factory=time.monotonic)
+
+
+def find_slots(jobs: int | None) -> list[Slot]:
+    """The shares for ``jobs`` runs side by side: a GPU each if there are any, and an equal part of the cores."""
+    cores, gpus = sorted(os.sched_getaffinity(0)), visible_gpus()
+    count = jobs or len(gpus) or 1
+    shares = [tuple(cores[k * len(cores) // count : (k + 1) * len(cores) // count]) for k in range(count)]
+    return [Slot(share or tuple(cores), gpus[k % len(gpus)] if gpus else None) for k, share in enumerate(shares)]
+
+
+def visible_gpus() -> list[str]:
+    """The names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in listed.split(",") if name.strip()]
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    return []
+
+
+def megamask_command(subcommand: str, arguments: Sequence[str]) -> list[str]:
+    """The words that start ``megamask subcommand``."""
+    return [sys.executable, "-m", "megamask", subcommand, *arguments]
+
+
+def read_record(run: PlannedRun) -> dict[str, CommandRecord]:
+    """The commands of ``run`` that have ended, by name."""
+    try:
+        content = strict_json.read_json(run.record)
+        return {name: CommandRecord(**record) for name, record in content.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # the commands themselves know what is there; a call of one that is finished is short
+
+
+def command_settings(run: PlannedRun, step: str) -> str:
+    """What identifies the result of a command: another value means that it must be called again."""
+    if step == PRETRAIN:
+        return run.settings
+    (evaluation,) = (each for each in run.evaluations if each.name == step)
+    return f"{run.settings} {json.dumps(dict(evaluation.set), sort_keys=True)}"
+
+
+def next_command(run: PlannedRun, record: dict[str, CommandRecord]) -> str:
+    """The first command of ``run`` that is not finished; empty if all are."""
+    for step in (PRETRAIN, *(each.name for each in run.evaluations)):
+        known = record.get(step)
+        if known is None or known.state != "finished" or known.settings != command_settings(run, step):
+            return step
+    return ""
+
+
+class JobQueue:
+    """Runs that wait, and the commands that run."""
+
+    def __init__(self, runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str):
+        self._waiting = [run for run in runs if next_command(run, read_record(run))]
+        self._free, self._tasks_data = list(slots), tasks_data
+        self._failed: dict[str, str] = {}
+        self.running: list[RunningCommand] = []
+
+    @property
+    def unfinished(self) -> int:
+        """Runs that wait or are in work."""
+        return len(self._waiting) + len(self.running)
+
+    def start_next(self) -> list[RunningCommand]:
+        """Start commands on the free slots, in order; returns them. A run waits for that of its teacher."""
+        started = []
+        while self._free and (run := next((each for each in self._waiting if self._is_ready(each)), None)):
+            self._waiting.remove(run)
+            started.append(self._start(run, next_command(run, read_record(run)), self._free.pop(0)))
+        return started
+
+    def finish(self) -> list[tuple[RunningCommand, CommandRecord]]:
+        """The commands that have ended since the last call, recorded; the next of the same run is started."""
+        ended = []
+        for command in list(self.running):
+            pid, status, usage = os.wait4(command.process.pid, os.WNOHANG)
+            if not pid:
+                continue
+            self.running.remove(command)
+            command.process.returncode = code = os.waitstatus_to_exitcode(status)
+            record = _record(command, code, usage.ru_maxrss * 1024)
+            ended.append((command, record))
+            following = next_command(command.run, read_record(command.run)) if record.state == "finished" else ""
+            if following:
+                self._start(command.run, following, command.slot)
+            else:
+                self._free.append(command.slot)
+        return ended
+
+    def blocked(self) -> list[PlannedRun]:
+        """Runs that cannot start since that of their teacher failed or is not part of this call."""
+        return [] if self.running or any(map(self._is_ready, self._waiting)) else list(self._waiting)
+
+    def stop(self) -> None:
+        """End all commands, within a few seconds."""
+        for command in self.running:
+            _signal_group(command.process.pid, signal.SIGTERM)
+        end = time.monotonic() + PATIENCE
+        while any(command.process.poll() is None for command in self.running) and time.monotonic() < end:
+            time.sleep(0.05)
+        for command in self.running:
+            _signal_group(command.process.pid, signal.SIGKILL)  # what it started may outlive it
+            command.process.wait()
+        self.running.clear()
+
+    def _is_ready(self, run: PlannedRun) -> bool:
+        if not run.arm.teacher:
+            return True
+        teacher = run.folder / "jobs" / run.arm.teacher / run.budget / f"seed-{run.seed}.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return strict_json.read_json(teacher)[PRETRAIN]["state"] == "finished"
+        return False
+
+    def _start(self, run: PlannedRun, step: str, slot: Slot) -> RunningCommand:
+        if step == PRETRAIN:
+            words = megamask_command("pretrain", run.pretrain_arguments())
+        else:
+            (evaluation,) = (each for each in run.evaluations if each.name == step)
+            words = megamask_command("evaluate", run.evaluate_arguments(evaluation, self._tasks_data))
+        log = run.log(step)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as output:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(slot),
+                start_new_session=True, preexec_fn=partial(_begin, slot.cores),
+            )  # fmt: skip
+        self.running.append(RunningCommand(run, step, slot, process))
+        return self.running[-1]
+
+
+def describe_end(command: RunningCommand, record: CommandRecord) -> str:
+    """A line about a command that has ended."""
+    reason = f": {record.reason}" if record.reason else ""
+    taken = tqdm.format_interval(time.monotonic() - command.started)
+    return f"{command.run.name}: {command.step} {record.state} after {taken}{reason}"
+
+
+def _begin(cores: tuple[int, ...]) -> None:
+    """In the new process: stay on the ``cores``, and get SIGTERM when the study ends for whatever reason."""
+    os.sched_setaffinity(0, cores)
+    _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _environment(slot: Slot) -> dict[str, str]:
+    threads = str(len(slot.cores))
+    paths = [str(Path(megamask.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    own["TOKENIZERS_PARALLELISM"] = "false"
+    return os.environ | own | ({"CUDA_VISIBLE_DEVICES": slot.gpu} if slot.gpu is not None else {})
+
+
+def _record(command: RunningCommand, code: int, peak: int) -> CommandRecord:
+    """Write how ``command`` ended with exit ``code``."""
+    run, step = command.run, command.step
+    known = read_record(run)
+    before = known.get(step, CommandRecord("stopped"))
+    state: CommandState = "finished" if code == 0 else "stopped" if code == REQUEUE else "failed"
+    record = replace(
+        before,
+        state=state,
+        reason=_last_line(run.log(step), code) if state == "failed" else "",
+        seconds=before.seconds + time.monotonic() - command.started,
+        peak_memory=max(before.peak_memory, peak),
+        settings=command_settings(run, step),
+    )
+    everything: dict[str, Any] = {name: asdict(each) for name, each in (known | {step: record}).items()}
+    run.record.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write.write_atomic(run.record, json.dumps(everything, indent=1) + "\n")
+    return record
+
+
+def _last_line(log: Path, code: int) -> str:
+    with suppress(OSError):
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        if lines:
+            return f"{lines[-1][:500]} (exit code {code})"
+    return f"exit code {code}"
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)

@@ -1,0 +1,298 @@
+"""Every pretraining run of a plan, with its whole configuration and its command, checked before the first one starts.
+
+Runs of one seed start from the same weights where shapes allow, and read the same text in the same packs. An arm that
+breaks this is refused, unless it names the setting in `unpaired` or an axis varies it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from megamask.config import ineffective_settings, recipes
+from megamask.config.pretrain_config import (
+    PretrainConfig,
+    as_dict,
+    check_config,
+    late_audit,
+    override_settings,
+    resolve_phases,
+)
+from megamask.data.shards import Shards
+from megamask.errors import ConfigError, MegamaskError, must, raise_all, unknown
+from megamask.evaluation.settings import EvaluateConfig
+from megamask.storage.dotted import flatten, is_under
+from megamask.study.plan import PlannedArm, PlannedEvaluation, StudyPlan, amount_of
+from megamask.training.flops import PackFlops, forward_flops
+
+PAIRED = ("packs", "model", "init", "init_layers", "validation", "data")
+"""Settings that must be those of the baseline, so that runs of one seed are paired and curves comparable."""
+REFERENCES = ("majority", "bag_of_words", "random_weights")
+"""Scores without a pretrained encoder, as in `megamask evaluate --references`."""
+MOST_STEPS = 10_000_000
+"""Upper bound of the steps of a run with a budget of time."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One pretraining run, and where its results go."""
+
+    arm: PlannedArm
+    budget: str
+    seed: int
+    """Of the plan; that of the run is larger by `seed_offset` of the arm."""
+    config: PretrainConfig
+    values: tuple[tuple[str, Any], ...]
+    """The settings that its command names, in order."""
+    folder: Path
+    """Of the study."""
+    deepspeed: str
+    evaluations: tuple[PlannedEvaluation, ...]
+    references: bool = False
+    """Whether its evaluations compute the references too: the first run of the plan does."""
+
+    @property
+    def name(self) -> str:
+        """ARM/BUDGET/seed-N."""
+        return f"{self.arm.name}/{self.budget}/seed-{self.seed}"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where `megamask pretrain` writes."""
+        return self.folder / "runs" / self.name
+
+    @property
+    def record(self) -> Path:
+        """What was computed so far."""
+        return self.folder / "jobs" / f"{self.name}.json"
+
+    def log(self, step: str) -> Path:
+        """What a command of this run prints."""
+        return self.folder / "jobs" / self.name / f"{step}.log"
+
+    def cells(self, evaluation: PlannedEvaluation) -> Path:
+        """Where `megamask evaluate` writes."""
+        return self.folder / "cells" / self.name / evaluation.name
+
+    def is_meant(self, patterns: Iterable[str]) -> bool:
+        """Whether one of ``patterns`` names this run: ARM, ARM/seed-N, or the whole name."""
+        short = f"{self.arm.name}/seed-{self.seed}"
+        return any(pattern.removesuffix("/") in (self.arm.name, short, self.name) for pattern in patterns)
+
+    @cached_property
+    def settings(self) -> str:
+        """SHA-256 of the settings without the seed and without paths."""
+        values = flatten(as_dict(self.config))
+        kept = {name: value for name, value in values.items() if not is_under(name, ("seed", "output", "teacher.path"))}
+        return hashlib.sha256(json.dumps([kept, self.deepspeed], sort_keys=True).encode()).hexdigest()
+
+    def pretrain_arguments(self) -> list[str]:
+        """The flags of `megamask pretrain`."""
+        words = ["--recipe", self.arm.recipe]
+        if self.deepspeed:
+            words += ["--deepspeed", self.deepspeed]
+        for name, value in self.values:
+            words += as_flag(name, value)
+        return words
+
+    def evaluate_arguments(self, evaluation: PlannedEvaluation, tasks_data: str) -> list[str]:
+        """The flags of `megamask evaluate`."""
+        words = ["--model", str(self.run_folder), "--output", str(self.cells(evaluation))]
+        if "references" in {each.name for each in fields(EvaluateConfig)}:
+            words += as_flag("references", REFERENCES if self.references else ())
+        if tasks_data:
+            words += ["--data", tasks_data]
+        for name, value in evaluation.set.items():
+            words += as_flag(name, value)
+        return words
+
+
+def as_flag(name: str, value: Any) -> list[str]:
+    """The words of a command line that give the setting ``name`` its ``value``."""
+    if isinstance(value, bool):
+        section, _, last = name.rpartition(".")
+        return [f"--{name}" if value else f"--{section}{'.' if section else ''}no-{last}"]
+    if isinstance(value, (list, tuple)):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}", str(value)]
+
+
+def plan_runs(plan: StudyPlan, folder: Path, text: Path) -> list[PlannedRun]:
+    """Every run of the plan in the order of execution: seed by seed, so that a stop leaves whole pairs.
+
+    Raises ConfigError or DataError with every problem of the arms, budgets and texts.
+    """
+    shards, problems = Texts(), list[str]()
+    firsts: dict[tuple[str, str], PlannedRun] = {}
+    deepspeed = Path(plan.deepspeed) if plan.deepspeed else None
+    for budget in plan.budgets:
+        for arm in plan.arms:
+            try:
+                run = _plan_run(plan, arm, budget, folder, text, shards)
+                check_config(run.config, deepspeed, world=1)
+            except MegamaskError as error:
+                problems += [f"arm {arm.name}: {problem}" for problem in error.problems]
+            else:
+                firsts[arm.name, budget] = run
+    baseline = plan.arm[0].name
+    for (name, budget), run in firsts.items():
+        if (baseline, budget) in firsts and name != baseline:
+            problems += pairing_problems(run, firsts[baseline, budget])
+    raise_all(ConfigError, list(dict.fromkeys(problems)))
+    runs = [
+        _with_seed(firsts[arm.name, budget], seed)
+        for seed in plan.seeds
+        for budget in plan.budgets
+        for arm in plan.arms
+    ]
+    return [replace(runs[0], references=True), *runs[1:]]
+
+
+def pairing_problems(run: PlannedRun, baseline: PlannedRun) -> list[str]:
+    """Sentences for settings that break the pairing of a run with that of the baseline."""
+    ours, theirs = (flatten(as_dict(each.config)) for each in (run, baseline))
+    allowed = (*run.arm.unpaired, *baseline.arm.unpaired)
+    return [
+        f"arm {run.arm.name}: `{name}` is {ours.get(name)!r}, but {theirs.get(name)!r} for the baseline "
+        f"{baseline.arm.name}, so their runs are not paired. Make them equal, or name it in `unpaired`."
+        for name in ours.keys() | theirs.keys()
+        if is_under(name, PAIRED) and not is_under(name, allowed) and ours.get(name) != theirs.get(name)
+    ]
+
+
+def select_runs(runs: Sequence[PlannedRun], only: Sequence[str]) -> list[PlannedRun]:
+    """The runs that ``only`` names, or all. ConfigError for a pattern that names none."""
+    numbers = {str(number) for number in range(len(runs))}
+    problems = []
+    for pattern in only:
+        if pattern not in numbers and not any(run.is_meant([pattern]) for run in runs):
+            names = [run.name for run in runs] + [run.arm.name for run in runs]
+            rule = f"name an arm, ARM/seed-N, ARM/BUDGET/seed-N or a number below {len(runs)}"
+            problems.append(must("only", rule, pattern, unknown(pattern, names)))
+    raise_all(ConfigError, problems)
+    return [run for number, run in enumerate(runs) if not only or str(number) in only or run.is_meant(only)]
+
+
+class Texts:
+    """The shards of a study by folder, opened once."""
+
+    def __init__(self) -> None:
+        self._opened: dict[Path, Shards] = {}
+
+    def open(self, folder: Path) -> Shards:
+        """The training split in ``folder``; DataError if it is not prepared text."""
+        if folder not in self._opened:
+            self._opened[folder] = Shards.open(folder)
+        return self._opened[folder]
+
+    def squares_per_token(self, folder: Path, length: int) -> float:
+        """The sum of the squared lengths of all sequences over the sum of their lengths, special tokens included."""
+        total = squares = 0
+        for offsets in self.open(folder).offsets():
+            for document in (offsets[1:] - offsets[:-1]).tolist():
+                whole, rest = divmod(document, length - 2)
+                pieces = [length] * whole + ([rest + 2] if rest else [])
+                total += sum(pieces)
+                squares += sum(piece**2 for piece in pieces)
+        return squares / max(total, 1)
+
+
+def mean_step_flops(config: PretrainConfig, pack: PackFlops, squares: float) -> dict[str, float]:
+    """FLOPs of a mean step of the run by part, and `logits`, which is a part of `student`.
+
+    ``squares`` is `Texts.squares_per_token`. Schedules are averaged over the run.
+    """
+    packs, views, points = config.packs, config.packs.masks_per_text, 64
+    tokens, steps = float(packs.tokens), config.steps
+    pairs = squares * tokens
+    sums = dict.fromkeys(("student", "scoring", "teacher", "logits"), 0.0)
+    source = config.entropy.source
+    for point in range(points):
+        progress = (point + 0.5) / points
+        targets = config.masking.targets(progress, packs.tokens)
+        taught = config.distill.weight(progress) > 0 and config.distill.stored is None
+        scored = source != "none" and config.masking.score == "entropy" and config.masking.random_share(progress) < 1
+        sums["student"] += pack.student(tokens, pairs, targets, taught=taught)
+        sums["logits"] += pack.logits(tokens if taught and config.distill.positions == "all" else targets)
+        sums["teacher"] += pack.distillation(tokens, pairs, targets) if taught else 0.0
+        sums["scoring"] += pack.scoring(source, tokens, pairs) / views if scored else 0.0
+        sums["scoring"] += pack.learning(int(progress * steps), tokens)
+        every = config.entropy.audit.every
+        if scored and every is not None:
+            sums["scoring"] += pack.audit(source, tokens, pairs) / every / packs.per_step
+    return {name: value / points * packs.per_step for name, value in sums.items()}
+
+
+def _plan_run(plan: StudyPlan, arm: PlannedArm, budget: str, folder: Path, text: Path, texts: Texts) -> PlannedRun:
+    own = {**plan.set, **arm.set}
+    data = Path(own.pop("data", text))
+    problems = []
+    if str(data) == ".":
+        problems.append("`text` is missing in the plan. Name a folder of token shards there, or with --data.")
+    raise_all(ConfigError, problems)
+    values: dict[str, Any] = {"data": str(data), "export": False, **own}
+    if arm.teacher:
+        values["teacher.path"] = str(folder / "runs" / arm.teacher)
+    config, typed = _resolve(arm, values), dict(values)
+    shards = texts.open(data)
+    kind, amount = amount_of(budget)
+    amount *= arm.budget_share
+    if kind == "time":
+        typed |= {"steps": MOST_STEPS, "time_budget": f"{amount:g}s"}
+    else:
+        per_step = float(config.packs.per_step * config.packs.tokens)
+        if kind == "flops":
+            per_step = step_flops(config, shards, texts, data)
+        typed["steps"] = max(1, round(amount / per_step))
+    config = _resolve(arm, typed)
+    return PlannedRun(arm, budget, -1, config, tuple(typed.items()), folder, plan.deepspeed, plan.evaluations)
+
+
+def step_flops(config: PretrainConfig, shards: Shards, texts: Texts, data: Path) -> float:
+    """FLOPs of a mean step of a run, of all parts; a teacher counts as large as the student."""
+    pack = pack_flops(config, shards)
+    by_part = mean_step_flops(config, pack, texts.squares_per_token(data, config.packs.length))
+    return math.fsum(by_part[part] for part in ("student", "scoring", "teacher"))
+
+
+def pack_flops(config: PretrainConfig, shards: Shards) -> PackFlops:
+    """The FLOPs of the parts of a step, before the run; a teacher is assumed to be as large as the student."""
+    shape = config.model.shape(shards.token_ids)
+    return PackFlops.of(config, shape, forward_flops(shape) if config.teacher.path is not None else None)
+
+
+def _with_seed(run: PlannedRun, seed: int) -> PlannedRun:
+    run = replace(run, seed=seed)
+    more: dict[str, Any] = {"seed": seed + run.arm.seed_offset, "output": str(run.run_folder)}
+    config = replace(run.config, seed=more["seed"], output=run.run_folder)
+    if run.arm.teacher:
+        more["teacher.path"] = str(run.folder / "runs" / run.arm.teacher / run.budget / f"seed-{seed}")
+        config = replace(config, teacher=replace(config.teacher, path=more["teacher.path"]))
+    return replace(run, config=config, values=tuple(dict(run.values, **more).items()))
+
+
+def _resolve(arm: PlannedArm, values: Mapping[str, Any]) -> PretrainConfig:
+    """The configuration that the command line of a run gives; ConfigError as `megamask pretrain` raises it."""
+    config = override_settings(recipes.find_recipe(arm.recipe), _nested(values), f"arm {arm.name}")
+    config, _ = ineffective_settings.leave_out(config, set(values), arm.recipe)
+    if "entropy.audit.every" in values and (late := late_audit(config)):
+        raise ConfigError(late)
+    return resolve_phases(config)
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model.depth": 2} -> {"model": {"depth": 2}}."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        inside = tree
+        for section in sections:
+            inside = inside.setdefault(section, {})
+        inside[last] = value
+    return tree

@@ -1,0 +1,45 @@
+"""The settings of `megamask study`; without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from megamask.errors import must
+from megamask.errors.setting_rules import Count
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Train and evaluate every arm of a plan with every seed, and report the differences with their intervals."""
+
+    plan: tyro.conf.Positional[str] = ""
+    """A plan (a TOML file), or the name of one that megamask ships: `--list-plans` prints them."""
+    output: Path | None = None
+    """Folder of the study: runs, cells, logs, results.jsonl and the report. None: studies/NAME. The same command
+    continues a study that was stopped."""
+    data: Path | None = None
+    """Folder of token shards, instead of the `text` of the plan."""
+    tasks_data: Path | None = None
+    """Folder of the evaluation tasks, instead of the `tasks_data` of the plan; see `megamask evaluate --data`."""
+    jobs: Count | None = None
+    """Runs side by side, each on its share of the cores or on a GPU of its own. None: one for each GPU, or one."""
+    only: tuple[str, ...] = ()
+    """Parts of the study: ARM, ARM/seed-N, ARM/BUDGET/seed-N, or the number of a run as `--dry-run` prints it."""
+    dry_run: bool = False
+    """Check the plan; print runs, tokens, FLOPs, time, disk and the smallest effect that the seeds can show."""
+    report: bool = False
+    """Write results.jsonl and the report of what has been computed so far, and end."""
+    list_plans: bool = False
+    """Print the plans that megamask ships, and end."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for flags that exclude each other."""
+        problems = []
+        if not self.plan and not self.list_plans:
+            problems.append("`plan` must name a TOML file or a plan that megamask ships: --list-plans prints them.")
+        if self.dry_run and self.report:
+            problems.append(must("report", "be left out with `dry_run`", self.report))
+        return problems

@@ -1,0 +1,106 @@
+"""`megamask study`: train and evaluate every arm of a plan with every seed, and write the results and the report.
+
+Every run is an ordinary `megamask pretrain`, every evaluation an ordinary `megamask evaluate`, in a process of its own;
+the study starts them, waits, and collects. Costs beside them: the start of Python for each, about ten seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from megamask.errors import ConfigError, must
+from megamask.study.collect import RESULTS, collect_results, read_results, write_results
+from megamask.study.dry_run import describe_study
+from megamask.study.jobs import POLL, JobQueue, Slot, describe_end, find_slots
+from megamask.study.plan import StudyPlan, find_plan, shipped_plans
+from megamask.study.planned_runs import PlannedRun, plan_runs, select_runs
+from megamask.study.settings import StudyConfig
+from megamask.study.study_folder import open_study
+from megamask.study.time_left import describe_left
+
+
+def run_study(config: StudyConfig) -> int:
+    """Run, resume or describe a study; 0, or 1 if a run failed.
+
+    Raises ConfigError, DataError, LockError and StorageError.
+    """
+    if config.list_plans:
+        return print_plans()
+    plan = find_plan(config.plan)
+    folder = (config.output or Path("studies") / plan.name).absolute()
+    text = Path(config.data or plan.text).absolute() if config.data or plan.text else Path()
+    tasks_data = (
+        str(Path(config.tasks_data or plan.tasks_data).absolute()) if config.tasks_data or plan.tasks_data else ""
+    )
+    if config.data and any(axis.setting == "data" for axis in plan.axis):
+        raise ConfigError(must("data", "be left out for a plan with an axis over `data`", str(config.data)))
+    runs = plan_runs(plan, folder, text)
+    chosen = select_runs(runs, config.only)
+    slots = find_slots(config.jobs)
+    if config.dry_run:
+        print(describe_study(plan, runs, chosen, len(slots)))
+        return 0
+    with open_study(folder, plan, text) as additions:
+        for line in additions:
+            print(line)
+        failed = [] if config.report else run_jobs(without_known(chosen, folder), slots, tasks_data)
+        publish(plan, runs, folder)
+    for line in failed:
+        print(line)
+    return 1 if failed else 0
+
+
+def print_plans() -> int:
+    """Print the shipped plans."""
+    plans = {name: find_plan(name) for name in shipped_plans()}
+    width = max(map(len, plans), default=0)
+    print("\n".join(f"{name:{width}}  {plan.question}" for name, plan in plans.items()))
+    return 0
+
+
+def without_known(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
+    """The runs that results.jsonl does not have, or whose folders are there to go on with."""
+    known, cells, _ = read_results(folder / RESULTS)
+    return [
+        run
+        for run in runs
+        if (key := (run.arm.name, run.seed, run.budget)) not in known
+        or known[key].state != "finished"
+        or known[key].settings != run.settings
+        or (run.evaluations and key not in cells)
+        or run.run_folder.exists()
+    ]
+
+
+def run_jobs(runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str) -> list[str]:
+    """Run everything that is not finished; a sentence for each command that failed or could not start."""
+    queue, failed = JobQueue(runs, slots, tasks_data), list[str]()
+    try:
+        while queue.unfinished:
+            for command in queue.start_next():
+                print(f"{command.run.name}: {command.step} started, log {command.run.log(command.step)}", flush=True)
+            for command, record in queue.finish():
+                print(f"{describe_end(command, record)}; {describe_left(runs, len(slots))}", flush=True)
+                if record.state != "finished":
+                    failed.append(f"{command.run.name}: {command.step} {record.state}: {record.reason}")
+            if blocked := queue.blocked():
+                failed += [f"{run.name} was not started: the run of its teacher is not finished." for run in blocked]
+                break
+            time.sleep(POLL)
+    finally:
+        queue.stop()
+    return failed
+
+
+def publish(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -> None:
+    """Write results.jsonl and the report of everything that has been computed."""
+    results = collect_results(plan, runs, folder)
+    write_results(results, folder / RESULTS)
+    print(f"results: {folder / RESULTS} ({len(results.runs)} of {len(runs)} runs)")
+    if results.runs and find_spec("megamask.study.report"):
+        import_module("megamask.study.report").write_report(results, folder)
+        print(f"report: {folder / 'report.html'}")

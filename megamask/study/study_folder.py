@@ -1,0 +1,103 @@
+"""The folder of a study: its plan, its lock, and the refusal of the folder of another plan.
+
+plan.json                       the plan, with all that decides its results
+runs/ARM/BUDGET/seed-N          run folders of `megamask pretrain`
+cells/ARM/BUDGET/seed-N/NAME    folders of `megamask evaluate`
+jobs/ARM/BUDGET/seed-N...       what was computed so far, and what the commands printed
+results.jsonl  report.html ...  everything that was measured
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megamask.data.shards import Shards
+from megamask.errors import ConfigError, DataError, StorageError
+from megamask.storage import atomic_write, strict_json
+from megamask.storage.dotted import flatten
+from megamask.storage.lock import Lock
+from megamask.study.plan import StudyPlan, plan_record
+
+PLAN = "plan.json"
+MAY_DIFFER = (
+    "question",
+    "notes",
+    "text",
+    "tasks_data",
+    "score_sd",
+    "tokens_per_second",
+    "mean_tasks",
+    "mean_mode",
+    "mean_variant",
+)
+"""Parts of a plan that decide nothing that was computed. Text is compared by its hash."""
+
+
+@contextmanager
+def open_study(folder: Path, plan: StudyPlan, text: Path) -> Iterator[list[str]]:
+    """Lock ``folder`` and record the plan; gives a line for each addition to the plan of before.
+
+    Arms, seeds, budgets and evaluations may be added. ConfigError, with every difference, if something else differs:
+    results that exist would be lost or belong to another study. LockError if another process runs the study.
+    """
+    record = _record(plan, text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror}. Choose another output folder.") from None
+    lock = Lock(folder / "study.lock", secrets.token_hex(4))
+    try:
+        additions = check_plan(folder, record)
+        atomic_write.write_atomic(folder / PLAN, json.dumps(record, indent=1) + "\n")
+        yield additions
+    finally:
+        lock.close()
+
+
+def check_plan(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Compare the plan of ``folder`` with that of ``record``: a line for each addition; ConfigError for differences."""
+    path = folder / PLAN
+    if not path.exists():
+        return []
+    before, now = _by_name(strict_json.read_object(path, DataError, f"{path} is gone.")), _by_name(record)
+    problems, additions = [], []
+    for name in sorted(before.keys() | now.keys()):
+        if name.partition(".")[0] in MAY_DIFFER or before.get(name) == now.get(name):
+            continue
+        if name not in before:
+            additions.append(f"`{name}` is new in the plan: {now[name]!r}.")
+        else:
+            problems.append(f"`{name}` is {now.get(name, 'missing')!r}, but {before[name]!r} in {path}.")
+    if problems:
+        raise ConfigError(
+            *problems, f"{folder} holds the study of another plan. Choose another --output, or restore its plan."
+        )
+    return additions
+
+
+def _record(plan: StudyPlan, text: Path) -> dict[str, Any]:
+    hashes = {"text_hash": Shards.open(text).fingerprint} if text != Path() else {}
+    return {**plan_record(plan), **hashes}
+
+
+def _by_name(record: dict[str, Any]) -> dict[str, Any]:
+    """The plan as flat settings, with arms, evaluations, seeds and budgets by their names instead of their order."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if name in ("arm", "evaluation"):
+            for each in value:
+                flat |= flatten({f"{name} {each.get('name')}": each})
+        elif name in ("seeds", "budgets"):
+            flat |= {f"{name} {each}": True for each in value}
+        elif name == "axis":
+            flat |= {
+                f"axis {each['setting']} {value}": sorted(each["arms"]) for each in value for value in each["values"]
+            }
+        else:
+            flat |= flatten({name: value})
+    return flat

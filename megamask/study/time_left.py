@@ -1,0 +1,62 @@
+"""How long the rest of a study takes, from what has been measured in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+from megamask.config.time_budget import parse_duration
+from megamask.study.jobs import PRETRAIN, CommandRecord, read_record
+from megamask.study.planned_runs import PlannedRun
+
+
+def planned_tokens(run: PlannedRun) -> int:
+    """Tokens of a run by its plan, padding included."""
+    return run.config.steps * run.config.packs.per_step * run.config.packs.tokens
+
+
+def seconds_left(runs: Iterable[PlannedRun], slots: int, seconds_per_token: float | None = None) -> float | None:
+    """Seconds until all ``runs`` are finished, if ``slots`` of them run side by side; None if nothing is known yet.
+
+    A run takes as long per token as the finished runs of its arm did, else as the mean of all finished ones did, else
+    ``seconds_per_token``. An evaluation takes the mean time of its finished ones; before any is finished it is left
+    out.
+    """
+    runs = list(runs)
+    records = [(run, read_record(run)) for run in runs]
+    speeds: dict[str, list[float]] = {}
+    evaluations: dict[str, list[float]] = {}
+    for run, record in records:
+        for step, done in record.items():
+            if done.state == "finished" and step != PRETRAIN:
+                evaluations.setdefault(step, []).append(done.seconds)
+            elif done.state == "finished" and not run.config.time_budget:
+                for name in (run.arm.name, ""):
+                    speeds.setdefault(name, []).append(done.seconds / planned_tokens(run))
+    total = 0.0
+    for run, record in records:
+        if not _is_finished(record, PRETRAIN):
+            known = speeds.get(run.arm.name) or speeds.get("")
+            rate = sum(known) / len(known) if known else seconds_per_token
+            if run.config.time_budget:
+                total += parse_duration(run.config.time_budget) or 0.0
+            elif rate is None:
+                return None
+            else:
+                total += rate * planned_tokens(run)
+        for each in run.evaluations:
+            times = evaluations.get(each.name)
+            if times and not _is_finished(record, each.name):
+                total += sum(times) / len(times)
+    return total / slots
+
+
+def describe_left(runs: Iterable[PlannedRun], slots: int) -> str:
+    """The time left as words."""
+    seconds = seconds_left(runs, slots)
+    return "time left not known yet" if seconds is None else f"about {tqdm.format_interval(seconds)} left"
+
+
+def _is_finished(record: dict[str, CommandRecord], step: str) -> bool:
+    return step in record and record[step].state == "finished"
