@@ -13,7 +13,7 @@ from megamask.errors import CheckpointError, DataError
 from megamask.evaluation import minimal_pairs as pairs
 from megamask.evaluation.settings import EvaluateConfig
 from megamask.evaluation.tasks import TASKS, Examples, TaskData
-from tests.unit.evaluation.models import save_model, small_tokenizer
+from tests.unit.evaluation.masked_models import save_model, small_tokenizer
 
 TEXTS = (
     ("The cats break all.", "The cats breaks all."),

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from megamask.evaluation import pseudo_log_likelihood as pll
 from megamask.teacher.frozen_lm import read_masked_lm
 from tests.tolerances import NATS
-from tests.unit.evaluation.models import FAMILIES, SENTENCES, save_model, small_tokenizer
+from tests.unit.evaluation.masked_models import FAMILIES, SENTENCES, save_model, small_tokenizer
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
