@@ -123,7 +123,7 @@ class MaskPlan(OnDevice):
     ``inputs`` has [MASK] at the ``hidden`` tokens and other tokens at targets corrupted by replacement. All indices are
     sorted; ``hidden`` is a subset of ``targets``; ``visible`` is the rest of the pack. ``probability`` is that with
     which each target was chosen, where it is known: estimates from targets, weighted by its inverse, hold for all
-    maskable tokens.
+    maskable tokens. ``weights`` are those of the targets in the loss that is differentiated; None: all are 1.
     """
 
     inputs: Int64[Tensor, " T"]
@@ -132,6 +132,7 @@ class MaskPlan(OnDevice):
     hidden: Int64[Tensor, " N"]
     visible: Int64[Tensor, " R"]
     probability: Float[Tensor, " M"] | None = None
+    weights: Float[Tensor, " M"] | None = None
 
     @classmethod
     def hide_nothing(cls, batch: PackedBatch) -> MaskPlan:
@@ -147,9 +148,10 @@ class SoftTargets(OnDevice):
         (1 - share) * sum over targets of nll + share * scale * temperature^2 * sum over rows of KL(teacher, student)
 
     with both distributions softened by the temperature. ``rows`` are the tokens that the teacher predicts; None: the
-    targets. Exactly one of two forms is present. ``hidden`` with ``weight`` and ``bias`` lets the
-    student's loss form the teacher's logits chunk by chunk; ``tokens`` with ``counts`` is an unbiased stored sample of
-    its distribution (counts over their sum), made at the same temperature.
+    targets, whose terms then have the weights of the plan in both sums. Exactly one of two forms is present.
+    ``hidden`` with ``weight`` and ``bias`` lets the student's loss form the teacher's logits chunk by chunk;
+    ``tokens`` with ``counts`` is an unbiased stored sample of its distribution (counts over their sum), made at the
+    same temperature.
     """
 
     share: float
@@ -165,11 +167,11 @@ class SoftTargets(OnDevice):
 
 @dataclass(frozen=True)
 class Losses(OnDevice):
-    """``total`` is the sum over targets that is differentiated; the other fields are detached.
+    """``total`` is the sum over targets that is differentiated, weighted as the plan says; the rest is detached.
 
     Units are nats. ``entropy`` is the uncertainty of the model's prediction at each target, by the measure in use.
     ``distill`` is the sum of KL(teacher || student) over the tokens that the teacher predicts, at the temperature,
-    without any factor.
+    without any factor or weight.
     """
 
     total: Float[Tensor, ""]

@@ -26,12 +26,15 @@ class Schedule:
     start: FiniteFloat = 0.15
     """The value at progress 0."""
     end: Annotated[FiniteFloat | None, OnlyFor("kind", "linear", "cosine", "step", "ramp")] = None
-    """The value at progress 1."""
+    """The value after the move, to progress 1 or to `back`."""
     at: Annotated[float | Phase | None, OnlyFor("kind", "step", "ramp")] = None
     """Progress of the step, in (0, 1), or where the ramp begins, in (0, 1]; or a phase of the learning rate: `warmup`
     is the end of its warm-up, `decay` the beginning of its decay."""
     until: Annotated[float | Phase | None, OnlyFor("kind", "ramp")] = None
     """Progress at which the ramp ends, in (0, 1] and behind `at`, or a phase."""
+    back: Annotated[float | Phase | None, OnlyFor("kind", "step", "ramp")] = None
+    """Progress from which the value is `start` again, at once, in (0, 1) and behind the move, or a phase; None: it
+    stays at `end`."""
 
     def __call__(self, progress: float) -> float:
         """The value at ``progress`` in [0, 1]. A schedule that names phases must be ``tied`` first."""
@@ -48,15 +51,25 @@ class Schedule:
         if self.kind == "cosine":
             return (1 - math.cos(math.pi * progress)) / 2
         assert self.at is not None and not isinstance(self.at, str), "tied() makes a number of a phase"
+        if self.back is not None:
+            assert not isinstance(self.back, str), "tied() makes a number of a phase"
+            if progress >= self.back:
+                return 0.0
         if self.kind == "step":
             return float(progress >= self.at)
         assert self.until is not None and not isinstance(self.until, str), "tied() makes a number of a phase"
         return min(1.0, max(0.0, (progress - self.at) / (self.until - self.at)))
 
+    @property
+    def lowest(self) -> float:
+        """The lowest value of the run."""
+        return self.start if self.end is None else min(self.start, self.end)
+
     def tied(self, rate: LearningRate) -> Schedule:
         """The schedule with numbers for the phases of ``rate`` that `at` and `until` name."""
-        at, until = (rate.phase(turn) if isinstance(turn, str) else turn for turn in (self.at, self.until))
-        return replace(self, at=at, until=until)
+        turns = self.at, self.until, self.back
+        at, until, back = (rate.phase(turn) if isinstance(turn, str) else turn for turn in turns)
+        return replace(self, at=at, until=until, back=back)
 
     def range_problems(
         self, name: str, low: float, high: float, *, closed: bool = False, touch: bool = False
@@ -90,7 +103,19 @@ class Schedule:
             problems += [must(f"{name}.{part}", rule, value) for part, value in wrong.items()]
             if not wrong and self.at >= self.until:  # type: ignore[operator]
                 problems.append(must(f"{name}.at", f"lie before `{name}.until` ({self.until})", self.at))
-        return problems
+        return problems + self._back_problems(name)
+
+    def _back_problems(self, name: str) -> list[str]:
+        """Sentences for a return that is not behind the move."""
+        move = {"step": "at", "ramp": "until"}.get(self.kind)
+        if self.back is None or move is None:
+            return []
+        if not _is_progress(self.back) or self.back == 1:
+            return [must(f"{name}.back", "lie in (0, 1)", self.back)]
+        moved = getattr(self, move)
+        if _is_progress(moved) and self.back <= moved:  # type: ignore[operator]
+            return [must(f"{name}.back", f"lie behind `{name}.{move}` ({moved})", self.back)]
+        return []
 
 
 def _is_progress(turn: float | Phase | None) -> bool:

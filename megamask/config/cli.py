@@ -73,10 +73,12 @@ def parse_command(arguments: list[str] | None = None) -> Command:
         raise ConfigError(must("profile", "be 0 or more", command.profile))
     typed = ineffective_settings.typed(command.run, arguments, settings)
     run, notes = ineffective_settings.leave_out(command.run, typed, recipe)
-    if late := configuration.late_audit(run):
-        if "entropy.audit.every" in typed:
-            raise ConfigError(late)
-        notes.append(late)
+    late = {
+        "entropy.audit.every": configuration.late_audit(run),
+        "masking.token_type.every": configuration.late_update(run),
+    }
+    raise_all(ConfigError, [sentence for name, sentence in late.items() if sentence and name in typed])
+    notes += filter(None, late.values())
     notes = [f"{known.config}: {line}" for line in renamed] + notes
     return replace(command, run=configuration.resolve_phases(run), notes=tuple(notes))
 

@@ -17,8 +17,11 @@ def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
     ``fingerprint`` is that of the text.
     """
     masking = asdict(config.masking)
-    for unused in ("score", "entropy", "part_of_speech", "random_share"):  # random masking asks none
+    # random masking asks none
+    for unused in ("score", "entropy", "part_of_speech", "token_type", "random_share", "correction", "max_weight"):
         masking.pop(unused, None)
+    if masking["ratio"]["back"] is None:  # as in folders written before this setting existed
+        del masking["ratio"]["back"]
     masking["corruption"]["keep"] = masking["corruption"].pop("unchanged")  # names on disk do not change
     moves = config.masking.ratio.kind != "constant"
     views = config.packs.masks_per_text

@@ -144,6 +144,15 @@ def late_audit(config: PretrainConfig) -> str:
     return must("entropy.audit.every", rule, every)
 
 
+def late_update(config: PretrainConfig) -> str:
+    """A sentence if the score `token_type` would first be updated when the run is over, else an empty string."""
+    every = config.masking.token_type.every
+    if config.masking.score != "token_type" or every < config.steps:
+        return ""
+    rule = f"be less than `steps` ({config.steps}), or all masks are random"
+    return must("masking.token_type.every", rule, every)
+
+
 def changeable(config: PretrainConfig) -> dict[str, object]:
     """The settings that a launch may change on purpose, by their full names."""
     return {name: value for name, value in flatten(as_dict(config)).items() if is_under(name, CHANGEABLE)}

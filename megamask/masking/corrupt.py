@@ -17,8 +17,9 @@ def corrupt_targets(
     ids: TokenIds,
     rng: PackRng,
     probability: Float[Tensor, " M"] | None = None,
+    weights: Float[Tensor, " M"] | None = None,
 ) -> MaskPlan:
-    """The plan for the sorted ``targets``; ``probability`` is that with which each was chosen.
+    """The plan for the sorted ``targets``: the ``probability`` with which each was chosen, and its loss's weight.
 
     Differs from BERT: the numbers are exact, not drawn token by token, so that all packs have the same shapes.
     """
@@ -32,7 +33,7 @@ def corrupt_targets(
         ids, rng.integers(ids.size - len(ids.special), randoms, device)
     )
     visible = batch.maskable.new_ones(batch.layout.rows).index_fill_(0, hidden, False).nonzero().squeeze(1)
-    return MaskPlan(inputs, targets, batch.tokens[targets], hidden, visible, probability)
+    return MaskPlan(inputs, targets, batch.tokens[targets], hidden, visible, probability, weights)
 
 
 def _ordinary(ids: TokenIds, index: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:

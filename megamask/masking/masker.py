@@ -12,12 +12,14 @@ from megamask.errors import ConfigError, DataError, NonFiniteError
 from megamask.masking.choose_within_budget import choose_pieces
 from megamask.masking.corrupt import corrupt_targets
 from megamask.masking.entropy import EntropyScore
+from megamask.masking.loss_weights import loss_weights
 from megamask.masking.part_of_speech import PartOfSpeechScore
 from megamask.masking.rng import PackRng
 from megamask.masking.score import Score, UniformScore
 from megamask.masking.settings import STEPS as STEPS
 from megamask.masking.settings import Corruption, MaskingConfig
 from megamask.masking.settings import coarse as coarse
+from megamask.masking.token_type import TokenTypeScore
 from megamask.masking.units import pieces_of_unit
 from megamask.schedules import Schedule
 
@@ -31,7 +33,7 @@ class Masker:
         Raises ConfigError if the score needs tags and there are none.
         """
         self.config, self.ids = config, ids
-        self.score: Score = score or _score(config, tags)
+        self.score: Score = score or _score(config, tags, ids.size)
 
     def budget(self, progress: float, rows: int) -> int:
         """Targets in a pack of ``rows`` tokens: the same for every pack of a step, on every rank."""
@@ -72,11 +74,14 @@ class Masker:
         targets, probability = choose_pieces(
             score, piece, budget, batch, rng, temperature=self.score.temperature, explore=explore
         )
-        return corrupt_targets(batch, targets, self.config.corruption, self.ids, rng, probability)
+        weights = None if score is None else loss_weights(self.config, probability, int(batch.maskable.sum()))
+        return corrupt_targets(batch, targets, self.config.corruption, self.ids, rng, probability, weights)
 
 
-def _score(config: MaskingConfig, tags: Sequence[str]) -> Score:
+def _score(config: MaskingConfig, tags: Sequence[str], vocabulary: int) -> Score:
     """The score that ``config`` names."""
+    if config.score == "token_type":
+        return TokenTypeScore(config.token_type, vocabulary)
     if config.score == "entropy":
         return EntropyScore(config.entropy)
     if config.score == "part_of_speech":

@@ -64,7 +64,8 @@ def pack_padded(
 def pad_plan(plan: MaskPlan, shape: tuple[int, int]) -> tuple[Int64[Tensor, "B L"], Int64[Tensor, "B L"]]:
     """``input_ids`` and ``labels`` for a model of transformers, in the ``shape`` (B, L) of the batch.
 
-    Labels are -100 at all rows but the targets, so such a model's own loss is the mean over the targets.
+    Labels are -100 at all rows but the targets, so such a model's own loss is the mean over the targets, without
+    ``plan.weights``: with a correction, take that of `losses_at`.
     """
     labels = torch.full_like(plan.inputs, IGNORED).index_copy_(0, plan.targets, plan.labels)
     return plan.inputs.view(shape), labels.view(shape)
@@ -73,9 +74,11 @@ def pad_plan(plan: MaskPlan, shape: tuple[int, int]) -> tuple[Int64[Tensor, "B L
 def losses_at(logits: Float[Tensor, "B L V"], plan: MaskPlan) -> Losses:
     """Cross-entropy, Shannon entropy and accuracy of a model's ``logits`` at the targets, in fp32.
 
-    ``total`` over the number of targets is the loss that such a model returns for the labels.
+    ``total`` over the number of targets is the loss that such a model returns for the labels, unless ``plan.weights``
+    weight it.
     """
     log_p = logits.flatten(0, 1)[plan.targets].float().log_softmax(-1)
     nll = -log_p.gather(1, plan.labels[:, None]).squeeze(1)
     entropy = torch.special.entr(log_p.detach().exp()).sum(-1)
-    return Losses(nll.sum(), nll.detach(), entropy, log_p.detach().argmax(-1) == plan.labels)
+    total = nll.sum() if plan.weights is None else (plan.weights * nll).sum()
+    return Losses(total, nll.detach(), entropy, log_p.detach().argmax(-1) == plan.labels)

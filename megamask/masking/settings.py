@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from annotated_types import Ge
+from pydantic import FiniteFloat
+
 from megamask.errors import must
-from megamask.errors.setting_rules import NotNegative, OnlyFor, Positive, Share, ShareBelowOne
+from megamask.errors.setting_rules import Count, NotNegative, OnlyFor, Positive, Share, ShareBelowOne, removable
 from megamask.schedules import Schedule
 
 Unit = Literal["token", "word", "span"]
@@ -89,6 +92,24 @@ class PartOfSpeechScoreConfig:
 
 
 @dataclass(frozen=True)
+class TokenTypeScoreConfig:
+    """How the predictions of each token of the vocabulary become weights."""
+
+    signal: Literal["accuracy", "loss"] = "accuracy"
+    """What a type's weight follows: `accuracy`: the share of its targets that were not predicted (hard); `loss`: their
+    mean loss (soft)."""
+    every: Count = 200
+    """Steps between updates of the weights, from the targets of all of them. Masks are random until the first."""
+    momentum: ShareBelowOne = 0.2
+    """How much of a type's value stays at each update in which it had targets."""
+    floor: Positive = 0.005
+    """The lowest value of a type, so that it is still drawn when it is always predicted: as 1 - accuracy, or nats."""
+    temperature: Positive = 1.0
+    """Of the noise of the selection: tokens are drawn in proportion to weight to the power 1 / temperature; 1 is the
+    paper's."""
+
+
+@dataclass(frozen=True)
 class MaskingConfig:
     """How many tokens are masked, in which pieces, which first, and what stands in their place."""
 
@@ -96,9 +117,10 @@ class MaskingConfig:
     """Share of a pack's rows that are targets."""
     unit: Unit = "token"
     """The pieces that are masked whole: tokens, words, or spans of words."""
-    score: Literal["uniform", "entropy", "part_of_speech"] = "uniform"
+    score: Literal["uniform", "entropy", "part_of_speech", "token_type"] = "uniform"
     """Which pieces come first: `uniform` is random masking; `entropy` uses how unsure a model is of each token, as
-    `entropy.source` says it; `part_of_speech` by how hard words of each tag were (PTW), for text with tags."""
+    `entropy.source` says it; `part_of_speech` by how hard words of each tag were (PTW), for text with tags;
+    `token_type` by how hard each token of the vocabulary was (AMLM)."""
     corruption: Corruption = field(default_factory=Corruption)
     """What stands in the place of the targets."""
     entropy: Annotated[EntropyScoreConfig, OnlyFor("score", "entropy")] = field(default_factory=EntropyScoreConfig)
@@ -107,12 +129,23 @@ class MaskingConfig:
         default_factory=PartOfSpeechScoreConfig
     )
     """How the losses of tags decide."""
-    random_share: Annotated[Schedule, OnlyFor("score", "entropy", "part_of_speech")] = field(
+    token_type: Annotated[TokenTypeScoreConfig, OnlyFor("score", "token_type")] = field(
+        default_factory=TokenTypeScoreConfig
+    )
+    """How the predictions of token types decide."""
+    random_share: Annotated[Schedule, OnlyFor("score", "entropy", "part_of_speech", "token_type")] = field(
         default_factory=lambda: Schedule("ramp", 1.0, 0.1, at=0.05, until=0.15)
     )
     """Share of the targets chosen at random, whatever the score. 1 is random masking, needed at first where a model's
     own entropy still says nothing (cold start); the rest keeps every token within reach, so that what is learnt at
     targets holds for all."""
+    correction: Annotated[Share, OnlyFor("score", "entropy", "part_of_speech", "token_type")] = 0.0
+    """Importance correction: the loss of a target has the weight (M / (T pi))^correction, where pi is the chance that
+    it had to be chosen, and M of T maskable tokens are targets. 1: the expected loss is that of random targets; 0: no
+    weights. The log has the effective sample size, the share of the targets that would be as many without weights."""
+    max_weight: Annotated[FiniteFloat, Ge(1)] | None = None
+    """The largest weight of a target under `correction`; larger ones are clipped and counted, which adds a bias. None:
+    no limit. A `random_share` of r already limits weights to about 1 / r."""
 
     def targets(self, progress: float, rows: int) -> int:
         """Targets in a pack of ``rows`` at ``progress``: at least one."""
@@ -127,7 +160,25 @@ class MaskingConfig:
     def problems(self, name: str) -> list[str]:
         """Sentences for schedules whose values are out of range."""
         problems = self.ratio.range_problems(f"{name}.ratio", 0, 1, touch=True)
-        return problems + self.random_share.range_problems(f"{name}.random_share", 0, 1, closed=True)
+        problems += self.random_share.range_problems(f"{name}.random_share", 0, 1, closed=True)
+        return problems + self._correction_problems(name)
+
+    def _correction_problems(self, name: str) -> list[str]:
+        """Sentences for a correction by chances that are 0 or known only roughly."""
+        if not self.correction:
+            return removable(self, ["max_weight"], name, f"has no effect while `{name}.correction` is 0")
+        if self.score == "uniform":
+            return []  # without effect, as its field says
+        problems = []
+        if self.unit == "span":
+            cure = "The chances of spans are known only roughly: in a test the weighted loss was off by up to 5 %."
+            problems.append(must(f"{name}.unit", f"be 'token' or 'word' with `{name}.correction`", "span", cure))
+        top_only = self.score == "entropy" and (self.entropy.temperature == 0 or self.entropy.skip_top > 0)
+        if top_only and not self.random_share.lowest > 0:
+            rule = f"stay above 0 with `{name}.correction`, because `{name}.entropy` gives some tokens no chance"
+            cure = f"Raise its end, or set `{name}.entropy.temperature` above 0 and `{name}.entropy.skip_top` to 0."
+            problems.append(must(f"{name}.random_share", rule, self.random_share.lowest, cure))
+        return problems
 
 
 def coarse(progress: float) -> float:

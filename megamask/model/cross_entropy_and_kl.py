@@ -63,6 +63,7 @@ def chunked_cross_entropy(
     labels: Int64[Tensor, " M"],
     measure: Measure = "shannon",
     soft: SoftTargets | None = None,
+    target_weights: Float[Tensor, " M"] | None = None,
 ) -> Scores:
     """The summed loss of softmax(rows weight' + bias) at ``labels``, with how unsure it is by ``measure``.
 
@@ -73,15 +74,23 @@ def chunked_cross_entropy(
     The teacher's logits are formed in the precision of its weight. With a stored sample, ``distill`` and its part of
     ``total`` are the cross-entropy of the sample with the student (the entropy of the teacher is not known from it);
     its gradient is on average that of the divergence (Sparse Logit Sampling, 2025).
+
+    ``target_weights`` multiply the terms of the labelled rows in ``total``: their nll, and their divergence from the
+    teacher if it predicts the same rows. Everything else stays unweighted.
     """
     _check(len(rows), len(labels), soft)
     factors = common_precision(rows, weight, bias)
     learn = torch.is_grad_enabled() and any(t.requires_grad for t in factors)
     if not learn and soft is None and fused(factors[0]):
         stats = token_stats(rows, weight, bias, labels)
-        return Scores(-stats.log_prob.sum(), -stats.log_prob, stats.of(measure), stats.log_prob >= -stats.min)
-    total, nll, entropy, correct, distill = _Loss.apply(*factors, labels, measure, soft, learn)
+        total = _weighted_sum(-stats.log_prob, target_weights)
+        return Scores(total, -stats.log_prob, stats.of(measure), stats.log_prob >= -stats.min)
+    total, nll, entropy, correct, distill = _Loss.apply(*factors, labels, measure, soft, target_weights, learn)
     return Scores(total, nll, entropy, correct, None if soft is None else distill)
+
+
+def _weighted_sum(values: Float[Tensor, " M"], weights: Float[Tensor, " M"] | None) -> Float[Tensor, ""]:
+    return values.sum() if weights is None else (values * weights).sum()
 
 
 def _check(rows: int, labels: int, soft: SoftTargets | None) -> None:
@@ -96,8 +105,8 @@ def _check(rows: int, labels: int, soft: SoftTargets | None) -> None:
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, weight, bias, labels, measure, soft, learn):
-        tally = _Tally(labels, bias, measure, soft)
+    def forward(ctx, rows, weight, bias, labels, measure, soft, target_weights, learn):
+        tally = _Tally(labels, bias, measure, soft, target_weights)
         d_rows, d_weight, d_bias = torch.empty_like(rows if learn else rows[:0]), None, torch.zeros_like(bias)
         with torch.autocast(rows.device.type, enabled=False):
             for block in tally.blocks(len(rows), rows_of(BLOCK if learn else statistics.BLOCK, weight)):
@@ -124,17 +133,19 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, *_):
-        return *(upstream.to(gradient.dtype) * gradient for gradient in ctx.saved_tensors), None, None, None, None
+        return *(upstream.to(gradient.dtype) * gradient for gradient in ctx.saved_tensors), None, None, None, None, None
 
 
 class _Tally:
     """The losses of all rows, block by block: the first M are compared with labels, the last Q with a teacher."""
 
-    def __init__(self, labels: Tensor, bias: Tensor, measure: Measure, soft: SoftTargets | None):
-        self.labels, self.measure, self.soft = labels, measure, soft
+    def __init__(
+        self, labels: Tensor, bias: Tensor, measure: Measure, soft: SoftTargets | None, weights: Tensor | None
+    ):
+        self.labels, self.measure, self.soft, self.weights = labels, measure, soft, weights
         self.nll, self.entropy = bias.new_empty(2, len(labels))
         self.correct = torch.empty_like(labels, dtype=torch.bool)
-        self.distill = bias.new_zeros(())
+        self.distill, self.weighted_distill = bias.new_zeros(()), bias.new_zeros(())
         self.hard, self.gentle, self.temperature = 1.0, 0.0, 1.0
         if soft is not None:
             self.hard, self.gentle = 1 - soft.share, soft.share * soft.scale * soft.temperature**2
@@ -142,7 +153,7 @@ class _Tally:
 
     def total(self) -> Tensor:
         """The loss to differentiate."""
-        return self.hard * self.nll.sum() + self.gentle * self.distill
+        return self.hard * _weighted_sum(self.nll, self.weights) + self.gentle * self.weighted_distill
 
     def blocks(self, rows: int, step: int) -> Iterator[slice]:
         """Blocks of up to ``step`` of the ``rows``, each either wholly labelled or wholly not."""
@@ -168,6 +179,7 @@ class _Tally:
     def add(self, values: Tensor, at: slice, teacher: _Known | _Sampled | None, learn: bool) -> Tensor | None:
         """Count the rows ``at``, whose logits are ``values`` (overwritten); their gradient if one is wanted."""
         labelled = at.start < len(self.labels)
+        weights = self.weights[at] if labelled and self.weights is not None else None
         p = softmax(values if labelled else values.div_(self.temperature))
         if labelled:
             target = p.at(self.labels[at])
@@ -176,7 +188,9 @@ class _Tally:
         q = p  # the student's distribution, as soft as the teacher's
         if teacher:
             q = softmax(p.shifted.div_(self.temperature)) if labelled and self.temperature != 1 else p
-            self.distill += teacher.divergence(q).sum()
+            divergence = teacher.divergence(q)
+            self.distill += divergence.sum()
+            self.weighted_distill += _weighted_sum(divergence, weights)
         if not learn:
             return None
         hard, gentle = self.hard if labelled else 0.0, self.gentle / self.temperature if teacher else 0.0
@@ -189,6 +203,8 @@ class _Tally:
             gradient.scatter_add_(1, self.labels[at][:, None], gradient.new_full((len(gradient), 1), -hard))
         if teacher:
             teacher.subtract(gradient, gentle)
+        if weights is not None:
+            gradient.mul_(weights[:, None])
         return gradient
 
 

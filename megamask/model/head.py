@@ -38,9 +38,10 @@ class MaskedLMHead(nn.Module):
         labels: Int64[Tensor, " M"],
         measure: Measure = "shannon",
         soft: SoftTargets | None = None,
+        target_weights: Float[Tensor, " M"] | None = None,
     ) -> Scores:
         """How well ``rows`` predict ``labels`` and agree with a teacher: see `chunked_cross_entropy`."""
-        return self.decoder(self.transform(rows), labels, measure, soft)
+        return self.decoder(self.transform(rows), labels, measure, soft, target_weights)
 
     def logits(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """All logits at once; for a few rows, as in comparing models."""
@@ -62,8 +63,9 @@ class OutputProjection(nn.Module):
         labels: Int64[Tensor, " M"] | None = None,
         measure: Measure = "shannon",
         soft: SoftTargets | None = None,
+        target_weights: Float[Tensor, " M"] | None = None,
     ) -> Scores | Tensor:
         """The scores of ``labels``, or the logits if there are none."""
         if labels is None:
             return F.linear(rows, self.weight, self.bias)
-        return chunked_cross_entropy(rows, self.weight, self.bias, labels, measure, soft)
+        return chunked_cross_entropy(rows, self.weight, self.bias, labels, measure, soft, target_weights)

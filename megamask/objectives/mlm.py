@@ -29,10 +29,13 @@ class MLM(nn.Module):
         return self.states(batch, plan).index_select(0, plan.targets)
 
     def forward(self, batch: PackedBatch, plan: MaskPlan, soft: SoftTargets | None = None) -> Losses:
-        """The loss of predicting the labels, and of differing from a teacher: ``total`` as `SoftTargets` gives it."""
+        """The loss of predicting the labels, and of differing from a teacher: ``total`` as `SoftTargets` gives it.
+
+        ``plan.weights`` weight every term of a target in ``total`` and nothing else.
+        """
         asked = plan.targets if soft is None or soft.rows is None else torch.cat((plan.targets, soft.rows))
         rows = self.states(batch, plan).index_select(0, asked)
-        return Losses(*self.head(rows, plan.labels, self.measure, soft))
+        return Losses(*self.head(rows, plan.labels, self.measure, soft, plan.weights))
 
     @torch.no_grad()
     def entropy(self, batch: PackedBatch) -> Float[Tensor, " T"]:

@@ -178,6 +178,8 @@ def log_metrics(run: RunComponents, step: int) -> None:
     trainer, progress = run.trainer, run.progress
     window = trainer.meters.take()
     extra = summary.mask_figures(run.config, trainer.masker, progress.at(step - 1)) | mfu(run.config, run.shape, window)
+    if trainer.masks:
+        extra |= trainer.masks.take()
     run.log.train(step, window, learning_rate(run, step - 1), progress.left, extra)
     log_totals(run, step)
     if progress.budget:

@@ -29,6 +29,7 @@ from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
 from megamask.health.stragglers import StragglerDetector
 from megamask.masking.masker import EVALUATION, Masker
 from megamask.metrics.logger import MetricsLogger
+from megamask.metrics.mask_figures import MaskFigures
 from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
@@ -131,6 +132,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
         seed=config.seed,
         sources=build_entropy_sources(config, engine, text.packs, teacher),
         distillation=(stored or teacher) if config.distill.active else None,
+        masks=build_mask_figures(config, text),
     )
     if start.checkpoint:
         states.check_teacher(state, teacher.fingerprint if teacher else "", start.checkpoint)
@@ -170,6 +172,15 @@ def metrics_logger(config: PretrainConfig, folder: RunFolder, step: int) -> Metr
     """The log of a run, continued after ``step``."""
     project, settings = config.log.wandb, as_dict(config)
     return MetricsLogger(folder.path, step, config.steps, wandb_project=project, settings=settings)
+
+
+def build_mask_figures(config: PretrainConfig, text: RunText) -> MaskFigures:
+    """Figures about the targets by the frequency of their type, and by tag unless the score has figures of each."""
+    counts = torch.from_numpy(text.train.unigram.copy())
+    counts[list(text.packs.token_ids.special)] = 0
+    tagged = text.train.sidecar("tags") is not None and config.masking.score != "part_of_speech"
+    tags = pos_tagger.tag_names(text.train) if tagged else ()
+    return MaskFigures(counts, tags=tags, max_weight=config.masking.max_weight)
 
 
 def open_stored_targets(config: PretrainConfig, text: RunText) -> StoredTargets:

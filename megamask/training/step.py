@@ -15,6 +15,7 @@ from megamask.engine.engine import Measured
 from megamask.health.loss_spikes import Regime, SpikePolicy, StepDecision
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
+from megamask.metrics.mask_figures import MaskFigures
 from megamask.metrics.meters import Meters
 from megamask.runtime import ranks
 from megamask.teacher.target_source import TargetSource
@@ -45,6 +46,7 @@ class Trainer:
     seed: int
     sources: EntropySources = field(default_factory=EntropySources)
     distillation: TargetSource | None = None
+    masks: MaskFigures | None = None
 
     def learners(self) -> dict[str, Learner]:
         """All that learn beside the weights, by the prefix of their tensors in a checkpoint."""
@@ -96,6 +98,8 @@ def take_step(
         for learner in learners:
             learner.update(micro.batch, micro.plan, _losses(micro))
         meters.add(micro.batch, micro.plan, _losses(micro), micro.entropy, micro.soft)
+        if trainer.masks:
+            trainer.masks.add(micro.batch, micro.plan, _losses(micro), micro.entropy)
     trainer.engine.step(rate)
     for learner in learners:
         learner.sync()

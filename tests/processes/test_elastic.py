@@ -20,6 +20,8 @@ MOVES = [
 """From each stage and to each, and every change of the number of ranks."""
 LEARNING = [
     Cell("part of speech", SCORES["part of speech"] | {"masking.unit": "word"}, "zero 3", STOPS[3]),
+    Cell("token type", SCORES["token type"], "zero 1", STOPS[1]),
+    Cell("corrected", SCORES["corrected"], "zero 2", STOPS[0]),
     Cell("audited", SCORES["audited"], "zero 1, bf16", STOPS[0]),
     Cell("falls back", SCORES["falls back"], "zero 2", STOPS[2]),
 ]

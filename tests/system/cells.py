@@ -22,7 +22,7 @@ from megamask.data.shard_writer import write_sidecar
 from megamask.data.shards import SPLITS, Shards
 from megamask.engine.ds_file import ds_problems
 from tests.processes.test_engine import AUTOCAST, BF16, FP32
-from tests.system.combinations import ENTROPY, FACTORS, TAUGHT, Case, chosen, covering, named_by
+from tests.system.combinations import APART, ENTROPY, FACTORS, TAUGHT, Case, chosen, covering, named_by
 from tests.system.commands import flags, run, text, train, training
 
 STEPS = 7
@@ -59,7 +59,7 @@ TEACHERS = FACTORS["teacher"] | {"later": TAUGHT | LATER}
 STOPS = ("in the midst of an epoch", "before its last packs", "after its last pack", "after a change of schedule")
 RUNS = FACTORS | {"score": SCORES, "teacher": TEACHERS}
 CHOICES: dict[str, list[str]] = {"engine": [*ENGINES], "stop": [*STOPS]} | {f: [*names] for f, names in RUNS.items()}
-NEVER = [("zero 3", "average"), ("zero 3, bf16", "average")]
+NEVER = [("zero 3", "average"), ("zero 3, bf16", "average"), *APART]
 """An average needs whole weights."""
 
 

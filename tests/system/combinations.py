@@ -19,6 +19,8 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
         "frequency": ENTROPY | {"entropy.source": "frequency"},
         "probe": ENTROPY | {"entropy.source": "probe", "entropy.measure": "margin"},
         "exact": ENTROPY | {"entropy.source": "exact", "entropy.signal": "clean"},
+        "token type": {"masking.score": "token_type", "masking.token-type.every": 2},
+        "corrected": ENTROPY | {"entropy.source": "probe", "masking.correction": 1.0, "masking.max-weight": 3.0},
         "masked": ENTROPY | {"entropy.source": "exact", "entropy.num_passes": 2, "masking.entropy.strategy": "middle"},
     },
     "schedule": {
@@ -45,6 +47,8 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
     "teacher": {"none": {}, "targets": TAUGHT, "everywhere": TAUGHT | {"distill.positions": "all"}},
 }
 """What can be chosen, and the settings by which it is chosen."""
+APART = [("span", "corrected")]
+"""What is refused: the chances of spans are known only roughly."""
 
 
 def covering(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.combinations import FACTORS, Case, chosen, covering, named_by
+from tests.system.combinations import APART, FACTORS, Case, chosen, covering, named_by
 from tests.system.commands import metrics, train
 
 STEPS = 3
 
 
-@pytest.mark.parametrize("case", covering(FACTORS), ids=named_by)
+@pytest.mark.parametrize("case", covering(FACTORS, never=APART), ids=named_by)
 def test_choices_combine(case: Case, tagged: Path, finished: Path, tmp_path: Path) -> None:
     settings = chosen(case, FACTORS)
     if "distill.weight.start" in settings:

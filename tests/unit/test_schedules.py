@@ -235,3 +235,22 @@ def test_a_bound_may_be_touched_for_a_moment_only(schedule: Schedule, names: lis
     assert wrong(schedule, touch=True) == sorted(names)
     assert wrong(Schedule("linear", 0.3, 0.0), touch=True) == []
     assert wrong(Schedule("linear", 0.3, 0.0)) == ["ratio.end"]
+
+
+@given(shares, shares)
+def test_a_schedule_that_goes_back_has_its_first_value_again(start: float, end: float) -> None:
+    for schedule in (Schedule("step", start, end, at=0.2, back=0.75), Schedule("ramp", start, end, 0.2, 0.5, 0.75)):
+        plain = Schedule(schedule.kind, start, end, schedule.at, schedule.until)
+        for progress in (0.0, 0.1, 0.3, 0.6, 0.74):
+            assert schedule(progress) == plain(progress)
+        assert [schedule(progress) for progress in (0.75, 0.9, 1.0)] == [start] * 3
+
+
+def test_a_return_can_be_a_phase_and_must_lie_behind_the_move() -> None:
+    rate = LearningRate("wsd", decay=0.25)
+    assert Schedule("step", 1.0, 0.1, at=0.3, back="decay").tied(rate).back == 0.75
+    assert wrong(Schedule("ramp", 0.3, 0.1, 0.2, 0.5, 0.9)) == []
+    for back in (0.0, 0.4, 0.5, 1.0):
+        assert wrong(Schedule("ramp", 0.3, 0.1, 0.2, 0.5, back)) == ["ratio.back"]
+    assert wrong(Schedule("step", 0.3, 0.1, at=0.5, back=0.5)) == ["ratio.back"]
+    assert wrong(Schedule("linear", 0.3, 0.1, back=0.5)) == ["ratio.back"]

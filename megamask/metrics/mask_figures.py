@@ -1,0 +1,116 @@
+"""What the masks of a run ask about, and how much the importance correction leaves of them: figures for an audit.
+
+Shares of the targets by decile of frequency: types are ordered from the most frequent to the rarest, and each decile
+has a tenth of the occurrences in the training text. A type on a boundary counts to both deciles in proportion, so under
+random masks every share is 0.1 on average. A share of 0.3 in the last decile means that the rarest types are asked
+about three times as often as they occur.
+
+Costs a look-up of 10 numbers per target and a few small kernels a pack; only ``take`` waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.runtime import ranks
+
+DECILES = 10
+
+
+def frequency_deciles(counts: Int64[Tensor, " V"]) -> Float[Tensor, "V 10"]:
+    """The share of each type's occurrences in each decile; rows add up to 1, to 0 for types that do not occur.
+
+    ``counts`` are the occurrences of each type in the text; types that cannot be masked should have 0.
+    """
+    order = counts.argsort(descending=True, stable=True)
+    after = counts[order].double().cumsum(0) * (DECILES / max(1, int(counts.sum())))
+    before = torch.cat([after.new_zeros(1), after[:-1]])
+    decile = torch.arange(DECILES, dtype=torch.float64)
+    inside = (after[:, None].minimum(decile + 1) - before[:, None].maximum(decile)).clamp(min=0)
+    shares = inside / (after - before).clamp(min=1e-300)[:, None]
+    return torch.empty_like(shares).index_copy_(0, order, shares * (counts[order] > 0)[:, None])
+
+
+class MaskFigures:
+    """Running sums of a rank about its targets."""
+
+    def __init__(self, counts: Int64[Tensor, " V"], *, tags: Sequence[str] = (), max_weight: float | None = None):
+        """``counts`` as in `frequency_deciles`; ``tags`` are the names of the text's tags from 1, if it has any;
+        ``max_weight`` is that at which the weights of the plans are clipped.
+        """
+        self._deciles = frequency_deciles(counts).to(ranks.device())
+        self._tags, self._max_weight = tuple(tags), max_weight
+        self._reset()
+
+    def _reset(self) -> None:
+        device = self._deciles.device
+        self._by_decile = torch.zeros(DECILES, dtype=torch.float64, device=device)
+        self._by_tag = torch.zeros(len(self._tags) + 1, dtype=torch.float64, device=device)
+        self._entropy = torch.zeros(2, dtype=torch.float64, device=device)
+        # of weighted targets: their number, weights, squares, weighted nll, and the number of clipped ones
+        self._weights = torch.zeros(5, dtype=torch.float64, device=device)
+        self._largest = torch.zeros((), dtype=torch.float64, device=device)
+        self._targets = 0
+
+    def add(
+        self, batch: PackedBatch, plan: MaskPlan, losses: Losses, entropy: Float[Tensor, " T"] | None = None
+    ) -> None:
+        """Count the targets of a pack, with the ``entropy`` that guided its masks, if any."""
+        self._targets += len(plan.targets)
+        self._by_decile += self._deciles[plan.labels].sum(0)
+        if self._tags and batch.tags is not None:
+            tags = batch.tags[plan.targets].long()
+            self._by_tag.index_add_(0, tags, torch.ones_like(tags, dtype=torch.float64))
+        if entropy is not None:
+            at_targets = entropy[plan.targets].double()
+            self._entropy += torch.stack([at_targets.sum(), torch.ones_like(at_targets).sum()])
+        if plan.weights is not None:
+            weights = plan.weights.double()
+            clipped = torch.zeros_like(weights) if self._max_weight is None else plan.weights >= self._max_weight
+            terms = [torch.ones_like(weights), weights, weights.square(), weights * losses.nll, clipped]
+            self._weights += torch.stack([term.sum() for term in terms])
+            self._largest = self._largest.maximum(weights.max())
+
+    def take(self) -> dict[str, float]:
+        """The figures since the last call, over all ranks, by name; none of what was not seen. Collective.
+
+        `masks/decile_1` (the most frequent types) to `masks/decile_10` and `masks/tags/NAME`: shares of the targets.
+        `entropy/targets`: the mean entropy at the targets; `entropy/mean` is that at all maskable tokens.
+        With a correction: `train/weighted_loss` in nats, and of the weights `correction/mean`, `correction/largest`,
+        `correction/clipped` (share of the targets) and `correction/effective_sample`, (sum of weights)^2 / sum of
+        squares as a share of the targets (Kish 1965).
+        """
+        largest = torch.zeros(ranks.world(), dtype=torch.float64, device=self._largest.device)
+        largest[ranks.rank()] = self._largest
+        targets = self._largest.new_tensor([self._targets])
+        parts = [self._by_decile, self._by_tag, self._entropy, self._weights, targets, largest]
+        sums = ranks.sum(torch.cat(parts)).split([len(part) for part in parts])
+        self._reset()
+        deciles, tags, (entropy, scored), weights, (total,), maxima = (part.tolist() for part in sums)
+        if not total:
+            return {}
+        figures = {f"masks/decile_{n}": share / total for n, share in enumerate(deciles, 1)}
+        figures |= {f"masks/tags/{name}": count / total for name, count in zip(self._tags, tags[1:], strict=True)}
+        if scored:
+            figures["entropy/targets"] = entropy / scored
+        return figures | _weight_figures(*weights, largest=max(maxima))
+
+
+def _weight_figures(
+    targets: float, weight: float, square: float, loss: float, clipped: float, *, largest: float
+) -> dict[str, float]:
+    """The figures of weighted targets, from sums over them; none if there were none."""
+    if not targets:
+        return {}
+    return {
+        "train/weighted_loss": loss / targets,
+        "correction/mean": weight / targets,
+        "correction/largest": largest,
+        "correction/clipped": clipped / targets,
+        "correction/effective_sample": weight**2 / (square * targets),
+    }
