@@ -70,6 +70,10 @@ SUBCOMMANDS = {
         "Repeat a step of a run and compare it with the log.",
         "replay:replay_run", "checkpoint.settings:ReplayConfig", exits_at_once=True,
     ),
+    "evaluate": Subcommand(
+        "Evaluate an encoder: GLUE and other tasks, SQuAD, BLiMP.",
+        "evaluation.evaluate:run_evaluation", "evaluation.settings:EvaluateConfig", exits_at_once=True,
+    ),
     "bench": Subcommand(
         "Measure tokens per second beside the Hugging Face Trainer.",
         "bench.benchmark:bench", "bench.settings:BenchConfig", exits_at_once=True,

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from megamask.evaluation.tasks import Layout
+
 Mode = Literal["fine_tuned", "frozen", "zero_shot", "reference"]
 """fine_tuned: all weights are trained on the task; frozen: a linear model on the features of the encoder; zero_shot:
 pseudo-log-likelihoods; reference: without a pretrained encoder (majority class, bag of words, random weights)."""
@@ -70,3 +72,5 @@ class Cell:
     command: str
     """A command that computes this cell."""
     seconds: float
+    layout: Layout = "official"
+    """How the files of the task were arranged, which says with what its score can be compared."""

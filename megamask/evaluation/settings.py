@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from megamask.errors.setting_rules import Count, Positive, Share
+from annotated_types import MinLen
+
+from megamask.errors import must, unknown
+from megamask.errors.setting_rules import Count, OnlyFor, Positive, Share, removable
 
 Pooling = Literal["first", "mean"]
+Reference = Literal["majority", "bag_of_words", "random_weights"]
+TASK_NAMES = (
+    "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli_mismatched", "qnli", "rte", "wnli", "snli", "trec", "subj",
+    "squad", "blimp",
+)  # fmt: skip
+"""Those of `evaluation/tasks.py`, which imports numpy."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +27,9 @@ class FineTuningConfig:
 
     learning_rate: Positive | None = None
     """Peak; None: the best of `learning_rates` on a tenth of the training examples that is held out for this."""
-    learning_rates: tuple[float, ...] = (3e-5, 5e-5, 1e-4, 2e-4)
+    learning_rates: Annotated[tuple[Positive, ...], MinLen(1), OnlyFor("learning_rate", None)] = (
+        3e-5, 5e-5, 1e-4, 2e-4,
+    )  # fmt: skip
     """What is tried if none is given, with a seed of its own."""
     batch_size: Count | None = None
     """None: 32, or 16 for a task with fewer than 4,000 training examples."""
@@ -33,23 +45,33 @@ class FineTuningConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluate an encoder on benchmark tasks, offline."""
+    """Evaluate an encoder on benchmark tasks, offline.
+
+    Each result is a cell: one JSON file in the output folder. The same command continues where it was stopped, and
+    cells of several models may share a folder.
+    """
 
     model: str = ""
-    """A run folder of megamask, one of its checkpoints, an exported model, or any encoder of transformers."""
+    """A run folder of megamask, one of its checkpoints, an exported model, or any encoder of transformers. Empty: only
+    the references that need none."""
     output: Path = Path("evaluation")
-    """One JSON file for each cell of the table, and the table."""
+    """Folder for one JSON file per cell, `results.jsonl` and the table `results.md`."""
     tasks: tuple[str, ...] = ()
-    """Names of tasks; none: all whose files are in `data`."""
+    """Names of tasks, as `--list-tasks` shows them; none: all whose files are in `data`."""
     data: Path | None = None
     """The folder of the tasks: GLUE's own folders of .tsv files, or JSON lines. None: the `nyu-mll/glue` data set, if
     the network or the cache has it."""
     frozen: bool = False
     """Train a linear model on the features of the frozen encoder instead of fine-tuning all weights."""
+    references: tuple[Reference, ...] = ("majority", "bag_of_words")
+    """Results to compare with: the largest class, a linear model on the words of the text (for minimal pairs the
+    frequency of the words), and the same encoder with random weights, which takes as long as the model itself."""
     seeds: Count = 1
-    """Fine-tuning runs of each task, with the seeds 1, 2, ..."""
+    """Fine-tuning runs of each task, with the seeds `first_seed`, `first_seed` + 1, ..."""
+    first_seed: Count = 1
+    """The first of these seeds."""
     pooling: Pooling = "first"
-    """The vector of a text: that of the first token, or the mean over its tokens."""
+    """The vector of a text: that of the first token, or the mean over its tokens. With `frozen` both are reported."""
     max_length: Count = 128
     """Tokens of a text or a pair; longer ones are truncated and counted. Spans: 384, in overlapping windows."""
     max_train: Count | None = None
@@ -58,4 +80,44 @@ class EvaluateConfig:
     """Minimal pairs of each paradigm at most; None: all."""
     workers: Count = 1
     """Cells that are computed side by side, each in a process of its own with an equal share of the cores."""
+    list_tasks: bool = False
+    """Print the tasks, and the files of each that `data` has, and stop."""
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what the settings cannot do together."""
+        problems = [unknown(task, TASK_NAMES, "`tasks`") for task in self.tasks if task not in TASK_NAMES]
+        for setting in ("tasks", "references"):
+            values = getattr(self, setting)
+            problems += [f"`{setting}` names {each!r} twice." for each in values if values.count(each) > 1][:1]
+        if self.data is not None and not self.data.is_dir():
+            problems.append(must("data", "be a folder with task files", str(self.data)))
+        if self.output.exists() and not self.output.is_dir():
+            problems.append(must("output", "be a folder", str(self.output)))
+        if not self.list_tasks:
+            problems += self._model_problems()
+        return [*problems, *self._without_effect()]
+
+    def _model_problems(self) -> list[str]:
+        if self.model:
+            return []
+        if not self.references:
+            return ["`model` must name an encoder: a run folder, an exported model, or a name of the Hugging Face hub."]
+        if "random_weights" in self.references:
+            return ["The reference `random_weights` must know the encoder: set `model`."]
+        return []
+
+    def _without_effect(self) -> Iterator[str]:
+        tuned, rules = ["seeds", "first_seed", "pooling"], [each.name for each in fields(self.fine_tuning)]
+        if self.frozen:
+            why = "has no effect with `frozen`, which fine-tunes nothing"
+            yield from removable(self, tuned, "", why, "Remove one of them.")
+            yield from removable(self.fine_tuning, rules, "fine_tuning", why, "Remove one of them.")
+        if self.tasks and "blimp" not in self.tasks:
+            yield from removable(self, ["max_pairs"], "", "has no effect without the task `blimp`")
+        if self.tasks == ("blimp",):
+            why = "has no effect on `blimp`, which trains nothing"
+            unused = ["frozen", "max_length", "max_train", *([] if self.frozen else tuned)]
+            yield from removable(self, unused, "", why)
+            if not self.frozen:
+                yield from removable(self.fine_tuning, rules, "fine_tuning", why)

@@ -53,6 +53,10 @@ class Examples:
         return len(self.texts)
 
 
+Layout = Literal["json_lines", "official", "hub"]
+"""How the files of a task are arranged: local JSON lines, the files that its authors publish, or the hub's data set."""
+
+
 @dataclass(frozen=True)
 class TaskData:
     """The examples of a task as they were read."""
@@ -63,6 +67,9 @@ class TaskData:
     """What is reported. No setting is chosen on it."""
     files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file that was read, by name."""
+    layout: Layout = "official"
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What was counted: examples, test examples that training has too, examples that were left out and why."""
 
 
 def _classification(name: str, title: str, fields: str, labels: str, *metrics: Metric) -> Task:

@@ -1,0 +1,114 @@
+"""The cells of an output folder: one JSON file for each result, written whole, and compared before it is used again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import TypeAdapter, ValidationError
+
+from megamask.errors import DataError, raise_all
+from megamask.evaluation.outcome import Cell, CellKey
+from megamask.storage.atomic_write import write_atomic
+from megamask.storage.strict_json import read_object
+
+FOLDER = "cells"
+"""The folder of the cells within the output folder."""
+_LISTS = ("predictions", "labels")
+
+
+def cell_path(output: Path, key: CellKey) -> Path:
+    """The file of a cell: cells/MODEL/TASK.MODE.VARIANT.seed-N.json, with escapes for what a name may not contain."""
+    names = [key.task, key.mode, *([key.variant] if key.variant else []), f"seed-{key.seed}"]
+    return output / FOLDER / _escape(key.model) / f"{'.'.join(map(_escape, names))}.json"
+
+
+def write_cell(output: Path, cell: Cell) -> None:
+    """Write the file of ``cell``. NaN and Inf are written as null, which JSON has."""
+    path = cell_path(output, cell.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(_without_nan(asdict(cell)), allow_nan=False) + "\n")
+
+
+def read_cell(path: Path) -> Cell:
+    """The cell in the file at ``path``, with NaN where it has null. Raises DataError with a sentence."""
+    record = read_object(path, DataError, f"{path} is missing.")
+    for name in _LISTS:
+        if isinstance(record.get(name), list):
+            record[name] = [math.nan if value is None else value for value in record[name]]
+    for name in ("figures", "scores"):
+        if isinstance(record.get(name), dict):
+            record[name] = {each: math.nan if value is None else value for each, value in record[name].items()}
+    try:
+        return _CELL.validate_python(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} is not a cell: `{where}`: {first['msg']}. Delete it to compute it again.") from None
+
+
+def read_cells(output: Path) -> dict[CellKey, Cell]:
+    """All cells of the folder ``output``. Raises DataError with a sentence for each file that is damaged."""
+    cells: dict[CellKey, Cell] = {}
+    problems: list[str] = []
+    for path in sorted((output / FOLDER).glob("*/*.json")):
+        if path.name.startswith("."):
+            continue  # it is being written
+        try:
+            cell = read_cell(path)
+            cells[cell.key] = cell
+        except DataError as error:
+            problems += error.problems
+    raise_all(DataError, problems)
+    return cells
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The settings in which two cells differ: "`max_length` was 128 and is 256"."""
+    old, new = _as_json(old), _as_json(new)
+    names = dict.fromkeys([*old, *new])
+    return [f"`{name}` was {_shown(old, name)} and is {_shown(new, name)}" for name in names if _differ(old, new, name)]
+
+
+def results_lines(cells: Iterable[Cell]) -> str:
+    """The content of `results.jsonl`: a line for each cell, without the predictions and labels of single examples."""
+    lines = []
+    for cell in cells:
+        record = _without_nan(asdict(cell))
+        lines.append(json.dumps({name: value for name, value in record.items() if name not in _LISTS}))
+    return "".join(f"{line}\n" for line in lines)
+
+
+_CELL = TypeAdapter(Cell)
+
+
+def _escape(name: str) -> str:
+    """``name`` as a visible file name."""
+    escaped = quote(name, safe=" ")
+    return escaped if not escaped.startswith(".") else f"%2E{escaped[1:]}"
+
+
+def _without_nan(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _without_nan(value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _as_json(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is after writing and reading: tuples become lists."""
+    return json.loads(json.dumps(tree))
+
+
+def _differ(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> bool:
+    return (name in old) != (name in new) or old.get(name) != new.get(name)
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return json.dumps(settings[name]) if name in settings else "absent"
