@@ -42,7 +42,7 @@ def encode_texts(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, texts: Sequence[tuple[str, ...]], longest: int
 ) -> EncodedTexts:
     """One or two texts each as at most ``longest`` tokens; of a pair, the longer text is cut first."""
-    types = _reads_token_types(model)
+    types = reads_token_types(model)
     columns = [list(column) for column in zip(*texts, strict=True)] or [[]]
     if not columns[0]:
         return EncodedTexts((), (), 0)
@@ -113,7 +113,7 @@ def text_features(model: PreTrainedModel, texts: EncodedTexts) -> dict[Pooling, 
     return features
 
 
-def _reads_token_types(model: PreTrainedModel) -> bool:
+def reads_token_types(model: PreTrainedModel) -> bool:
     """Whether the model distinguishes the texts of a pair; RoBERTa takes token types but has only one."""
     takes = "token_type_ids" in inspect.signature(model.forward).parameters
     return takes and getattr(model.config, "type_vocab_size", 0) > 1

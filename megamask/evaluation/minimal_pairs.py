@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from megamask.errors import CheckpointError, DataError
+from megamask.evaluation.encoder import EncoderFolder
 from megamask.evaluation.outcome import Outcome
 from megamask.evaluation.pseudo_log_likelihood import (
     VARIANTS,
@@ -42,17 +42,7 @@ TIE = 1e-4
 """Nats. Far above the noise of fp32, which is about 1e-5, and far below the usual difference of a few nats."""
 
 
-@runtime_checkable
-class ModelFolder(Protocol):
-    """An encoder in a folder of transformers."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder."""
-        ...
-
-
-def score_pairs(encoder: ModelFolder, data: TaskData, config: EvaluateConfig) -> dict[str, Outcome]:
+def score_pairs(encoder: EncoderFolder, data: TaskData, config: EvaluateConfig) -> dict[str, Outcome]:
     """The accuracy of the masked language model in ``encoder.folder`` on the pairs of ``data.test``, by variant.
 
     With ``config.max_pairs``, the first pairs of each paradigm alone, in their order. `within_word` is left out, and

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from transformers import (
@@ -17,6 +16,7 @@ from transformers import (
 
 from megamask.data import tokenizer_training
 from megamask.data.tokenizer import Tokenizer
+from megamask.evaluation.encoder import EncoderFolder
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -33,7 +33,7 @@ def small_tokenizer() -> Tokenizer:
     return tokenizer_training.train_tokenizer("wordpiece", SENTENCES * 5, size=90)
 
 
-def save_model(family: str, tokenizer: Tokenizer, folder: Path) -> SimpleNamespace:
+def save_model(family: str, tokenizer: Tokenizer, folder: Path) -> EncoderFolder:
     """A random model of the ``family`` in ``folder``, with values other than 0 and 1 in every tensor."""
     common = {**SIZES, "vocab_size": tokenizer.size, "pad_token_id": 0, "initializer_range": 0.3}
     common |= {"max_position_embeddings": 64}
@@ -50,4 +50,4 @@ def save_model(family: str, tokenizer: Tokenizer, folder: Path) -> SimpleNamespa
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     model.save_pretrained(folder)
     tokenizer.save(folder)
-    return SimpleNamespace(folder=folder, max_length=64)
+    return EncoderFolder(family, folder, "", 64)
