@@ -32,9 +32,8 @@ def _cost_table(chosen: Sequence[PlannedRun], numbers: dict[str, int]) -> list[s
     texts = Texts()
     rows = [("arm", "budget", "numbers", "steps", "tokens", *(f"{part} FLOPs" for part in PARTS), "of the baseline")]
     base: dict[str, float] = {}
-    by_arm = sorted(
-        chosen, key=lambda run: (run.budget, min(n for r, n in numbers.items() if r.startswith(f"{run.arm.name}/")))
-    )
+    first = {(run.budget, run.arm.name): number for number, run in reversed([*enumerate(chosen)])}
+    by_arm = sorted(chosen, key=lambda run: first[run.budget, run.arm.name])
     for (budget, arm), group in groupby(by_arm, key=lambda run: (run.budget, run.arm.name)):
         some = list(group)
         run = some[0]

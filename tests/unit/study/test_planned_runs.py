@@ -1,0 +1,151 @@
+"""The runs of a plan: their order, their pairing, their steps, and commands that give the planned configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megamask.config.cli import parse_command
+from megamask.config.pretrain_config import as_dict
+from megamask.errors import ConfigError
+from megamask.storage.dotted import flatten
+from megamask.study.plan import Axis, PlannedArm, StudyPlan, find_plan, shipped_plans
+from megamask.study.planned_runs import (
+    PAIRED,
+    Texts,
+    as_flag,
+    mean_step_flops,
+    pack_flops,
+    plan_runs,
+    select_runs,
+)
+from tests.unit.study.conftest import LENGTHS
+
+STUDY = Path("/study")
+
+
+@pytest.mark.parametrize("name", shipped_plans())
+def test_every_shipped_plan_can_be_run(name: str, text: Path) -> None:
+    plan = find_plan(name)
+    runs = plan_runs(plan, STUDY, text)
+    assert len(runs) == len(plan.seeds) * len(plan.budgets) * len(plan.arms)
+
+
+def test_commands_give_the_planned_configuration(plan: StudyPlan, text: Path) -> None:
+    arm = PlannedArm(
+        "many",
+        "entropy-self-probe-tiny",
+        set={
+            "masking.entropy.standardise": False,
+            "masking.ratio.start": 0.3,
+            "entropy.audit.every": None,
+            "init_layers": None,
+        },
+    )
+    for run in plan_runs(replace(plan, arm=(*plan.arm, arm)), STUDY, text):
+        assert as_dict(parse_command(run.pretrain_arguments()).run) == as_dict(run.config)
+
+
+def test_order_is_seed_by_seed_and_seeds_are_paired(plan: StudyPlan, text: Path) -> None:
+    runs = plan_runs(replace(plan, budgets=("tokens=40960", "flops=1e12")), STUDY, text)
+    assert [run.seed for run in runs] == [1] * 4 + [2] * 4
+    assert [run.references for run in runs] == [True] + [False] * 7
+    for first, second in zip(runs[::2], runs[1::2], strict=True):
+        ours, theirs = (flatten(as_dict(run.config)) for run in (first, second))
+        same = {name for name in ours if name.partition(".")[0] in (*PAIRED, "seed", "data")}
+        assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+
+
+def test_settings_are_hashed_without_the_seed(plan: StudyPlan, text: Path) -> None:
+    runs = plan_runs(plan, STUDY, text)
+    assert runs[0].settings == runs[2].settings != runs[1].settings
+
+
+@pytest.mark.parametrize("name", ["packs.tokens", "model.num_layers", "validation.packs"])
+def test_settings_that_break_pairs_are_refused_unless_they_are_declared(name: str, plan: StudyPlan, text: Path) -> None:
+    arm = PlannedArm("other", "random-tiny", set={name: 4096 if name == "packs.tokens" else 2})
+    with pytest.raises(ConfigError, match=f"arm other: `{name}`.*not paired"):
+        plan_runs(replace(plan, arm=(*plan.arm, arm)), STUDY, text)
+    declared = replace(arm, unpaired=(name,))
+    assert len(plan_runs(replace(plan, arm=(*plan.arm, declared)), STUDY, text)) == 6
+    axis = Axis(name, (arm.set[name],))
+    assert len(plan_runs(replace(plan, axis=(axis,)), STUDY, text)) == 6
+
+
+def test_problems_of_all_arms_come_together(plan: StudyPlan, text: Path) -> None:
+    arms = (
+        PlannedArm("a", "randon-tiny"),
+        PlannedArm("b", "random-tiny", set={"masking.ratoi": 0.3}),
+        PlannedArm("c", "random-tiny", set={"masking.ratio.start": 1.5}),
+        PlannedArm("d", "random-tiny", set={"entropy.audit.every": 3}),
+        PlannedArm("e", "entropy-kd-complete-tiny"),
+    )
+    with pytest.raises(ConfigError) as error:
+        plan_runs(replace(plan, arm=(*plan.arm, *arms)), STUDY, text)
+    for start, word in zip("abcde", ("random-tiny", "masking.ratio", "1.5", "audit", "teacher.path"), strict=True):
+        assert any(each.startswith(f"arm {start}: ") and word in each for each in error.value.problems)
+
+
+def test_budgets_in_tokens_and_flops(plan: StudyPlan, text: Path) -> None:
+    plan = replace(plan, budgets=("tokens=819200", "flops=1e13"))
+    by_name = {run.name: run for run in plan_runs(plan, STUDY, text)}
+    random, probe = (by_name[f"{arm}/tokens=819200/seed-1"] for arm in ("random", "probe"))
+    assert random.config.steps == probe.config.steps == 819_200 / (2048 * 4)
+    texts = Texts()
+    shards, squares = texts.open(text), texts.squares_per_token(text, 128)
+    for arm in ("random", "probe"):
+        config = by_name[f"{arm}/flops=1e13/seed-1"].config
+        flops = mean_step_flops(config, pack_flops(config, shards), squares)
+        total = config.steps * (flops["student"] + flops["scoring"] + flops["teacher"])
+        assert abs(total - 1e13) < total / config.steps + 0.02 * 1e13  # whole steps; the probe learns less often later
+    steps = [by_name[f"{arm}/flops=1e13/seed-1"].config.steps for arm in ("random", "probe")]
+    assert steps[0] > steps[1]
+
+
+def test_a_budget_of_time_and_checks_of_the_harness(plan: StudyPlan, text: Path) -> None:
+    arms = (
+        replace(plan.arm[0], name="half", role="check", budget_share=0.5),
+        replace(plan.arm[0], name="others", role="check", seed_offset=100),
+    )
+    runs = plan_runs(replace(plan, budgets=("time=10m",), arm=(*plan.arm, *arms)), STUDY, text)
+    assert [run.config.time_budget for run in runs[:4]] == ["600s", "600s", "300s", "600s"]
+    assert [(run.seed, run.config.seed) for run in runs[3::4]] == [(1, 101), (2, 102)]
+
+
+def test_a_teacher_is_the_run_with_the_same_seed(plan: StudyPlan, text: Path) -> None:
+    arm = PlannedArm("kd", "entropy-kd-complete-tiny", teacher="random")
+    runs = plan_runs(replace(plan, arm=(*plan.arm, arm)), STUDY, text)
+    assert [run.config.teacher.path for run in runs[2::3]] == [str(run.run_folder) for run in runs[::3]]
+    assert runs[2].settings == runs[5].settings
+
+
+def test_mean_of_squares_is_that_of_the_cut_documents(text: Path) -> None:
+    pieces = [min(62, length - start) + 2 for length in LENGTHS for start in range(0, length, 62)]
+    assert Texts().squares_per_token(text, 64) == pytest.approx(sum(p**2 for p in pieces) / sum(pieces))
+
+
+def test_parts_of_a_study_are_selected_by_name_or_number(plan: StudyPlan, text: Path) -> None:
+    runs = plan_runs(plan, STUDY, text)
+    assert select_runs(runs, ()) == runs
+    assert select_runs(runs, ["probe/seed-2"]) == [runs[3]]
+    assert select_runs(runs, ["random", "1"]) == [runs[0], runs[1], runs[2]]
+    with pytest.raises(ConfigError) as error:
+        select_runs(runs, ["prob", "9"])
+    assert len(error.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("export", False, ["--no-export"]),
+        ("a.b.flag", True, ["--a.b.flag"]),
+        ("a.flag", False, ["--a.no-flag"]),
+        ("tasks", ["x", "y"], ["--tasks", "x", "y"]),
+        ("rate", 1e-5, ["--rate", "1e-05"]),
+        ("none", None, ["--none", "None"]),
+    ],
+)
+def test_flags(name: str, value: object, words: list[str]) -> None:
+    assert as_flag(name, value) == words
