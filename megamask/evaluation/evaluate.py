@@ -10,12 +10,13 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import TYPE_CHECKING, Any
 
 from megamask.errors import ConfigError, DataError, StorageError, raise_all
 from megamask.evaluation.cells import cell_path, differences, read_cells, results_lines, write_cell
+from megamask.evaluation.formats.rows import limit_train
 from megamask.evaluation.jobs import (
     MODELS,
     Job,
@@ -61,7 +62,7 @@ def run_evaluation(config: EvaluateConfig) -> int:
     config.output.mkdir(parents=True, exist_ok=True)
     if len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} results are in {config.output} already.", file=sys.stderr)
-    _compute(missing, encoder, config)
+    _compute(missing, {key for key, cell in cells.items() if cell.state != "failed"}, encoder, config)
     return _report(config, jobs, encoder, 3 if config.tasks and found.missing else 0)
 
 
@@ -142,13 +143,16 @@ def _check_files(jobs: Sequence[Job]) -> None:
     raise_all(DataError, problems)
 
 
-def _compute(jobs: Sequence[Job], encoder: EncoderFolder | None, config: EvaluateConfig) -> None:
-    """Compute and write the cells of ``jobs``."""
-    sizes = {job: _size(job) for job in jobs}
+def _compute(
+    jobs: Sequence[Job], done: Collection[CellKey], encoder: EncoderFolder | None, config: EvaluateConfig
+) -> None:
+    """Compute and write the cells of ``jobs``, except those that an interrupted job has written before."""
+    sizes = {job: _size(job, config) for job in jobs}
     with ProgressBar("evaluate", sum(sizes.values()), "example") as bar:
         for job, cells in _results(jobs, encoder, config, bar):
             for cell in reversed(cells):  # the first variant, which makes the job done, last
-                write_cell(config.output, cell)
+                if cell.key not in done:
+                    write_cell(config.output, cell)
             print(_line(job, cells), flush=True)
             bar.update(sizes[job])
 
@@ -216,11 +220,17 @@ def _report(config: EvaluateConfig, jobs: Sequence[Job], encoder: EncoderFolder 
     return 1 if any(cells[key].state == "failed" for key in keys & cells.keys()) else code
 
 
-def _size(job: Job) -> int:
+def _size(job: Job, config: EvaluateConfig) -> int:
     """Examples, weighted by how often the encoder reads each one."""
-    data = read_task_once(job.files)
-    weight = {"zero_shot": 20, "frozen": 1, "fine_tuned": 30, "reference": 1}[job.method]
-    return weight * (len(data.train) + len(data.test))
+    data = limit_train(read_task_once(job.files), config.max_train)
+    reported = len(data.test)
+    if data.test.groups and config.max_pairs:
+        reported = min(reported, config.max_pairs * len(set(data.test.groups)))
+    return _PASSES[job.method] * (len(data.train) + reported)
+
+
+_PASSES = {"zero_shot": 20, "frozen": 1, "fine_tuned": 30, "reference": 1}
+"""About how often an example is read: a sentence once for each token, a training example in several epochs."""
 
 
 def _line(job: Job, cells: Sequence[Cell]) -> str:

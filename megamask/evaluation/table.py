@@ -39,7 +39,7 @@ def comparability_note(cells: Sequence[Cell]) -> str:
     if not local:
         return ""
     sizes = ", ".join(
-        f"{TASKS[name].title} {_count(cell, 'train_examples')} / {_count(cell, 'test_examples')}"
+        f"{TASKS[name].title} {int(cell.figures.get('train_examples', 0)):,} / {len(cell.predictions):,}"
         for name, cell in sorted(local.items(), key=lambda item: list(TASKS).index(item[0]))
     )
     return (
@@ -92,7 +92,3 @@ def _name(cell: Cell) -> str:
     model, mode = _row(cell)
     seed = f", seed {cell.key.seed}" if cell.key.seed else ""
     return ", ".join(filter(None, (model, mode, TASKS[cell.key.task].title))) + seed
-
-
-def _count(cell: Cell, name: str) -> str:
-    return f"{int(cell.figures.get(name, 0)):,}"
