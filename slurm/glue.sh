@@ -1,8 +1,9 @@
 #!/bin/bash
-# Every GLUE task with every seed, for one model:   sbatch [options of sbatch] slurm/glue.sh [flags of finetune_glue.py]
+# Every task with every seed, for one model:   sbatch [options of sbatch] slurm/glue.sh [flags of megamask evaluate]
 #
 # Array index i runs task i / seeds of MEGAMASK_TASKS with seed i % seeds of MEGAMASK_SEEDS, on one GPU, with the same
-# flags. --array=0-44%8 runs at most eight at a time, --array=7,12 repeats only these two.
+# flags. --array=0-44%8 runs at most eight at a time, --array=7,12 repeats only these two. All write into one output
+# folder, and a result that is there is not computed again. The same flags with all tasks and --seeds 5 print the table.
 # Environment: that of job.sh, MEGAMASK_ROOT as in run.sh, and
 #   MEGAMASK_TASKS  cola sst2 mrpc stsb qqp mnli qnli rte wnli
 #   MEGAMASK_SEEDS  1 2 3 4 5
@@ -25,8 +26,6 @@ if ! cd "$ROOT" || ! . slurm/job.sh; then
     exit 2
 fi
 [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || die "This is a batch script of Slurm for an array: sbatch $0"
-[[ -r tools/finetune_glue.py ]] || die "tools/finetune_glue.py is not there: megamask cannot fine-tune yet." \
-    "Export the model with \`megamask export\` and fine-tune it with transformers."
 read -ra TASKS <<<"${MEGAMASK_TASKS:-cola sst2 mrpc stsb qqp mnli qnli rte wnli}"
 read -ra SEEDS <<<"${MEGAMASK_SEEDS:-1 2 3 4 5}"
 COUNT=$((${#TASKS[@]} * ${#SEEDS[@]}))
@@ -39,4 +38,4 @@ OUT=${OUT:-$ROOT}
 set_environment
 set_container "$OUT"
 say "$TASK with seed $SEED"
-exec srun "${STEP[@]}" "${INSIDE[@]}" python tools/finetune_glue.py --task "$TASK" --seed "$SEED" "$@"
+exec srun "${STEP[@]}" "${INSIDE[@]}" python tools/evaluate.py --tasks "$TASK" --first-seed "$SEED" "$@"

@@ -239,18 +239,13 @@ def test_text_is_prepared_on_one_node(slurm: Cluster, root: Path) -> None:
 def test_every_glue_task_runs_with_every_seed(slurm: Cluster, root: Path) -> None:
     one = ["--gpus-per-node=1", "--cpus-per-task=1"]
     (root / "tools").mkdir()
-    tool = root / "tools" / "finetune_glue.py"
-    tool.write_text(SAY)
+    (root / "tools" / "evaluate.py").write_text(SAY)
     env = {"MEGAMASK_TASKS": "rte cola", "MEGAMASK_SEEDS": "3 4 5"}
     options = ("--array=0-6", f"--output={root}/%a.out")
     Job(slurm, root, "--model", "m", size=one, options=options, script="glue.sh", **env)
     logs = [root / f"{task}.out" for task in range(7)]
     slurm.until(lambda: not slurm.run("squeue", "-h").stdout, "the end", lambda: slurm.run("squeue").stdout)
     told = [log.read_text().splitlines()[-1] for log in logs]
-    assert told[:6] == [f"told --task {task} --seed {seed} --model m" for task in ("rte", "cola") for seed in (3, 4, 5)]
+    runs = [(task, seed) for task in ("rte", "cola") for seed in (3, 4, 5)]
+    assert told[:6] == [f"told --tasks {task} --first-seed {seed} --model m" for task, seed in runs]
     assert "`--array` must lie in 0-5, 2 tasks with 3 seeds, but is 6." in told[6]
-
-    tool.unlink()
-    job = Job(slurm, root, size=one, options=("--array=0",), script="glue.sh")
-    job.ends("FAILED")
-    assert "tools/finetune_glue.py is not there" in job.text()
