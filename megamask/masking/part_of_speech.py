@@ -28,13 +28,10 @@ from torch import Tensor
 from megamask.batch import Losses, MaskPlan, PackedBatch
 from megamask.errors import CheckpointError, DataError
 from megamask.masking.rng import PackRng
-from megamask.masking.score import Score
+from megamask.masking.score import GRAIN, Score
 from megamask.masking.settings import PartOfSpeechScoreConfig as PartOfSpeechScoreConfig
 from megamask.masking.units import pieces_of_unit
 from megamask.runtime import ranks
-
-GRAIN = 2.0**-20
-"""Nats. Losses are summed in whole multiples of it: such sums are exact, so the same in any order on any ranks."""
 
 
 class PartOfSpeechScore(Score):

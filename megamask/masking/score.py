@@ -10,6 +10,9 @@ from torch import Tensor
 from megamask.batch import Learner, PackedBatch
 from megamask.masking.rng import PackRng
 
+GRAIN = 2.0**-20
+"""What scores learn is summed in whole multiples of it: such sums are exact, so the same in any order on any ranks."""
+
 
 @runtime_checkable
 class Score(Learner, Protocol):

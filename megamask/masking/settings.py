@@ -9,7 +9,16 @@ from annotated_types import Ge
 from pydantic import FiniteFloat
 
 from megamask.errors import must
-from megamask.errors.setting_rules import Count, NotNegative, OnlyFor, Positive, Share, ShareBelowOne, removable
+from megamask.errors.setting_rules import (
+    Count,
+    NotNegative,
+    OnlyFor,
+    Positive,
+    Share,
+    ShareBelowOne,
+    ShareInside,
+    removable,
+)
 from megamask.schedules import Schedule
 
 Unit = Literal["token", "word", "span"]
@@ -69,12 +78,18 @@ class EntropyScoreConfig:
     shuffle: Literal["no", "pack", "type"] = "no"
     """The control: the same entropies at wrong places, permuted over all maskable tokens of a pack, or among those
     with the same id, which keeps what the token alone says and takes away what the context says."""
+    effective_sample_size: ShareInside | None = None
+    """Moves the temperature, which starts at `temperature`, so that weights by inverse chance (`masking.correction` 1)
+    would leave this share of the targets as the effective sample; 0.8 is meant. None: the temperature is fixed."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
         if self.strategy == "proportional" and self.temperature == 0:
             rule, cure = "be above 0 under the strategy 'proportional'", "For the highest entropies use 'high'."
             return [must(f"{name}.temperature", rule, self.temperature, cure)]
+        if self.effective_sample_size is not None and self.temperature == 0:
+            rule = f"be above 0 with `{name}.effective_sample_size`, which moves it"
+            return [must(f"{name}.temperature", rule, self.temperature)]
         return []
 
 

@@ -32,9 +32,8 @@ from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, PackedBatch
 from megamask.errors import CheckpointError
-from megamask.masking.part_of_speech import GRAIN
 from megamask.masking.rng import PackRng
-from megamask.masking.score import Score
+from megamask.masking.score import GRAIN, Score
 from megamask.masking.settings import TokenTypeScoreConfig as TokenTypeScoreConfig
 from megamask.runtime import ranks
 

@@ -21,6 +21,8 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
         "exact": ENTROPY | {"entropy.source": "exact", "entropy.signal": "clean"},
         "token type": {"masking.score": "token_type", "masking.token-type.every": 2},
         "corrected": ENTROPY | {"entropy.source": "probe", "masking.correction": 1.0, "masking.max-weight": 3.0},
+        "moving temperature": ENTROPY
+        | {"entropy.source": "frequency", "masking.entropy.effective-sample-size": 0.8, "masking.correction": 0.5},
         "masked": ENTROPY | {"entropy.source": "exact", "entropy.num_passes": 2, "masking.entropy.strategy": "middle"},
     },
     "schedule": {
@@ -47,7 +49,7 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
     "teacher": {"none": {}, "targets": TAUGHT, "everywhere": TAUGHT | {"distill.positions": "all"}},
 }
 """What can be chosen, and the settings by which it is chosen."""
-APART = [("span", "corrected")]
+APART = [("span", "corrected"), ("span", "moving temperature")]
 """What is refused: the chances of spans are known only roughly."""
 
 
