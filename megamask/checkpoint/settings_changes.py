@@ -12,7 +12,7 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import ConfigError, DataError
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten, is_under
-from megamask.storage.old_setting_names import with_new_names
+from megamask.storage.old_setting_names import with_added, with_new_names
 
 
 def find_changes(
@@ -22,8 +22,8 @@ def find_changes(
 
     Raises ConfigError if one does that is not under ``may_differ``, DataError if only the text differs.
     """
-    there = flatten(with_new_names(strict_json.read_json(run.config)))
     here = flatten(json.loads(json.dumps(config)))
+    there = with_added(flatten(with_new_names(strict_json.read_json(run.config))), here)
     pairs = {key: [there.get(key, "absent"), here.get(key, "absent")] for key in sorted(there | here)}
     changes = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     refused = {key: pair for key, pair in changes.items() if not is_under(key, may_differ)}

@@ -1,4 +1,4 @@
-"""Settings that were renamed or removed, as the folder of an earlier run or an older file of settings names them."""
+"""Settings that were renamed, removed or added, as an earlier run or an older file of settings names them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,26 @@ RENAMED = {
 """Old name -> new name, of settings and sections. Each changes the last part of a name only."""
 REMOVED = {"masking.ratio.middle", "masking.random_share.middle", "distill.weight.middle"}
 """New names of settings that no longer exist, and that earlier runs recorded as None, without effect."""
+
+ADDED: dict[str, Any] = {
+    "masking.correction": 0.0,
+    "masking.max_weight": None,
+    "masking.entropy.effective_sample_size": None,
+    "masking.token_type.signal": "accuracy",
+    "masking.token_type.every": 200,
+    "masking.token_type.momentum": 0.2,
+    "masking.token_type.floor": 0.005,
+    "masking.token_type.temperature": 1.0,
+    "masking.ratio.back": None,
+    "masking.random_share.back": None,
+    "distill.weight.back": None,
+}
+"""Settings that earlier runs did not record, and the value of each at which a run goes on as it did without it."""
+
+
+def with_added(settings: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """``settings`` by dotted name, with those of ``known`` that did not exist when they were recorded."""
+    return {name: ADDED[name] for name in known if name in ADDED} | settings
 
 
 def new_name(name: str) -> str:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from megamask.batch import Learner
 from megamask.checkpoint.format import STATE, WEIGHTS, read_state, read_tensors
-from megamask.config.pretrain_config import changeable
+from megamask.config.pretrain_config import PretrainConfig, changeable
 from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.runtime import ranks
-from megamask.storage.old_setting_names import with_new_names
+from megamask.storage.old_setting_names import with_added, with_new_names
 from megamask.training.components import RunComponents
 
 KEYS = {"spikes": "judge"}
@@ -80,7 +80,7 @@ def read_train_state(checkpoint: Path) -> TrainState:
             problems.append(must(f"{checkpoint}/{STATE}: {key}", f"be {rule}", str(values[each.name])))
     raise_all(CheckpointError, problems)
     if values.get("settings"):
-        values["settings"] = with_new_names(values["settings"])
+        values["settings"] = with_added(with_new_names(values["settings"]), changeable(PretrainConfig()))
     return TrainState(**values)
 
 
