@@ -76,15 +76,15 @@ class StudyResults:
     budgets: tuple[str, ...]
     mean_tasks: tuple[str, ...]
     """The tasks of the second primary endpoint, the mean; the first is the macro average of BLiMP."""
-    mean_mode: Mode
-    """How those tasks are evaluated; cells in other modes are secondary."""
-    mean_variant: str
-    """Their variant, such as the pooling of frozen features; empty if there is one only."""
     references: tuple[Cell, ...]
     """Cells without a pretrained model."""
     runs: tuple[PretrainingRun, ...]
     cells: Mapping[tuple[str, int, str], tuple[Cell, ...]]
     """By arm, pretraining seed and budget."""
+    mean_mode: Mode | None = None
+    """How the tasks of the mean are evaluated; None: as in the first evaluation that covers them all."""
+    mean_variant: str | None = None
+    """Their variant, such as the pooling of frozen features; None: likewise."""
     notes: tuple[str, ...] = ()
     """What a reader must know to compare with public numbers."""
     provenance: Mapping[str, str] = field(default_factory=dict)

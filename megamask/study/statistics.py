@@ -7,6 +7,7 @@ microseconds; all of them also take a stack of studies, with the seeds in the la
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 """Of every interval, two-sided."""
+EQUAL = 1e-5
+"""Differences whose range is at most this, in points or nats, are equal up to rounding in float32."""
 EXACT_SEEDS = 14
 """Up to this many seeds the sign-flip test visits all sign patterns; above, it draws 9,999 of them."""
 
@@ -40,7 +43,7 @@ def t_interval(
         return np.full(differences.shape[:-1], np.nan), np.full(differences.shape[:-1], np.nan)
     mean, error = differences.mean(-1), differences.std(-1, ddof=1) / np.sqrt(differences.shape[-1])
     half = stats.t.ppf((1 + confidence) / 2, differences.shape[-1] - 1) * error
-    return mean - half, mean + half
+    return np.asarray(mean - half), np.asarray(mean + half)
 
 
 def t_test_p(differences: Float[np.ndarray, "*studies seeds"]) -> Float[np.ndarray, "*studies"]:
@@ -48,7 +51,7 @@ def t_test_p(differences: Float[np.ndarray, "*studies seeds"]) -> Float[np.ndarr
 
     Equal differences say nothing about their spread. They are common where a score has few possible values.
     """
-    equal = np.ptp(differences, axis=-1) == 0
+    equal = np.ptp(differences, axis=-1) <= EQUAL
     if differences.shape[-1] < 2 or np.all(equal):
         return np.full(differences.shape[:-1], np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -95,7 +98,7 @@ def equivalence_p(differences: Float[np.ndarray, "*studies seeds"], margin: floa
 
     NaN where the t test is not defined.
     """
-    equal = np.ptp(differences, axis=-1) == 0
+    equal = np.ptp(differences, axis=-1) <= EQUAL
     if differences.shape[-1] < 2 or np.all(equal):
         return np.full(differences.shape[:-1], np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,10 +114,12 @@ def welch_interval(
 
     None and NaN where the spread is not known: an arm with one seed, or two arms without any spread.
     """
-    if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
+    if min(len(first), len(second)) < 2 or max(np.ptp(first), np.ptp(second)) <= EQUAL:
         return None, float("nan")
-    test = stats.ttest_ind(first, second, equal_var=False)
-    ends = test.confidence_interval(confidence)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Precision loss")  # one arm without spread, which Welch's test allows
+        test = stats.ttest_ind(first, second, equal_var=False)
+        ends = test.confidence_interval(confidence)
     return Interval(float(ends.low), float(ends.high)), float(test.pvalue)
 
 
@@ -154,8 +159,8 @@ def detectable_effect(seeds: int, sd_of_differences: float, power: float = 0.8) 
 
 def example_weights(examples: int, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "examples draws"]:
     """How often each example occurs in each bootstrap sample; a sample has as many examples as the test set."""
-    counts = rng.multinomial(examples, np.full(examples, 1 / examples), size=draws)
-    return np.ascontiguousarray(counts.T, dtype=np.float32)
+    chosen = rng.integers(0, examples, (examples, draws)) * draws + np.arange(draws)
+    return np.bincount(chosen.ravel(), minlength=examples * draws).reshape(examples, draws).astype(np.float32)
 
 
 def multi_bootstrap(
