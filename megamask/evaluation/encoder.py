@@ -27,6 +27,10 @@ from megamask.storage import file_list
 
 POOLER = ("pooler.",)
 """Tensors that a masked language model lacks; transformers initializes them at random, and nothing here uses them."""
+DROPOUT = ("dropout", "dropout_prob", "dropout_rate")
+"""Ends of the names of rates of dropout in the configuration of a model."""
+OF_HEADS = ("classifier", "seq_classif", "qa", "summary")
+"""Beginnings of the names of settings of heads."""
 WITHOUT_LIMIT = 512
 """Tokens of a text for a model that names no maximum."""
 NO_MAXIMUM = 1_000_000
@@ -89,9 +93,17 @@ def with_random_weights(encoder: EncoderFolder, cache: Path, seed: int) -> Encod
     return EncoderFolder(label, output, _hash_weights(output), encoder.max_length)
 
 
-def load_encoder(encoder: EncoderFolder) -> PreTrainedModel:
-    """The encoder without any head, in fp32 on the device of this process, in evaluation mode."""
-    model = load_pretrained(AutoModel, encoder.folder, optional=POOLER)
+def load_encoder(encoder: EncoderFolder, dropout: float | None = None) -> PreTrainedModel:
+    """The encoder without any head, in fp32 on the device of this process, in evaluation mode.
+
+    ``dropout`` replaces every rate of dropout that its configuration has, except those of heads.
+    """
+    settings = {}
+    if dropout is not None:
+        config = AutoConfig.from_pretrained(encoder.folder, local_files_only=True, trust_remote_code=False)
+        rates = [name for name in config.to_dict() if name.endswith(DROPOUT) and not name.startswith(OF_HEADS)]
+        settings = dict.fromkeys(rates, dropout)
+    model = load_pretrained(AutoModel, encoder.folder, optional=POOLER, **settings)
     nn.Module.to(model, ranks.device())
     return model
 

@@ -3,7 +3,8 @@
 Features are computed once without dropout, standardised on the training examples, and given to an L2-penalised logistic
 regression or ridge regression. The strength of the penalty is the best on a tenth of the training examples, then the
 model is fitted to all of them. Nothing is random, so there are no seeds. Two texts are encoded together, as in
-fine-tuning. The cost is that of one forward pass over all texts; the regressions take about a second for 10,000 texts.
+fine-tuning. Features are computed in fp32 on every machine, since they are the whole result. The cost is that of one
+forward pass over all texts; the regressions take about a second for 10,000 texts.
 """
 
 from __future__ import annotations

@@ -69,17 +69,18 @@ def _impossible_sizes(config: dict[str, Any]) -> list[str]:
 
 
 def load_pretrained(
-    auto_class: Any, folder: Path, *, optional: tuple[str, ...] = ()
+    auto_class: Any, folder: Path, *, optional: tuple[str, ...] = (), **settings: float | None
 ) -> lazy_transformers.PreTrainedModel:
     """The model in ``folder`` as ``auto_class`` loads it: in fp32 on the CPU, in evaluation mode.
 
     Raises CheckpointError for a file that is missing or corrupt, for NaN and Inf, and for missing tensors, which
     transformers would initialize with random values. Tensors whose names begin with ``optional`` may be missing.
+    ``settings`` replace those of its config.json.
     """
     read_config_json(folder)
     check_finite(read_hf_tensors(folder), folder)
     model, report = _from_pretrained(
-        auto_class, folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        auto_class, folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
     )
     missing = sorted(name for name in map(str, report["missing_keys"]) if not name.startswith(optional))
     mismatched = sorted(map(str, report["mismatched_keys"]))
