@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,7 +90,11 @@ def difference_chart(
         axes.axvline(0, color=INK, linewidth=1)
         for row, (number, _, contrast) in enumerate(rows):
             values = np.array(list(contrast.by_seed.values()), dtype=float)
-            _dots(axes, row, values, contrast.delta, contrast.interval, arm_color(number))
+            if not len(values):  # other seeds than the baseline's
+                reached = (comparison.scores[name, budget, measure] for name in (contrast.arm, contrast.against))
+                values = next(reached).values - next(reached).mean
+            is_paired = bool(contrast.by_seed)
+            _dots(axes, row, values, contrast.delta, contrast.interval, arm_color(number), is_paired)
         _rows(axes, [arm.title for _, arm, _ in rows])
         axes.set_xlabel(f"minus {results.arms[0].title}, {measure.unit}")
 
@@ -124,7 +128,7 @@ def curve_charts(results: StudyResults, budget: str, name: str) -> list[Chart]:
             for number, arm in enumerate(results.arms):
                 if arm.name in runs:
                     _curve(axes, runs[arm.name], coordinate, arm_color(number), dash_pattern(arm)[0])
-            axes.set(xlabel=label, ylabel="nats per masked token")
+            axes.set(xlabel=label, ylabel="nats per masked token", ylim=_loss_limits(runs.values()))
             axes.grid(axis="y", linewidth=0.7)
 
         ends = {
@@ -172,11 +176,12 @@ def profile_chart(
     )
     text = f"Share of the targets by {title} ({', '.join(labels)}): {described}"
     bottom = 0.52 + (0.07 * max(map(len, labels)) if max(map(len, labels)) > 3 else 0)
-    return Chart(title, draw_svg(name, text, (WIDTH, 2.9 + bottom), draw, (0.62, bottom, 0.12)), text)
+    return Chart(f"Targets by {title}", draw_svg(name, text, (WIDTH, 2.9 + bottom), draw, (0.62, bottom, 0.12)), text)
 
 
-def value_chart(name: str, setting: str, points: Sequence[tuple[str, ArmScores]], measure: Measure) -> Chart:
+def value_chart(name: str, setting: str, points: Sequence[tuple[str, ArmScores]], baseline: ArmScores) -> Chart:
     """A measure against the values of a setting, with a logarithmic axis if the largest is ten times the smallest."""
+    measure = baseline.measure
     numbers = [_as_number(value) for value, _ in points]
     numeric = all(number is not None for number in numbers)
     places = [float(n) for n in numbers if n is not None] if numeric else [float(n) for n in range(len(points))]
@@ -195,10 +200,12 @@ def value_chart(name: str, setting: str, points: Sequence[tuple[str, ArmScores]]
             if scores.interval is not None:
                 axes.plot([place] * 2, [scores.interval.low, scores.interval.high], color=arm_color(1), linewidth=2)
         axes.plot(places, [scores.mean for _, scores in points], "-D", color=arm_color(1), markersize=5, linewidth=1)
+        if baseline.by_seed:
+            axes.axhline(baseline.mean, color=arm_color(0), linewidth=1.4, linestyle="--")
         if numeric and min(places) > 0 and max(places) >= 10 * min(places):
             axes.set_xscale("log")
-        if not numeric:
-            axes.set_xticks(places, [value for value, _ in points], rotation=30)
+        axes.set_xticks(places, [value for value, _ in points], rotation=0 if numeric else 30)
+        axes.minorticks_off()
         axes.set(xlabel=setting, ylabel=f"{measure.title}, {measure.unit}")
         axes.grid(axis="y", linewidth=0.7)
 
@@ -225,7 +232,14 @@ def scatter_chart(
         if arm.name in points
     )
     text = f"{labels[1]} against {labels[0]}, means: {means}"
-    return Chart(labels[1], draw_svg(name, text, (WIDTH, 3.4), draw), text)
+    return Chart(f"{labels[1]} against {labels[0]}", draw_svg(name, text, (WIDTH, 3.4), draw), text)
+
+
+def _loss_limits(runs: Iterable[Sequence[tuple[CurvePoint, ...]]]) -> tuple[float, float]:
+    """Without the first fifth of each run, whose losses would flatten the rest."""
+    late = [p.loss for curves in runs for curve in curves for p in curve if p.step >= 0.2 * curve[-1].step]
+    room = 0.04 * (max(late) - min(late)) + 1e-3
+    return min(late) - room, max(late) + room
 
 
 def _curve(
@@ -242,12 +256,24 @@ def _curve(
     axes.plot(places, [float(np.mean(some)) for some in losses], color=color, linestyle=style, linewidth=1.8)
 
 
-def _dots(axes: Axes, row: int, values: np.ndarray, mean: float, interval: Interval | None, color: str) -> None:
+def _dots(
+    axes: Axes,
+    row: int,
+    values: np.ndarray,
+    mean: float,
+    interval: Interval | None,
+    color: str,
+    filled: bool = True,
+) -> None:
     """A dot for each run, below them the mean with its interval."""
-    spread = 0.18 * np.linspace(-1, 1, len(values)) if len(values) > 1 else np.zeros(len(values))
-    axes.plot(values, row - 0.12 + spread, "o", color=color, alpha=0.5, markersize=4.5, markeredgewidth=0)
+    places = row - 0.12 + (0.18 * np.linspace(-1, 1, len(values)) if len(values) > 1 else np.zeros(len(values)))
+    if filled:
+        axes.plot(values, places, "o", color=color, alpha=0.5, markersize=4.5, markeredgewidth=0)
+    else:
+        axes.plot(values, places, "o", markerfacecolor="none", markeredgecolor=color, markersize=4.2)
     if interval is not None:
-        axes.plot([interval.low, interval.high], [row + 0.27] * 2, color=color, linewidth=2.2, solid_capstyle="butt")
+        ends = [interval.low, interval.high]
+        axes.plot(ends, [row + 0.27] * 2, color=color, linewidth=2.2, solid_capstyle="butt")
     axes.plot([mean], [row + 0.27], "D", color=color, markersize=5.5, markeredgewidth=0)
 
 

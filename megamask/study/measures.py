@@ -13,6 +13,8 @@ from megamask.evaluation.tasks import TASKS
 from megamask.study.results import StudyResults
 from megamask.study.statistics import Interval, t_interval
 
+FROZEN_POOLING = "mean"
+"""Of the frozen features in the second endpoint if the plan names none: no loss trains the first token's vector."""
 PAIRS_VARIANT = "original"
 """The pseudo-log-likelihood of the first primary endpoint: that of Salazar et al. 2020, comparable with BabyLM."""
 
@@ -128,7 +130,7 @@ def primary_measures(results: StudyResults) -> tuple[Measure, Measure]:
         if cell.key.task in results.mean_tasks and mode in (None, cell.key.mode):
             key = (cell.key.mode, cell.key.variant)
             tasks.setdefault(key, set()).add(cell.key.task)
-            if cell.settings.get("pooling") == cell.key.variant:
+            if cell.key.variant == (cell.settings.get("pooling") or FROZEN_POOLING):
                 pooled.add(key)
     if tasks and (mode is None or variant is None):  # the earliest of those that cover most tasks; dicts keep the order
         mode, variant = min(tasks, key=lambda key: (-len(tasks[key]), key not in pooled))

@@ -18,6 +18,7 @@ from megamask.study.results import Arm, StudyResults
 
 COMPARED_MODES: tuple[Mode, Mode] = ("frozen", "fine_tuned")
 DECILE = re.compile(r"masks/decile_(\d+)")
+HELD_OUT = "held_out_score/"
 TAG = "masks/tags/"
 REFERENCES = {
     "majority": "the largest class of the training examples",
@@ -79,19 +80,19 @@ def ablation_section(comparison: StudyComparison) -> Section:
         made: list[Chart] = []
         for setting, arms in varied_settings(results).items():
             for measure in measures:
+                baseline = comparison.scores[results.arms[0].name, budget, measure]
                 points = [(value, comparison.scores[name, budget, measure]) for value, name in arms]
                 points = [(value, scores) for value, scores in points if scores.by_seed]
                 if len(points) > 1:
                     name = f"ablation-{number}-{len(made)}"
-                    made.append(charts.value_chart(name, setting, points, measure))
+                    made.append(charts.value_chart(name, setting, points, baseline))
         blocks.append(
-            chart_grid(f"One setting varied at {budget_title(budget)}; the first value is that of the baseline", made)
+            chart_grid(f"One setting varied at {budget_title(budget)}; the dashed line is the baseline", made)
         )
-        blocks.append(
-            chart_grid(
-                f"Frozen features and fine-tuning at {budget_title(budget)}", [_modes_chart(results, budget, number)]
-            )
-        )
+        scatter = _modes_chart(results, budget, number)
+        if scatter is not None:
+            caption = f"Frozen features and fine-tuning at {budget_title(budget)}; a dot is a pretrained model"
+            blocks.append(ChartGrid(caption, (scatter,), charts.arm_legend(results)))
     blocks = [block for block in blocks if not is_empty(block)]
     rows = tuple(
         (arm_entry(arm), Entry("; ".join(f"{name} = {value}" for name, value in arm.changes.items()) or "nothing"))
@@ -110,7 +111,7 @@ def ablation_section(comparison: StudyComparison) -> Section:
 
 
 def varied_settings(results: StudyResults) -> dict[str, list[tuple[str, str]]]:
-    """For each setting that is the only change of an arm: its values with their arms, the baseline first."""
+    """For each setting that is the only change of an arm: its values with their arms."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for arm in results.arms[1:]:
         if len(arm.changes) == 1 and arm.role != "check":
@@ -124,6 +125,7 @@ def sensitivity_section(comparison: StudyComparison) -> Section:
     """The learning rates of fine-tuning, and the spread of its seeds."""
     results, blocks = comparison.results, list[Block]()
     cells = [cell for cells in results.cells.values() for cell in cells if cell.key.mode == "fine_tuned"]
+    blocks += _held_out_table(results)
     rows = []
     for arm in results.arms if cells else ():
         for task in sorted({cell.key.task for cell in cells}):
@@ -162,6 +164,30 @@ def sensitivity_section(comparison: StudyComparison) -> Section:
             Text("No task was fine-tuned, so there is no learning rate or fine-tuning seed to vary.", "muted")
         )
     return Section("sensitivity", "Sensitivity", tuple(blocks))
+
+
+def _held_out_table(results: StudyResults) -> list[ReportTable]:
+    """Scores of the learning rates that were tried on a held-out tenth of the training examples, if any were."""
+    tried: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for (arm, _, _), cells in results.cells.items():
+        for cell in (cell for cell in cells if cell.key.mode == "fine_tuned"):
+            for name, score in cell.figures.items():
+                if name.startswith(HELD_OUT):
+                    rate = float(name.removeprefix(HELD_OUT))
+                    tried.setdefault((arm, cell.key.task), {}).setdefault(rate, []).append(100 * score)
+    rates = sorted({rate for scores in tried.values() for rate in scores})
+    rows = tuple(
+        (
+            arm_entry(arm),
+            Entry(Measure(task).title),
+            *(Entry(f"{np.mean(scores[rate]):.1f}" if rate in scores else "none") for rate in rates),
+        )
+        for arm in results.arms
+        for (name, task), scores in tried.items()
+        if name == arm.name
+    )
+    caption = "Learning rates of fine-tuning: points on a held-out tenth of the training examples, means over seeds"
+    return [ReportTable(caption, ("Arm", "Task", *(f"{rate:g}" for rate in rates)), rows)] if rows else []
 
 
 def reference_section(comparison: StudyComparison) -> Section:

@@ -77,7 +77,8 @@ def verdict_section(comparison: StudyComparison) -> Section:
                 "warning",
             )
         )
-    blocks.append(_control_table(comparison))
+    if comparison.with_controls:
+        blocks.append(_control_table(comparison))
     blocks += [
         Text(
             f"The rule: better or worse needs at least {MIN_SEEDS} paired pretraining seeds, a paired t interval "
@@ -129,7 +130,8 @@ def difference_section(comparison: StudyComparison) -> Section:
         blocks.append(
             chart_grid(
                 f"Differences at {budget_title(budget)}. A dot is a pretraining seed, paired with the same seed of the "
-                "baseline; the diamond is the mean with its 95 % interval.",
+                "baseline; an open dot is a run with another seed, minus the baseline's mean; the diamond is the "
+                "mean with its 95 % interval.",
                 made,
             )
         )
@@ -154,7 +156,7 @@ def curve_section(comparison: StudyComparison) -> Section:
     for number, budget in enumerate(results.budgets):
         made = charts.curve_charts(results, budget, f"curves-{number}")
         at = f"Validation loss at {budget_title(budget)}"
-        caption = f"{at}: the mean over seeds, in a band from the lowest seed to the highest."
+        caption = f"{at}: the mean over seeds, in a band of all seeds; the first fifth of each run is cut off."
         blocks.append(ChartGrid(caption, tuple(made), charts.arm_legend(results)))
     blocks = [block for block in blocks if not is_empty(block)]
     if not blocks:

@@ -35,7 +35,7 @@ def budget_section(comparison: StudyComparison) -> Section:
                 "Tokens",
                 *(f"FLOPs: {part}" for part in parts),
                 "FLOPs",
-                "of the baseline's",
+                "FLOPs / baseline",
                 "Hours",
                 "Tokens/s",
                 "Peak memory",
@@ -109,13 +109,17 @@ def _budget_entries(runs: Sequence[PretrainingRun], parts: Sequence[str], ratio:
         states,
         Entry(f"{mean([run.steps for run in done]):,.0f}"),
         Entry(f"{tokens:,.0f}"),
-        *(Entry(f"{mean([run.flops.get(part, 0.0) for run in done]):.2e}".replace("e+", "e")) for part in parts),
-        Entry(f"{mean([sum(run.flops.values()) for run in done]):.2e}".replace("e+", "e")),
+        *(Entry(_power(mean([run.flops.get(part, 0.0) for run in done]))) for part in parts),
+        Entry(_power(mean([sum(run.flops.values()) for run in done]))),
         Entry(f"{ratio:.2f}" if ratio == ratio else "unknown"),
         Entry(f"{seconds / 3600:.2f}"),
         Entry(f"{tokens / seconds:,.0f}" if seconds else "unknown"),
         Entry(f"{max(run.peak_memory for run in done) / 2**30:.2f} GiB"),
     ]
+
+
+def _power(value: float) -> str:
+    return f"{value:.2e}".replace("e+", "e") if value else "0"
 
 
 def _score_table(comparison: StudyComparison, budget: str, measures: Sequence[Measure], folded: bool) -> ReportTable:
@@ -134,9 +138,9 @@ def _score_table(comparison: StudyComparison, budget: str, measures: Sequence[Me
         cells = [Entry(f"{found[kind]:.1f}" if kind in found else "none", tone="muted") for found in references]
         rows.append((Entry(kind.replace("_", " "), small="without pretraining"), *cells))
     what = "Other modes and variants" if folded else "Scores"
-    title = f"{what} at {budget_title(budget)}" + (
-        f"; the mean is that of {', '.join(Measure(task).title for task in results.mean_tasks)}" if not folded else ""
-    )
+    title = f"{what} at {budget_title(budget)}"
+    if not folded and any(measure.name == "mean" for measure in measures):
+        title += f"; the mean is that of {', '.join(Measure(task).title for task in results.mean_tasks)}"
     names = tuple(m.full_title if folded or not _plain(m, measures) else m.title for m in measures)
     return ReportTable(title, ("Arm", *names), tuple(rows), folded)
 

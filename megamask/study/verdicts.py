@@ -96,8 +96,10 @@ def headline(comparison: StudyComparison) -> str:
     """What the study shows, in one to three sentences."""
     results = comparison.results
     baseline = results.arms[0].title
-    if not comparison.contrasts or not comparison.primary:
+    if not comparison.contrasts:
         return "The study has no results to compare yet."
+    if not comparison.primary:
+        return "The primary endpoints have no scores yet: only masked losses can be compared."
     sentences = []
     for verdict, words in (("better", "better than"), ("worse", "worse than")):
         arms = _arms_with(comparison, verdict)

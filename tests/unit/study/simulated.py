@@ -101,7 +101,10 @@ def _labels(task: str, examples: int, rng: np.random.Generator) -> np.ndarray:
 
 def _cell(key: CellKey, chance: float, difficulty: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Cell:
     right = 0.7 * difficulty + 0.3 * rng.random(len(difficulty)) < np.clip(chance, 0.02, 0.98)
-    figures = {"truncated": 0.0, "learning_rate": 1e-4}
+    figures = {"truncated": 0.0}
+    if key.mode == "fine_tuned":
+        held_out = {f"held_out_score/{rate:g}": chance - 1e3 * abs(rate - 1e-4) for rate in (3e-5, 1e-4, 2e-4)}
+        figures |= {"learning_rate": 1e-4, **held_out}
     if key.task == "blimp":
         predictions = right.astype(float)
         by_paradigm = predictions.reshape(PARADIGMS, -1).mean(1)
@@ -135,7 +138,7 @@ def make_cell(
         predictions=() if failed else tuple(predictions.tolist()),
         labels=tuple(labels.tolist()),
         figures=figures or {},
-        settings={"pooling": "first"},
+        settings={},
         data={},
         weights="",
         versions={},
