@@ -132,7 +132,7 @@ def primary_measures(results: StudyResults) -> tuple[Measure, Measure]:
             tasks.setdefault(key, set()).add(cell.key.task)
             if cell.key.variant == (cell.settings.get("pooling") or FROZEN_POOLING):
                 pooled.add(key)
-    if tasks and (mode is None or variant is None):  # the earliest of those that cover most tasks; dicts keep the order
+    if tasks and not variant:  # the earliest of those that cover most tasks; dicts keep the order
         mode, variant = min(tasks, key=lambda key: (-len(tasks[key]), key not in pooled))
     return pairs, Measure("mean", mode, variant or "", primary=True)
 

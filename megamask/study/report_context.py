@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from megamask.evaluation.outcome import Mode
+from megamask.evaluation.table import comparability_note
 from megamask.study import charts
 from megamask.study.comparison import StudyComparison, missing_runs
 from megamask.study.measures import LOSS, ArmScores, Measure, budget_title, reference_scores, scores_of, seeds_of
@@ -215,6 +216,8 @@ def reference_section(comparison: StudyComparison) -> Section:
 def comparability_section(comparison: StudyComparison) -> Section:
     """Why these numbers are not those of public benchmarks."""
     notes = list(comparison.results.notes)
+    of_one_model = next((list(cells) for cells in comparison.results.cells.values() if cells), [])
+    notes += [note] if (note := comparability_note(of_one_model)) else []
     if any(cell.key.task == "blimp" for cells in comparison.results.cells.values() for cell in cells):
         notes.append(BABYLM)
     notes += [f"Bootstrap: {problem}." for problem in comparison.not_resampled]

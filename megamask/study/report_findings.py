@@ -15,6 +15,7 @@ from megamask.study.verdicts import (
     flops_ratio,
     harness_checks,
     headline,
+    missing_endpoints,
     what_seeds_can_show,
 )
 
@@ -37,6 +38,7 @@ def verdict_section(comparison: StudyComparison) -> Section:
     """Per budget, endpoint and arm: the difference from the baseline and what it shows."""
     results = comparison.results
     blocks: list[Block] = [Text(headline(comparison), "good" if _any_better(comparison) else "")]
+    blocks += [Text(sentence, "warning") for sentence in missing_endpoints(comparison)]
     measures = (*comparison.primary, LOSS)
     for budget in results.budgets:
         rows = []

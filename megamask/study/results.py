@@ -84,7 +84,7 @@ class StudyResults:
     mean_mode: Mode | None = None
     """How the tasks of the mean are evaluated; None: as in the first evaluation that covers them all."""
     mean_variant: str | None = None
-    """Their variant, such as the pooling of frozen features; None: likewise."""
+    """Their variant, such as the pooling of frozen features; None or empty: likewise, and mean pooling."""
     notes: tuple[str, ...] = ()
     """What a reader must know to compare with public numbers."""
     provenance: Mapping[str, str] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from megamask.study.comparison import (
     judge,
     repeats_baseline,
 )
-from megamask.study.measures import LOSS, Measure, budget_title
+from megamask.study.measures import LOSS, Measure, budget_title, primary_measures
 from megamask.study.results import Arm, StudyResults
 from megamask.study.statistics import detectable_effect, smallest_sign_flip_p
 
@@ -110,6 +110,15 @@ def headline(comparison: StudyComparison) -> str:
     if _few_seeds(comparison):
         sentences.append(f"Comparisons with fewer than {MIN_SEEDS} paired seeds have no verdict.")
     return " ".join(sentences)
+
+
+def missing_endpoints(comparison: StudyComparison) -> list[str]:
+    """A sentence for each primary endpoint of the plan that has no score."""
+    return [
+        f"The primary endpoint {measure.full_title} has no score: no cell of its tasks has this mode and variant."
+        for measure in primary_measures(comparison.results)
+        if measure not in comparison.primary and (measure.name != "mean" or comparison.results.mean_tasks)
+    ]
 
 
 def _arms_with(comparison: StudyComparison, verdict: str) -> list[str]:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +186,7 @@ def _run(arm: Arm, seed: int, budget: str, effect: float, rng: np.random.Generat
         peak_memory=900 * 2**20,
         curve=tuple(curve),
         masks={"mask_ratio": 0.2} | {f"masks/decile_{n}": float(share) for n, share in enumerate(deciles, 1)},
-        settings="0" * 58 + f"{abs(hash(arm.title)) % 10**6:06d}",
+        settings="0" * 58 + f"{zlib.crc32(arm.title.encode()) % 10**6:06d}",
         command=f"megamask pretrain --recipe {arm.name} --seed {seed} --output runs/{arm.name}/{budget}/seed-{seed}",
     )
 
@@ -192,4 +194,6 @@ def _run(arm: Arm, seed: int, budget: str, effect: float, rng: np.random.Generat
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
-    write_report(simulate_study(question="SIMULATED NUMBERS, NOT MEASUREMENTS: an example of a report."), target)
+    example = simulate_study(budgets=("tokens=1500000",), examples=500)
+    question = "An example of a report. No model was trained: every number comes from a random generator."
+    write_report(replace(example, name="SIMULATED NUMBERS, NOT MEASUREMENTS", question=question), target)

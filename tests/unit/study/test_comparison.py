@@ -20,7 +20,7 @@ from megamask.study.comparison import (
 from megamask.study.measures import LOSS, ArmScores, Measure, primary_measures, task_scores
 from megamask.study.results import Arm, StudyResults
 from megamask.study.statistics import Interval, holm, multi_bootstrap, percentile_interval, t_interval, t_test_p
-from megamask.study.verdicts import compare_with_control, conclusion, harness_checks, headline
+from megamask.study.verdicts import compare_with_control, conclusion, harness_checks, headline, missing_endpoints
 from tests.unit.study.simulated import ARMS, make_cell, simulate_study
 
 PAIRS = Measure("blimp", "zero_shot", "original", primary=True)
@@ -208,6 +208,11 @@ def test_the_mean_needs_every_task_and_its_declared_mode() -> None:
     assert primary_measures(results)[1] == Measure("mean", "frozen", "mean", primary=True)
     declared = replace(results, mean_mode="frozen", mean_variant="first")
     assert primary_measures(declared)[1].variant == "first"
+    by_plan = replace(results, mean_mode="frozen", mean_variant="")
+    assert primary_measures(by_plan)[1].variant == "mean"
+    absent = compare_arms(replace(results, mean_mode="zero_shot"), draws=10)
+    assert [measure.name for measure in absent.primary] == ["blimp"]
+    assert len(missing_endpoints(absent)) == 1
     key = ("random", 2, "tokens=1500000")
     cells = tuple(cell for cell in results.cells[key] if cell.key.task != "subj")
     comparison = compare_arms(replace(results, cells={**results.cells, key: cells}), draws=10)
