@@ -15,6 +15,7 @@ from megamask.study.statistics import Interval, t_interval
 
 FROZEN_POOLING = "mean"
 """Of the frozen features in the second endpoint if the plan names none: no loss trains the first token's vector."""
+RANDOM_WEIGHTS = "random_weights"
 PAIRS_VARIANT = "original"
 """The pseudo-log-likelihood of the first primary endpoint: that of Salazar et al. 2020, comparable with BabyLM."""
 
@@ -225,15 +226,21 @@ def scores_of(results: StudyResults, arm: str, budget: str, measure: Measure) ->
 
 
 def reference_scores(results: StudyResults, measure: Measure) -> dict[str, float]:
-    """Points without a pretrained model, by kind: majority class, bag of words, random weights; means over seeds."""
+    """Points without a pretrained model, by kind: majority class, bag of words, random weights; means over seeds.
+
+    Random weights are evaluated in every mode and variant; those of ``measure`` count.
+    """
+    of_measure = "_".join(filter(None, (RANDOM_WEIGHTS, measure.mode, measure.variant)))
     if measure.name == "mean":
         parts = [reference_scores(results, replace(measure, name=name)) for name in results.mean_tasks]
         kinds = set.intersection(*(set(part) for part in parts)) if parts else set()
         return {kind: float(np.mean([part[kind] for part in parts])) for kind in sorted(kinds)}
     points: dict[str, list[float]] = {}
     for cell in results.references:
-        if cell.key.task == measure.name and cell.score is not None:
-            points.setdefault(cell.key.variant, []).append(100 * cell.score)
+        kind = RANDOM_WEIGHTS if cell.key.variant == of_measure else cell.key.variant
+        is_other = kind.startswith(f"{RANDOM_WEIGHTS}_")
+        if cell.key.task == measure.name and cell.score is not None and not is_other:
+            points.setdefault(kind, []).append(100 * cell.score)
     return {kind: float(np.mean(scores)) for kind, scores in sorted(points.items())}
 
 

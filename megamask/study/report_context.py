@@ -23,8 +23,7 @@ HELD_OUT = "held_out_score/"
 TAG = "masks/tags/"
 REFERENCES = {
     "majority": "the largest class of the training examples",
-    "bag_of_words": "a linear model on TF-IDF of words",
-    "word_frequency": "the sentence with the more frequent words",
+    "bag_of_words": "a linear model on TF-IDF of words; BLiMP: the more frequent words",
     "random_weights": "the same architecture without pretraining",
 }
 BABYLM = (

@@ -17,7 +17,7 @@ from megamask.study.comparison import (
     judge,
     missing_runs,
 )
-from megamask.study.measures import LOSS, ArmScores, Measure, primary_measures, task_scores
+from megamask.study.measures import LOSS, ArmScores, Measure, primary_measures, reference_scores, task_scores
 from megamask.study.results import Arm, StudyResults
 from megamask.study.statistics import Interval, holm, multi_bootstrap, percentile_interval, t_interval, t_test_p
 from megamask.study.verdicts import compare_with_control, conclusion, harness_checks, headline, missing_endpoints
@@ -232,6 +232,23 @@ def test_without_stored_predictions_only_seeds_are_resampled() -> None:
         if first.measure.name == "sst2" and first.bootstrap and second.bootstrap:
             wide, narrow = first.bootstrap, second.bootstrap
             assert wide.high - wide.low > narrow.high - narrow.low
+
+
+def test_random_weights_count_in_their_own_mode() -> None:
+    results, labels = small_study(arms=ARMS[:1], seeds=2), np.array([0.0, 1.0, 1.0, 0.0])
+    answers = {"majority": 2, "random_weights_frozen_mean": 3, "random_weights_frozen_first": 1}
+    references = tuple(
+        make_cell(
+            CellKey("reference", "sst2", "reference", 0, kind),
+            np.where(np.arange(4) < right, labels, 1 - labels),
+            labels,
+        )
+        for kind, right in answers.items()
+    )
+    results = replace(results, references=references)
+    assert reference_scores(results, Measure("sst2", "frozen", "mean")) == {"majority": 50, "random_weights": 75}
+    assert reference_scores(results, Measure("sst2", "frozen", "first")) == {"majority": 50, "random_weights": 25}
+    assert reference_scores(results, Measure("sst2", "fine_tuned")) == {"majority": 50}
 
 
 def test_roles_decide_what_is_compared() -> None:
