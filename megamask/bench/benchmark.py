@@ -51,16 +51,15 @@ def bench_trainer(config: BenchConfig) -> Results:
     folder = config.data or prepare.local_data(prepare.CACHE)
     raw = config.text or (None if config.data else folder.with_suffix(".jsonl"))
     shards = Shards.open(folder)
-    has_trainer = table.version("accelerate") is not None
     texts = trainer_variant.text_lines(raw, shards) if raw else trainer_variant.bench_documents(shards)
     support = precision.device_support(ranks.device())
     precisions = config.measured(support)
     # the Trainer first: accelerate would take the single rank that our engine announces for one of several
-    variants = trainer_variant.trainer_variants(config, shards, texts, precisions, has_trainer=has_trainer)
+    variants = trainer_variant.trainer_variants(config, shards, texts, precisions)
     bases = [variant.name for variant in variants[:3]]
     files = {"fp32": read_ds_config(Path("fp32")), "bf16": resolve_auto(read_ds_config(Path("zero1")), BF16)}
     variants += megamask_variant.megamask_variants(config, shards, {name: files[name] for name in precisions})
-    print(*conditions(config, shards), *sides(config, raw is not None, has_trainer), sep="\n")
+    print(*conditions(config, shards), *sides(config, raw is not None), sep="\n")
     if "bf16" not in precisions and config.precisions is None:
         print(f"- bf16 is not measured: {support.reason}; `--precisions fp32 bf16` measures it all the same")
     print()
@@ -122,7 +121,7 @@ def conditions(config: BenchConfig, shards: Shards) -> list[str]:
     ]
 
 
-def sides(config: BenchConfig, lines: bool, has_trainer: bool) -> list[str]:
+def sides(config: BenchConfig, lines: bool) -> list[str]:
     """How the Trainer and megamask differ; ``lines``: whether the padded sequences are lines of a text."""
     dropout = "0.1 in the Trainer, 0 in megamask" if config.dropout is None else f"{config.dropout} in both"
     return [
@@ -130,5 +129,4 @@ def sides(config: BenchConfig, lines: bool, has_trainer: bool) -> list[str]:
         "- concatenated: documents one after the other, cut into full blocks; padded: "
         + ("lines of the raw text" if lines else "whole documents, truncated")
         + ", to the longest of a batch; megamask: packs of whole pieces of documents",
-        "- Trainer: " + ("transformers.Trainer" if has_trainer else "its step by hand, because accelerate is missing"),
     ]

@@ -1,8 +1,7 @@
 """transformers' example ``run_mlm``: ``BertForMaskedLM`` with head and loss at every position, under ``Trainer``.
 
 Its input has two forms: texts concatenated and cut into full blocks, or each text for itself, truncated, and padded to
-the longest of its batch. ``Trainer`` needs the package accelerate; without it the same step is taken by hand. Sequences
-are lists in memory, which is faster than the Arrow files of the example.
+the longest of its batch. Sequences are lists in memory, which is faster than the Arrow files of the example.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from megamask.data.read_documents import ReadOptions, normalize_text, read_docum
 from megamask.data.shards import Shards
 from megamask.errors import DataError
 from megamask.model.shape import EncoderShape
-from megamask.runtime import ranks
 from megamask.runtime.precision import Precision
 
 Example = dict[str, list[int]]
@@ -38,14 +36,9 @@ Example = dict[str, list[int]]
 
 
 def trainer_variants(
-    config: BenchConfig,
-    shards: Shards,
-    texts: Iterable[np.ndarray],
-    precisions: Sequence[Precision],
-    *,
-    has_trainer: bool,
+    config: BenchConfig, shards: Shards, texts: Iterable[np.ndarray], precisions: Sequence[Precision]
 ) -> list[Variant]:
-    """Both forms of input in each of ``precisions``; ``texts`` are those to pad. Without Trainer, steps by hand."""
+    """Both forms of input in each of ``precisions``; ``texts`` are those to pad."""
     batch_size, ids = config.rows // config.length, shards.token_ids
     count = config.needed * batch_size
     examples = {
@@ -66,7 +59,7 @@ def trainer_variants(
             bf16=precision == "bf16",
             compiled=compiled,
         )
-        variants.append(TrainerVariant(setup) if has_trainer else ManualVariant(setup))
+        variants.append(TrainerVariant(setup))
     return variants
 
 
@@ -219,30 +212,3 @@ class TrainerVariant:
         self._round += 1
         self._trainer.train()
         return self._setup.collate.round(self._clock, steps)
-
-
-class ManualVariant:
-    """The Trainer's step without it: autocast, its optimizer and clipping."""
-
-    def __init__(self, setup: TrainerSetup):
-        self.name, self._setup, self._round = f"by hand, {setup.name}", setup, 0
-        model = setup.model.to(ranks.device()).train()
-        self._forward: Any = torch.compile(model) if setup.compiled else model
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0, fused=True)
-
-    def run(self, steps: int) -> Round:
-        clock, device, size = Clock(), ranks.device(), self._setup.batch_size
-        examples = self._setup.examples_of(self._round, steps + 1)
-        self._round += 1
-        for step in range(steps + 1):
-            batch = self._setup.collate(examples[step * size : (step + 1) * size])
-            with torch.autocast(device.type, torch.bfloat16, enabled=self._setup.bf16):
-                loss = self._forward(**{name: values.to(device) for name, values in batch.items()}).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(self._setup.model.parameters(), 1.0)
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            if step == 0:
-                clock.start()
-        clock.stop()
-        return self._setup.collate.round(clock, steps)
