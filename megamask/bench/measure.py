@@ -36,7 +36,7 @@ class Round:
     cpu: float
     """Seconds of the process, all its threads together."""
     flops: float | None = None
-    """Of the matrix products that the steps need, where that is known."""
+    """FLOPs of the matrix products of the steps, if known."""
 
     def seconds(self, *, by_cpu: bool) -> float:
         return self.cpu if by_cpu else self.wall
@@ -89,7 +89,7 @@ def measure_in_turn(variants: Sequence[Variant], rounds: int, steps: int) -> dic
             result = variant.run(steps)
             done += 1
             left = tqdm.format_interval((time.perf_counter() - begin) / done * (total - done))
-            speed = f"{result.tokens / result.wall:,.0f} tokens/s, left {left}"
+            speed = f"{result.tokens / result.wall:,.0f} tokens/s, ETA {left}"
             print(f"round {number} of {rounds}: {variant.name}: {speed}", file=sys.stderr, flush=True)
             if number:
                 results[variant.name].append(result)

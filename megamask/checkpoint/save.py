@@ -58,7 +58,7 @@ def _save(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict,
     start = time.monotonic()
     temporary = ranks.on_rank_zero(lambda: _prepare(run, step))
     if temporary is None:
-        return f"checkpoint {step} was durable already"
+        return f"checkpoint {step} was saved already"
     try:
         shares = on_all_ranks(
             lambda: _write_share(temporary, tensors, state), f"save checkpoint {step}", run.path, need
@@ -72,7 +72,7 @@ def _save(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict,
             atomic_write.remove(temporary)
         raise
     size = sum(entry.bytes for entry in files.values())
-    line = f"checkpoint {step} durable: {size / 1e6:,.1f} MB in {time.monotonic() - start:.1f} s"
+    line = f"checkpoint {step} saved: {size / 1e6:,.1f} MB in {time.monotonic() - start:.1f} s"
     return "; ".join([line, *notes])
 
 

@@ -88,7 +88,7 @@ class MetricsLogger:
         left = timed.seconds / timed.steps * (self.steps - step) if timed.steps else limit
         if left is None:
             return ""
-        return f"left {tqdm.format_interval(left if limit is None else min(left, limit))}"
+        return f"ETA {tqdm.format_interval(left if limit is None else min(left, limit))}"
 
     def figures(self, step: int, metrics: dict[str, float]) -> None:
         """Write other metrics."""
@@ -206,7 +206,7 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
     "masked_per_second": ("masked/s", "{:,.0f}"),
     "mfu": ("mfu", "{:.1%}"),
-    "data_wait": ("waiting", "{:.1%}"),
+    "data_wait": ("data wait", "{:.1%}"),
     "skipped_steps": ("skipped", "{:.0f}"),
 }
 

@@ -102,7 +102,7 @@ class ProgressBar:
         if not new:
             return f"{self.label}: {count}, {tqdm.format_interval(seconds)} so far"
         per_second = self._count(rate) if rate >= 100 else f"{rate:.3g}"
-        left = "" if self.total is None else f", left {tqdm.format_interval(max(0, self.total - self.done) / rate)}"
+        left = "" if self.total is None else f", ETA {tqdm.format_interval(max(0, self.total - self.done) / rate)}"
         return f"{self.label}: {count}, {per_second} {self.unit}s/s{left}"
 
     def _count(self, number: float) -> str:

@@ -39,7 +39,7 @@ def test_variants_take_turns_and_the_first_round_is_discarded():
 def test_the_time_left_ends_at_zero(capsys):
     measure_in_turn([Counted(name, []) for name in "ab"], rounds=2, steps=1)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6 and all(", left 00:0" in line for line in lines) and lines[-1].endswith(", left 00:00")
+    assert len(lines) == 6 and all(", ETA 00:0" in line for line in lines) and lines[-1].endswith(", ETA 00:00")
 
 
 def test_medians_are_over_rounds():

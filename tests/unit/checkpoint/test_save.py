@@ -30,7 +30,7 @@ def holds(run: RunFolder, step: int) -> bool:
 def test_the_checkpoints_with_the_highest_steps_stay(run):
     for step in (8, 9, 10, 99, 100):
         line = save_checkpoint(run, step, weights(step), {}, keep=2)
-        assert line.startswith(f"checkpoint {step} durable")
+        assert line.startswith(f"checkpoint {step} saved")
         assert run.latest.read_text() == f"step-{step}\n"
     assert run.steps() == [100, 99]
     assert holds(run, 99) and holds(run, 100)
@@ -120,7 +120,7 @@ def test_a_damaged_folder_does_not_count_as_kept(run):
 def test_the_same_step_twice_is_saved_once(run):
     save_checkpoint(run, 4, weights(4), {})
     before = (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns
-    assert "durable already" in save_checkpoint(run, 4, weights(4), {})
+    assert "saved already" in save_checkpoint(run, 4, weights(4), {})
     assert (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns == before
 
 

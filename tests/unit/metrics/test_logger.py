@@ -48,7 +48,7 @@ def test_every_metric_goes_to_file_board_and_console(tmp_path, capsys):
     assert len(lines) == 2 and all(line.startswith("step 10/100  ") for line in lines)
     for word, _ in (told for name, told in telling._SHOWN.items() if not name.startswith("audit/")):
         assert f"  {word} " in lines[0] + lines[1] or word == "distill (samples)"
-    assert lines[0].endswith("left 00:36")  # 90 steps at 2 s for 5
+    assert lines[0].endswith("ETA 00:36")  # 90 steps at 2 s for 5
 
 
 def test_the_time_left_does_not_count_the_first_step(tmp_path, capsys):
@@ -58,8 +58,8 @@ def test_the_time_left_does_not_count_the_first_step(tmp_path, capsys):
     log.train(6, replace(WINDOW, steps=1, without_first=replace(compiled, steps=0, seconds=0.0)), 1e-3)
     log.close()
     first, second = capsys.readouterr().out.splitlines()
-    assert "tokens/s 160 " in first and first.endswith("left 00:47")  # 95 steps of half a second
-    assert "tokens/s" not in second and "left" not in second
+    assert "tokens/s 160 " in first and first.endswith("ETA 00:47")  # 95 steps of half a second
+    assert "tokens/s" not in second and "ETA" not in second
 
 
 def test_a_line_can_be_printed_once(tmp_path, capsys):

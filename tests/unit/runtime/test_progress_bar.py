@@ -44,12 +44,12 @@ def test_the_first_line_comes_early_and_the_intervals_grow_to_a_limit():
 
 def test_a_line_has_count_rate_and_time_left():
     (_, line), *_ = watched(10)
-    assert line == "entropies: 20 of 1,000 tokens (2%), 2 tokens/s, left 08:10\n"
+    assert line == "entropies: 20 of 1,000 tokens (2%), 2 tokens/s, ETA 08:10\n"
 
 
 def test_units_of_an_earlier_run_do_not_count_for_the_rate():
     (_, line), *_ = watched(10, done=900)
-    assert "920 of 1,000" in line and "2 tokens/s, left 00:40" in line
+    assert "920 of 1,000" in line and "2 tokens/s, ETA 00:40" in line
 
 
 def test_an_unknown_total_has_no_time_left():
