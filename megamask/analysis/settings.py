@@ -50,7 +50,7 @@ class RankConfig:
     centred: bool = False
     """Print the tables of the states with their mean subtracted; the files have both."""
     seed: int = 0
-    """Of the order of the text and of the masks."""
+    """Seed of the order of the text and of the masks."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what the settings cannot do together."""
@@ -85,7 +85,7 @@ class ShowMasksConfig:
     score: EntropyScoreConfig = field(default_factory=lambda: EntropyScoreConfig(temperature=0.0))
     """How entropy decides; each strategy is shown."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what the settings cannot do together."""

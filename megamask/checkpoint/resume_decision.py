@@ -52,7 +52,7 @@ class Decision:
 
 
 def decide(folder: FolderState, checkpoints: Iterable[CheckpointState], resume: str = "auto") -> Decision:
-    """Choose the newest whole checkpoint, or refuse. Depends on its arguments alone.
+    """Choose the newest whole checkpoint, or refuse. Depends only on its arguments.
 
     ``checkpoints`` are the candidates, newest first; no more of them are read than needed. ``resume`` is ``auto``,
     ``must``, ``never``, or anything else if the candidates were named.

@@ -4,7 +4,7 @@ import os
 
 
 def choose_accelerator() -> None:
-    """Tell DeepSpeed before its import if there is no GPU: it would find out by itself, but with a warning."""
+    """Select DeepSpeed's CPU back end before its import if there is no GPU; otherwise it prints a warning."""
     import torch
 
     if not torch.cuda.is_available():

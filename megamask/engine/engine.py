@@ -1,6 +1,6 @@
 """Micro-steps and optimizer steps under DeepSpeed, the same for every ZeRO stage.
 
-A file in `ds_configs/` says how to run (stage, offload, communication, precision); what to train is filled in here.
+A file in `ds_configs/` defines how to run (stage, offload, communication, precision); this module adds what to train.
 Weights and moments are read and written as full fp32 tensors by name (`full_tensors`), so a checkpoint depends on
 neither stage nor number of ranks, and the first step after a restore is, bit for bit, the step of an uninterrupted run.
 

@@ -62,11 +62,12 @@ class EntropyScoreConfig:
     that, entropies of a sequence that holds negative ones (margins are) are counted from its lowest, and none counts
     as less than a millionth of a nat."""
     temperature: NotNegative = 0.25
-    """Of the noise added to the score; 0 takes the top, as the paper's top 15 % does. Scores have a spread of 1 in
-    each sequence if standardised, and under middle and both, so it is in units of that spread; under proportional it
-    is the inverse of the exponent. By default not 0: greedy masks gather on the rarest tokens, and with noise every
-    piece keeps a chance, which weights by inverse chance need. On made-up entropies (gamma of shape 2, 15 % masked)
-    high at 0.25 keeps 0.96 of what the top gains over random, at 0.5 0.85, at 1 0.60."""
+    """Temperature of the noise added to the score; 0 masks exactly the tokens with the highest scores, as the paper's
+    top 15 % does. Scores have a spread of 1 in each sequence if standardised, and under middle and both, so it is in
+    units of that spread; under proportional it is the inverse of the exponent. Pretraining uses noise by default:
+    greedy masks gather on the rarest tokens, and with noise every piece keeps a chance, which weights by inverse chance
+    need. On made-up entropies (gamma of shape 2, 15 % masked) high at 0.25 keeps 0.96 of what the top gains over
+    random, at 0.5 0.85, at 1 0.60."""
     standardise: Annotated[bool, OnlyFor("strategy", "high", "low")] = True
     """Whether high and low look at (entropy - mean) / standard deviation over the maskable pieces of the sequence, so
     that one temperature means the same in hard and in easy documents. A sequence's share of the masks never depends
@@ -102,8 +103,8 @@ class PartOfSpeechScoreConfig:
     sharpness: Positive = 2.0
     """The weight of a tag is sigmoid(sharpness x (loss - mean over tags) / standard deviation over tags)."""
     temperature: Positive = 1.0
-    """Of the noise of the selection: pieces are drawn in proportion to weight to the power 1 / temperature, 1 is the
-    paper's; large ones come near random whole words."""
+    """Temperature of the noise of the selection: pieces are drawn in proportion to weight to the power 1 / temperature,
+    1 is the paper's; large ones come near random whole words."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class TokenTypeScoreConfig:
     floor: Positive = 0.005
     """The lowest value of a type, so that it is still drawn when it is always predicted: as 1 - accuracy, or nats."""
     temperature: Positive = 1.0
-    """Of the noise of the selection: tokens are drawn in proportion to weight to the power 1 / temperature; 1 is the
-    paper's."""
+    """Temperature of the noise of the selection: tokens are drawn in proportion to weight to the power 1 / temperature;
+    1 is the paper's."""
 
 
 @dataclass(frozen=True)

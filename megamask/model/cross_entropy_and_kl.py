@@ -69,7 +69,7 @@ def chunked_cross_entropy(
 
     Without ``soft``, and with N = M, equal to ``F.cross_entropy(rows @ weight.T + bias, labels, reduction="sum")`` in
     value and gradients. With ``soft``, ``total`` is the sum that `SoftTargets` gives. Its teacher speaks of the same
-    M rows if ``soft.rows`` is None; else ``rows`` are the M labelled ones and behind them the Q that it speaks of.
+    M rows if ``soft.rows`` is None; otherwise ``rows`` are the M labelled ones, followed by the Q of the teacher.
 
     The teacher's logits are formed in the precision of its weight. With a stored sample, ``distill`` and its part of
     ``total`` are the cross-entropy of the sample with the student (the entropy of the teacher is not known from it);
@@ -94,7 +94,7 @@ def _weighted_sum(values: Float[Tensor, " M"], weights: Float[Tensor, " M"] | No
 
 
 def _check(rows: int, labels: int, soft: SoftTargets | None) -> None:
-    """What only a bug can break: as many rows as are spoken of, and one form of teacher."""
+    """Assert what only a bug can break: the number of rows, and one form of teacher."""
     if soft is None:
         assert rows == labels
         return
@@ -177,7 +177,8 @@ class _Tally:
         return lambda piece: _Known(softmax(logits[piece].to(dtype).add_(bias).div_(soft.temperature)))
 
     def add(self, values: Tensor, at: slice, teacher: _Known | _Sampled | None, learn: bool) -> Tensor | None:
-        """Count the rows ``at``, whose logits are ``values`` (overwritten); their gradient if one is wanted."""
+        """Add the losses of the rows ``at``, whose logits are ``values`` (overwritten), and compute their gradient if
+        needed."""
         labelled = at.start < len(self.labels)
         weights = self.weights[at] if labelled and self.weights is not None else None
         p = softmax(values if labelled else values.div_(self.temperature))
@@ -215,12 +216,12 @@ class _Known:
         self.p = p
 
     def divergence(self, q: Softmax) -> Float[Tensor, " m"]:
-        """KL(p || q) of each row. To be called once."""
-        gap = self.p.shifted.sub_(q.shifted)  # first, so that nothing at all is left where p is q
+        """KL(p || q) of each row. Call it once: it overwrites the logits."""
+        gap = self.p.shifted.sub_(q.shifted)  # first, so that the result is exactly 0 where p is q
         return (torch.linalg.vecdot(self.p.probs, gap) + q.log_total - self.p.log_total).clamp_min_(0)
 
     def subtract(self, gradient: Tensor, factor: float) -> None:
-        """Take ``factor`` times p off ``gradient``."""
+        """Subtract ``factor`` times p from ``gradient``."""
         gradient.add_(self.p.probs, alpha=-factor)
 
 
@@ -235,5 +236,5 @@ class _Sampled:
         return q.log_total - torch.linalg.vecdot(self.shares, q.shifted.gather(1, self.tokens))
 
     def subtract(self, gradient: Tensor, factor: float) -> None:
-        """Take ``factor`` times the sample off ``gradient``."""
+        """Subtract ``factor`` times the sample from ``gradient``."""
         gradient.scatter_add_(1, self.tokens, self.shares * -factor)

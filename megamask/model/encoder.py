@@ -32,7 +32,7 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class LayerStack(nn.Module):
-    """Layers one upon the other; in `modern` a norm ends them.
+    """A stack of layers; in `modern`, a final norm follows.
 
     ``config`` says how they are run (dropout, attention, checkpointing, compilation) and initialised; all else is
     ``shape``'s. ``below`` is what stands below the layers, if anything does. ``first`` is the place of the first layer
@@ -69,7 +69,7 @@ class LayerStack(nn.Module):
     ) -> Float[Tensor, "T D"]:
         """``x`` through the given ``layers``, and through the final norm if the last layer is among them.
 
-        With ``rows``, these alone move on: they attend to all rows, which else stay as they came in.
+        With ``rows``, only these rows are updated: they attend to all rows, and the others keep their input values.
         """
         numbers = range(*layers.indices(len(self.layers)))
         turns = self._rotary(x, layout, numbers)
@@ -122,7 +122,7 @@ class Embedding(nn.Module):
     def forward(
         self, tokens: Int64[Tensor, " T"], positions: Tensor, vector: Float[Tensor, "1 D"] | None = None
     ) -> Float[Tensor, "T D"]:
-        """The rows of ``tokens`` at ``positions``; with ``vector`` it stands for what the table has of each."""
+        """The embeddings of ``tokens`` at ``positions``; ``vector``, if given, replaces each row of the token table."""
         x = self.tokens(tokens) if vector is None else vector.expand(len(tokens), -1)
         if self.learned:
             x = x + self.token_types(positions.new_zeros(1)) + self.positions(positions)
@@ -130,7 +130,8 @@ class Embedding(nn.Module):
 
 
 class QKV(nn.Linear):
-    """Queries, keys and values of all rows, from one parameter; with ``rows``, queries of these alone, apart."""
+    """Queries, keys and values of all rows, from one parameter; with ``rows``, queries of these only, in a product of
+    their own."""
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
         if rows is None:
@@ -141,7 +142,7 @@ class QKV(nn.Linear):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and a feed-forward block; subclasses say what comes before and after attention.
+    """Attention and a feed-forward block; subclasses define what comes before and after attention.
 
     The two sides have static shapes and are what ``compile`` compiles. Attention stays outside: the number and
     lengths of the sequences change from pack to pack.
@@ -164,7 +165,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "T D"], layout: QueryKeyLayout, rotary: Rotary | None) -> Float[Tensor, "T D"]:
-        """The output of the layer at the queries of ``layout``; ``x`` elsewhere."""
+        """The output of the layer at the queries of ``layout``, and ``x`` at other rows."""
         before, after = type(self).before, type(self).after
         if self.compile_sides:
             before, after = compiled(before), compiled(after)
@@ -183,7 +184,7 @@ class EncoderLayer(nn.Module):
         return x.unflatten(1, (-1, self.heads, self.width))
 
     def before(self, x: Tensor, rotary: Rotary | None, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (N, H, E) of ``rows``, else of all; keys and values (T, H, E) of all."""
+        """Queries (N, H, E) of ``rows``, or of all rows without them; keys and values (T, H, E) of all rows."""
         raise NotImplementedError
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -236,12 +237,12 @@ def rotary(layout: Layout, theta: float, width: int, dtype: torch.dtype) -> Rota
 
 
 def rotate(x: Tensor, turn: Rotary, count: int) -> tuple[Tensor, ...]:
-    """The n parts of ``x`` (T, n, H, E), in each head of the first ``count`` of which pairs are turned."""
+    """The n parts of ``x`` (T, n, H, E), with rotated pairs in each head of the first ``count`` parts."""
     return _Rotate.apply(x, *turn, count)
 
 
 class _Rotate(torch.autograd.Function):
-    """Turned back in the backward pass, which writes the gradients of all parts into one tensor."""
+    """Rotation whose backward pass rotates back and writes the gradients of all parts into one tensor."""
 
     @staticmethod
     def forward(ctx, x, cos, sin, count):
@@ -266,7 +267,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 @torch.no_grad()
 def initialise(module: nn.Module, std: float) -> None:
-    """Tables and matrices from a normal cut off at two ``std``, as BERT's own code; biases 0, norms 1."""
+    """Tables and matrices from a normal distribution truncated at two ``std``, as in BERT's code; biases 0, norms 1."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)

@@ -29,7 +29,7 @@ class MaskedLMHead(nn.Module):
         self.decoder = OutputProjection(encoder.embedding.tokens.weight)
 
     def transform(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-        """What the decoder multiplies with the token table: ``hidden`` of `SoftTargets`, if this head teaches."""
+        """The input of the decoder; for the head of a teacher, ``hidden`` of `SoftTargets`."""
         return self.norm(F.gelu(self.dense(rows)))
 
     def forward(
@@ -44,12 +44,12 @@ class MaskedLMHead(nn.Module):
         return self.decoder(self.transform(rows), labels, measure, soft, target_weights)
 
     def logits(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        """All logits at once; for a few rows, as in comparing models."""
+        """All logits as one tensor; for few rows only, such as in comparisons of models."""
         return self.decoder(self.transform(rows))
 
 
 class OutputProjection(nn.Module):
-    """The token table seen from above, with a bias per token."""
+    """A view of the token table as output matrix, with a bias per token."""
 
     def __init__(self, table: Tensor):
         super().__init__()

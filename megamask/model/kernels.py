@@ -28,7 +28,7 @@ from megamask.model.token_stats import TokenStats
 TILES = {2: (128, 128, 64, 8, 3), 4: (64, 64, 32, 4, 2)}
 """By bytes of the inputs: rows, tokens and width of a tile, warps and stages."""
 NOTHING = tl.constexpr(-1e30)
-"""The logit of what is not there: finite, so that the difference of two of them is not NaN."""
+"""The logit of padding: finite, so that the difference of two of them is not NaN."""
 KEPT = 6
 """Numbers kept of each row: maximum, sums of e, e z and e^2, second maximum and the label's logit."""
 
@@ -65,7 +65,7 @@ def fused_token_stats(
 
 
 def _join(top: Tensor, total: Tensor, mean: Tensor, square: Tensor, second: Tensor, label: Tensor) -> TokenStats:
-    """The statistics from what each share of the vocabulary kept, (shares, rows) each; the label is in one share."""
+    """The statistics of all tokens from those of each part of the vocabulary, (parts, rows); one part has the label."""
     highest = top.amax(0)
     down = (top - highest).exp()
     mean = ((mean + total * (top - highest)) * down).sum(0)

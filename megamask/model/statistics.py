@@ -1,4 +1,4 @@
-"""What a prediction tells of itself: log-sum-exp, measures of doubt and the log-probability of the label, in one pass.
+"""Statistics of predictions: log-sum-exp, measures of uncertainty, the log-probability of the label, in one pass.
 
 A tensor of all rows by all tokens never exists. Rows are taken in blocks with one product each, since products of few
 rows are slow; on a CPU what is made of the logits is made in pieces small enough to stay in its cache. On CUDA one
@@ -27,9 +27,9 @@ from megamask.batch import Measure
 from megamask.model.token_stats import TokenStats
 
 BLOCK = 2**22
-"""Logits of one product where no gradient is formed."""
+"""Logits of one product without gradients."""
 PIECE = 2**19
-"""Logits that are worked on at a time on a CPU."""
+"""Logits that a CPU computes at a time."""
 LINE = 16
 """Logits in fp32 of a cache line."""
 
@@ -65,7 +65,7 @@ def logit_entropies(
     labels: Int64[Tensor, " M"],
     measure: Measure,
 ) -> Float[Tensor, " M"]:
-    """``token_stats(...).of(measure)``, bit for bit; on a CPU at the cost of that measure alone."""
+    """``token_stats(...).of(measure)``, bit for bit; on a CPU at the cost of that measure only."""
     rows, weight, bias = common_precision(rows, weight, bias)
     if fused(rows):
         return token_stats(rows, weight, bias, labels).of(measure)
@@ -76,7 +76,7 @@ def logit_entropies(
 
 
 def _softmaxes(rows: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[slice, Softmax]]:
-    """The distributions of ``rows``, a piece at a time."""
+    """The distributions of ``rows``, in pieces."""
     with torch.autocast(rows.device.type, enabled=False):
         for block in spans(0, len(rows), rows_of(BLOCK, weight)):
             logits = products(rows[block], weight)
@@ -85,12 +85,12 @@ def _softmaxes(rows: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[sli
 
 
 def fused(rows: Tensor) -> bool:
-    """Whether the kernel takes these rows."""
+    """Whether the kernel supports these rows."""
     return TRITON and rows.is_cuda and rows.dtype != torch.float64
 
 
 class Softmax(NamedTuple):
-    """Some rows' distributions: probabilities, and logits with their maximum ``top`` taken off."""
+    """The distributions of some rows: probabilities, and logits minus their maximum ``top``."""
 
     probs: Float[Tensor, "m V"]
     shifted: Float[Tensor, "m V"]
@@ -103,7 +103,7 @@ class Softmax(NamedTuple):
         return self.shifted.gather(1, labels[:, None]).squeeze(1)
 
     def uncertainty(self, measure: Measure) -> Float[Tensor, " m"]:
-        """How unsure each row is by ``measure``, of those that need no label."""
+        """The uncertainty of each row by a ``measure`` that needs no label."""
         if measure == "shannon":
             return (self.log_total - torch.linalg.vecdot(self.probs, self.shifted)).clamp_min_(0)
         if measure == "renyi":
@@ -127,7 +127,7 @@ def softmax(logits: Float[Tensor, "m V"]) -> Softmax:
 
 
 def common_precision(rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors in the precision of the product, autocast's if that is on; the bias in the precision of sums."""
+    """Factors in the precision of the product, that of autocast if it is enabled; the bias in that of sums."""
     device = rows.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -137,7 +137,7 @@ def common_precision(rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor
 
 
 def products(rows: Tensor, weight: Tensor) -> Float[Tensor, "m V"]:
-    """Logits without their bias; of 16-bit factors 32-bit ones where the device can. No gradients."""
+    """Logits without their bias; from 16-bit factors in 32 bits if the device supports it. No gradients."""
     if rows.is_cuda and rows.dtype.itemsize < 4:
         return torch.mm(rows, weight.t(), out_dtype=torch.float32)
     if rows.is_cpu and rows.dtype == torch.float32:
@@ -149,7 +149,7 @@ def products(rows: Tensor, weight: Tensor) -> Float[Tensor, "m V"]:
 
 
 def rows_of(logits: int, weight: Tensor) -> int:
-    """How many rows have about so many ``logits``."""
+    """The number of rows that have about ``logits`` logits."""
     return max(1, logits // len(weight))
 
 
@@ -159,7 +159,7 @@ def spans(start: int, stop: int, step: int) -> Iterator[slice]:
 
 
 def logit_blocks(logits: Tensor) -> Iterator[slice]:
-    """The rows of a block that are worked on at a time: all of them but on a CPU."""
+    """The rows of a block that are computed together: all of them, except on a CPU."""
     return spans(0, len(logits), max(1, PIECE // logits.shape[1]) if logits.is_cpu else len(logits))
 
 

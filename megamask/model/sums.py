@@ -17,7 +17,7 @@ def _sums_in_16_bits(values: Tensor) -> bool:
 
 
 class LayerNorm(nn.LayerNorm):
-    """A layer norm; in 16 bits on a CPU its scale and bias are plain arithmetic, whose gradients are summed widely."""
+    """A layer norm. In 16 bits on a CPU, scale and bias are separate operations with gradients summed in 32 bits."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not _sums_in_16_bits(x):

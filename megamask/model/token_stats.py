@@ -1,4 +1,4 @@
-"""What the predictions at some tokens are measured by."""
+"""Measures of the predictions at some tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TokenStats(NamedTuple):
     margin: Float[Tensor, " M"]
 
     def of(self, measure: Measure) -> Float[Tensor, " M"]:
-        """How unsure each prediction is by ``measure``."""
+        """The uncertainty of each prediction by ``measure``."""
         if measure == "loss":
             return -self.log_prob
         return self.entropy if measure == "shannon" else getattr(self, measure)

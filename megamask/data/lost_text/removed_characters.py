@@ -37,7 +37,7 @@ class RemovedCharacters:
     def __call__(self, texts: Sequence[str], counts: dict[str, int]) -> Counter[str]:
         """The characters of ``texts`` that the normalizer removes, with how often each occurs.
 
-        ``counts`` says how often each character occurs in ``texts``.
+        ``counts`` has the number of occurrences of each character in ``texts``.
         """
         removed = Counter({c: times for c, times in counts.items() if self._is_removed(c)})
         if self._removing is None:
