@@ -30,7 +30,7 @@ from megamask.runtime import ranks
 from megamask.schedules import Schedule
 from megamask.training.step import Trainer, take_step
 from tests.batches import IDS
-from tests.processes.launch_worker import disband, one
+from tests.processes.launch_worker import one
 from tests.processes.training_worker import PACKS, STEPS, kept, micro, objective, optimizer
 
 PLACES = ("loss", "gradient", "activation", "teacher")
@@ -250,13 +250,11 @@ def begun(source: str, target: str, step: int, ledger: list[list[int]], per_step
         save_checkpoint(run, step, dict(read_tensors(checkpoint)), state)
 
 
-def everything(cells: list[dict], few: list[dict], times: int, jobs: list[dict]) -> dict:
-    """All in one start: ``cells`` for NaN and Inf, ``few`` for what lies in memory, ``jobs`` with spikes."""
-    answer = {
-        "poisoned": poisoned(cells),
-        "unjudged": unjudged(),
-        "spoilt": spoilt(few),
-        "flipped": flipped(few, times),
-    }
-    disband()
-    return answer | {"spiked": spiked(jobs)}
+def nonfinite(cells: list[dict]) -> dict:
+    """Steps with NaN and Inf in each of ``cells``, and the control that nobody judges."""
+    return {"poisoned": poisoned(cells), "unjudged": unjudged()}
+
+
+def memory(cells: list[dict], times: int) -> dict:
+    """Faults of the memory that holds weights and moments."""
+    return {"spoilt": spoilt(cells), "flipped": flipped(cells, times)}

@@ -61,30 +61,30 @@ class Spiked:
             return {"world": world, "arguments": words} | more
 
         plant = {str(AT * world + 1): 100.0}
-        found = [job("spiked", plant=plant)]
+        jobs = [job("spiked", plant=plant)]
         if self.policy == "skip":
-            found.append(job("whole", drop=[AT]))
+            jobs.append(job("whole", drop=[AT]))
         else:
             where = {"source": str(self.run), "target": str(self.folder / "whole")}
-            found.append(job("whole", begin=where | {"step": BACK, "ledger": LEDGER, "per_step": world}))
-        return [*found, job("log", plant=plant, settings={})] if self.control else found
+            jobs.append(job("whole", begin=where | {"step": BACK, "ledger": LEDGER, "per_step": world}))
+        return [*jobs, job("log", plant=plant, settings={})] if self.control else jobs
 
-    def check(self, said: list[tuple[dict, ...]]) -> None:
+    def check(self, launches: list[tuple[dict, ...]]) -> None:
         """The run equals the one without a spike, and differs from the one under the policy `log`."""
-        for ranks in said:
+        for ranks in launches:
             assert all(rank["code"] == 0 for rank in ranks), [rank["err"] for rank in ranks]
-        told = said[0][0]["out"]
-        assert told.count("is a spike") == 1 and f"Step {AT + 1} is a spike" in told, told
-        assert ("Rewound from step 6 to step 3" in told) == (self.policy == "rewind")
-        found, whole = (tensors(self.folder / name, STEPS) for name in ("spiked", "whole"))
-        assert found.keys() == whole.keys()
-        assert [name for name in whole if not torch.equal(found[name], whole[name])] == [], self
+        log = launches[0][0]["out"]
+        assert log.count("is a spike") == 1 and f"Step {AT + 1} is a spike" in log, log
+        assert ("Rewound from step 6 to step 3" in log) == (self.policy == "rewind")
+        ours, whole = (tensors(self.folder / name, STEPS) for name in ("spiked", "whole"))
+        assert ours.keys() == whole.keys()
+        assert [name for name in whole if not torch.equal(ours[name], whole[name])] == [], self
         if self.control:
-            log = tensors(self.folder / "log", STEPS)
-            assert any(not torch.equal(log[name], whole[name]) for name in whole)
-        figures = metrics(self.folder / "whole", "train/loss", "grad_norm", "lr")
-        ours = metrics(self.run, "train/loss", "grad_norm", "lr")
-        assert {key: value for key, value in ours.items() if key in figures} == figures and len(figures) >= 3 * 5
+            unprotected = tensors(self.folder / "log", STEPS)
+            assert any(not torch.equal(unprotected[name], whole[name]) for name in whole)
+        expected = metrics(self.folder / "whole", "train/loss", "grad_norm", "lr")
+        logged = metrics(self.run, "train/loss", "grad_norm", "lr")
+        assert {key: value for key, value in logged.items() if key in expected} == expected and len(expected) >= 3 * 5
         state = read_state(RunFolder(self.run).checkpoint(STEPS))
         assert state["judge"]["ledger"] == (LEDGER if self.policy == "rewind" else [])
         # those of a span that a rewind leaves out were steps of the optimizer, but are no more
@@ -99,59 +99,56 @@ def shards(folder: Path) -> Path:
     return folder / "data"
 
 
-def assert_numbers(
+def assert_nonfinite_steps(run_ranks: RunRanks, cells: list[dict], world: int = 2) -> None:
+    """A step with NaN or Inf on one of ``world`` ranks changes no weight, under each DeepSpeed file of ``cells``."""
+    results = run_ranks(world, "numbers_worker:nonfinite", cells=cells, timeout=1800)
+    tried = 0
+    for cell, answers in enumerate(zip(*(rank["poisoned"] for rank in results), strict=True)):
+        tried += assert_dropped(cells[cell], list(zip(*answers, strict=True)))
+    # the negative controls: unjudged, the weights are spoilt; unasked, the other ranks would not know
+    assert all(rank["unjudged"]["poison"] and not rank["unjudged"]["together"] for rank in results)
+    assert [rank["unjudged"]["mine"] for rank in results] == [rank != GUILTY for rank in range(world)]
+    print(f"{tried} steps with NaN or Inf in {len(cells)} cells: 0 moved a weight")
+
+
+def assert_memory_faults(run_ranks: RunRanks, cells: list[dict], times: int, world: int = 2) -> None:
+    """A spoilt number in memory is not saved, and a flipped bit of a copy is detected, each of ``times`` times."""
+    results = run_ranks(world, "numbers_worker:memory", cells=cells, times=times, timeout=1800)
+    published = sum(cell["published"] for rank in results for cell in rank["spoilt"])
+    assert all(cell["tried"] >= 12 for rank in results for cell in rank["spoilt"])
+    seen, false = (sum(cell[name] for rank in results for cell in rank["flipped"]) for name in ("seen", "false"))
+    # at stage 3 there are no copies
+    copies = sum(cell["zero_optimization"]["stage"] < 3 for cell in cells)
+    assert (published, seen, false) == (0, world * copies * times, 0)
+    spoilt = sum(cell["tried"] for cell in results[0]["spoilt"])
+    print(
+        f"{spoilt} spoilt states: 0 published; {copies * times} flipped bits: all seen, {copies * times} checks "
+        "without one: 0 alarms"
+    )
+
+
+def assert_spikes(
     run_ranks: RunRanks,
     folder: Path,
-    cells: list[dict],
-    few: list[dict],
-    times: int,
     *,
     rewinds: list[dict],
     skips: list[tuple[dict, dict[str, object]]],
     world: int = 2,
 ) -> None:
-    """Everything that `numbers_worker` tries, on ``world`` ranks of which one is at fault.
+    """A spike leaves no trace in a run.
 
-    ``rewinds`` are DeepSpeed files under which a run goes back from a spike, ``skips`` such files and settings under
-    which it is dropped.
+    ``rewinds`` are DeepSpeed files under which a run goes back from it, ``skips`` such files and settings under which
+    the step is dropped.
     """
     data = shards(folder)
     runs = [Spiked("rewind", ds, {}, folder / f"rewind-{n}") for n, ds in enumerate(rewinds)]
     runs += [Spiked("skip", ds, settings, folder / f"skip-{n}", not n) for n, (ds, settings) in enumerate(skips)]
     jobs = [run.jobs(data, world) for run in runs]
-    said = run_ranks(
-        world,
-        "numbers_worker:everything",
-        cells=cells,
-        few=few,
-        times=times,
-        jobs=[*itertools.chain(*jobs)],
-        timeout=1800,
-    )
-    launches = zip(*(rank["spiked"] for rank in said), strict=True)
-    for run, those in zip(runs, jobs, strict=True):
-        run.check([next(launches) for _ in those])
-    tried = 0
-    for cell, answers in enumerate(zip(*(rank["poisoned"] for rank in said), strict=True)):
-        tried += assert_dropped(cells[cell], list(zip(*answers, strict=True)))
-    published = seen = false = 0
-    for rank in said:
-        # the negative controls: unjudged, the weights are spoilt; unasked, the other ranks would not know
-        assert rank["unjudged"]["poison"] and not rank["unjudged"]["together"]
-        published += sum(cell["published"] for cell in rank["spoilt"])
-        seen += sum(cell["seen"] for cell in rank["flipped"])
-        false += sum(cell["false"] for cell in rank["flipped"])
-        assert all(cell["tried"] >= 12 for cell in rank["spoilt"])
-    assert [rank["unjudged"]["mine"] for rank in said] == [rank != GUILTY for rank in range(world)]
-    # at stage 3 there are no copies
-    copies = sum(cell["zero_optimization"]["stage"] < 3 for cell in few)
-    assert (published, seen, false) == (0, world * copies * times, 0)
-    spoilt = sum(cell["tried"] for cell in said[0]["spoilt"])
-    print(
-        f"{tried} steps with NaN or Inf in {len(cells)} cells: 0 moved a weight; {spoilt} spoilt states: "
-        f"0 published; {copies * times} flipped bits: all seen, {copies * times} looks without one: 0 alarms; "
-        f"{len(rewinds)} runs that went back from a spike and {len(skips)} that dropped one: 0 differ"
-    )
+    results = run_ranks(world, "numbers_worker:spiked", jobs=[*itertools.chain(*jobs)], timeout=1800)
+    launches = zip(*results, strict=True)
+    for run, launched in zip(runs, jobs, strict=True):
+        run.check([next(launches) for _ in launched])
+    print(f"{len(rewinds)} runs that went back from a spike and {len(skips)} that dropped one: 0 differ")
 
 
 def assert_dropped(cell: dict, answers: list[tuple[dict, ...]]) -> int:
@@ -160,10 +157,10 @@ def assert_dropped(cell: dict, answers: list[tuple[dict, ...]]) -> int:
     # and the next step is that of a run in which nothing was wrong
     assert all(answer["same"] for answer in after), cell
     assert len(steps) == len(PLACES) * len(BAD)
-    for number, said in enumerate(steps):
-        place, line = PLACES[number // len(BAD)], said[0]["said"]
-        assert all(answer == said[0] for answer in said), (cell, place)
-        assert not said[0]["moves"] and said[0]["same"], (cell, place)
+    for number, step in enumerate(steps):
+        place, line = PLACES[number // len(BAD)], step[0]["said"]
+        assert all(answer == step[0] for answer in step), (cell, place)
+        assert not step[0]["moves"] and step[0]["same"], (cell, place)
         assert f"Step {number + 2} was dropped" in line and "(packs " in line
         assert "the gradient of " in line or place == "loss", (cell, line)
         if place != "gradient":
@@ -172,6 +169,13 @@ def assert_dropped(cell: dict, answers: list[tuple[dict, ...]]) -> int:
     return len(steps)
 
 
-def test_nonfinite_steps_flipped_bits_and_spikes_leave_no_trace(run_ranks: RunRanks, tmp_path: Path) -> None:
-    rewinds, skips = [FP32[2], FP32[3]], [(FP32[2], MUON), (OFFLOAD[0], {})]
-    assert_numbers(run_ranks, tmp_path, CELLS, FEW, times=100, rewinds=rewinds, skips=skips)
+def test_a_step_with_nan_or_inf_changes_no_weight(run_ranks: RunRanks) -> None:
+    assert_nonfinite_steps(run_ranks, CELLS)
+
+
+def test_faults_in_memory_are_detected(run_ranks: RunRanks) -> None:
+    assert_memory_faults(run_ranks, FEW, times=100)
+
+
+def test_spikes_leave_no_trace(run_ranks: RunRanks, tmp_path: Path) -> None:
+    assert_spikes(run_ranks, tmp_path, rewinds=[FP32[2], FP32[3]], skips=[(FP32[2], MUON), (OFFLOAD[0], {})])

@@ -19,7 +19,7 @@ from megamask.schedules import Schedule
 from tests.batches import IDS, pack
 from tests.processes.conftest import RunRanks
 from tests.processes.test_engine import AUTOCAST, BF16, FP32, OFFLOAD
-from tests.processes.test_numbers import MUON, assert_numbers
+from tests.processes.test_numbers import MUON, assert_memory_faults, assert_nonfinite_steps, assert_spikes
 from tests.processes.training_worker import objective
 from tests.system.test_guided import guided
 from tests.system.test_replay import assert_replays
@@ -30,7 +30,9 @@ from tests.unit.health.test_loss_spikes import REGIME, decide, decisions
 def test_nonfinite_steps_move_nothing_in_any_stage(run_ranks: RunRanks, tmp_path: Path, world: int) -> None:
     few, all_of_them = [*FP32, *BF16], [*FP32, *BF16, AUTOCAST, *OFFLOAD]
     skips = [(ds, {}) for ds in all_of_them] + [(ds, MUON) for ds in (*FP32[1:], *BF16)]
-    assert_numbers(run_ranks, tmp_path, all_of_them, few, 1000, rewinds=all_of_them, skips=skips, world=world)
+    assert_nonfinite_steps(run_ranks, all_of_them, world)
+    assert_memory_faults(run_ranks, few, 1000, world)
+    assert_spikes(run_ranks, tmp_path, rewinds=all_of_them, skips=skips, world=world)
 
 
 @pytest.mark.parametrize("guide", ["probe", "falls back"])

@@ -32,28 +32,28 @@ def reports(monkeypatch: pytest.MonkeyPatch, *, onednn: bool, avx512_bf16: bool,
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_a_cpu_needs_the_instructions(onednn: bool, avx512_bf16: bool, machine: str, monkeypatch) -> None:
     reports(monkeypatch, onednn=onednn, avx512_bf16=avx512_bf16, machine=machine)
-    found = cpu_support({})
+    measured = cpu_support({})
     # oneDNN alone counts AVX-512 that lacks bf16; other processors have no AVX-512
-    assert found.bf16 == (onednn and (avx512_bf16 or machine == "aarch64"))
-    assert torch.backends.cpu.get_cpu_capability() in found.reason
+    assert measured.bf16 == (onednn and (avx512_bf16 or machine == "aarch64"))
+    assert torch.backends.cpu.get_cpu_capability() in measured.reason
 
 
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("value", [*sorted(WITHOUT_BF16), "avx2", "AVX512_CORE_BF16", "AVX512_CORE_AMX", "DEFAULT", ""])
 def test_a_limit_on_the_instructions_is_respected(name: str, value: str, monkeypatch) -> None:
     reports(monkeypatch, onednn=True, avx512_bf16=True)
-    found = cpu_support({name: value})
-    assert found.bf16 == (value.upper() not in WITHOUT_BF16)
-    assert (f"{name}={value}" in found.reason) == (not found.bf16)
+    measured = cpu_support({name: value})
+    assert measured.bf16 == (value.upper() not in WITHOUT_BF16)
+    assert (f"{name}={value}" in measured.reason) == (not measured.bf16)
 
 
 @pytest.mark.parametrize(("capability", "bf16"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_a_gpu_needs_compute_capability_8(capability: tuple[int, int], bf16: bool, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
-    found = precision.device_support(torch.device("cuda", 0))
-    assert found.bf16 == bf16
-    assert "A card" in found.reason and ".".join(map(str, capability)) in found.reason
+    measured = precision.device_support(torch.device("cuda", 0))
+    assert measured.bf16 == bf16
+    assert "A card" in measured.reason and ".".join(map(str, capability)) in measured.reason
 
 
 def test_all_ranks_use_the_support_that_all_have(monkeypatch) -> None:
@@ -67,21 +67,21 @@ def test_all_ranks_use_the_support_that_all_have(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("support", [FAST, SLOW])
-@pytest.mark.parametrize("asked", ["auto", "bf16", "fp32"])
-def test_only_a_request_for_slow_bf16_warns(asked, support: Support) -> None:
-    choice = Choice("`some.setting`", asked, support)
-    assert choice.precision == {"auto": "bf16" if support.bf16 else "fp32"}.get(asked, asked)
-    said = precision_lines(choice)
-    assert choice.precision in said[0]
-    assert (support.reason if asked == "auto" else "some.setting") in said[0]
-    warned = asked == "bf16" and not support.bf16
-    assert len(said) == 1 + warned
+@pytest.mark.parametrize("setting", ["auto", "bf16", "fp32"])
+def test_only_a_request_for_slow_bf16_warns(setting, support: Support) -> None:
+    choice = Choice("`some.setting`", setting, support)
+    assert choice.precision == {"auto": "bf16" if support.bf16 else "fp32"}.get(setting, setting)
+    lines = precision_lines(choice)
+    assert choice.precision in lines[0]
+    assert (support.reason if setting == "auto" else "some.setting") in lines[0]
+    warned = setting == "bf16" and not support.bf16
+    assert len(lines) == 1 + warned
     if warned:
-        assert all(part in said[1] for part in (support.reason, "`some.setting`", "'auto'"))
+        assert all(part in lines[1] for part in (support.reason, "`some.setting`", "'auto'"))
 
 
 def test_one_warning_names_all_settings() -> None:
-    said = precision_lines(Choice("`one`", "bf16", SLOW), Choice("`two`", "bf16", SLOW))
-    assert len(said) == 2 and "`one` and `two`" in said[1]
-    said = precision_lines(Choice("`one`", "auto", SLOW), Choice("`two`", "bf16", SLOW))
-    assert len(said) == 2 and "`one`" not in said[1]
+    lines = precision_lines(Choice("`one`", "bf16", SLOW), Choice("`two`", "bf16", SLOW))
+    assert len(lines) == 2 and "`one` and `two`" in lines[1]
+    lines = precision_lines(Choice("`one`", "auto", SLOW), Choice("`two`", "bf16", SLOW))
+    assert len(lines) == 2 and "`one`" not in lines[1]

@@ -22,72 +22,72 @@ SLURM = {
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch):
+def read_environment(monkeypatch: pytest.MonkeyPatch):
     """What `ranks.environment` makes of exactly these variables."""
     for name in list(os.environ):
         if name in NAMES or name.startswith("SLURM"):
             monkeypatch.delenv(name)
 
-    def tell(**variables: str) -> dict[str, str]:
+    def read(**variables: str) -> dict[str, str]:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         return ranks.environment()
 
-    return tell
+    return read
 
 
-def test_one_process_without_a_launcher(told) -> None:
-    assert told() == {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+def test_one_process_without_a_launcher(read_environment) -> None:
+    assert read_environment() == {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     assert ranks.is_main()
     assert (ranks.rank(), ranks.world()) == (0, 1)
 
 
-def test_torchrun(told) -> None:
-    said = {
+def test_torchrun(read_environment) -> None:
+    given = {
         "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400",
     }  # fmt: skip
-    assert told(**said) == said
+    assert read_environment(**given) == given
     assert not ranks.is_main()
 
 
-def test_the_deepspeed_launcher_calls_it_local_size(told) -> None:
-    said = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    assert told(**said, LOCAL_SIZE="2") == said | {"LOCAL_WORLD_SIZE": "2"}
+def test_the_deepspeed_launcher_calls_it_local_size(read_environment) -> None:
+    given = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    assert read_environment(**given, LOCAL_SIZE="2") == given | {"LOCAL_WORLD_SIZE": "2"}
 
 
-def test_srun(told) -> None:
-    found = told(**SLURM)
-    assert found == {
+def test_srun(read_environment) -> None:
+    combined = read_environment(**SLURM)
+    assert combined == {
         "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4",
         "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": str(12000 + 20007 % 20000),
     }  # fmt: skip
-    chosen = told(MASTER_ADDR="node1", MASTER_PORT="4321")
+    chosen = read_environment(MASTER_ADDR="node1", MASTER_PORT="4321")
     assert (chosen["MASTER_ADDR"], chosen["MASTER_PORT"]) == ("node1", "4321")
 
 
-def test_a_launcher_inside_a_slurm_job_takes_precedence(told) -> None:
-    found = told(**SLURM, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0")
-    assert (found["RANK"], found["WORLD_SIZE"]) == ("0", "2")
+def test_a_launcher_inside_a_slurm_job_takes_precedence(read_environment) -> None:
+    combined = read_environment(**SLURM, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0")
+    assert (combined["RANK"], combined["WORLD_SIZE"]) == ("0", "2")
 
 
-def test_python_in_a_slurm_batch_script_is_one_process(told) -> None:
+def test_python_in_a_slurm_batch_script_is_one_process(read_environment) -> None:
     """There the job has tasks, but this process is not a step of it."""
     batch = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
-    assert told(**batch)["WORLD_SIZE"] == "1"
+    assert read_environment(**batch)["WORLD_SIZE"] == "1"
 
 
 @pytest.mark.parametrize("job", [0, 1, 19_999, 20_000, 4_294_967_295])
-def test_the_port_of_a_job_is_below_the_ephemeral_ports(told, job: int) -> None:
-    assert 12_000 <= int(told(**SLURM | {"SLURM_JOB_ID": str(job)})["MASTER_PORT"]) < 32_768
+def test_the_port_of_a_job_is_below_the_ephemeral_ports(read_environment, job: int) -> None:
+    assert 12_000 <= int(read_environment(**SLURM | {"SLURM_JOB_ID": str(job)})["MASTER_PORT"]) < 32_768
 
 
-def test_collectives_of_one_process_return_its_value(told) -> None:
-    told()
+def test_collectives_of_one_process_return_its_value(read_environment) -> None:
+    read_environment()
     values = torch.tensor([1.0, 2.0])
-    for found in (ranks.sum(values), ranks.maximum(values)):
-        assert torch.equal(found, values)
-        assert found is not values
+    for combined in (ranks.sum(values), ranks.maximum(values)):
+        assert torch.equal(combined, values)
+        assert combined is not values
     assert ranks.gather("word") == ["word"]
     assert ranks.on_rank_zero(lambda: 7) == 7
     with pytest.raises(ValueError, match="why"):
