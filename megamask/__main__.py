@@ -118,12 +118,13 @@ def find_subcommand(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def _read_settings(command: Subcommand, arguments: list[str]) -> Any:
     import tyro  # `megamask --help` needs none of these
 
-    from megamask.errors.setting_rules import settings_problems, with_rules
+    from megamask.errors.setting_help import with_help
+    from megamask.errors.setting_rules import settings_problems
 
     kind = _load(command.settings)
     if not is_dataclass(kind):
         return kind(arguments)
-    settings = tyro.cli(with_rules(kind), args=arguments, prog=Path(sys.argv[0]).name)
+    settings = tyro.cli(with_help(kind), args=arguments, prog=Path(sys.argv[0]).name)
     raise_all(ConfigError, settings_problems(settings))
     return settings
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -51,6 +52,7 @@ from megamask.storage import workdir as working
 from megamask.storage.resumable import Part, Report, Worker
 from megamask.teacher import frozen_lm, stored_targets
 from megamask.teacher.annotation_settings import EntropyAnnotation, SampleAnnotation
+from megamask.teacher.stored_targets import TargetsManifest
 from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 
 ROWS = 8192
@@ -75,6 +77,8 @@ def annotate_entropy(config: EntropyAnnotation) -> None:
 
 def annotate_targets(config: TargetAnnotation) -> None:
     """`megamask annotate targets`."""
+    for note in config.notes:
+        print(note, file=sys.stderr)
     folder = store_targets(config.run, config.run.data or prepare.local_data(prepare.CACHE), config.samples)
     print(f"{folder}: samples of the teacher. Train with the same flags, without --teacher.path.")
 
@@ -208,25 +212,25 @@ def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> 
     train = Shards.open(data, "train")
     if config.masking.unit != "token":
         train.check_words()
-    manifest = {
-        "format": stored_targets.FORMAT, "version": stored_targets.VERSION,
-        "facts": predetermined_masks.facts(config, train.fingerprint),
-        "packs": how.packs or len(predetermined_masks.targets(config)), "draws": how.draws,
-        "model": frozen_lm.read_masked_lm(config.teacher.path, "teacher.path").fingerprint(),
-        "precision": config.teacher.precision, "method": METHOD,
-    }  # fmt: skip
-    manifest = json.loads(json.dumps(manifest))
+    manifest = TargetsManifest(
+        facts=json.loads(json.dumps(predetermined_masks.facts(config, train.fingerprint))),
+        packs=how.packs or len(predetermined_masks.targets(config)),
+        files={},
+        draws=how.draws,
+        model=frozen_lm.read_masked_lm(config.teacher.path, "teacher.path").fingerprint(),
+        precision=config.teacher.precision,
+        method=METHOD,
+    )
     if output.exists():
-        if stored_targets.read_targets_manifest(output) | {"files": None} != manifest | {"files": None}:
+        if replace(stored_targets.read_targets_manifest(output), files={}) != manifest:
             raise DataError(f"{output} contains other samples. Choose another `distill.stored`, or delete it.")
         return output
-    identity = _identity(manifest)
+    identity = _identity(manifest.record())
     work = output.with_name(f".{output.name}.partial")
     with working.folder(work, identity, output):
-        count = manifest["packs"]
         tasks: list[Part] = [
             Part(f"part-{n:05d}", numbers, len(numbers))
-            for n, numbers in enumerate(_cut(range(count), stored_targets.PART))
+            for n, numbers in enumerate(_cut(range(manifest.packs), stored_targets.PART))
         ]
         worker = partial(_sample_worker, config, data, how.draws)
         resumable.run_parts(tasks, work, worker, how.workers, "samples", "pack", stored_targets.KINDS)
@@ -234,8 +238,8 @@ def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> 
         with atomic_write.atomic_folder(output, output.with_name(f".{output.name}.ready")) as ready:
             for name in names:
                 os.link(work / name, ready / name)
-            manifest |= {"files": file_list.to_record(file_list.list_files(ready, names))}
-            atomic_write.write_atomic(ready / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+            record = replace(manifest, files=file_list.list_files(ready, names)).record()
+            atomic_write.write_atomic(ready / "manifest.json", json.dumps(record, indent=1) + "\n")
     return output
 
 

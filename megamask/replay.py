@@ -15,7 +15,7 @@ from megamask.checkpoint.resume import RunStart
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings import ReplayConfig
 from megamask.config import cli
-from megamask.config.pretrain_config import CHANGEABLE, PretrainConfig, changeable, check_config, read_settings
+from megamask.config.pretrain_config import CHANGEABLE, PretrainConfig, check_config, read_settings
 from megamask.engine.ds_file import resolve_auto
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
@@ -51,6 +51,7 @@ def replay_run(config: ReplayConfig) -> int:
 
 def replay_step(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
     """Repeat, in ``folder``, the steps that lead to the metrics of ``step``; 0 if these are those of the log."""
+    ranks.on_rank_zero(run.check)
     config, ds, fingerprint = replay_settings(run, data, folder)
     every, last = config.log.every, config.steps
     end = min(-(-step // every) * every, last)
@@ -70,10 +71,6 @@ def replay_step(run: RunFolder, step: int, data: Path | None, folder: Path) -> i
             f"The settings of {run.path} changed at step {changed}, and the replay would start at step {start.step}, "
             f"so step {step} cannot be repeated under one configuration."
         )
-    later = [at for at in run.steps() if at >= end]
-    settings = read_train_state(run.checkpoint(min(later))).settings if later else None
-    if settings not in (None, changeable(config)):
-        raise ConfigError(f"{run.path} has changed its settings since, so step {step} cannot be repeated.")
     replayed = build_run(config, resolve_auto(ds, precision.common_support()), text, start)
     # the ledger of the newest checkpoint: packs that a later rewind skipped are skipped
     numbers = pack_numbers(config, start.step, replayed.engine.accumulate, ledger)

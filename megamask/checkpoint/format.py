@@ -166,8 +166,8 @@ def storage_sentence(error: Exception, what: str, folder: Path, need: int = 0) -
     where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     try:
         space = f" {shutil.disk_usage(folder).free:,} bytes are free under {folder}"
-    except OSError:
-        space = f" {folder} does not answer"
+    except OSError as failure:
+        space = f" The free space under {folder} is unknown: {failure.strerror}"
     space += f", {need:,} bytes are needed." if need else "."
     return f"Rank {ranks.rank()} could not {what}: {reason}{where}.{space}"
 

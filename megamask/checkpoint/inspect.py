@@ -63,10 +63,7 @@ def inspect_folder(folder: Path, *, hashes: bool = True) -> RunReport:
     """Inspect the run in ``folder``. Raises CheckpointError if it holds none, StorageError if it cannot be read."""
     run = RunFolder(folder)
     try:
-        if not run.path.is_dir():
-            raise CheckpointError(f"{run.path} is not a folder.")
-        if not run.checkpoints.is_dir() and not run.config.exists():
-            raise CheckpointError(f"{run.path} holds no run: neither {run.config.name} nor {run.checkpoints.name}/.")
+        run.check()
         return _predict(run, _observe(run, hashes))
     except OSError as error:
         raise StorageError(storage_sentence(error, "inspect the run", run.path)) from None
@@ -157,7 +154,7 @@ def _predict(run: RunFolder, report: RunReport) -> RunReport:
         return replace(report, resume=("A resume would start at step 0: there never was a checkpoint.", *notes))
     step, total = decision.checkpoint.step, f" of {report.steps:,}" if report.steps else ""
     renamed = [f"{damaged.folder.name} is damaged and would be renamed." for damaged in decision.damaged]
-    sentence = f"A resume would go on after step {step:,}{total}."
+    sentence = f"A resume would continue after step {step:,}{total}."
     if _is_over(run, step, report.steps):
         sentence = f"The run is finished after step {step:,}{total}. A resume would only draw its curve and export it."
     return replace(report, resume=(sentence, *renamed, *notes))

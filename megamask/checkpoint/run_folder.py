@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from megamask.errors import CheckpointError
 from megamask.storage import atomic_write
 
 STEP_NAME = re.compile(r"step-(0|[1-9]\d*)")
@@ -31,6 +32,13 @@ class RunFolder:
     checkpoints = property(lambda self: self.path / "checkpoints")
     latest = property(lambda self: self.path / "latest")
     export = property(lambda self: self.path / "export")
+
+    def check(self) -> None:
+        """CheckpointError if the folder holds no run."""
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path} is not a folder.")
+        if not self.checkpoints.is_dir() and not self.config.exists():
+            raise CheckpointError(f"{self.path} holds no run: neither {self.config.name} nor {self.checkpoints.name}/.")
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint at ``step``."""

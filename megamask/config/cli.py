@@ -3,111 +3,160 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from megamask.config import ineffective_settings, recipes, removed
 from megamask.config import pretrain_config as configuration
+from megamask.config.flags import corrected_flags, flags_in
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.errors import ConfigError, must, raise_all
-from megamask.errors.setting_rules import with_rules
+from megamask.errors.setting_help import with_help
+from megamask.errors.setting_rules import CountOrZero, settings_problems
 from megamask.runtime import entry_point, launch_environment
 from megamask.storage.dotted import flatten
-from megamask.storage.old_setting_names import renamed_problems, with_new_names
+from megamask.storage.old_setting_names import renamed_problems
 from megamask.teacher.annotation_settings import SampleAnnotation
 
 
 @dataclass(frozen=True)
-class Command:
-    """Pretrain a masked-language-model encoder. Without any argument: the tiny model, on text this machine holds."""
+class RunFlags:
+    """The flags of every command that takes the configuration of a run."""
 
     recipe: str = "tiny"
-    """Experiment to start from; --list-recipes shows them."""
+    """Experiment to start from; `megamask pretrain --list-recipes` shows them."""
     config: Path | None = None
     """TOML or JSON file of settings that differ from the recipe, which it may name too; a run's own config.json is
     one."""
+    notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """A line for each setting that was left out or has an old name."""
+    run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
+
+    def problems(self) -> list[str]:
+        """Sentences for what is wrong with flags outside of the configuration."""
+        return []
+
+
+@dataclass(frozen=True)
+class Command(RunFlags):
+    """Pretrain a masked-language-model encoder. Without any argument: the tiny model, on text this machine holds."""
+
     deepspeed: Path | None = None
     """DeepSpeed file, or the name of one in ds_configs/, such as zero2; without one: plain data parallel in fp32."""
     resume: str = "auto"
     """auto: resume the run in OUTPUT, or start; must: only resume; never: only start; or a checkpoint's path."""
     change: tuple[str, ...] = ()
     """Settings that this launch may change in a resumed run, such as steps optimizer.lr.peak; others may not."""
-    profile: int = 0
+    profile: CountOrZero = 0
     """Trace this many steps with torch.profiler, after 5 steps of warm-up; the file goes to OUTPUT/logs. 0: none."""
     list_recipes: bool = False
     """Print the recipes, a line each, and end."""
     print_config: bool = False
     """Check the whole resolved configuration, print it, and end."""
-    notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """A line for each setting that was left out or has an old name."""
-    run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
+
+    def problems(self) -> list[str]:
+        """Sentences for what is wrong with flags outside of the configuration."""
+        return [must("profile", "be 0 or more", self.profile)] if self.profile < 0 else []
+
+
+@dataclass(frozen=True)
+class TargetAnnotation(RunFlags):
+    """Store samples of a teacher's predictions at the targets of a run: `megamask annotate targets --data DIR
+    --teacher.path PATH --distill.stored DIR --distill.weight.start 0.5 [other flags of the run]`.
+
+    The flags of the configuration are those of `megamask pretrain`, so that the masks are those of the run. Then start
+    the run with the same flags, without --teacher.path.
+    """
+
+    samples: Annotated[SampleAnnotation, tyro.conf.arg(name="")] = field(default_factory=SampleAnnotation)
+
+    def problems(self) -> list[str]:
+        """Sentences for what is wrong with flags outside of the configuration."""
+        return settings_problems(self.samples)
+
+
+Flags = TypeVar("Flags", bound=RunFlags)
 
 
 def parse_command(arguments: list[str] | None = None) -> Command:
-    """The command, checked for unknown flags and values; ConfigError for an unknown recipe or a bad file."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    first.add_argument("--config", type=Path)
-    for name in removed.SETTINGS:
-        first.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="*")
-    known, _ = first.parse_known_args(arguments)
-    problems = renamed_problems(ineffective_settings.flags_in(arguments)) + removed.removed_values(vars(known))
-    raise_all(ConfigError, problems)
-    written = configuration.read_settings(known.config) if known.config else {}
-    renamed = [] if ineffective_settings.is_record(written) else renamed_problems(flatten(written))
-    settings = with_new_names(written)
-    named = settings.pop("recipe", Command.recipe)
-    recipe = known.recipe or str(named)
-    base = configuration.override_settings(recipes.find_recipe(recipe), settings, str(known.config))
-    default = Command(recipe, run=base)
-    prints, prog = launch_environment.is_main(), Path(sys.argv[0]).name
-    command = tyro.cli(with_rules(Command), args=arguments, default=default, prog=prog, console_outputs=prints)
-    if command.profile < 0:
-        raise ConfigError(must("profile", "be 0 or more", command.profile))
-    typed = ineffective_settings.typed(command.run, arguments, settings)
+    """The command `megamask pretrain`; ConfigError with all problems of flags, recipe and file."""
+    return _parse(Command, sys.argv[1:] if arguments is None else arguments)
+
+
+def parse_target_annotation(arguments: list[str]) -> TargetAnnotation:
+    """The command `megamask annotate targets`; ConfigError with all problems of flags, recipe and file."""
+    return _parse(TargetAnnotation, arguments)
+
+
+def _parse(kind: type[Flags], arguments: list[str]) -> Flags:
+    known = _first_flags(arguments)
+    problems = [*renamed_problems(flags_in(arguments)), *removed.removed_values(vars(known)).values()]
+    of_flags = len(problems)
+    settings: dict[str, Any] = {}
+    base, recipe = PretrainConfig(), known.recipe or kind.recipe
+    with _collect(problems):
+        settings = configuration.read_settings(known.config) if known.config else {}
+        recipe = known.recipe or str(settings.get("recipe", recipe))
+    with _collect(problems):
+        base = recipes.find_recipe(recipe)
+    settings.pop("recipe", None)
+    with _collect(problems):
+        base = configuration.override_settings(base, settings, str(known.config))
+    whole = len(problems) == of_flags
+    command = _read_flags(kind, corrected_flags(arguments), kind(recipe, run=base), problems)
+    typed = ineffective_settings.typed(command.run, corrected_flags(arguments), settings)
     run, notes = ineffective_settings.leave_out(command.run, typed, recipe)
     late = {
         "entropy.audit.every": configuration.late_audit(run),
         "masking.token_type.every": configuration.late_update(run),
     }
-    raise_all(ConfigError, [sentence for name, sentence in late.items() if sentence and name in typed])
-    notes += filter(None, late.values())
+    for name, sentence in late.items():
+        (problems if name in typed else notes).extend([sentence] if sentence else [])
+    problems += command.problems()
+    if problems and whole:  # the others too; without the settings of the file, they may be none
+        deepspeed = command.deepspeed if isinstance(command, Command) else None
+        problems += configuration.find_problems(run, deepspeed, launch_environment.world())[1]
+    raise_all(ConfigError, problems)
+    renamed = [] if ineffective_settings.is_record(settings) else renamed_problems(flatten(settings))
     notes = [f"{known.config}: {line}" for line in renamed] + notes
     return replace(command, run=configuration.resolve_phases(run), notes=tuple(notes))
 
 
-@dataclass(frozen=True)
-class TargetAnnotation:
-    """Store samples of a teacher's predictions at the targets of a run: `megamask annotate targets --data DIR
-    --teacher.path PATH --distill.stored DIR --distill.weight.start 0.5 [other flags of the run]`.
-
-    Takes the flags of `megamask pretrain`, so that the masks are those of the run, and the flags below. Then start the
-    run with the same flags, without --teacher.path.
-    """
-
-    run: PretrainConfig
-    samples: SampleAnnotation
+def _first_flags(arguments: list[str]) -> argparse.Namespace:
+    """The flags that decide what the others are laid over, and those that may have removed values."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", nargs="?")
+    first.add_argument("--config", nargs="?", type=Path)
+    for name in removed.SETTINGS:
+        first.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="*")
+    return first.parse_known_args(arguments)[0]
 
 
-def parse_target_annotation(arguments: list[str]) -> TargetAnnotation:
-    """The settings of `megamask annotate targets`."""
-    parser = argparse.ArgumentParser(
-        Path(sys.argv[0]).name, description=inspect.getdoc(TargetAnnotation), allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--draws", type=int, help="tokens drawn at each target; 32 if not given")
-    parser.add_argument("--packs", type=int, help="packs, from number 0; all packs of the run if not given")
-    parser.add_argument("--workers", type=int, help="processes; one for each GPU or core if not given")
-    own, rest = parser.parse_known_args(arguments)
-    samples = {name: value for name, value in vars(own).items() if value is not None}
-    return TargetAnnotation(parse_command(rest).run, SampleAnnotation(**samples))
+@contextmanager
+def _collect(problems: list[str]) -> Iterator[None]:
+    """Add the sentences of a ConfigError to ``problems``."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += error.problems
+
+
+def _read_flags(kind: type[Flags], arguments: list[str], default: Flags, problems: list[str]) -> Flags:
+    """The flags as tyro reads them. It ends the process after --help or an error, here with all ``problems``."""
+    prints, prog = launch_environment.is_main(), Path(sys.argv[0]).name
+    try:
+        return tyro.cli(with_help(kind), args=arguments, default=default, prog=prog, console_outputs=prints)
+    except SystemExit as end:
+        if end.code:
+            raise_all(ConfigError, problems)
+        raise
 
 
 def show_recipes() -> str:

@@ -10,9 +10,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from megamask.config.flags import flags_in
 from megamask.config.pretrain_config import RECORDED, PretrainConfig, as_dict, config_problems
 from megamask.errors import Removable
 from megamask.storage.dotted import flatten, names_in
+from megamask.storage.old_setting_names import with_new_names
 
 
 def typed(config: PretrainConfig, arguments: Iterable[str], file: dict[str, Any]) -> set[str]:
@@ -26,12 +28,7 @@ def typed(config: PretrainConfig, arguments: Iterable[str], file: dict[str, Any]
     for flag in flags - named:  # --no-export, --masking.entropy.no-standardise
         section, _, last = flag.rpartition(".")
         named.add(".".join(part for part in (section, last.removeprefix("no_")) if part))
-    return (named & known) | (set() if is_record(file) else set(flatten(file)))
-
-
-def flags_in(arguments: Iterable[str]) -> set[str]:
-    """The names of the flags in a command line, with underscores: --packs.per-step=2 -> packs.per_step."""
-    return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+    return (named & known) | (set() if is_record(file) else set(flatten(with_new_names(file))))
 
 
 def is_record(settings: dict[str, Any]) -> bool:
@@ -57,7 +54,7 @@ def leave_out(config: PretrainConfig, typed: Collection[str], recipe: str) -> tu
 
 
 def _replaced(value: Any, path: list[str], neutral: Any, name: str, typed: Collection[str]) -> Any:
-    """``found`` with ``neutral`` at ``path``, but for the settings that are ``typed``."""
+    """``value`` with ``neutral`` at ``path``, but for the settings that are ``typed``."""
     if path:
         inside = _replaced(getattr(value, path[0]), path[1:], neutral, f"{name}.{path[0]}".lstrip("."), typed)
         return replace(value, **{path[0]: inside})

@@ -25,14 +25,14 @@ from megamask.engine import ds_file
 from megamask.engine.settings import OptimizerConfig
 from megamask.entropy.settings import EntropyConfig
 from megamask.errors import ConfigError, Removable, must, raise_all, unknown
-from megamask.errors.setting_rules import Count, OnlyFor, field_problem, settings_problems
+from megamask.errors.setting_rules import Count, OnlyFor, field_problem, setting_of, settings_problems
 from megamask.health.settings import SpikesConfig, WatchdogConfig
 from megamask.masking.settings import STEPS, MaskingConfig
 from megamask.model.shape import ModelConfig
 from megamask.objectives.settings import ObjectiveConfig
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten, is_under, merged, names_in
-from megamask.storage.old_setting_names import renamed_problems
+from megamask.storage.old_setting_names import new_name, renamed_problems, with_new_names
 from megamask.storage.strict_toml import read_toml
 from megamask.teacher import settings as teachers
 from megamask.teacher.settings import DistillConfig, TeacherConfig
@@ -99,10 +99,18 @@ class PretrainConfig:
 
 def check_config(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
     """What the DeepSpeed file says; ConfigError with every problem of it, of ``config`` and of the number of ranks."""
+    ds, problems = find_problems(config, deepspeed, world)
+    raise_all(ConfigError, problems)
+    return ds
+
+
+def find_problems(config: PretrainConfig, deepspeed: Path | None, world: int) -> tuple[dict[str, Any], list[str]]:
+    """What `check_config` returns, and the sentences that it raises."""
     default = ds_file.default_ds_config(config.optimizer), list[str]()
     ds, problems = ds_file.parse_ds_config(deepspeed) if deepspeed else default
-    problems += config_problems(config) + ds_file.ds_problems(config.optimizer, ds)
-    if config.entropy.ema_decay is not None and ds_file.zero_stage(ds) == 3:
+    problems += config_problems(config)
+    problems += ds_file.ds_problems(config.optimizer, ds) if ds is not None else []
+    if config.entropy.ema_decay is not None and ds_file.zero_stage(ds or {}) == 3:
         problems.append("`entropy.ema_decay` needs whole weights on every rank. ZeRO 3 keeps parts: use 0, 1 or 2.")
     per_step, views = config.packs.per_step, config.packs.masks_per_text
     if per_step >= 1 and per_step % world:
@@ -111,8 +119,7 @@ def check_config(config: PretrainConfig, deepspeed: Path | None, world: int) -> 
     if views > 1 and per_step >= 1 and per_step % (views * world):
         rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
         problems.append(must("packs.masks_per_text", rule, views, f"Use {_fitting(config)}."))
-    raise_all(ConfigError, problems)
-    return ds
+    return ds or {}, problems
 
 
 def config_problems(config: PretrainConfig) -> list[str]:
@@ -155,7 +162,11 @@ def late_update(config: PretrainConfig) -> str:
 
 def changeable(config: PretrainConfig) -> dict[str, object]:
     """The settings that a launch may change on purpose, by their full names."""
-    return {name: value for name, value in flatten(as_dict(config)).items() if is_under(name, CHANGEABLE)}
+    return {name: value for name, value in flatten(as_dict(config)).items() if _may_change(name)}
+
+
+def _may_change(name: str) -> bool:
+    return is_under(name, CHANGEABLE)
 
 
 def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
@@ -163,8 +174,8 @@ def check_change(config: PretrainConfig, names: Sequence[str]) -> None:
     known, problems = names_in(as_dict(config)), []
     for name in names:
         if name not in known:
-            problems += renamed_problems([name]) or [unknown(name, known, "`change`")]
-        elif not is_under(name, CHANGEABLE):
+            problems += renamed_problems([name]) or [unknown(name, filter(_may_change, known), "`change`")]
+        elif not _may_change(name):
             rule = f"name settings that may change on the way ({', '.join(sorted(CHANGEABLE))})"
             problems.append(must("change", rule, name, "For another, begin a new run with `init`."))
     raise_all(ConfigError, problems)
@@ -276,23 +287,33 @@ def read_settings(path: Path) -> dict[str, Any]:
     except strict_json.BadRecord as error:
         raise ConfigError(f"`{path}` is not {kind.upper()}: {error}.") from None
     if not isinstance(settings, dict):
-        raise ConfigError(must(str(path), "hold a table of settings", type(settings).__name__))
+        raise ConfigError(must(str(path), "hold a table of settings", settings))
     return settings
 
 
 def override_settings(base: PretrainConfig, values: dict[str, Any], source: str) -> PretrainConfig:
-    """``base`` with ``values`` laid over it; ConfigError names every unknown key and every wrong type."""
+    """``base`` with ``values`` laid over it, which may have old names.
+
+    ConfigError names every unknown key, wrong type and removed value, with the key as the file ``source`` has it.
+    """
     if values.keys() >= RECORDED:
         values = {key: value for key, value in values.items() if key not in RECORDED}
-    raise_all(ConfigError, removed_values(flatten(values)))
+    written = {new_name(name): name for name in names_in(values)}
+    values = with_new_names(values)
     known = names_in(as_dict(base))
-    wrong = [unknown(key, known, f"`{source}`") for key in names_in(values) if key not in known]
+    removed = removed_values(flatten(values), source)
+    wrong = [unknown(written[key], known, f"`{source}`") for key in names_in(values) if key not in known]
     try:
         # strict, by the rules of JSON: "3" does not count as 3, nor true as 1; a list is accepted for a tuple
         config = _schema().validate_json(json.dumps(merged(as_dict(base), values)), strict=True)
     except ValidationError as error:
-        wrong += [field_problem(PretrainConfig, each, source=source) for each in error.errors(include_url=False)]
-    raise_all(ConfigError, wrong)
+        for each in error.errors(include_url=False):
+            name = setting_of(PretrainConfig, each)
+            old = written.get(name, name)
+            shown = f"{name}`" if old == name else f"{old}` (now `{name}`)"
+            if not is_under(name, removed):
+                wrong.append(field_problem(PretrainConfig, each, f"{shown} in `{source}"))
+    raise_all(ConfigError, [*removed.values(), *wrong])
     return config
 
 

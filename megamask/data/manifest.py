@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from annotated_types import Ge, Lt
+from pydantic import TypeAdapter, ValidationError
 
 from megamask.basic_types import TokenIds
 from megamask.data.lost_text.coverage import Coverage
 from megamask.data.tokenizer import TOKENIZER, tokenizer_hash
 from megamask.data.word_boundaries import WordLengths, WordRule
 from megamask.errors import DataError, must, raise_all
+from megamask.errors.setting_rules import field_problem, setting_of
 from megamask.storage import file_list, strict_json
 from megamask.storage.file_list import FileList
 from megamask.storage.npy import mapped
@@ -29,7 +31,7 @@ CURE = "Prepare the data again with `megamask prepare`."
 
 Split = Literal["train", "valid"]
 Manifest = dict[str, Any]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Ge(0), Lt(2**63)]
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,9 @@ def read_shard_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Prepare data into it with `megamask prepare`.")
-    try:
-        manifest = strict_json.read_json(path)
-    except FileNotFoundError:
-        raise DataError(f"{folder} contains no {NAME}, so no finished shards. {CURE}") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except strict_json.BadRecord as error:
-        raise DataError(f"{path} is damaged: {error}. {CURE}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    missing = f"{folder} contains no {NAME}, so no finished shards. {CURE}"
+    manifest = strict_json.read_object(path, DataError, missing, CURE)
+    if manifest.get("format") != FORMAT:
         raise DataError(f"{path} is not a manifest of megamask shards.")
     if manifest.get("version") != VERSION:
         raise DataError(must(f"{path}: version", f"be {VERSION}", str(manifest.get("version")), CURE))
@@ -113,15 +109,15 @@ def check_shard_manifest(folder: Path, *, verify: bool) -> Manifest:
         # by the rules of JSON, where a tuple is a list and true is not 1
         facts = TypeAdapter(_Facts).validate_json(strict_json.to_json(manifest), strict=True)
     except ValidationError as error:
-        raise DataError(*validation_problems(folder / NAME, error, CURE)) from None
+        raise DataError(*validation_problems(_Facts, folder / NAME, error, CURE)) from None
     raise_all(DataError, [*_counts(folder / NAME, facts), *_files(folder, facts, verify)])
     return manifest
 
 
-def validation_problems(path: Path, error: ValidationError, cure: str) -> list[str]:
-    """A sentence for each of the first fields of a record that are missing or of the wrong type."""
-    problems = [(".".join(str(key) for key in each["loc"]), each["msg"]) for each in error.errors()[:10]]
-    return [f"{path} is damaged: `{key}`: {why}. {cure}" for key, why in problems]
+def validation_problems(kind: type, path: Path, error: ValidationError, cure: str) -> list[str]:
+    """A sentence for each of the first fields of a record, the dataclass ``kind``, that are missing or wrong."""
+    problems = [field_problem(kind, each, setting_of(kind, each)) for each in error.errors()[:10]]
+    return [f"{path} is damaged: {problem} {cure}" for problem in problems]
 
 
 def text_report(manifest: Manifest, split: str) -> list[str]:

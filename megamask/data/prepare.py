@@ -196,7 +196,7 @@ def _empty_split(split: Split, documents: int, config: PrepareConfig) -> str:
     if documents == 1:
         return (
             "The text is one document, and two splits need two. Split it into documents (`--documents`: blocks between "
-            "blank lines, or lines), or set `valid_share` to 0."
+            "blank lines, or lines), or set `--valid-share 0`."
         )
     rule = "be larger, or 0" if split == "valid" else "be smaller"
     # with such a large share, a split without documents is unlikely

@@ -65,7 +65,7 @@ class Shards:
         if not manifest["splits"].get(split, {}).get("tokens"):
             raise DataError(
                 f"{folder} contains no documents in the split {split!r}. Prepare it with more text"
-                + (" or a larger `valid_share`." if split == "valid" else ".")
+                + (" or a larger `--valid-share`." if split == "valid" else ".")
             )
         return cls(folder, split, manifest)
 
@@ -173,7 +173,7 @@ class Shards:
         except strict_json.BadRecord as error:
             raise DataError(f"{path} is damaged: {error}. {CURE}") from None
         if not isinstance(facts, dict):
-            raise DataError(must(str(path), "be a JSON object", type(facts).__name__, CURE))
+            raise DataError(must(str(path), "be a JSON object", facts, CURE))
         return facts
 
     def document(self, place: int) -> str:

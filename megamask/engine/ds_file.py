@@ -7,6 +7,7 @@ that DeepSpeed would silently ignore.
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from megamask.engine import choose_accelerator
 from megamask.engine.settings import OptimizerConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
+from megamask.errors.json_types import type_rule
 from megamask.runtime.precision_choice import PrecisionChoice, PrecisionSupport, Setting
 from megamask.storage import strict_json
 
@@ -72,6 +74,7 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     """The content of a DeepSpeed file; raises ConfigError with all of its problems."""
     ds, problems = parse_ds_config(path)
     raise_all(ConfigError, problems)
+    assert ds is not None
     return ds
 
 
@@ -80,33 +83,15 @@ def packaged_names() -> list[str]:
     return sorted(path.stem for path in PACKAGED.glob("*.json"))
 
 
-def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
+def parse_ds_config(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The content of a DeepSpeed file, and a sentence for each of its problems.
 
-    ``path`` may be the bare name of a packaged file. Sections with problems are left out. Raises ConfigError if the
-    file is not a JSON object.
+    ``path`` may be the name of a packaged file. Sections with problems are left out. None: not a JSON object.
     """
-
-    def check_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            problems.append(f"`{path}` has the key `{name}` twice. Keep one of them.")
-        return dict(pairs)
-
     problems: list[str] = []
-    if str(path) in packaged_names():
-        path = PACKAGED / f"{path}.json"
-    try:
-        ds = strict_json.parse_json(strict_json.read_text(path, strict_json.LARGEST_SETTINGS), check_duplicates)
-    except OSError as error:
-        raise ConfigError(
-            f"The DeepSpeed file `{path}` cannot be read: {error.strerror}. Name a file, or one that comes with "
-            f"megamask: {', '.join(packaged_names())}."
-        ) from None
-    except strict_json.BadRecord as error:
-        raise ConfigError(f"`{path}` is not JSON: {error}.") from None
-    if not isinstance(ds, dict):
-        raise ConfigError(must(str(path), "hold one JSON object", type(ds).__name__))
+    ds = _read_object(path, problems)
+    if ds is None:
+        return None, problems
     problems += [f"`{path}` must not set `{key}`: {OURS[key]}. Remove the key." for key in ds if key in OURS]
     problems += [unknown(key, KNOWN, f"`{path}`") for key in ds if key not in OURS and key not in KNOWN]
     for name in [name for name in ds if name in KNOWN]:
@@ -116,7 +101,7 @@ def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
             del ds[name]
         problems += of_key
     if ds.get("torch_autocast", {}).get("dtype", "bfloat16") not in ("bfloat16", "bf16"):
-        problems.append(must(f"{path}: torch_autocast.dtype", "be 'bfloat16'", str(ds["torch_autocast"]["dtype"])))
+        problems.append(must(f"torch_autocast.dtype` in `{path}", "be 'bfloat16'", str(ds["torch_autocast"]["dtype"])))
     if zero_stage(ds) == 0 and ds.get("bf16", {}).get("enabled"):
         problems.append(
             f"`{path}` sets `bf16` at ZeRO stage 0, where DeepSpeed's first Adam step is 0.744 of what it should be. "
@@ -125,10 +110,41 @@ def parse_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     return ds, problems
 
 
+def _read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """The JSON object in a DeepSpeed file; None, with a sentence in ``problems``, if there is none."""
+
+    def check_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            problems.append(f"`{path}` has the key `{name}` twice. Keep one of them.")
+        return dict(pairs)
+
+    name = path.name.removesuffix(".json")
+    packaged = name in packaged_names() and path.parent == Path() and not (path.suffix and path.exists())
+    file = PACKAGED / f"{name}.json" if packaged else path
+    cure = f"Name a file, or one that comes with megamask: {', '.join(packaged_names())}."
+    try:
+        if file.is_dir():
+            problems.append(f"The DeepSpeed file `{path}` is a folder. {cure}")
+            return None
+        ds = strict_json.parse_json(strict_json.read_text(file, strict_json.LARGEST_SETTINGS), check_duplicates)
+    except OSError as error:
+        near = get_close_matches(name.lower(), packaged_names(), n=1)
+        meant = f"Did you mean `{near[0]}`? " if near else ""
+        problems.append(f"The DeepSpeed file `{path}` cannot be read: {error.strerror}. {meant}{cure}")
+    except strict_json.BadRecord as error:
+        problems.append(f"`{path}` is not JSON: {error}.")
+    else:
+        if isinstance(ds, dict):
+            return ds
+        problems.append(must(str(path), "hold one JSON object", ds))
+    return None
+
+
 def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     """Sentences for a section that is not an object, unknown keys, and values that DeepSpeed would refuse later."""
     if not isinstance(section, dict):
-        return [must(f"{path}: {name}", "be an object", type(section).__name__)]
+        return [must(f"{name}` in `{path}", "be an object", section)]
     choose_accelerator()
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config
@@ -147,11 +163,22 @@ def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     try:  # bounds, and keys that exclude each other
         models[name](**(section | {"enabled": True} if section.get("enabled") == "auto" else section))
     except ValidationError as error:
-        places = [(".".join(str(part) for part in (name, *one["loc"])), one) for one in error.errors()]
-        return [f"`{path}`: `{where}`: {one['msg']}, but is {one['input']!r}." for where, one in places]
+        return [_model_problem(path, name, _types_of(models[name]), one) for one in error.errors()]
     except AssertionError as error:
         return [f"`{path}`: `{name}`: {error}."]
     return []
+
+
+def _model_problem(path: Path, name: str, types: dict[str, Any], error: Any) -> str:
+    """The sentence for one of pydantic's errors about the section ``name``."""
+    bounds = {"ge": "be at least", "gt": "be above", "le": "be at most", "lt": "be below"}
+    where = ".".join(str(part) for part in (name, *error["loc"])) + f"` in `{path}"
+    context = error.get("ctx", {})
+    for bound in bounds.keys() & context.keys():
+        return must(where, f"{bounds[bound]} {context[bound]}", error["input"])
+    if error["type"] == "value_error":
+        return f"`{where}`: {context['error']}."
+    return must(where, type_rule(types.get(str(error["loc"][0]), dict)), error["input"])
 
 
 def _types_of(model: type[BaseModel]) -> dict[str, Any]:
@@ -167,7 +194,7 @@ def _table_problems(path: Path, name: str, types: dict[str, Any], section: dict[
     for key, value in section.items():
         if name in PRECISION and key == "enabled":
             if value != "auto" and not isinstance(value, bool):
-                problems.append(must(f"{path}: {name}.enabled", "be true, false or 'auto'", value))
+                problems.append(must(f"{name}.enabled` in `{path}", "be true, false or 'auto'", value))
             continue
         problems += _type_problems(path, f"{name}.{key}", types[key], value) if key in types else []
     return problems
@@ -180,26 +207,25 @@ def _type_problems(path: Path, name: str, expected: Any, value: Any) -> list[str
     if model and value is not None:
         if isinstance(value, dict):
             return _table_problems(path, name, _types_of(model), value)
-        return [must(f"{path}: {name}", "be an object", value)]
+        return [must(f"{name}` in `{path}", "be an object", value)]
     if isinstance(value, bool) and bool not in options:
-        return [f"`{path}`: `{name}` must not be true or false, but is {value}."]  # pydantic takes true for stage 1
+        return [must(f"{name}` in `{path}", type_rule(expected), value)]  # pydantic takes true for stage 1
     if value == "auto":
-        return [f"`{path}`: `{name}` must be a value, but is 'auto'."]
+        return [must(f"{name}` in `{path}", type_rule(expected), value)]
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # DeepSpeed's documentation writes sizes such as 5e8
     try:
         TypeAdapter(expected).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        return [f"`{path}`: `{name}`: {error.errors()[0]['msg']}, but is {value!r}."]
+    except ValidationError:
+        return [must(f"{name}` in `{path}", type_rule(expected), value)]
     return []
 
 
 def teacher_ds_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The content of the DeepSpeed file of the setting ``name``, and sentences for its problems as a teacher's file.
-
-    Raises ConfigError if the file is not a JSON object.
-    """
+    """The content of the DeepSpeed file of the setting ``name``, and sentences for its problems as a teacher's file."""
     ds, problems = parse_ds_config(path)
+    if ds is None:
+        return {}, problems
     problems += [
         f"`{path}` must not set `{key}`: the teacher's `precision` decides it. Remove it."
         for key in TEACHERS
@@ -231,7 +257,7 @@ def precision(ds: dict[str, Any]) -> Setting:
 def choose_precision(ds: dict[str, Any], support: PrecisionSupport) -> PrecisionChoice:
     """The precision of a run under a DeepSpeed file, on devices with ``support``."""
     names = [f"`{name}.enabled` in the DeepSpeed file" for name in PRECISION if ds.get(name, {}).get("enabled")]
-    return PrecisionChoice(names[0] if names else "the DeepSpeed file", precision(ds), support)
+    return PrecisionChoice(names[0] if names else "", precision(ds), support)
 
 
 def resolve_auto(ds: dict[str, Any], support: PrecisionSupport) -> dict[str, Any]:

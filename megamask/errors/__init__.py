@@ -7,10 +7,15 @@ Each class has the exit code with which a command line ends, for scripts that de
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 
 REQUEUE = 75
 """The exit code of a run that stopped because it was asked to, before its last step (EX_TEMPFAIL of sysexits.h)."""
+
+
+SHOWN = 5
+"""How many names of a list an error shows."""
 
 
 class MegamaskError(ValueError):
@@ -90,24 +95,37 @@ class LockError(MegamaskError):
 
 def must(name: str, rule: str, found: object, cure: str = "") -> str:
     """The sentence "`name` must <rule>, but is <found>. <cure>"."""
-    shown = found if isinstance(found, (int, float)) else repr(found) if isinstance(found, str) else str(found)
-    return f"`{name}` must {rule}, but is {shown}." + (f" {cure}" if cure else "")
+    return f"`{name}` must {rule}, but is {shown_value(found)}." + (f" {cure}" if cure else "")
+
+
+def shown_value(value: object) -> str:
+    """A value as files and flags write it: 3, 'soon', true, null, [1, 2]; at most 80 characters of a list or table."""
+    if isinstance(value, str):
+        return repr(value)
+    if value is not None and not isinstance(value, (bool, list, dict)):
+        return str(value)
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def unknown(name: str, known: Iterable[str], where: str = "") -> str:
-    """The sentence for a name that is not known, with the nearest that is."""
+    """The sentence for a name that is not known, with the nearest that is, or with some or all that are."""
     ends = {full: full.rpartition(".") for full in sorted(known)}
     section, _, last = name.rpartition(".")
     place = f" in {where}" if where else ""
     lasts = {end for _, _, end in ends.values()}
     near = [last] if last in lasts else difflib.get_close_matches(last, lasts, n=3, cutoff=0.5)
+    near = near or [end for end in lasts if end.lower() == last.lower()]
     # sections share names, such as `every`: how near the section is counts as much as how near the name is
-    likeness = {
-        full: _alike(end, last) + _alike(begin, section) for full, (begin, _, end) in ends.items() if end in near
-    }
-    if likeness:
-        return f"`{name}` is not known{place}. Did you mean `{max(likeness, key=likeness.__getitem__)}`?"
-    return f"`{name}` is not known{place}. Known are: {', '.join(f'`{full}`' for full in ends)}."
+    likeness = {full: _alike(end, last) + _alike(begin, section) for full, (begin, _, end) in ends.items()}
+    nearest = sorted(likeness, key=likeness.__getitem__, reverse=True)
+    if near:
+        return (
+            f"`{name}` is not known{place}. Did you mean `{next(full for full in nearest if ends[full][2] in near)}`?"
+        )
+    few = len(ends) <= 2 * SHOWN
+    names = ", ".join(f"`{full}`" for full in (ends if few else nearest[:SHOWN]))
+    return f"`{name}` is not known{place}. {'Known are' if few else 'The nearest are'}: {names}."
 
 
 def _alike(one: str, two: str) -> float:
@@ -130,10 +148,6 @@ class Removable(str):
         self = super().__new__(cls, f"`{name}` {why}. {cure}")
         self.name, self.why, self.neutral = name, why, neutral
         return self
-
-
-SHOWN = 5
-"""How many names of a list an error shows."""
 
 
 def listed(names: Iterable[str], noun: str = "") -> str:

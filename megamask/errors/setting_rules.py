@@ -10,13 +10,14 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from megamask.errors import Removable, must
+from megamask.errors.json_types import type_rule, union_members
 
 Count = Annotated[int, Ge(1)]
 """A number of things, at least one."""
@@ -53,8 +54,10 @@ class OnlyFor:
         why = f"has no effect with `{other}` {getattr(settings, self.other)!r}, only with {_either(self.values)}"
         return why, f"Remove it or change `{other}`."
 
-    def __str__(self) -> str:
-        return f"only for {self.other} {_either(self.values)}" if self.values else f"only with {self.other}"
+    def rule(self, section: str) -> str:
+        """The condition for --help; ``section`` is that of the setting, with a dot, or empty."""
+        other = f"`{section}{self.other}`"
+        return f"only for {other} {_either(self.values)}" if self.values else f"only with {other}"
 
 
 def settings_problems(settings: object, name: str = "") -> list[str]:
@@ -82,20 +85,38 @@ def rule(hint: object) -> str:
     return " and ".join(rules)
 
 
-def field_problem(kind: Any, error: Any, prefix: str = "", source: str = "") -> str:
-    """The sentence for one of pydantic's errors about settings of the dataclass ``kind``, read from ``source``."""
-    hint, path = kind, list[str]()
-    for part in error["loc"]:
-        section = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        if part not in _hints(section):
-            break
-        hint, path = _hints(section)[part], [*path, part]
-    name = prefix + ".".join(path) + (f"` in `{source}" if source else "")
+def setting_of(kind: Any, error: Any) -> str:
+    """The dotted name of the setting that one of pydantic's errors about the dataclass ``kind`` is about."""
+    return _place(kind, error)[0]
+
+
+def field_problem(kind: Any, error: Any, name: str) -> str:
+    """The sentence for one of pydantic's errors about the dataclass ``kind``; ``name`` is that of the setting."""
+    hint = _place(kind, error)[1]
+    if error["type"] == "missing":
+        return f"`{name}` is missing."
     if error["type"] == "finite_number":
         return must(name, "be finite", error["input"])
-    if error["type"] in RANGE_ERRORS:
-        return must(name, rule(hint), error["input"])
-    return f"`{name}`: {error['msg']}, but is {error['input']!r}."
+    return must(name, rule(hint) if error["type"] in RANGE_ERRORS else type_rule(hint), error["input"])
+
+
+def _place(kind: Any, error: Any) -> tuple[str, Any]:
+    """The name and the annotation of the field, or of the item of a list or table, that an error is about."""
+    name, hint = "", kind
+    for part in error["loc"]:
+        inner = next((_item(member, part) for member in union_members(hint) if _item(member, part) is not None), None)
+        if inner is None:
+            break
+        name, hint = f"{name}.{part}".lstrip("."), inner
+    return name, hint
+
+
+def _item(kind: Any, key: object) -> Any:
+    """The annotation of a field of a dataclass, or of the items of a list, tuple or table; None if there is none."""
+    if get_origin(kind) in (tuple, list) and isinstance(key, int):
+        items = [item for item in get_args(kind) if item is not ...]
+        return items[min(key, len(items) - 1)]
+    return get_args(kind)[1] if get_origin(kind) is dict else _hints(kind).get(str(key))
 
 
 def metadata(hint: object) -> list[Any]:
@@ -114,7 +135,7 @@ def _range_problems(settings: object, name: str) -> list[str]:
         _adapter(kind).validate_python(asdict(settings))  # type: ignore[call-overload]
     except ValidationError as error:
         prefix = f"{name}." if name else ""
-        return [field_problem(kind, each, prefix) for each in error.errors(include_url=False)]
+        return [field_problem(kind, each, prefix + setting_of(kind, each)) for each in error.errors(include_url=False)]
     return []
 
 
@@ -130,24 +151,6 @@ def _section_problems(settings: Any, name: str) -> Iterator[str]:
             yield from removable(settings, [field], name, *conditions[0].reasons(settings, name))
         elif is_dataclass(value):
             yield from _section_problems(value, f"{name}.{field}".lstrip("."))
-
-
-def with_rules(kind: Any) -> Any:
-    """``kind``, a dataclass of settings, annotated so that tyro shows the rules of its fields and sections."""
-    import tyro  # a run does not need it
-
-    hints = get_type_hints(kind, include_extras=True)
-    for name in (field.name for field in fields(kind)):
-        hint = hints[name]
-        inner: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        conditions = [str(item) for item in metadata(hint) if isinstance(item, OnlyFor)]
-        rules = "; ".join(filter(None, [rule(hint) and f"must {rule(hint)}", *conditions]))
-        if is_dataclass(inner):
-            with_rules(inner)
-        elif rules:
-            shown = tyro.conf.arg(help_behavior_hint=partial("({}; default: {})".format, rules))
-            kind.__annotations__[name] = Annotated[hint, shown]
-    return kind
 
 
 def removable(settings: object, names: Iterable[str], name: str, why: str, cure: str = "Remove it.") -> list[str]:

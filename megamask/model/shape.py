@@ -1,7 +1,7 @@
 """The numbers of an encoder: what the user may set (`ModelConfig`) and what follows from it (`EncoderShape`).
 
 A shape says all that the weights need to be read again, so it travels with them; how they are run (dropout, attention
-back end, compilation) is the config's alone.
+back end, compilation) is only in the config.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from annotated_types import Ge, MultipleOf
 
 from megamask.basic_types import TokenIds
 from megamask.errors import CheckpointError, Removable, must
-from megamask.errors.setting_rules import Count, OnlyFor, ShareBelowOne, ShareInside
+from megamask.errors.setting_rules import Count, OnlyFor, ShareBelowOne, ShareInside, field_problem, setting_of
 from megamask.storage import strict_json
 
 Backend = Literal["auto", "reference", "padded", "varlen"]
 SHAPE = "shape.json"
 HEAD_WIDTH = 64
 LARGEST = 2**40
-"""Numbers in a matrix, at most."""
+"""Largest number of elements of a matrix."""
 MOST_LAYERS = 4096
 # layers and width; base and large are BERT's (Devlin et al. 2019), xl and xxl are Megatron-LM's 1.3B and 3.9B BERT
 # (Shoeybi et al. 2020). Heads are 64 wide everywhere.
@@ -46,7 +46,7 @@ class EncoderShape:
     vocab_size: int
     """Rows of the embedding table."""
     pad_id: int
-    """Id of the padding token; written on export, not computed with."""
+    """Id of the padding token; written on export, not used in computations."""
     num_layers: int
     """Layers."""
     hidden_size: int
@@ -62,16 +62,16 @@ class EncoderShape:
     token_types: int = 2
     """Rows of the token-type table of `bert`, of which row 0 is used."""
     global_every: int = 1
-    """Every n-th layer, from the first, attends to the whole sequence; `modern` alone."""
+    """Every n-th layer, from the first, attends to the whole sequence; `modern` only."""
     local_window: int = 128
-    """Rows that the other layers attend to, half on each side; `modern` alone."""
+    """Rows that the other layers attend to, half on each side; `modern` only."""
     rope_theta: float = 10_000.0
-    """Base of the rotary wave lengths in global layers; `modern` alone."""
+    """Base of the rotary wave lengths in global layers; `modern` only."""
     local_rope_theta: float = 10_000.0
-    """Base of the rotary wave lengths in local layers; `modern` alone."""
+    """Base of the rotary wave lengths in local layers; `modern` only."""
 
     def window(self, layer: int) -> int | None:
-        """How far to either side ``layer`` looks; None is the whole sequence."""
+        """How far to either side ``layer`` attends; None is the whole sequence."""
         return self.local_window // 2 if layer % self.global_every else None
 
     def theta(self, layer: int) -> float:
@@ -97,8 +97,8 @@ class EncoderShape:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
         except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, one['loc'])) or 'all'}: {one['msg']}" for one in error.errors()]
-            raise CheckpointError(f"{path} does not describe an encoder: {'; '.join(wrong)}.") from None
+            wrong = [field_problem(cls, one, setting_of(cls, one) or SHAPE) for one in error.errors()]
+            raise CheckpointError(f"{path} does not describe an encoder: {' '.join(wrong)}") from None
         except strict_json.BadRecord as error:
             raise CheckpointError(f"{path} does not describe an encoder: {error}.") from None
         if strange := sorted(set(values) - {field.name for field in fields(cls)}):
@@ -139,7 +139,7 @@ class ModelConfig:
     hidden_size: Count | None = None
     """Width of a row; from `size` if not given."""
     num_heads: Count | None = None
-    """Attention heads; as many as are 64 wide if not given."""
+    """Attention heads; if not given, as many as a head width of 64 allows."""
     intermediate_size: Count | None = None
     """Width inside the feed-forward block; 4 times the width if not given, in `modern` 8/3 times, up to a multiple of
     64, which costs the same."""
@@ -152,13 +152,13 @@ class ModelConfig:
     local_window: Annotated[int, Ge(2), MultipleOf(2), OnlyFor("preset", "modern")] = 128
     """Tokens that a local layer attends to, half on each side."""
     init_std: ShareInside = 0.02
-    """Standard deviation of the initial weights, a normal cut off at twice that."""
+    """Standard deviation of the initial weights, a normal distribution truncated at twice that."""
     attention: Backend = "auto"
     """How attention is computed: `varlen` (CUDA, 16 bits, no dropout), `padded`, `reference` (slow, for tests)."""
     activation_checkpointing: bool = False
     """Keep only the input of each layer for the backward pass and compute the rest again: less memory, 1/3 slower."""
     compile: bool = False
-    """Compile what surrounds attention in each layer with torch.compile; minutes at the start, then faster."""
+    """Compile each layer but for its attention with torch.compile; takes minutes at the start, then is faster."""
 
     def shape(self, token_ids: TokenIds) -> EncoderShape:
         """All numbers, for the vocabulary of ``token_ids``."""

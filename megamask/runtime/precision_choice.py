@@ -20,7 +20,10 @@ class PrecisionSupport:
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """The precision of a model; ``setting`` is the name of the setting that decided it, ``asked`` its value."""
+    """The precision of a model; ``setting`` is the name of the setting that decided it, ``asked`` its value.
+
+    The name is empty if there is only the default.
+    """
 
     setting: str
     asked: Setting
@@ -41,4 +44,6 @@ class PrecisionChoice:
     def __str__(self) -> str:
         if self.asked == "auto":
             return f"{self.precision}, because {self.support.reason}"
+        if not self.setting:
+            return f"{self.precision}, the default: no DeepSpeed file sets bf16"
         return f"{self.precision}, as {self.setting} says"

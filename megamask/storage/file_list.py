@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from annotated_types import Ge, Lt
 
 BLOCK = 1 << 22
 """Bytes that are read, written and hashed at a time."""
@@ -21,7 +21,7 @@ _INSIDE = re.compile(r"\w[\w.-]{0,200}(/\w[\w.-]{0,200}){0,3}", re.ASCII)
 class FileEntry:
     """What is in a file: its size in bytes and its sha256, in hexadecimal digits."""
 
-    bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    bytes: Annotated[int, Ge(0), Lt(2**63)]
     sha256: str
 
 

@@ -33,18 +33,22 @@ def read_json(path: Path, most: int = LARGEST) -> Any:
     return parse_json(read_text(path, most))
 
 
-def read_object(path: Path, error: type[MegamaskError], missing: str) -> dict[str, Any]:
-    """The JSON object at ``path``. Raises ``error`` with a sentence; ``missing`` is that for a file that is missing."""
+def read_object(path: Path, error: type[MegamaskError], missing: str, cure: str = "") -> dict[str, Any]:
+    """The JSON object at ``path``. Raises ``error`` with a sentence; ``missing`` is that for a file that is missing.
+
+    ``cure`` says what to do about a file that is not such an object.
+    """
+    end = f" {cure}" if cure else ""
     try:
         content = read_json(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise error(missing) from None
     except OSError as failure:
         raise error(f"{path} cannot be read: {failure.strerror}.") from None
     except BadRecord as failure:
-        raise error(f"{path} is not valid JSON: {failure}.") from None
+        raise error(f"{path} is not valid JSON: {failure}.{end}") from None
     if not isinstance(content, dict):
-        raise error(f"{path} must contain a JSON object.")
+        raise error(f"{path} must contain a JSON object.{end}")
     return content
 
 

@@ -17,7 +17,7 @@ the same text, packs, masks, seed and temperature; any other run refuses it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from megamask.masking.rng import PackRng
 from megamask.runtime import ranks
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten
-from megamask.storage.file_list import FileList, from_record
+from megamask.storage.file_list import FileList
 from megamask.storage.npy import mapped, rising
 from megamask.teacher.settings import DistillConfig
 from megamask.teacher.target_source import distill_scale
@@ -51,18 +51,29 @@ CURE = "Make them again with `megamask annotate targets`."
 
 
 @dataclass(frozen=True)
-class _Manifest:
-    """What a manifest must contain; other keys are allowed."""
+class TargetsManifest:
+    """What a folder of samples holds, and how they were made."""
 
-    packs: Count
     facts: dict[str, Any]
+    """The settings on which the masks depend."""
+    packs: Count
     files: FileList
+    draws: int = 0
+    model: str = ""
+    """Fingerprint of the teacher."""
+    precision: str = ""
+    method: int = 0
+    """Version of the code that made the samples."""
+
+    def record(self) -> dict[str, Any]:
+        """The manifest as JSON."""
+        return {"format": FORMAT, "version": VERSION} | asdict(self)
 
 
 class StoredTargets:
     """A `TargetSource` that reads what `megamask annotate targets` wrote."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], distill: DistillConfig, ids: TokenIds):
+    def __init__(self, folder: Path, manifest: TargetsManifest, distill: DistillConfig, ids: TokenIds):
         self.folder, self.manifest, self.distill, self.ids = folder, manifest, distill, ids
         self._part = lru_cache(maxsize=8)(self._open)
 
@@ -85,9 +96,9 @@ class StoredTargets:
         assert folder is not None
         manifest = read_targets_manifest(folder)
         raise_all(ConfigError, _differences(folder, manifest, facts))
-        if manifest["packs"] < len(targets):
+        if manifest.packs < len(targets):
             raise ConfigError(
-                f"`distill.stored` has {manifest['packs']} packs, but the run needs {len(targets)}. Store more packs, "
+                f"`distill.stored` has {manifest.packs} packs, but the run needs {len(targets)}. Store more packs, "
                 "or let `distill.weight` end earlier."
             )
         stored = cls(folder, manifest, distill, ids)
@@ -104,7 +115,7 @@ class StoredTargets:
 
         Checking ids reads every sample.
         """
-        for part in range(-(-self.manifest["packs"] // PART)):
+        for part in range(-(-self.manifest.packs // PART)):
             tokens, _, offsets = self._part(part)
             expected = targets[part * PART : (part + 1) * PART]
             stored = np.diff(offsets)[: len(expected)]
@@ -133,8 +144,8 @@ class StoredTargets:
         return soft
 
     def _pack(self, number: int, targets: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if number >= self.manifest["packs"]:
-            raise DataError(f"{self.folder} has {self.manifest['packs']} packs, but the run needs pack {number}.")
+        if number >= self.manifest.packs:
+            raise DataError(f"{self.folder} has {self.manifest.packs} packs, but the run needs pack {number}.")
         tokens, counts, offsets = self._part(number // PART)
         rows = slice(*offsets[number % PART : number % PART + 2].tolist())
         if rows.stop - rows.start != targets:
@@ -155,7 +166,7 @@ class StoredTargets:
             tokens, counts, offsets = (mapped(file) for file in files)
         except (ValueError, OSError) as error:
             raise DataError(f"{self.folder}: the arrays of part {part} cannot be read: {error}. {CURE}") from None
-        packs = min(PART, self.manifest["packs"] - part * PART)
+        packs = min(PART, self.manifest.packs - part * PART)
         if not (
             tokens.dtype in (np.uint16, np.uint32) and counts.dtype == np.uint8 and offsets.dtype == np.int64
             and tokens.ndim == 2 and tokens.shape == counts.shape and offsets.shape == (packs + 1,)
@@ -174,28 +185,21 @@ def target_file_names(part: int) -> list[str]:
     return [f"part-{part:05d}.{kind}.npy" for kind in KINDS]
 
 
-def read_targets_manifest(folder: Path) -> dict[str, Any]:
+def read_targets_manifest(folder: Path) -> TargetsManifest:
     """The manifest in ``folder``; DataError if there is none of this format."""
     path = folder / "manifest.json"
-    try:
-        manifest = strict_json.read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{folder} has no manifest.json, so its samples are not complete. {CURE}") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except strict_json.BadRecord as error:
-        raise DataError(f"{path} is damaged: {error}. {CURE}") from None
-    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+    missing = f"{folder} has no manifest.json, so its samples are not complete. {CURE}"
+    record = strict_json.read_object(path, DataError, missing, CURE)
+    if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
         raise DataError(f"{path} is not a manifest of teacher samples, version {VERSION}. {CURE}")
     try:
-        TypeAdapter(_Manifest).validate_json(strict_json.to_json(manifest), strict=True)
+        return TypeAdapter(TargetsManifest).validate_json(strict_json.to_json(record), strict=True)
     except ValidationError as error:
-        raise DataError(*validation_problems(path, error, CURE)) from None
-    return manifest
+        raise DataError(*validation_problems(TargetsManifest, path, error, CURE)) from None
 
 
-def _differences(folder: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    stored, wanted = flatten(manifest["facts"]), flatten(facts)
+def _differences(folder: Path, manifest: TargetsManifest, facts: dict[str, Any]) -> list[str]:
+    stored, wanted = flatten(manifest.facts), flatten(facts)
     return [
         f"`distill.stored` ({folder}) was made with `{key}` {stored.get(key)!r}, but the run has {wanted.get(key)!r}, "
         "so its masks or its teacher would differ. Use the same value, or make the samples again with `megamask "
@@ -205,9 +209,9 @@ def _differences(folder: Path, manifest: dict[str, Any], facts: dict[str, Any]) 
     ]
 
 
-def _damage(folder: Path, manifest: dict[str, Any], verify: bool) -> list[str]:
-    listed = from_record(manifest["files"])
-    names = [name for part in range(-(-manifest["packs"] // PART)) for name in target_file_names(part)]
+def _damage(folder: Path, manifest: TargetsManifest, verify: bool) -> list[str]:
+    listed = manifest.files
+    names = [name for part in range(-(-manifest.packs // PART)) for name in target_file_names(part)]
     for name in names:
         if name not in listed:
             return [f"{folder / 'manifest.json'} does not list {name}. {CURE}"]

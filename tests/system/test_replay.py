@@ -46,7 +46,8 @@ def test_a_repeated_step_is_the_same_and_a_changed_log_is_reported(copy: Path, s
 def test_a_step_that_cannot_be_repeated_is_a_sentence(copy: Path, tmp_path: Path) -> None:
     assert "has no metrics of step 13" in (ended := again(copy, STEPS + 1)).err and ended.code == 2
     assert "has no metrics of step 0" in again(copy, 0).err
-    assert "cannot be read" in again(tmp_path, 1).err
+    for folder, words in ((tmp_path, "holds no run"), (tmp_path / "nowhere", "is not a folder")):
+        assert words in (ended := again(folder, 1)).err and ended.code == 4
 
 
 def test_steps_before_a_change_of_settings_are_refused(copy: Path, data: Path) -> None:

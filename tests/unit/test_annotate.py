@@ -275,7 +275,7 @@ def opened(run: PretrainConfig, **changes) -> StoredTargets:
 def test_stored_samples_are_those_of_the_teacher_at_the_masks_of_the_run(run, data, model, teacher):
     store_targets(run, data, HOW)
     found, train = opened(run), Shards.open(data)
-    assert found.manifest["packs"] == len(predetermined_masks.targets(run)) == 8
+    assert found.manifest.packs == len(predetermined_masks.targets(run)) == 8
     packs = Packs(train, tokens=96, length=LENGTH, seed=4, per_step=2)
     masker = Masker(run.masking, train.token_ids)
     for number in range(8):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from megamask.data.formats.lines import SHOWN, BadDocument
+from megamask.errors.json_types import json_kind
 
 NAMES = 10
 """Number of fields that an error lists."""
@@ -18,7 +19,7 @@ def text_field(place: str, record: dict[str, Any], field: str) -> str | BadDocum
         return BadDocument(f"{place} has no field {field!r}; its fields are {quoted_names(record)}. {CURE}")
     text = record[field]
     if not isinstance(text, str):
-        return BadDocument(f"{place}: the field {field!r} must be a string, but is {type(text).__name__}.")
+        return BadDocument(f"{place}: the field {field!r} must be a string, but is {json_kind(text)}.")
     try:
         text.encode()
     except UnicodeEncodeError as error:

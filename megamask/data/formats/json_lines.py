@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megamask.data.formats.fields import text_field
 from megamask.data.formats.lines import SHOWN, BadDocument, ByteStream, read_lines
+from megamask.errors.json_types import json_kind
 
 
 def read_json_lines(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
@@ -29,7 +30,7 @@ def read_json_lines(path: Path, file: ByteStream, field: str) -> Iterator[str | 
 def record_text(place: str, record: object, source: str, field: str) -> str | BadDocument:
     """The text of a parsed value, which must be an object; ``source`` is its JSON."""
     if not isinstance(record, dict):
-        return BadDocument(f"{place} must be a JSON object, but is {type(record).__name__}: {source[:SHOWN]!r}.")
+        return BadDocument(f"{place} must be a JSON object, but is {json_kind(record)}: {source[:SHOWN]!r}.")
     times = _times(source, field)
     if times > 1:
         return BadDocument(f"{place}: the field {field!r} occurs {times} times. Keep one, or rename the others.")

@@ -114,7 +114,7 @@ SHARDS = [
         DATA, shards,
         ("no folder", shutil.rmtree, ["data is not a folder", "megamask prepare"]),
         ("no manifest", missing("manifest.json"), ["data contains no manifest.json", "megamask prepare"]),
-        ("a manifest cut short", cut("manifest.json", -9), ["manifest.json is damaged"]),
+        ("a manifest cut short", cut("manifest.json", -9), ["manifest.json is not valid JSON"]),
         ("a shard cut short", cut(TOKENS, -2), [f"{TOKENS} has", "were written", "Copy it again"]),
         ("a shard of no bytes", cut(TOKENS, 0), [f"{TOKENS} has 0 bytes, but"]),
         ("a shard that grew", append(OFFSETS), [f"{OFFSETS} has"]),

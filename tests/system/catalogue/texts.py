@@ -74,7 +74,7 @@ TEXT = [
             ["list.jsonl, line 2 (byte 17) must be a JSON object", "'[1]"],
         ),
         ("lacks.jsonl", b'{"txt": "good"}\n', "has no field", ["line 1", "has no field 'text'", "'txt'"]),
-        ("null.jsonl", b'{"text": null}\n', "holds no words", ["line 1", "'text' must be a string, but is NoneType"]),
+        ("null.jsonl", b'{"text": null}\n', "holds no words", ["line 1", "'text' must be a string, but is null"]),
         (
             "broken.jsonl", b'{"text": "go' + b"o" * 90 + b"\x1b[2J", "is broken",
             ["broken.jsonl, line 1", "is not valid JSON", """'{"text": "g""" + "o" * 69 + "'"],
@@ -85,7 +85,7 @@ TEXT = [
         ("row.csv", b'text,id\n"a', "has an open quote", ["line 2 starts a quoted field that does not end"]),
         ("list.json", b'[{"text": "a"}, {', "is half a list", ["list.json, line 1 (byte 16)", "The rest of the file"]),
         ("column.parquet", parquet(body=["a"]), "lacks the column", ["has no column 'text'; its columns are 'body'"]),
-        ("row.parquet", parquet(text=["a", None]), "holds no words, as rows", ["row.parquet, row 2", "NoneType"]),
+        ("row.parquet", parquet(text=["a", None]), "holds no words, as rows", ["row.parquet, row 2", "null"]),
         ("no.parquet", b"PAR1", "not parquet", ["no.parquet is corrupt or truncated"]),
         ("tag.conllu", WORD.replace("NOUN", "THING").encode(), "holds odd tags", ["line 1 has the tag 'THING'"]),
         ("columns.conllu", b"1\tword\n", "lacks columns", ["line 1 must have 10 columns", "has 2"]),

@@ -27,12 +27,12 @@ CONFIG = {"steps": 100, "recipe": "bert"}
 
 def trace(folder: Path) -> dict[str, tuple]:
     """All there is to know of every file and folder."""
-    found = {}
+    files = {}
     for path in sorted([folder, *folder.rglob("*")]):
         status = path.lstat()
         text = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        found[str(path)] = (status.st_ino, status.st_mode, status.st_mtime_ns, status.st_ctime_ns, text)
-    return found
+        files[str(path)] = (status.st_ino, status.st_mode, status.st_mtime_ns, status.st_ctime_ns, text)
+    return files
 
 
 def test_lost_text_is_reported(tmp_path):
@@ -140,21 +140,21 @@ def resumed(run: RunFolder) -> tuple[int, int]:
 def test_a_resume_does_what_an_inspection_predicts(made, state):
     STATES[state](made)
     before = trace(made.path)
-    found = inspect_folder(made.path)
+    report = inspect_folder(made.path)
     assert trace(made.path) == before
     code, step = resumed(made)
-    assert found.exit_code == code, found.resume
-    assert bool(code) == found.resume[0].startswith("A resume would be refused")
+    assert report.exit_code == code, report.resume
+    assert bool(code) == report.resume[0].startswith("A resume would be refused")
     if not code:
-        words = f"go on after step {step} of 100" if step else "start at step 0"
-        assert words in found.resume[0]
-    aside = [name for name in inspect_folder(made.path).aside if name not in found.aside]
+        words = f"continue after step {step} of 100" if step else "start at step 0"
+        assert words in report.resume[0]
+    aside = [name for name in inspect_folder(made.path).aside if name not in report.aside]
     if not code:
-        assert len(aside) == sum("would be renamed" in sentence for sentence in found.resume)
+        assert len(aside) == sum("would be renamed" in sentence for sentence in report.resume)
 
 
 def test_a_finished_run_is_reported_as_finished(made):
-    assert inspect_folder(made.path).resume[0] == "A resume would go on after step 3 of 100."
+    assert inspect_folder(made.path).resume[0] == "A resume would continue after step 3 of 100."
     finished = "The run is finished after step 3 of {}. A resume would only draw its curve and export it."
     made.config.write_text(json.dumps({**CONFIG, "steps": 3}))
     assert inspect_folder(made.path).resume == (finished.format(3),)
@@ -168,9 +168,9 @@ def test_a_finished_run_is_reported_as_finished(made):
 def test_a_run_that_trains_is_inspected_and_continues(tmp_path):
     start = open_run(tmp_path / "run", CONFIG)
     save(start.run, 1)
-    found = inspect_folder(tmp_path / "run")
-    assert found.exit_code == 8 == resumed(start.run)[0]
-    assert start.run.launch in found.writer
+    report = inspect_folder(tmp_path / "run")
+    assert report.exit_code == 8 == resumed(start.run)[0]
+    assert start.run.launch in report.writer
     save(start.run, 2)
     start.close()
     assert inspect_folder(tmp_path / "run").writer == ""
@@ -178,9 +178,9 @@ def test_a_run_that_trains_is_inspected_and_continues(tmp_path):
 
 def test_a_writer_on_another_host_is_reported(made):
     made.lock.write_text(json.dumps({"launch": "far", "pid": 1, "host": "elsewhere"}))
-    found = inspect_folder(made.path)
-    assert "process 1 on elsewhere (launch far)" in found.writer
-    assert "whether it still runs is not visible from here" in found.resume[-1]
+    report = inspect_folder(made.path)
+    assert "process 1 on elsewhere (launch far)" in report.writer
+    assert "whether it still runs is not visible from here" in report.resume[-1]
 
 
 def test_sizes_alone_do_not_see_a_flipped_bit(made):
@@ -204,10 +204,10 @@ def test_the_tool_prints_a_table_or_json(made, capsys):
     assert main(["inspect", "--run", str(made.path)]) == 0
     shown = capsys.readouterr().out
     assert "rank-00000.safetensors is damaged" in shown
-    assert "go on after step 2 of 100" in shown and "step-3 is damaged and would be renamed" in shown
+    assert "continue after step 2 of 100" in shown and "step-3 is damaged and would be renamed" in shown
     assert main(["inspect", "--run", str(made.path), "--json", "--no-verify"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [each["step"] for each in told["checkpoints"]] == [3, 2, 1]
+    printed = json.loads(capsys.readouterr().out)
+    assert [each["step"] for each in printed["checkpoints"]] == [3, 2, 1]
     assert main(["inspect", "--run", str(made.path / "logs")]) == 4
     assert "holds no run" in capsys.readouterr().err
     assert trace(made.path) == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megamask.config.cli import parse_command, show_config, show_recipes
+from megamask.config.cli import parse_command, parse_target_annotation, show_config, show_recipes
 from megamask.config.recipes import RECIPES, find_recipe
 from megamask.errors import ConfigError
 
@@ -91,3 +91,51 @@ def test_an_audit_that_never_comes_is_refused_where_it_was_typed() -> None:
     with pytest.raises(ConfigError, match=r"^`entropy.audit.every` must be less than `steps` \(150\)"):
         parse_command([*guided, "--entropy.audit.every", "150"])
     assert parse_command([*guided, "--entropy.audit.every", "149"]).run.entropy.audit.every == 149
+
+
+def test_problems_of_flags_file_and_deepspeed_are_reported_together(tmp_path: Path) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text("steps = 'many'\noptimizer.rate.peak = 'x'\noptimizer.clip = -1\n")
+    with pytest.raises(ConfigError) as caught:
+        parse_command(["--config", str(file), "--recipe", "smal", "--packs.views", "2", "--entropy.source", "cache"])
+    for start in (
+        "`packs.views` is called `packs.masks_per_text` now.",
+        "`entropy.source` must not be 'cache'",
+        "`smal` is not known in the recipes. Did you mean `small`?",
+        f"`steps` in `{file}` must be a whole number, but is 'many'.",
+        f"`optimizer.rate.peak` (now `optimizer.lr.peak`) in `{file}` must be a number, but is 'x'.",
+        f"`optimizer.clip` (now `optimizer.max_grad_norm`) in `{file}` must be 0 or more, but is -1.",
+    ):
+        assert any(problem.startswith(start) for problem in caught.value.problems), start
+    assert len(caught.value.problems) == 6
+    with pytest.raises(ConfigError) as caught:
+        parse_command(["--entropy.audit.fall-back=cache", "--steps", "0", "--deepspeed", "zeroo2", "--profile", "-1"])
+    starts = ("`entropy.audit.fall_back` must not", "`profile` must", "The DeepSpeed file `zeroo2`", "`steps` must")
+    assert len(caught.value.problems) == len(starts)
+    assert all(any(problem.startswith(start) for problem in caught.value.problems) for start in starts)
+
+
+def test_an_error_of_the_parser_does_not_hide_other_problems(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^`entropy.source` must not be 'cache'"):
+        parse_command(["--entropy.source", "cache", "--masking.score", "unifrm"])
+    assert "unifrm" in capsys.readouterr().err
+
+
+def test_stored_samples_take_the_flags_of_the_configuration() -> None:
+    flags = ["--recipe", "span", "--steps", "9"]
+    command = parse_target_annotation([*flags, "--draws", "3", "--packs", "5"])
+    assert command.run == parse_command(flags).run
+    assert (command.samples.draws, command.samples.packs) == (3, 5)
+    with pytest.raises(ConfigError) as caught:
+        parse_target_annotation(["--draws", "256", "--optimizer.rate.peak", "1"])
+    assert len(caught.value.problems) == 2
+
+
+def test_help_names_the_other_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    for parse, own in ((parse_command, "--print-config"), (parse_target_annotation, "--draws")):
+        with pytest.raises(SystemExit):
+            parse(["--help"])
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert own in shown and "must be at least 1; only with `entropy.source`; default: 4" in shown
+        assert "only for `kind` 'ramp'" in shown  # schedules are sections of several settings
+        assert "a run's own config.json is one. (default: None)" in shown

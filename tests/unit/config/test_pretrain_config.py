@@ -117,7 +117,7 @@ def test_every_unknown_key_and_wrong_type_is_named() -> None:
 
 
 def test_a_truth_value_is_no_number() -> None:
-    with pytest.raises(ConfigError, match=r"`packs.tokens` in `file`: Input should be a valid integer, but is True"):
+    with pytest.raises(ConfigError, match=r"`packs.tokens` in `file` must be a whole number, but is true\."):
         override_settings(PretrainConfig(), {"packs": {"tokens": True}, "export": False}, "file")
 
 

@@ -35,4 +35,4 @@ def test_the_config_of_a_run_with_a_removed_value_is_refused(tmp_path: Path) -> 
 
 
 def test_other_values_are_not_refused() -> None:
-    assert removed_values({"entropy.source": "probe", "entropy.audit.fall_back": ["exact"], "output": "cache"}) == []
+    assert removed_values({"entropy.source": "probe", "entropy.audit.fall_back": ["exact"], "output": "cache"}) == {}

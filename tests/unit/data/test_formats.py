@@ -69,8 +69,8 @@ def test_a_truncated_list_gives_its_complete_objects_and_an_error(tmp_path):
     ("bad", "sentence"),
     [
         (b'{"text": "cut', "is not valid JSON"),
-        (b"[1]", "must be a JSON object, but is int"),
-        (b"7", "must be a JSON object, but is int"),
+        (b"[1]", "must be a JSON object, but is a number"),
+        (b"7", "must be a JSON object, but is a number"),
         (b'{"body": "x"}', "has no field 'text'; its fields are 'body'"),
         (b'{"text": "caf\xe9"}', "is not UTF-8: byte {} is 0xe9"),
         (b'{"text": "a\0"}', "is not valid JSON"),

@@ -141,11 +141,11 @@ def test_a_dataset_that_does_not_exist_is_reported(tmp_path, monkeypatch):
     [
         (b'{"text": "cut', "is not valid JSON"),
         (b"[" * 100_000, "is not valid JSON"),
-        (b'["text"]', "must be a JSON object, but is list"),
-        (b"7", "must be a JSON object, but is int"),
+        (b'["text"]', "must be a JSON object, but is a list"),
+        (b"7", "must be a JSON object, but is a number"),
         (b'{"body": "x", "id": 3}', "has no field 'text'; its fields are 'body', 'id'"),
-        (b'{"text": null}', "the field 'text' must be a string, but is NoneType"),
-        (b'{"text": ["a"]}', "must be a string, but is list"),
+        (b'{"text": null}', "the field 'text' must be a string, but is null"),
+        (b'{"text": ["a"]}', "must be a string, but is a list"),
         (b'{"text": "A", "text": "B"}', "the field 'text' occurs 2 times"),
         (b'{"text": "A", "text": "A"}', "the field 'text' occurs 2 times"),
         (b'{"text": "\\ud800"}', "has an unpaired surrogate at character 0"),
@@ -266,7 +266,7 @@ def test_parquet_faults(tmp_path):
     path.write_bytes(as_parquet(["one", None, "three"]))
     one, bad, three = read(path)
     assert (one, three) == ("one", "three")
-    assert bad.problem == f"{path}, row 2: the field 'text' must be a string, but is NoneType."
+    assert bad.problem == f"{path}, row 2: the field 'text' must be a string, but is null."
     [bad] = read(path, text_field="body")
     assert "has no column 'body'; its columns are 'id', 'text'" in bad.problem
     path.write_bytes(path.read_bytes()[:-20])

@@ -186,11 +186,11 @@ def other_counts(folder):
         (half_a_sidecar, r"does not list train-00001\.tags\.npy"),
         (other_counts, r"train-00000\.tokens\.npy must have 1 numbers of type uint16"),
         (lambda f: (f / "manifest.json").unlink(), "contains no manifest.json"),
-        (lambda f: (f / "manifest.json").write_text('{"format"'), "manifest.json is damaged"),
-        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json is damaged"),
-        (lambda f: (f / "manifest.json").write_text("[]"), "is not a manifest of megamask shards"),
+        (lambda f: (f / "manifest.json").write_text('{"format"'), "manifest.json is not valid JSON"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json is not valid JSON"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json must contain a JSON object"),
         (lambda f: change(f, lambda m: m.update(version=2)), "version` must be 1, but is '2'"),
-        (lambda f: change(f, lambda m: m.pop("token_ids")), "manifest.json is damaged: `token_ids`: Field required"),
+        (lambda f: change(f, lambda m: m.pop("token_ids")), "manifest.json is damaged: `token_ids` is missing"),
     ],
 )
 def test_damage_is_a_sentence(folder, damage, sentence):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -26,8 +27,8 @@ NVME = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"
 
 @pytest.fixture
 def written(tmp_path: Path):
-    def write(said: dict | str) -> Path:
-        (tmp_path / "ds.json").write_text(said if isinstance(said, str) else json.dumps(said))
+    def write(content: dict | str) -> Path:
+        (tmp_path / "ds.json").write_text(content if isinstance(content, str) else json.dumps(content))
         return tmp_path / "ds.json"
 
     return write
@@ -52,13 +53,47 @@ def test_a_wrong_name_lists_the_packaged_ones(name: str, tmp_path: Path, monkeyp
     assert f"`{name}`" in str(caught.value) and all(path.stem in str(caught.value) for path in FILES)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ZERO2", "Did you mean `zero2`?"),
+        ("zero2.jsn", "Did you mean `zero2`?"),
+        ("", "`.` is a folder"),
+        ("/", "`/` is a folder"),
+    ],
+)
+def test_what_is_no_file_gets_a_suggestion(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        read_ds_config(Path(name))
+
+
+def test_a_packaged_file_is_found_with_its_ending_unless_there_is_such_a_file(
+    written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_ds_config(Path("zero2.json")) == read_ds_config(Path("zero2"))
+    written({"zero_optimization": {"stage": 1}}).rename("zero2.json")
+    assert zero_stage(read_ds_config(Path("zero2.json"))) == 1
+
+
+def test_bounds_of_deepspeed_are_in_our_words(written) -> None:
+    _, (problem,) = parse_ds_config(written({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}))
+    assert problem.startswith("`zero_optimization.reduce_bucket_size` in ") and problem.endswith("0, but is -1.")
+    _, (problem,) = parse_ds_config(written({"zero_optimization": {"stage": True}}))
+    assert problem.startswith("`zero_optimization.stage` in ")
+    assert problem.endswith(" must be 0, 1, 2 or 3, but is true.")
+
+
 def test_all_problems_are_reported_and_the_rest_is_kept(written) -> None:
     wrong = {"optimizer": {}, "bf17": {}, "zero_optimization": {"stage": 7, "bucket": 1}, "bf16": {"enabled": False}}
-    found, sentences = parse_ds_config(written(wrong))
+    ds, sentences = parse_ds_config(written(wrong))
     assert len(sentences) == 4
     assert all(name in " ".join(sentences) for name in ("optimizer", "bf17", "stage", "zero_optimization.bucket"))
-    assert found["bf16"] == {"enabled": False}
-    assert zero_stage(found) == 0
+    assert ds["bf16"] == {"enabled": False}
+    assert zero_stage(ds) == 0
     with pytest.raises(ConfigError) as caught:
         read_ds_config(written(wrong))
     assert list(caught.value.problems) == sentences
@@ -107,13 +142,13 @@ def test_settings_of_the_run_complete_the_file() -> None:
 @pytest.mark.parametrize("bf16", [True, False])
 def test_auto_is_what_the_devices_support(section: str, bf16: bool, written) -> None:
     stage = {"zero_optimization": {"stage": 1}}
-    found = read_ds_config(written({section: {"enabled": "auto"}} | stage))
+    ds = read_ds_config(written({section: {"enabled": "auto"}} | stage))
     support = Support(bf16, "they are asked")
-    assert ds_file.precision(found) == "auto"
-    assert ds_file.choose_precision(found, support).precision == ("bf16" if bf16 else "fp32")
-    decided = ds_file.resolve_auto(found, support)
+    assert ds_file.precision(ds) == "auto"
+    assert ds_file.choose_precision(ds, support).precision == ("bf16" if bf16 else "fp32")
+    decided = ds_file.resolve_auto(ds, support)
     assert decided == {section: {"enabled": bf16}} | stage
-    assert found[section] == {"enabled": "auto"}
+    assert ds[section] == {"enabled": "auto"}
     # what is ordered stays, and decided is ordered
     for other in (Support(True, ""), Support(False, "")):
         assert ds_file.resolve_auto(decided, other) == decided
@@ -124,8 +159,8 @@ def test_auto_is_what_the_devices_support(section: str, bf16: bool, written) -> 
 @pytest.mark.parametrize("section", ds_file.PRECISION)
 @pytest.mark.parametrize("value", ["Auto", "true", 1, 0, None, [], "bf16"])
 def test_enabled_is_true_false_or_auto(section: str, value: object, written) -> None:
-    found, sentences = parse_ds_config(written({section: {"enabled": value}}))
-    assert section not in found
+    ds, sentences = parse_ds_config(written({section: {"enabled": value}}))
+    assert section not in ds
     assert len(sentences) == 1 and "true, false or 'auto'" in sentences[0] and f"{section}.enabled" in sentences[0]
 
 
@@ -152,16 +187,16 @@ def test_packaged_files_follow_the_devices_or_are_fp32() -> None:
 def tables() -> dict[str, dict[str, Any]]:
     """The keys of every level that we know, by the path of their section, with what they may be."""
     models = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "comms_logger": CommsLoggerConfig}
-    found = {"": ds_file.SINGLE | dict.fromkeys(ds_file.SECTIONS, dict)}
-    found |= {name: table for name, table in ds_file.SECTIONS.items() if table}
-    waiting = list(models.items())
-    while waiting:
-        path, model = waiting.pop()
-        found[path] = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
-        for name, kind in found[path].items():
+    keys = {"": ds_file.SINGLE | dict.fromkeys(ds_file.SECTIONS, dict)}
+    keys |= {name: table for name, table in ds_file.SECTIONS.items() if table}
+    pending = list(models.items())
+    while pending:
+        path, model = pending.pop()
+        keys[path] = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+        for name, kind in keys[path].items():
             inside = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)]
-            waiting += [(f"{path}.{name}", one) for one in inside]
-    return found
+            pending += [(f"{path}.{name}", one) for one in inside]
+    return keys
 
 
 TABLES = tables()
@@ -181,8 +216,8 @@ def test_a_misspelt_key_at_any_level_is_corrected(path: str, written) -> None:
     dot = "." if path else ""
     assert len(sentences) == len(wrong)
     for typo, name in wrong.items():
-        (said,) = [one for one in sentences if f"`{path}{dot}{typo}`" in one]
-        assert f"Did you mean `{path}{dot}{name}`?" in said
+        (sentence,) = [one for one in sentences if f"`{path}{dot}{typo}`" in one]
+        assert f"Did you mean `{path}{dot}{name}`?" in sentence
 
 
 SCALARS = (True, 3, 0.5, "many", "3", "true", "auto", [1], {"a": 1})
@@ -196,10 +231,10 @@ def test_a_value_of_the_wrong_type_at_any_level_is_refused(path: str, written) -
         auto = ["auto"] if path in ds_file.PRECISION and name == "enabled" else []
         wrong = [value for value in SCALARS if not right(kind, value) and value not in auto]
         for value in wrong:
-            found, sentences = parse_ds_config(written(at(path, {name: value})))
+            ds, sentences = parse_ds_config(written(at(path, {name: value})))
             where = f"{path}.{name}" if path else name
             assert len(sentences) == 1 and where in sentences[0], (where, value, sentences)
-            assert name not in found
+            assert name not in ds
         tried += len(wrong)
     assert tried >= 4 * len(TABLES[path])
 
@@ -222,8 +257,8 @@ def right(kind: Any, value: Any) -> bool:
 
 
 def test_sizes_may_be_written_as_deepspeed_writes_them(written) -> None:
-    said = '{"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}'
-    assert parse_ds_config(written(said)) == ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}, [])
+    content = '{"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}'
+    assert parse_ds_config(written(content)) == ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}, [])
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -245,9 +280,9 @@ def test_all_completed_keys_are_refused_in_a_file(written) -> None:
 
 
 def test_old_and_new_names_of_one_thing_are_refused(written) -> None:
-    said = {"stage": 2, "cpu_offload": True, "offload_optimizer": {"device": "cpu"}}
-    found, sentences = parse_ds_config(written({"zero_optimization": said}))
-    assert len(sentences) == 1 and "cpu_offload" in sentences[0] and not found
+    section = {"stage": 2, "cpu_offload": True, "offload_optimizer": {"device": "cpu"}}
+    ds, sentences = parse_ds_config(written({"zero_optimization": section}))
+    assert len(sentences) == 1 and "cpu_offload" in sentences[0] and not ds
 
 
 def test_without_the_type_check_strings_are_taken_for_numbers(written, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_a_file_with_old_names_is_read_and_the_new_ones_are_named(tmp_path: Path
 
 def test_flags_with_old_names_are_refused_with_the_new_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_command(["--packs.views", "2", "--spikes.broken-in-row=3", "--steps", "5"])
+        parse_command(["--packs.views", "1", "--spikes.broken-in-row=3", "--steps", "5"])
     assert caught.value.problems == (
         "`packs.views` is called `packs.masks_per_text` now.",
         "`spikes.broken_in_row` is called `spikes.max_nonfinite_in_row` now.",
