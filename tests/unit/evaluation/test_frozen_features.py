@@ -42,6 +42,15 @@ def plain_features(folder: Path, texts: tuple[tuple[str, ...], ...]) -> dict[str
     return {"first": np.array(first), "mean": np.array(mean)}
 
 
+def linear_inputs(folder: Path, texts: tuple[tuple[str, ...], ...]) -> dict[str, np.ndarray]:
+    """What the linear model reads: u, and of a pair also v, the distance in each dimension and the product."""
+    each = [plain_features(folder, tuple((text,) for text in column)) for column in zip(*texts, strict=True)]
+    if len(each) == 1:
+        return each[0]
+    pairs = {pooling: (each[0][pooling], each[1][pooling]) for pooling in each[0]}
+    return {pooling: np.hstack([u, v, np.abs(u - v), u * v]) for pooling, (u, v) in pairs.items()}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("fields", [1, 2])
 def test_features_do_not_depend_on_the_batch(tmp_path: Path, family: str, fields: int) -> None:
@@ -87,7 +96,7 @@ def test_batches_hold_every_row_once_within_the_limit() -> None:
 @pytest.mark.parametrize("name", ["sst2", "trec", "qqp", "stsb"])
 def test_the_linear_model_is_that_of_scikit_learn(encoder: EncoderFolder, name: str) -> None:
     data = word_task(80, 50, name)
-    features = {part: plain_features(encoder.folder, getattr(data, part).texts) for part in ("train", "test")}
+    features = {part: linear_inputs(encoder.folder, getattr(data, part).texts) for part in ("train", "test")}
     for pooling, outcome in fit_frozen(encoder, data, CONFIG).items():
         train, test = (features[part][pooling].astype(np.float64) for part in ("train", "test"))
         center, scale = train.mean(0), train.std(0)

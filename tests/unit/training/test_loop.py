@@ -36,7 +36,7 @@ def components(folder: RunFolder, lines: list[str]) -> RunComponents:
     learner = SimpleNamespace(state_dict=lambda: {"seen": torch.zeros(9, dtype=torch.uint8)})
     return bare(
         RunComponents, config=config, folder=folder, teacher=None, progress=Progress(config.steps),
-        log=SimpleNamespace(say=lines.append),
+        log=SimpleNamespace(say=lines.append), flops=SimpleNamespace(state=dict),
         engine=SimpleNamespace(
             check_replicas=lambda: None,
             owned_tensors=lambda: {f"weights/{ranks.rank()}": torch.ones(5)},
