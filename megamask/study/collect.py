@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import as_dict
 from megamask.errors import DataError
+from megamask.evaluation.cells import read_cells
 from megamask.evaluation.outcome import Cell
 from megamask.metrics.logger import read_metrics
 from megamask.storage import atomic_write, strict_json
@@ -106,7 +107,7 @@ def read_run(run: PlannedRun, record: CommandRecord) -> PretrainingRun:
 def cells_of_run(run: PlannedRun) -> Iterable[Cell]:
     """The cells of a run, under the name ARM/seed-N."""
     for evaluation in run.evaluations:
-        for cell in _read_cell_files(run.cells(evaluation)):
+        for cell in read_cells(run.cells(evaluation)).values():
             own = replace(cell.key, model=f"{run.arm.name}/seed-{run.seed}")
             yield cell if cell.key.mode == "reference" else replace(cell, key=own)
 
@@ -183,15 +184,6 @@ def _means(steps: Iterable[Mapping[str, Any]]) -> dict[str, float]:
             if name.startswith(MASK_FIGURES) and isinstance(value, (int, float)):
                 values.setdefault(name, []).append(float(value))
     return {name: sum(some) / len(some) for name, some in values.items()}
-
-
-def _read_cell_files(folder: Path) -> Iterable[Cell]:
-    for path in sorted((folder / "cells").glob("*/*.json")):
-        content = strict_json.read_object(path, DataError, f"{path} is gone.")
-        try:
-            yield _as_cell(content)
-        except ValidationError as error:
-            raise DataError(f"{path} is not a cell: {str(error).splitlines()[0]}. Delete it.") from None
 
 
 def _as_cell(content: dict[str, Any]) -> Cell:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 import megamask
-from megamask.errors import REQUEUE
+from megamask.errors import REQUEUE, LockError
 from megamask.storage import atomic_write, strict_json
+from megamask.storage.lock import Lock
 from megamask.study.planned_runs import PlannedRun
 
 CommandState = Literal["finished", "stopped", "failed"]
@@ -68,6 +70,8 @@ class RunningCommand:
     run: PlannedRun
     step: str
     slot: Slot
+    lock: Lock
+    """Of the run, so that several studies or tasks of an array share the work."""
     process: subprocess.Popen
     started: float = field(default_factory=time.monotonic)
 
@@ -129,7 +133,7 @@ class JobQueue:
     def __init__(self, runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str):
         self._waiting = [run for run in runs if next_command(run, read_record(run))]
         self._free, self._tasks_data = list(slots), tasks_data
-        self._failed: dict[str, str] = {}
+        self._launch, self._busy = secrets.token_hex(4), list[PlannedRun]()
         self.running: list[RunningCommand] = []
 
     @property
@@ -142,8 +146,22 @@ class JobQueue:
         started = []
         while self._free and (run := next((each for each in self._waiting if self._is_ready(each)), None)):
             self._waiting.remove(run)
-            started.append(self._start(run, next_command(run, read_record(run)), self._free.pop(0)))
+            run.record.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = Lock(run.record.with_suffix(".lock"), self._launch)
+            except LockError:
+                self._busy.append(run)
+                continue
+            if step := next_command(run, read_record(run)):
+                started.append(self._start(run, step, self._free.pop(0), lock))
+            else:
+                lock.close()
         return started
+
+    def take_busy(self) -> list[PlannedRun]:
+        """The runs that another process works on, since the last call."""
+        busy, self._busy = self._busy, []
+        return busy
 
     def finish(self) -> list[tuple[RunningCommand, CommandRecord]]:
         """The commands that have ended since the last call, recorded; the next of the same run is started."""
@@ -158,9 +176,10 @@ class JobQueue:
             ended.append((command, record))
             following = next_command(command.run, read_record(command.run)) if record.state == "finished" else ""
             if following:
-                self._start(command.run, following, command.slot)
+                self._start(command.run, following, command.slot, command.lock)
             else:
                 self._free.append(command.slot)
+                command.lock.close()
         return ended
 
     def blocked(self) -> list[PlannedRun]:
@@ -177,6 +196,7 @@ class JobQueue:
         for command in self.running:
             _signal_group(command.process.pid, signal.SIGKILL)  # what it started may outlive it
             command.process.wait()
+            command.lock.close()
         self.running.clear()
 
     def _is_ready(self, run: PlannedRun) -> bool:
@@ -187,7 +207,7 @@ class JobQueue:
             return strict_json.read_json(teacher)[PRETRAIN]["state"] == "finished"
         return False
 
-    def _start(self, run: PlannedRun, step: str, slot: Slot) -> RunningCommand:
+    def _start(self, run: PlannedRun, step: str, slot: Slot, lock: Lock) -> RunningCommand:
         if step == PRETRAIN:
             words = megamask_command("pretrain", run.pretrain_arguments())
         else:
@@ -200,7 +220,7 @@ class JobQueue:
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(slot),
                 start_new_session=True, preexec_fn=partial(_begin, slot.cores),
             )  # fmt: skip
-        self.running.append(RunningCommand(run, step, slot, process))
+        self.running.append(RunningCommand(run, step, slot, lock, process))
         return self.running[-1]
 
 
@@ -240,7 +260,6 @@ def _record(command: RunningCommand, code: int, peak: int) -> CommandRecord:
         settings=command_settings(run, step),
     )
     everything: dict[str, Any] = {name: asdict(each) for name, each in (known | {step: record}).items()}
-    run.record.parent.mkdir(parents=True, exist_ok=True)
     atomic_write.write_atomic(run.record, json.dumps(everything, indent=1) + "\n")
     return record
 

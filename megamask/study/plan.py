@@ -43,6 +43,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from megamask.config.time_budget import parse_duration
 from megamask.errors import ConfigError, must, raise_all, unknown
+from megamask.errors.setting_rules import field_problem, settings_problems
 from megamask.evaluation.settings import EvaluateConfig
 from megamask.evaluation.tasks import TASKS
 from megamask.storage.dotted import flatten
@@ -288,7 +289,9 @@ def _evaluation_problems(plan: StudyPlan) -> list[str]:
     problems = []
     known = {name for name in flatten(dataclasses.asdict(EvaluateConfig()))} - set(OF_EVALUATE)
     for each in plan.evaluations:
-        problems += [unknown(name, known, f"`evaluation {each.name}`") for name in each.set if name not in known]
+        strange = [name for name in each.set if name not in known]
+        problems += [unknown(name, known, f"`evaluation {each.name}`") for name in strange]
+        problems += [] if strange else [f"evaluation {each.name}: {line}" for line in _settings_problems(each)]
         tasks = each.set.get("tasks", ())
         problems += [
             unknown(str(task), TASKS, f"`evaluation {each.name}: tasks`") for task in tasks if task not in TASKS
@@ -300,6 +303,18 @@ def _evaluation_problems(plan: StudyPlan) -> list[str]:
         if task not in evaluated or task == "blimp"
     ]
     return problems
+
+
+def _settings_problems(evaluation: PlannedEvaluation) -> list[str]:
+    """What `megamask evaluate` would say about the settings of an evaluation."""
+    settings: dict[str, Any] = {"model": "a run"}
+    for name, value in evaluation.set.items():
+        section, _, last = name.rpartition(".")
+        (settings.setdefault(section, {}) if section else settings)[last] = value
+    try:
+        return settings_problems(_evaluate_schema().validate_json(json.dumps(settings), strict=True))
+    except ValidationError as error:
+        return [field_problem(EvaluateConfig, each) for each in error.errors(include_url=False)]
 
 
 def _varied(arm: PlannedArm, setting: str, value: Any) -> PlannedArm:
@@ -333,6 +348,11 @@ def _positive(amount: str) -> bool:
         return 0 < float(amount) < float("inf")
     except ValueError:
         return False
+
+
+@cache
+def _evaluate_schema() -> TypeAdapter:
+    return TypeAdapter(EvaluateConfig)
 
 
 @cache

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from megamask.config.pretrain_config import (
 )
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, MegamaskError, must, raise_all, unknown
-from megamask.evaluation.settings import EvaluateConfig
 from megamask.storage.dotted import flatten, is_under
 from megamask.study.plan import PlannedArm, PlannedEvaluation, StudyPlan, amount_of
 from megamask.training.flops import PackFlops, forward_flops
@@ -104,8 +103,7 @@ class PlannedRun:
     def evaluate_arguments(self, evaluation: PlannedEvaluation, tasks_data: str) -> list[str]:
         """The flags of `megamask evaluate`."""
         words = ["--model", str(self.run_folder), "--output", str(self.cells(evaluation))]
-        if "references" in {each.name for each in fields(EvaluateConfig)}:
-            words += as_flag("references", REFERENCES if self.references else ())
+        words += as_flag("references", REFERENCES if self.references else ())
         if tasks_data:
             words += ["--data", tasks_data]
         for name, value in evaluation.set.items():

@@ -26,7 +26,7 @@ from megamask.study.time_left import describe_left
 def run_study(config: StudyConfig) -> int:
     """Run, resume or describe a study; 0, or 1 if a run failed.
 
-    Raises ConfigError, DataError, LockError and StorageError.
+    Raises ConfigError, DataError and StorageError.
     """
     if config.list_plans:
         return print_plans()
@@ -44,11 +44,10 @@ def run_study(config: StudyConfig) -> int:
     if config.dry_run:
         print(describe_study(plan, runs, chosen, len(slots)))
         return 0
-    with open_study(folder, plan, text) as additions:
-        for line in additions:
-            print(line)
-        failed = [] if config.report else run_jobs(without_known(chosen, folder), slots, tasks_data)
-        publish(plan, runs, folder)
+    for line in open_study(folder, plan, text):
+        print(line)
+    failed = [] if config.report else run_jobs(without_known(chosen, folder), slots, tasks_data)
+    publish(plan, runs, folder)
     for line in failed:
         print(line)
     return 1 if failed else 0
@@ -87,6 +86,8 @@ def run_jobs(runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str)
                 print(f"{describe_end(command, record)}; {describe_left(runs, len(slots))}", flush=True)
                 if record.state != "finished":
                     failed.append(f"{command.run.name}: {command.step} {record.state}: {record.reason}")
+            for run in queue.take_busy():
+                print(f"{run.name}: another process works on it", flush=True)
             if blocked := queue.blocked():
                 failed += [f"{run.name} was not started: the run of its teacher is not finished." for run in blocked]
                 break

@@ -1,4 +1,4 @@
-"""The folder of a study: its plan, its lock, and the refusal of the folder of another plan.
+"""The folder of a study: its plan, and the refusal of the folder of another plan.
 
 plan.json                       the plan, with all that decides its results
 runs/ARM/BUDGET/seed-N          run folders of `megamask pretrain`
@@ -10,9 +10,6 @@ results.jsonl  report.html ...  everything that was measured
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError, StorageError
 from megamask.storage import atomic_write, strict_json
 from megamask.storage.dotted import flatten
-from megamask.storage.lock import Lock
 from megamask.study.plan import StudyPlan, plan_record
 
 PLAN = "plan.json"
@@ -38,25 +34,20 @@ MAY_DIFFER = (
 """Parts of a plan that decide nothing that was computed. Text is compared by its hash."""
 
 
-@contextmanager
-def open_study(folder: Path, plan: StudyPlan, text: Path) -> Iterator[list[str]]:
-    """Lock ``folder`` and record the plan; gives a line for each addition to the plan of before.
+def open_study(folder: Path, plan: StudyPlan, text: Path) -> list[str]:
+    """Record the plan in ``folder``; returns a line for each addition to the plan of before.
 
     Arms, seeds, budgets and evaluations may be added. ConfigError, with every difference, if something else differs:
-    results that exist would be lost or belong to another study. LockError if another process runs the study.
+    results that exist would be lost or belong to another study. Several processes may work on one study.
     """
     record = _record(plan, text)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}. Choose another output folder.") from None
-    lock = Lock(folder / "study.lock", secrets.token_hex(4))
-    try:
-        additions = check_plan(folder, record)
-        atomic_write.write_atomic(folder / PLAN, json.dumps(record, indent=1) + "\n")
-        yield additions
-    finally:
-        lock.close()
+    additions = check_plan(folder, record)
+    atomic_write.write_atomic(folder / PLAN, json.dumps(record, indent=1) + "\n")
+    return additions
 
 
 def check_plan(folder: Path, record: dict[str, Any]) -> list[str]:

@@ -1,0 +1,124 @@
+"""Results: what a log says, JSON Lines that give it back, and a study that goes on from them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from megamask.errors import DataError
+from megamask.evaluation.cells import write_cell
+from megamask.evaluation.outcome import Cell, CellKey
+from megamask.storage import atomic_write
+from megamask.study.collect import collect_results, read_results, write_results
+from megamask.study.jobs import CommandRecord
+from megamask.study.plan import StudyPlan
+from megamask.study.planned_runs import PlannedRun, plan_runs
+from megamask.study.study import without_known
+
+LOG = [
+    {"step": 0, "total/tokens": 0, "flops/student": 0.0, "flops/scoring": 0.0, "total/seconds": 0.1},
+    {"step": 0, "valid/loss": 9.0, "valid/accuracy": 0.0},
+    {"step": 4, "mask_ratio": 0.2, "entropy/mean": 3.0},
+    {"step": 4, "total/tokens": 400, "flops/student": 3e6, "flops/scoring": 1e6, "total/seconds": 5.0},
+    {"step": 4, "valid/loss": 8.0, "valid/accuracy": 0.1},
+    {"step": 5, "mask_ratio": 0.4, "total/tokens": 500, "flops/student": 4e6, "total/seconds": 6.0},
+    {"step": 5, "valid/loss": 7.5, "valid/accuracy": 0.2},
+]
+
+
+@pytest.fixture
+def runs(plan: StudyPlan, text: Path, tmp_path: Path) -> list[PlannedRun]:
+    """The runs of the plan; the first has a log and cells."""
+    runs = plan_runs(plan, tmp_path, text)
+    record(runs[0], CommandRecord("finished", seconds=9.0, peak_memory=5))
+    logs = runs[0].run_folder / "logs"
+    logs.mkdir(parents=True)
+    (logs / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LOG))
+    for mode in ("frozen", "reference"):
+        write_cell(runs[0].cells(runs[0].evaluations[0]), cell(mode))
+    return runs
+
+
+def record(run: PlannedRun, pretrain: CommandRecord) -> None:
+    """Write how its first command ended."""
+    run.record.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write.write_atomic(run.record, json.dumps({"pretrain": asdict(pretrain)}))
+
+
+def cell(mode: str) -> Cell:
+    """A result with a score that is NaN."""
+    return Cell(
+        CellKey("seed-1", "sst2", mode, 0, "mean"), "ok", "", 0.5, {"accuracy": 0.5, "mcc": math.nan}, (1.0, 0.0),
+        (1.0, 1.0), {"truncated": 0.0}, {"max_length": 128}, {"f": "h"}, "w", {"torch": "2"}, "megamask evaluate", 1.0,
+    )  # fmt: skip
+
+
+def test_a_run_is_what_its_log_says(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
+    results = collect_results(plan, runs, tmp_path)
+    (run,) = results.runs
+    assert (run.arm, run.seed, run.budget, run.state) == ("random", 1, "tokens=40960", "finished")
+    assert (run.steps, run.tokens, run.seconds, run.peak_memory) == (5, 500, 6.0, 5)
+    assert run.flops == {"student": 4e6, "scoring": 1e6, "teacher": 0.0}
+    assert [(p.step, p.tokens, p.flops, p.loss) for p in run.curve] == [
+        (0, 0, 0, 9.0),
+        (4, 400, 4e6, 8.0),
+        (5, 500, 5e6, 7.5),
+    ]
+    assert run.masks == {"mask_ratio": pytest.approx(0.3), "entropy/mean": 3.0}
+    assert run.command.startswith("megamask pretrain --recipe random-tiny")
+
+
+def test_cells_and_references_are_told_apart(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
+    results = collect_results(plan, runs, tmp_path)
+    ((key, (found,)),) = results.cells.items()
+    assert (key, found.key.model) == (("random", 1, "tokens=40960"), "random/seed-1")
+    assert [each.key.mode for each in results.references] == ["reference"]
+    assert [arm.name for arm in results.arms] == ["random", "probe"]
+    assert "masking.score" in results.arms[1].changes and "seed" not in results.arms[1].changes
+
+
+def test_a_failed_run_is_a_result(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
+    record(runs[1], CommandRecord("failed", "no space (exit code 7)", seconds=3.0))
+    results = collect_results(plan, runs, tmp_path)
+    assert [(run.arm, run.state, run.reason) for run in results.runs][1] == (
+        "probe",
+        "failed",
+        "no space (exit code 7)",
+    )
+
+
+def test_results_are_read_as_they_were_written(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
+    results, path = collect_results(plan, runs, tmp_path), tmp_path / "results.jsonl"
+    write_results(results, path)
+    assert "predictions" not in path.read_text()
+    known, cells, references = read_results(path)
+    assert list(known.values()) == list(results.runs)
+    ((found,),) = cells.values()
+    assert math.isnan(found.scores["mcc"]) and found.predictions == ()
+    assert found.key == results.cells["random", 1, "tokens=40960"][0].key
+    assert [each.key for each in references] == [each.key for each in results.references]
+
+
+def test_a_study_goes_on_from_its_results_alone(
+    plan: StudyPlan, runs: list[PlannedRun], text: Path, tmp_path: Path
+) -> None:
+    results, other = collect_results(plan, runs, tmp_path), tmp_path / "other"
+    other.mkdir()
+    write_results(results, other / "results.jsonl")
+    moved = plan_runs(plan, other, text)
+    assert [run.name for run in without_known(moved, other)] == [run.name for run in runs[1:]]
+    again = collect_results(plan, moved, other)
+    assert again.runs == results.runs and again.cells.keys() == results.cells.keys()
+    changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), other, text)
+    assert len(without_known(changed, other)) == 4
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"kind": "study"}\n{"kind": "run", "arm": 3}\n')
+    with pytest.raises(DataError, match=r"results\.jsonl, line 2"):
+        read_results(path)
