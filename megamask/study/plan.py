@@ -1,29 +1,6 @@
 """The plan of a study: arms, paired seeds, budgets, evaluations and axes, read from a TOML file and checked.
 
-name = "rates"
-question = "Does a higher masking rate help a small model?"
-text = "shards"
-seeds = [1, 2, 3]
-budgets = ["tokens=1500000"]        # or "flops=2e14", "time=30m"
-mean_tasks = ["sst2", "subj"]
-[set]                               # settings of `megamask pretrain` for all arms
-"validation.every" = 50
-[[arm]]                             # the first is the baseline
-name = "random"
-role = "baseline"
-recipe = "random-tiny"
-[[arm]]
-name = "entropy"
-recipe = "entropy-self-probe-tiny"
-set = { "masking.entropy.temperature" = 0.5 }
-[[axis]]                            # one more arm for each value
-setting = "masking.ratio.start"
-values = [0.3, 0.5]
-arms = ["random"]
-[[evaluation]]                      # settings of `megamask evaluate`
-name = "frozen"
-frozen = true
-tasks = ["sst2", "subj", "blimp"]
+`plans/first.toml` is an example. A budget is `tokens=N`, `flops=N` or a time such as `time=30m`.
 """
 
 from __future__ import annotations
