@@ -291,7 +291,8 @@ def _settings_problems(evaluation: PlannedEvaluation) -> list[str]:
     try:
         return settings_problems(_evaluate_schema().validate_json(json.dumps(settings), strict=True))
     except ValidationError as error:
-        return [field_problem(EvaluateConfig, each) for each in error.errors(include_url=False)]
+        problems = error.errors(include_url=False)
+        return [field_problem(EvaluateConfig, each, ".".join(map(str, each["loc"]))) for each in problems]
 
 
 def _varied(arm: PlannedArm, setting: str, value: Any) -> PlannedArm:
