@@ -180,8 +180,13 @@ def _pretrain(arguments: list[str]) -> NoReturn:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if PRINTS_ONLY.intersection(arguments):
         entry_point.run(partial(_load("config.cli:show"), arguments))
-    main = _load(SUBCOMMANDS["pretrain"].function)
-    entry_point.run(partial(main, arguments, stop), _load("runtime.ranks:exit_process"))
+    entry_point.run(lambda: _load(SUBCOMMANDS["pretrain"].function)(arguments, stop), _end_rank)
+
+
+def _end_rank(code: int) -> NoReturn:
+    ranks = sys.modules.get("megamask.runtime.ranks")  # absent if torch could not be imported
+    (ranks.exit_process if ranks else entry_point.end_process)(code)
+    raise AssertionError("the process has ended")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from megamask.analysis.settings import RankConfig
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError, MegamaskError, StorageError, must, raise_all
 from megamask.runtime.progress_bar import ProgressBar
-from megamask.storage.atomic_write import write_atomic
+from megamask.storage import atomic_write
 
 LENGTH = 512
 NAMES = ("ranks.json", "ranks.md", "ranks.png")
@@ -88,7 +88,7 @@ def measure_encoder(
 
 
 def write_analysis(config: RankConfig, analyses: dict[str, Analysis], facts: list[dict[str, Any]], cuts: Cuts) -> None:
-    """Write tables, picture and JSON; each file appears complete."""
+    """Write tables, picture and JSON: all files complete, or none."""
     report = {
         "made": {
             "arguments": {f.name: getattr(config, f.name) for f in fields(config)},
@@ -105,6 +105,7 @@ def write_analysis(config: RankConfig, analyses: dict[str, Analysis], facts: lis
         for centred in (False, True)
         for line in _tables(name, analysis, cuts, centred)
     ]
+    is_new = not config.output.exists()
     try:
         config.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=config.output) as scratch:
@@ -113,8 +114,13 @@ def write_analysis(config: RankConfig, analyses: dict[str, Analysis], facts: lis
             table.write_text("\n".join(lines))
             drawing.picture(analyses, cuts, picture)
             for path in (data, table, picture):
-                write_atomic(config.output / path.name, path.read_bytes())
+                atomic_write.sync(path)
+            for path in (data, table, picture):
+                atomic_write.rename(path, config.output / path.name)
+            atomic_write.sync(config.output)
     except OSError as error:
+        if is_new:
+            atomic_write.remove(config.output)
         raise StorageError(f"{config.output} cannot be written: {error.strerror}.") from None
     print("written:", *(config.output / name for name in NAMES))
 

@@ -17,8 +17,10 @@ from megamask.bench.settings import BenchConfig
 from megamask.data import prepare
 from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config, resolve_auto
+from megamask.errors import StorageError
 from megamask.runtime import precision, ranks
 from megamask.runtime.precision import Support
+from megamask.storage.atomic_write import write_atomic
 from megamask.training.mfu import peak_flops
 
 BF16 = Support(True, "it is measured")
@@ -38,7 +40,10 @@ def bench(config: BenchConfig) -> None:
     print(f"\nVariants are compared by {'CPU seconds of the process' if by_cpu else 'seconds'}.")
     if config.json:
         report = table.speed_json(asdict(config), rounds, bases, by_cpu=by_cpu)
-        config.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        try:
+            write_atomic(config.json, json.dumps(report, indent=2, default=str) + "\n")
+        except OSError as error:
+            raise StorageError(f"{config.json} cannot be written: {error.strerror}.") from None
 
 
 def measures_cpu_time(config: BenchConfig) -> bool:

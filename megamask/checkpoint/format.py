@@ -26,6 +26,7 @@ from torch import Tensor
 from megamask.checkpoint.run_folder import STEP_NAME, RunFolder
 from megamask.errors import SHOWN, CheckpointError, StorageError, listed, raise_all
 from megamask.runtime import ranks
+from megamask.runtime.entry_point import full_disk
 from megamask.storage import atomic_write, file_list, strict_json
 from megamask.storage.file_list import FileEntry, FileList
 
@@ -162,7 +163,8 @@ def on_all_ranks(act: Callable[[], Answer], what: str, folder: Path, need: int =
 
 def storage_sentence(error: Exception, what: str, folder: Path, need: int = 0) -> str:
     """Which rank could not do ``what``, why, and how much space is free."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+    reason = (error.strerror if isinstance(error, OSError) else "") or full_disk(error)
+    reason = reason or f"{type(error).__name__}: {error}"
     where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     try:
         space = f" {shutil.disk_usage(folder).free:,} bytes are free under {folder}"

@@ -34,6 +34,8 @@ PATIENCE = 3.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STORAGE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 """Error numbers of the operating system that mean a storage problem."""
+NO_TEMPORARY_FOLDER = "No usable temporary directory found"
+"""What Python's `tempfile` says, which torch and other libraries need when they are imported."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -90,9 +92,13 @@ def run(main: Callable[[], int], end: Callable[[int], NoReturn] = sys.exit) -> N
         code = main()
     except SystemExit as exit:  # from the command-line parsers
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
-    except Exception:
-        traceback.print_exc()
-        code = 1
+    except Exception as error:
+        if problem := as_problem(error):  # an import needs a file
+            print_error(problem)
+            code = problem.exit_code
+        else:
+            traceback.print_exc()
+            code = 1
     if _stopped:  # the normal interpreter exit may take seconds, and no thread can interrupt it
         end_process(code)
     end(code)
@@ -120,6 +126,10 @@ def as_problem(error: Exception) -> MegamaskError | None:
     if isinstance(error, OSError) and error.errno in STORAGE:
         name = error.filename2 or error.filename
         return StorageError(f"{name}: {error.strerror}." if name else f"The storage failed: {error.strerror}.")
+    if isinstance(error, FileNotFoundError) and str(error.args[-1]).startswith(NO_TEMPORARY_FOLDER):
+        return StorageError(
+            f"{error.args[-1]}: all are full or read-only. Free some space, or set TMPDIR to a folder with space."
+        )
     reason = full_disk(error)
     return StorageError(f"A file cannot be written: {reason}.") if reason else None
 

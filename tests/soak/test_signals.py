@@ -17,6 +17,7 @@ from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import REQUEUE
 from tests.processes import forked
 from tests.processes.test_signals import check
+from tests.system.command_lines import LINES, Place, export_for_tests
 from tests.system.commands import ROOT, clean, free_port, training
 
 
@@ -89,3 +90,42 @@ def test_a_signal_during_the_real_imports_is_heard(data: Path, tmp_path: Path) -
     run.send_signal(signal.SIGUSR1)
     assert run.wait(300) == REQUEUE
     assert RunFolder(tmp_path / "run").steps() == []
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to", ["parent", "group"])
+@pytest.mark.parametrize("name", LINES)
+def test_a_signal_ends_a_command_and_all_its_processes(
+    name: str, to: str, which: signal.Signals, folder: Path, data: Path, finished: Path, tmp_path: Path, count: int = 5
+) -> None:
+    """At random moments, of the start of Python, of imports and of work; a process of its session is never left."""
+    place = Place(tmp_path, data, finished, export_for_tests(finished, folder))
+    command = [sys.executable, "-m", "megamask", *name.split(), *map(str, LINES[name](place))]
+    for _ in range(count):
+        began = time.monotonic()
+        run = subprocess.Popen(
+            command, cwd=ROOT, env=clean(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        try:
+            run.wait(random.uniform(0, 8))
+        except subprocess.TimeoutExpired:
+            sent = time.monotonic()
+            (os.kill if to == "parent" else os.killpg)(run.pid, which)
+            assert run.wait(60) != 0
+            while left := _of_session(run.pid):
+                assert time.monotonic() < sent + 60, left
+            print(f"{name}, {which.name} to the {to} after {sent - began:.1f} s: {time.monotonic() - sent:.1f} s")
+
+
+def _of_session(number: int) -> list[str]:
+    """The commands that run in a session."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == number and state != "Z":
+            found.append(_command(pid))
+    return found
