@@ -43,7 +43,7 @@ SUBCOMMANDS = {
         "training.convert:export_run", "training.settings:ExportConfig",
     ),
     "import": Subcommand(
-        "Turn a BERT or ModernBERT checkpoint into initial weights.",
+        "Turn a checkpoint of transformers into initial weights.",
         "training.convert:import_weights", "training.settings:ImportConfig",
     ),
     "annotate entropy": Subcommand(

@@ -1,13 +1,14 @@
 """Import from and export to transformers. No other package but the benchmark imports that library.
 
-A preset is a subset of one class of transformers, so a model is converted by renaming its tensors and concatenating or
-splitting queries, keys and values, which changes no bit. What a preset lacks is refused by name. An export is loaded
+A family is a subset of one class of transformers, so a model is converted by renaming its tensors and concatenating or
+splitting queries, keys and values, which changes no bit. What a family lacks is refused by name. An export is loaded
 with transformers and compared with the original before it is published. Only safetensors are read, and code that comes
 with a model never runs.
 
     exporting.py          a run's model as a folder that ``from_pretrained`` loads
     card.py               the model card of that folder
     importing.py          a checkpoint of transformers as initial weights
+    families.py           the names of settings and tensors in each family of models
     config_json.py        EncoderShape <-> config.json
     tensor_names.py       our name of each tensor <-> the name in transformers
     select_tensors.py     which tensors of a checkpoint are encoder and head

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megamask.data.tokenizer import Tokenizer
 from megamask.hf.encoder_and_head import empty_model
+from megamask.hf.families import family_of
 from megamask.hf.tensor_names import WEIGHTS
 from megamask.model.shape import EncoderShape
 from megamask.storage import file_list, strict_json
@@ -43,7 +44,7 @@ FOLDER = "path/to/this/model"
 
 def render_card(card: Card, shape: EncoderShape, tokenizer: Tokenizer) -> str:
     """The card in Markdown."""
-    kind = "BertForMaskedLM" if shape.preset == "bert" else "ModernBertForMaskedLM"
+    kind = family_of(shape).architecture
     millions = sum(p.numel() for p in empty_model(shape).parameters()) / 1e6
     rows = {"recipe": card.recipe, "steps": f"{card.steps:,}", **card.facts}
     rows["text and tokenizer (sha256)"] = f"`{card.data}`"

@@ -8,36 +8,45 @@ from typing import Any
 
 from megamask.errors import CheckpointError, must, raise_all
 from megamask.hf import lazy_transformers
+from megamask.hf.families import FAMILIES, SIZES, family_of
 from megamask.hf.model_folder import read_config_json
 from megamask.model.shape import EncoderShape
+
+MODERN_SIZES = SIZES | {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+}
+"""Field of `EncoderShape` -> key of a ModernBERT's config.json."""
 
 
 def write_config(shape: EncoderShape, tokenizer: lazy_transformers.PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the config.json of ``shape``."""
     common: dict[str, Any] = {
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "intermediate_size": shape.intermediate_size,
-        "max_position_embeddings": shape.max_positions,
+        "architectures": [family_of(shape).architecture],
         "pad_token_id": shape.pad_id,
         "dtype": "float32",
     }
-    config = _bert(shape, common) if shape.preset == "bert" else _modern(shape, common, tokenizer)
+    config = _bert(shape, common, tokenizer) if shape.preset == "bert" else _modern(shape, common, tokenizer)
     config.save_pretrained(folder)
     if shape.preset == "modern":
         _add_old_keys(shape, folder / "config.json")
 
 
-def _bert(shape: EncoderShape, common: dict[str, Any]) -> lazy_transformers.BertConfig:
+def _bert(
+    shape: EncoderShape, common: dict[str, Any], tokenizer: lazy_transformers.PreTrainedTokenizerBase
+) -> lazy_transformers.PreTrainedConfig:
     # dropout keeps BERT's 0.1: it is used in fine-tuning and says nothing about the pretraining
-    return lazy_transformers.BertConfig(
-        **common,
-        architectures=["BertForMaskedLM"],
-        layer_norm_eps=shape.norm_eps,
-        type_vocab_size=shape.token_types,
-    )
+    family = family_of(shape)
+    values = vars(shape) | {
+        "max_positions": shape.max_positions + shape.position_offset,
+        "embedding_size": shape.table_width,
+    }
+    if family.counts_from_pad:
+        common |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    sizes = {key: values[name] for name, key in family.keys.items()}
+    return getattr(lazy_transformers, family.config)(**common, **sizes)
 
 
 def _modern(
@@ -46,7 +55,7 @@ def _modern(
     windows = [shape.window(layer) for layer in range(shape.num_layers)]
     return lazy_transformers.ModernBertConfig(
         **common,
-        architectures=["ModernBertForMaskedLM"],
+        **{key: getattr(shape, name) for name, key in MODERN_SIZES.items()},
         norm_eps=shape.norm_eps,
         local_attention=shape.local_window,
         layer_types=["full_attention" if window is None else "sliding_attention" for window in windows],
@@ -75,10 +84,9 @@ def _add_old_keys(shape: EncoderShape, path: Path) -> None:
 def has_preset(folder: Path) -> bool:
     """Whether the checkpoint in ``folder`` is a BERT or ModernBERT that our encoder can compute."""
     try:
-        read_shape(folder)
+        return read_shape(folder).family is None
     except CheckpointError:
         return False
-    return True
 
 
 def read_shape(folder: Path, *, any_head: bool = False) -> EncoderShape:
@@ -88,8 +96,8 @@ def read_shape(folder: Path, *, any_head: bool = False) -> EncoderShape:
     """
     path, config = folder / "config.json", read_config_json(folder)
     model_type = config.get("model_type")
-    if model_type not in ("bert", "modernbert"):
-        raise CheckpointError(must("model_type", "be 'bert' or 'modernbert'", model_type, f"See {path}."))
+    if model_type not in FAMILIES:
+        raise CheckpointError(must("model_type", f"be one of {', '.join(FAMILIES)}", model_type, f"See {path}."))
     if config.get("quantization_config"):
         raise CheckpointError(
             f"{path} has a `quantization_config`, so the weights are quantized. Load the model in transformers, "
@@ -98,10 +106,10 @@ def read_shape(folder: Path, *, any_head: bool = False) -> EncoderShape:
     if any_head:
         config = config | {"tie_word_embeddings": True}
     try:
-        if model_type == "bert":
-            shape = _bert_shape(lazy_transformers.BertConfig.from_dict(config), config)
-        else:
+        if model_type == "modernbert":
             shape = _modern_shape(lazy_transformers.ModernBertConfig.from_dict(config))
+        else:
+            shape = _bert_shape(model_type, config)
         problems = shape.problems()
     except CheckpointError as error:
         raise CheckpointError(*(f"{problem} See {path}." for problem in error.problems)) from None
@@ -125,26 +133,25 @@ def _unsupported(config: lazy_transformers.PreTrainedConfig, supported: dict[str
     ]
 
 
-def _common(config: lazy_transformers.BertConfig | lazy_transformers.ModernBertConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "pad_id": config.pad_token_id or 0,
-        "num_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "num_heads": config.num_attention_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_positions": config.max_position_embeddings,
-    }
-
-
-def _bert_shape(config: lazy_transformers.BertConfig, settings: dict) -> EncoderShape:
-    supported = {"hidden_act": "gelu", "is_decoder": False, "add_cross_attention": False, "tie_word_embeddings": True}
-    problems = _unsupported(config, supported)
+def _bert_shape(model_type: str, settings: dict[str, Any]) -> EncoderShape:
+    family = FAMILIES[model_type]
+    config = getattr(lazy_transformers, family.config).from_dict(settings)
+    supported = {family.activation: "gelu", "tie_word_embeddings": True}
+    problems = _unsupported(config, supported | {"is_decoder": False, "add_cross_attention": False})
     positions = settings.get("position_embedding_type", "absolute")
     if positions != "absolute":
         problems.append(must("config.json: position_embedding_type", "be 'absolute'", positions))
+    if family.counts_from_pad and config.pad_token_id is None:
+        problems.append(must("config.json: pad_token_id", "be a number, from which positions count", None))
     raise_all(CheckpointError, problems)
-    return EncoderShape("bert", **_common(config), norm_eps=config.layer_norm_eps, token_types=config.type_vocab_size)
+    pad = config.pad_token_id or 0
+    offset = pad + 1 if family.counts_from_pad else 0
+    values: dict[str, Any] = {**family.fixed, **{name: getattr(config, key) for name, key in family.keys.items()}}
+    values |= {"max_positions": values["max_positions"] - offset, "position_offset": offset}
+    if values.get("embedding_size") == values["hidden_size"]:
+        values["embedding_size"] = None
+    other: Any = None if model_type == "bert" else model_type
+    return EncoderShape("bert", pad_id=pad, family=other, **values)
 
 
 def _modern_shape(config: lazy_transformers.ModernBertConfig) -> EncoderShape:
@@ -172,7 +179,8 @@ def _modern_shape(config: lazy_transformers.ModernBertConfig) -> EncoderShape:
     raise_all(CheckpointError, problems)
     return EncoderShape(
         "modern",
-        **_common(config),
+        pad_id=config.pad_token_id or 0,
+        **{name: getattr(config, key) for name, key in MODERN_SIZES.items()},
         norm_eps=config.norm_eps,
         global_every=every,
         local_window=config.local_attention,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from megamask.errors import SHOWN, CheckpointError, listed, must, raise_all
-from megamask.hf.tensor_names import DECODER, EMBEDDING
+from megamask.hf.families import DECODER, EMBEDDING
 from megamask.hf.weights import check_finite
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead

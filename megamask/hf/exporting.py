@@ -114,7 +114,10 @@ def _random_input(shape: EncoderShape) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     longest = min(shape.max_positions, max(96, shape.local_window + 32 if shape.global_every > 1 else 0))
     lengths = sorted({1, 2, longest // 3, longest} - {0})
-    return [torch.randint(shape.vocab_size, (length,), generator=generator) for length in lengths]
+    sequences = [torch.randint(shape.vocab_size, (length,), generator=generator) for length in lengths]
+    if shape.position_offset:  # transformers does not count a padding token inside a sequence
+        sequences = [torch.where(ids == shape.pad_id, (ids + 1) % shape.vocab_size, ids) for ids in sequences]
+    return sequences
 
 
 def _real_input(tokenizer: lazy_transformers.PreTrainedTokenizerBase, shape: EncoderShape) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Import: a BERT or ModernBERT checkpoint of transformers as initial weights, bit for bit."""
+"""Import: a checkpoint of transformers, of one of the `families`, as initial weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megamask.data.tokenizer import TOKENIZER
+from megamask.data.tokenizer import TOKENIZER, load_tokenizer, token_ids
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.hf.config_json import is_tied, read_shape
 from megamask.hf.encoder_and_head import mismatches
@@ -33,7 +33,7 @@ class Imported:
 
 
 def import_model(source: str | Path, *, new_head: bool = False) -> Imported:
-    """The BERT or ModernBERT checkpoint at ``source``, a folder or the name of a model on the Hugging Face Hub.
+    """The checkpoint of one of the `families` at ``source``, a folder or the name of a model on the Hugging Face Hub.
 
     ``new_head`` leaves its head out. Raises CheckpointError with everything that no preset has.
     """
@@ -61,6 +61,19 @@ def save_start(source: str | Path, output: Path, *, new_head: bool = False) -> I
     model = import_model(source, new_head=new_head)
     with new_model_folder(output.absolute()) as temporary:
         notes = import_tokenizer(model.folder, temporary / TOKENIZER, model.shape.vocab_size)
+        raise_all(CheckpointError, _padding_problems(model, temporary / TOKENIZER))
         model.shape.save(temporary)
         save_weights(model.weights, temporary)
     return replace(model, notes=(*model.notes, *notes))
+
+
+def _padding_problems(model: Imported, tokenizer: Path) -> list[str]:
+    """A sentence if transformers would not count the positions of a text as training does."""
+    pad = token_ids(load_tokenizer(tokenizer)).pad
+    if not model.shape.position_offset or pad == model.shape.pad_id:
+        return []
+    return [
+        f"{model.folder / 'config.json'} says that the padding token, from which positions count, has the id "
+        f"{model.shape.pad_id}, but its tokenizer says {pad}: transformers would not count the tokens with the id "
+        f"{model.shape.pad_id} of a text. Put the tokenizer of these weights there."
+    ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megamask.errors import DataError
 from megamask.hf import lazy_transformers
+from megamask.hf.masked_lm import max_length
 from megamask.hf.model_folder import load_hf_tokenizer, load_pretrained
 from megamask.runtime.progress_bar import ProgressBar
 
@@ -56,11 +57,11 @@ def sentence_entropies(
     CheckpointError if it is not a complete masked language model.
     """
     model = load_pretrained(lazy_transformers.AutoModelForMaskedLM, folder)
-    size, longest = model.config.vocab_size, model.config.max_position_embeddings
+    size, longest = model.config.vocab_size, max_length(model)
     if int(tokens.max()) >= size:
         raise DataError(f"{folder} has {size} tokens, but the sentence has the id {int(tokens.max())}: "
                         "model and tokenizer do not belong together.")  # fmt: skip
-    if len(tokens) > longest:
+    if longest is not None and len(tokens) > longest:
         raise DataError(f"The sentence has {len(tokens)} tokens, but {folder} takes at most {longest}.")
     if signal == "clean":
         return _entropy(model(input_ids=tokens[None]).logits[0])

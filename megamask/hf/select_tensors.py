@@ -15,8 +15,9 @@ from pathlib import Path
 from torch import Tensor
 
 from megamask.errors import CheckpointError, listed, raise_all
-from megamask.hf.tensor_names import BODY, LEFT_OUT, PARTS, tensor_names
-from megamask.hf.tied_head import TIED, merge_tied, untied_problems
+from megamask.hf.families import family_of
+from megamask.hf.tensor_names import tensor_names
+from megamask.hf.tied_head import merge_tied, untied_problems
 from megamask.hf.weights import FLOATS
 from megamask.model.shape import EncoderShape
 
@@ -39,7 +40,7 @@ def select_tensors(
     ``tied``: whether the configuration says that the output matrix is the token table. Raises CheckpointError, naming
     ``where``, for tensors that are missing, unknown or quantized, and for an output matrix that is not tied.
     """
-    body = BODY[shape.preset]
+    body = family_of(shape).body
     wanted = {name for names in tensor_names(shape).values() for name in names}
     head = {name for name in wanted if not name.startswith(body)}
     renamed = {_current_norm_name(name): tensor for name, tensor in tensors.items()}
@@ -118,14 +119,15 @@ def _split(
     tensors: Mapping[str, Tensor], shape: EncoderShape, prefix: str, head: Collection[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of encoder and head by their names in transformers, and the names of all others."""
-    body, heads = BODY[shape.preset], {*head, *TIED[shape.preset]}
-    encoder = tuple(prefix + part for part in PARTS[shape.preset])
+    family = family_of(shape)
+    body, heads = family.body, {*head, *family.tied}
+    encoder = tuple(prefix + part for part in family.parts)
     head_prefix = max(_prefixes(tensors, heads).items(), key=lambda pair: pair[1], default=("", 0))[0]
     selected, others = {}, []
     for name, tensor in tensors.items():
         in_encoder = name.startswith(encoder)
         renamed = body + name.removeprefix(prefix) if in_encoder else name.removeprefix(head_prefix)
-        if renamed.startswith(LEFT_OUT):
+        if renamed.startswith(family.unused):
             continue
         if in_encoder or renamed in heads:
             selected[renamed] = tensor

@@ -8,14 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megamask.hf.families import family_of
 from megamask.model.shape import EncoderShape
 
-# the same tensor under a second name, which transformers may or may not write
-TIED = {
-    "bert": {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-             "cls.predictions.decoder.bias": "cls.predictions.bias"},
-    "modern": {"decoder.weight": "model.embeddings.tok_embeddings.weight"},
-}  # fmt: skip
 CURE = (
     "megamask makes logits with the token table itself. `megamask import --new-head` imports the encoder and "
     "leaves this head out."
@@ -24,7 +19,7 @@ CURE = (
 
 def merge_tied(tensors: dict[str, Tensor], shape: EncoderShape) -> None:
     """Keep each tied tensor in ``tensors`` once, under the first of its two names."""
-    for copy, original in TIED[shape.preset].items():
+    for copy, original in family_of(shape).tied.items():
         if copy in tensors:
             tensors.setdefault(original, tensors.pop(copy))
 
@@ -34,7 +29,7 @@ def untied_problems(tensors: Mapping[str, Tensor], shape: EncoderShape, where: P
 
     ``tied`` is what the configuration says.
     """
-    pairs = TIED[shape.preset]
+    pairs = family_of(shape).tied
     different = [
         f"{copy} and {original}"
         for copy, original in pairs.items()

@@ -1,8 +1,9 @@
 """The encoder: packed rows of token ids in, one state per row out.
 
 Two presets, each a subset of a class of transformers, so that export is a renaming: ``bert`` is BertForMaskedLM
-(Devlin et al. 2019), ``modern`` is ModernBertForMaskedLM (Warner et al. 2024). Cost of a forward pass per row, in
-multiply-adds: layers x (12 x width^2 + 2 x width x length of the sequence).
+(Devlin et al. 2019), ``modern`` is ModernBertForMaskedLM (Warner et al. 2024). With other positions, token types and
+widths of the tables, ``bert`` is also RoBERTa, DistilBERT and the generator of ELECTRA. Cost of a forward pass per
+row, in multiply-adds: layers x (12 x width^2 + 2 x width x length of the sequence).
 
 Few and large parameters (queries, keys and values in one; gate and value of the feed-forward block in one), because
 DeepSpeed pays per tensor. Parameters live in leaf modules that are called, never used raw from outside, because
@@ -107,26 +108,35 @@ class Encoder(LayerStack):
 
 
 class Embedding(nn.Module):
-    """Tokens to rows: the token table, in ``bert`` plus a learned position and token type 0, then a norm."""
+    """Tokens to rows: the token table, in ``bert`` plus a learned position and token type 0, then a norm.
+
+    Tables of another width than the rows are followed by a projection.
+    """
 
     def __init__(self, shape: EncoderShape, config: ModelConfig):
         super().__init__()
-        self.tokens = Table(shape.vocab_size, shape.hidden_size)
-        self.learned = shape.preset == "bert"
+        width = shape.table_width
+        self.tokens = Table(shape.vocab_size, width)
+        self.learned, self.offset = shape.preset == "bert", shape.position_offset
+        self.has_types = self.learned and shape.token_types > 0
         if self.learned:
-            self.positions = Table(shape.max_positions, shape.hidden_size)
-            self.token_types = Table(shape.token_types, shape.hidden_size)
-        self.norm = norm(shape)
+            self.positions = Table(shape.max_positions + self.offset, width)
+        if self.has_types:
+            self.token_types = Table(shape.token_types, width)
+        self.norm = norm(shape, width)
         self.dropout = nn.Dropout(config.dropout)
+        self.projection = nn.Identity() if shape.embedding_size is None else nn.Linear(width, shape.hidden_size)
 
     def forward(
-        self, tokens: Int64[Tensor, " T"], positions: Tensor, vector: Float[Tensor, "1 D"] | None = None
+        self, tokens: Int64[Tensor, " T"], positions: Tensor, vector: Float[Tensor, "1 E"] | None = None
     ) -> Float[Tensor, "T D"]:
         """The embeddings of ``tokens`` at ``positions``; ``vector``, if given, replaces each row of the token table."""
         x = self.tokens(tokens) if vector is None else vector.expand(len(tokens), -1)
+        if self.has_types:
+            x = x + self.token_types(positions.new_zeros(1))
         if self.learned:
-            x = x + self.token_types(positions.new_zeros(1)) + self.positions(positions)
-        return self.dropout(self.norm(x))
+            x = x + self.positions(positions + self.offset if self.offset else positions)
+        return self.projection(self.dropout(self.norm(x)))
 
 
 class QKV(nn.Linear):
@@ -220,9 +230,9 @@ class ModernLayer(EncoderLayer):
         return x + self.mlp_out(self.dropout(F.gelu(value) * gate))
 
 
-def norm(shape: EncoderShape) -> LayerNorm:
-    """A layer norm; ModernBERT's have no bias."""
-    return LayerNorm(shape.hidden_size, eps=shape.norm_eps, bias=shape.preset == "bert")
+def norm(shape: EncoderShape, width: int | None = None) -> LayerNorm:
+    """A layer norm of rows, or of vectors of another ``width``; ModernBERT's have no bias."""
+    return LayerNorm(width or shape.hidden_size, eps=shape.norm_eps, bias=shape.preset == "bert")
 
 
 def rotary(layout: Layout, theta: float, width: int, dtype: torch.dtype) -> Rotary:

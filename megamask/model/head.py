@@ -17,19 +17,19 @@ from megamask.model.shape import ModelConfig
 
 
 class MaskedLMHead(nn.Module):
-    """A dense layer, GELU and a norm, then the decoder tied to the token table of ``encoder``."""
+    """A dense layer to the width E of the token table of ``encoder``, GELU and a norm, then the decoder tied to it."""
 
     def __init__(self, encoder: Encoder, config: ModelConfig | None = None):
         super().__init__()
         shape = encoder.shape
         # ModernBERT's dense layer here has no bias
-        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size, bias=shape.preset == "bert")
-        self.norm = norm(shape)
+        self.dense = nn.Linear(shape.hidden_size, shape.table_width, bias=shape.preset == "bert")
+        self.norm = norm(shape, shape.table_width)
         initialise(self, (config or ModelConfig()).init_std)
         self.decoder = OutputProjection(encoder.embedding.tokens.weight)
 
-    def transform(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-        """The input of the decoder; for the head of a teacher, ``hidden`` of `SoftTargets`."""
+    def transform(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
+        """What the decoder multiplies with the token table: ``hidden`` of `SoftTargets`, if this head teaches."""
         return self.norm(F.gelu(self.dense(rows)))
 
     def forward(

@@ -20,6 +20,7 @@ from megamask.errors.setting_rules import Count, OnlyFor, ShareBelowOne, ShareIn
 from megamask.storage import strict_json
 
 Backend = Literal["auto", "reference", "padded", "varlen"]
+Family = Literal["roberta", "xlm-roberta", "camembert", "distilbert", "electra"]
 SHAPE = "shape.json"
 HEAD_WIDTH = 64
 LARGEST = 2**40
@@ -42,7 +43,7 @@ class EncoderShape:
     """Every number that decides the names and shapes of the weights and what they compute."""
 
     preset: Literal["bert", "modern"]
-    """Which class of transformers the weights fit: BertForMaskedLM or ModernBertForMaskedLM."""
+    """How layers compute: as BERT's or as ModernBERT's."""
     vocab_size: int
     """Rows of the embedding table."""
     pad_id: int
@@ -56,11 +57,11 @@ class EncoderShape:
     intermediate_size: int
     """Width inside the feed-forward block; of each half of the gate in `modern`."""
     max_positions: int
-    """Longest sequence; rows of the position table in `bert`."""
+    """Longest sequence; with ``position_offset`` the rows of the position table in `bert`."""
     norm_eps: float
     """Added to the variance in layer norms."""
     token_types: int = 2
-    """Rows of the token-type table of `bert`, of which row 0 is used."""
+    """Rows of the token-type table of `bert`, of which row 0 is used; 0 in DistilBERT, which has no such table."""
     global_every: int = 1
     """Every n-th layer, from the first, attends to the whole sequence; `modern` only."""
     local_window: int = 128
@@ -69,6 +70,20 @@ class EncoderShape:
     """Base of the rotary wave lengths in global layers; `modern` only."""
     local_rope_theta: float = 10_000.0
     """Base of the rotary wave lengths in local layers; `modern` only."""
+    family: Family | None = None
+    """Which class of transformers the weights fit, by its `model_type`, if not the one of ``preset`` (BertForMaskedLM,
+    ModernBertForMaskedLM)."""
+    position_offset: int = 0
+    """Rows of the position table before that of a sequence's first token; RoBERTa's table has them up to the row of
+    the padding token's id."""
+    embedding_size: int | None = None
+    """Width of the tables of `bert` and of what the head multiplies with the token table, if it is not the width of a
+    row (ELECTRA)."""
+
+    @property
+    def table_width(self) -> int:
+        """Width of the token table."""
+        return self.embedding_size or self.hidden_size
 
     def window(self, layer: int) -> int | None:
         """How far to either side ``layer`` attends; None is the whole sequence."""
@@ -111,7 +126,12 @@ class EncoderShape:
     def problems(self) -> list[str]:
         """Sentences for numbers that no encoder has."""
         counts = {name: value for name, value in vars(self).items() if isinstance(value, int) and name != "pad_id"}
-        found = [must(name, "lie between 1 and 2**31", n) for name, n in counts.items() if not 1 <= n < 2**31]
+        least = {"token_types": int(self.family != "distilbert"), "position_offset": 0}
+        found = [
+            must(name, f"lie between {low} and 2**31", n)
+            for name, n in counts.items()
+            if not (low := least.get(name, 1)) <= n < 2**31
+        ]
         if self.num_layers > MOST_LAYERS:
             found.append(must("num_layers", f"be at most {MOST_LAYERS}", self.num_layers))
         if not 0 <= self.pad_id < self.vocab_size:

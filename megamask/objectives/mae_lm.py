@@ -89,6 +89,6 @@ class MAELM(MLM):
         if self.decoder.entry is None:
             return mask_rows(self.encoder, batch, plan, vector)
         # bare: the decoder adds the position and has the norm
-        if vector is None:
-            return self.encoder.embedding.tokens(plan.inputs.index_select(0, plan.hidden))
-        return vector.expand(len(plan.hidden), -1)
+        embedding = self.encoder.embedding
+        tokens = plan.inputs.index_select(0, plan.hidden)
+        return embedding.projection(embedding.tokens(tokens) if vector is None else vector.expand(len(tokens), -1))

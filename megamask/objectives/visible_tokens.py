@@ -22,10 +22,10 @@ class MaskVector(nn.Module):
 
     def __init__(self, shape: EncoderShape, std: float):
         super().__init__()
-        self.table = Table(1, shape.hidden_size)
+        self.table = Table(1, shape.table_width)
         nn.init.trunc_normal_(self.table.weight, std=std, a=-2 * std, b=2 * std)
 
-    def forward(self, plan: MaskPlan) -> Float[Tensor, "1 D"]:
+    def forward(self, plan: MaskPlan) -> Float[Tensor, "1 E"]:
         # a copy, which outlives this call: ZeRO-3 takes the parameter itself away after it
         return self.table(plan.inputs.new_zeros(1))
 

@@ -22,7 +22,7 @@ def import_weights(config: ImportConfig) -> None:
         print(note)
     shape = model.shape
     print(
-        f"{config.output}: {shape.preset}, {shape.num_layers} layers of width {shape.hidden_size}. Prepare text with "
-        f"its tokenizer: megamask prepare --tokenizer {config.output / 'tokenizer'}. Then train: megamask pretrain "
-        f"--init {config.output}."
+        f"{config.output}: {shape.family or shape.preset}, {shape.num_layers} layers of width {shape.hidden_size}. "
+        f"Prepare text with its tokenizer: megamask prepare --tokenizer {config.output / 'tokenizer'}. Then train: "
+        f"megamask pretrain --init {config.output}."
     )

@@ -44,18 +44,29 @@ class ForwardFlops:
 
     @classmethod
     def of(
-        cls, *, layers: int, width: int, inner: int, gated: bool, vocab: int, local_layers: int = 0, window: int = 0
+        cls,
+        *,
+        layers: int,
+        width: int,
+        inner: int,
+        gated: bool,
+        vocab: int,
+        local_layers: int = 0,
+        window: int = 0,
+        table_width: int = 0,
     ) -> ForwardFlops:
         """FLOPs of layers and, unless ``vocab`` is 0, of a BERT head (dense layer, then the vocabulary).
 
-        ``inner`` is the width of the feed-forward blocks.
+        ``inner`` is the width of the feed-forward blocks, ``table_width`` that of the token table, if it is not
+        ``width``.
         """
+        table_width = table_width or width
         weights = layers * (4 * width**2 + (3 if gated else 2) * width * inner)
         attention = 4 * width
         return cls(
             token=2 * weights,
             pair=attention * (layers - local_layers),
-            target=2 * width * (width + vocab) if vocab else 0,
+            target=2 * table_width * (width + vocab) if vocab else 0,
             local=attention * local_layers,
             window=window,
         )
@@ -110,6 +121,7 @@ def _layer_flops(shape: EncoderShape, first: int, end: int, vocab: int) -> Forwa
         vocab=vocab,
         local_layers=local,
         window=shape.local_window if local else 0,
+        table_width=shape.table_width,
     )
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Turn a BERT or ModernBERT checkpoint of transformers into initial weights for `megamask pretrain --init`."""
+    """Turn a checkpoint of transformers into initial weights for `megamask pretrain --init`.
+
+    BERT, ModernBERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, and the generator of ELECTRA.
+    """
 
     model: str
     """Folder of a model of transformers, or its name on the Hugging Face Hub."""

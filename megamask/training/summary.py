@@ -49,8 +49,8 @@ def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: Packs, wei
     """Lines about the model, the text and the run."""
     per_step = config.packs.per_step * config.packs.tokens
     lines = [
-        f"{shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: {weights:,} parameters, "
-        f"{packs.token_ids.size:,} tokens in the vocabulary",
+        f"{shape.family or shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: "
+        f"{weights:,} parameters, {packs.token_ids.size:,} tokens in the vocabulary",
         f"text: {packs.shards.folder}: {packs.shards.tokens:,} tokens in {packs.shards.documents:,} documents, "
         f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full",
         f"run: {config.output}: {config.steps:,} steps of {per_step:,} tokens "

@@ -9,13 +9,18 @@ import pytest
 
 from tests.system.combinations import APART, FACTORS, Case, chosen, covering, named_by
 from tests.system.commands import metrics, train
+from tests.system.families import initial_weights_of
 
 STEPS = 3
+STARTS = {"from random weights": {}} | {f"from {name}": {"init": name} for name in ("roberta", "distilbert", "electra")}
+CHOICES = FACTORS | {"start": STARTS}
 
 
-@pytest.mark.parametrize("case", covering(FACTORS, never=APART), ids=named_by)
-def test_choices_combine(case: Case, tagged: Path, finished: Path, tmp_path: Path) -> None:
-    settings = chosen(case, FACTORS)
+@pytest.mark.parametrize("case", covering(CHOICES, never=APART), ids=named_by)
+def test_choices_combine(case: Case, tagged: Path, finished: Path, folder: Path, tmp_path: Path) -> None:
+    settings = chosen(case, CHOICES)
+    if "init" in settings:
+        settings["init"] = initial_weights_of(str(settings["init"]), tagged, folder)
     if "distill.weight.start" in settings:
         settings["teacher.path"] = finished
     words = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]

@@ -14,13 +14,14 @@ from transformers import AutoModelForMaskedLM, BertForSequenceClassification, Mo
 from megamask.__main__ import main
 from megamask.errors import CheckpointError, StorageError
 from megamask.hf import import_model, save_start, weights
+from megamask.hf.families import family_of
 from megamask.hf.tensor_names import WEIGHTS, to_theirs
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_objective_weights
 from megamask.teacher import frozen_lm
-from tests.unit.hf.test_hf import saved, theirs, tokenizer
+from tests.unit.hf.test_hf import FAMILY_NAMES, saved, theirs, tokenizer
 
 __all__ = ["saved", "tokenizer"]
 
@@ -71,15 +72,14 @@ def test_all_files_of_an_index_are_read(tmp_path):
         import_model(tmp_path)
 
 
-@pytest.mark.parametrize("preset", ["bert", "modern"])
+@pytest.mark.parametrize("preset", FAMILY_NAMES)
 def test_a_tied_tensor_is_found_under_either_name(saved, preset):
     other = theirs(preset)
     folder = saved(other)
     save_model(other, str(folder / WEIGHTS))
     kept = load_file(folder / WEIGHTS).keys()
-    both = {"bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"}
-    both |= {"model.embeddings.tok_embeddings.weight", "decoder.weight"}
-    assert len(both & kept) == 1
+    matrix = next(iter(family_of(import_model(folder).shape).tied.items()))
+    assert len(set(matrix) & kept) == 1
     assert same(folder, other)
 
 
@@ -95,7 +95,7 @@ def test_bert_with_only_the_second_names_of_tied_tensors(saved):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "_orig_mod.", "model.module."])
-@pytest.mark.parametrize("preset", ["bert", "modern"])
+@pytest.mark.parametrize("preset", FAMILY_NAMES)
 def test_a_prefix_is_removed_with_a_note(saved, preset, prefix):
     other = theirs(preset)
     folder = saved(other)
@@ -113,7 +113,7 @@ def test_two_encoders_in_one_file_are_a_sentence(saved):
         import_model(folder)
 
 
-@pytest.mark.parametrize("preset", ["bert", "modern"])
+@pytest.mark.parametrize("preset", FAMILY_NAMES)
 def test_an_encoder_without_a_head_gets_a_new_one(saved, tmp_path, preset, capsys):
     other = theirs(preset)
     folder = saved(other.base_model)
@@ -130,7 +130,8 @@ def test_an_encoder_without_a_head_gets_a_new_one(saved, tmp_path, preset, capsy
     assert torch.equal(model.head.dense.weight, drawn)
     assert torch.equal(model.encoder.embedding.tokens.weight, other.get_input_embeddings().weight)
     for path in (folder, tmp_path / "start"):
-        with pytest.raises(CheckpointError, match="has no masked-language head, so it predicts no token") as error:
+        why = "has no masked-language head, so it predicts no token|does not hold a complete"
+        with pytest.raises(CheckpointError, match=why) as error:
             frozen_lm.read_masked_lm(path, "teacher.path")
         assert len(error.value.problems) == 1
 
@@ -145,7 +146,7 @@ def test_the_head_of_another_task_is_left_out_with_a_note(saved, preset, kind):
     assert not [name for name in imported.weights if name.startswith("head.")]
 
 
-@pytest.mark.parametrize("preset", ["bert", "modern"])
+@pytest.mark.parametrize("preset", FAMILY_NAMES)
 def test_an_untied_output_matrix_is_refused_with_the_cure(saved, tmp_path, preset, capsys):
     folder = saved(theirs(preset, tie_word_embeddings=False))
     command = ["--model", str(folder), "--output", str(tmp_path / "start")]
