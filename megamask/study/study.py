@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from megamask.errors import ConfigError, must
@@ -102,6 +100,8 @@ def publish(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -> None:
     results = collect_results(plan, runs, folder)
     write_results(results, folder / RESULTS)
     print(f"results: {folder / RESULTS} ({len(results.runs)} of {len(runs)} runs)")
-    if results.runs and find_spec("megamask.study.report"):
-        import_module("megamask.study.report").write_report(results, folder)
+    if results.runs:
+        from megamask.study.report import write_report  # draws: takes a second to import
+
+        write_report(results, folder)
         print(f"report: {folder / 'report.html'}")

@@ -20,7 +20,7 @@ def checkout(folder: Path, trainer: Path, script: str = "") -> Path:
     """A checkout in ``folder`` with ``trainer`` as pretrain.py, and ``script``, if given, as run.sh."""
     (folder / "slurm").mkdir(parents=True)
     (folder / "megamask").mkdir()
-    for name in ("run.sh", "job.sh", "prepare.sh", "glue.sh"):
+    for name in ("run.sh", "job.sh", "prepare.sh", "glue.sh", "study.sh"):
         (folder / "slurm" / name).write_text((ROOT / "slurm" / name).read_text())
     if script:
         (folder / "slurm" / "run.sh").write_text(script)

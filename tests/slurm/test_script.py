@@ -236,6 +236,21 @@ def test_text_is_prepared_on_one_node(slurm: Cluster, root: Path) -> None:
     assert "`--output` must name the folder of the shards." in job.text()
 
 
+def test_every_run_of_a_study_is_a_task_of_an_array(slurm: Cluster, root: Path) -> None:
+    one = ["--gpus-per-node=1", "--cpus-per-task=1"]
+    (root / "tools").mkdir()
+    (root / "tools" / "study.py").write_text(SAY)
+    options = ("--array=0-2", f"--output={root}/%a.out")
+    Job(slurm, root, "plan.toml", "--output", "my study", size=one, options=options, script="study.sh")
+    slurm.until(lambda: not slurm.run("squeue", "-h").stdout, "the end", lambda: slurm.run("squeue").stdout)
+    told = [(root / f"{task}.out").read_text().splitlines()[-1] for task in range(3)]
+    assert told == [f"told plan.toml --output my study --only {task} --jobs 1" for task in range(3)]
+    assert (root / "my study").is_dir()
+    job = Job(slurm, root, "plan.toml", size=one, options=("--array=0",), script="study.sh")
+    job.ends("FAILED")
+    assert "`--output` must name the folder of the study" in job.text()
+
+
 def test_every_glue_task_runs_with_every_seed(slurm: Cluster, root: Path) -> None:
     one = ["--gpus-per-node=1", "--cpus-per-task=1"]
     (root / "tools").mkdir()

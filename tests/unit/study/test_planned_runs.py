@@ -11,7 +11,7 @@ from megamask.config.cli import parse_command
 from megamask.config.pretrain_config import as_dict
 from megamask.errors import ConfigError
 from megamask.storage.dotted import flatten
-from megamask.study.plan import Axis, PlannedArm, StudyPlan, find_plan, shipped_plans
+from megamask.study.plan import Axis, PlannedArm, StudyPlan, find_plan, read_plan, shipped_plans
 from megamask.study.planned_runs import (
     PAIRED,
     Texts,
@@ -23,6 +23,7 @@ from megamask.study.planned_runs import (
 )
 from tests.unit.study.conftest import LENGTHS
 
+ROOT = Path(__file__).parent.parent.parent.parent
 STUDY = Path("/study")
 
 
@@ -31,6 +32,39 @@ def test_every_shipped_plan_can_be_run(name: str, text: Path) -> None:
     plan = find_plan(name)
     runs = plan_runs(plan, STUDY, text)
     assert len(runs) == len(plan.seeds) * len(plan.budgets) * len(plan.arms)
+
+
+def test_the_plan_in_the_documentation_can_be_run(text: Path, tmp_path: Path) -> None:
+    _, _, example = (ROOT / "docs" / "studies.md").read_text().partition("```toml\n")
+    (tmp_path / "plan.toml").write_text(example.partition("```")[0])
+    runs = plan_runs(read_plan(tmp_path / "plan.toml"), STUDY, text)
+    assert len({run.arm.name for run in runs}) == 4
+
+
+AXES = {
+    "masking.ratio.start": ("random", [0.15, 0.3, 0.5]),
+    "masking.entropy.strategy": ("entropy-self-probe", ["low", "middle", "both"]),
+    "entropy.source": ("entropy-self-probe", ["frequency", "exact"]),
+    "distill.weight.at": ("entropy-kd-after-init", [0.1, 0.4]),
+    "objective.depth": ("three-ml", [1, 3]),
+    "recipe": ("random", ["mrd-linear-tiny", "mrd-cosine-tiny"]),
+}
+
+
+@pytest.mark.parametrize("setting", AXES)
+def test_axes_of_the_papers(setting: str, plan: StudyPlan, text: Path) -> None:
+    name, values = AXES[setting]
+    arm = PlannedArm(name, f"{name}-tiny", teacher="base" if "kd" in name else "")
+    base = replace(plan.arm[0], name="base")
+    runs = plan_runs(replace(plan, arm=(base, arm), axis=(Axis(setting, tuple(values), (name,)),)), STUDY, text)
+    assert len(runs) == len(plan.seeds) * (2 + len(values))
+    assert len({run.settings for run in runs if run.arm.name != "base"}) >= len(values)
+
+
+def test_an_axis_over_texts(plan: StudyPlan, text: Path) -> None:
+    runs = plan_runs(replace(plan, axis=(Axis("data", (str(text),)),)), STUDY, text)
+    assert runs[2].arm.name == f"random@data={text.name}"
+    assert runs[2].config.data == text
 
 
 def test_commands_give_the_planned_configuration(plan: StudyPlan, text: Path) -> None:
