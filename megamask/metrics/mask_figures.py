@@ -28,12 +28,13 @@ def frequency_deciles(counts: Int64[Tensor, " V"]) -> Float[Tensor, "V 10"]:
     ``counts`` are the occurrences of each type in the text; types that cannot be masked should have 0.
     """
     order = counts.argsort(descending=True, stable=True)
-    after = counts[order].double().cumsum(0) * (DECILES / max(1, int(counts.sum())))
-    before = torch.cat([after.new_zeros(1), after[:-1]])
-    decile = torch.arange(DECILES, dtype=torch.float64)
-    inside = (after[:, None].minimum(decile + 1) - before[:, None].maximum(decile)).clamp(min=0)
-    shares = inside / (after - before).clamp(min=1e-300)[:, None]
-    return torch.empty_like(shares).index_copy_(0, order, shares * (counts[order] > 0)[:, None])
+    # in whole numbers, tenths of an occurrence: differences of shares near 1 would lose the rarest types
+    after = counts[order].cumsum(0) * DECILES
+    before = after - counts[order] * DECILES
+    edges = torch.arange(DECILES + 1) * counts.sum()
+    inside = (after[:, None].minimum(edges[1:]) - before[:, None].maximum(edges[:-1])).clamp(min=0)
+    shares = inside.double() / (after - before).clamp(min=1)[:, None]
+    return torch.empty_like(shares).index_copy_(0, order, shares)
 
 
 class MaskFigures:
