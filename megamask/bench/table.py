@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from megamask.bench.measure import Medians, Round
 from megamask.runtime import private_api
 from megamask.runtime.precision import cpu_support
+from megamask.runtime.versions import installed_version
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "accelerate", "numpy")
 
@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: installed_version(name) for name in LIBRARIES},
     }
 
 
@@ -49,14 +49,6 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = [line.split(":", 1) for line in lines if ":" in line]
     return {key.strip(): value.strip() for key, value in reversed(pairs)}
-
-
-def version(library: str) -> str | None:
-    """The installed version, or None."""
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def ratios(medians: Mapping[str, Medians], bases: Sequence[str], *, by_cpu: bool) -> dict[str, list[float]]:

@@ -32,20 +32,14 @@ def write_cell(output: Path, cell: Cell) -> None:
     """Write the file of ``cell``. NaN and Inf are written as null, which JSON has."""
     path = cell_path(output, cell.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(_without_nan(asdict(cell)), allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(without_nan(asdict(cell)), allow_nan=False) + "\n")
 
 
 def read_cell(path: Path) -> Cell:
     """The cell in the file at ``path``, with NaN where it has null. Raises DataError with a sentence."""
     record = read_object(path, DataError, f"{path} is missing.")
-    for name in _LISTS:
-        if isinstance(record.get(name), list):
-            record[name] = [math.nan if value is None else value for value in record[name]]
-    for name in ("figures", "scores"):
-        if isinstance(record.get(name), dict):
-            record[name] = {each: math.nan if value is None else value for each, value in record[name].items()}
     try:
-        return _CELL.validate_python(record)
+        return cell_from_record(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -77,11 +71,33 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def results_lines(cells: Iterable[Cell]) -> str:
     """The content of `results.jsonl`: a line for each cell, without the predictions and labels of single examples."""
-    lines = []
-    for cell in cells:
-        record = _without_nan(asdict(cell))
-        lines.append(json.dumps({name: value for name, value in record.items() if name not in _LISTS}))
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{json.dumps(without_nan(short_record(cell)))}\n" for cell in cells)
+
+
+def short_record(cell: Cell) -> dict[str, Any]:
+    """The fields of ``cell`` without the predictions and labels of single examples."""
+    return {name: value for name, value in asdict(cell).items() if name not in _LISTS}
+
+
+def cell_from_record(record: Mapping[str, Any]) -> Cell:
+    """The cell of a record as JSON holds it, with NaN where it has null. Raises pydantic's ValidationError."""
+    values = dict(record)
+    for name in _LISTS:
+        if isinstance(values.get(name), list):
+            values[name] = [math.nan if value is None else value for value in values[name]]
+    for name in ("figures", "scores"):
+        if isinstance(values.get(name), dict):
+            values[name] = {each: math.nan if value is None else value for each, value in values[name].items()}
+    return _CELL.validate_python(values)
+
+
+def without_nan(tree: Any) -> Any:
+    """``tree`` with None, which JSON has, in place of NaN and Inf."""
+    if isinstance(tree, Mapping):
+        return {name: without_nan(value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 _CELL = TypeAdapter(Cell)
@@ -91,14 +107,6 @@ def _escape(name: str) -> str:
     """``name`` as a visible file name."""
     escaped = quote(name, safe=" ")
     return escaped if not escaped.startswith(".") else f"%2E{escaped[1:]}"
-
-
-def _without_nan(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {name: _without_nan(value) for name, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_without_nan(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def _as_json(tree: Mapping[str, Any]) -> dict[str, Any]:

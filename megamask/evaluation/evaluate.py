@@ -47,15 +47,15 @@ POLL = 1.0
 
 def run_evaluation(config: EvaluateConfig) -> int:
     """Compute the cells and print the table; returns 0, or 1 if a cell failed, or 3 if a named task has no files."""
-    found = find_tasks(config.data, config.tasks)
+    available = find_tasks(config.data, config.tasks)
     if config.list_tasks:
-        print(task_list(found), end="")
+        print(task_list(available), end="")
         return 0
-    for sentence in found.missing.values():
+    for sentence in available.missing.values():
         print(f"Skipped {sentence}", file=sys.stderr)
     encoder = _open(config) if config.model else None
     with_texts = find_tasks(config.data, ()).tasks if config.data else ()
-    jobs = plan_jobs(found.tasks, [files for files in with_texts if files.task.kind != "minimal_pairs"], config)
+    jobs = plan_jobs(available.tasks, [files for files in with_texts if files.task.kind != "minimal_pairs"], config)
     cells = read_cells(config.output)
     missing = missing_jobs(jobs, cells, encoder, config)
     _check_files(missing)
@@ -63,16 +63,16 @@ def run_evaluation(config: EvaluateConfig) -> int:
     if len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} results are in {config.output} already.", file=sys.stderr)
     _compute(missing, {key for key, cell in cells.items() if cell.state != "failed"}, encoder, config)
-    return _report(config, jobs, encoder, 3 if config.tasks and found.missing else 0)
+    return _report(config, jobs, encoder, 3 if config.tasks and available.missing else 0)
 
 
-def task_list(found: FoundTasks) -> str:
+def task_list(available: FoundTasks) -> str:
     """A line for each task: its name, its title, how it is scored and where its files are."""
     lines = []
     for name, task in TASKS.items():
-        files = next((files for files in found.tasks if files.task is task), None)
-        if files or name in found.missing:
-            where = "hub: nyu-mll/glue" if files else found.missing[name].partition(": ")[2]
+        files = next((files for files in available.tasks if files.task is task), None)
+        if files or name in available.missing:
+            where = "hub: nyu-mll/glue" if files else available.missing[name].partition(": ")[2]
             if files and files.json_lines:
                 where = str(files.json_lines)
             elif files and files.official:

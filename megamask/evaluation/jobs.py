@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from megamask.evaluation.read_tasks import TaskFiles, read_task
 from megamask.evaluation.scores import task_score
 from megamask.evaluation.settings import EvaluateConfig, FineTuningConfig, Reference
 from megamask.evaluation.tasks import Task, TaskData
+from megamask.runtime.versions import installed_version
 
 if TYPE_CHECKING:
     from megamask.evaluation.encoder import EncoderFolder
@@ -155,13 +155,7 @@ def failed_cell(
 def library_versions() -> dict[str, str]:
     """The versions that may change a result."""
     names = ("megamask", "torch", "transformers", "tokenizers", "scikit-learn", "scipy", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    return {"python": platform.python_version()} | {name: installed_version(name) or "absent" for name in names}
 
 
 def command_of(job: Job, config: EvaluateConfig) -> str:

@@ -127,22 +127,22 @@ class EncoderShape:
         """Sentences for numbers that no encoder has."""
         counts = {name: value for name, value in vars(self).items() if isinstance(value, int) and name != "pad_id"}
         least = {"token_types": int(self.family != "distilbert"), "position_offset": 0}
-        found = [
+        problems = [
             must(name, f"lie between {low} and 2**31", n)
             for name, n in counts.items()
             if not (low := least.get(name, 1)) <= n < 2**31
         ]
         if self.num_layers > MOST_LAYERS:
-            found.append(must("num_layers", f"be at most {MOST_LAYERS}", self.num_layers))
+            problems.append(must("num_layers", f"be at most {MOST_LAYERS}", self.num_layers))
         if not 0 <= self.pad_id < self.vocab_size:
-            found.append(must("pad_id", f"lie below vocab_size ({self.vocab_size})", self.pad_id))
-        if not found and self.hidden_size % self.num_heads:
-            found.append(must("hidden_size", f"be divisible by num_heads ({self.num_heads})", self.hidden_size))
+            problems.append(must("pad_id", f"lie below vocab_size ({self.vocab_size})", self.pad_id))
+        if not problems and self.hidden_size % self.num_heads:
+            problems.append(must("hidden_size", f"be divisible by num_heads ({self.num_heads})", self.hidden_size))
         rows = max(self.vocab_size, self.max_positions, self.intermediate_size, self.hidden_size)
-        if not found and rows * self.hidden_size > LARGEST:
+        if not problems and rows * self.hidden_size > LARGEST:
             rule = f"make no matrix of more than {LARGEST} numbers"
-            found.append(must("hidden_size", rule, f"{self.hidden_size} with {rows} rows"))
-        return found
+            problems.append(must("hidden_size", rule, f"{self.hidden_size} with {rows} rows"))
+        return problems
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -12,16 +11,13 @@ from pathlib import Path
 import torch
 
 from megamask.runtime import ranks
+from megamask.runtime.versions import installed_version
 
 
 def describe_environment() -> dict:
     """Versions, hardware (without the host name), git commit and command line of this process."""
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
+    libraries = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy")
+    versions = {"python": platform.python_version()} | {name: installed_version(name) or "absent" for name in libraries}
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     hardware = {
         "system": f"{platform.system()} {platform.release()}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from megamask.errors import ConfigError
 
@@ -17,6 +17,14 @@ PYTHON = (3, 11), (3, 13)
 """The oldest and the newest supported version."""
 OLDEST = (2, 11)
 """The oldest supported version of PyTorch."""
+
+
+def installed_version(library: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def check_python(version: tuple[int, ...]) -> None:

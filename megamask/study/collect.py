@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import as_dict
 from megamask.errors import DataError
-from megamask.evaluation.cells import read_cells
+from megamask.evaluation.cells import cell_from_record, read_cells, short_record, without_nan
 from megamask.evaluation.outcome import Cell
 from megamask.metrics.logger import read_metrics
 from megamask.storage import atomic_write, strict_json
@@ -121,13 +120,13 @@ def write_results(results: StudyResults, path: Path) -> None:
     }
     lines: list[dict[str, Any]] = [{"kind": "study", **header, "arms": [asdict(arm) for arm in results.arms]}]
     lines += [{"kind": "run", **asdict(run)} for run in results.runs]
-    lines += [{"kind": "reference", **_short(cell)} for cell in results.references]
+    lines += [{"kind": "reference", **short_record(cell)} for cell in results.references]
     lines += [
-        {"kind": "cell", "arm": arm, "pretraining_seed": seed, "budget": budget, **_short(cell)}
+        {"kind": "cell", "arm": arm, "pretraining_seed": seed, "budget": budget, **short_record(cell)}
         for (arm, seed, budget), cells in results.cells.items()
         for cell in cells
     ]
-    atomic_write.write_atomic(path, "".join(json.dumps(_without_nan(line)) + "\n" for line in lines))
+    atomic_write.write_atomic(path, "".join(json.dumps(without_nan(line)) + "\n" for line in lines))
 
 
 def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey, tuple[Cell, ...]], list[Cell]]:
@@ -146,10 +145,10 @@ def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey,
                 run = _RUN.validate_python(content)
                 runs[run.arm, run.seed, run.budget] = run
             elif kind == "reference":
-                references.append(_as_cell(content))
+                references.append(cell_from_record({"predictions": [], "labels": []} | content))
             elif kind == "cell":
                 key = content.pop("arm"), content.pop("pretraining_seed"), content.pop("budget")
-                cells.setdefault(key, []).append(_as_cell(content))
+                cells.setdefault(key, []).append(cell_from_record({"predictions": [], "labels": []} | content))
         except (ValueError, ValidationError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}, line {number}, is damaged: {str(error).splitlines()[0]}. Delete it.") from None
     return runs, {key: tuple(some) for key, some in cells.items()}, references
@@ -158,7 +157,6 @@ def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey,
 RunKey = tuple[str, int, str]
 """Arm, seed of the plan, budget."""
 _RUN: TypeAdapter[PretrainingRun] = TypeAdapter(PretrainingRun)
-_CELL: TypeAdapter[Cell] = TypeAdapter(Cell)
 
 
 def _arms(plan: StudyPlan, runs: Sequence[PlannedRun]) -> Iterable[Arm]:
@@ -184,28 +182,6 @@ def _means(steps: Iterable[Mapping[str, Any]]) -> dict[str, float]:
             if name.startswith(MASK_FIGURES) and isinstance(value, (int, float)):
                 values.setdefault(name, []).append(float(value))
     return {name: sum(some) / len(some) for name, some in values.items()}
-
-
-def _as_cell(content: dict[str, Any]) -> Cell:
-    """A cell as it was written: null stands for NaN, and without predictions and labels there are none."""
-    content = {"predictions": (), "labels": ()} | content
-    for name in ("predictions", "labels"):
-        content[name] = [math.nan if value is None else value for value in content[name]]
-    for name in ("figures", "scores"):
-        content[name] = {key: math.nan if value is None else value for key, value in content[name].items()}
-    return _CELL.validate_python(content)
-
-
-def _without_nan(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {name: _without_nan(value) for name, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_without_nan(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def _short(cell: Cell) -> dict[str, Any]:
-    return {name: value for name, value in asdict(cell).items() if name not in ("predictions", "labels")}
 
 
 def _provenance(run: PlannedRun) -> dict[str, str]:

@@ -65,9 +65,9 @@ def build_task_data(
         if isinstance(row, str):
             problems.append(row)
             continue
-        found = _problems(task, row)
-        if found:
-            problems += found
+        row_problems = _problems(task, row)
+        if row_problems:
+            problems += row_problems
             continue
         split = SPLITS[row.split]
         texts = tuple(row.values[name] for name in task.fields)

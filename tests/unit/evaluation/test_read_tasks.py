@@ -200,9 +200,9 @@ def test_squad_has_several_answers_at_their_places(tmp_path: Path) -> None:
 
 def test_a_missing_task_is_named_and_one_that_is_there_twice_refused(tmp_path: Path) -> None:
     write_lines(tmp_path / "sst2.jsonl", LINES)
-    found = find_tasks(tmp_path, ("rte", "sst2"))
-    assert [files.task.name for files in found.tasks] == ["sst2"]
-    assert found.missing == {"rte": f"rte: put glue_rte.jsonl or RTE/train.tsv and RTE/dev.tsv into {tmp_path}."}
+    tasks = find_tasks(tmp_path, ("rte", "sst2"))
+    assert [files.task.name for files in tasks.tasks] == ["sst2"]
+    assert tasks.missing == {"rte": f"rte: put glue_rte.jsonl or RTE/train.tsv and RTE/dev.tsv into {tmp_path}."}
     with pytest.raises(DataError, match="none of these tasks"):
         find_tasks(tmp_path, ("rte",))
     for split in ("train", "dev"):

@@ -13,7 +13,7 @@ WORDS = [f"word{number}" for number in range(30)]
 
 
 def examples(count: int, *, right: bool, fields: int = 1) -> Examples:
-    """Texts of random words whose label is told by the word `fine`, or by nothing."""
+    """Texts of random words whose label follows from the word `fine`, or from nothing."""
     labels = (RNG.random(count) < 0.4).astype(float)
     texts = []
     for label in labels:
@@ -33,12 +33,12 @@ def test_the_majority_is_that_of_train() -> None:
 
 @pytest.mark.parametrize(("name", "fields"), [("sst2", 1), ("mrpc", 2)])
 def test_words_are_learned_and_their_absence_is_a_collapse(name: str, fields: int) -> None:
-    told = TaskData(TASKS[name], examples(150, right=True, fields=fields), examples(60, right=True, fields=fields))
-    assert not bag_of_words(told).collapsed
-    assert bag_of_words(told).scores["accuracy"] > majority_class(told).scores["accuracy"]
+    data = TaskData(TASKS[name], examples(150, right=True, fields=fields), examples(60, right=True, fields=fields))
+    assert not bag_of_words(data).collapsed
+    assert bag_of_words(data).scores["accuracy"] > majority_class(data).scores["accuracy"]
     noise = TaskData(TASKS[name], examples(150, right=False, fields=fields), examples(60, right=False, fields=fields))
     assert bag_of_words(noise).collapsed
-    assert (bag_of_words(told).predictions == bag_of_words(told).predictions).all()
+    assert (bag_of_words(data).predictions == bag_of_words(data).predictions).all()
 
 
 def test_the_overlap_of_a_pair_is_a_feature() -> None:

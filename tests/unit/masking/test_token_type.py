@@ -56,9 +56,9 @@ def learn(maker: Masker, steps: range) -> list[torch.Tensor]:
 def test_before_the_first_update_it_is_random_masking_to_the_bit(signal: str) -> None:
     ours, plain = masker(signal=signal, every=3), Masker(MaskingConfig(Schedule(start=0.3)), IDS)
     for step in range(3):
-        (_, found), (_, expected) = plan_of(ours, step), plan_of(plain, step)
+        (_, plan), (_, expected) = plan_of(ours, step), plan_of(plain, step)
         for field in dataclasses.fields(expected):
-            one, other = getattr(found, field.name), getattr(expected, field.name)
+            one, other = getattr(plan, field.name), getattr(expected, field.name)
             assert one is other or torch.equal(one, other), field.name
         learn(ours, range(step, step + 1))
     assert not torch.equal(plan_of(ours, 3)[1].targets, plan_of(plain, 3)[1].targets)
@@ -141,8 +141,8 @@ def test_a_resumed_run_draws_and_learns_on_to_the_bit(signal: str) -> None:
     expected = learn(whole, range(10))
     first = learn(stopped, range(5))  # between two updates
     resumed.score.load_state_dict({name: tensor.clone() for name, tensor in stopped.score.state_dict().items()})
-    for found, wanted in zip([*first, *learn(resumed, range(5, 10))], expected, strict=True):
-        assert torch.equal(found, wanted)
+    for learned, wanted in zip([*first, *learn(resumed, range(5, 10))], expected, strict=True):
+        assert torch.equal(learned, wanted)
     for name, tensor in whole.score.state_dict().items():
         assert torch.equal(resumed.score.state_dict()[name], tensor), name
 
@@ -178,9 +178,9 @@ def test_a_state_of_another_score_or_vocabulary_is_refused(state: dict[str, torc
 
 def test_every_problem_is_named() -> None:
     bad = TokenTypeScoreConfig(every=0, momentum=1.0, floor=0.0, temperature=0.0)
-    found = settings_problems(MaskingConfig(score="token_type", token_type=bad), "masking")
+    sentences = settings_problems(MaskingConfig(score="token_type", token_type=bad), "masking")
     names = ["every", "momentum", "floor", "temperature"]
-    assert [name in sentence for name, sentence in zip(names, found, strict=True)] == [True] * 4
+    assert [name in sentence for name, sentence in zip(names, sentences, strict=True)] == [True] * 4
     other = MaskingConfig(score="uniform", token_type=TokenTypeScoreConfig(every=5))
     [sentence] = settings_problems(other, "masking")
     assert sentence.startswith("`masking.token_type` has no effect")

@@ -39,10 +39,10 @@ def test_the_total_of_every_objective_is_weighted_and_its_records_are_not(name: 
     plain = plan(batch)
     weights = torch.rand(len(plain.targets), dtype=torch.float64) * 3
     expected, _ = outcome(model, batch, plain)
-    found, gradients = outcome(model, batch, replace(plain, weights=weights))
-    assert_close(found.total, (weights * expected.nll).sum())
+    losses, gradients = outcome(model, batch, replace(plain, weights=weights))
+    assert_close(losses.total, (weights * expected.nll).sum())
     for field in ("nll", "entropy", "correct"):
-        assert torch.equal(getattr(found, field), getattr(expected, field))
+        assert torch.equal(getattr(losses, field), getattr(expected, field))
     # the gradient is linear in the weights: two parts add up to the gradient without weights
     part = weights / 4
     whole = outcome(model, batch, plain)[1]
@@ -57,8 +57,8 @@ def test_weights_of_one_change_nothing_bit_for_bit(name: str) -> None:
     model, batch = built(name), pack(LENGTHS)
     plain = plan(batch)
     expected, wanted = outcome(model, batch, plain)
-    found, gradients = outcome(model, batch, replace(plain, weights=torch.ones(len(plain.targets))))
-    assert torch.equal(found.total, expected.total)
+    losses, gradients = outcome(model, batch, replace(plain, weights=torch.ones(len(plain.targets))))
+    assert torch.equal(losses.total, expected.total)
     assert all(torch.equal(one, other) for one, other in zip(gradients, wanted, strict=True))
 
 
@@ -75,10 +75,10 @@ def test_a_teacher_of_the_targets_has_their_weights(sampled: bool) -> None:
     each = torch.eye(count, dtype=torch.float64)
     terms = torch.stack([model(batch, replace(plain, weights=one), soft).total for one in each])
     whole = model(batch, plain, soft)
-    found = model(batch, replace(plain, weights=weights), soft)
+    losses = model(batch, replace(plain, weights=weights), soft)
     assert_close(terms.sum(), whole.total)
-    assert_close(found.total, weights @ terms)
-    assert torch.equal(found.distill, whole.distill)
+    assert_close(losses.total, weights @ terms)
+    assert torch.equal(losses.distill, whole.distill)
 
 
 def test_a_teacher_of_all_tokens_has_no_weights() -> None:
@@ -87,6 +87,6 @@ def test_a_teacher_of_all_tokens_has_no_weights() -> None:
     rows = batch.maskable.nonzero().squeeze(1)
     soft = teacher(len(rows), len(model.head.decoder.bias), rows)
     weights = torch.rand(len(plain.targets), dtype=torch.float64)
-    found, expected = (model(batch, replace(plain, weights=each), soft) for each in (weights, None))
+    losses, expected = (model(batch, replace(plain, weights=each), soft) for each in (weights, None))
     change = (1 - soft.share) * ((weights - 1) * expected.nll).sum()
-    assert_close(found.total - expected.total, change)
+    assert_close(losses.total - expected.total, change)
