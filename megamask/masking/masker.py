@@ -74,7 +74,7 @@ class Masker:
         targets, probability = choose_pieces(
             score, piece, budget, batch, rng, temperature=self.score.temperature, explore=explore
         )
-        weights = None if score is None else loss_weights(self.config, probability, int(batch.maskable.sum()))
+        weights = None if score is None else loss_weights(self.config, probability, batch.maskable)
         return corrupt_targets(batch, targets, self.config.corruption, self.ids, rng, probability, weights)
 
 
