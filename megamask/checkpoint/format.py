@@ -169,7 +169,8 @@ def storage_sentence(error: Exception, what: str, folder: Path, need: int = 0) -
     try:
         space = f" {shutil.disk_usage(folder).free:,} bytes are free under {folder}"
     except OSError as failure:
-        space = f" The free space under {folder} is unknown: {failure.strerror}"
+        why = "" if failure.strerror == reason else f": {failure.strerror}"
+        space = f" The free space under {folder} is unknown{why}"
     space += f", {need:,} bytes are needed." if need else "."
     return f"Rank {ranks.rank()} could not {what}: {reason}{where}.{space}"
 

@@ -111,7 +111,8 @@ def test_stop_ends_commands_that_ignore_signals_and_what_they_started(runs: list
     for command in queue.start_next():
         while "ready" not in command.run.log("pretrain").read_text():
             time.sleep(0.02)
-    processes = psutil.Process().children(recursive=True)
+    commands = [psutil.Process(command.process.pid) for command in queue.running]
+    processes = [*commands, *(child for each in commands for child in each.children(recursive=True))]
     assert len(processes) >= 4
     queue.stop()
     _, alive = psutil.wait_procs(processes, timeout=30)
