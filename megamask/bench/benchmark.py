@@ -19,6 +19,7 @@ from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config, resolve_auto
 from megamask.errors import StorageError
 from megamask.runtime import precision, ranks
+from megamask.runtime.cpu_memory import keep_freed_memory
 from megamask.runtime.precision import Support
 from megamask.storage.atomic_write import write_atomic
 from megamask.training.mfu import peak_flops
@@ -33,6 +34,7 @@ def bench(config: BenchConfig) -> None:
     torch.set_num_threads(config.threads)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        keep_freed_memory()  # of the Trainer too, since it holds for the process
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # it logs to stdout, where the table goes
     run = {"trainer": bench_trainer, "overheads": bench_overheads, "late": bench_objectives}[config.what]
     rounds, bases = run(config)

@@ -23,6 +23,7 @@ from megamask.health.stop_signals import StoppedEarly, StopRequest
 from megamask.health.watchdog import Watchdog
 from megamask.metrics.step_profiler import StepProfiler
 from megamask.runtime import precision, ranks
+from megamask.runtime.cpu_memory import keep_freed_memory
 from megamask.storage.dotted import is_under
 from megamask.teacher.teacher import teacher_precision
 from megamask.training import summary
@@ -57,6 +58,8 @@ def _train(command: Command, ds: dict[str, Any], stop: StopRequest, watch: Watch
     config = command.run
     early = stop.early if ranks.world() == 1 else nullcontext
     ranks.init_process_group(watch.collective_timeout)
+    if ranks.device().type == "cpu":
+        keep_freed_memory()
     watch.enter_phase("reading text")
     text = open_run_text(config, stop.early)
     if stop.any_rank():

@@ -1,0 +1,29 @@
+"""Keep the memory of freed tensors in the process, so that the next step does not fetch it from the kernel again.
+
+By default, glibc gives large blocks back when they are freed. The next tensor of the same size is new memory, which
+the kernel fills with zeros page by page at its first use: about 3 microseconds for each 4 KiB on a virtual machine,
+which made a matrix product with a result of 16 MiB 30 % slower. PyTorch caches memory itself only on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3), from malloc.h."""
+LARGEST_BLOCKS = (2**27, 2**25)
+"""Bytes up to which a block comes from the heap, in the order of preference: before 2.35, glibc takes at most 2^25.
+
+Larger blocks are weights, moments and copies of them: they go back when they are freed.
+"""
+
+
+def keep_freed_memory() -> bool:
+    """Let the heap of this process keep what it frees, from now on; returns whether the C library can do this.
+
+    The heap then stays at the size of the largest step until the process ends.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # not glibc
+        return False
+    return any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_BLOCKS) and bool(mallopt(M_TRIM_THRESHOLD, -1))
