@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config, resolve_auto
 from megamask.errors import StorageError
 from megamask.runtime import precision, ranks
+from megamask.runtime.accelerator import choose_accelerator
 from megamask.runtime.cpu_memory import keep_freed_memory
 from megamask.runtime.precision import Support
 from megamask.storage.atomic_write import write_atomic
@@ -32,8 +32,8 @@ Results = tuple[dict[str, list[Round]], list[str]]
 def bench(config: BenchConfig) -> None:
     """Measure, print, write."""
     torch.set_num_threads(config.threads)
+    choose_accelerator()
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         keep_freed_memory()  # of the Trainer too, since it holds for the process
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # it logs to stdout, where the table goes
     run = {"trainer": bench_trainer, "overheads": bench_overheads, "late": bench_objectives}[config.what]

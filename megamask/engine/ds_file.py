@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from megamask.engine import choose_accelerator
 from megamask.engine.settings import OptimizerConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
 from megamask.errors.json_types import type_rule
+from megamask.runtime.accelerator import choose_accelerator
 from megamask.runtime.precision_choice import PrecisionChoice, PrecisionSupport, Setting
 from megamask.storage import strict_json
 

@@ -24,7 +24,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
-from megamask.engine import choose_accelerator
 from megamask.engine.ds_file import complete_ds_config, precision, zero_stage
 from megamask.engine.full_tensors import FullTensors
 from megamask.engine.optimizer import OptimizerConfig, build_optimizer
@@ -32,6 +31,7 @@ from megamask.engine.replicas import check_replicas
 from megamask.engine.stopwatch import Stopwatch
 from megamask.errors import NonFiniteError
 from megamask.runtime import private_api, ranks
+from megamask.runtime.accelerator import choose_accelerator
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megamask.engine import choose_accelerator
 from megamask.runtime import private_api, ranks
+from megamask.runtime.accelerator import choose_accelerator
 
 
 class FrozenEngine:

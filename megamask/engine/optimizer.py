@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from megamask.engine import choose_accelerator
 from megamask.engine.settings import OptimizerConfig as OptimizerConfig
 from megamask.runtime import private_api, ranks
+from megamask.runtime.accelerator import choose_accelerator
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
 """The tensors that each optimizer keeps for every weight, by the names in its state."""

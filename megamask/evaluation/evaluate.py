@@ -33,6 +33,7 @@ from megamask.evaluation.read_tasks import FoundTasks, find_tasks, hash_task
 from megamask.evaluation.settings import EvaluateConfig
 from megamask.evaluation.table import results_table
 from megamask.evaluation.tasks import TASKS
+from megamask.runtime.accelerator import choose_accelerator
 from megamask.runtime.entry_point import as_problem
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import workdir
@@ -53,6 +54,7 @@ def run_evaluation(config: EvaluateConfig) -> int:
         return 0
     for sentence in available.missing.values():
         print(f"Skipped {sentence}", file=sys.stderr)
+    choose_accelerator()
     encoder = _open(config) if config.model else None
     with_texts = find_tasks(config.data, ()).tasks if config.data else ()
     jobs = plan_jobs(available.tasks, [files for files in with_texts if files.task.kind != "minimal_pairs"], config)

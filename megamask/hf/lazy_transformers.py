@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from megamask.runtime.accelerator import choose_accelerator
+
 
 def __getattr__(name: str) -> Any:
+    choose_accelerator()
     import transformers
 
     return getattr(transformers, name)

@@ -162,7 +162,7 @@ class StudyPlan:
 def find_plan(name: str) -> StudyPlan:
     """The plan in the file ``name``, or the shipped one of that name. ConfigError with every problem of its form."""
     path = Path(name)
-    if path.suffix != ".toml" and not path.exists():
+    if path.suffix != ".toml" and not path.is_file():
         shipped = shipped_plans()
         if name not in shipped:
             raise ConfigError(unknown(name, shipped, "the plans that megamask ships, and is not a file"))

@@ -41,6 +41,12 @@ def write(tmp_path: Path):
     return write
 
 
+def test_a_folder_does_not_hide_a_shipped_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("first").mkdir()  # what `--output first` makes
+    assert find_plan("first").name == "first"
+
+
 @pytest.mark.parametrize("name", shipped_plans())
 def test_shipped_plans_have_no_problem(name: str) -> None:
     plan = find_plan(name)
