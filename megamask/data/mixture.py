@@ -1,0 +1,70 @@
+"""Mixtures: which source stands at a number, and how much of each source was read before it, in O(1).
+
+The order repeats after `BLOCK` numbers. A block has a whole number of packs of each source, evenly spaced, so any
+window of `BLOCK` numbers, wherever it begins, has exactly these. Shares are rounded to one pack of a block. The order
+depends on the shares alone; a seed orders the packs inside each source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+BLOCK = 1000
+"""Packs after which the order of sources repeats."""
+
+
+def block_quotas(shares: Sequence[float]) -> Int64[np.ndarray, " S"]:
+    """The packs of each source in a block: its share of `BLOCK`, rounded so that the sum is `BLOCK`.
+
+    ``shares`` are 0 or more with a sum above 0, in any unit. The largest remainders are rounded up (Hamilton's method);
+    a source with a share above 0 gets at least one pack. At most `BLOCK` sources.
+    """
+    wanted = np.asarray(shares, np.float64) / max(shares)
+    wanted = wanted / wanted.sum() * BLOCK
+    # a share of 0.3 may be 299.99999999999994 packs
+    quotas = np.floor(np.round(wanted, 9)).astype(np.int64)
+    quotas[np.argsort(quotas - wanted, kind="stable")[: BLOCK - quotas.sum()]] += 1
+    for source in np.flatnonzero((quotas == 0) & (wanted > 0)):
+        quotas[quotas.argmax()] -= 1
+        quotas[source] = 1
+    return quotas
+
+
+def smoothed_shares(sizes: Sequence[int], alpha: float) -> Float[np.ndarray, " S"]:
+    """Shares proportional to (n_l / N) ** ``alpha``, for sources of the sizes n_l whose sum is N.
+
+    1 reads all sources equally often, 0 gives all the same share. Source: "Cross-lingual Language Model Pretraining"
+    (Lample and Conneau 2019), section 3.1, which counts sentences; here a size is a number of packs.
+    """
+    weights = (np.asarray(sizes, np.float64) / sum(sizes)) ** alpha
+    return weights / weights.sum()
+
+
+class SourceOrder:
+    """The source of each number from 0 on, and its index among the numbers of that source."""
+
+    def __init__(self, quotas: Int64[np.ndarray, " S"]):
+        """``quotas``: the packs of each source in a block, with a sum of `BLOCK`."""
+        assert quotas.min() >= 0 and quotas.sum() == BLOCK
+        self.quotas = quotas
+        sources = np.repeat(np.arange(len(quotas)), quotas)
+        first = np.cumsum(quotas) - quotas
+        # pack i of k stands at the middle of the part i of k equal parts
+        middles = (2 * (np.arange(BLOCK) - first[sources]) + 1) / quotas[sources]
+        order = np.lexsort([sources, middles])
+        self._sources = sources[order]
+        self._ranks = (np.arange(BLOCK) - first[sources])[order]
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        """The source at ``number``, and how many numbers before it are of the same source."""
+        block, place = divmod(number, BLOCK)
+        source = int(self._sources[place])
+        return source, block * int(self.quotas[source]) + int(self._ranks[place])
+
+    def counts(self, number: int) -> Int64[np.ndarray, " S"]:
+        """How many of the numbers below ``number`` are of each source."""
+        block, place = divmod(number, BLOCK)
+        return block * self.quotas + np.bincount(self._sources[:place], minlength=len(self.quotas))
