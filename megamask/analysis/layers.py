@@ -50,7 +50,7 @@ class OwnStates(nn.Module):
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> list[Float[Tensor, "T D"]]:
         """The states of every token, layer by layer from the embedding on."""
         states = [self.encoder.embed(tokens, layout)]
-        for layer in range(len(self.encoder.layers)):
+        for layer in range(self.encoder.shape.num_layers):
             states.append(self.encoder.run(states[-1], layout, slice(layer, layer + 1)))
         return states
 

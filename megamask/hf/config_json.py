@@ -46,6 +46,7 @@ def _bert(
     if family.counts_from_pad:
         common |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
     sizes = {key: values[name] for name, key in family.keys.items()}
+    sizes[family.activation] = next(name for name, ours in family.activations.items() if ours == shape.activation)
     return getattr(lazy_transformers, family.config)(**common, **sizes)
 
 
@@ -136,8 +137,12 @@ def _unsupported(config: lazy_transformers.PreTrainedConfig, supported: dict[str
 def _bert_shape(model_type: str, settings: dict[str, Any]) -> EncoderShape:
     family = FAMILIES[model_type]
     config = getattr(lazy_transformers, family.config).from_dict(settings)
-    supported = {family.activation: "gelu", "tie_word_embeddings": True}
-    problems = _unsupported(config, supported | {"is_decoder": False, "add_cross_attention": False})
+    supported: dict[str, object] = {"is_decoder": False, "add_cross_attention": False, "inner_group_num": 1}
+    problems = _unsupported(config, supported | {"tie_word_embeddings": True})
+    activation = getattr(config, family.activation)
+    if activation not in family.activations:
+        rule = f"be {' or '.join(repr(name) for name in family.activations)}"
+        problems.append(must(f"config.json: {family.activation}", rule, activation))
     positions = settings.get("position_embedding_type", "absolute")
     if positions != "absolute":
         problems.append(must("config.json: position_embedding_type", "be 'absolute'", positions))
@@ -148,10 +153,10 @@ def _bert_shape(model_type: str, settings: dict[str, Any]) -> EncoderShape:
     offset = pad + 1 if family.counts_from_pad else 0
     values: dict[str, Any] = {**family.fixed, **{name: getattr(config, key) for name, key in family.keys.items()}}
     values |= {"max_positions": values["max_positions"] - offset, "position_offset": offset}
-    if values.get("embedding_size") == values["hidden_size"]:
+    if model_type == "electra" and values["embedding_size"] == values["hidden_size"]:
         values["embedding_size"] = None
     other: Any = None if model_type == "bert" else model_type
-    return EncoderShape("bert", pad_id=pad, family=other, **values)
+    return EncoderShape("bert", pad_id=pad, family=other, activation=family.activations[activation], **values)
 
 
 def _modern_shape(config: lazy_transformers.ModernBertConfig) -> EncoderShape:

@@ -1,7 +1,7 @@
 """The families of models that megamask imports and exports: how transformers names their settings and tensors.
 
 A family is data. All but ModernBERT compute what the preset `bert` computes, with other names, positions, token types
-and widths. Not here, and why: ALBERT shares the weights of its layers, DeBERTa and MPNet add relative positions to
+and widths. Not here, and why: DeBERTa and MPNet add relative positions to
 attention, and XLM-RoBERTa-XL and RoBERTa-PreLayerNorm normalise before each block. Names are those of transformers 5.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from megamask.model.shape import EncoderShape
+from megamask.model.shape import Activation, EncoderShape
 
 EMBEDDING, DECODER = "encoder.embedding.tokens.weight", "head.decoder.weight"
 Names = Mapping[str, tuple[str, ...]]
@@ -38,6 +38,8 @@ class ModelFamily:
     """Fields of `EncoderShape` that the class fixes."""
     activation: str = "hidden_act"
     """Key of the activation function in config.json."""
+    activations: Mapping[str, Activation] = field(default_factory=lambda: {"gelu": "gelu"})
+    """The value of that key -> `EncoderShape.activation`; the first with our value is written."""
     counts_from_pad: bool = False
     """Whether positions count from the id of the padding token + 1."""
     unused: tuple[str, ...] = ()
@@ -159,6 +161,31 @@ ELECTRA = ModelFamily(
     keys=BERT_KEYS | {"embedding_size": "embedding_size"},
     unused=_unused("electra."),
 )  # fmt: skip
+_ALBERT_LAYER = "albert.encoder.albert_layer_groups.{n}.albert_layers.0"
+ALBERT = ModelFamily(
+    "AlbertForMaskedLM", "AlbertConfig", "albert.", BERT_PARTS,
+    tensors={
+        EMBEDDING: ("albert.embeddings.word_embeddings.weight",),
+        "encoder.embedding.positions.weight": ("albert.embeddings.position_embeddings.weight",),
+        "encoder.embedding.token_types.weight": ("albert.embeddings.token_type_embeddings.weight",),
+        **_modules({
+            "encoder.embedding.norm": ("albert.embeddings.LayerNorm",),
+            "encoder.embedding.projection": ("albert.encoder.embedding_hidden_mapping_in",),
+            "encoder.layers.{n}.qkv": tuple(f"{_ALBERT_LAYER}.attention.{part}" for part in ("query", "key", "value")),
+            "encoder.layers.{n}.attention_out": (f"{_ALBERT_LAYER}.attention.dense",),
+            "encoder.layers.{n}.attention_norm": (f"{_ALBERT_LAYER}.attention.LayerNorm",),
+            "encoder.layers.{n}.mlp_in": (f"{_ALBERT_LAYER}.ffn",),
+            "encoder.layers.{n}.mlp_out": (f"{_ALBERT_LAYER}.ffn_output",),
+            "encoder.layers.{n}.mlp_norm": (f"{_ALBERT_LAYER}.full_layer_layer_norm",),
+        }),
+        **_head("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
+    },
+    tied={"predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+          "predictions.decoder.bias": "predictions.bias"},
+    keys=BERT_KEYS | {"embedding_size": "embedding_size", "layer_groups": "num_hidden_groups"},
+    activations={"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"},
+    unused=(*_unused("albert."), "sop_classifier."),
+)  # fmt: skip
 MODERNBERT = ModelFamily(
     "ModernBertForMaskedLM", "ModernBertConfig", "model.", ("embeddings.", "layers.", "final_norm."),
     tensors={
@@ -185,5 +212,6 @@ FAMILIES = {
     "camembert": _roberta("Camembert"),
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
+    "albert": ALBERT,
 }
 """By the `model_type` in config.json."""

@@ -41,6 +41,8 @@ def pick_layers(
 def _problems(shape: EncoderShape, layers: tuple[int, ...], name: str) -> list[str]:
     if not layers:
         return [f"`{name}` must name at least one layer, but is empty."]
+    if shape.layer_groups:
+        return [f"`{name}` cannot choose layers of a model whose layers share weights. Remove it."]
     last = shape.num_layers - 1
     if any(not 0 <= layer <= last for layer in layers):
         return [must(name, f"name layers from 0 to {last}", layers)]

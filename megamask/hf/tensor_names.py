@@ -20,7 +20,7 @@ def tensor_names(shape: EncoderShape) -> dict[str, tuple[str, ...]]:
     """Our name of each tensor -> the names in transformers, whose tensors are concatenated along dimension 0."""
     whole: dict[str, tuple[str, ...]] = {}
     for ours, theirs in family_of(shape).tensors.items():
-        for n in range(shape.num_layers if "{n}" in ours else 1):
+        for n in range(shape.own_layers if "{n}" in ours else 1):
             if shape.preset == "modern" and n == 0 and "attention_norm" in ours:
                 continue  # their first layer does not have one
             if "embedding.projection" in ours and shape.embedding_size is None:

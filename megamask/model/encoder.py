@@ -1,9 +1,10 @@
 """The encoder: packed rows of token ids in, one state per row out.
 
-Two presets, each a subset of a class of transformers, so that export is a renaming: ``bert`` is BertForMaskedLM
-(Devlin et al. 2019), ``modern`` is ModernBertForMaskedLM (Warner et al. 2024). With other positions, token types and
-widths of the tables, ``bert`` is also RoBERTa, DistilBERT and the generator of ELECTRA. Cost of a forward pass per
-row, in multiply-adds: layers x (12 x width^2 + 2 x width x length of the sequence).
+Two presets, each a subset of a class of transformers, so that export is a renaming: ``bert`` is BertForMaskedLM (Devlin
+et al. 2019), ``modern`` is ModernBertForMaskedLM (Warner et al. 2024). With other positions, token types and widths of
+the tables, ``bert`` is also RoBERTa, DistilBERT and the generator of ELECTRA; with layers that share weights, ALBERT
+(Lan et al. 2020), which has no dropout before the last norm of a layer. Cost of a forward pass per row, in multiply-
+adds: layers x (12 x width^2 + 2 x width x length of the sequence).
 
 Few and large parameters (queries, keys and values in one; gate and value of the feed-forward block in one), because
 DeepSpeed pays per tensor. Parameters live in leaf modules that are called, never used raw from outside, because
@@ -33,7 +34,7 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class LayerStack(nn.Module):
-    """A stack of layers; in `modern`, a final norm follows.
+    """A stack of layers; in `modern`, a final norm follows. Layers of a group are one module, called repeatedly.
 
     ``config`` says how they are run (dropout, attention, checkpointing, compilation) and initialised; all else is
     ``shape``'s. ``below`` is what stands below the layers, if anything does. ``first`` is the place of the first layer
@@ -47,7 +48,7 @@ class LayerStack(nn.Module):
         if below is not None:
             self.embedding = below
         kind: type[EncoderLayer] = BertLayer if shape.preset == "bert" else ModernLayer
-        entries = [True] + [False] * (shape.num_layers - 1)
+        entries = [True] + [False] * (shape.own_layers - 1)
         self.layers = nn.ModuleList(kind(shape, config, place, entry) for place, entry in enumerate(entries, first))
         self.final_norm = norm(shape) if shape.preset == "modern" else nn.Identity()
         initialise(self, config.init_std)
@@ -72,17 +73,17 @@ class LayerStack(nn.Module):
 
         With ``rows``, only these rows are updated: they attend to all rows, and the others keep their input values.
         """
-        numbers = range(*layers.indices(len(self.layers)))
+        numbers = range(*layers.indices(self.shape.num_layers))
         turns = self._rotary(x, layout, numbers)
         shared = QueryKeyLayout(layout, rows)
         for number in numbers:
             rotary = turns.get(self.shape.theta(self.first + number))
-            call = functools.partial(self.layers[number], layout=shared, rotary=rotary)
+            call = functools.partial(self.layers[self.shape.weights_of(number)], layout=shared, rotary=rotary)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(call, x, use_reentrant=False, preserve_rng_state=self.keep_rng)
             else:
                 x = call(x)
-        if len(self.layers) - 1 not in numbers:
+        if self.shape.num_layers - 1 not in numbers:
             return x
         return self.final_norm(x) if rows is None else x.index_copy(0, rows, self.final_norm(x.index_select(0, rows)))
 
@@ -205,12 +206,16 @@ class EncoderLayer(nn.Module):
 class BertLayer(EncoderLayer):
     """Norm after each sum."""
 
+    def __init__(self, shape: EncoderShape, config: ModelConfig, place: int, entry: bool):
+        super().__init__(shape, config, place, entry)
+        self.gelu = gelu_of(shape)
+
     def before(self, x, rotary, rows):
         return tuple(part for parts in self.qkv(x, rows) for part in self._heads(parts).unbind(1))
 
     def after(self, x, attended):
         x = self.attention_norm(x + self.dropout(self.attention_out(attended.flatten(1))))
-        return self.mlp_norm(x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(x)))))
+        return self.mlp_norm(x + self.dropout(self.mlp_out(self.gelu(self.mlp_in(x)))))
 
 
 class ModernLayer(EncoderLayer):
@@ -228,6 +233,11 @@ class ModernLayer(EncoderLayer):
         x = x + self.dropout(self.attention_out(attended.flatten(1)))
         value, gate = self.mlp_in(self.mlp_norm(x)).chunk(2, -1)
         return x + self.mlp_out(self.dropout(F.gelu(value) * gate))
+
+
+def gelu_of(shape: EncoderShape) -> nn.GELU:
+    """The activation function of ``shape``."""
+    return nn.GELU("tanh" if shape.activation == "gelu_tanh" else "none")
 
 
 def norm(shape: EncoderShape, width: int | None = None) -> LayerNorm:

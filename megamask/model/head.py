@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from megamask.batch import Measure, SoftTargets
 from megamask.model.cross_entropy_and_kl import Scores, chunked_cross_entropy
-from megamask.model.encoder import Encoder, initialise, norm
+from megamask.model.encoder import Encoder, gelu_of, initialise, norm
 from megamask.model.shape import ModelConfig
 
 
@@ -24,13 +24,14 @@ class MaskedLMHead(nn.Module):
         shape = encoder.shape
         # ModernBERT's dense layer here has no bias
         self.dense = nn.Linear(shape.hidden_size, shape.table_width, bias=shape.preset == "bert")
+        self.gelu = gelu_of(shape)
         self.norm = norm(shape, shape.table_width)
         initialise(self, (config or ModelConfig()).init_std)
         self.decoder = OutputProjection(encoder.embedding.tokens.weight)
 
     def transform(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
         """What the decoder multiplies with the token table: ``hidden`` of `SoftTargets`, if this head teaches."""
-        return self.norm(F.gelu(self.dense(rows)))
+        return self.norm(self.gelu(self.dense(rows)))
 
     def forward(
         self,

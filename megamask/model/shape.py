@@ -20,7 +20,8 @@ from megamask.errors.setting_rules import Count, OnlyFor, ShareBelowOne, ShareIn
 from megamask.storage import strict_json
 
 Backend = Literal["auto", "reference", "padded", "varlen"]
-Family = Literal["roberta", "xlm-roberta", "camembert", "distilbert", "electra"]
+Family = Literal["roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert"]
+Activation = Literal["gelu", "gelu_tanh"]
 SHAPE = "shape.json"
 HEAD_WIDTH = 64
 LARGEST = 2**40
@@ -78,7 +79,20 @@ class EncoderShape:
     the padding token's id."""
     embedding_size: int | None = None
     """Width of the tables of `bert` and of what the head multiplies with the token table, if it is not the width of a
-    row (ELECTRA)."""
+    row (ELECTRA, ALBERT)."""
+    layer_groups: int | None = None
+    """Groups of consecutive layers that have the same weights (ALBERT); None: each layer has its own."""
+    activation: Activation = "gelu"
+    """Of `bert`: GELU by the error function, or its approximation by tanh (ALBERT version 2)."""
+
+    @property
+    def own_layers(self) -> int:
+        """Layers with weights of their own."""
+        return self.layer_groups or self.num_layers
+
+    def weights_of(self, layer: int) -> int:
+        """Which of the ``own_layers`` ``layer`` computes with; groups are as in transformers' AlbertTransformer."""
+        return layer * self.own_layers // self.num_layers
 
     @property
     def table_width(self) -> int:
@@ -132,6 +146,8 @@ class EncoderShape:
             for name, n in counts.items()
             if not (low := least.get(name, 1)) <= n < 2**31
         ]
+        if self.layer_groups and self.num_layers % self.layer_groups:
+            problems.append(must("num_layers", f"be divisible by layer_groups ({self.layer_groups})", self.num_layers))
         if self.num_layers > MOST_LAYERS:
             problems.append(must("num_layers", f"be at most {MOST_LAYERS}", self.num_layers))
         if not 0 <= self.pad_id < self.vocab_size:
@@ -149,8 +165,9 @@ class EncoderShape:
 class ModelConfig:
     """The encoder. `size` sets the numbers; each can be overridden."""
 
-    preset: Literal["bert", "modern"] = "modern"
-    """`bert`: learned positions, post-norm, biases, GELU. `modern`: rotary positions, pre-norm, gated GELU, no bias."""
+    preset: Literal["bert", "roberta", "modern"] = "modern"
+    """`bert`: learned positions, post-norm, biases, GELU. `roberta`: the same with one token type and RoBERTa's
+    table of positions. `modern`: rotary positions, pre-norm, gated GELU, no bias."""
     size: Literal["tiny", "small", "base", "large", "xl", "xxl"] = "tiny"
     """Layers x width: tiny 4x256 (11M parameters with 30,522 tokens), small 6x384 (23M), base 12x768 (109M),
     large 24x1024 (335M), xl 24x2048 (1.3B), xxl 48x2560 (3.9B)."""
@@ -164,7 +181,13 @@ class ModelConfig:
     """Width inside the feed-forward block; 4 times the width if not given, in `modern` 8/3 times, up to a multiple of
     64, which costs the same."""
     max_positions: Count | None = None
-    """Longest sequence in tokens; 512 in `bert` and 1024 in `modern` if not given."""
+    """Longest sequence in tokens; 1024 in `modern` and 512 in the others if not given."""
+    layer_groups: Annotated[Count | None, OnlyFor("preset", "bert")] = None
+    """Groups of consecutive layers that share their weights, as in ALBERT, whose models have 1; exported as ALBERT. If
+    not given, each layer has its own."""
+    embedding_size: Annotated[Count | None, OnlyFor("preset", "bert")] = None
+    """Width of the token table, which is then followed by a projection; exported as ELECTRA's generator, or as ALBERT
+    with `layer_groups`. The width of a row if not given."""
     dropout: ShareBelowOne = 0.0
     """Share of hidden values and of attention weights dropped in training. Not 0 costs 20-30 % of the speed."""
     global_every: Annotated[Count, OnlyFor("preset", "modern")] = 1
@@ -184,9 +207,10 @@ class ModelConfig:
         """All numbers, for the vocabulary of ``token_ids``."""
         layers, width = SIZES[self.size]
         width = self.hidden_size or width
-        bert = self.preset == "bert"
+        bert, roberta = self.preset != "modern", self.preset == "roberta"
+        family: Family | None = "roberta" if roberta else "electra" if self.embedding_size else None
         return EncoderShape(
-            preset=self.preset,
+            preset="bert" if bert else "modern",
             vocab_size=token_ids.size,
             pad_id=token_ids.pad,
             num_layers=self.num_layers or layers,
@@ -194,14 +218,23 @@ class ModelConfig:
             num_heads=self.num_heads or width // HEAD_WIDTH,
             intermediate_size=self.intermediate_size or (4 * width if bert else 64 * math.ceil(width / 24)),
             max_positions=self.max_positions or (512 if bert else 1024),
-            norm_eps=1e-12 if bert else 1e-5,
+            norm_eps=1e-5 if roberta or not bert else 1e-12,
+            token_types=1 if roberta else 2,
+            position_offset=token_ids.pad + 1 if roberta else 0,
             global_every=self.global_every,
             local_window=self.local_window,
+            family="albert" if self.layer_groups else family,
+            # ALBERT has a projection even between equal widths
+            embedding_size=self.embedding_size or (width if self.layer_groups else None),
+            layer_groups=self.layer_groups,
         )
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
         problems = self._division(name)
+        layers = self.num_layers or SIZES[self.size][0]
+        if self.layer_groups and layers % self.layer_groups:
+            problems.append(must(f"{name}.layer_groups", f"divide the number of layers ({layers})", self.layer_groups))
         if self.local_window != ModelConfig.local_window and self.preset == "modern" and self.global_every == 1:
             why = f"has an effect only where `{name}.global_every` is above 1"
             problems.append(Removable(f"{name}.local_window", why, ModelConfig.local_window))

@@ -52,7 +52,7 @@ class MAEDecoder(nn.Module):
         super().__init__()
         self.cross = config.attention == "cross"
         how = replace(encoder.config, dropout=config.dropout)
-        shape = replace(encoder.shape, num_layers=config.layers)
+        shape = replace(encoder.shape, num_layers=config.layers, layer_groups=None)
         first = encoder.shape.num_layers
         if self.cross:
             shape, first = replace(shape, global_every=1), 0

@@ -38,6 +38,8 @@ ADDED: dict[str, Any] = {
     "masking.token_type.momentum": 0.2,
     "masking.token_type.floor": 0.005,
     "masking.token_type.temperature": 1.0,
+    "model.layer_groups": None,
+    "model.embedding_size": None,
     "masking.ratio.back": None,
     "masking.random_share.back": None,
     "distill.weight.back": None,

@@ -27,6 +27,7 @@ from megamask.config.pretrain_config import (
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, MegamaskError, must, raise_all, unknown
 from megamask.storage.dotted import flatten, is_under
+from megamask.storage.old_setting_names import ADDED
 from megamask.study.plan import PlannedArm, PlannedEvaluation, StudyPlan, amount_of
 from megamask.training.flops import PackFlops, forward_flops
 
@@ -86,10 +87,19 @@ class PlannedRun:
 
     @cached_property
     def settings(self) -> str:
-        """SHA-256 of the settings without the seed and without paths."""
+        """SHA-256 of the text and the settings, without the seed and without paths.
+
+        A setting that a later version adds does not change it: results of before still count.
+        """
+        text = "" if self.config.data is None else Shards.open(self.config.data).fingerprint
         values = flatten(as_dict(self.config))
-        kept = {name: value for name, value in values.items() if not is_under(name, ("seed", "output", "teacher.path"))}
-        return hashlib.sha256(json.dumps([kept, self.deepspeed], sort_keys=True).encode()).hexdigest()
+        kept = {
+            name: value
+            for name, value in values.items()
+            if not is_under(name, ("seed", "output", "data", "teacher.path"))
+            and not (name in ADDED and ADDED[name] == value)
+        }
+        return hashlib.sha256(json.dumps([kept, self.deepspeed, text], sort_keys=True).encode()).hexdigest()
 
     def pretrain_arguments(self) -> list[str]:
         """The flags of `megamask pretrain`."""

@@ -20,6 +20,7 @@ from megamask.metrics.logger import MetricsLogger
 from megamask.model.shape import EncoderShape
 from megamask.teacher.teacher import Teacher
 from megamask.training.flop_counter import FlopCounter
+from megamask.training.plateau import PlateauAlarm
 from megamask.training.progress import Progress
 from megamask.training.step import Trainer
 
@@ -49,6 +50,7 @@ class RunComponents:
     progress: Progress
     stragglers: StragglerDetector
     log: MetricsLogger
+    plateau: PlateauAlarm
     flops: FlopCounter
     loader: Loader
     batches: Generator[PackedBatch, None, None]

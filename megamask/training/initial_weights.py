@@ -35,7 +35,15 @@ def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> t
         shape, weights = pick_layers(weights, shape, config.init_layers)
     problems = [
         f"`model.{key}` is {value}, but the weights of `init` have {getattr(shape, key)}. Remove it."
-        for key in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
+        for key in (
+            "num_layers",
+            "hidden_size",
+            "num_heads",
+            "intermediate_size",
+            "max_positions",
+            "layer_groups",
+            "embedding_size",
+        )
         if (value := getattr(config.model, key)) not in (None, getattr(shape, key))
     ]
     own = config.init / TOKENIZER

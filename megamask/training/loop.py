@@ -235,6 +235,8 @@ def evaluate(run: RunComponents, step: int, watch: Watchdog) -> None:
         text = run.text
         result = validate(run.engine, text.held_out, run.config.validation.packs, text.packs.token_ids, text.unigram)
         run.log.validation(step, result.loss, result.accuracy, result.unigram_loss)
+        if line := run.plateau.sentence(step, run.progress.at(step), result.loss, result.unigram_loss):
+            run.log.say(line)
 
 
 def save(run: RunComponents, step: int, failures: int, *, final: bool) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 class ImportConfig:
     """Turn a checkpoint of transformers into initial weights for `megamask pretrain --init`.
 
-    BERT, ModernBERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, and the generator of ELECTRA.
+    BERT, ModernBERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ALBERT, and the generator of ELECTRA.
     """
 
     model: str

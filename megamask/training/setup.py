@@ -45,6 +45,7 @@ from megamask.training.entropy_sources import build_entropy_sources
 from megamask.training.flop_counter import FlopCounter, teacher_flops
 from megamask.training.flops import PackFlops
 from megamask.training.initial_weights import initial_weights
+from megamask.training.plateau import PlateauAlarm
 from megamask.training.progress import Progress
 from megamask.training.step import Trainer
 from megamask.training.validation import SEED
@@ -149,6 +150,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
         progress=Progress(config.steps, config.time_budget, state.seconds),
         stragglers=StragglerDetector(ranks.gather(socket.gethostname())),
         log=metrics_logger(config, start.run, start.step),
+        plateau=PlateauAlarm(),
         flops=FlopCounter(
             PackFlops.of(config, shape, teacher_flops(teacher.module, teacher.weight) if teacher else None),
             state.flops,

@@ -21,6 +21,7 @@ SIZES = {
 OWN = {
     "distilbert": {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 48},
     "electra": SIZES | {"embedding_size": 16},
+    "albert": SIZES | {"embedding_size": 16},
     "modernbert": SIZES | dict.fromkeys(("cls_token_id", "bos_token_id", "sep_token_id", "eos_token_id")),
 }
 

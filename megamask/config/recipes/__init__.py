@@ -17,7 +17,9 @@ from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.recipes import bases, better_masking, entropy, three_ml_and_mae_lm
 from megamask.errors import ConfigError, unknown
 
-STARTS: dict[str, Callable[[], PretrainConfig]] = {"tiny": bases.tiny, "small": bases.small, "bert": bases.bert}
+STARTS: dict[str, Callable[[], PretrainConfig]] = {
+    "tiny": bases.tiny, "small": bases.small, "bert": bases.bert, "roberta": bases.roberta, "albert": bases.albert,
+}  # fmt: skip
 """Recipes that are a base as it is."""
 STRATEGIES = ("low", "middle", "both")
 """Contrasts to masking where the entropy is highest, by what is put behind the name of an experiment."""

@@ -64,6 +64,32 @@ def bert() -> PretrainConfig:
     )
 
 
+def roberta() -> PretrainConfig:
+    """RoBERTa at base size on a GPU: one token type, no dropout; text from `prepare --tokenizer bpe`.
+
+    Liu et al. 2019: the encoder, 15 % of the tokens, 80/10/10, a new mask at each visit. 3ML starts from it, too
+    (Liao et al. 2022). Differs: steps and learning rate are those of `bert`; no dropout.
+    """
+    base = bert()
+    return replace(base, output=Path("runs/roberta"), model=ModelConfig(preset="roberta", size="base"))
+
+
+def albert() -> PretrainConfig:
+    """ALBERT at base size on a GPU: 12 layers with the same weights, a token table of width 128, no dropout.
+
+    Lan et al. 2020, of whose base model version 2 has no dropout. Differs: no sentence order prediction; single tokens
+    instead of n-grams; AdamW, of which the shared layer gets the sum of 12 gradients, with a lower peak, a longer
+    warm-up and clipping instead of LAMB; exact GELU.
+    """
+    base = bert()
+    return replace(
+        base,
+        output=Path("runs/albert"),
+        model=ModelConfig(preset="bert", size="base", layer_groups=1, embedding_size=128),
+        optimizer=OptimizerConfig(lr=LearningRate(peak=2e-4, warmup=0.1), max_grad_norm=1.0),
+    )
+
+
 def entropy_base() -> PretrainConfig:
     """The settings of the authors' public checkpoints: 12 x 768, batch 96 of 512, AdamW, 1e-4 after 10,000 steps.
 

@@ -31,7 +31,7 @@ def mae_lm(base: PretrainConfig) -> PretrainConfig:
     vocabulary, steps and optimizer are the base's (theirs: 2,048 x 512 tokens, 2e-4 after 10,000 of 2,000,000 steps,
     linear, betas 0.9 and 0.98, eps 1e-6, clip 2, weight decay 0.01). Own positions in `bert` alone.
     """
-    decoder = DecoderConfig(max(1, _layers(base) // 3), positions="all" if base.model.preset == "bert" else "masks")
+    decoder = DecoderConfig(max(1, _layers(base) // 3), positions="masks" if base.model.preset == "modern" else "all")
     masking = replace(base.masking, ratio=Schedule(start=0.15), corruption=Corruption(1.0, 0.0, 0.0))
     return replace(base, objective=ObjectiveConfig("mae_lm", decoder=decoder), masking=masking)
 

@@ -1,8 +1,9 @@
-"""RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT and ELECTRA's generator compute here what transformers computes."""
+"""RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA and ALBERT compute here what transformers computes."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,9 @@ KINDS = [
     ("electra", {"layer_norm_eps": 1e-2, "type_vocab_size": 3}),
     ("electra", {"embedding_size": 32}),
     ("electra", {"embedding_size": 48}),
+    ("albert", {"num_hidden_groups": 2}),
+    ("albert", {"num_hidden_groups": 4, "embedding_size": 32}),
+    ("albert", {"hidden_act": "gelu", "layer_norm_eps": 1e-2}),
 ]
 """A model_type and settings that are not its defaults."""
 
@@ -133,7 +137,7 @@ OBJECTIVES = [
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=lambda config: f"{config.kind}-{config.mask_vector}")
-@pytest.mark.parametrize("name", ["roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "electra", "albert"])
 def test_every_objective_moves_every_weight_of_every_family(saved, name, config) -> None:
     imported = import_model(saved(theirs(name, vocab_size=IDS.size)))
     encoder = Encoder(imported.shape)
@@ -211,6 +215,8 @@ def test_a_padding_token_that_is_not_the_tokenizers_is_refused(saved, tmp_path) 
         ("distilbert", {"activation": "relu"}, "activation"),
         ("electra", {"is_decoder": True}, "is_decoder"),
         ("camembert", {"pad_token_id": None}, "pad_token_id"),
+        ("albert", {"inner_group_num": 2}, "inner_group_num"),
+        ("albert", {"hidden_act": "relu"}, "hidden_act"),
     ],
 )
 def test_unsupported_settings_are_named(saved, name, changes, named) -> None:
@@ -219,3 +225,46 @@ def test_unsupported_settings_are_named(saved, name, changes, named) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=rf"config\.json: {named}`"):
         import_model(folder)
+
+
+SCRATCH = {
+    "roberta": ModelConfig("roberta", num_layers=2, hidden_size=32, num_heads=2),
+    "electra": ModelConfig("bert", num_layers=2, hidden_size=32, num_heads=2, embedding_size=16),
+    "albert": ModelConfig("bert", num_layers=4, hidden_size=32, num_heads=2, embedding_size=16, layer_groups=2),
+}
+
+
+@pytest.mark.parametrize("name", SCRATCH)
+@torch.no_grad()
+def test_a_model_from_random_weights_is_exported_as_its_family(tokenizer, tmp_path, name) -> None:
+    size = AutoTokenizer.from_pretrained(tokenizer)
+    config = replace(SCRATCH[name], max_positions=64)
+    shape = config.shape(replace(IDS, size=len(size), pad=size.pad_token_id))
+    encoder = Encoder(shape, config)
+    model = MLM(encoder, MaskedLMHead(encoder, config)).eval()
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    weights = dict(model.named_parameters())
+    export_model(weights, shape, tokenizer, tmp_path / "out", card=CARD)
+    other = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    assert type(other).__name__ == FAMILIES[name].architecture
+    assert sum(parameter.numel() for parameter in other.parameters()) == sum(part.numel() for part in weights.values())
+    sequences = texts(shape)
+    assert_close(packed_logits(model, sequences), padded_logits(other, sequences))
+
+
+def test_shared_layers_compute_what_equal_layers_do_and_sum_their_gradients() -> None:
+    config = replace(SCRATCH["albert"], layer_groups=1)
+    shape = config.shape(IDS)
+    shared = Encoder(shape, config).double()
+    apart = Encoder(replace(shape, layer_groups=None), config).double()
+    source = shared.state_dict()
+    apart.load_state_dict({name: source[re.sub(r"layers\.\d", "layers.0", name)] for name in apart.state_dict()})
+    batch = pack([12, 20, 5])
+    states = [encoder.run(encoder.embed(batch.tokens, batch.layout), batch.layout) for encoder in (shared, apart)]
+    assert torch.equal(*states)
+    for one in states:
+        one.square().sum().backward()
+    for name, parameter in shared.layers[0].named_parameters():
+        summed = sum(layer.get_parameter(name).grad for layer in apart.layers)
+        assert_close(parameter.grad, summed)

@@ -37,7 +37,7 @@ CARD = Card("a test", recipe="random weights", steps=7, data="0123abcd", run="fi
 SMALL = {"num_layers": 4, "hidden_size": 32, "num_heads": 4, "max_positions": 80}
 LOCAL = {"global_every": 3, "local_window": 8}
 KINDS = [("bert", {}), ("modern", {}), ("modern", LOCAL), ("bert", {"num_layers": 1}), ("modern", {"num_layers": 1})]
-FAMILY_NAMES = ["bert", "modern", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"]
+FAMILY_NAMES = ["bert", "modern", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert"]
 """Our presets, and every other `model_type` that is imported."""
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs and some water."]
 
@@ -77,6 +77,7 @@ def theirs(preset, **changes):
     common |= {"intermediate_size": 48, "max_position_embeddings": 80, "initializer_range": 0.2}
     special = dict.fromkeys(("cls_token_id", "bos_token_id", "sep_token_id", "eos_token_id"))
     more = {"distilbert": {"dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 48}, "electra": {"embedding_size": 16}}
+    more["albert"] = {"embedding_size": 16}
     model_type = {"modern": "modernbert"}.get(preset, preset)
     common |= more.get(preset, special if preset == "modern" else {})
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(model_type, **common | changes))
@@ -369,8 +370,8 @@ def test_an_encoder_without_a_head_gives_no_predictions(saved, reads, capfd):
 def test_other_models_formats_and_damage_are_refused(saved, tmp_path):
     folder = saved(theirs("bert"))
     config, tensors = (folder / "config.json").read_text(), (folder / WEIGHTS).read_bytes()
-    (folder / "config.json").write_text(json.dumps({"model_type": "albert", "auto_map": {"AutoConfig": "evil.py"}}))
-    with pytest.raises(CheckpointError, match=r"`model_type` must be one of bert, .*, electra, but is 'albert'"):
+    (folder / "config.json").write_text(json.dumps({"model_type": "mpnet", "auto_map": {"AutoConfig": "evil.py"}}))
+    with pytest.raises(CheckpointError, match=r"`model_type` must be one of bert, .*, albert, but is 'mpnet'"):
         import_model(folder)
     (folder / "config.json").write_text(config)
     (folder / WEIGHTS).write_bytes(tensors[:-100])

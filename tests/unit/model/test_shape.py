@@ -41,6 +41,14 @@ def test_overrides_win_over_the_size():
     assert (shape.num_heads, shape.intermediate_size, shape.vocab_size, shape.pad_id) == (2, 512, IDS.size, IDS.pad)
 
 
+def test_layers_of_a_group_are_consecutive():
+    shape = ModelConfig("bert", num_layers=6, layer_groups=3).shape(IDS)
+    assert [shape.weights_of(layer) for layer in range(6)] == [0, 0, 1, 1, 2, 2]
+    assert ModelConfig("bert", num_layers=6, layer_groups=4).problems("model")
+    shape = ModelConfig("bert", num_layers=3).shape(IDS)
+    assert [shape.weights_of(layer) for layer in range(3)] == [0, 1, 2]
+
+
 def test_both_presets_of_a_size_cost_about_the_same():
     for size in ("tiny", "small", "base", "large", "xl", "xxl"):
         bert, modern = (ModelConfig(preset, size).shape(IDS) for preset in PRESETS)

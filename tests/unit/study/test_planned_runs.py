@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from megamask.config.cli import parse_command
 from megamask.config.pretrain_config import as_dict
 from megamask.errors import ConfigError
 from megamask.storage.dotted import flatten
+from megamask.study import planned_runs
 from megamask.study.plan import Axis, PlannedArm, StudyPlan, find_plan, read_plan, shipped_plans
 from megamask.study.planned_runs import (
     PAIRED,
@@ -95,6 +97,18 @@ def test_order_is_seed_by_seed_and_seeds_are_paired(plan: StudyPlan, text: Path)
 def test_settings_are_hashed_without_the_seed(plan: StudyPlan, text: Path) -> None:
     runs = plan_runs(plan, STUDY, text)
     assert runs[0].settings == runs[2].settings != runs[1].settings
+
+
+def test_results_count_where_the_text_lies_elsewhere_and_after_a_setting_was_added(
+    plan: StudyPlan, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(text, tmp_path / "elsewhere")
+    here = [run.settings for run in plan_runs(plan, STUDY, text)]
+    assert [run.settings for run in plan_runs(plan, STUDY, tmp_path / "elsewhere")] == here
+    monkeypatch.setitem(planned_runs.ADDED, "masking.unit", "token")
+    assert [run.settings for run in plan_runs(plan, STUDY, text)] != here  # as if it had not been there before
+    monkeypatch.setitem(planned_runs.ADDED, "masking.unit", "word")
+    assert [run.settings for run in plan_runs(plan, STUDY, text)] == here
 
 
 @pytest.mark.parametrize("name", ["packs.tokens", "model.num_layers", "validation.packs"])
