@@ -31,10 +31,11 @@ from megamask.batch import Layout, MaskPlan, PackedBatch
 from megamask.config import predetermined_masks
 from megamask.config.cli import TargetAnnotation
 from megamask.config.pretrain_config import PretrainConfig, fixed_mask_problems
+from megamask.config.sources import data_folders
 from megamask.data import index, prepare
 from megamask.data.index import Pieces
 from megamask.data.manifest import Split
-from megamask.data.packs import Packs
+from megamask.data.mixed_sources import joined_fingerprint
 from megamask.data.shard_writer import write_sidecar
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
@@ -54,6 +55,7 @@ from megamask.teacher import frozen_lm, stored_targets
 from megamask.teacher.annotation_settings import EntropyAnnotation, SampleAnnotation
 from megamask.teacher.stored_targets import TargetsManifest
 from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
+from megamask.training.run_text import open_splits, training_packs
 
 ROWS = 8192
 """Approximate tokens of a window, which goes through the teacher in one pass."""
@@ -198,22 +200,23 @@ def window_batch(shards: Shards, window: Pieces, number: int, length: int) -> tu
 # ---- samples of the teacher at fixed masks
 
 
-def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> Path:
+def store_targets(config: PretrainConfig, data: Path | tuple[Path, ...], how: SampleAnnotation) -> Path:
     """Store samples of ``config.teacher`` at the targets of a run with ``config`` in ``config.distill.stored``.
 
-    ``data`` is the run's text. The run itself then has no `teacher.path`. Does nothing if the samples exist. Raises
-    ConfigError, DataError, CheckpointError.
+    ``data`` is the run's text, or the sources of its mixture. The run itself then has no `teacher.path`. Does nothing
+    if the samples exist. Raises ConfigError, DataError, CheckpointError.
     """
     raise_all(ConfigError, _sample_problems(config, how))
     teacher_precision = _print_precision("`teacher.precision`", config.teacher.precision)
     config = replace(config, teacher=replace(config.teacher, precision=teacher_precision))
     output = config.distill.stored
     assert output is not None and config.teacher.path is not None
-    train = Shards.open(data, "train")
-    if config.masking.unit != "token":
+    sources = open_splits(data_folders(data), "train")
+    for train in sources.values() if config.masking.unit != "token" else ():
         train.check_words()
+    fingerprint = joined_fingerprint(list(sources.values()))
     manifest = TargetsManifest(
-        facts=json.loads(json.dumps(predetermined_masks.facts(config, train.fingerprint))),
+        facts=json.loads(json.dumps(predetermined_masks.facts(config, fingerprint))),
         packs=how.packs or len(predetermined_masks.targets(config)),
         files={},
         draws=how.draws,
@@ -232,7 +235,7 @@ def store_targets(config: PretrainConfig, data: Path, how: SampleAnnotation) -> 
             Part(f"part-{n:05d}", numbers, len(numbers))
             for n, numbers in enumerate(_cut(range(manifest.packs), stored_targets.PART))
         ]
-        worker = partial(_sample_worker, config, data, how.draws)
+        worker = partial(_sample_worker, config, data_folders(data), how.draws)
         resumable.run_parts(tasks, work, worker, how.workers, "samples", "pack", stored_targets.KINDS)
         names = [name for n in range(len(tasks)) for name in stored_targets.target_file_names(n)]
         with atomic_write.atomic_folder(output, output.with_name(f".{output.name}.ready")) as ready:
@@ -260,20 +263,14 @@ def _sample_problems(config: PretrainConfig, how: SampleAnnotation) -> list[str]
     return problems
 
 
-def _sample_worker(config: PretrainConfig, data: Path, draws: int) -> Worker:
+def _sample_worker(config: PretrainConfig, folders: tuple[Path, ...], draws: int) -> Worker:
     """Samples the teacher at the targets of the packs of a part, with the masks that the run will draw."""
-    train = Shards.open(data, "train")
-    sizes = config.packs
-    packs = Packs(
-        train, tokens=sizes.tokens, length=sizes.length, seed=config.seed, per_step=sizes.per_step,
-        views=sizes.masks_per_text,
-        targets=config.masking.most_targets(sizes.tokens, None if config.time_budget else config.steps),
-    )  # fmt: skip
+    packs, sizes = training_packs(config, open_splits(folders, "train")), config.packs
     ids = packs.token_ids
     masker = Masker(config.masking, ids)
     # samples for every pack, whatever the weight at its step
     distill = DistillConfig(Schedule(start=1.0), config.distill.temperature)
-    teacher = Teacher.load(config.teacher, distill, tokenizer=data / TOKENIZER, ids=ids, length=sizes.length)
+    teacher = Teacher.load(config.teacher, distill, tokenizer=folders[0] / TOKENIZER, ids=ids, length=sizes.length)
 
     def plan_of(batch: PackedBatch) -> MaskPlan:
         progress = batch.number // sizes.per_step / config.steps

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # the launchers call this file: `megamask pretrain` 
 
 from megamask.config import cli
 from megamask.config.pretrain_config import check_change, check_config
+from megamask.config.sources import data_folders
 from megamask.data import manifest
 from megamask.errors import REQUEUE
 from megamask.health.stop_signals import EARLY, StoppedEarly, StopRequest
@@ -41,8 +42,8 @@ def main(arguments: list[str] | None = None, stop: StopRequest | None = None) ->
         for note in command.notes:
             print(note, file=sys.stderr)
     if command.print_config:
-        if command.run.data is not None:
-            manifest.read_shard_manifest(command.run.data)
+        for folder in data_folders(command.run.data):
+            manifest.read_shard_manifest(folder)
         print(cli.show_config(command.run))
         return 0
     try:

@@ -16,6 +16,7 @@ from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings import ReplayConfig
 from megamask.config import cli
 from megamask.config.pretrain_config import CHANGEABLE, PretrainConfig, check_config, read_settings
+from megamask.config.sources import Data, data_folders
 from megamask.engine.ds_file import resolve_auto
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
@@ -27,7 +28,8 @@ from megamask.storage import strict_json
 from megamask.storage.dotted import is_under
 from megamask.training.components import RunComponents
 from megamask.training.loop import audit_entropies, log_metrics, take_and_log_step
-from megamask.training.setup import build_run, open_run_text, pack_numbers
+from megamask.training.run_text import open_run_text
+from megamask.training.setup import build_run, pack_numbers
 from megamask.training.state import read_train_state
 
 
@@ -49,7 +51,7 @@ def replay_run(config: ReplayConfig) -> int:
     return code
 
 
-def replay_step(run: RunFolder, step: int, data: Path | None, folder: Path) -> int:
+def replay_step(run: RunFolder, step: int, data: Data, folder: Path) -> int:
     """Repeat, in ``folder``, the steps that lead to the metrics of ``step``; 0 if these are those of the log."""
     ranks.on_rank_zero(run.check)
     config, ds, fingerprint = replay_settings(run, data, folder)
@@ -61,7 +63,8 @@ def replay_step(run: RunFolder, step: int, data: Path | None, folder: Path) -> i
         raise ConfigError(f"{run.logs / 'metrics.jsonl'} has no metrics of step {step}{where}.")
     text = open_run_text(config)
     if text.train.fingerprint != fingerprint:
-        raise DataError(f"{text.train.folder} is not the text of the run in {run.path}. Name that text with --data.")
+        folders = " ".join(str(shards.folder) for shards in text.train.sources)
+        raise DataError(f"{folders} is not the text of the run in {run.path}. Name that text with --data.")
     newest, _ = ranks.on_rank_zero(lambda: newest_whole(run, max(run.steps(), default=0)))
     ledger = SpikePolicy(config.spikes, read_train_state(newest).spikes if newest else {}).ledger
     begin = max((at for at in (*window_starts(run, ledger), (end - 1) // every * every) if at < end), default=0)
@@ -79,12 +82,12 @@ def replay_step(run: RunFolder, step: int, data: Path | None, folder: Path) -> i
     return ranks.on_rank_zero(lambda: compare(logged, metrics_of(RunFolder(folder), end), end))
 
 
-def replay_settings(run: RunFolder, data: Path | None, folder: Path) -> tuple[PretrainConfig, dict, str]:
+def replay_settings(run: RunFolder, data: Data, folder: Path) -> tuple[PretrainConfig, dict, str]:
     """The run's settings with another output folder, its DeepSpeed file, and the hash of its text."""
     settings = read_settings(run.config)
     zero = folder / "deepspeed.json"
     ranks.on_rank_zero(lambda: zero.write_text(json.dumps(settings.get("deepspeed") or {})))
-    more = ["--data", str(data)] if data else []
+    more = ["--data", *map(str, data_folders(data))] if data else []
     config = cli.parse_command(
         ["--config", str(run.config), "--output", str(folder), "--no-export", "--log.wandb", "None", *more]
     ).run

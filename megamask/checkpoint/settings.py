@@ -38,5 +38,5 @@ class ReplayConfig:
     """Folder of the run."""
     step: int
     """Number of the step, from 1."""
-    data: Path | None = None
+    data: Path | tuple[Path, ...] | None = None
     """Folder of the shards, if they have moved."""

@@ -42,13 +42,14 @@ def find_changes(
 
 def _describe_data(theirs: object, ours: object) -> str:
     """The sentence for another text than that of the run, from the setting `data` of both."""
+    before, now = (" ".join(map(str, data)) if isinstance(data, list) else data for data in (theirs, ours))
     if theirs == ours:
         return (
-            f"`data` is {ours or 'not given'} as before, but contains another text now. Prepare the text of the run "
+            f"`data` is {now or 'not given'} as before, but contains another text now. Prepare the text of the run "
             "again."
         )
-    cure = f"Resume with --data {theirs}." if theirs else "Resume without --data."
-    return f"`data` is {ours or 'not given'} here, but {theirs or 'not given'} there, and the texts differ. {cure}"
+    cure = f"Resume with --data {before}." if before else "Resume without --data."
+    return f"`data` is {now or 'not given'} here, but {before or 'not given'} there, and the texts differ. {cure}"
 
 
 def _other_text(run: RunFolder, text: Shards, cure: str) -> ConfigError | DataError:

@@ -17,6 +17,7 @@ from megamask.config import ineffective_settings, recipes, removed
 from megamask.config import pretrain_config as configuration
 from megamask.config.flags import corrected_flags, flags_in
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.sources import has_shares
 from megamask.errors import ConfigError, must, raise_all
 from megamask.errors.setting_help import with_help
 from megamask.errors.setting_rules import CountOrZero, settings_problems
@@ -119,6 +120,8 @@ def _parse(kind: type[Flags], arguments: list[str]) -> Flags:
     }
     for name, sentence in late.items():
         (problems if name in typed else notes).extend([sentence] if sentence else [])
+    if has_shares(command.run.data) and "mixture.shares" in flags_in(arguments):
+        problems.append("`data` has shares, and so has `mixture.shares`. Remove one of them.")
     problems += command.problems()
     if problems and whole:  # the others too; without the settings of the file, they may be none
         deepspeed = command.deepspeed if isinstance(command, Command) else None

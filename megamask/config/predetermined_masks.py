@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.sources import data_folders
 
 
 def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
@@ -30,7 +31,8 @@ def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
         "seed": config.seed,
         "packs": {"tokens": config.packs.tokens, "length": config.packs.length, "views": views}
         # which text a pack holds, and how far the run is, follow from the place in the step
-        | ({"per_step": config.packs.per_step} if moves or views > 1 else {}),
+        | ({"per_step": config.packs.per_step} if moves or views > 1 else {})
+        | ({"mixture": asdict(config.mixture)} if len(data_folders(config.data)) > 1 else {}),
         "masking": masking,
         "distill": {"temperature": config.distill.temperature},
     } | ({"steps": config.steps} if moves else {})

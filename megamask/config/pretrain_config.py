@@ -20,7 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from megamask.basic_types import TokenIds
 from megamask.config import time_budget
 from megamask.config.removed import removed_values
-from megamask.config.settings import CheckpointConfig, LogConfig, PacksConfig, ValidationConfig
+from megamask.config.settings import CheckpointConfig, LogConfig, MixtureConfig, PacksConfig, ValidationConfig
+from megamask.config.sources import data_problems, has_shares, split_shares
 from megamask.engine import ds_file
 from megamask.engine.settings import OptimizerConfig
 from megamask.entropy.settings import EntropyConfig
@@ -44,14 +45,15 @@ MAY_DIFFER_ON_RESUME = frozenset(
 """Settings that may change on resume. None of them affects training, except that DeepSpeed files change rounding, and
 that a run may continue with another spike policy. Data and teacher are identified by hash instead of path."""
 CHANGEABLE = frozenset(
-    {"steps", "time_budget", "masking.ratio", "masking.random_share", "distill.weight", "distill.temperature"}
+    {"steps", "time_budget", "mixture", "masking.ratio", "masking.random_share"}
+    | {"distill.weight", "distill.temperature"}
     | {
         f"optimizer.{part}"
         for part in ("lr", "muon_lr_scale", "beta1", "beta2", "eps", "weight_decay", "max_grad_norm")
     }
 )
-"""Settings that `--change` may change on resume: they affect how far a step goes, not its text or the shape of the
-weights."""
+"""Settings that `--change` may change on resume: how far a step goes, and how often each source of a mixture is read,
+but not the sources or the shape of the weights."""
 RECORDED = frozenset({"deepspeed", "text"})
 """What config.json of a run records beside its settings: the content of its DeepSpeed file, the hash of its text."""
 
@@ -60,8 +62,10 @@ RECORDED = frozenset({"deepspeed", "text"})
 class PretrainConfig:
     """A whole pretraining run."""
 
-    data: Path | None = None
-    """Folder of token shards (`megamask prepare` makes it); without it, English text found on this machine."""
+    data: Path | tuple[Path, ...] | None = None
+    """Folder of token shards (`megamask prepare` makes it); without it, English text found on this machine. Several
+    folders with one tokenizer are a mixture, each with its share, such as shards/wiki=0.7 shards/books=0.3, or without,
+    by size (`mixture.alpha`)."""
     verify: bool = True
     """Verify the sha256 of every shard before the run starts; reads each of them once."""
     output: Path = Path("runs/tiny")
@@ -82,6 +86,7 @@ class PretrainConfig:
     teacher's (as DistilBERT does); None: all."""
     export: bool = True
     """Whether the finished model is written for transformers to OUTPUT/export."""
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     packs: PacksConfig = field(default_factory=PacksConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -127,6 +132,7 @@ def config_problems(config: PretrainConfig) -> list[str]:
     config = resolve_phases(config)
     problems = [problem for name, value in flatten(as_dict(config)).items() for problem in _strange(name, value)]
     problems += settings_problems(config)
+    problems += data_problems(config.data, config.mixture)
     problems += time_budget.time_budget_problems(config.time_budget)
     problems += teachers.teacher_problems(config.teacher, config.distill, config.entropy)
     problems += _guided(config) + _late(config) + _moved(config)
@@ -198,10 +204,12 @@ def _fitting(config: PretrainConfig) -> str:
 
 
 def resolve_phases(config: PretrainConfig) -> PretrainConfig:
-    """``config`` with numbers where schedules turn at a phase of the learning rate."""
+    """``config`` with numbers where schedules turn at a phase of the learning rate, and with the shares in `data`."""
     rate, masking, distill = config.optimizer.lr, config.masking, config.distill
     masking = replace(masking, ratio=masking.ratio.tied(rate), random_share=masking.random_share.tied(rate))
-    return replace(config, masking=masking, distill=replace(distill, weight=distill.weight.tied(rate)))
+    data, mixture = split_shares(config.data, config.mixture)
+    distill = replace(distill, weight=distill.weight.tied(rate))
+    return replace(config, data=data, mixture=mixture, masking=masking, distill=distill)
 
 
 def _is_run(folder: Path) -> bool:
@@ -313,6 +321,8 @@ def override_settings(base: PretrainConfig, values: dict[str, Any], source: str)
             shown = f"{name}`" if old == name else f"{old}` (now `{name}`)"
             if not is_under(name, removed):
                 wrong.append(field_problem(PretrainConfig, each, f"{shown} in `{source}"))
+    if has_shares(values.get("data")) and (values.get("mixture") or {}).get("shares"):
+        wrong.append(f"`{source}` has shares in `data` and in `mixture.shares`. Remove one of them.")
     raise_all(ConfigError, [*removed.values(), *wrong])
     return config
 

@@ -1,4 +1,4 @@
-"""The settings of packs, validation, checkpoints and logs; without torch."""
+"""The settings of mixtures, packs, validation, checkpoints and logs; without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,26 @@ from typing import Annotated
 from annotated_types import Ge
 
 from megamask.errors import must
-from megamask.errors.setting_rules import Count, Positive
+from megamask.errors.setting_rules import Count, NotNegative, Positive, Share, removable
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """How much is read of each source, if `data` names several folders of shards."""
+
+    shares: tuple[NotNegative, ...] | None = None
+    """Share of each folder of `data`, in their order, in any unit; `--data FOLDER=SHARE FOLDER=SHARE` sets them too.
+    Rounded to a thousandth. None: by `alpha`."""
+    alpha: Share = 1.0
+    """Without shares: that of a source is proportional to (its packs / all packs) to the power of this. 1 reads all
+    sources equally often; less reads small sources more often, 0.3 is usual for languages."""
+
+    def problems(self, name: str) -> list[str]:
+        """Sentences for what two settings cannot do together."""
+        if self.shares is None:
+            return []
+        problems = [] if sum(self.shares) > 0 else [must(f"{name}.shares", "have a sum above 0", list(self.shares))]
+        return problems + removable(self, ["alpha"], name, f"has no effect with `{name}.shares`")
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,7 @@ class ValidationConfig:
     every: Count = 200
     """Steps between two evaluations; one more comes at the end."""
     packs: Count = 16
-    """Packs of the validation split, at most."""
+    """Packs of the validation split, at most; of a mixture, of the split of each source."""
 
 
 @dataclass(frozen=True)

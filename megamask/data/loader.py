@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from megamask.batch import PackedBatch
-from megamask.data.packs import Packs
+from megamask.data.mixed_sources import TextPacks
 
 AHEAD = 4
 
@@ -23,7 +23,7 @@ AHEAD = 4
 class Loader:
     """Batches of ``packs`` on ``device``, read ahead."""
 
-    def __init__(self, packs: Packs, device: torch.device | str = "cpu"):
+    def __init__(self, packs: TextPacks, device: torch.device | str = "cpu"):
         self.packs, self.device = packs, torch.device(device)
         self.waited = 0.0
         """Seconds that the caller has waited for batches so far."""

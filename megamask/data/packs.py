@@ -62,7 +62,8 @@ class Packs:
         self.fill = float(rows.mean() / tokens)
         """Share of all tokens that are text, [CLS] or [SEP]."""
         sequences = np.diff(index.first) - (rows - tokens) // length
-        self._entries = int(sequences.max()) + 1
+        self.entries = int(sequences.max()) + 1
+        """Boundaries of sequences in each pack; those that a pack does not need are repeats of its end."""
         self._order = lru_cache(maxsize=2)(self._begin)
         self._rows = np.arange(tokens)
         self._starts_word, self._word_parts = shards.starts_word, shards.word_parts
@@ -108,11 +109,7 @@ class Packs:
 
     def text_of(self, number: int) -> int:
         """The number of the text in pack ``number``: the same, unless a step shows each text several times."""
-        if self.views == 1:
-            return number
-        step, place = divmod(number, self.per_step)
-        texts = self.per_step // self.views
-        return step * texts + place % texts
+        return text_number(number, self.per_step, self.views)
 
     def batch(self, number: int) -> PackedBatch:
         """Pack ``number`` (from 0, over all epochs) as CPU tensors.
@@ -136,7 +133,7 @@ class Packs:
 
         padding = np.arange(used, self.tokens, self.length)
         begins = np.concatenate([begins, padding])
-        cu_seqlens = np.full(self._entries, self.tokens, np.int32)
+        cu_seqlens = np.full(self.entries, self.tokens, np.int32)
         cu_seqlens[: len(begins)] = begins
         layout = Layout.of(torch.from_numpy(cu_seqlens), self.tokens, self.length)
         return PackedBatch(
@@ -223,6 +220,15 @@ class Packs:
                 f"Packs of {self.tokens} tokens cannot be filled to {FULL:.0%} with pieces of at most {self.length} "
                 f"tokens of {self.shards.folder}: {lost} of {total} tokens would be left out. Make packs longer."
             )
+
+
+def text_number(number: int, per_step: int, views: int) -> int:
+    """The number of the text in pack ``number``, if the ``per_step`` packs of a step show each text ``views`` times."""
+    if views == 1:
+        return number
+    step, place = divmod(number, per_step)
+    texts = per_step // views
+    return step * texts + place % texts
 
 
 def _problems(tokens: int, length: int) -> list[str]:

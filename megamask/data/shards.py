@@ -69,6 +69,11 @@ class Shards:
             )
         return cls(folder, split, manifest)
 
+    @property
+    def sources(self) -> tuple[Shards, ...]:
+        """The folders of this text: one, unless it is a mixture."""
+        return (self,)
+
     @cached_property
     def token_ids(self) -> TokenIds:
         """Size of the vocabulary and ids of the special tokens."""

@@ -192,6 +192,7 @@ def _provenance(run: PlannedRun) -> dict[str, str]:
         facts = {f"version of {name}": str(value) for name, value in launch["versions"].items()}
         facts |= {f"machine: {name}": str(value) for name, value in launch["hardware"].items()}
         text = strict_json.read_json(folder.config).get("text")
-        return facts | {"commit": str(launch["commit"]), f"text {run.config.data and run.config.data.name}": str(text)}
+        folder_name = run.config.data.name if isinstance(run.config.data, Path) else None
+        return facts | {"commit": str(launch["commit"]), f"text {folder_name}": str(text)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}

@@ -55,9 +55,9 @@ def _cost_table(chosen: Sequence[PlannedRun], numbers: dict[str, int]) -> list[s
 def run_flops(run: PlannedRun, texts: Texts) -> dict[str, float]:
     """FLOPs of a whole run by part; `logits` is the part of `student` in its head."""
     config = run.config
-    assert config.data is not None
-    shards = texts.open(Path(config.data))
-    squares = texts.squares_per_token(Path(config.data), config.packs.length)
+    assert isinstance(config.data, Path)
+    shards = texts.open(config.data)
+    squares = texts.squares_per_token(config.data, config.packs.length)
     by_part = mean_step_flops(config, pack_flops(config, shards), squares)
     return {name: value * config.steps for name, value in by_part.items()}
 
@@ -83,8 +83,8 @@ def _totals(plan: StudyPlan, chosen: Sequence[PlannedRun], slots: int) -> list[s
 def _disk(run: PlannedRun) -> float:
     """Bytes of the checkpoints that a run keeps, and of one exported model."""
     config = run.config
-    assert config.data is not None
-    weights = count_weights(config, config.model.shape(Texts().open(Path(config.data)).token_ids))
+    assert isinstance(config.data, Path)
+    weights = count_weights(config, config.model.shape(Texts().open(config.data).token_ids))
     return weights * 4.0 * (3 * (config.checkpoint.keep + 1) + 1)
 
 

@@ -91,7 +91,7 @@ class PlannedRun:
 
         A setting that a later version adds does not change it: results of before still count.
         """
-        text = "" if self.config.data is None else Shards.open(self.config.data).fingerprint
+        text = Shards.open(self.config.data).fingerprint if isinstance(self.config.data, Path) else ""
         values = flatten(as_dict(self.config))
         kept = {
             name: value
@@ -239,7 +239,10 @@ def mean_step_flops(config: PretrainConfig, pack: PackFlops, squares: float) -> 
 
 def _plan_run(plan: StudyPlan, arm: PlannedArm, budget: str, folder: Path, text: Path, texts: Texts) -> PlannedRun:
     own = {**plan.set, **arm.set}
-    data = Path(own.pop("data", text))
+    folder_or_more = own.pop("data", text)
+    if not isinstance(folder_or_more, str | Path):
+        raise ConfigError(must("data", "be one folder in a study", folder_or_more, "A mixture cannot be studied yet."))
+    data = Path(folder_or_more)
     problems = []
     if str(data) == ".":
         problems.append("`text` is missing in the plan. Name a folder of token shards there, or with --data.")

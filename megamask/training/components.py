@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
 from megamask.batch import PackedBatch
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.loader import Loader
-from megamask.data.packs import Packs
-from megamask.data.shards import Shards
 from megamask.engine.engine import Engine
 from megamask.health.stragglers import StragglerDetector
 from megamask.metrics.logger import MetricsLogger
@@ -22,18 +17,8 @@ from megamask.teacher.teacher import Teacher
 from megamask.training.flop_counter import FlopCounter
 from megamask.training.plateau import PlateauAlarm
 from megamask.training.progress import Progress
+from megamask.training.run_text import RunText
 from megamask.training.step import Trainer
-
-
-@dataclass(frozen=True)
-class RunText:
-    """The text of a run, checked, and its packs."""
-
-    train: Shards
-    packs: Packs
-    held_out: Packs
-    unigram: Float[Tensor, " V"]
-    """The cross-entropy of a guess by frequency, for each token, in nats."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megamask.batch import Learner, MaskPlan, PackedBatch
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.data.packs import Packs
+from megamask.data.mixed_sources import TextPacks
 from megamask.data.shards import Shards
 from megamask.engine.engine import Engine
 from megamask.entropy.audit import Audit
@@ -68,7 +68,7 @@ def sidecar_facts(config: PretrainConfig, shards: Shards) -> SidecarFacts:
 
 
 def build_entropy_sources(
-    config: PretrainConfig, engine: Engine, packs: Packs, teacher: Teacher | None
+    config: PretrainConfig, engine: Engine, packs: TextPacks, teacher: Teacher | None
 ) -> EntropySources:
     """The sources and the audit that ``config`` names. Raises DataError for a sidecar that does not fit."""
     entropy, ids = config.entropy, packs.token_ids

@@ -16,6 +16,7 @@ from megamask.checkpoint.resume import RunStart, open_run
 from megamask.checkpoint.save import save_checkpoint
 from megamask.config.cli import Command
 from megamask.config.pretrain_config import MAY_DIFFER_ON_RESUME, as_dict
+from megamask.data.mixed_sources import MixedPacks
 from megamask.engine import ds_file
 from megamask.errors import NonFiniteError, StorageError
 from megamask.health.loss_spikes import StepDecision
@@ -30,10 +31,11 @@ from megamask.training import summary
 from megamask.training.components import RunComponents
 from megamask.training.mfu import mfu
 from megamask.training.rewind import rewind
-from megamask.training.setup import build_run, open_run_text
+from megamask.training.run_text import open_run_text
+from megamask.training.setup import build_run
 from megamask.training.state import collect
 from megamask.training.step import take_step
-from megamask.training.validation import validate
+from megamask.training.validation import source_figures, validate_sources
 
 
 def train(command: Command, ds: dict[str, Any], stop: StopRequest) -> bool:
@@ -153,6 +155,8 @@ def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog
         run.log.say(f"Stopped after step {step} of {config.steps}, as requested. The same command resumes the run.")
     elif line := progress.ending(step):
         run.log.say(line)
+    if epochs := source_epochs(run, step):
+        run.log.say(summary.epochs_read(epochs))
     if line := profiler.close():
         run.log.say(line)
     run.log.close()
@@ -209,6 +213,25 @@ def log_totals(run: RunComponents, step: int) -> None:
     if run.flops.logged != step:
         run.flops.logged = step
         run.log.figures(step, run.flops.figures() | {"total/seconds": run.progress.used})
+        log_epochs(run, step)
+
+
+def source_epochs(run: RunComponents, step: int) -> dict[str, float]:
+    """How often each source of a mixture was read in the first ``step`` steps; empty without a mixture."""
+    packs = run.text.packs
+    if not isinstance(packs, MixedPacks):
+        return {}
+    return packs.epochs((step + run.trainer.policy.ledger.shift(step)) * run.config.packs.per_step)
+
+
+def log_epochs(run: RunComponents, step: int) -> None:
+    """Write how often each source of a mixture was read, and a line for each that has begun again."""
+    epochs = source_epochs(run, step)
+    if epochs:
+        run.log.figures(step, {f"total/epochs/{name}": value for name, value in epochs.items()})
+    for name, value in epochs.items():
+        if value >= 1:
+            run.log.say_once(f"The source {name} was read {int(value)} times in full and begins again.")
 
 
 def audit_entropies(run: RunComponents, step: int, batch: PackedBatch) -> None:
@@ -233,8 +256,12 @@ def evaluate(run: RunComponents, step: int, watch: Watchdog) -> None:
     log_totals(run, step)
     with run.trainer.meters.paused():
         text = run.text
-        result = validate(run.engine, text.held_out, run.config.validation.packs, text.packs.token_ids, text.unigram)
+        count, ids = run.config.validation.packs, text.packs.token_ids
+        result, by_source = validate_sources(run.engine, text.held_out, count, ids, text.unigram)
         run.log.validation(step, result.loss, result.accuracy, result.unigram_loss)
+        if len(by_source) > 1:
+            run.log.figures(step, source_figures(by_source))
+            run.log.say(summary.source_losses(by_source))
         if line := run.plateau.sentence(step, run.progress.at(step), result.loss, result.unigram_loss):
             run.log.say(line)
 

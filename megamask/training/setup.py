@@ -6,9 +6,7 @@ Every part is checked as it is built; nothing here trains.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,17 +15,13 @@ from megamask.checkpoint import resume
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config import predetermined_masks
 from megamask.config.pretrain_config import PretrainConfig, as_dict
-from megamask.data import pos_tagger, prepare, shards
+from megamask.data import pos_tagger
 from megamask.data.loader import Loader
-from megamask.data.packs import Packs
-from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.engine.engine import Engine
-from megamask.entropy.frequency import unigram_surprisal
-from megamask.errors import DataError, raise_all
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
 from megamask.health.stragglers import StragglerDetector
-from megamask.masking.masker import EVALUATION, Masker
+from megamask.masking.masker import Masker
 from megamask.metrics.logger import MetricsLogger
 from megamask.metrics.mask_figures import MaskFigures
 from megamask.metrics.meters import Meters
@@ -40,65 +34,15 @@ from megamask.teacher.stored_targets import StoredTargets
 from megamask.teacher.teacher import Teacher
 from megamask.training import state as states
 from megamask.training import summary
-from megamask.training.components import RunComponents, RunText
+from megamask.training.components import RunComponents
 from megamask.training.entropy_sources import build_entropy_sources
 from megamask.training.flop_counter import FlopCounter, teacher_flops
 from megamask.training.flops import PackFlops
 from megamask.training.initial_weights import initial_weights
 from megamask.training.plateau import PlateauAlarm
 from megamask.training.progress import Progress
+from megamask.training.run_text import RunText
 from megamask.training.step import Trainer
-from megamask.training.validation import SEED
-
-
-def open_run_text(config: PretrainConfig, early: Callable[[], AbstractContextManager] = nullcontext) -> RunText:
-    """Open and check the shards; without `data`, those of the English text on this machine. Collective.
-
-    Long work runs inside ``early()``, collectives outside of it. An error on one rank is raised on all.
-    """
-
-    def prepare_text() -> Path:
-        with early():
-            return prepare.local_data(prepare.CACHE)
-
-    def check() -> None:
-        with early():
-            shards.check_shard_manifest(folder, verify=True)
-
-    def open_text() -> RunText:
-        with early():
-            return _open_text(config, folder)
-
-    folder = config.data or ranks.on_rank_zero(prepare_text)
-    if config.verify:
-        ranks.on_rank_zero(check)
-    # rank 0 makes the index of packs, then the other ranks open it
-    first: list[RunText] = []
-    ranks.on_rank_zero(lambda: first.append(open_text()))
-    return ranks.all_ranks_or_none(lambda: first[0] if first else open_text())
-
-
-def _open_text(config: PretrainConfig, folder: Path) -> RunText:
-    train, valid = Shards.open(folder, "train"), Shards.open(folder, "valid")
-    if config.masking.unit != "token":
-        train.check_words()
-    sizes = {"tokens": config.packs.tokens, "length": config.packs.length}
-    step = {"per_step": config.packs.per_step, "views": config.packs.masks_per_text}
-    most = config.masking.most_targets(config.packs.tokens, None if config.time_budget else config.steps)
-    problems: list[str] = []
-
-    def pack(shards: Shards, **how: int) -> Packs | None:
-        try:
-            return Packs(shards, **sizes, **how)
-        except DataError as error:
-            problems.extend(error.problems)
-        return None
-
-    packs = pack(train, seed=config.seed, targets=most, **step)
-    held_out = pack(valid, seed=SEED, targets=EVALUATION.most_targets(config.packs.tokens))
-    raise_all(DataError, problems)
-    assert packs and held_out
-    return RunText(train, packs, held_out, unigram_surprisal(torch.from_numpy(train.unigram)))
 
 
 def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: resume.RunStart) -> RunComponents:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,16 +13,24 @@ from megamask import __version__, hf
 from megamask.checkpoint.format import find_checkpoint, read_manifest, read_weights, storage_sentence
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.sources import data_folders
 from megamask.data.excerpts import excerpts, questions
+from megamask.data.mixed_sources import MixedPacks, TextPacks, joined_fingerprint
+from megamask.data.mixture import BLOCK
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER, load_tokenizer
-from megamask.errors import CheckpointError, MegamaskError, StorageError
+from megamask.errors import CheckpointError, MegamaskError, StorageError, listed
 from megamask.masking.masker import Masker
 from megamask.metrics.logger import plot_curve, read_metrics
 from megamask.model.shape import EncoderShape
 from megamask.runtime import launch_environment, ranks
 from megamask.storage import strict_json
+from megamask.training.validation import Validation
+
+MOST_EPOCHS = 4
+"""More epochs of a source are warned of: up to 4, repeated text is nearly as good as new text, in causal models
+("Scaling Data-Constrained Language Models", Muennighoff et al. 2023). Masks that differ in each epoch may move this."""
 
 
 def first_line(recipe: str, output: Path) -> str:
@@ -45,16 +54,20 @@ def compiling(config: PretrainConfig) -> list[str]:
     ]
 
 
-def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: Packs, weights: int, step: int) -> list[str]:
+def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: TextPacks, weights: int, step: int) -> list[str]:
     """Lines about the model, the text and the run."""
     per_step = config.packs.per_step * config.packs.tokens
+    if isinstance(packs, MixedPacks):
+        text_lines, epochs = mixture_lines(config, packs), ""
+    else:
+        text_lines = [f"text: {_text_line(config, packs)}"]
+        epochs = f"({config.steps * config.packs.per_step / len(packs):.1f} epochs) "
     lines = [
         f"{shape.family or shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: "
         f"{weights:,} parameters, {packs.token_ids.size:,} tokens in the vocabulary",
-        f"text: {packs.shards.folder}: {packs.shards.tokens:,} tokens in {packs.shards.documents:,} documents, "
-        f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full",
-        f"run: {config.output}: {config.steps:,} steps of {per_step:,} tokens "
-        f"({config.steps * config.packs.per_step / len(packs):.1f} epochs) on {ranks.world()} x {ranks.device().type}",
+        *text_lines,
+        f"run: {config.output}: {config.steps:,} steps of {per_step:,} tokens {epochs}on {ranks.world()} x "
+        f"{ranks.device().type}",
     ]
     if config.time_budget:
         lines.append(
@@ -74,6 +87,39 @@ def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: Packs, wei
     if step:
         lines.append(f"resuming after step {step:,} of {config.steps:,}")
     return lines
+
+
+def _text_line(config: PretrainConfig, packs: Packs) -> str:
+    return (
+        f"{packs.shards.folder}: {packs.shards.tokens:,} tokens in {packs.shards.documents:,} documents, "
+        f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full"
+    )
+
+
+def mixture_lines(config: PretrainConfig, packs: MixedPacks) -> list[str]:
+    """The share of each source and how often the whole run reads it, with a warning above `MOST_EPOCHS`."""
+    epochs = packs.epochs(config.steps * config.packs.per_step)
+    lines = [f"text: a mixture of {len(epochs)} sources, exact in any {BLOCK:,} packs"]
+    for name, share in packs.shares.items():
+        lines.append(f"  {name}: share {share:.1%}, read {epochs[name]:.2f} times in {config.steps:,} steps")
+        lines.append(f"    {_text_line(config, packs.sources[name])}")
+    often = [name for name, value in epochs.items() if value > MOST_EPOCHS]
+    if often:
+        lines.append(
+            f"  {listed(often, 'source')} will be read more than {MOST_EPOCHS} times: repeated text teaches less and "
+            "less. Give it a smaller share or more text, or train for fewer steps."
+        )
+    return lines
+
+
+def source_losses(by_source: Mapping[str, Validation]) -> str:
+    """A line with the validation loss of each source of a mixture."""
+    return "  validation loss: " + "  ".join(f"{name} {result.loss:.4f}" for name, result in by_source.items())
+
+
+def epochs_read(epochs: Mapping[str, float]) -> str:
+    """A line about how often each source of a mixture was read."""
+    return "times each source was read: " + ", ".join(f"{name} {value:.2f}" for name, value in epochs.items())
 
 
 def mask_figures(config: PretrainConfig, masker: Masker, progress: float) -> dict[str, float]:
@@ -139,7 +185,8 @@ def _size(run: Path, config: dict) -> dict[str, str]:
         size = f"{part['documents']:,} documents, {part['tokens']:,} tokens"
     except (OSError, ValueError, LookupError, TypeError):
         return {}
-    name = Path(config["data"]).name if config.get("data") else "documentation of installed Python packages"
+    names = " + ".join(folder.name for folder in data_folders(config.get("data")))
+    name = names or "documentation of installed Python packages"
     return {"text": f"{name}: {size}"}
 
 
@@ -170,10 +217,11 @@ def _first_launch(run: Path) -> str:
 def _held_out(run: Path, config: dict, text: Shards | None) -> list[str]:
     """Excerpts of the run's held-out text; none if it is missing or has changed."""
     with suppress(OSError, MegamaskError):
-        folder = text.folder if text else Path(config.get("data") or "")
-        held_out = Shards.open(folder, "valid")
-        if held_out.fingerprint == config.get("text"):
-            return excerpts(held_out, load_tokenizer(run / TOKENIZER))
+        folders = [shards.folder for shards in text.sources] if text else data_folders(config.get("data"))
+        held_out = [Shards.open(folder, "valid") for folder in folders]
+        if held_out and joined_fingerprint(held_out) == config.get("text"):
+            tokenizer = load_tokenizer(run / TOKENIZER)
+            return [excerpt for shards in held_out for excerpt in excerpts(shards, tokenizer)]
     return []
 
 
@@ -224,7 +272,11 @@ def _show(run: RunFolder, text: Shards) -> None:
             f"frequency ({last[2]:.2f}). Expect noise:"
         )
     tokenizer = load_tokenizer(text.folder / TOKENIZER)
-    examples = questions(excerpts(Shards.open(text.folder, "valid"), tokenizer, 16), tokenizer)
+    sources = [Shards.open(shards.folder, "valid") for shards in text.sources]
+    each = max(1, 4 // len(sources))
+    examples = [
+        example for shards in sources for example in questions(excerpts(shards, tokenizer, 16), tokenizer, each)
+    ]
     guess = ", ".join(hf.common_words(run.export, text.unigram, 3))
     answers = hf.fill_masks(run.export, [example.sentence for example in examples], 3)
     for example, predictions in zip(examples, answers, strict=True):

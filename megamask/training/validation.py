@@ -7,6 +7,7 @@ compared. The baseline is a guess by the token frequencies of the training text.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,27 @@ def validate(engine: Engine, packs: Packs, count: int, ids: TokenIds, unigram: F
     ``unigram`` is the cross-entropy of a guess by frequency for each token, in nats. Every rank runs the same number of
     forward passes; the results of surplus ones are dropped.
     """
+    return _means(_sums(engine, packs, count, ids, unigram))
+
+
+def validate_sources(
+    engine: Engine, sources: Mapping[str, Packs], count: int, ids: TokenIds, unigram: Float[Tensor, " V"]
+) -> tuple[Validation, dict[str, Validation]]:
+    """The means over the targets of all sources together, and of each source, as `validate` evaluates it. Collective.
+
+    The sources have equal weights if each has ``count`` packs, whatever their shares in training.
+    """
+    sums = {name: _sums(engine, packs, count, ids, unigram) for name, packs in sources.items()}
+    return _means(torch.stack([*sums.values()]).sum(0)), {name: _means(each) for name, each in sums.items()}
+
+
+def _means(sums: Float[Tensor, " 5"]) -> Validation:
+    loss, correct, guess, hits, targets = sums.tolist()
+    return Validation(loss / targets, correct / targets, guess / targets, hits / targets, int(targets))
+
+
+def _sums(engine: Engine, packs: Packs, count: int, ids: TokenIds, unigram: Float[Tensor, " V"]) -> Float[Tensor, " 5"]:
+    """Loss, correct predictions, loss of the guess, its correct ones, and targets, summed over all ranks."""
     count = min(count, len(packs))
     masker = Masker(EVALUATION, ids)
     device = ranks.device()
@@ -65,5 +87,13 @@ def validate(engine: Engine, packs: Packs, count: int, ids: TokenIds, unigram: F
                 (plan.labels == best).double().sum(),
                 torch.tensor(len(plan.labels), dtype=torch.float64, device=device),
             ])  # fmt: skip
-    loss, correct, guess, hits, targets = ranks.sum(sums).tolist()
-    return Validation(loss / targets, correct / targets, guess / targets, hits / targets, int(targets))
+    return ranks.sum(sums)
+
+
+def source_figures(by_source: Mapping[str, Validation]) -> dict[str, float]:
+    """The metrics of each source, such as ``valid/wiki/loss``."""
+    metrics: dict[str, float] = {}
+    for name, result in by_source.items():
+        values = {"loss": result.loss, "perplexity": result.perplexity, "accuracy": result.accuracy}
+        metrics |= {f"valid/{name}/{kind}": value for kind, value in values.items()}
+    return metrics

@@ -34,7 +34,7 @@ PHASES = {
     "build_run": loop,
     "take_step": loop,
     "save_checkpoint": loop,
-    "validate": loop,
+    "validate_sources": loop,
     "finish_run": summary,
 }
 """Where each phase of a launch is a function."""

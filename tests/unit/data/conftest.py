@@ -36,18 +36,25 @@ def tiny_tokenizer() -> Tokenizer:
 def make_shards(tmp_path):
     """Shards of documents with the given lengths, of random ids that are not special, in ``tmp_path/name``."""
 
-    def make(lengths, *, name: str = "shards", shard_tokens: int = SHARD_TOKENS, valid=(20, 30), units: int = 5):
+    def make(
+        lengths,
+        *,
+        name: str = "shards",
+        shard_tokens: int = SHARD_TOKENS,
+        valid=(20, 30),
+        units: int = 5,
+        vocabulary=300,
+    ):
         folder: Path = tmp_path / name
         folder.mkdir()
         rng = np.random.default_rng(0)
 
         def cut(lengths):
             for some in np.array_split(np.array(lengths, np.int64), units):
-                yield EncodedDocuments(rng.integers(len(SPECIAL), 300, some.sum()), some)
+                yield EncodedDocuments(rng.integers(len(SPECIAL), vocabulary, some.sum()), some)
 
-        write_shards(
-            folder, _tokenizer(), {"train": cut(lengths), "valid": cut(valid)}, facts={}, shard_tokens=shard_tokens
-        )
+        splits = {"train": cut(lengths), "valid": cut(valid)}
+        write_shards(folder, _tokenizer(vocabulary), splits, facts={}, shard_tokens=shard_tokens)
         return folder
 
     return make

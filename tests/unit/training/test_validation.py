@@ -16,7 +16,7 @@ from megamask.masking.rng import PackRng
 from megamask.objectives.mlm import MLM
 from megamask.runtime import ranks
 from megamask.training import validation
-from megamask.training.validation import SEED, Validation, validate
+from megamask.training.validation import SEED, Validation, source_figures, validate, validate_sources
 from tests.batches import IDS, pack
 from tests.tolerances import TOLERANCES
 from tests.unit.model.models import objective
@@ -109,6 +109,25 @@ def test_ranks_share_the_packs_and_run_equally_many(world: int, monkeypatch: pyt
     monkeypatch.setattr(ranks, "sum", lambda values: sum(parts))
     total = validate(Bare(model), HeldOut(count), count, IDS, GUESS)
     assert close(total, by_hand(model, count))
+
+
+def test_a_source_is_evaluated_as_alone_and_the_whole_is_the_mean_over_targets() -> None:
+    engine, held_out = Bare(objective("modern")), {"wiki": HeldOut(5), "code": HeldOut(2)}
+    whole, by_source = validate_sources(engine, held_out, 4, IDS, GUESS)
+    assert by_source == {name: validate(engine, packs, 4, IDS, GUESS) for name, packs in held_out.items()}
+    wiki, code = by_source.values()
+    assert whole.targets == wiki.targets + code.targets
+    for name in ("loss", "accuracy", "unigram_loss", "unigram_accuracy"):
+        total = getattr(wiki, name) * wiki.targets + getattr(code, name) * code.targets
+        assert getattr(whole, name) == pytest.approx(total / whole.targets)
+    figures = source_figures(by_source)
+    assert (figures["valid/code/loss"], figures["valid/wiki/accuracy"]) == (code.loss, wiki.accuracy)
+
+
+def test_one_source_alone_is_the_whole_to_the_bit() -> None:
+    engine = Bare(objective("bert"))
+    whole, by_source = validate_sources(engine, {"wiki": HeldOut(5)}, 5, IDS, GUESS)
+    assert whole == by_source["wiki"] == validate(engine, HeldOut(5), 5, IDS, GUESS)
 
 
 def test_the_mask_does_not_depend_on_the_run() -> None:

@@ -1,0 +1,135 @@
+"""Open and check the text of a run: one folder of shards, the sources of a mixture, or text of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.sources import data_folders, source_names
+from megamask.data import prepare
+from megamask.data.manifest import Split, check_shard_manifest
+from megamask.data.mixed_sources import MixedPacks, MixedShards, TextPacks, one_tokenizer_problems
+from megamask.data.mixture import BLOCK, SourceOrder, block_quotas, smoothed_shares
+from megamask.data.packs import Packs
+from megamask.data.shards import Shards
+from megamask.entropy.frequency import unigram_surprisal
+from megamask.errors import DataError, raise_all
+from megamask.masking.masker import EVALUATION
+from megamask.runtime import ranks
+from megamask.training.validation import SEED
+
+Name = TypeVar("Name")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class RunText:
+    """The text of a run, checked, and its packs."""
+
+    train: Shards
+    packs: TextPacks
+    held_out: dict[str, Packs]
+    """The packs of the validation split of each source, by its name."""
+    unigram: Float[Tensor, " V"]
+    """The cross-entropy of a guess by frequency, for each token, in nats."""
+
+
+def open_run_text(config: PretrainConfig, early: Callable[[], AbstractContextManager] = nullcontext) -> RunText:
+    """Open and check the shards; without `data`, those of the English text on this machine. Collective.
+
+    Long work runs inside ``early()``, collectives outside of it. An error on one rank is raised on all.
+    """
+
+    def prepare_text() -> Path:
+        with early():
+            return prepare.local_data(prepare.CACHE)
+
+    def check() -> None:
+        with early():
+            _each(folders, lambda folder: check_shard_manifest(folder, verify=True))
+
+    def open_text() -> RunText:
+        with early():
+            return _open_text(config, folders)
+
+    folders = data_folders(config.data) or (ranks.on_rank_zero(prepare_text),)
+    if config.verify:
+        ranks.on_rank_zero(check)
+    # rank 0 makes the index of packs, then the other ranks open it
+    first: list[RunText] = []
+    ranks.on_rank_zero(lambda: first.append(open_text()))
+    return ranks.all_ranks_or_none(lambda: first[0] if first else open_text())
+
+
+def _open_text(config: PretrainConfig, folders: tuple[Path, ...]) -> RunText:
+    train = open_splits(folders, "train")
+    valid = open_splits(folders, "valid")
+    problems: list[str] = []
+    packs, held_out = None, {}
+    try:
+        packs = training_packs(config, train)
+    except DataError as error:
+        problems.extend(error.problems)
+    sizes, targets = config.packs, EVALUATION.most_targets(config.packs.tokens)
+    try:
+        held_out = _each(
+            valid, lambda name: Packs(valid[name], tokens=sizes.tokens, length=sizes.length, seed=SEED, targets=targets)
+        )
+    except DataError as error:
+        problems.extend(error.problems)
+    raise_all(DataError, problems)
+    assert packs
+    return RunText(packs.shards, packs, held_out, unigram_surprisal(torch.from_numpy(packs.shards.unigram)))
+
+
+def open_splits(folders: tuple[Path, ...], split: Split) -> dict[str, Shards]:
+    """The ``split`` of each source by its name. DataError with the problems of all, or if tokenizers differ."""
+    by_name = dict(zip(source_names(folders), folders, strict=True))
+    opened = _each(by_name, lambda name: Shards.open(by_name[name], split))
+    raise_all(DataError, one_tokenizer_problems(list(opened.values())))
+    return opened
+
+
+def training_packs(config: PretrainConfig, sources: dict[str, Shards]) -> TextPacks:
+    """The packs of a run with ``config``, of one source or mixed. DataError with every problem."""
+    if config.masking.unit != "token":
+        _each(sources, lambda name: sources[name].check_words())
+    sizes = config.packs
+    how = {
+        "tokens": sizes.tokens,
+        "length": sizes.length,
+        "targets": config.masking.most_targets(sizes.tokens, None if config.time_budget else config.steps),
+    }
+    step = {"per_step": sizes.per_step, "views": sizes.masks_per_text}
+    if len(sources) == 1:
+        (shards,) = sources.values()
+        return Packs(shards, seed=config.seed, **how, **step)
+    # a permutation of its own for each source; `seed` is below 2**63
+    seeds = {name: config.seed + (place << 63) for place, name in enumerate(sources)}
+    packs = _each(sources, lambda name: Packs(sources[name], seed=seeds[name], **how))
+    by_size = smoothed_shares([len(each) for each in packs.values()], config.mixture.alpha)
+    shares = config.mixture.shares or by_size.tolist()
+    order = SourceOrder(block_quotas(shares))
+    mixed = MixedShards.join(sources, (order.quotas / BLOCK).tolist())
+    return MixedPacks(mixed, packs, order, **step)
+
+
+def _each(names: Iterable[Name], act: Callable[[Name], Result]) -> dict[Name, Result]:
+    """``act`` of each of ``names``, by name. DataError with the problems of all."""
+    results: dict[Name, Result] = {}
+    problems: list[str] = []
+    for name in names:
+        try:
+            results[name] = act(name)
+        except DataError as error:
+            problems.extend(error.problems)
+    raise_all(DataError, problems)
+    return results
