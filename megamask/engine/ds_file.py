@@ -124,6 +124,11 @@ def _read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
     file = PACKAGED / f"{name}.json" if packaged else path
     cure = f"Name a file, or one that comes with megamask: {', '.join(packaged_names())}."
     try:
+        if path == Path():  # what an empty value becomes
+            problems.append(
+                f"`deepspeed` is empty, or the folder itself. {cure} Or leave the flag out: then there is none."
+            )
+            return None
         if file.is_dir():
             problems.append(f"The DeepSpeed file `{path}` is a folder. {cure}")
             return None

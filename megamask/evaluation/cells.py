@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,34 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
-from megamask.errors import DataError, raise_all
+from megamask.errors import DataError, StorageError, raise_all
 from megamask.evaluation.outcome import Cell, CellKey
+from megamask.runtime.entry_point import STORAGE
 from megamask.storage.atomic_write import write_atomic
 from megamask.storage.strict_json import read_object
 
 FOLDER = "cells"
 """The folder of the cells within the output folder."""
 _LISTS = ("predictions", "labels")
+_NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
+"""Error numbers of the operating system if a part of a path is a file, or cannot be made."""
+
+
+@contextmanager
+def storage_errors(output: Path) -> Iterator[None]:
+    """Raise StorageError, with a sentence about ``output``, if the block cannot write there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*STORAGE, *_NOT_A_FOLDER):
+            raise
+        what = f"{error.filename or output} cannot be written: {error.strerror}."
+        if error.errno in _NOT_A_FOLDER:
+            raise StorageError(f"{what} Choose another output folder.") from None
+        raise StorageError(
+            f"{what} What is finished stays in {output}. Free some space, or get the permission to write there, then "
+            "run the same command to continue."
+        ) from None
 
 
 def cell_path(output: Path, key: CellKey) -> Path:
@@ -37,7 +59,7 @@ def write_cell(output: Path, cell: Cell) -> None:
 
 def read_cell(path: Path) -> Cell:
     """The cell in the file at ``path``, with NaN where it has null. Raises DataError with a sentence."""
-    record = read_object(path, DataError, f"{path} is missing.")
+    record = read_object(path, DataError, f"{path} is missing.", "Delete it to compute it again.")
     try:
         return cell_from_record(record)
     except ValidationError as error:

@@ -14,9 +14,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import TYPE_CHECKING, Any
 
-from megamask.errors import ConfigError, DataError, StorageError, raise_all
-from megamask.evaluation.cells import cell_path, differences, read_cells, results_lines, write_cell
-from megamask.evaluation.formats.rows import limit_train
+from megamask.errors import CheckpointError, ConfigError, DataError, StorageError, raise_all
+from megamask.evaluation.cells import (
+    FOLDER,
+    cell_path,
+    differences,
+    read_cells,
+    results_lines,
+    storage_errors,
+    write_cell,
+)
+from megamask.evaluation.formats.rows import few_classes, limit_train
 from megamask.evaluation.jobs import (
     MODELS,
     Job,
@@ -35,7 +43,7 @@ from megamask.evaluation.table import results_table
 from megamask.evaluation.tasks import TASKS
 from megamask.runtime.accelerator import choose_accelerator
 from megamask.runtime.entry_point import as_problem
-from megamask.runtime.progress_bar import ProgressBar
+from megamask.runtime.progress_bar import ProgressBar, elapsed
 from megamask.storage import workdir
 from megamask.storage.atomic_write import write_atomic
 
@@ -55,17 +63,19 @@ def run_evaluation(config: EvaluateConfig) -> int:
     for sentence in available.missing.values():
         print(f"Skipped {sentence}", file=sys.stderr)
     choose_accelerator()
-    encoder = _open(config) if config.model else None
     with_texts = find_tasks(config.data, ()).tasks if config.data else ()
     jobs = plan_jobs(available.tasks, [files for files in with_texts if files.task.kind != "minimal_pairs"], config)
+    encoder = _open(config, jobs) if config.model else None
     cells = read_cells(config.output)
     missing = missing_jobs(jobs, cells, encoder, config)
-    _check_files(missing)
-    config.output.mkdir(parents=True, exist_ok=True)
+    raise_all(DataError, _file_problems(missing, config.max_train))
+    with storage_errors(config.output):
+        (config.output / FOLDER).mkdir(parents=True, exist_ok=True)
     if len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} results are in {config.output} already.", file=sys.stderr)
-    _compute(missing, {key for key, cell in cells.items() if cell.state != "failed"}, encoder, config)
-    return _report(config, jobs, encoder, 3 if config.tasks and available.missing else 0)
+    with storage_errors(config.output):
+        _compute(missing, {key for key, cell in cells.items() if cell.state != "failed"}, encoder, config)
+        return _report(config, jobs, encoder, 3 if config.tasks and available.missing else 0)
 
 
 def task_list(available: FoundTasks) -> str:
@@ -126,23 +136,28 @@ def _other_settings(cells: Mapping[CellKey, Cell], jobs: Sequence[Job], config: 
     ]
 
 
-def _open(config: EvaluateConfig) -> EncoderFolder:
+def _open(config: EvaluateConfig, jobs: Sequence[Job]) -> EncoderFolder:
+    """The encoder. Raises CheckpointError if it is unfit, with the problems of local task files too."""
     from megamask.evaluation.encoder import open_encoder  # imports torch
 
-    return open_encoder(config.model, config.output / MODELS)
+    try:
+        return open_encoder(config.model, config.output / MODELS)
+    except CheckpointError as error:
+        more = _file_problems(jobs, config.max_train) if config.data else []
+        raise CheckpointError(*error.problems, *more) from None
 
 
-def _check_files(jobs: Sequence[Job]) -> None:
+def _file_problems(jobs: Sequence[Job], max_train: int | None) -> list[str]:
     """Read the files of all jobs, so that every problem is reported before anything is computed."""
     problems: list[str] = []
     for files in dict.fromkeys(files for job in jobs for files in (job.files, *job.texts)):
         try:
-            read_task_once(files)
+            problems += few_classes(read_task_once(files), max_train)
         except DataError as error:
             problems += error.problems
             if not files.json_lines and not files.official:
                 break  # the hub does not answer, and each task would wait for it
-    raise_all(DataError, problems)
+    return problems
 
 
 def _compute(
@@ -165,7 +180,10 @@ def _results(
     """Each job with its cells as it ends, in this process or in several."""
     workers = min(config.workers, len(jobs))
     if workers <= 1:
-        yield from ((job, compute_cells(job, encoder, config)) for job in jobs)
+        for job in jobs:
+            with elapsed(job.name):
+                cells = compute_cells(job, encoder, config)
+            yield job, cells
         return
     number = workdir.SPAWN.Value("i", 0)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)

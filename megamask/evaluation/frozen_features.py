@@ -120,18 +120,23 @@ def _outcome(data: TaskData, train: np.ndarray, test: np.ndarray, figures: dict[
     fit, choose = held_out_split(data.task, data.train)
     losses = {
         penalty: _fit(data.task, train[fit], labels[fit], penalty).loss(train[choose], labels[choose])
-        for penalty in PENALTIES
+        for penalty in (PENALTIES if _can_choose(data.task, labels[fit], labels[choose]) else ())
     }
-    penalty = min(losses, key=losses.__getitem__)
+    penalty = min(losses, key=losses.__getitem__, default=1.0)
     best = _fit(data.task, train, labels, penalty)
     predictions = best.predict(test)
-    chosen = {"penalty": penalty, "held_out_loss": losses[penalty], "converged": float(best.converged)}
+    chosen = {"penalty": penalty, "held_out_loss": losses.get(penalty, np.nan), "converged": float(best.converged)}
     return Outcome(
         predictions,
         compute_scores(data.task, predictions, data.test.labels),
         collapse_reason(data.task, predictions, data.test.labels, labels),
         figures | chosen | {"fit_seconds": time.perf_counter() - begin},
     )
+
+
+def _can_choose(task: Task, fit: Float[np.ndarray, " a"], choose: Float[np.ndarray, " b"]) -> bool:
+    """Whether a setting can be chosen: with few examples, all to train on may be of one class."""
+    return task.kind != "classification" or (len(np.unique(fit)) > 1 and bool(np.isin(choose, fit).any()))
 
 
 def _fit(task: Task, features: Float[np.ndarray, "n D"], labels: Float[np.ndarray, " n"], penalty: float) -> _Fit:

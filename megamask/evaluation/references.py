@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ def bag_of_words(data: TaskData) -> Outcome:
     regularization strength is the best on a held-out tenth of the training examples; then all of them are used.
     """
     task, train, test = data.task, data.train, data.test
+    if not any(text.strip() for texts in train.texts for text in texts):
+        return replace(majority_class(data), collapsed="the texts of all training examples are empty")
     held_out = np.random.default_rng(0).permutation(len(train)) < max(1, len(train) // 10)
     if task.kind == "classification" and len(np.unique(train.labels[~held_out])) < 2:
         held_out[:] = False  # too few examples to hold any out

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import MinLen
+from annotated_types import Ge, MinLen
 
 from megamask.errors import must, unknown
 from megamask.errors.setting_rules import Count, OnlyFor, Positive, Share, removable
@@ -72,7 +72,7 @@ class EvaluateConfig:
     """The first of these seeds."""
     pooling: Pooling = "first"
     """The vector of a text: that of the first token, or the mean over its tokens. With `frozen` both are reported."""
-    max_length: Count = 128
+    max_length: Annotated[int, Ge(8)] = 128
     """Tokens of a text or a pair; longer ones are truncated and counted. Spans: 384, in overlapping windows."""
     max_train: Count | None = None
     """Training examples of each task at most, drawn once with a fixed seed; None: all."""
@@ -92,8 +92,9 @@ class EvaluateConfig:
             problems += [f"`{setting}` names {each!r} twice." for each in values if values.count(each) > 1][:1]
         if self.data is not None and not self.data.is_dir():
             problems.append(must("data", "be a folder with task files", str(self.data)))
-        if self.output.exists() and not self.output.is_dir():
-            problems.append(must("output", "be a folder", str(self.output)))
+        file = next((path for path in (self.output, *self.output.parents) if path.exists()), self.output)
+        if file.exists() and not file.is_dir():
+            problems.append(must("output", "be a folder", str(file)))
         if not self.list_tasks:
             problems += self._model_problems()
         return [*problems, *self._without_effect()]

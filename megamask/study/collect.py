@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import as_dict
-from megamask.errors import DataError
+from megamask.errors import DataError, raise_all
 from megamask.evaluation.cells import cell_from_record, read_cells, short_record, without_nan
 from megamask.evaluation.outcome import Cell
 from megamask.metrics.logger import read_metrics
@@ -137,9 +137,13 @@ def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey,
     runs: dict[tuple[str, int, str], PretrainingRun] = {}
     cells: dict[tuple[str, int, str], list[Cell]] = {}
     references: list[Cell] = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    problems: list[str] = []
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            content = strict_json.parse_json(line)
+            content = dict(strict_json.parse_json(line))
             kind = content.pop("kind")
             if kind == "run":
                 run = _RUN.validate_python(content)
@@ -150,7 +154,12 @@ def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey,
                 key = content.pop("arm"), content.pop("pretraining_seed"), content.pop("budget")
                 cells.setdefault(key, []).append(cell_from_record({"predictions": [], "labels": []} | content))
         except (ValueError, ValidationError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}, line {number}, is damaged: {str(error).splitlines()[0]}. Delete it.") from None
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            problems.append(
+                f"{path}, line {number}, is damaged: {reason}. Delete this line: what it held is read from the "
+                "folders of the study again, or computed again."
+            )
+    raise_all(DataError, problems)
     return runs, {key: tuple(some) for key, some in cells.items()}, references
 
 

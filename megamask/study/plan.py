@@ -117,7 +117,7 @@ class StudyPlan:
     """The tasks of the second primary endpoint, fixed in advance; the first is the macro average of BLiMP."""
     mean_mode: Literal["fine_tuned", "frozen"] = "frozen"
     """How the tasks of the mean are evaluated; other cells are secondary."""
-    mean_variant: str = ""
+    mean_variant: Literal["", "first", "mean"] = ""
     """Their variant where there are several: the pooling of frozen features, `first` or `mean`."""
     score_sd: Annotated[float, Gt(0)] = 0.6
     """Standard deviation over seeds, in points, that the smallest effect is computed from before anything is known."""
@@ -195,20 +195,26 @@ def read_plan(path: Path) -> StudyPlan:
 def plan_problems(plan: StudyPlan) -> list[str]:
     """Sentences for what is wrong with a plan before its recipes are looked at."""
     problems = _name_problems(plan) + _axis_problems(plan)
-    if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds) or min(plan.seeds) < 0:
-        problems.append(must("seeds", "name different whole numbers of at least 0", list(plan.seeds)))
+    if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds) or min(plan.seeds) < 0 or max(plan.seeds) >= 2**62:
+        problems.append(must("seeds", "name different whole numbers in [0, 2**62)", list(plan.seeds)))
     for budget in plan.budgets:
         kind, _, amount = budget.partition("=")
         if kind not in ("tokens", "flops", "time") or not (
             parse_duration(amount) if kind == "time" else _positive(amount)
         ):
             problems.append(must("budgets", "name tokens=N, flops=N or a time such as time=90m", budget))
+    problems += [
+        must("budgets", "name each budget once", budget) for budget, count in Counter(plan.budgets).items() if count > 1
+    ]
     if not plan.budgets:
         problems.append(must("budgets", "name at least one budget", "empty"))
     for name, values in {"set": plan.set, **{f"arm {arm.name}: set": arm.set for arm in plan.arm}}.items():
         taken = sorted(set(values) & set(OF_THE_STUDY))
         problems += [f"`{name}` names `{each}`, which the study decides for every run. Remove it." for each in taken]
     for arm in plan.arm:
+        if arm.seed_offset and (same := sorted({seed + arm.seed_offset for seed in plan.seeds} & set(plan.seeds))):
+            rule = f"lead to other seeds than those of the plan, which have {', '.join(map(str, same))} too"
+            problems.append(must(f"arm {arm.name}: seed_offset", rule, arm.seed_offset, "Use a larger one."))
         before = [other.name for other in plan.arm[: plan.arm.index(arm)]]
         if arm.teacher and arm.teacher not in before:
             problems.append(must(f"arm {arm.name}: teacher", "name an arm before it", arm.teacher))
@@ -316,9 +322,10 @@ def _form_problem(error: Any, source: str) -> str:
         return unknown(name, [each.name for each in dataclasses.fields(kind)], f"`{source}`")  # type: ignore[arg-type]
     if error["type"] == "missing":
         return f"`{'.'.join(map(str, error['loc']))}` is missing in `{source}`."
-    if error["type"] in ("greater_than", "greater_than_equal", "less_than_equal"):
-        return must(".".join(map(str, error["loc"])), error["msg"].removeprefix("Input should "), error["input"])
-    return f"`{'.'.join(map(str, error['loc']))}` in `{source}`: {error['msg']}, but is {error['input']!r}."
+    name = ".".join(map(str, error["loc"]))
+    if error["msg"].startswith("Input should "):
+        return must(f"{name}` in `{source}", error["msg"].removeprefix("Input should "), error["input"])
+    return f"`{name}` in `{source}`: {error['msg']}, but is {error['input']!r}."
 
 
 def _positive(amount: str) -> bool:

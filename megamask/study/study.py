@@ -10,7 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megamask.errors import ConfigError, must
+from megamask.errors import ConfigError, DataError, must, raise_all
+from megamask.evaluation.cells import storage_errors
+from megamask.evaluation.read_tasks import find_tasks
 from megamask.study.collect import RESULTS, collect_results, read_results, write_results
 from megamask.study.dry_run import describe_study
 from megamask.study.jobs import POLL, JobQueue, Slot, describe_end, find_slots
@@ -41,14 +43,33 @@ def run_study(config: StudyConfig) -> int:
     slots = find_slots(config.jobs)
     if config.dry_run:
         print(describe_study(plan, runs, chosen, len(slots)))
+    if not config.report:
+        raise_all(DataError, task_problems(plan, tasks_data))
+    if config.dry_run:
         return 0
     for line in open_study(folder, plan, text):
         print(line)
-    failed = [] if config.report else run_jobs(without_known(chosen, folder), slots, tasks_data)
-    publish(plan, runs, folder)
+    with storage_errors(folder):
+        failed = [] if config.report else run_jobs(without_known(chosen, folder), slots, tasks_data)
+        publish(plan, runs, folder)
     for line in failed:
         print(line)
     return 1 if failed else 0
+
+
+def task_problems(plan: StudyPlan, tasks_data: str) -> list[str]:
+    """Sentences for tasks of the evaluations that have no files in ``tasks_data``. The files are not read."""
+    if plan.evaluations and tasks_data and not Path(tasks_data).is_dir():
+        return [must("tasks_data", "be a folder with task files", tasks_data)]
+    problems: list[str] = []
+    for evaluation in plan.evaluations:
+        names = tuple(map(str, evaluation.set.get("tasks", ())))
+        try:
+            missing = find_tasks(Path(tasks_data) if tasks_data else None, names).missing if names else {}
+            problems += [line.replace("`data`", "`tasks_data`") for line in missing.values()]
+        except DataError as error:
+            problems += [line.replace("`data`", "`tasks_data`") for line in error.problems]
+    return list(dict.fromkeys(problems))
 
 
 def print_plans() -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from megamask.data.shards import Shards
-from megamask.errors import ConfigError, DataError, StorageError
+from megamask.errors import ConfigError, DataError
+from megamask.evaluation.cells import storage_errors
 from megamask.storage import atomic_write, strict_json
 from megamask.storage.dotted import flatten
 from megamask.study.plan import StudyPlan, plan_record
@@ -41,12 +42,10 @@ def open_study(folder: Path, plan: StudyPlan, text: Path) -> list[str]:
     results that exist would be lost or belong to another study. Several processes may work on one study.
     """
     record = _record(plan, text)
-    try:
+    with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {error.strerror}. Choose another output folder.") from None
-    additions = check_plan(folder, record)
-    atomic_write.write_atomic(folder / PLAN, json.dumps(record, indent=1) + "\n")
+        additions = check_plan(folder, record)
+        atomic_write.write_atomic(folder / PLAN, json.dumps(record, indent=1) + "\n")
     return additions
 
 
@@ -55,7 +54,14 @@ def check_plan(folder: Path, record: dict[str, Any]) -> list[str]:
     path = folder / PLAN
     if not path.exists():
         return []
-    before, now = _by_name(strict_json.read_object(path, DataError, f"{path} is gone.")), _by_name(record)
+    cure = "Delete it if the plan is that of the study: then it is written again."
+    content = strict_json.read_object(path, DataError, f"{path} is gone.", cure)
+    try:
+        before, now = _by_name(content), _by_name(record)
+    except (TypeError, AttributeError, KeyError):
+        raise DataError(f"{path} is not the plan of a study. {cure}") from None
+    if not content.keys() >= {"arm", "seeds", "budgets"}:
+        raise DataError(f"{path} is not the plan of a study: it has no arms, seeds or budgets. {cure}")
     problems, additions = [], []
     for name in sorted(before.keys() | now.keys()):
         if name.partition(".")[0] in MAY_DIFFER or before.get(name) == now.get(name):

@@ -54,8 +54,15 @@ def seconds_left(runs: Iterable[PlannedRun], slots: int, seconds_per_token: floa
 
 def describe_left(runs: Iterable[PlannedRun], slots: int) -> str:
     """The time left as words."""
+    runs = list(runs)
     seconds = seconds_left(runs, slots)
-    return "time left not known yet" if seconds is None else f"about {tqdm.format_interval(seconds)} left"
+    if seconds is None:
+        return "time left not known yet"
+    names = {each.name for run in runs for each in run.evaluations}
+    records = map(read_record, runs)
+    timed = {step for record in records for step in record if _is_finished(record, step)}
+    untimed = ", without evaluations that were not timed yet" if names - timed else ""
+    return f"about {tqdm.format_interval(seconds)} left{untimed}"
 
 
 def _is_finished(record: dict[str, CommandRecord], step: str) -> bool:

@@ -125,6 +125,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(plan: Path, data: Path, t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_all_runs(number: int, plan: Path, data: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "megamask", "study", plan, "--data", data, "--jobs", "2", "--output", tmp_path / "s"]
+    words += ["--tasks-data", plan.parent / "tasks"]
     process = subprocess.Popen(list(map(str, words)), cwd=ROOT, env=clean(), stdout=subprocess.DEVNULL)
     parent, children = psutil.Process(process.pid), list[psutil.Process]()
     while len(children) < 2:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from megamask.errors import DataError, raise_all
+from megamask.errors import DataError, must, raise_all
 from megamask.evaluation.tasks import Answer, Examples, Layout, Task, TaskData
 
 SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test"}
@@ -117,6 +117,15 @@ def limit_train(data: TaskData, most: int | None) -> TaskData:
     return TaskData(data.task, train, data.test, data.files, data.layout, counts)
 
 
+def few_classes(data: TaskData, most: int | None) -> list[str]:
+    """A sentence if at most ``most`` training examples leave fewer than two classes, so that nothing can be learnt."""
+    if data.task.kind != "classification" or most is None or most >= len(data.train):
+        return []
+    if len(np.unique(limit_train(data, most).train.labels)) > 1:
+        return []
+    return [must("max_train", f"leave two classes of {data.task.name} at least", most, "Use a larger number.")]
+
+
 def _problems(task: Task, row: Row) -> list[str]:
     if row.split not in SPLITS:
         return [f"{row.place}: `split` must be train, dev or test, but is {row.split!r}."]
@@ -129,6 +138,8 @@ def _problems(task: Task, row: Row) -> list[str]:
             problems.append(f"{row.place} has no field {name!r}; its fields are {shown}.")
         elif name in (*task.fields, "UID") and not isinstance(value, str):
             problems.append(f"{row.place}: the field {name!r} must be a string, but is {type(value).__name__}.")
+        elif isinstance(value, str) and _SURROGATE.search(value):
+            problems.append(f"{row.place}: the field {name!r} has an unpaired surrogate. Remove it.")
     if not problems and "label" in needed[task.kind]:
         problems += _label_problem(task, row)
     return problems
@@ -185,6 +196,7 @@ def _repeats(train: Examples, test: Examples) -> int:
     return sum(_plain(texts) in known for texts in test.texts)
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PUNCTUATION = re.compile(r"[\W_]+")
 
 

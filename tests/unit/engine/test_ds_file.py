@@ -58,7 +58,7 @@ def test_a_wrong_name_lists_the_packaged_ones(name: str, tmp_path: Path, monkeyp
     [
         ("ZERO2", "Did you mean `zero2`?"),
         ("zero2.jsn", "Did you mean `zero2`?"),
-        ("", "`.` is a folder"),
+        ("", "`deepspeed` is empty, or"),
         ("/", "`/` is a folder"),
     ],
 )

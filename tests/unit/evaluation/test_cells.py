@@ -55,6 +55,7 @@ def test_damaged_cells_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         read_cells(tmp_path)
     assert len(error.value.problems) == 3 and all("seed-" in problem for problem in error.value.problems)
+    assert all(problem.endswith("Delete it to compute it again.") for problem in error.value.problems)
 
 
 def test_differences_name_both_values() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +14,12 @@ from pathlib import Path
 import pytest
 import tyro
 
-from megamask.errors import ConfigError, DataError
+from megamask.errors import CheckpointError, ConfigError, DataError, StorageError
 from megamask.errors.setting_rules import settings_problems
 from megamask.evaluation import evaluate as command
 from megamask.evaluation import jobs
-from megamask.evaluation.cells import read_cells
-from megamask.evaluation.outcome import Outcome
+from megamask.evaluation.cells import read_cells, write_cell
+from megamask.evaluation.outcome import Cell, Outcome
 from megamask.evaluation.settings import EvaluateConfig, FineTuningConfig
 from megamask.evaluation.tasks import TASKS, TaskData
 from tests.unit.evaluation.files import LINES, write_lines
@@ -65,7 +67,7 @@ def data(tmp_path: Path) -> Path:
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> Iterator[Evaluations]:
     stub = Evaluations([])
     monkeypatch.setattr(jobs, "_encoder_outcomes", stub)
-    monkeypatch.setattr(command, "_open", lambda config: Encoder())
+    monkeypatch.setattr(command, "_open", lambda config, jobs: Encoder())
     jobs.read_task_once.cache_clear()
     yield stub
     jobs.read_task_once.cache_clear()
@@ -169,7 +171,7 @@ def test_other_weights_and_other_files_are_refused(
     one = config(data, tasks=("sst2",))
     command.run_evaluation(one)
     write_lines(data / "sst2.jsonl", LINES[1:])
-    monkeypatch.setattr(command, "_open", lambda config: Encoder(weights="2" * 64))
+    monkeypatch.setattr(command, "_open", lambda config, jobs: Encoder(weights="2" * 64))
     with pytest.raises(ConfigError) as error:
         command.run_evaluation(one)
     assert ["other files of sst2" in problem for problem in error.value.problems] == [True, False]
@@ -179,7 +181,7 @@ def test_other_weights_and_other_files_are_refused(
 def test_two_models_share_a_folder(data: Path, evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch) -> None:
     one = config(data, tasks=("sst2",))
     command.run_evaluation(one)
-    monkeypatch.setattr(command, "_open", lambda config: Encoder("other", "2" * 64))
+    monkeypatch.setattr(command, "_open", lambda config, jobs: Encoder("other", "2" * 64))
     command.run_evaluation(one)
     assert [key.model for key in read_cells(one.output)] == ["model", "other"]
 
@@ -190,6 +192,45 @@ def test_faults_of_all_files_come_before_any_computation(data: Path, evaluations
     with pytest.raises(DataError) as error:
         command.run_evaluation(config(data))
     assert len(error.value.problems) == 2 and not evaluations.calls
+
+
+def test_faults_of_the_model_come_with_those_of_the_files(data: Path) -> None:
+    jobs.read_task_once.cache_clear()
+    write_lines(data / "subj.jsonl", [*LINES, {"split": "train", "sentence": "x", "label": 7}])
+    with pytest.raises(CheckpointError) as error:
+        command.run_evaluation(config(data, model=str(data)))
+    assert ["no config.json" in problem for problem in error.value.problems] == [True, False]
+    assert "subj.jsonl, line" in error.value.problems[1] and not (data.parent / "output").exists()
+
+
+def test_an_output_that_cannot_be_a_folder_is_named_before_any_computation(
+    data: Path, evaluations: Evaluations
+) -> None:
+    below = config(data, output=data / "sst2.jsonl" / "output")
+    assert any("`output` must be a folder" in problem for problem in settings_problems(below))
+    (data.parent / "output").mkdir()
+    (data.parent / "output" / "cells").touch()
+    with pytest.raises(StorageError, match="cells cannot be written: File exists"):
+        command.run_evaluation(config(data))
+    assert not evaluations.calls
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    data: Path, evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(output: Path, cell: Cell) -> None:
+        if cell.key.task == "subj":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_cell(output, cell)
+
+    both = config(data, tasks=("sst2", "subj"))
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_cell", full)
+        with pytest.raises(StorageError, match=r"No space left on device\. What is finished stays in"):
+            command.run_evaluation(both)
+    evaluations.calls.clear()
+    assert command.run_evaluation(both) == 0
+    assert evaluations.calls == [("subj", "fine_tuned", 1)]
 
 
 def test_a_named_task_without_files_is_in_the_exit_code(
@@ -265,7 +306,7 @@ TYPED = FineTuningConfig(epochs=2, learning_rate=1e-4)
         ({"tasks": ("sst2",), "max_pairs": 3}, ["`max_pairs` has no effect without the task `blimp`"]),
         ({"tasks": ("blimp",), "max_train": 3, "seeds": 2}, ["`max_train` has no", "`seeds` has no"]),
         ({"fine_tuning": FineTuningConfig(1e-4, (1e-4,))}, ["`fine_tuning.learning_rates` has no effect"]),
-        ({"workers": 0, "max_length": 0}, ["`max_length` must be at least 1", "`workers` must be at least 1"]),
+        ({"workers": 0, "max_length": 0}, ["`max_length` must be at least 8", "`workers` must be at least 1"]),
     ],
 )
 def test_settings_that_cannot_be_run_are_refused(data: Path, changes: dict[str, object], sentences: list[str]) -> None:

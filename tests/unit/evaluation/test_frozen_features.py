@@ -144,3 +144,9 @@ def test_features_that_are_not_finite_are_a_collapse(encoder: EncoderFolder, mon
     monkeypatch.setattr("megamask.evaluation.frozen_features.text_features", overflow)
     outcome = fit_frozen(encoder, word_task(20, 10), CONFIG)["first"]
     assert "NaN or Inf" in outcome.collapsed and outcome.scores == {"accuracy": 0}
+
+
+def test_without_two_classes_to_choose_on_the_penalty_is_one(encoder: EncoderFolder) -> None:
+    data = word_task(2, 10)
+    data = replace(data, train=replace(data.train, labels=np.array([0.0, 1.0])))
+    assert {outcome.figures["penalty"] for outcome in fit_frozen(encoder, data, CONFIG).values()} == {1.0}

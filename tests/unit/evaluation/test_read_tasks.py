@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from megamask.errors import DataError
-from megamask.evaluation.formats.rows import limit_train
+from megamask.evaluation.formats.rows import few_classes, limit_train
 from megamask.evaluation.read_tasks import TaskFiles, find_tasks, hash_task, read_task
 from megamask.evaluation.settings import TASK_NAMES
 from megamask.evaluation.tasks import TASKS, Answer, TaskData
@@ -74,17 +74,19 @@ def test_every_fault_is_named_with_its_line(tmp_path: Path) -> None:
             {"split": "train", "label": 1},
             {"split": "dev", "sentence": ["x"], "label": 1},
             {"split": "dev", "sentence": "x", "label": -1},
+            {"split": "dev", "sentence": "half of \ud800", "label": 1},
         ],
     )
     with file.open("a") as handle:
         handle.write("not JSON\n[1]\n")
     first = len(LINES) + 1
     sentences = problems(tmp_path, "sst2")
-    assert [f"{file}, line {first + i}" in sentence for i, sentence in enumerate(sentences)] == [True] * 7
+    assert [f"{file}, line {first + i}" in sentence for i, sentence in enumerate(sentences)] == [True] * 8
     assert "the label must be one of 0, 1, but is 2" in sentences[0]
     assert "train, dev or test, but is 'eval'" in sentences[1]
     assert "no field 'sentence'" in sentences[2] and "must be a string, but is list" in sentences[3]
-    assert "not public" in sentences[4] and "not valid JSON" in sentences[5] and "is list" in sentences[6]
+    assert "not public" in sentences[4] and "unpaired surrogate" in sentences[5]
+    assert "not valid JSON" in sentences[6] and "is list" in sentences[7]
 
 
 def test_an_empty_split_and_a_single_class_are_refused(tmp_path: Path) -> None:
@@ -218,6 +220,14 @@ def test_a_limit_draws_the_same_examples_each_time(tmp_path: Path) -> None:
     assert few.train.texts == limit_train(data, 5).train.texts and len(few.train) == len(few.train.labels) == 5
     assert set(few.train.texts) < set(data.train.texts) and few.test is data.test
     assert few.counts["train_examples"] == 5 and limit_train(data, 20) is data
+
+
+def test_a_limit_that_leaves_one_class_is_named(tmp_path: Path) -> None:
+    write_lines(tmp_path / "sst2.jsonl", LINES)
+    data = read(tmp_path, "sst2")
+    (sentence,) = few_classes(data, 1)
+    assert "`max_train` must leave two classes of sst2" in sentence
+    assert few_classes(data, 15) == few_classes(data, None) == []
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:

@@ -59,3 +59,9 @@ def test_every_class_of_several_is_predicted() -> None:
     marked = Examples(tuple((f"{WORDS[int(label)]} and so on",) for label in labels), labels)
     outcome = bag_of_words(TaskData(TASKS["trec"], marked, marked))
     assert (outcome.predictions == labels).all() and not outcome.collapsed
+
+
+def test_without_any_word_the_largest_class_is_predicted_and_a_collapse() -> None:
+    empty = Examples((("",), (" ",), ("",)), np.array([1.0, 1.0, 0.0]))
+    outcome = bag_of_words(TaskData(TASKS["sst2"], empty, examples(5, right=True)))
+    assert "are empty" in outcome.collapsed and (outcome.predictions == 1).all()

@@ -117,8 +117,10 @@ def test_a_study_goes_on_from_its_results_alone(
     assert len(without_known(changed, other)) == 4
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_all_damaged_lines_are_named(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_text('{"kind": "study"}\n{"kind": "run", "arm": 3}\n')
-    with pytest.raises(DataError, match=r"results\.jsonl, line 2"):
+    path.write_bytes(b'{"kind": "study"}\n{"kind": "run", "arm": 3}\n\n{"kind": "cell"}\n\xff\n[]\n{"kind": "cel')
+    with pytest.raises(DataError) as error:
         read_results(path)
+    places = [f"{path}, line {number}, is damaged" in str(error.value) for number in range(1, 8)]
+    assert places == [False, True, False, True, True, True, True]

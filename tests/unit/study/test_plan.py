@@ -104,6 +104,22 @@ def test_every_problem_of_the_content_is_named(write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"tokens=1e5"', '"tokens=1e5", "tokens=1e5"', "each budget once"),
+        ("[1, 2]", "[1, 4611686018427387904]", "2**62"),
+        ("[1, 2]", "[1, true]", "`seeds.1`"),
+        ('role = "baseline"', 'role = "baseline"\nseed_offset = 1', "other seeds than those of the plan, which have 2"),
+        ('question = "q"', 'question = "q"\nmean_variant = "last"', "must be '', 'first' or 'mean', but is 'last'"),
+    ],
+)
+def test_what_would_repeat_a_run_or_fail_later_is_refused(old: str, new: str, words: str, write) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_plan(write(text=PLAN.replace(old, new)))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("budget", "amount"),
     [("tokens=1e6", ("tokens", 1e6)), ("time=90m", ("time", 5400)), ("flops=2e14", ("flops", 2e14))],
 )

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from megamask.errors import ConfigError
+from megamask.errors import ConfigError, DataError, StorageError
 from megamask.study.plan import PlannedArm, StudyPlan
+from megamask.study.study import task_problems
 from megamask.study.study_folder import open_study
+from tests.unit.evaluation.files import LINES, write_lines
 
 
 def test_the_same_plan_may_continue_and_grow(plan: StudyPlan, text: Path, tmp_path: Path) -> None:
@@ -41,3 +43,29 @@ def test_another_text_is_refused(plan: StudyPlan, text: Path, tmp_path: Path) ->
     (tmp_path / "plan.json").write_text(record.replace('"text_hash": "', '"text_hash": "0'))
     with pytest.raises(ConfigError, match="text_hash"):
         open_study(tmp_path, plan, text)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"arm": 3, "seeds": [1], "budgets": []}', "[]"])
+def test_a_damaged_plan_is_named_with_the_cure(content: str, plan: StudyPlan, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(DataError, match=r"plan\.json .* Delete it if the plan is that of the study"):
+        open_study(tmp_path, plan, text)
+    assert (tmp_path / "plan.json").read_text() == content
+
+
+def test_an_output_that_cannot_be_a_folder_is_named(plan: StudyPlan, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written: Not a directory"):
+        open_study(tmp_path / "file" / "study", plan, text)
+
+
+def test_tasks_without_files_are_named_before_any_run(plan: StudyPlan, tmp_path: Path) -> None:
+    (problem,) = task_problems(plan, str(tmp_path / "gone"))
+    assert "`tasks_data` must be a folder" in problem
+    (problem,) = task_problems(plan, str(tmp_path))[1:]
+    assert problem.startswith("sst2: put ")
+    pairs = replace(plan, evaluation=({"name": "blimp", "tasks": ["blimp"]},))
+    (problem,) = task_problems(pairs, "")
+    assert "blimp" in problem and "Set `tasks_data`" in problem
+    write_lines(tmp_path / "sst2.jsonl", LINES)
+    assert task_problems(plan, str(tmp_path)) == task_problems(replace(plan, evaluation=()), "") == []
