@@ -73,17 +73,22 @@ class LayerStack(nn.Module):
 
         With ``rows``, only these rows are updated: they attend to all rows, and the others keep their input values.
         """
-        numbers = range(*layers.indices(self.shape.num_layers))
+        depth = self.shape.num_layers if self.shape.layer_groups else len(self.layers)
+        numbers = range(*layers.indices(depth))
         turns = self._rotary(x, layout, numbers)
         shared = QueryKeyLayout(layout, rows)
         for number in numbers:
             rotary = turns.get(self.shape.theta(self.first + number))
-            call = functools.partial(self.layers[self.shape.weights_of(number)], layout=shared, rotary=rotary)
+            call = functools.partial(
+                self.layers[self.shape.weights_of(number) if self.shape.layer_groups else number],
+                layout=shared,
+                rotary=rotary,
+            )
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(call, x, use_reentrant=False, preserve_rng_state=self.keep_rng)
             else:
                 x = call(x)
-        if self.shape.num_layers - 1 not in numbers:
+        if depth - 1 not in numbers:
             return x
         return self.final_norm(x) if rows is None else x.index_copy(0, rows, self.final_norm(x.index_select(0, rows)))
 
