@@ -73,14 +73,14 @@ class LayerStack(nn.Module):
 
         With ``rows``, only these rows are updated: they attend to all rows, and the others keep their input values.
         """
-        depth = self.shape.num_layers if self.shape.layer_groups else len(self.layers)
+        depth = len(self.layers) * self.shape.num_layers // self.shape.own_layers
         numbers = range(*layers.indices(depth))
         turns = self._rotary(x, layout, numbers)
         shared = QueryKeyLayout(layout, rows)
         for number in numbers:
             rotary = turns.get(self.shape.theta(self.first + number))
             call = functools.partial(
-                self.layers[self.shape.weights_of(number) if self.shape.layer_groups else number],
+                self.layers[self.shape.weights_of(number)],
                 layout=shared,
                 rotary=rotary,
             )
