@@ -40,7 +40,7 @@ POINTS = {
     "backward": "deepspeed.runtime.engine:DeepSpeedEngine.backward",
     "step": "megamask.engine.engine:Engine.step",
     "stop": "megamask.health.stop_signals:StopRequest.any_rank",
-    "evaluation": "megamask.training.validation:validate",
+    "evaluation": "megamask.training.validation:validate_sources",
     "publish": "megamask.checkpoint.save:save_checkpoint",
     "save": "megamask.checkpoint.save:_write_share",
     "export": "megamask.training.summary:finish_run",
