@@ -137,8 +137,9 @@ def _unsupported(config: lazy_transformers.PreTrainedConfig, supported: dict[str
 def _bert_shape(model_type: str, settings: dict[str, Any]) -> EncoderShape:
     family = FAMILIES[model_type]
     config = getattr(lazy_transformers, family.config).from_dict(settings)
-    supported: dict[str, object] = {"is_decoder": False, "add_cross_attention": False, "inner_group_num": 1}
-    problems = _unsupported(config, supported | {"tie_word_embeddings": True})
+    supported: dict[str, object] = {"is_decoder": False, "add_cross_attention": False}
+    supported |= {"tie_word_embeddings": True, "inner_group_num": 1}
+    problems = _unsupported(config, supported)
     activation = getattr(config, family.activation)
     if activation not in family.activations:
         rule = f"be {' or '.join(repr(name) for name in family.activations)}"

@@ -208,7 +208,9 @@ class ModelConfig:
         layers, width = SIZES[self.size]
         width = self.hidden_size or width
         bert, roberta = self.preset != "modern", self.preset == "roberta"
-        family: Family | None = "roberta" if roberta else "electra" if self.embedding_size else None
+        family: Family | None = "roberta" if roberta else None
+        if self.layer_groups or self.embedding_size:
+            family = "albert" if self.layer_groups else "electra"
         return EncoderShape(
             preset="bert" if bert else "modern",
             vocab_size=token_ids.size,
@@ -223,7 +225,7 @@ class ModelConfig:
             position_offset=token_ids.pad + 1 if roberta else 0,
             global_every=self.global_every,
             local_window=self.local_window,
-            family="albert" if self.layer_groups else family,
+            family=family,
             # ALBERT has a projection even between equal widths
             embedding_size=self.embedding_size or (width if self.layer_groups else None),
             layer_groups=self.layer_groups,

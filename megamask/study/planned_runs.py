@@ -52,6 +52,8 @@ class PlannedRun:
     """The settings that its command names, in order."""
     folder: Path
     """Of the study."""
+    text: str
+    """Fingerprint of the text."""
     deepspeed: str
     evaluations: tuple[PlannedEvaluation, ...]
     references: bool = False
@@ -91,7 +93,6 @@ class PlannedRun:
 
         A setting that a later version adds does not change it: results of before still count.
         """
-        text = Shards.open(self.config.data).fingerprint if isinstance(self.config.data, Path) else ""
         values = flatten(as_dict(self.config))
         kept = {
             name: value
@@ -99,7 +100,7 @@ class PlannedRun:
             if not is_under(name, ("seed", "output", "data", "teacher.path"))
             and not (name in ADDED and ADDED[name] == value)
         }
-        return hashlib.sha256(json.dumps([kept, self.deepspeed, text], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([kept, self.deepspeed, self.text], sort_keys=True).encode()).hexdigest()
 
     def pretrain_arguments(self) -> list[str]:
         """The flags of `megamask pretrain`."""
@@ -262,7 +263,9 @@ def _plan_run(plan: StudyPlan, arm: PlannedArm, budget: str, folder: Path, text:
             per_step = step_flops(config, shards, texts, data)
         typed["steps"] = max(1, round(amount / per_step))
     config = _resolve(arm, typed)
-    return PlannedRun(arm, budget, -1, config, tuple(typed.items()), folder, plan.deepspeed, plan.evaluations)
+    return PlannedRun(
+        arm, budget, -1, config, tuple(typed.items()), folder, shards.fingerprint, plan.deepspeed, plan.evaluations
+    )
 
 
 def step_flops(config: PretrainConfig, shards: Shards, texts: Texts, data: Path) -> float:

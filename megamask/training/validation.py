@@ -41,21 +41,15 @@ class Validation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def validate(engine: Engine, packs: Packs, count: int, ids: TokenIds, unigram: Float[Tensor, " V"]) -> Validation:
-    """Evaluate on the first ``count`` held-out packs, or on all if there are fewer, a share on each rank. Collective.
-
-    ``unigram`` is the cross-entropy of a guess by frequency for each token, in nats. Every rank runs the same number of
-    forward passes; the results of surplus ones are dropped.
-    """
-    return _means(_sums(engine, packs, count, ids, unigram))
-
-
 def validate_sources(
     engine: Engine, sources: Mapping[str, Packs], count: int, ids: TokenIds, unigram: Float[Tensor, " V"]
 ) -> tuple[Validation, dict[str, Validation]]:
-    """The means over the targets of all sources together, and of each source, as `validate` evaluates it. Collective.
+    """The means over the targets of all sources together, and of each source. Collective.
 
-    The sources have equal weights if each has ``count`` packs, whatever their shares in training.
+    Evaluates the first ``count`` held-out packs of each source, or all if there are fewer, a share on each rank. The
+    sources have equal weights if each has ``count`` packs, whatever their shares in training. ``unigram`` is the
+    cross-entropy of a guess by frequency for each token, in nats. Every rank runs the same number of forward passes;
+    the results of surplus ones are dropped.
     """
     sums = {name: _sums(engine, packs, count, ids, unigram) for name, packs in sources.items()}
     return _means(torch.stack([*sums.values()]).sum(0)), {name: _means(each) for name, each in sums.items()}

@@ -16,7 +16,7 @@ from megamask.masking.rng import PackRng
 from megamask.objectives.mlm import MLM
 from megamask.runtime import ranks
 from megamask.training import validation
-from megamask.training.validation import SEED, Validation, source_figures, validate, validate_sources
+from megamask.training.validation import SEED, Validation, source_figures, validate_sources
 from tests.batches import IDS, pack
 from tests.tolerances import TOLERANCES
 from tests.unit.model.models import objective
@@ -70,6 +70,11 @@ def by_hand(model: MLM, count: int) -> Validation:
             lucky.append(label == IDS.size - 1)  # the most frequent token
     found = len(nll)
     return Validation(sum(nll) / found, sum(hits) / found, sum(guess) / found, sum(lucky) / found, found)
+
+
+def validate(engine: Bare, packs: HeldOut, count: int, *how) -> Validation:
+    """The evaluation of a single source."""
+    return validate_sources(engine, {"text": packs}, count, *how)[0]
 
 
 def close(found: Validation, expected: Validation) -> bool:
