@@ -323,7 +323,7 @@ def override_settings(base: PretrainConfig, values: dict[str, Any], source: str)
                 wrong.append(field_problem(PretrainConfig, each, f"{shown} in `{source}"))
     if has_shares(values.get("data")) and (values.get("mixture") or {}).get("shares"):
         wrong.append(f"`{source}` has shares in `data` and in `mixture.shares`. Remove one of them.")
-    raise_all(ConfigError, [*removed.values(), *wrong])
+    raise_all(ConfigError, list(dict.fromkeys([*removed.values(), *wrong])))  # a union has a problem for each member
     return config
 
 
