@@ -37,6 +37,10 @@ SUBCOMMANDS = {
     "prepare": Subcommand(
         "Turn text into a tokenizer and token shards.", "data.report:prepare_and_report", "data.settings:PrepareConfig"
     ),
+    "doctor": Subcommand(
+        "Predict the memory, time and disk of a run, and report everything that is wrong.",
+        "doctor.report:run_doctor", "doctor.settings:parse_doctor_command",
+    ),
     "pretrain": Subcommand("Train a model, or resume a run that was stopped.", "pretrain:main"),
     "export": Subcommand(
         "Write a checkpoint as a model for transformers.",

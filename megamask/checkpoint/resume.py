@@ -34,7 +34,7 @@ from megamask.checkpoint.resume_decision import (
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings_changes import find_changes
 from megamask.data.shards import Shards
-from megamask.errors import CheckpointError, StorageError
+from megamask.errors import CheckpointError, StorageError, raise_all
 from megamask.runtime import ranks
 from megamask.runtime.environment import describe_environment
 from megamask.storage import atomic_write, strict_json
@@ -205,13 +205,19 @@ def check_space(path: Path | str, checkpoint_bytes: int, checkpoints: int = 3) -
             free = shutil.disk_usage(folder).free
         except OSError as error:
             raise StorageError(storage_sentence(error, "write to the output folder", folder)) from None
-        if free < checkpoint_bytes * checkpoints:
-            raise StorageError(
-                f"{folder} has {free:,} bytes free, but {checkpoints} checkpoints of {checkpoint_bytes:,} bytes need "
-                f"{checkpoint_bytes * checkpoints:,}. Free some space or choose another output folder."
-            )
+        raise_all(StorageError, space_problems(folder, free, checkpoint_bytes, checkpoints))
 
     ranks.on_rank_zero(act)
+
+
+def space_problems(folder: Path, free: int, checkpoint_bytes: int, checkpoints: int = 3) -> list[str]:
+    """A sentence if ``free`` bytes do not hold that many checkpoints."""
+    if free >= checkpoint_bytes * checkpoints:
+        return []
+    return [
+        f"{folder} has {free:,} bytes free, but {checkpoints} checkpoints of {checkpoint_bytes:,} bytes need "
+        f"{checkpoint_bytes * checkpoints:,}. Free some space or choose another output folder."
+    ]
 
 
 def _on_rank_zero(run: RunFolder, act: Callable[[], Answer]) -> Answer:

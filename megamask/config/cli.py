@@ -40,6 +40,11 @@ class RunFlags:
     """A line for each setting that was left out or has an old name."""
     run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
 
+    @property
+    def num_ranks(self) -> int:
+        """The number of processes of the run."""
+        return launch_environment.world()
+
     def problems(self) -> list[str]:
         """Sentences for what is wrong with flags outside of the configuration."""
         return []
@@ -88,15 +93,16 @@ Flags = TypeVar("Flags", bound=RunFlags)
 
 def parse_command(arguments: list[str] | None = None) -> Command:
     """The command `megamask pretrain`; ConfigError with all problems of flags, recipe and file."""
-    return _parse(Command, sys.argv[1:] if arguments is None else arguments)
+    return parse_flags(Command, sys.argv[1:] if arguments is None else arguments)
 
 
 def parse_target_annotation(arguments: list[str]) -> TargetAnnotation:
     """The command `megamask annotate targets`; ConfigError with all problems of flags, recipe and file."""
-    return _parse(TargetAnnotation, arguments)
+    return parse_flags(TargetAnnotation, arguments)
 
 
-def _parse(kind: type[Flags], arguments: list[str]) -> Flags:
+def parse_flags(kind: type[Flags], arguments: list[str]) -> Flags:
+    """A command with the configuration of a run; ConfigError with all problems of flags, recipe and file."""
     known = _first_flags(arguments)
     problems = [*renamed_problems(flags_in(arguments)), *removed.removed_values(vars(known)).values()]
     of_flags = len(problems)
@@ -125,7 +131,7 @@ def _parse(kind: type[Flags], arguments: list[str]) -> Flags:
     problems += command.problems()
     if problems and whole:  # the others too; without the settings of the file, they may be none
         deepspeed = command.deepspeed if isinstance(command, Command) else None
-        problems += configuration.find_problems(run, deepspeed, launch_environment.world())[1]
+        problems += configuration.find_problems(run, deepspeed, command.num_ranks)[1]
     raise_all(ConfigError, problems)
     renamed = [] if ineffective_settings.is_record(settings) else renamed_problems(flatten(settings))
     notes = [f"{known.config}: {line}" for line in renamed] + notes

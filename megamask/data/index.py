@@ -57,8 +57,8 @@ def is_text(shards: Shards) -> Bool[np.ndarray, " V"]:
     return text
 
 
-def cached_index(shards: Shards, tokens: int, length: int) -> PackIndex:
-    """The index stored beside the shards, or a new one, which rank 0 stores if it can write the folder.
+def cached_index(shards: Shards, tokens: int, length: int, *, store: bool = True) -> PackIndex:
+    """The index stored beside the shards, or a new one, which rank 0 stores if it can write the folder and ``store``.
 
     Raises DataError for a token id outside of the vocabulary.
     """
@@ -67,7 +67,7 @@ def cached_index(shards: Shards, tokens: int, length: int) -> PackIndex:
     with suppress(Exception):  # it is missing or damaged, for which parsers raise errors of many kinds
         return _load(folder, shards.tokens, tokens, length)
     index = make_index(shards, tokens=tokens, length=length)
-    if len(index.first) > 1 and ranks.is_main():
+    if store and len(index.first) > 1 and ranks.is_main():
         _store(index, folder)
     return index
 

@@ -39,19 +39,20 @@ class Packs:
         per_step: int = 1,
         views: int = 1,
         targets: int = 0,
+        store: bool = True,
     ) -> None:
         """Packs of ``tokens`` tokens, from pieces of at most ``length`` tokens. Raises ConfigError, DataError.
 
         With ``views``, the ``per_step`` packs of a step contain ``per_step / views`` texts, each ``views`` times.
         ``targets`` is the largest number of targets in a pack: packs with fewer tokens that can be masked are left
-        out. If they are more than a quarter, DataError says why.
+        out. If they are more than a quarter, DataError says why. ``store``: a new index is stored beside the shards.
         """
         raise_all(ConfigError, _problems(tokens, length))
         assert per_step % views == 0
         self.shards, self.tokens, self.length, self.seed = shards, tokens, length, seed
         self.per_step, self.views = per_step, views
         self.token_ids = shards.token_ids
-        self._index = index = cached_index(shards, tokens, length)
+        self._index = index = cached_index(shards, tokens, length, store=store)
         self._check()
         rows = index.rows
         self.targets = targets

@@ -214,17 +214,22 @@ def local_data(cache: Path, vocab_size: int = 8192) -> Path:
 
     `data.local_text` collects it, so it depends on the installed packages. Takes less than a minute.
     """
-    installed = sorted(f"{package.name}=={package.version}" for package in distributions())
-    key = hashlib.sha256(json.dumps([installed, local_text.METHOD, METHOD, vocab_size]).encode()).hexdigest()[:12]
-    output = cache / f"local-{key}"
+    output = local_folder(cache, vocab_size)
     if (output / "manifest.json").exists():
         Shards.open(output)
         return output
     cache.mkdir(parents=True, exist_ok=True)
-    collected = cache / f"local-{key}.jsonl"
+    collected = output.with_suffix(".jsonl")
     if not collected.exists():
         with elapsed("collecting text of this machine"):
             write_atomic(
                 collected, ((json.dumps({"text": text}) + "\n").encode() for text in local_text.collect_local_text())
             )
     return prepare(PrepareConfig((str(collected),), output, vocab_size=vocab_size, valid_share=0.02, workers=1))
+
+
+def local_folder(cache: Path, vocab_size: int = 8192) -> Path:
+    """The folder that `local_data` prepares, whether or not it exists."""
+    installed = sorted(f"{package.name}=={package.version}" for package in distributions())
+    key = hashlib.sha256(json.dumps([installed, local_text.METHOD, METHOD, vocab_size]).encode()).hexdigest()[:12]
+    return cache / f"local-{key}"

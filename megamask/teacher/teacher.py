@@ -96,23 +96,7 @@ class Teacher:
         """
         assert config.path is not None
         model = frozen_lm.read_masked_lm(config.path, "teacher.path")
-        different = tokenizer_differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
-        problems = list(different)
-        if model.other_modules:
-            problems.append(
-                f"`teacher.path` is {config.path}, a run whose encoder has never seen [MASK]: only its "
-                f"{model.other_modules[0]} did. Train a run of the kind 'mlm' from it (`init`) first, or use another "
-                "model."
-            )
-        if not different and len(model.weight) < ids.size:
-            problems.append(
-                f"`teacher.path` has logits for {len(model.weight)} tokens, but its tokenizer has {ids.size} tokens. "
-                "They do not belong together."
-            )
-        if model.longest is not None and length > model.longest:
-            rule = f"be at most {model.longest}, the number of positions of `teacher.path`"
-            problems.append(must("packs.length", rule, length))
-        raise_all(ConfigError, problems)
+        raise_all(ConfigError, teacher_misfits(model, config.path, tokenizer, ids, length))
         fingerprint = model.fingerprint()
         return cls(_resized(model, vocab_size or ids.size), config, distill, ids, fingerprint)
 
@@ -222,6 +206,27 @@ def join_packs(layouts: Sequence[Layout]) -> tuple[Layout, list[int]]:
 
 def _text_rows(batch: PackedBatch, ids: TokenIds) -> Int64[Tensor, " Q"]:
     return (batch.tokens != ids.pad).nonzero().squeeze(1)
+
+
+def teacher_misfits(model: MaskedLM, path: str, tokenizer: Path, ids: TokenIds, length: int) -> list[str]:
+    """Sentences for why ``model``, the teacher at ``path``, does not fit a run; the arguments of `Teacher.load`."""
+    different = tokenizer_differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
+    problems = list(different)
+    if model.other_modules:
+        problems.append(
+            f"`teacher.path` is {path}, a run whose encoder has never seen [MASK]: only its "
+            f"{model.other_modules[0]} did. Train a run of the kind 'mlm' from it (`init`) first, or use another "
+            "model."
+        )
+    if not different and len(model.weight) < ids.size:
+        problems.append(
+            f"`teacher.path` has logits for {len(model.weight)} tokens, but its tokenizer has {ids.size} tokens. "
+            "They do not belong together."
+        )
+    if model.longest is not None and length > model.longest:
+        rule = f"be at most {model.longest}, the number of positions of `teacher.path`"
+        problems.append(must("packs.length", rule, length))
+    return problems
 
 
 def _resized(model: MaskedLM, vocab_size: int) -> MaskedLM:

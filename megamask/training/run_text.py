@@ -58,7 +58,7 @@ def open_run_text(config: PretrainConfig, early: Callable[[], AbstractContextMan
 
     def open_text() -> RunText:
         with early():
-            return _open_text(config, folders)
+            return open_sources(config, folders)
 
     folders = data_folders(config.data) or (ranks.on_rank_zero(prepare_text),)
     if config.verify:
@@ -69,19 +69,23 @@ def open_run_text(config: PretrainConfig, early: Callable[[], AbstractContextMan
     return ranks.all_ranks_or_none(lambda: first[0] if first else open_text())
 
 
-def _open_text(config: PretrainConfig, folders: tuple[Path, ...]) -> RunText:
+def open_sources(config: PretrainConfig, folders: tuple[Path, ...], *, store: bool = True) -> RunText:
+    """The text of a run in ``folders``. DataError with every problem. ``store`` is that of `Packs`."""
     train = open_splits(folders, "train")
     valid = open_splits(folders, "valid")
     problems: list[str] = []
     packs, held_out = None, {}
     try:
-        packs = training_packs(config, train)
+        packs = training_packs(config, train, store=store)
     except DataError as error:
         problems.extend(error.problems)
     sizes, targets = config.packs, EVALUATION.most_targets(config.packs.tokens)
     try:
         held_out = _each(
-            valid, lambda name: Packs(valid[name], tokens=sizes.tokens, length=sizes.length, seed=SEED, targets=targets)
+            valid,
+            lambda name: Packs(
+                valid[name], tokens=sizes.tokens, length=sizes.length, seed=SEED, targets=targets, store=store
+            ),
         )
     except DataError as error:
         problems.extend(error.problems)
@@ -98,8 +102,9 @@ def open_splits(folders: tuple[Path, ...], split: Split) -> dict[str, Shards]:
     return opened
 
 
-def training_packs(config: PretrainConfig, sources: dict[str, Shards]) -> TextPacks:
-    """The packs of a run with ``config``, of one source or mixed. DataError with every problem."""
+def training_packs(config: PretrainConfig, sources: dict[str, Shards], *, store: bool = True) -> TextPacks:
+    """The packs of a run with ``config``, of one source or mixed. DataError with every problem. ``store`` is that of
+    `Packs`."""
     if config.masking.unit != "token":
         _each(sources, lambda name: sources[name].check_words())
     sizes = config.packs
@@ -111,10 +116,10 @@ def training_packs(config: PretrainConfig, sources: dict[str, Shards]) -> TextPa
     step = {"per_step": sizes.per_step, "views": sizes.masks_per_text}
     if len(sources) == 1:
         (shards,) = sources.values()
-        return Packs(shards, seed=config.seed, **how, **step)
+        return Packs(shards, seed=config.seed, **how, **step, store=store)
     # a permutation of its own for each source; `seed` is below 2**63
     seeds = {name: config.seed + (place << 63) for place, name in enumerate(sources)}
-    packs = _each(sources, lambda name: Packs(sources[name], seed=seeds[name], **how))
+    packs = _each(sources, lambda name: Packs(sources[name], seed=seeds[name], **how, store=store))
     by_size = smoothed_shares([len(each) for each in packs.values()], config.mixture.alpha)
     shares = config.mixture.shares or by_size.tolist()
     order = SourceOrder(block_quotas(shares))

@@ -1,0 +1,189 @@
+"""Everything that is wrong with a planned run, by the checks that `megamask pretrain` makes before its first step.
+
+Nothing is written, and no process group or engine starts. Costs one reading of the text (unless `verify` is off, and
+for the index of packs unless it is stored beside the shards), of the initial weights and of the teacher.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megamask.checkpoint.inspect import inspect_folder
+from megamask.checkpoint.resume import space_problems
+from megamask.checkpoint.resume_decision import has_begun
+from megamask.checkpoint.run_folder import RunFolder
+from megamask.checkpoint.settings_changes import find_changes
+from megamask.config.pretrain_config import (
+    MAY_DIFFER_ON_RESUME,
+    PretrainConfig,
+    as_dict,
+    check_change,
+    find_problems,
+)
+from megamask.config.sources import data_folders
+from megamask.data import pos_tagger, prepare
+from megamask.data.manifest import check_shard_manifest
+from megamask.data.tokenizer import TOKENIZER
+from megamask.doctor.settings import DoctorCommand
+from megamask.engine import ds_file
+from megamask.errors import MegamaskError
+from megamask.model.encoder import Encoder
+from megamask.model.head import MaskedLMHead
+from megamask.model.shape import EncoderShape
+from megamask.objectives import objective as objectives
+from megamask.objectives.mlm import MLM
+from megamask.runtime.precision import device_support
+from megamask.runtime.precision_choice import PrecisionSupport
+from megamask.teacher.frozen_lm import MaskedLM, read_masked_lm
+from megamask.teacher.teacher import teacher_misfits
+from megamask.training.entropy_sources import sidecar_facts
+from megamask.training.initial_weights import initial_weights
+from megamask.training.run_text import RunText, open_sources
+from megamask.training.setup import open_stored_targets
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """The model of a planned run, without memory for its weights (on the device `meta`)."""
+
+    shape: EncoderShape
+    objective: MLM
+
+
+@dataclass
+class Examination:
+    """What was read of a planned run, as far as it could be, and sentences for everything that is wrong."""
+
+    ds: dict[str, Any] = field(default_factory=dict)
+    support: PrecisionSupport = field(default_factory=lambda: PrecisionSupport(False, ""))
+    text: RunText | None = None
+    """None: there is none yet, or it is damaged."""
+    model: PlannedModel | None = None
+    teacher: MaskedLM | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Add the sentences of an error of megamask to the problems."""
+        try:
+            yield
+        except MegamaskError as error:
+            self.problems += error.problems
+
+
+def examine(command: DoctorCommand) -> Examination:
+    """Check a planned run, and read what its memory and time depend on."""
+    config, found = command.run, Examination()
+    ds, problems = find_problems(config, command.deepspeed, command.num_ranks)
+    found.support = planned_support(command)
+    found.ds = ds_file.resolve_auto(ds, found.support)
+    found.problems += problems
+    with found.collect():
+        check_change(config, command.change)
+    _read_text(config, found)
+    if found.text is not None:
+        _check_parts(config, found, found.text)
+        with found.collect():
+            found.model = planned_model(config, found.text)
+        _check_folder(command, ds, found, found.text)
+    if found.model is not None:
+        weights = sum(p.numel() for p in found.model.objective.parameters())
+        found.problems += output_problems(config.output, 12 * weights)
+    return found
+
+
+def planned_support(command: DoctorCommand) -> PrecisionSupport:
+    """Whether the devices of the run multiply in bf16: as stated for GPUs, else as this CPU does."""
+    if command.machine.gpus is None:
+        return device_support(torch.device("cpu"))
+    multiplies = "are taken to multiply" if command.machine.gpu_bf16 else "do not multiply"
+    return PrecisionSupport(command.machine.gpu_bf16, f"the GPUs of the run {multiplies} in bf16 (`gpu_bf16`)")
+
+
+def _read_text(config: PretrainConfig, found: Examination) -> None:
+    folders = data_folders(config.data) or (prepare.local_folder(prepare.CACHE),)
+    if config.data is None and not folders[0].is_dir():
+        found.notes.append(
+            "`data` is not given, and the text of this machine is not prepared yet: the first run does that. Its model "
+            "is not known before."
+        )
+        return
+    if config.verify:
+        before = len(found.problems)
+        for folder in folders:
+            with found.collect():
+                check_shard_manifest(folder, verify=True)
+        if len(found.problems) > before:
+            return
+    with found.collect():
+        found.text = open_sources(config, folders, store=False)
+
+
+def planned_model(config: PretrainConfig, text: RunText) -> PlannedModel:
+    """The objective of a run, on the device `meta`. Raises ConfigError and CheckpointError as a run does."""
+    shape, weights = initial_weights(config, text.packs.token_ids, text.train.folder / TOKENIZER)
+    with torch.device("meta"):
+        encoder = Encoder(shape, config.model)
+        head = MaskedLMHead(encoder, config.model)
+        objective = objectives.build_objective(config.objective, encoder, head, config.entropy.measure)
+    if weights:
+        objectives.load_objective_weights(objective, weights)  # compares names and shapes; `meta` has no values
+    return PlannedModel(shape, objective)
+
+
+def _check_parts(config: PretrainConfig, found: Examination, text: RunText) -> None:
+    """Check what else a run reads: teacher, stored targets, sidecars, tags."""
+    if config.teacher.path is not None:
+        with found.collect():
+            teacher = read_masked_lm(config.teacher.path, "teacher.path")
+            ids, length = text.packs.token_ids, config.packs.length
+            found.problems += teacher_misfits(teacher, config.teacher.path, text.train.folder / TOKENIZER, ids, length)
+            found.teacher = teacher
+    if config.distill.stored:
+        with found.collect():
+            open_stored_targets(config, text)
+    if "sidecar" in config.entropy.kinds:
+        with found.collect():
+            sidecar_facts(config, text.train)
+    if config.masking.score == "part_of_speech":
+        with found.collect():
+            pos_tagger.tag_names(text.train)
+
+
+def _check_folder(command: DoctorCommand, ds: dict[str, Any], found: Examination, text: RunText) -> None:
+    """Check a run folder that exists: whether this is its run, and what a resume would do."""
+    run = RunFolder(command.run.output)
+    if not (run.config.is_file() and has_begun(run)):
+        if command.resume == "must":
+            found.problems.append(f"{run.path} holds no checkpoint, and `resume` is 'must'. Use 'auto' for a new run.")
+        return
+    identity = as_dict(command.run) | {"recipe": command.recipe, "deepspeed": ds, "text": text.train.fingerprint}
+    with found.collect():
+        find_changes(run, identity, tuple(MAY_DIFFER_ON_RESUME.union(command.change)), text.train)
+        report = inspect_folder(run.path, hashes=False)
+        (found.problems if report.exit_code else found.notes).extend(report.resume)
+
+
+def existing_parent(path: Path) -> Path:
+    """``path``, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def output_problems(output: Path, checkpoint_bytes: int) -> list[str]:
+    """Sentences if ``output`` cannot be written, or has no room for three checkpoints; writes nothing."""
+    folder = existing_parent(output)
+    if not folder.is_dir():
+        return [f"`output` is {output}, but {folder} is not a folder. Choose another output folder."]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [f"`output` is {output}, but {folder} cannot be written. Choose another output folder."]
+    return space_problems(folder, shutil.disk_usage(folder).free, checkpoint_bytes)

@@ -1,0 +1,303 @@
+"""The report of `megamask doctor`: what a run needs, as plain tables, then everything that is wrong."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import psutil
+import torch
+
+from megamask.config import cli
+from megamask.data.mixed_sources import MixedPacks
+from megamask.doctor import memory, step_memory
+from megamask.doctor.checks import Examination, PlannedModel, examine, existing_parent
+from megamask.doctor.memory import ModelSize, PackSize
+from megamask.doctor.run_time import predict_disk, predict_time
+from megamask.doctor.settings import DoctorCommand, parse_memory
+from megamask.doctor.step_memory import PlannedMemory, TeacherSize
+from megamask.engine import ds_file
+from megamask.engine.optimizer import parameter_groups
+from megamask.errors import ConfigError, raise_all
+from megamask.model.padded_grids import PaddedGrids
+from megamask.runtime.versions import installed_version
+from megamask.study.planned_runs import Texts, mean_step_flops
+from megamask.teacher.teacher import teacher_precision
+from megamask.training import summary
+from megamask.training.flop_counter import teacher_flops
+from megamask.training.flops import PackFlops
+from megamask.training.run_text import RunText
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def run_doctor(command: DoctorCommand) -> int:
+    """`megamask doctor`: print the report. Raises ConfigError with everything that is wrong, for exit code 2."""
+    if command.list_recipes:
+        print(cli.show_recipes())
+        return 0
+    if command.print_config:
+        print(cli.show_config(command.run))
+        return 0
+    found = examine(command)
+    print("\n".join(report_lines(command, found)), flush=True)
+    raise_all(ConfigError, found.problems)
+    return 0
+
+
+def report_lines(command: DoctorCommand, found: Examination) -> list[str]:
+    """The report about a planned run, as far as it could be read."""
+    lines = [f"recipe {command.recipe}, output {command.run.output}", *command.notes, *found.notes, ""]
+    if found.text is not None:
+        lines += ["text", *indented(text_facts(command, found.text)), ""]
+    if found.text is not None and found.model is not None:
+        plan = planned_memory(command, found, found.text, found.model)
+        lines += ["model", *indented(model_facts(found, found.model, plan)), ""]
+        lines += [*memory_report(command, plan), ""]
+        lines += ["time and disk", *indented(time_facts(command, found, found.text, plan)), ""]
+    return [*lines, "this machine", *indented(machine_facts(command))]
+
+
+def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
+    """How much text there is, how often the run reads it, and the loss of a guess by frequency."""
+    config, packs, shards = command.run, text.packs, text.train
+    counts = torch.from_numpy(shards.unigram).double()
+    guess = float((counts * text.unigram.double())[counts > 0].sum() / counts.sum())
+    ids = packs.token_ids.size
+    if isinstance(packs, MixedPacks):
+        lines = summary.mixture_lines(config, packs)
+    else:
+        epochs = config.steps * config.packs.per_step / config.packs.masks_per_text / len(packs)
+        lines = [
+            f"{shards.folder}: {shards.tokens:,} tokens in {shards.documents:,} documents",
+            f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full; the run reads them "
+            f"{epochs:.2f} times" + (" at most" if config.time_budget else ""),
+        ]
+    lines += [
+        f"{packs.left_out:,} tokens of text are in no pack",
+        f"vocabulary: {ids:,} tokens"
+        + ("" if ids % 64 == 0 else ", not a multiple of 64: products with it are slower on GPUs"),
+        f"loss of a uniform guess (ln V): {math.log(ids):.3f} nats; of a guess by frequency: {guess:.3f}, where a run "
+        "that learns nothing stays",
+    ]
+    if packs.short:
+        lines.append(f"{packs.shortage} They are left out.")
+    return lines
+
+
+def planned_memory(command: DoctorCommand, found: Examination, text: RunText, model: PlannedModel) -> PlannedMemory:
+    """The numbers that memory depends on, with the first pack of the run as the typical one."""
+    config = command.run
+    layout = text.packs.batch(0).layout
+    grids = PaddedGrids.by_length(layout).grids
+    scores = sum(grid.index.shape[0] * grid.index.shape[1] ** 2 for grid in grids)
+    cells = sum(grid.index.numel() for grid in grids)
+    if config.model.attention == "reference":
+        scores = layout.rows**2
+    parameters = list(model.objective.parameters())
+    muon = [
+        p
+        for group in parameter_groups(model.objective, config.optimizer)
+        if group.get("use_muon")
+        for p in group["params"]
+    ]
+    size = ModelSize(_count(parameters), _count(muon), max(p.numel() for p in parameters))
+    teacher = None
+    if found.teacher is not None:
+        weight = found.teacher.weight
+        numbers = {id(p): p for p in found.teacher.states.parameters()}
+        inside = any(p.data_ptr() == weight.data_ptr() for p in numbers.values())
+        total = _count(numbers.values()) + (0 if inside else weight.numel())
+        precision = teacher_precision(config.teacher, found.support).precision
+        teacher = TeacherSize(total, weight.shape[1], 2 if precision == "bf16" else 4)
+    return PlannedMemory(
+        config=config,
+        shape=model.shape,
+        size=size,
+        pack=PackSize(layout.rows, cells, scores),
+        place=step_memory.placement_of(found.ds, command.num_ranks),
+        gpu=command.machine.gpus is not None,
+        bf16=ds_file.choose_precision(found.ds, found.support).precision == "bf16",
+        teacher=teacher,
+    )
+
+
+def _count(parameters: Iterable[torch.Tensor]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def model_facts(found: Examination, model: PlannedModel, plan: PlannedMemory) -> list[str]:
+    """The shape of the model and its precision."""
+    shape = model.shape
+    lines = [
+        f"{shape.family or shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: "
+        f"{plan.size.weights:,} parameters",
+        f"precision: {ds_file.choose_precision(found.ds, found.support)}",
+    ]
+    if plan.size.muon:
+        lines.append(f"Muon trains {plan.size.muon:,} of them, AdamW the rest")
+    if plan.teacher:
+        lines.append(f"teacher: {plan.teacher.weights:,} parameters of {plan.teacher.bytes} bytes")
+    return lines
+
+
+def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
+    """Memory of a device by line for the asked placement, and the sums of all placements, with what fits."""
+    config = command.run
+    limit = memory_limit(command)
+    asked = plan.place
+    lines = [
+        f"memory of one device in GB (10^9 bytes), {asked.name}, {asked.ranks} ranks, packs of {config.packs.tokens:,}"
+    ]
+    with_and_without = [step_memory.device_lines(plan, asked, checkpointing) for checkpointing in (False, True)]
+    rows: list[Sequence[str]] = [("", "plain", "with activation checkpointing")]
+    rows += [(name, *(_gb(column[name]) for column in with_and_without)) for name in with_and_without[0]]
+    rows.append(("sum (an upper bound)", *(_gb(math.fsum(column.values())) for column in with_and_without)))
+    lines += indented(table(rows))
+    if before := step_memory.entropy_pass(plan, asked):
+        lines.append(f"  the pass that finds entropies needs {_gb(before)} before a step, at another time")
+    lines += ["", *indented(table(_stages(plan, limit)))]
+    if limit is None:
+        return [*lines, "  Without `gpu_memory` it is not known what fits."]
+    lines.append(
+        f"  fits: at most {_gb(limit)} GB, {1 - memory.RESERVE:.0%} of the memory; the rest is for CUDA, NCCL and gaps "
+        "of the allocator"
+    )
+    return [*lines, f"  {_advice(plan, limit)}"]
+
+
+def memory_limit(command: DoctorCommand) -> float | None:
+    """Bytes that a rank may use: of a GPU as stated, or of this machine's memory its share; None if not known."""
+    if command.machine.gpus is None:
+        return (1 - memory.RESERVE) * psutil.virtual_memory().total / command.num_ranks
+    stated = command.machine.gpu_memory and parse_memory(command.machine.gpu_memory)
+    return (1 - memory.RESERVE) * stated if stated else None
+
+
+def _stages(plan: PlannedMemory, limit: float | None) -> list[Sequence[str]]:
+    """A row for each placement: memory of a device and of the host, and the largest pack."""
+    head = ("", "state", "step", "sum", "with checkpointing", "host of a rank: start", "training", "save")
+    fits = () if limit is None else ("fits", "largest packs.tokens", "with checkpointing")
+    rows: list[Sequence[str]] = [(*head, *fits)]
+    for place in step_memory.placements(plan):
+        state = math.fsum(step_memory.state_memory_of(plan, place).device.values())
+        sums = [math.fsum(step_memory.device_lines(plan, place, on).values()) for on in (False, True)]
+        host = step_memory.host_peaks(plan, place)
+        name = f"{place.name} (as given)" if place == plan.place else place.name
+        row = [name, _gb(state), _gb(sums[0] - state), _gb(sums[0]), _gb(sums[1]), *map(_gb, host.values())]
+        if limit is not None:
+            row.append("yes" if sums[0] <= limit else "with checkpointing" if sums[1] <= limit else "no")
+            row += [f"{step_memory.largest_pack(plan, place, on, limit):,}" for on in (False, True)]
+        rows.append(row)
+    return rows
+
+
+def _advice(plan: PlannedMemory, limit: float) -> str:
+    """A sentence about the placement to use."""
+    if (chosen := step_memory.fastest(plan, limit)) is None:
+        return "Nothing fits: use smaller packs (`packs.tokens`), more GPUs, or a smaller model."
+    place, checkpointing = chosen
+    how = " with `model.activation_checkpointing`" if checkpointing else ""
+    return f"fastest of those that fit, by its communication: {place.name}{how}"
+
+
+def time_facts(command: DoctorCommand, found: Examination, text: RunText, plan: PlannedMemory) -> list[str]:
+    """FLOPs, tokens, time, jobs, and the disk for checkpoints."""
+    config, machine = command.run, command.machine
+    teacher = None
+    if found.teacher is not None:
+        teacher = teacher_flops(found.teacher.states, found.teacher.weight)
+    squares = squares_per_token(text, config.packs.length)
+    parts = mean_step_flops(config, PackFlops.of(config, plan.shape, teacher), squares)
+    step = math.fsum(parts[part] for part in ("student", "scoring", "teacher"))
+    tokens = config.packs.per_step * config.packs.tokens
+    shares = ", ".join(f"{part} {parts[part] / step:.0%}" for part in ("student", "scoring", "teacher") if parts[part])
+    most = " at most" if config.time_budget else ""
+    lines = [
+        f"{config.steps:,} steps of {tokens:,} tokens, {config.steps * tokens:,} tokens{most}",
+        f"{step / tokens:.3e} FLOPs a token, {step * config.steps:.3e} in all{most} ({shares})",
+    ]
+    time = predict_time(config, machine, command.num_ranks, step)
+    if time is None:
+        lines.append("time: not known. Give `tokens_per_second` (a probe job measures it) or `peak_flops`.")
+    else:
+        lines.append(f"rate: {time.rate:,.0f} tokens/s, {time.source}")
+        lines.append(f"time: {duration(time.seconds)}, without validation and checkpoints")
+        if time.jobs is not None:
+            lines.append(f"jobs of {machine.job_time}: {time.jobs}, one after the other")
+    disk = predict_disk(config, plan.size.weights, plan.size.muon)
+    folder = existing_parent(config.output)
+    free, inodes = shutil.disk_usage(folder).free, os.statvfs(folder)
+    lines.append(
+        f"checkpoint: {_gb(disk.checkpoint)} GB, {disk.written:,} in the run, {config.checkpoint.keep} kept; "
+        f"disk: {_gb(disk.most)} GB at most"
+    )
+    lines.append(f"{folder}: {_gb(free)} GB free" + (f", {inodes.f_favail:,} inodes free" if inodes.f_files else ""))
+    if free < disk.most:
+        found.problems.append(
+            f"`output` needs {disk.most:,.0f} bytes for {config.checkpoint.keep} checkpoints, the next one and the "
+            f"export, but {folder} has {free:,} free. Lower `checkpoint.keep` or choose another folder."
+        )
+    return lines
+
+
+def squares_per_token(text: RunText, length: int) -> float:
+    """`Texts.squares_per_token` of a text; of a mixture the mean of its sources by their shares."""
+    packs, texts = text.packs, Texts()
+    if not isinstance(packs, MixedPacks):
+        return texts.squares_per_token(text.train.folder, length)
+    return math.fsum(
+        share * texts.squares_per_token(packs.sources[name].shards.folder, length)
+        for name, share in packs.shares.items()
+    )
+
+
+def machine_facts(command: DoctorCommand) -> list[str]:
+    """Limits and versions of this machine, which may be the login node of the run's."""
+    names = ("torch", "deepspeed", "transformers", "numpy")
+    versions = ", ".join(f"{name} {installed_version(name) or 'absent'}" for name in names)
+    lines = [versions, f"CUDA of torch: {torch.version.cuda or 'none, this torch is for CPUs'}"]
+    if torch.cuda.is_available():
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        lines.append(f"GPU here: {torch.cuda.get_device_name()}; NCCL {nccl}")
+    elif command.machine.gpus:
+        lines.append("no GPU here: driver and NCCL are those of the nodes, not checked")
+    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lines.append(f"open files (ulimit -n): {files:,}, at most {hard:,}" if hard >= 0 else f"open files: {files:,}")
+    if SHARED_MEMORY.is_dir():
+        lines.append(f"{SHARED_MEMORY}: {_gb(shutil.disk_usage(SHARED_MEMORY).total)} GB")
+    lines.append(f"{len(os.sched_getaffinity(0))} cores, {_gb(psutil.virtual_memory().total)} GB of memory")
+    return lines
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows in aligned columns, the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def indented(lines: Iterable[str]) -> list[str]:
+    """``lines``, each two columns further to the right."""
+    return [f"  {line}" for line in lines]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as days, hours or minutes."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.0f} seconds"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:,.2f}" if count >= 1e7 or not count else f"{count / 1e9:.4f}"

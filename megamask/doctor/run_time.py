@@ -1,0 +1,62 @@
+"""How long a planned run takes, and how much disk it needs: arithmetic on FLOPs, rates and sizes, without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.time_budget import parse_duration
+from megamask.doctor.settings import MachineConfig
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """The rate of a run in tokens per second, padding included, where it comes from, and what follows."""
+
+    rate: float
+    source: str
+    seconds: float
+    jobs: int | None = None
+    """Jobs that the run needs, one after the other; None without a time limit."""
+
+
+def predict_time(config: PretrainConfig, machine: MachineConfig, devices: int, step_flops: float) -> RunTime | None:
+    """The time of a run, without validation and checkpoints; None if neither a rate nor a peak is known.
+
+    ``step_flops`` are those of a mean step. With a `time_budget`, a run takes this time.
+    """
+    tokens = config.packs.per_step * config.packs.tokens
+    peak = machine.peak_flops or config.log.peak_flops
+    if machine.tokens_per_second is not None:
+        rate, source = machine.tokens_per_second, "as stated (`tokens_per_second`)"
+    elif peak is not None:
+        rate = machine.assumed_mfu * peak * devices / step_flops * tokens
+        source = (
+            f"{machine.assumed_mfu:.0%} of {peak:.3g} FLOP/s on {devices} devices: an assumption "
+            "(`assumed_mfu`), not a measurement"
+        )
+    else:
+        return None
+    budget = config.time_budget and parse_duration(config.time_budget)
+    seconds = budget or config.steps * tokens / rate
+    limit = machine.job_time and parse_duration(machine.job_time)
+    return RunTime(rate, source, seconds, math.ceil(seconds / limit) if limit else None)
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """Bytes and number of checkpoints, and bytes of the run folder while one more is written, the export included."""
+
+    checkpoint: float
+    written: int
+    most: float
+
+
+def predict_disk(config: PretrainConfig, weights: int, muon: int) -> DiskUse:
+    """The disk that a run needs: fp32 weights and moments; `checkpoint.keep` checkpoints stay, and the next is written
+    before the oldest is deleted. ``muon``: how many of the ``weights`` Muon trains, with one moment instead of two."""
+    size = 12.0 * weights - 4.0 * muon
+    written = math.ceil(config.steps / config.checkpoint.every)
+    kept = min(written, config.checkpoint.keep + 1)
+    return DiskUse(size, written, kept * size + (4.0 * weights if config.export else 0.0))

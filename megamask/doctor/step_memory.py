@@ -1,0 +1,232 @@
+"""The memory of a planned run by ZeRO stage and offload: `memory` for its settings and a typical pack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.doctor import memory
+from megamask.doctor.memory import LayerSize, Lines, ModelSize, PackSize, Placement, StateMemory
+from megamask.engine.ds_file import zero_stage
+from megamask.model.shape import EncoderShape
+
+OFFLOADS = ("offload_optimizer", "offload_param")
+MOST_TOKENS = 2**21
+"""The largest pack that is tried."""
+
+
+@dataclass(frozen=True)
+class TeacherSize:
+    """A teacher's weights, the width of its states, and the bytes of its numbers."""
+
+    weights: int
+    width: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedMemory:
+    """What the memory of a run depends on."""
+
+    config: PretrainConfig
+    shape: EncoderShape
+    size: ModelSize
+    pack: PackSize
+    """Of a typical pack."""
+    place: Placement
+    """As the DeepSpeed file says."""
+    gpu: bool
+    bf16: bool
+    """Whether matrix products are in bf16; weights too, unless they stay in fp32 under autocast, as at stage 0."""
+    teacher: TeacherSize | None = None
+
+    @property
+    def packs_per_rank(self) -> int:
+        """Packs of a step on one rank."""
+        return self.config.packs.per_step // self.place.ranks
+
+    def layer(self, place: Placement) -> LayerSize:
+        """The arithmetic of a layer at ``place``."""
+        products_in_16 = place.bits16 or self.bf16
+        dropout = self.config.model.dropout > 0
+        attention: memory.Attention = "fused"
+        if self.config.model.attention == "reference" or (products_in_16 and not self.gpu):
+            attention = "products"
+        elif products_in_16 and not dropout and self.config.model.attention != "padded":
+            attention = "varlen"
+        return LayerSize(
+            width=self.shape.hidden_size,
+            inner=self.shape.intermediate_size,
+            heads=self.shape.num_heads,
+            gated=self.shape.preset == "modern",
+            attention=attention,
+            bytes=2 if products_in_16 else 4,
+            residual_bytes=2 if place.bits16 else 4,
+            split_norms=place.bits16 and not self.gpu,
+            dropout=dropout,
+        )
+
+    def with_tokens(self, tokens: int) -> PlannedMemory:
+        """The run with packs of ``tokens`` of the same kind of text."""
+        packs = replace(self.config.packs, tokens=tokens)
+        share = tokens / self.pack.tokens
+        pack = PackSize(tokens, round(self.pack.cells * share), round(self.pack.scores * share))
+        return replace(self, config=replace(self.config, packs=packs), pack=pack)
+
+
+def placement_of(ds: dict[str, Any], ranks: int) -> Placement:
+    """How a DeepSpeed file, with its `auto` resolved, keeps the state of a run."""
+    zero, default = ds.get("zero_optimization", {}), Placement(zero_stage(ds), ranks, False)
+    offloads = {key: (zero.get(key) or {}).get("device", "none") != "none" for key in OFFLOADS}
+    live = zero.get("stage3_max_live_parameters", zero.get("max_live_parameters", default.live))
+    return replace(
+        default,
+        bits16=ds.get("bf16", {}).get("enabled") is True,
+        offload_state=offloads["offload_optimizer"],
+        offload_weights=offloads["offload_param"],
+        bucket=int(zero.get("reduce_bucket_size", default.bucket)),
+        overlap=bool(zero.get("overlap_comm")) and default.stage < 3,
+        live=int(live),
+    )
+
+
+def placements(plan: PlannedMemory) -> list[Placement]:
+    """The stages and offloads that the optimizer allows, that of the DeepSpeed file among them; in its precision."""
+    listed = [*_placements(plan)]
+    return listed if plan.place in listed else [*listed, plan.place]
+
+
+def _placements(plan: PlannedMemory) -> Iterator[Placement]:
+    kind, own = plan.config.optimizer.kind, plan.place
+    bits16 = plan.bf16 and (own.bits16 or own.stage == 0)
+    stages = {"lamb": [0], "muon": [1, 2, 3]}.get(kind, [0, 1, 2, 3])
+    for stage in stages:
+        yield replace(
+            own, stage=stage, bits16=bits16 and stage > 0, offload_state=False, offload_weights=False,
+            overlap=own.overlap and stage < 3,
+        )  # fmt: skip
+    if kind == "adamw":
+        yield replace(own, stage=2, bits16=bits16, offload_state=True, offload_weights=False)
+        yield replace(own, stage=3, bits16=bits16, offload_state=True, offload_weights=True, overlap=False)
+
+
+def fastest(plan: PlannedMemory, limit: float) -> tuple[Placement, bool] | None:
+    """The lowest stage that fits into ``limit`` bytes, and whether with activation checkpointing; None: none does.
+
+    By its communication the lowest stage is the fastest, but not stage 0 in bf16, which casts fp32 weights in each
+    pass.
+    """
+    listed = sorted(placements(plan), key=lambda place: (place.offload_weights, place.offload_state, place.stage))
+    if plan.bf16 and len(listed) > 1:
+        listed = [place for place in listed if place.stage > 0]
+    for checkpointing in (False, True):
+        for place in listed:
+            if math.fsum(device_lines(plan, place, checkpointing).values()) <= limit:
+                return place, checkpointing
+    return None
+
+
+def activations(plan: PlannedMemory, place: Placement, checkpointing: bool) -> float:
+    """Bytes that autograd saves for the backward pass of all layers and of the embedding.
+
+    With ``checkpointing``: the inputs of the layers, and what is saved of the one that is computed again.
+    """
+    layer, residual = plan.layer(place), plan.layer(place).residual_bytes
+    by_layer = [
+        (memory.layer_activations(layer, pack, entry=number == 0), residual * pack.tokens * layer.width)
+        for number, pack in enumerate(_packs_of_layers(plan))
+    ]
+    outside = memory.outside_layers(layer, plan.pack)
+    if checkpointing:
+        return outside + sum(kept for _, kept in by_layer) + max(whole for whole, _ in by_layer)
+    return outside + sum(whole for whole, _ in by_layer)
+
+
+def _packs_of_layers(plan: PlannedMemory) -> list[PackSize]:
+    """What each layer computes: where [MASK] enters late, the layers before that have the visible tokens only."""
+    config = plan.config
+    layers = plan.shape.num_layers
+    if not config.objective.late:
+        return [plan.pack] * layers
+    hidden = config.masking.ratio.lowest * config.masking.corruption.mask
+    visible = plan.pack.scaled(1 - hidden)
+    if config.objective.kind == "mae_lm":
+        return [visible] * layers + [plan.pack] * config.objective.decoder.layers
+    depth = config.objective.depth or 0
+    return [visible] * depth + [plan.pack] * (layers - depth)
+
+
+def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> Lines:
+    """Bytes on one device in a training step, by line; their sum is an upper bound of the peak."""
+    config, layer = plan.config, plan.layer(place)
+    targets = config.masking.most_targets(config.packs.tokens, None if config.time_budget else config.steps)
+    taught = config.distill.active
+    rows = targets + (config.packs.tokens if taught and config.distill.positions == "all" else 0)
+    lines = dict(state_memory_of(plan, place).device)
+    if plan.bf16 and not place.bits16:
+        lines["weights in bf16 (autocast)"] = 2.0 * plan.size.weights
+    if config.entropy.ema_decay is not None:
+        lines["moving average"] = 4.0 * plan.size.weights
+    if plan.teacher is not None:
+        lines["teacher"] = float(_teacher_bytes(plan, plan.teacher, place))
+    lines["activations"] = activations(plan, place, checkpointing)
+    lines["head and loss"] = memory.head_activations(layer, rows, plan.shape.table_width) + memory.loss_chunk(
+        layer, rows, plan.shape.vocab_size, plan.shape.table_width, teacher=taught
+    )
+    lines["backward pass"] = memory.backward_working_set(layer, plan.pack)
+    return lines
+
+
+def _teacher_bytes(plan: PlannedMemory, teacher: TeacherSize, place: Placement) -> float:
+    """A teacher's weights on one device, and its states for all packs of a step."""
+    distill, packs = plan.config.distill, plan.config.packs
+    whole = teacher.weights * teacher.bytes
+    table = plan.shape.vocab_size * teacher.width * teacher.bytes
+    # partitioned or offloaded, the output matrix is whole on every rank, and layers pass through the device
+    weights = whole if plan.config.teacher.deepspeed is None else whole / place.ranks + table
+    if not distill.active or distill.stored is not None:
+        return weights
+    rows = packs.tokens if distill.positions == "all" else plan.config.masking.most_targets(packs.tokens)
+    return weights + rows * teacher.width * teacher.bytes * plan.packs_per_rank
+
+
+def entropy_pass(plan: PlannedMemory, place: Placement) -> float:
+    """Bytes of the pass that finds entropies, before a step, while its activations do not exist yet; 0 without one."""
+    if not {"exact", "teacher"}.intersection(plan.config.entropy.kinds):
+        return 0.0
+    layer = plan.layer(place)
+    states = layer.bytes * plan.pack.tokens * layer.width
+    return memory.forward_working_set(layer, plan.pack) + states + 2**22 * (layer.bytes + 4.0)
+
+
+def state_memory_of(plan: PlannedMemory, place: Placement) -> StateMemory:
+    """Weights, gradients and moments at ``place``."""
+    return memory.state_memory(plan.size, place)
+
+
+def host_peaks(plan: PlannedMemory, place: Placement) -> Lines:
+    """Bytes of one rank in the memory of its host, at three times; without libraries and the text."""
+    steady = sum(state_memory_of(plan, place).host.values())
+    moments = 8.0 * (plan.size.weights - plan.size.muon) + 4.0 * plan.size.muon
+    return {
+        "start": 8.0 * plan.size.weights,  # the initial weights of the whole model in fp32, and a copy
+        "training": steady,
+        "save": steady + (4.0 * plan.size.weights + moments) / place.ranks,
+    }
+
+
+def largest_pack(plan: PlannedMemory, place: Placement, checkpointing: bool, limit: float) -> int:
+    """The largest `packs.tokens` in steps of `packs.length` whose step fits into ``limit`` bytes; 0: none does."""
+    length = plan.config.packs.length
+
+    def fits(count: int) -> bool:
+        return math.fsum(device_lines(plan.with_tokens(count * length), place, checkpointing).values()) <= limit
+
+    low, high = 0, MOST_TOKENS // length
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low * length

@@ -1,0 +1,123 @@
+"""The whole command on a small text: what it reports, that it finds everything wrong at once, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megamask.config.pretrain_config import as_dict
+from megamask.doctor import step_memory
+from megamask.doctor.checks import examine
+from megamask.doctor.report import planned_memory, report_lines, run_doctor
+from megamask.doctor.settings import DoctorCommand, parse_doctor_command
+from megamask.doctor.step_memory import PlannedMemory, placement_of
+from megamask.errors import ConfigError
+from megamask.model.encoder import Encoder
+from megamask.model.head import MaskedLMHead
+from megamask.objectives.objective import build_objective
+
+SIZES = {"packs.tokens": 256, "packs.length": 64, "packs.per-step": 4, "model.num-layers": 3, "model.hidden-size": 64}
+FLAGS = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+
+
+def command(text: Path, output: Path, *more: str) -> DoctorCommand:
+    return parse_doctor_command(["--data", str(text), "--output", str(output), *FLAGS, *more])
+
+
+def memory_of(text: Path, output: Path, *more: str) -> PlannedMemory:
+    parsed = command(text, output, *more)
+    found = examine(parsed)
+    assert found.text and found.model and not found.problems
+    return planned_memory(parsed, found, found.text, found.model)
+
+
+def test_it_reports_and_writes_nothing(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    before = {path: path.stat().st_mtime_ns for path in text.rglob("*")}
+    flags = ("--gpus", "2", "--gpu-memory", "80GB", "--tokens-per-second", "1000", "--job-time", "1h")
+    assert run_doctor(command(text, tmp_path / "run", *flags)) == 0
+    out = capsys.readouterr().out
+    assert "fastest of those that fit" in out
+    assert {path: path.stat().st_mtime_ns for path in text.rglob("*")} == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_everything_wrong_is_reported_at_once(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    flags = ("--gpus", "3", "--distill.weight.start", "0.5", "--teacher.path", str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        run_doctor(command(text, tmp_path / "file" / "run", *flags))
+    for part in ("`packs.per_step` must", "`teacher.path` is", "`output` is"):
+        assert sum(part in problem for problem in caught.value.problems) == 1
+    assert caught.value.exit_code == 2
+
+
+def test_damaged_text_is_a_problem_of_the_plan(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_doctor(command(tmp_path / "missing", tmp_path / "run"))
+    assert "is not a folder" in str(caught.value)
+
+
+def test_the_folder_of_another_run_is_refused(text: Path, tmp_path: Path) -> None:
+    parsed = command(text, tmp_path / "run")
+    fingerprint = examine(parsed).text.train.fingerprint
+    (tmp_path / "run" / "checkpoints" / "step-1").mkdir(parents=True)
+    there = as_dict(replace(parsed.run, seed=2)) | {"recipe": parsed.recipe, "deepspeed": {}, "text": fingerprint}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(there))
+    assert any("`seed`" in problem for problem in examine(parsed).problems)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--objective.kind", "three_ml", "--objective.depth", "1"), ("--objective.kind", "mae_lm")],
+    ids=["mlm", "three_ml", "mae_lm"],
+)
+def test_the_counted_model_is_the_one_that_a_run_builds(text: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    parsed = command(text, tmp_path / "run", *more)
+    found = examine(parsed)
+    assert found.model and found.text
+    config = parsed.run
+    encoder = Encoder(found.model.shape, config.model)
+    real = build_objective(config.objective, encoder, MaskedLMHead(encoder, config.model))
+    planned = {name: p.shape for name, p in found.model.objective.named_parameters()}
+    assert planned == {name: p.shape for name, p in real.named_parameters()}
+    assert {p.device.type for p in found.model.objective.parameters()} == {"meta"}
+
+
+def test_the_largest_pack_fits_and_the_next_does_not(text: Path, tmp_path: Path) -> None:
+    plan = memory_of(text, tmp_path / "run")
+    for checkpointing in (False, True):
+        limit = 5 * math.fsum(step_memory.device_lines(plan, plan.place, checkpointing).values())
+        tokens = step_memory.largest_pack(plan, plan.place, checkpointing, limit)
+        sums = [
+            math.fsum(step_memory.device_lines(plan.with_tokens(size), plan.place, checkpointing).values())
+            for size in (tokens, tokens + 64)
+        ]
+        assert sums[0] <= limit < sums[1]
+    assert step_memory.largest_pack(plan, plan.place, False, 0.0) == 0
+
+
+def test_checkpointing_and_late_masks_save_activations(text: Path, tmp_path: Path) -> None:
+    plan = memory_of(text, tmp_path / "run")
+    late = memory_of(text, tmp_path / "run", "--objective.kind", "three_ml", "--objective.depth", "2")
+    plain = step_memory.activations(plan, plan.place, False)
+    assert step_memory.activations(plan, plan.place, True) < plain
+    assert step_memory.activations(late, late.place, False) < plain
+
+
+def test_the_placement_is_that_of_the_file() -> None:
+    ds = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}, "reduce_bucket_size": 5e7}}
+    place = placement_of(ds | {"bf16": {"enabled": True}}, 4)
+    assert (place.stage, place.bits16, place.offload_weights, place.offload_state) == (3, True, True, False)
+    assert place.bucket == 50_000_000
+
+
+def test_without_prepared_text_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megamask.data.prepare.CACHE", tmp_path / "cache")
+    parsed = parse_doctor_command(["--output", str(tmp_path / "run")])
+    lines = report_lines(parsed, examine(parsed))
+    assert any("not prepared yet" in line for line in lines)
+    assert not list(tmp_path.iterdir())

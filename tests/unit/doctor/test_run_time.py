@@ -1,0 +1,72 @@
+"""Time and disk: relations between rates, steps and limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.settings import CheckpointConfig
+from megamask.doctor.run_time import predict_disk, predict_time
+from megamask.doctor.settings import MachineConfig, parse_memory
+from megamask.errors.setting_rules import settings_problems
+
+CONFIG = PretrainConfig(steps=1000, checkpoint=CheckpointConfig(every=100, keep=3))
+TOKENS = CONFIG.packs.per_step * CONFIG.packs.tokens
+
+
+def test_a_measured_rate_gives_the_time_of_all_tokens() -> None:
+    time = predict_time(CONFIG, MachineConfig(tokens_per_second=5000, job_time="1h"), 8, step_flops=1e12)
+    assert time is not None and time.jobs is not None
+    assert time.seconds * 5000 == pytest.approx(1000 * TOKENS)
+    assert (time.jobs - 1) * 3600 < time.seconds <= time.jobs * 3600
+
+
+def test_an_assumed_rate_spends_the_share_of_the_peak_of_all_devices() -> None:
+    time = predict_time(CONFIG, MachineConfig(peak_flops=1e14, assumed_mfu=0.5), 8, step_flops=1e12)
+    assert time is not None
+    assert time.seconds * 0.5 * 1e14 * 8 == pytest.approx(1000 * 1e12)
+    assert "assumption" in time.source
+
+
+def test_without_a_rate_there_is_no_time() -> None:
+    assert predict_time(CONFIG, MachineConfig(), 8, step_flops=1e12) is None
+
+
+def test_a_budget_is_the_time() -> None:
+    time = predict_time(replace(CONFIG, time_budget="2h"), MachineConfig(tokens_per_second=1), 1, step_flops=1.0)
+    assert time is not None and time.seconds == 7200
+
+
+def test_disk_holds_the_kept_checkpoints_and_the_next() -> None:
+    disk = predict_disk(replace(CONFIG, export=False), weights=10, muon=0)
+    assert (disk.checkpoint, disk.written, disk.most) == (120, 10, 480)
+    short = predict_disk(replace(CONFIG, steps=1, export=False), weights=10, muon=0)
+    assert (short.written, short.most) == (1, 120)
+
+
+@pytest.mark.parametrize(("amount", "size"), [("80GB", 80e9), ("40GiB", 40 * 2**30), ("1.5TB", 1.5e12)])
+def test_memory_has_a_unit(amount, size) -> None:
+    assert parse_memory(amount) == size
+
+
+@pytest.mark.parametrize("amount", ["80", "GB", "-1GB", "80 GB", "0GB", "1e3GB"])
+def test_other_amounts_are_refused(amount) -> None:
+    (problem,) = settings_problems(MachineConfig(gpus=1, gpu_memory=amount))
+    assert "`gpu_memory`" in problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (MachineConfig(gpu_memory="80GB"), "gpu_memory"),
+        (MachineConfig(gpus=8, nodes=3), "gpus"),
+        (MachineConfig(job_time="24"), "job_time"),
+        (MachineConfig(assumed_mfu=0.3), "assumed_mfu"),
+        (MachineConfig(tokens_per_second=1.0, peak_flops=1.0), "peak_flops"),
+    ],
+)
+def test_settings_without_effect_or_meaning_are_refused(settings, name) -> None:
+    (problem,) = settings_problems(settings)
+    assert f"`{name}`" in problem
