@@ -58,6 +58,7 @@ LINES: dict[str, Callable[[Place], list[object]]] = {
     "show-masks": lambda at: ["--model", at.model, "--sentence", "a b."],
     "analyze-rank": lambda at: ["--run", at.run, "--output", at.output, "--tokens", 500, "--length", 64],
     "inspect": lambda at: ["--run", at.run],
+    "doctor": lambda at: training(at.data, at.output, steps=2),
     "replay": lambda at: ["--run", at.run, "--step", 6],
     "bench": lambda at: [
         *["--data", at.data, "--json", at.output, "--preset", "bert", "--precisions", "fp32"],
@@ -65,6 +66,6 @@ LINES: dict[str, Callable[[Place], list[object]]] = {
     ],
 }  # fmt: skip
 """The arguments of each subcommand, with an output in a folder of its own."""
-WRITE_NOTHING = {"show-masks", "inspect"}
+WRITE_NOTHING = {"show-masks", "inspect", "doctor"}
 ELSEWHERE = {"evaluate", "study"}
 """Commands whose own tests try this: one needs data of its own, the other starts the commands above."""
