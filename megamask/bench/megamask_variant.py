@@ -33,6 +33,7 @@ from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives import objective as objectives
 from megamask.runtime import private_api, ranks
+from megamask.runtime.cpu_memory import keep_freed_memory
 from megamask.runtime.precision import Precision
 from megamask.schedules import Schedule
 from megamask.teacher.teacher import Teacher
@@ -101,6 +102,8 @@ class MegamaskVariant:
         )  # fmt: skip
 
     def run(self, steps: int) -> Round:
+        if ranks.device().type == "cpu":
+            keep_freed_memory()
         clock, first = Clock(), self._step
         self._take_step()
         self._meters.take()

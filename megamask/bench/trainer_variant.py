@@ -29,6 +29,7 @@ from megamask.data.read_documents import ReadOptions, normalize_text, read_docum
 from megamask.data.shards import Shards
 from megamask.errors import DataError
 from megamask.model.shape import EncoderShape
+from megamask.runtime.cpu_memory import return_freed_memory
 from megamask.runtime.precision import Precision
 
 Example = dict[str, list[int]]
@@ -207,6 +208,7 @@ class TrainerVariant:
         self._trainer.remove_callback(PrinterCallback)
 
     def run(self, steps: int) -> Round:
+        return_freed_memory()  # a run of megamask keeps it, and the Trainer in a process of its own would not
         self._trainer.args.max_steps = steps + 1
         self._trainer.train_dataset = self._setup.examples_of(self._round, steps + 1)
         self._round += 1

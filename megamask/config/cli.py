@@ -120,12 +120,8 @@ def parse_flags(kind: type[Flags], arguments: list[str]) -> Flags:
     command = _read_flags(kind, corrected_flags(arguments), kind(recipe, run=base), problems)
     typed = ineffective_settings.typed(command.run, corrected_flags(arguments), settings)
     run, notes = ineffective_settings.leave_out(command.run, typed, recipe)
-    late = {
-        "entropy.audit.every": configuration.late_audit(run),
-        "masking.token_type.every": configuration.late_update(run),
-    }
-    for name, sentence in late.items():
-        (problems if name in typed else notes).extend([sentence] if sentence else [])
+    for name, sentence in configuration.late_settings(run).items():
+        (problems if name in typed else notes).append(sentence)
     if has_shares(command.run.data) and "mixture.shares" in flags_in(arguments):
         problems.append("`data` has shares, and so has `mixture.shares`. Remove one of them.")
     problems += command.problems()

@@ -148,22 +148,16 @@ def config_problems(config: PretrainConfig) -> list[str]:
     return problems
 
 
-def late_audit(config: PretrainConfig) -> str:
-    """A sentence if the first audit would come only when the run is over, else an empty string."""
-    every = config.entropy.audit.every
-    if every is None or every < config.steps:
-        return ""
-    rule = f"be less than `steps` ({config.steps}), or there is no audit"
-    return must("entropy.audit.every", rule, every)
-
-
-def late_update(config: PretrainConfig) -> str:
-    """A sentence if the score `token_type` would first be updated when the run is over, else an empty string."""
-    every = config.masking.token_type.every
-    if config.masking.score != "token_type" or every < config.steps:
-        return ""
-    rule = f"be less than `steps` ({config.steps}), or all masks are random"
-    return must("masking.token_type.every", rule, every)
+def late_settings(config: PretrainConfig) -> dict[str, str]:
+    """Settings that would first act when the run is over, each with a sentence."""
+    updates = {"entropy.audit.every": (config.entropy.audit.every, "there is no audit")}
+    if config.masking.score == "token_type":
+        updates["masking.token_type.every"] = (config.masking.token_type.every, "all masks are random")
+    return {
+        name: must(name, f"be less than `steps` ({config.steps}), or {otherwise}", every)
+        for name, (every, otherwise) in updates.items()
+        if every is not None and every >= config.steps
+    }
 
 
 def changeable(config: PretrainConfig) -> dict[str, object]:

@@ -23,7 +23,19 @@ def keep_freed_memory() -> bool:
 
     The heap then stays at the size of the largest step until the process ends.
     """
+    return any(_set_thresholds(mmap=size, trim=-1) for size in LARGEST_BLOCKS)
+
+
+def return_freed_memory() -> bool:
+    """Undo `keep_freed_memory`: what glibc does in a process that has freed a large block and was told nothing.
+
+    By then it takes blocks of up to 32 MiB from the heap and gives back the end of the heap beyond 64 MiB.
+    """
+    return _set_thresholds(mmap=2**25, trim=2**26)
+
+
+def _set_thresholds(mmap: int, trim: int) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # not glibc
         return False
-    return any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_BLOCKS) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+    return bool(mallopt(M_MMAP_THRESHOLD, mmap)) and bool(mallopt(M_TRIM_THRESHOLD, trim))

@@ -20,7 +20,7 @@ from megamask.config.pretrain_config import (
     PretrainConfig,
     as_dict,
     check_config,
-    late_audit,
+    late_settings,
     override_settings,
     resolve_phases,
 )
@@ -295,8 +295,7 @@ def _resolve(arm: PlannedArm, values: Mapping[str, Any]) -> PretrainConfig:
     """The configuration that the command line of a run gives; ConfigError as `megamask pretrain` raises it."""
     config = override_settings(recipes.find_recipe(arm.recipe), _nested(values), f"arm {arm.name}")
     config, _ = ineffective_settings.leave_out(config, set(values), arm.recipe)
-    if "entropy.audit.every" in values and (late := late_audit(config)):
-        raise ConfigError(late)
+    raise_all(ConfigError, [sentence for name, sentence in late_settings(config).items() if name in values])
     return resolve_phases(config)
 
 
