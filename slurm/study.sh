@@ -4,7 +4,7 @@
 # Array index i trains and evaluates run i of the plan, on one GPU. `megamask study PLAN --dry-run` prints the numbers
 # and how many there are. A run whose teacher is a run of the study ends with code 1 if that is not finished: submit
 # its index again later. Every task writes the results and the report of what has been computed so far.
-# --array=0-71%8 runs at most eight at a time.
+# --array=0-N%8 runs at most eight at a time.
 #
 # After preemption or a failed node, Slurm requeues the task. After a time limit, submit the same command again. A run
 # resumes from its newest checkpoint, and what is finished is not repeated.

@@ -134,6 +134,7 @@ class JobQueue:
         self._waiting = [run for run in runs if next_command(run, read_record(run))]
         self._free, self._tasks_data = list(slots), tasks_data
         self._launch, self._busy = secrets.token_hex(4), list[PlannedRun]()
+        self._started = list[RunningCommand]()
         self.running: list[RunningCommand] = []
 
     @property
@@ -141,9 +142,8 @@ class JobQueue:
         """Runs that wait or are in work."""
         return len(self._waiting) + len(self.running)
 
-    def start_next(self) -> list[RunningCommand]:
-        """Start commands on the free slots, in order; returns them. A run waits for that of its teacher."""
-        started = []
+    def start_next(self) -> None:
+        """Start commands on the free slots, in order. A run waits for that of its teacher."""
         while self._free and (run := next((each for each in self._waiting if self._is_ready(each)), None)):
             self._waiting.remove(run)
             run.record.parent.mkdir(parents=True, exist_ok=True)
@@ -153,9 +153,13 @@ class JobQueue:
                 self._busy.append(run)
                 continue
             if step := next_command(run, read_record(run)):
-                started.append(self._start(run, step, self._free.pop(0), lock))
+                self._start(run, step, self._free.pop(0), lock)
             else:
                 lock.close()
+
+    def take_started(self) -> list[RunningCommand]:
+        """The commands that were started, since the last call."""
+        started, self._started = self._started, []
         return started
 
     def take_busy(self) -> list[PlannedRun]:
@@ -207,7 +211,7 @@ class JobQueue:
             return strict_json.read_json(teacher)[PRETRAIN]["state"] == "finished"
         return False
 
-    def _start(self, run: PlannedRun, step: str, slot: Slot, lock: Lock) -> RunningCommand:
+    def _start(self, run: PlannedRun, step: str, slot: Slot, lock: Lock) -> None:
         if step == PRETRAIN:
             words = megamask_command("pretrain", run.pretrain_arguments())
         else:
@@ -221,7 +225,7 @@ class JobQueue:
                 start_new_session=True, preexec_fn=partial(_begin, slot.cores),
             )  # fmt: skip
         self.running.append(RunningCommand(run, step, slot, lock, process))
-        return self.running[-1]
+        self._started.append(self.running[-1])
 
 
 def describe_end(command: RunningCommand, record: CommandRecord) -> str:

@@ -99,12 +99,13 @@ def run_jobs(runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str)
     queue, failed = JobQueue(runs, slots, tasks_data), list[str]()
     try:
         while queue.unfinished:
-            for command in queue.start_next():
-                print(f"{command.run.name}: {command.step} started, log {command.run.log(command.step)}", flush=True)
+            queue.start_next()
             for command, record in queue.finish():
                 print(f"{describe_end(command, record)}; {describe_left(runs, len(slots))}", flush=True)
                 if record.state != "finished":
                     failed.append(f"{command.run.name}: {command.step} {record.state}: {record.reason}")
+            for command in queue.take_started():
+                print(f"{command.run.name}: {command.step} started, log {command.run.log(command.step)}", flush=True)
             for run in queue.take_busy():
                 print(f"{run.name}: another process works on it", flush=True)
             if blocked := queue.blocked():

@@ -51,7 +51,10 @@ def work(queue: JobQueue) -> list[str]:
 def test_commands_run_in_order_and_only_once(runs: list[PlannedRun], script) -> None:
     script("import os, sys; print(sys.argv[1], len(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])")
     expected = [f"{run.name} {step} finished" for run in runs[:2] for step in ("pretrain", "frozen")]
-    assert work(JobQueue(runs[:2], SLOTS, "")) == expected
+    queue = JobQueue(runs[:2], SLOTS, "")
+    assert work(queue) == expected
+    assert [f"{command.run.name} {command.step} finished" for command in queue.take_started()] == expected
+    assert not queue.take_started()
     assert runs[0].log("frozen").read_text() == "evaluate 1 1\n"
     record = read_record(runs[0])["pretrain"]
     assert record.state == "finished" and record.peak_memory > 2**20 and record.seconds > 0
