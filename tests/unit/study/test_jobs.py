@@ -111,7 +111,8 @@ def test_stop_ends_commands_that_ignore_signals_and_what_they_started(runs: list
         "print('ready', flush=True); time.sleep(600)"
     )
     queue = JobQueue(runs[:2], SLOTS * 2, "")
-    for command in queue.start_next():
+    queue.start_next()
+    for command in queue.running:
         while "ready" not in command.run.log("pretrain").read_text():
             time.sleep(0.02)
     commands = [psutil.Process(command.process.pid) for command in queue.running]
