@@ -58,6 +58,7 @@ class _LostText:
     lost_characters: Count
     removed_characters: Count
     examples: list[tuple[str, Count]]
+    bytes: Count = 0
     removed_examples: list[tuple[str, Count]] = field(default_factory=list)
 
 

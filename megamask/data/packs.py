@@ -76,6 +76,11 @@ class Packs:
         return len(self._index.first) - 1
 
     @property
+    def bytes_per_token(self) -> float | None:
+        """See `Shards.bytes_per_token`."""
+        return self.shards.bytes_per_token
+
+    @property
     def left_out(self) -> int:
         """Tokens of text in no pack, because less than 90 % of their pack was filled."""
         return self.shards.tokens - int(self._index.sizes.sum(dtype=np.int64))

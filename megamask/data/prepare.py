@@ -46,7 +46,7 @@ from megamask.storage.atomic_write import atomic_folder, write_atomic
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megamask"
 """The folder for the prepared text of this machine."""
 # part of the identity of a result: increase it when the bytes that are written change
-METHOD = 3
+METHOD = 4
 
 
 def prepare(config: PrepareConfig) -> Path:

@@ -90,6 +90,15 @@ class Shards:
         """Documents of the split."""
         return self.manifest["splits"][self.split]["documents"]
 
+    @property
+    def bytes_per_token(self) -> float | None:
+        """UTF-8 bytes of the split's text per token, without special tokens; None if the shards do not record bytes.
+
+        The text is that of `prepare` before the tokenizer: with whitespace, and with what the tokenizer loses.
+        """
+        counted = self.manifest.get("coverage", {}).get(self.split, {}).get("bytes", 0)
+        return counted / self.tokens if counted else None
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the manifest: the same for the same text, tokenizer and settings.

@@ -21,6 +21,9 @@ from megamask.metrics.weights_and_biases import WandbRun
 from megamask.runtime import ranks
 from megamask.storage import atomic_write
 
+CURVES = 10
+"""Sources of a mixture in the picture of the losses."""
+
 
 class MetricsLogger:
     """Writes the metrics of a run by step; only rank 0 writes.
@@ -94,10 +97,13 @@ class MetricsLogger:
         """Write other metrics."""
         self._write(step, metrics)
 
-    def validation(self, step: int, loss: float, accuracy: float, unigram_loss: float) -> None:
+    def validation(
+        self, step: int, loss: float, accuracy: float, unigram_loss: float, nats_per_byte: float | None = None
+    ) -> None:
         """Write the validation loss after ``step`` steps, in nats per target, and that of a unigram guess."""
         perplexity = math.exp(loss) if loss < 700 else math.inf
         metrics = {"valid/loss": loss, "valid/perplexity": perplexity, "valid/accuracy": accuracy}
+        metrics |= {} if nats_per_byte is None else {"valid/nats_per_byte": nats_per_byte}
         self._write(step, metrics | {"valid/unigram_loss": unigram_loss})
 
     def say(self, line: str) -> None:
@@ -189,6 +195,7 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "valid/loss": ("validation loss", "{:.4f}"),
     "valid/perplexity": ("perplexity", "{:,.2f}"),
     "valid/accuracy": ("accuracy", "{:.1%}"),
+    "valid/nats_per_byte": ("nats per byte", "{:.4f}"),
     "valid/unigram_loss": ("unigram loss", "{:.4f}"),
     "train/distill": ("distill", "{:.4f}"),
     "train/distill_sampled": ("distill (samples)", "{:.4f}"),
@@ -233,8 +240,21 @@ def _drop_after(path: Path, start: int) -> None:
     atomic_write.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
+def _sources(lines: list[dict[str, Any]]) -> list[str]:
+    """The metrics with the validation loss of each source of a mixture: at most `CURVES`, those with the highest."""
+    last: dict[str, float] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name.startswith("valid/") and name.endswith("/loss") and name.count("/") > 1 and value is not None:
+                last[name] = value
+    return sorted(sorted(last, key=last.__getitem__, reverse=True)[:CURVES])
+
+
 def plot_curve(metrics: Path, picture: Path) -> None:
-    """Draw training and validation loss against steps, with the unigram baseline, from a ``metrics.jsonl``."""
+    """Draw training and validation loss against steps, with the unigram baseline, from a ``metrics.jsonl``.
+
+    Of a mixture also the validation loss of each source, at most of the `CURVES` with the highest.
+    """
     from matplotlib.figure import Figure  # takes half a second, and only the end of a run needs it
 
     lines = read_metrics(metrics)
@@ -248,6 +268,9 @@ def plot_curve(metrics: Path, picture: Path) -> None:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
+    for name in _sources(lines):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        axes.plot(*zip(*points, strict=True), label=name.split("/", 1)[1].rpartition("/")[0], linewidth=0.8)
     axes.set(title="Masked-language-model loss", xlabel="step", ylabel="loss (nats per masked token)")
     axes.grid(alpha=0.3)
     if axes.lines:

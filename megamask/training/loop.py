@@ -106,7 +106,8 @@ def log_opening(run: RunComponents, start: RunStart, notes: list[str], changed: 
         if is_under(name, changed)
     ]
     opening = summary.opening_lines(config, run.shape, packs, run.engine.num_weights, start.step)
-    for line in (*notes, *changes, *opening, *summary.compiling(config)):
+    without_bytes = summary.without_bytes(run.text.held_out)
+    for line in filter(None, (*notes, *changes, *opening, without_bytes, *summary.compiling(config))):
         run.log.say(line)
     if packs.short and start.step == 0:
         run.log.figures(0, {"data/packs_left_out": packs.short, "data/tokens_left_out": packs.short_tokens})
@@ -258,10 +259,11 @@ def evaluate(run: RunComponents, step: int, watch: Watchdog) -> None:
         text = run.text
         count, ids = run.config.validation.packs, text.packs.token_ids
         result, by_source = validate_sources(run.engine, text.held_out, count, ids, text.unigram)
-        run.log.validation(step, result.loss, result.accuracy, result.unigram_loss)
+        run.log.validation(step, result.loss, result.accuracy, result.unigram_loss, result.nats_per_byte)
         if len(by_source) > 1:
             run.log.figures(step, source_figures(by_source))
-            run.log.say(summary.source_losses(by_source))
+            for line in summary.source_losses(by_source):
+                run.log.say(line)
         if line := run.plateau.sentence(step, run.progress.at(step), result.loss, result.unigram_loss):
             run.log.say(line)
 

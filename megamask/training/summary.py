@@ -112,9 +112,23 @@ def mixture_lines(config: PretrainConfig, packs: MixedPacks) -> list[str]:
     return lines
 
 
-def source_losses(by_source: Mapping[str, Validation]) -> str:
-    """A line with the validation loss of each source of a mixture."""
-    return "  validation loss: " + "  ".join(f"{name} {result.loss:.4f}" for name, result in by_source.items())
+def source_losses(by_source: Mapping[str, Validation]) -> list[str]:
+    """Lines with the validation loss of each source of a mixture, and its nats per byte beside their mean."""
+    lines = ["  validation loss: " + "  ".join(f"{name} {result.loss:.4f}" for name, result in by_source.items())]
+    nats = {name: result.nats_per_byte for name, result in by_source.items() if result.nats_per_byte is not None}
+    if len(nats) == len(by_source):
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in nats.items())
+        worst = max(nats, key=nats.__getitem__)
+        lines.append(f"  nats per byte: {shown}  (mean {sum(nats.values()) / len(nats):.4f}, highest in {worst})")
+    return lines
+
+
+def without_bytes(held_out: Mapping[str, Packs]) -> str:
+    """A line for shards that do not record bytes; empty if all do."""
+    names = [str(packs.shards.folder) for packs in held_out.values() if packs.bytes_per_token is None]
+    if not names:
+        return ""
+    return f"Nats per byte are not known: the bytes of {listed(names, 'folder')} were not recorded. Prepare it again."
 
 
 def epochs_read(epochs: Mapping[str, float]) -> str:

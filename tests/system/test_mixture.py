@@ -59,11 +59,15 @@ def test_a_run_says_shares_epochs_and_losses_of_each_source(finished_mixture, da
     read = metrics(output, "total/epochs/data", "total/epochs/other")
     assert read[STEPS, "total/epochs/other"] == STEPS * 2 * 0.25 / packs
     assert f"times each source was read: data {read[STEPS, 'total/epochs/data']:.2f}, other" in ended.out
-    losses = metrics(output, "valid/loss", "valid/data/loss", "valid/other/loss")
+    losses = metrics(output, "valid/loss", "valid/data/loss", "valid/other/loss", "valid/other/nats_per_byte")
+    split = Shards.open(other, "valid")
+    size = split.manifest["coverage"]["valid"]["bytes"]
+    assert "  nats per byte: data " in ended.out
     # each source has as many packs in the validation, and so as many targets
     for step in (0, 4, 8, 12):
         parts = losses[step, "valid/data/loss"], losses[step, "valid/other/loss"]
         assert losses[step, "valid/loss"] == pytest.approx(sum(parts) / 2, rel=1e-9)
+        assert losses[step, "valid/other/nats_per_byte"] == pytest.approx(parts[1] * split.tokens / size, rel=1e-9)
 
 
 def test_a_stopped_run_resumes_to_the_bit(finished_mixture, data: Path, other: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class CoverageCounter:
         return Coverage(
             tokens=sum(map(len, ids)),
             characters=sum(characters.values()),
+            bytes=sum(len(character.encode()) * count for character, count in characters.items()),
             unknown_tokens=sum(self._unknown.counts(ids)),
             unknown_characters=sum(len("".join(text.split())) * count for text, count in unknown.items()),
             lost_characters=dropped.total(),

@@ -26,6 +26,8 @@ class Coverage:
     tokens: int = 0
     characters: int = 0
     """All characters of the documents, whitespace included."""
+    bytes: int = 0
+    """Of these characters in UTF-8; 0 in the record of an earlier version."""
     unknown_tokens: int = 0
     unknown_characters: int = 0
     """Characters inside unknown tokens."""

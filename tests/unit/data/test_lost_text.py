@@ -182,6 +182,7 @@ def test_counts_of_parts_add_up(texts):
     assert sum_coverage(counted(tokenizer, [document]) for document in documents) == whole
     assert Coverage.of_record(whole.record(1000)) == whole
     assert counted(tokenizer, []) == Coverage()
+    assert counted(tokenizer, texts).bytes == len("".join(texts).encode())
 
 
 # ---- the alphabet of a new WordPiece

@@ -84,6 +84,10 @@ def test_every_document_is_there_with_the_ids_of_its_text(config, paragraphs):
     # the order within a split is that of the text
     assert [ids for ids in expected if ids in set(found["train"])] == found["train"]
     assert abs(len(found["valid"]) - 0.1 * len(expected)) < 5 * (0.09 * len(expected)) ** 0.5
+    for split in ("train", "valid"):
+        inside, shards = set(found[split]), Shards.open(folder, split)
+        size = sum(len(text.encode()) for text, ids in zip(paragraphs, expected, strict=True) if ids in inside)
+        assert shards.bytes_per_token == size / shards.tokens
     assert not list(folder.parent.glob(".*partial*"))
 
 

@@ -36,9 +36,10 @@ def events(folder) -> dict[str, list[tuple[int, float]]]:
 def test_every_metric_goes_to_file_board_and_console(tmp_path, capsys):
     log = MetricsLogger(tmp_path, 0, 100)
     figures = log.train(10, WINDOW, 1e-3, extra={"mfu": 0.3, "masking/random_share": 0.15, "distill/weight": 0.5})
-    log.validation(10, 2.0, 0.25, 7.0)
+    log.validation(10, 2.0, 0.25, 7.0, 0.5)
     log.close()
     valid = {"valid/loss": 2.0, "valid/perplexity": math.exp(2), "valid/accuracy": 0.25, "valid/unigram_loss": 7.0}
+    valid |= {"valid/nats_per_byte": 0.5}
     assert read_metrics(log.path) == [{"step": 10, **figures}, {"step": 10, **valid}]
     board = events(tmp_path)
     assert board.keys() == (figures | valid).keys()
@@ -215,6 +216,14 @@ def test_the_curve_is_drawn(tmp_path):
 
 
 # ---- Weights & Biases
+
+
+def test_the_curve_shows_the_sources_with_the_highest_losses(tmp_path):
+    lines = [{f"valid/s{n}/loss": float(n), f"valid/s{n}/accuracy": 0.5} for n in range(telling.CURVES + 3)]
+    lines.append({"valid/loss": 99.0, "train/loss": 98.0})
+    drawn = [f"valid/s{n}/loss" for n in range(3, telling.CURVES + 3)]
+    assert telling._sources(lines) == sorted(drawn)
+    assert telling._sources([{"valid/loss": 1.0, "valid/s/loss": None}]) == []
 
 
 class FakeWandb(ModuleType):

@@ -23,6 +23,7 @@ from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.runtime import ranks
 from megamask.training import summary
 from megamask.training.summary import describe, finish_run
+from megamask.training.validation import Validation
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 Kind = TypeVar("Kind")
@@ -126,6 +127,14 @@ def test_a_failure_to_describe_the_run_is_a_sentence_with_code_7(run, tmp_path) 
         describe(run, shape, bare(Shards, folder=tmp_path / "nowhere"))
     with pytest.raises(StorageError, match=r"could not describe the run: No space left on device"):
         describe(run, bare(EncoderShape, save=fails(FULL)), bare(Shards, folder=tmp_path))
+
+
+def test_lines_show_nats_per_byte_of_each_source_and_the_highest() -> None:
+    by_source = {"de": Validation(3.0, 0.5, 7.0, 0.1, 10, 50.0), "zh": Validation(4.0, 0.5, 7.0, 0.1, 10, 20.0)}
+    loss, nats = summary.source_losses(by_source)
+    assert loss == "  validation loss: de 3.0000  zh 4.0000"
+    assert nats == "  nats per byte: de 0.6000  zh 2.0000  (mean 1.3000, highest in zh)"
+    assert len(summary.source_losses({**by_source, "old": Validation(3.0, 0.5, 7.0, 0.1, 10)})) == 1
 
 
 @pytest.mark.parametrize("name", ["RANK", "SLURM_STEP_ID"])
