@@ -24,6 +24,7 @@
 #   MEGAMASK_ROOT     the checkout, if sbatch runs elsewhere
 #   MEGAMASK_SPARES   how many nodes of the job are spares for nodes that fail the check (0)
 #   MEGAMASK_CHECK    shell command that each node must pass before ranks start; "none": no check
+#   MEGAMASK_DOCTOR   1: before the first launch, `megamask doctor` checks the run; if it finds an error, no rank starts
 #   MEGAMASK_RETRIES  launches in a row without a new checkpoint until the job gives up (5)
 # shellcheck disable=SC2317 # traps call functions
 set -uo pipefail
@@ -113,6 +114,18 @@ set_master() {
         MASTER_ADDR=$(scontrol -o show node "${GOOD[0]}" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
     MASTER_PORT=${MASTER_PORT:-$((12000 + (SLURM_JOB_ID + 1009 * RESTART) % 20000))}
     export MASTER_ADDR MASTER_PORT
+}
+
+# Predicts memory and time of the run, and ends the job if the doctor finds an error.
+examine() {
+    local ranks=$((WANT * ${SLURM_NTASKS_PER_NODE:-1})) gpus=()
+    [[ -z ${SLURM_GPUS_ON_NODE:-} ]] || gpus=(--gpus "$ranks" --nodes "$WANT")
+    # the doctor is a single process that plans for all ranks
+    srun --nodes=1 --ntasks=1 --nodelist="${GOOD[0]}" "${STEP[@]}" "${INSIDE[@]}" \
+        env RANK=0 WORLD_SIZE="$ranks" python -m megamask doctor "$@" "${gpus[@]}" >"$LOGS/doctor.log" 2>&1
+    CODE=$?
+    cat "$LOGS/doctor.log"
+    ((CODE != 2)) || exit 2
 }
 
 # Runs the ranks until they exit, and sets CODE to the exit code of the run.
@@ -207,5 +220,6 @@ set_master
 env | grep -E '^(SLURM|SRUN|NCCL|GLOO|CUDA|MASTER|OMP|MEGAMASK|LD_LIBRARY_PATH|PATH)' | sort >"$LOGS/environment.txt"
 say "job $JOB, restart $RESTART, on ${GOOD[*]}, $MASTER_ADDR:$MASTER_PORT; logs in $LOGS"
 BEFORE=$(newest) CODE=75 # the code of a run that was stopped and can resume
+[[ ${MEGAMASK_DOCTOR:-0} != 1 || $BEFORE -ge 0 || -n $SIGNALLED ]] || examine "$@"
 [[ -n $SIGNALLED ]] || train "$@"
 go_on "$BEFORE"

@@ -21,15 +21,21 @@ class RunTime:
     """Jobs that the run needs, one after the other; None without a time limit."""
 
 
-def predict_time(config: PretrainConfig, machine: MachineConfig, devices: int, step_flops: float) -> RunTime | None:
+def predict_time(
+    config: PretrainConfig, machine: MachineConfig, devices: int, step_flops: float, probed: float | None = None
+) -> RunTime | None:
     """The time of a run, without validation and checkpoints; None if neither a rate nor a peak is known.
 
-    ``step_flops`` are those of a mean step. With a `time_budget`, a run takes this time.
+    ``step_flops`` are those of a mean step; ``probed`` is the rate of a probe on one device. With a `time_budget`, a
+    run takes this time.
     """
     tokens = config.packs.per_step * config.packs.tokens
     peak = machine.peak_flops or config.log.peak_flops
     if machine.tokens_per_second is not None:
         rate, source = machine.tokens_per_second, "as stated (`tokens_per_second`)"
+    elif probed is not None:
+        each = "" if devices == 1 else f", times {devices} devices, without the time of their communication"
+        rate, source = probed * devices, f"of the probe{each}"
     elif peak is not None:
         rate = machine.assumed_mfu * peak * devices / step_flops * tokens
         source = (

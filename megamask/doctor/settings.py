@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
+from annotated_types import Ge
 
 from megamask.config.cli import Command, parse_flags
 from megamask.config.time_budget import parse_duration
@@ -38,6 +39,9 @@ class MachineConfig:
     """Peak floating-point operations per second of one device, to estimate a rate that was not measured."""
     assumed_mfu: Annotated[ShareInside, OnlyFor("peak_flops")] = MFU
     """Share of `peak_flops` that the run is assumed to reach. An assumption: a probe job measures it."""
+    probe: Annotated[int, Ge(4)] | None = None
+    """Take this many steps for real, on one device of this machine, such as 20: measures their rate, the loader and the
+    memory. `tokens_per_second`, if given, still decides the time."""
     job_time: str | None = None
     """Time limit of a job, such as 24h (s, m, h, d): the report says how many jobs the run needs."""
 
@@ -61,7 +65,7 @@ class MachineConfig:
 class DoctorCommand(Command):
     """Predict what a run needs: memory by ZeRO stage, FLOPs, time and disk; and report everything that is wrong.
 
-    Takes all flags of `megamask pretrain`. Needs no GPU, starts no process and writes nothing.
+    Takes all flags of `megamask pretrain`. Needs no GPU; without `probe`, it starts no process and writes nothing.
     """
 
     machine: Annotated[MachineConfig, tyro.conf.arg(name="")] = field(default_factory=MachineConfig)

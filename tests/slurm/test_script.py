@@ -112,6 +112,18 @@ def test_a_wrong_flag_ends_the_job_at_once(slurm: Cluster, root: Path) -> None:
     assert "invalid int value: 'x'" in job.text()
 
 
+def test_an_error_that_the_doctor_finds_starts_no_rank(slurm: Cluster, root: Path) -> None:
+    (root / "megamask" / "__init__.py").touch()
+    (root / "megamask" / "__main__.py").write_text(
+        "import os, sys\nprint('ranks', os.environ['WORLD_SIZE'], *sys.argv[1:])\nsys.exit(2)\n"
+    )
+    job = Job(slurm, root, "--steps", STEPS, MEGAMASK_DOCTOR="1")
+    job.ends("FAILED")
+    assert slurm.job(job.number)["ExitCode"] == "2:0"
+    assert f"ranks 4 doctor --steps {STEPS} --output {job.run} --gpus 4 --nodes 2" in job.text()
+    assert job.ranks() == {}
+
+
 def test_without_its_trap_a_signal_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
     trap = "trap on_usr1 USR1\n"
     script = (ROOT / "slurm" / "run.sh").read_text()

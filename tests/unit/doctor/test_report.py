@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +44,29 @@ def test_it_reports_and_writes_nothing(text: Path, tmp_path: Path, capsys: pytes
     out = capsys.readouterr().out
     assert "fastest of those that fit" in out
     assert {path: path.stat().st_mtime_ns for path in text.rglob("*")} == before
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_probe_takes_steps_and_leaves_nothing(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_doctor(command(text, tmp_path / "run", "--probe", "4")) == 0
+    out = capsys.readouterr().out
+    rate = re.search(r"probe of 4 steps on one device here: ([\d,]+) tokens/s", out)
+    assert rate and f"rate: {rate[1]} tokens/s, of the probe" in out
+    assert "loader alone: " in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_for_gpus_needs_one(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="`probe` with `gpus` needs a GPU"):
+        run_doctor(command(text, tmp_path / "run", "--gpus", "2", "--probe", "4"))
+
+
+def test_a_probe_that_fails_shows_why(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megamask.doctor.probe.sys.executable", shutil.which("false"))
+    with pytest.raises(ConfigError, match="The probe ended with code 1"):
+        run_doctor(command(text, tmp_path / "run", "--probe", "4"))
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,115 @@
+"""Take the steps of a planned run for real, on one device of this machine, and time the loader alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import megamask
+from megamask.config.pretrain_config import PretrainConfig, as_dict
+from megamask.data.loader import Loader
+from megamask.doctor.checks import existing_parent
+from megamask.doctor.settings import DoctorCommand
+from megamask.errors import ConfigError
+from megamask.training.run_text import RunText
+
+WINDOWS = 4
+"""Lines of the log in a probe. The first is left out: caches are cold in it."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a probe measured on one device. Tokens count padding, as the rate in the log does."""
+
+    steps: int
+    tokens_per_second: float
+    data_wait: float
+    """Share of the time that steps waited for data."""
+    loader_tokens_per_second: float
+    """Of the loader alone, in this process."""
+    peak_memory: int
+    """Bytes of resident memory of the process, libraries and evaluation included."""
+
+
+def run_probe(command: DoctorCommand, text: RunText, steps: int) -> Probe:
+    """Take ``steps`` steps of ``command`` in a process of its own, with the packs that one of its devices gets.
+
+    The schedules of the run are compressed into them, so a masking rate that decays or a teacher that starts late
+    counts with its share. Communication between devices is not measured. Writes a run folder with one checkpoint beside
+    `output` and deletes it. ConfigError if the process fails, with its last lines.
+    """
+    shared = command.run.packs.per_step // command.num_ranks or 1
+    config = replace(command.run, packs=replace(command.run.packs, per_step=shared))
+    loader = _loader_rate(config, text, steps)
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=existing_parent(config.output)) as folder:
+        figures, peak = _train(command, config, steps, Path(folder))
+    windows = [line for line in figures if "tokens_per_second" in line][1:]
+    rates = [line["tokens_per_second"] for line in windows]
+    return Probe(steps, median(rates), median(line["data_wait"] for line in windows), loader, peak)
+
+
+def probe_lines(probe: Probe) -> list[str]:
+    """What the probe measured, and whether the loader can keep up."""
+    lines = [
+        f"probe of {probe.steps} steps on one device here: {probe.tokens_per_second:,.0f} tokens/s, "
+        f"{probe.data_wait:.1%} of the time waiting for data; {probe.peak_memory / 1e9:,.2f} GB of resident memory",
+    ]
+    ratio = probe.loader_tokens_per_second / probe.tokens_per_second
+    bound = "" if ratio > 1 else ": the loader limits the rate"
+    lines.append(f"loader alone: {probe.loader_tokens_per_second:,.0f} tokens/s, {ratio:,.1f} times the probe{bound}")
+    return lines
+
+
+def _loader_rate(config: PretrainConfig, text: RunText, steps: int) -> float:
+    batches = Loader(text.packs).batches(range(config.packs.per_step * steps))
+    next(batches)  # starts the thread
+    began, rows = time.perf_counter(), 0
+    for batch in batches:
+        rows += batch.layout.rows
+    return rows / (time.perf_counter() - began)
+
+
+def _train(
+    command: DoctorCommand, config: PretrainConfig, steps: int, folder: Path
+) -> tuple[list[dict[str, float]], int]:
+    """The figures of a run of ``steps``, and the peak of its resident memory in bytes."""
+    config = replace(
+        config,
+        output=folder / "run",
+        steps=steps,
+        time_budget=None,
+        export=False,
+        log=replace(config.log, every=max(1, steps // WINDOWS)),
+        validation=replace(config.validation, every=steps),
+        checkpoint=replace(config.checkpoint, every=steps),
+    )
+    file, log = folder / "config.json", folder / "log.txt"
+    # the keys of a record: nothing in it was typed, so a setting without effect is left out
+    file.write_text(json.dumps(as_dict(config) | {"recipe": command.recipe, "deepspeed": {}, "text": ""}))
+    words = [sys.executable, "-m", "megamask", "pretrain", "--config", str(file), "--no-verify"]
+    words += ["--deepspeed", str(command.deepspeed)] if command.deepspeed else []
+    root = str(Path(megamask.__file__).parent.parent)
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"PYTHONPATH": paths}
+        )
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # Ctrl-C: the run must not outlive its folder
+            process.kill()
+            process.wait()
+            raise
+    process.returncode = code = os.waitstatus_to_exitcode(status)
+    if code:
+        last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-12:])
+        raise ConfigError(f"The probe ended with code {code}. Its last lines:\n{last}")
+    lines = (folder / "run" / "logs" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], usage.ru_maxrss * 1024
