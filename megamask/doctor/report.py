@@ -16,8 +16,8 @@ from megamask.config import cli
 from megamask.data.mixed_sources import MixedPacks
 from megamask.doctor import memory, step_memory
 from megamask.doctor.checks import Examination, PlannedModel, examine, existing_parent
+from megamask.doctor.measured_steps import MeasuredSteps, measure_steps, measured_lines
 from megamask.doctor.memory import ModelSize, PackSize
-from megamask.doctor.probe import Probe, probe_lines, run_probe
 from megamask.doctor.run_time import predict_disk, predict_time
 from megamask.doctor.settings import DoctorCommand, parse_memory
 from megamask.doctor.step_memory import PlannedMemory, TeacherSize
@@ -222,8 +222,8 @@ def time_facts(command: DoctorCommand, found: Examination, text: RunText, plan: 
         f"{config.steps:,} steps of {tokens:,} tokens, {config.steps * tokens:,} tokens{most}",
         f"{step / tokens:.3e} FLOPs a token, {step * config.steps:.3e} in all{most} ({shares})",
     ]
-    probe = measured(command, found, text)
-    lines += probe_lines(probe) if probe else []
+    probe = measured_steps(command, found, text)
+    lines += measured_lines(probe) if probe else []
     time = predict_time(config, machine, command.num_ranks, step, probe.tokens_per_second if probe else None)
     if time is None:
         lines.append("time: not known. Give `tokens_per_second` or `probe`, which measures it, or `peak_flops`.")
@@ -248,14 +248,14 @@ def time_facts(command: DoctorCommand, found: Examination, text: RunText, plan: 
     return lines
 
 
-def measured(command: DoctorCommand, found: Examination, text: RunText) -> Probe | None:
+def measured_steps(command: DoctorCommand, found: Examination, text: RunText) -> MeasuredSteps | None:
     """The asked probe, if the run could start and this machine has its devices; otherwise a problem says why not."""
     if command.machine.probe is None or found.problems:
         return None
     if command.machine.gpus is not None and not torch.cuda.is_available():
         found.problems.append("`probe` with `gpus` needs a GPU, but this machine has none. Use it in a job.")
         return None
-    return run_probe(command, text, command.machine.probe)
+    return measure_steps(command, text, command.machine.probe)
 
 
 def squares_per_token(text: RunText, length: int) -> float:

@@ -64,7 +64,7 @@ def test_a_probe_for_gpus_needs_one(text: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_probe_that_fails_shows_why(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megamask.doctor.probe.sys.executable", shutil.which("false"))
+    monkeypatch.setattr("megamask.doctor.measured_steps.sys.executable", shutil.which("false"))
     with pytest.raises(ConfigError, match="The probe ended with code 1"):
         run_doctor(command(text, tmp_path / "run", "--probe", "4"))
     assert not list(tmp_path.iterdir())

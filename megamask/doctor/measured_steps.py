@@ -25,7 +25,7 @@ WINDOWS = 4
 
 
 @dataclass(frozen=True)
-class Probe:
+class MeasuredSteps:
     """What a probe measured on one device. Tokens count padding, as the rate in the log does."""
 
     steps: int
@@ -38,7 +38,7 @@ class Probe:
     """Bytes of resident memory of the process, libraries and evaluation included."""
 
 
-def run_probe(command: DoctorCommand, text: RunText, steps: int) -> Probe:
+def measure_steps(command: DoctorCommand, text: RunText, steps: int) -> MeasuredSteps:
     """Take ``steps`` steps of ``command`` in a process of its own, with the packs that one of its devices gets.
 
     The schedules of the run are compressed into them, so a masking rate that decays or a teacher that starts late
@@ -52,10 +52,10 @@ def run_probe(command: DoctorCommand, text: RunText, steps: int) -> Probe:
         figures, peak = _train(command, config, steps, Path(folder))
     windows = [line for line in figures if "tokens_per_second" in line][1:]
     rates = [line["tokens_per_second"] for line in windows]
-    return Probe(steps, median(rates), median(line["data_wait"] for line in windows), loader, peak)
+    return MeasuredSteps(steps, median(rates), median(line["data_wait"] for line in windows), loader, peak)
 
 
-def probe_lines(probe: Probe) -> list[str]:
+def measured_lines(probe: MeasuredSteps) -> list[str]:
     """What the probe measured, and whether the loader can keep up."""
     lines = [
         f"probe of {probe.steps} steps on one device here: {probe.tokens_per_second:,.0f} tokens/s, "
