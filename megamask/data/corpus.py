@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import heapq
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 from megamask.data.formats.conllu import TaggedDocument
-from megamask.data.formats.lines import BadDocument, FileWarning
+from megamask.data.formats.lines import BadDocument, FileWarning, SubsetText
 from megamask.data.input_file import InputFile
 from megamask.data.pos_tagger import TaggedWords
 from megamask.data.read_documents import ReadOptions, document_hash, is_validation, normalize_text, read_documents
 from megamask.data.shards import Split
-from megamask.errors import DataError
+from megamask.data.subsets import SubsetCounts, TextSample, tokenizer_quotas
+from megamask.errors import DataError, raise_all
 from megamask.runtime.progress_bar import ProgressBar
 
 FEW = 10_000
@@ -32,6 +32,10 @@ NAMED = 10
 """Number of skipped documents that are printed; ten times as many of those that end their file."""
 MANY_LINES = 1000
 """A document of a .txt file with more lines may be meant as one document per line."""
+
+
+ReadDocument = str | SubsetText | TaggedDocument
+"""A document as a reader yields it."""
 
 
 def print_warning(line: str) -> None:
@@ -51,6 +55,8 @@ class Document:
     """Its words with their tags, if the input has tags."""
     source: str
     """The name of its input."""
+    subset: str = ""
+    """The value of its field `split_by`, if there are subsets."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +73,28 @@ class Corpus:
     warnings: set[str] = field(default_factory=set)
     """Warnings about files that were printed."""
 
-    def documents(self, counts: Counter[str], label: str) -> Iterator[Document]:
+    def documents(self, counts: Counter[str], label: str, subsets: SubsetCounts | None = None) -> Iterator[Document]:
         """Each document that is kept. ``counts`` gets the number of all, and of those dropped by reason.
 
-        Uses about 100 bytes per document. Raises DataError at a bad document, or at too many.
+        Uses about 100 bytes per document. Raises DataError at a bad document, or at too many. If there are subsets,
+        ``subsets`` counts them; records without one, and subsets without a document in one of the splits, are counted
+        and raise DataError at the end.
         """
         counts.update(dict.fromkeys(("documents", *REASONS, EMPTY, CUT), 0))
+        split_by = self.options.split_by
+        subsets = subsets or (SubsetCounts(split_by) if split_by else None)
         seen: set[bytes] = set()
         for source, document in self._read(label, counts):
             counts["documents"] += 1
             if isinstance(document, BadDocument):
                 counts["bad"] += 1
                 counts[CUT] += document.ends_file and source.is_file
-                self._skip(document, counts)
+                if subsets and document.no_subset and self.on_bad_document == "stop":
+                    subsets.reject(document.problem)
+                else:
+                    self._skip(document, counts)
                 continue
-            words = document.words if isinstance(document, TaggedDocument) else None
-            text = document.text if isinstance(document, TaggedDocument) else normalize_text(document)
+            words, text, subset = _contents(document)
             self._check_lines(source, text)
             digest = document_hash(text)
             if not text:
@@ -92,7 +104,10 @@ class Corpus:
             else:
                 seen.add(digest)
                 split: Split = "valid" if is_validation(digest, self.valid_share) else "train"
-                yield Document(digest, split, text, words, source.name)
+                if subsets:
+                    subsets.add(subset, split, text)
+                yield Document(digest, split, text, words, source.name, subset)
+        raise_all(DataError, subsets.problems(self.valid_share) if subsets else [])
 
     def _check_lines(self, source: InputFile, text: str) -> None:
         """Warn if a document seems to be many documents, one per line."""
@@ -123,7 +138,7 @@ class Corpus:
             self.warned.add(bad.problem)
             print_warning(f"Skipped: {bad.problem}")
 
-    def _read(self, label: str, counts: Counter[str]) -> Iterator[tuple[InputFile, str | TaggedDocument | BadDocument]]:
+    def _read(self, label: str, counts: Counter[str]) -> Iterator[tuple[InputFile, ReadDocument | BadDocument]]:
         """Every document with its source. A progress bar shows the number of bytes read.
 
         Counts files without a document; raises DataError at one unless bad documents are skipped.
@@ -149,14 +164,29 @@ class Corpus:
                     counts[EMPTY] += 1
                 done += source.size
 
-    def sample(self, size: int) -> list[str]:
-        """Training documents of ``size`` bytes in all, those with the smallest hashes: random and repeatable."""
-        sample: list[tuple[int, str]] = []
-        total = 0
+    def sample(self, size: int, alpha: float = 1.0) -> list[str]:
+        """Training documents of ``size`` bytes in all, those with the smallest hashes: random and repeatable.
+
+        Subsets, if there are any, are read once more before, and get shares by ``alpha`` (`tokenizer_quotas`).
+        """
+        quotas = {"": size}
+        if self.options.split_by:
+            subsets = SubsetCounts(self.options.split_by)
+            deque(self.documents(Counter(), "counting subsets", subsets), maxlen=0)
+            quotas = tokenizer_quotas(subsets.train_bytes, size, alpha)
+        samples = {subset: TextSample(quota) for subset, quota in quotas.items()}
         for document in self.documents(Counter(), "reading for the tokenizer"):
             if document.split == "train":
-                heapq.heappush(sample, (-int.from_bytes(document.digest[8:], "little"), document.text))
-                total += len(document.text.encode())
-                while total > size and len(sample) > 1:
-                    total -= len(heapq.heappop(sample)[1].encode())
-        return [text for _, text in sorted(sample, reverse=True)]
+                samples[document.subset].add(document.digest, document.text)
+        if not self.options.split_by:
+            return samples[""].texts()
+        return [text for sample in samples.values() for text in sample.repeated()]
+
+
+def _contents(document: ReadDocument) -> tuple[TaggedWords | None, str, str]:
+    """The tagged words of a document, if it has any, its clean text and its subset."""
+    if isinstance(document, TaggedDocument):
+        return document.words, document.text, ""
+    if isinstance(document, SubsetText):
+        return None, normalize_text(document.text), document.subset
+    return None, normalize_text(document), ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -32,6 +32,8 @@ from megamask.storage import atomic_write
 from megamask.storage import workdir as working
 
 UNIT_BYTES = 2**22
+HELD_BYTES = 2**27
+"""Text of unfinished units of all subsets; above it, the largest unit ends early."""
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, workers: int, tags: str | None) -> None:
@@ -64,17 +66,21 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, work
 
 
 def _units(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Runs of documents with about ``UNIT_BYTES`` of text."""
-    unit: list[Document] = []
-    size = 0
+    """Runs of documents of one subset with about ``UNIT_BYTES`` of text."""
+    units: dict[str, list[Document]] = {}
+    sizes: Counter[str] = Counter()
+    held = 0
     for document in documents:
-        unit.append(document)
-        size += len(document.text)
-        if size >= UNIT_BYTES:
-            yield unit
-            unit, size = [], 0
-    if unit:
-        yield unit
+        subset = document.subset
+        units.setdefault(subset, []).append(document)
+        sizes[subset] += len(document.text)
+        held += len(document.text)
+        if held > HELD_BYTES:
+            subset = max(sizes, key=sizes.__getitem__)
+        if sizes[subset] >= UNIT_BYTES or held > HELD_BYTES:
+            held -= sizes.pop(subset)
+            yield units.pop(subset)
+    yield from units.values()
 
 
 def _unit_file(work: Path, number: int) -> Path:
@@ -124,7 +130,7 @@ def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
         words = _tagger.words(texts) if _tagger else [document.words for document in unit]
         places = [token_offsets(encoding) for encoding in encodings]
         tags = [w.tags_of(*at.T) for w, at in zip(words, places, strict=True) if w is not None]
-    arrays: dict[str, np.ndarray] = {}
+    arrays = {"subset": np.array(unit[0].subset if unit else "")}
     for split in shards.SPLITS:
         here = [at for at, document in enumerate(unit) if document.split == split]
         kept = [at for at in here if len(encoded[at])]
@@ -187,45 +193,54 @@ def _encodes(text: str) -> bool:
 # ---- units joined
 
 
-def coverage(work: Path, split: Split) -> Coverage:
+def units_by_subset(work: Path) -> dict[str, list[Path]]:
+    """The files of the units in ``work``, in order, by subset, sorted; without subsets all under ""."""
+    files: dict[str, list[Path]] = {}
+    for file in sorted((work / "units").glob("*.npz")):
+        with np.load(file, allow_pickle=False) as unit:
+            files.setdefault(str(unit["subset"]), []).append(file)
+    return dict(sorted(files.items()))
+
+
+def coverage(units: Sequence[Path], split: Split) -> Coverage:
     """What the tokenizer lost of a split."""
-    return sum_coverage(Coverage.of_record(json.loads(unit[f"{split}_coverage"].tobytes())) for unit in _opened(work))
+    return sum_coverage(Coverage.of_record(json.loads(unit[f"{split}_coverage"].tobytes())) for unit in _opened(units))
 
 
-def word_sizes(work: Path, split: Split) -> Int64[np.ndarray, " sizes"]:
+def word_sizes(units: Sequence[Path], split: Split) -> Int64[np.ndarray, " sizes"]:
     """The number of words of a split with 0, 1, 2, ... tokens."""
     sizes = np.zeros(1, np.int64)
-    for unit in _opened(work):
+    for unit in _opened(units):
         more = unit[f"{split}_word_sizes"]
         longer = max(len(sizes), len(more))
         sizes = np.pad(sizes, (0, longer - len(sizes))) + np.pad(more, (0, longer - len(more)))
     return sizes
 
 
-def without_tokens(work: Path) -> int:
+def without_tokens(units: Sequence[Path]) -> int:
     """The number of documents without a token, in both splits."""
-    return sum(int(unit[f"{split}_without_tokens"]) for unit in _opened(work) for split in shards.SPLITS)
+    return sum(int(unit[f"{split}_without_tokens"]) for unit in _opened(units) for split in shards.SPLITS)
 
 
-def join_encoded(work: Path, split: Split) -> Iterator[EncodedDocuments]:
+def join_encoded(units: Sequence[Path], split: Split) -> Iterator[EncodedDocuments]:
     """The ids and lengths of each unit, in order, and its word starts if ids do not show them."""
-    for unit in _opened(work):
+    for unit in _opened(units):
         starts = unit.get(f"{split}_starts")
         yield EncodedDocuments(unit[f"{split}_tokens"], unit[f"{split}_lengths"], starts)
 
 
-def tags_of(work: Path, split: Split, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+def tags_of(units: Sequence[Path], split: Split, sizes: Sequence[int]) -> Iterator[np.ndarray]:
     """The tags of each shard. ``sizes`` are the numbers of their tokens; a shard consists of whole units."""
-    units = (unit[f"{split}_tags"] for unit in _opened(work))
+    tags = (unit[f"{split}_tags"] for unit in _opened(units))
     for size in sizes:
         parts, count = [], 0
         while count < size:
-            parts.append(next(units))
+            parts.append(next(tags))
             count += len(parts[-1])
         yield np.concatenate(parts)
 
 
-def _opened(work: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    for file in sorted((work / "units").glob("*.npz")):
+def _opened(units: Sequence[Path]) -> Iterator[np.lib.npyio.NpzFile]:
+    for file in units:
         with np.load(file, allow_pickle=False) as unit:
             yield unit

@@ -6,6 +6,9 @@ hidden folder beside the output keeps what is finished, so a preparation that wa
 output appears as a whole, by a rename. Reading runs at 20 to 100 MB of text a second and encoding at about 3 MB a
 second and worker. A new tokenizer needs a second reading. Duplicates take about 100 bytes of memory a document.
 
+With `split_by` a unit has documents of one subset, and each subset becomes a folder of shards in the output. A new
+tokenizer then needs a third reading.
+
 With `tags` the units also have a part of speech for each token, which becomes a sidecar of the shards. The shards and
 their fingerprint are the same with and without. A spaCy pipeline then limits the speed to about 0.1 MB a second and
 worker.
@@ -19,6 +22,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -33,7 +37,9 @@ from megamask.data.manifest import Split, read_shard_manifest
 from megamask.data.pos_tagger import Tagger
 from megamask.data.read_documents import ReadOptions, option_problems
 from megamask.data.settings import VOCAB_SIZE, PrepareConfig, TokenizerKind
+from megamask.data.shard_writer import EncodedDocuments
 from megamask.data.shards import INPUT_FILES, Shards
+from megamask.data.subsets import empty_subsets_problem
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
 from megamask.data.tokenizer_training import train_tokenizer
 from megamask.data.word_boundaries import WordLengths
@@ -60,7 +66,7 @@ def prepare(config: PrepareConfig) -> Path:
         token_ids(existing)
     inputs = find_inputs(config.input, exclude=config.exclude, skip_empty=config.on_bad_document == "skip")
     sources = inputs.sources
-    reading = ReadOptions(config.documents, config.text_field, config.dataset_split)
+    reading = ReadOptions(config.documents, config.text_field, config.dataset_split, config.split_by)
     raise_all(DataError, option_problems(sources, reading))
     for line in (inputs.sentence(), *inputs.warnings()):
         if line:
@@ -73,7 +79,7 @@ def prepare(config: PrepareConfig) -> Path:
         "versions": {name: version(name) for name in ("tokenizers", "sentencepiece")} | {"method": METHOD},
     }
     identity = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    if _is_there(config.output, identity, tags):
+    if _is_there(config, identity, tags):
         return config.output
     try:
         partial = config.output.parent / f".{config.output.name}.partial"
@@ -84,7 +90,6 @@ def prepare(config: PrepareConfig) -> Path:
             encoding.encode(corpus.documents(read, "encoding"), tokenizer, work, config.workers, config.tags)
             files = inputs.facts() | {"empty": read.pop(EMPTY), "cut": read.pop(CUT)}
             facts = request | {"request": identity, "read": dict(sorted(read.items())), INPUT_FILES: files}
-            facts |= _counted(config, tokenizer, work)
             _publish(config, tokenizer, work, facts=facts, tags=tags)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -117,18 +122,30 @@ def _tag_facts(config: PrepareConfig, sources: list[InputFile]) -> dict | None:
     return pos_tagger.conllu_facts()
 
 
-def _is_there(output: Path, identity: str, tags: dict | None) -> bool:
-    """Whether ``output`` is exactly this result. Raises DataError if it contains anything else."""
+def _is_there(config: PrepareConfig, identity: str, tags: dict | None) -> bool:
+    """Whether ``config.output`` is exactly this result. Raises DataError if it contains anything else."""
+    output = config.output
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     cure = "Choose another `output`, or delete it."
-    if not (output / "manifest.json").exists():
+    folders = prepared_folders(output)
+    if not all((folder / "manifest.json").exists() for folder in folders) or len(folders) == 0:
         raise DataError(f"{output} exists and does not contain prepared data. {cure}")
-    if read_shard_manifest(output).get("request") != identity:
+    manifests = {folder.name: read_shard_manifest(folder) for folder in folders}
+    if any(manifest.get("request") != identity for manifest in manifests.values()):
         raise DataError(f"{output} was prepared from other text or with other settings. {cure}")
-    if Shards.open(output).sidecar_facts("tags") != tags:
+    if config.split_by is not None and any(facts["subsets"] != sorted(manifests) for facts in manifests.values()):
+        raise DataError(f"{output} lacks some of the folders that were prepared, or has more. {cure}")
+    if any(Shards.open(folder).sidecar_facts("tags") != tags for folder in folders):
         raise DataError(f"{output} was prepared with other tags, or only one of the two has tags. {cure}")
     return True
+
+
+def prepared_folders(output: Path) -> list[Path]:
+    """The folders of shards in ``output``: itself, or its visible folders if `split_by` made them."""
+    if (output / "manifest.json").exists() or not output.is_dir():
+        return [output]
+    return sorted(path for path in output.iterdir() if not path.name.startswith("."))
 
 
 # ---- the tokenizer
@@ -138,7 +155,7 @@ def _tokenizer(config: PrepareConfig, corpus: Corpus, work: Path) -> Tokenizer:
     """The new tokenizer, trained once and saved in the work folder."""
     folder = work / TOKENIZER
     if not folder.exists():
-        texts = corpus.sample(config.tokenizer_bytes)
+        texts = corpus.sample(config.tokenizer_bytes, config.tokenizer_alpha)
         if not texts:
             raise DataError("No text is left to train a tokenizer on: every document is bad, blank or for validation.")
         kind: TokenizerKind = config.tokenizer  # type: ignore[assignment]
@@ -154,41 +171,59 @@ def _tokenizer(config: PrepareConfig, corpus: Corpus, work: Path) -> Tokenizer:
 # ---- the end
 
 
-def _counted(config: PrepareConfig, tokenizer: Tokenizer, work: Path) -> dict:
-    """What the tokenizer lost, how long words are, and which of its options are off. DataError if it lost too much."""
+def _counted(config: PrepareConfig, tokenizer: Tokenizer, units: dict[str, list[Path]]) -> dict[str, dict]:
+    """Of each subset: what the tokenizer lost, how long words are, and which options of the tokenizer are off.
+
+    Raises DataError if the tokenizer lost too much of the text or of one subset.
+    """
     splits: tuple[Split, ...] = get_args(Split)
-    lost = {split: encoding.coverage(work, split) for split in splits}
-    whole = sum_coverage(lost.values())
-    if warning := removal_warning(whole):
-        print_warning(warning)
-    problem = lost_share_problem(whole, config.lost_share)
-    raise_all(DataError, [problem] if problem else [])
-    return {
-        "coverage": {split: counts.record() for split, counts in lost.items() if counts.characters},
-        "word_sizes": {split: asdict(WordLengths.of(encoding.word_sizes(work, split))) for split in splits},
-        "switched_off": list(tokenizer.switched_off),
-    }
+    facts, problems = {}, []
+    for subset, files in units.items():
+        lost = {split: encoding.coverage(files, split) for split in splits}
+        whole = sum_coverage(lost.values())
+        prefix = f"{config.split_by} {subset}: " if subset else ""
+        if warning := removal_warning(whole):
+            print_warning(prefix + warning)
+        if problem := lost_share_problem(whole, config.lost_share):
+            problems.append(prefix + problem)
+        facts[subset] = {
+            "coverage": {split: counts.record() for split, counts in lost.items() if counts.characters},
+            "word_sizes": {split: asdict(WordLengths.of(encoding.word_sizes(files, split))) for split in splits},
+            "switched_off": list(tokenizer.switched_off),
+        }
+    raise_all(DataError, problems)
+    return facts
 
 
 def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: dict, tags: dict | None) -> None:
     """Join the units into shards and write them to the output folder as a whole."""
-    without = encoding.without_tokens(work)
+    units = encoding.units_by_subset(work) or {"": []}
+    counted = _counted(config, tokenizer, units)
+    without = sum(encoding.without_tokens(files) for files in units.values())
     if without == facts["read"]["documents"] - sum(facts["read"][why] for why in REASONS):
         raise DataError(f"No document is left of the {facts['read']['documents']} that were read.")
     facts["read"]["without_tokens"] = without
     splits: tuple[Split, ...] = get_args(Split) if config.valid_share else ("train",)
-    with atomic_folder(config.output, work / "ready") as folder:
+    with atomic_folder(config.output, work / "ready") as output:
         with elapsed("writing shards"):
-            shard_writer.write_shards(
-                folder, tokenizer, {split: encoding.join_encoded(work, split) for split in splits}, facts=facts
-            )
-        written = read_shard_manifest(folder)["splits"]
+            for subset, files in units.items():
+                more = {"subset": subset, "subsets": list(units)} if config.split_by else {}
+                parts: dict[Split, Iterable[EncodedDocuments]] = {s: encoding.join_encoded(files, s) for s in splits}
+                shard_writer.write_shards(output / subset, tokenizer, parts, facts=facts | counted[subset] | more)
+        written = {subset: read_shard_manifest(output / subset)["splits"] for subset in units}
         for split in splits:
-            if not written[split]["tokens"]:
-                raise DataError(_empty_split(split, sum(counts["documents"] for counts in written.values()), config))
+            empty = {
+                subset: sum(counts["documents"] for counts in each.values())
+                for subset, each in written.items()
+                if not each[split]["tokens"]
+            }
+            if empty and config.split_by:
+                raise DataError(empty_subsets_problem(config.split_by, split, empty, config.valid_share))
+            if empty:
+                raise DataError(_empty_split(split, empty[""], config))
         for split in splits if tags else ():
-            sizes = [shard["tokens"] for shard in written[split]["shards"]]
-            shard_writer.write_sidecar(folder, "tags", split, encoding.tags_of(work, split, sizes), tags)
+            sizes = [shard["tokens"] for shard in written[""][split]["shards"]]
+            shard_writer.write_sidecar(output, "tags", split, encoding.tags_of(units[""], split, sizes), tags)
 
 
 def _empty_split(split: Split, documents: int, config: PrepareConfig) -> str:

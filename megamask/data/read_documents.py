@@ -25,11 +25,12 @@ from megamask.data.formats import (
 from megamask.data.formats.conllu import TaggedDocument
 from megamask.data.formats.csv_and_tsv import SEPARATORS
 from megamask.data.formats.fields import quoted_names
-from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, read_lines
+from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, SubsetText, read_lines
 from megamask.data.input_file import InputFile
 from megamask.data.settings import Documents
+from megamask.errors import listed
 
-DocumentStream = Iterator[str | TaggedDocument | BadDocument | FileWarning]
+DocumentStream = Iterator[str | SubsetText | TaggedDocument | BadDocument | FileWarning]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class ReadOptions:
     """The field with the text, in a JSON record, or the column of a .csv, .tsv or .parquet file or a dataset."""
     dataset_split: str = "train"
     """The split of a Hugging Face dataset."""
+    split_by: str | None = None
+    """The field whose value is the subset of a document, if there are subsets."""
 
 
 def read_documents(source: InputFile, options: ReadOptions, raw: ByteStream | None) -> DocumentStream:
@@ -51,9 +54,9 @@ def read_documents(source: InputFile, options: ReadOptions, raw: ByteStream | No
     Those of .conllu files are ``TaggedDocument``. A ``FileWarning`` is not a document. ``raw`` is ``source.open()``;
     its ``tell()`` shows how much of the file has been read.
     """
-    path, field = source.path, options.text_field
+    path, fields = source.path, (options.text_field, options.split_by)
     if raw is None or path is None:
-        yield from huggingface_datasets.read_saved_dataset(source.name, path, options.dataset_split, field)
+        yield from huggingface_datasets.read_saved_dataset(source.name, path, options.dataset_split, *fields)
         return
     try:
         with compression.open_compressed(path, raw) as file:
@@ -66,15 +69,15 @@ def read_documents(source: InputFile, options: ReadOptions, raw: ByteStream | No
 
 
 def _read_file(path: Path, kind: str, file: ByteStream, options: ReadOptions) -> DocumentStream:
-    field = options.text_field
+    field, split_by = options.text_field, options.split_by
     if kind == ".parquet":
-        yield from parquet.read_parquet(path, file, field)
+        yield from parquet.read_parquet(path, file, field, split_by)
     elif kind in (".jsonl", ".ndjson"):
-        yield from json_lines.read_json_lines(path, file, field)
+        yield from json_lines.read_json_lines(path, file, field, split_by)
     elif kind == ".json":
-        yield from json_values.read_json_documents(path, file, field)
+        yield from json_values.read_json_documents(path, file, field, split_by)
     elif kind in SEPARATORS:
-        yield from csv_and_tsv.read_delimited(path, file, field, SEPARATORS[kind])
+        yield from csv_and_tsv.read_delimited(path, file, field, SEPARATORS[kind], split_by)
     elif kind == ".conllu":
         yield from _conllu(path, file, whole_file=options.documents == "files")
     elif options.documents == "files":
@@ -121,6 +124,21 @@ def option_problems(sources: Sequence[InputFile], options: ReadOptions) -> list[
         problems.append("`documents` must be 'blocks' or 'files' for .conllu files, but is 'lines'.")
     if options.text_field != ReadOptions.text_field and kinds and kinds <= {".txt", ".conllu"}:
         problems.append(f"`text_field` {options.text_field!r} has no effect: no input has fields. Remove it.")
+    if options.split_by is not None:
+        problems += _split_by_problems(sources, options)
+    return problems
+
+
+def _split_by_problems(sources: Sequence[InputFile], options: ReadOptions) -> list[str]:
+    problems = []
+    if options.split_by == options.text_field:
+        problems.append(f"`split_by` and `text_field` are both {options.split_by!r}. Name two fields.")
+    without = [source.name for source in sources if source.kind in (".txt", ".conllu")]
+    if without:
+        problems.append(
+            f"`split_by` needs records with the field {options.split_by!r}, but {listed(without, 'file')} have no "
+            "fields. Convert them to .jsonl, or leave them out with `exclude`."
+        )
     return problems
 
 

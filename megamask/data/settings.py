@@ -29,6 +29,12 @@ class PrepareConfig:
     or name of an existing fast tokenizer."""
     vocab_size: Annotated[int, Ge(16), Lt(2**31)] | None = None
     """Tokens of a new tokenizer, 32,768 if not given."""
+    split_by: str | None = None
+    """The field of JSON records, or the column of tables and data sets, such as lang, by whose value documents are
+    split into folders: OUTPUT/VALUE, each a source of a mixture, with one tokenizer."""
+    tokenizer_alpha: Annotated[Share, OnlyFor("split_by")] = 0.3
+    """In the text for a new tokenizer, the share of a value of `split_by` is proportional to (its bytes / all bytes) to
+    the power of this: 1 is as in the text, less gives small languages more tokens of the vocabulary."""
     lowercase: bool = False
     """Whether a new tokenizer lowercases all text (and wordpiece removes accents, as BERT does)."""
     tokenizer_bytes: Count = 100_000_000
@@ -66,8 +72,11 @@ class PrepareConfig:
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
-        fields = () if self.trains else ("vocab_size", "lowercase", "tokenizer_bytes")
-        return removable(self, fields, name, f"has no effect on the existing tokenizer {self.tokenizer!r}")
+        fields = () if self.trains else ("vocab_size", "lowercase", "tokenizer_bytes", "tokenizer_alpha")
+        problems = removable(self, fields, name, f"has no effect on the existing tokenizer {self.tokenizer!r}")
+        if self.split_by is not None and self.tags is not None:
+            problems.append("`tags` must be left out with `split_by`: a pipeline tags one language.")
+        return problems
 
     def settings(self) -> dict:
         """The settings that determine the result, besides the text."""
@@ -75,4 +84,6 @@ class PrepareConfig:
         # the facts of the sidecar describe the tags; the two shares only decide whether there is a result
         for name in ("input", "exclude", "output", "workers", "tags", "bad_share", "lost_share"):
             del settings[name]
+        if self.split_by is None:
+            del settings["split_by"], settings["tokenizer_alpha"]
         return settings | {"vocab_size": self.vocab_size or (VOCAB_SIZE if self.trains else None)}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megamask.data.formats import lines as reading
 from megamask.data.formats.fields import missing_column, text_field
-from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, read_lines
+from megamask.data.formats.lines import BadDocument, ByteStream, FileWarning, SubsetText, read_lines
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OPEN = "starts a quoted field that does not end."
@@ -21,9 +21,12 @@ _OTHERS = (",", ";", "\t", "|")
 
 
 def read_delimited(
-    path: Path, file: ByteStream, field: str, separator: str
-) -> Iterator[str | BadDocument | FileWarning]:
-    """The column ``field`` of each row, without blank lines. A warning precedes the first row of many lines."""
+    path: Path, file: ByteStream, field: str, separator: str, split_by: str | None = None
+) -> Iterator[str | SubsetText | BadDocument | FileWarning]:
+    """The columns ``field`` and ``split_by`` of each row, without blank lines.
+
+    A warning precedes the first row of many lines.
+    """
     faults: list[str] = []
 
     def texts() -> Iterator[str]:
@@ -57,11 +60,13 @@ def read_delimited(
             return
         elif header is None:
             header = row if row else None
-            if header and header.count(field) != 1:
-                yield _bad_header(path, header, field, separator)
+            names = {"text_field": field} | ({"split_by": split_by} if split_by else {})
+            wrong = [setting for setting, name in names.items() if header and header.count(name) != 1]
+            if header and wrong:
+                yield _bad_header(path, header, names[wrong[0]], separator, wrong[0])
                 return
         elif row:
-            yield _field(f"{path}, line {begin}", header, row, field)
+            yield _field(f"{path}, line {begin}", header, row, field, split_by)
         if problem and header is None:
             return
 
@@ -79,15 +84,17 @@ def _next(rows: Iterator[list[str]]) -> tuple[list[str] | None, str]:
         return [], f"is not a valid row of a table with quotes: {reason}."
 
 
-def _field(place: str, header: list[str], row: list[str], field: str) -> str | BadDocument:
+def _field(
+    place: str, header: list[str], row: list[str], field: str, split_by: str | None
+) -> str | SubsetText | BadDocument:
     if len(row) != len(header):
         return BadDocument(f"{place} must have {len(header)} fields, as the header has, but has {len(row)}.")
-    return text_field(place, dict(zip(header, row, strict=True)), field)
+    return text_field(place, dict(zip(header, row, strict=True)), field, split_by)
 
 
-def _bad_header(path: Path, header: list[str], field: str, separator: str) -> BadDocument:
+def _bad_header(path: Path, header: list[str], field: str, separator: str, setting: str) -> BadDocument:
     if field in header:
         return BadDocument(f"{path} has {header.count(field)} columns {field!r}. Rename all but one.", ends_file=True)
     other = [mark for mark in _OTHERS if mark != separator and field in separator.join(header).split(mark)]
     more = f" Its separator seems to be {other[0]!r}, but must be {separator!r}: convert the file." if other else ""
-    return missing_column(path, field, header, more)
+    return missing_column(path, field, header, more, setting)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.data.formats.fields import text_field
-from megamask.data.formats.lines import BadDocument
+from megamask.data.formats.lines import BadDocument, SubsetText
 
 SHOWN = 500
 """Number of characters of the library's message that an error shows."""
@@ -29,8 +29,13 @@ def splits(folder: Path) -> list[str] | None:
     return [str(name) for name in listed] if isinstance(listed, list) else []
 
 
-def read_saved_dataset(name: str, folder: Path | None, split: str, field: str) -> Iterator[str | BadDocument]:
-    """The string in ``field`` of each row of ``split``; without a folder, of the dataset NAME[:CONFIG]."""
+def read_saved_dataset(
+    name: str, folder: Path | None, split: str, field: str, split_by: str | None = None
+) -> Iterator[str | SubsetText | BadDocument]:
+    """The string in ``field``, and in ``split_by``, of each row of ``split``.
+
+    Without a folder, of the dataset NAME[:CONFIG].
+    """
     import datasets
 
     try:
@@ -42,7 +47,7 @@ def read_saved_dataset(name: str, folder: Path | None, split: str, field: str) -
             path, _, config = name.partition(":")
             table = datasets.load_dataset(path, config or None, split=split, streaming=True)
         for row, record in enumerate(table, start=1):
-            yield text_field(f"{name}, row {row}", record, field)
+            yield text_field(f"{name}, row {row}", record, field, split_by)
     except Exception as error:  # the library raises many types: no such name, no network, a corrupt file
         # the second line of its message names the splits or configurations that exist
         reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__

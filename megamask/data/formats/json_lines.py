@@ -8,12 +8,14 @@ from functools import cache
 from pathlib import Path
 
 from megamask.data.formats.fields import text_field
-from megamask.data.formats.lines import SHOWN, BadDocument, ByteStream, read_lines
+from megamask.data.formats.lines import SHOWN, BadDocument, ByteStream, SubsetText, read_lines
 from megamask.errors.json_types import json_kind
 
 
-def read_json_lines(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
-    """The string in ``field`` of each line. Blank lines are skipped."""
+def read_json_lines(
+    path: Path, file: ByteStream, field: str, split_by: str | None = None
+) -> Iterator[str | SubsetText | BadDocument]:
+    """The string in ``field`` of each line, and that in ``split_by``. Blank lines are skipped."""
     for at, number, text in read_lines(path, file):
         if isinstance(text, BadDocument):
             yield BadDocument(text.problem)
@@ -24,17 +26,20 @@ def read_json_lines(path: Path, file: ByteStream, field: str) -> Iterator[str | 
             except (ValueError, RecursionError) as error:
                 yield BadDocument(f"{place} is not valid JSON: {error}. It begins with {text[:SHOWN]!r}.")
                 continue
-            yield record_text(place, record, text, field)
+            yield record_text(place, record, text, field, split_by)
 
 
-def record_text(place: str, record: object, source: str, field: str) -> str | BadDocument:
+def record_text(
+    place: str, record: object, source: str, field: str, split_by: str | None = None
+) -> str | SubsetText | BadDocument:
     """The text of a parsed value, which must be an object; ``source`` is its JSON."""
     if not isinstance(record, dict):
         return BadDocument(f"{place} must be a JSON object, but is {json_kind(record)}: {source[:SHOWN]!r}.")
-    times = _times(source, field)
-    if times > 1:
-        return BadDocument(f"{place}: the field {field!r} occurs {times} times. Keep one, or rename the others.")
-    return text_field(place, record, field)
+    for name in (field, *([split_by] if split_by else ())):
+        times = _times(source, name)
+        if times > 1:
+            return BadDocument(f"{place}: the field {name!r} occurs {times} times. Keep one, or rename the others.")
+    return text_field(place, record, field, split_by)
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from megamask.data.formats import lines as reading
 from megamask.data.formats.json_lines import record_text
-from megamask.data.formats.lines import BLOCK, SHOWN, BadDocument, ByteStream, utf16_hint
+from megamask.data.formats.lines import BLOCK, SHOWN, BadDocument, ByteStream, SubsetText, utf16_hint
 
 _GAP = re.compile("[ \t\r\n\ufeff]*")
 _GAP_IN_LIST = re.compile("[ \t\r\n\ufeff,]*")
@@ -23,8 +23,10 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _REST = "The rest of the file is not read."
 
 
-def read_json_documents(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
-    """The string in ``field`` of each object."""
+def read_json_documents(
+    path: Path, file: ByteStream, field: str, split_by: str | None = None
+) -> Iterator[str | SubsetText | BadDocument]:
+    """The string in ``field`` of each object, and that in ``split_by``."""
     text = _Text(file)
     in_list = False
     while text.skip(_GAP_IN_LIST if in_list else _GAP):
@@ -45,7 +47,7 @@ def read_json_documents(path: Path, file: ByteStream, field: str) -> Iterator[st
         if fault and in_list:
             yield BadDocument(f"{problem} {_REST}", ends_file=True)
             return
-        yield BadDocument(problem) if problem else record_text(place, value, source, field)
+        yield BadDocument(problem) if problem else record_text(place, value, source, field, split_by)
         if fault:
             text.skip_line()
     if in_list:

@@ -29,6 +29,16 @@ class BadDocument:
     """The line with replacement characters, for formats with records of several lines."""
     ends_file: bool = False
     """Whether the rest of its file is not read, so that more documents may be lost."""
+    no_subset: bool = False
+    """Whether only its field `split_by` is at fault."""
+
+
+@dataclass(frozen=True)
+class SubsetText:
+    """The text of a record, and the value of its field `split_by`."""
+
+    text: str
+    subset: str
 
 
 @dataclass(frozen=True)

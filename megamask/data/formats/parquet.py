@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.data.formats.fields import missing_column, text_field
-from megamask.data.formats.lines import BadDocument, ByteStream
+from megamask.data.formats.lines import BadDocument, ByteStream, SubsetText
 
 
-def read_parquet(path: Path, file: ByteStream, field: str) -> Iterator[str | BadDocument]:
-    """The column ``field`` of each row."""
+def read_parquet(
+    path: Path, file: ByteStream, field: str, split_by: str | None = None
+) -> Iterator[str | SubsetText | BadDocument]:
+    """The column ``field`` of each row, and that of ``split_by``."""
     import pyarrow
     from pyarrow import parquet
 
@@ -23,17 +25,19 @@ def read_parquet(path: Path, file: ByteStream, field: str) -> Iterator[str | Bad
             file = plain
         try:
             table = parquet.ParquetFile(file)
-            if field not in table.schema_arrow.names:
-                yield missing_column(path, field, table.schema_arrow.names)
-                return
-            times = table.schema_arrow.names.count(field)
-            if times > 1:
-                yield BadDocument(f"{path} has {times} columns {field!r}. Rename all but one.", ends_file=True)
-                return
+            columns = {"text_field": field} | ({"split_by": split_by} if split_by else {})
+            for setting, name in columns.items():
+                times = table.schema_arrow.names.count(name)
+                if not times:
+                    yield missing_column(path, name, table.schema_arrow.names, setting=setting)
+                    return
+                if times > 1:
+                    yield BadDocument(f"{path} has {times} columns {name!r}. Rename all but one.", ends_file=True)
+                    return
             row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[field]):
-                for value in batch.column(0).to_pylist():
+            for batch in table.iter_batches(batch_size=1024, columns=[*columns.values()]):
+                for record in batch.to_pylist():
                     row += 1
-                    yield text_field(f"{path}, row {row}", {field: value}, field)
+                    yield text_field(f"{path}, row {row}", record, field, split_by)
         except (pyarrow.ArrowException, OSError) as error:
             yield BadDocument(f"{path} is corrupt or truncated: {str(error).splitlines()[0]}.", ends_file=True)
