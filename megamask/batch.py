@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped, UInt8
 from torch import Tensor
@@ -97,6 +98,38 @@ def sum_by_sequence(
 
 
 @dataclass(frozen=True)
+class HostPack:
+    """What the host keeps of a pack, so that it knows all sizes and never has to ask the device for one."""
+
+    cu_seqlens: Int32[np.ndarray, " S1"]
+    starts_word: Bool[np.ndarray, " T"]
+    maskable: Bool[np.ndarray, " T"]
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> HostPack:
+        """That of ``batch``: views of tensors on the host, otherwise copies, which wait for the device."""
+        tensors = batch.layout.cu_seqlens, batch.starts_word, batch.maskable
+        return cls(*(tensor.cpu().numpy() for tensor in tensors))
+
+    @cached_property
+    def maskable_tokens(self) -> int:
+        """Tokens of the pack that can be masked."""
+        return int(np.count_nonzero(self.maskable))
+
+    @property
+    def maskable_by_sequence(self) -> Int64[np.ndarray, " S"]:
+        """Tokens of each sequence that can be masked."""
+        return np.diff(np.concatenate(([0], self.maskable.cumsum(dtype=np.int64)))[self.cu_seqlens])
+
+    @property
+    def begins(self) -> Bool[np.ndarray, " T"]:
+        """Whether each token is the first of its sequence."""
+        first = np.zeros(len(self.maskable), dtype=bool)
+        first[self.cu_seqlens[self.cu_seqlens < len(first)]] = True
+        return first
+
+
+@dataclass(frozen=True)
 class PackedBatch(OnDevice):
     """A pack of ``T`` tokens, which is also the micro-batch.
 
@@ -114,6 +147,18 @@ class PackedBatch(OnDevice):
     """The sidecar's byte for each token."""
     source_pack: int | None = None
     """Number of the text: packs that show one text under different masks have the same. None: not known."""
+    kept: HostPack | None = None
+    """What stayed on the host when the pack was moved from there to another device."""
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+        """The pack with ``function`` applied to every tensor; off the host, with what the host keeps of it."""
+        moved = super().map_tensors(function)
+        return replace(moved, kept=None if moved.tokens.is_cpu else self.on_host)
+
+    @cached_property
+    def on_host(self) -> HostPack:
+        """The parts of the pack that decide sizes. Waits for the device only if it was never on the host."""
+        return self.kept or HostPack.of(self)
 
 
 @dataclass(frozen=True)

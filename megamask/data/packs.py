@@ -69,7 +69,7 @@ class Packs:
         self._rows = np.arange(tokens)
         self._starts_word, self._word_parts = shards.starts_word, shards.word_parts
         self._is_text = is_text(shards)
-        self._sidecars = {name: shards.sidecar(name) for name in ("tags", "entropy")}
+        self._sidecars = shards.sidecar("tags"), shards.sidecar("entropy")
 
     def __len__(self) -> int:
         """Packs in an epoch."""
@@ -142,10 +142,10 @@ class Packs:
         cu_seqlens = np.full(self.entries, self.tokens, np.int32)
         cu_seqlens[: len(begins)] = begins
         layout = Layout.of(torch.from_numpy(cu_seqlens), self.tokens, self.length)
+        tags, entropy = (self._sidecar_values(parts, places, maskable) for parts in self._sidecars)
         return PackedBatch(
             number, torch.from_numpy(tokens), layout, torch.from_numpy(starts_word), torch.from_numpy(maskable),
-            **{name: self._sidecar_values(parts, places, maskable) for name, parts in self._sidecars.items()},
-            source_pack=self.text_of(number),
+            tags, entropy, self.text_of(number),
         )  # fmt: skip
 
     def _begin(self, epoch: int) -> Permutation:

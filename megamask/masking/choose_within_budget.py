@@ -19,7 +19,8 @@ from megamask.batch import PackedBatch
 from megamask.errors import DataError
 from megamask.masking.inclusion_probability import Draw, inclusion_probabilities
 from megamask.masking.piece_order import PieceOrder, PieceTable
-from megamask.masking.rng import PackRng
+from megamask.masking.rng import PackRng, gumbel, send
+from megamask.masking.units import Pieces
 
 
 class ChosenPieces(NamedTuple):
@@ -31,12 +32,12 @@ class ChosenPieces(NamedTuple):
 
 def choose_pieces(
     score: Float[Tensor, " T"] | None,
-    piece: Int64[Tensor, " T"],
+    pieces: Pieces,
     budget: int,
     batch: PackedBatch,
     rng: PackRng,
     *,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     explore: float = 0.0,
 ) -> ChosenPieces:
     """Choose exactly ``budget`` tokens: whole pieces, those with the highest mean ``score`` first in each sequence.
@@ -59,27 +60,31 @@ def choose_pieces(
 
     Raises DataError if ``batch`` has fewer maskable tokens than ``budget``.
     """
-    available = int(batch.maskable.sum())
+    available = batch.on_host.maskable_tokens
     if budget > available:
         raise DataError(
             f"Pack {batch.number} has {available} tokens that can be masked, but the mask ratio asks for {budget}. "
             "Lower `masking.ratio` or raise `packs.length`: very short documents are mostly special tokens."
         )
-    draw = Draw(budget, round(explore * budget), available, temperature)
-    pieces = PieceTable.of(piece, batch, int(piece.max()) + 1)
-    noise = rng.gumbel(len(pieces.size), piece.device)
-    share = _split_budget(pieces.maskable_tokens, budget, rng)
-    if score is None or budget in (draw.explored, available):
-        return _choose_at_random(pieces, noise, share, draw)
-    return _choose_by_score(pieces, score, noise, share, draw, rng)
+    draw = Draw(budget, round(explore * budget), available, pieces.largest, temperature)
+    at_random = score is None or budget in (draw.explored, available)
+    counts = [pieces.count, 1] + ([1, pieces.count] if draw.explored and not at_random else [])
+    drawn, offset, *more = send([rng.uniform(count) for count in counts], batch.tokens.device)
+    is_single = pieces.count == batch.layout.rows
+    table = PieceTable.of_tokens(batch) if is_single else PieceTable.of(pieces.numbers, batch, pieces.count)
+    noise = gumbel(drawn)
+    share = _split_budget(table.maskable_tokens, budget, offset)
+    if score is None or at_random:
+        return _choose_at_random(table, noise, share, draw)
+    return _choose_by_score(table, score, noise, share, draw, more)
 
 
 def _choose_at_random(
     pieces: PieceTable, noise: Float[Tensor, " P"], share: Int64[Tensor, " S"], draw: Draw
 ) -> ChosenPieces:
     """The choice without a score: by noise alone."""
-    taken, _ = _take_best(PieceOrder.of(noise, pieces), share, draw.budget, draw.budget / draw.available)
-    rows = _cut_to_budget(taken, noise, pieces, draw.budget)
+    taken, _ = _take_best(PieceOrder.of(noise, pieces), share, draw.budget, draw.budget / draw.available, draw.largest)
+    rows = _cut_to_budget(taken, noise, pieces, draw)
     return ChosenPieces(rows, torch.full_like(rows, draw.budget / draw.available, dtype=torch.float32))
 
 
@@ -89,43 +94,47 @@ def _choose_by_score(
     noise: Float[Tensor, " P"],
     share: Int64[Tensor, " S"],
     draw: Draw,
-    rng: PackRng,
+    more: list[Tensor],
 ) -> ChosenPieces:
-    """The choice by score and noise, with the explored part drawn afterwards."""
+    """The choice by score and noise; ``more`` random numbers, if any, draw the explored part afterwards."""
     mean = pieces.mean_of_tokens(score)
-    order = PieceOrder.of(mean + draw.temperature * noise if draw.temperature else _ranks(mean, noise), pieces)
-    explored = _split_budget(share, draw.explored, rng) if draw.explored else torch.zeros_like(share)
+    order = PieceOrder.of(mean + draw.temperature * noise if draw.noisy else _ranks(mean, noise), pieces)
+    explored = _split_budget(share, draw.explored, more[0]) if more else torch.zeros_like(share)
     by_score = draw.budget - draw.explored
-    taken, regular = _take_best(order, share - explored, by_score, by_score / draw.available)
+    taken, regular = _take_best(order, share - explored, by_score, by_score / draw.available, draw.largest)
     priority = order.priority
-    if draw.explored:
-        priority = rng.gumbel(len(pieces.size), pieces.piece.device)
-        missing = draw.budget - pieces.tokens_in(taken)
-        random = _explore(pieces.without(taken), priority, explored, missing, missing / draw.available)
+    if more:
+        priority = gumbel(more[1])
+        random = _explore(pieces.without(taken), priority, explored, draw.budget - pieces.tokens_in(taken), draw)
         regular |= random
         taken |= random
-    rows = _cut_to_budget(taken, priority, pieces, draw.budget)
+    rows = _cut_to_budget(taken, priority, pieces, draw)
     chosen = pieces.piece[rows]
     probability = inclusion_probabilities(draw, order, mean, chosen)
     return ChosenPieces(rows, torch.where(regular[chosen], probability, draw.budget / draw.available).float())
 
 
 def _explore(
-    rest: PieceTable, priority: Float[Tensor, " P"], explored: Int64[Tensor, " S"], missing: int, ratio: float
+    rest: PieceTable,
+    priority: Float[Tensor, " P"],
+    explored: Int64[Tensor, " S"],
+    missing: Int64[Tensor, ""],
+    draw: Draw,
 ) -> Bool[Tensor, " P"]:
     """Pieces of ``missing`` tokens in all, by a random ``priority``, from the ``rest`` that the score did not take."""
-    return _take_best(PieceOrder.of(priority, rest), explored.minimum(rest.maskable_tokens), missing, ratio)[0]
+    order, share = PieceOrder.of(priority, rest), explored.minimum(rest.maskable_tokens)
+    return _take_best(order, share, missing, (missing.double() / draw.available).float(), draw.largest)[0]
 
 
-def _split_budget(weights: Int64[Tensor, " S"], budget: int, rng: PackRng) -> Int64[Tensor, " S"]:
+def _split_budget(weights: Int64[Tensor, " S"], budget: int, offset: Float[Tensor, " 1"]) -> Int64[Tensor, " S"]:
     """Split the budget in proportion to the weights: rounded down, and the rest by systematic sampling.
 
     Systematic sampling gives one more token to a sequence with a probability equal to the fraction that it lost, and
-    distributes exactly the rest.
+    distributes exactly the rest; ``offset`` is uniform in (0, 1).
     """
     ideal = torch.cumsum(weights.double(), 0) * (budget / weights.sum().double())
-    marks = torch.floor(ideal + rng.uniform(1, weights.device)).long()
-    marks[-1] = budget  # the last sum equals the budget only up to rounding
+    marks = torch.floor(ideal + offset).long()
+    marks[-1:].fill_(budget)  # the last sum equals the budget only up to rounding
     return torch.diff(marks, prepend=marks.new_zeros(1)).minimum(weights)
 
 
@@ -138,48 +147,64 @@ def _ranks(mean: Float[Tensor, " P"], noise: Float[Tensor, " P"]) -> Float[Tenso
 
 
 def _take_best(
-    order: PieceOrder, share: Int64[Tensor, " S"], budget: int, ratio: float
+    order: PieceOrder,
+    share: Int64[Tensor, " S"],
+    budget: int | Int64[Tensor, ""],
+    ratio: float | Float[Tensor, ""],
+    largest: int,
 ) -> tuple[Bool[Tensor, " P"], Bool[Tensor, " P"]]:
     """The best pieces of each sequence up to its share, corrected to ``budget`` tokens in all or a little less.
 
-    Also those of them that were taken by the share of their sequence, not by the correction.
+    Also those of them that were taken by the share of their sequence, not by the correction. ``largest`` is the size of
+    the largest piece.
     """
-    pieces, priority = order.pieces, order.priority
     regular = order.top_within(share, ratio)
-    taken = regular & ~_worst(priority, pieces.size, regular, pieces.tokens_in(regular) - budget)
-    left = budget - pieces.tokens_in(taken)
-    while left:
-        more = _best_that_fit(priority, pieces.size, pieces.maskable & ~taken, left)
-        if not more.any():
-            break
-        taken = taken | more
-        left = budget - pieces.tokens_in(taken)
+    # from here to the end by priority in the whole pack
+    taken = regular.index_select(0, order.best)
+    size = torch.where(order.pieces.maskable, order.pieces.size, 0).index_select(0, order.best)
+    if largest > 1:  # single tokens never exceed their share
+        tokens = torch.where(taken, size, 0)
+        total = tokens.sum()
+        worse = total - tokens.cumsum(0)
+        taken = taken & (worse >= total - budget)
+    left = budget - torch.where(taken, size, 0).sum()
+    taken = taken | first_fit(torch.where(taken, 0, size), left, largest)
+    taken = torch.empty_like(taken).index_copy_(0, order.best, taken)
     return taken, regular & taken
 
 
-def _worst(priority, size, taken, excess: int) -> Bool[Tensor, " P"]:
-    """The taken pieces with the lowest priority, of ``excess`` tokens or a little more."""
-    order = torch.argsort(priority.masked_fill(~taken, torch.inf), stable=True)
-    before = torch.where(taken, size, 0)[order].cumsum(0) - torch.where(taken, size, 0)[order]
-    return torch.zeros_like(taken).index_put_((order,), (before < excess) & taken[order])
+def first_fit(size: Int64[Tensor, " P"], left: Int64[Tensor, ""], largest: int) -> Bool[Tensor, " P"]:
+    """Take each piece, in order, that is not larger than what is ``left`` when its turn comes; never an empty one.
 
-
-def _best_that_fit(priority, size, free, left: int) -> Bool[Tensor, " P"]:
-    """The best of the free pieces that are small enough, as many in order as fit into ``left`` tokens together."""
-    fit = free & (size <= left)
-    order = torch.argsort(priority.masked_fill(~fit, -torch.inf), descending=True, stable=True)
-    used = torch.where(fit, size, 0)[order].cumsum(0)
-    return torch.zeros_like(free).index_put_((order,), (used <= left) & fit[order])
+    A loop over pieces would wait for each. Instead the work is done in rounds, whose limits go from the size of the
+    ``largest`` piece to 0 by halves. While more than its limit is left, every piece up to the limit fits, so sums of
+    sizes say where the round ends; the first larger piece that fits ends it too, for it leaves at most the limit.
+    """
+    waiting = size > 0
+    if largest == 1:
+        return waiting & (waiting.cumsum(0) <= left)
+    chosen, limit = torch.zeros_like(waiting), 2 * largest
+    while limit:
+        limit //= 2
+        is_small = waiting & (size <= limit)
+        small = torch.where(is_small, size, 0)
+        before = left - small.cumsum(0) + small
+        is_last = waiting & ~is_small & (size <= before)
+        reached = waiting & (before > limit) & (is_last.cumsum(0) <= is_last)
+        taken = reached & (is_small | is_last)
+        left = left - torch.where(taken, size, 0).sum()
+        chosen, waiting = chosen | taken, waiting & ~reached
+    return chosen
 
 
 def _cut_to_budget(
-    taken: Bool[Tensor, " P"], priority: Float[Tensor, " P"], pieces: PieceTable, budget: int
+    taken: Bool[Tensor, " P"], priority: Float[Tensor, " P"], pieces: PieceTable, draw: Draw
 ) -> Int64[Tensor, " M"]:
     """The tokens of the taken pieces and, if they are too few, the first tokens of the best piece that is left."""
-    chosen = taken[pieces.piece]
-    left = budget - pieces.tokens_in(taken)
-    if left:
+    chosen = taken.index_select(0, pieces.piece)
+    if draw.largest > 1:  # single tokens always fit
+        left = draw.budget - pieces.tokens_in(taken)
         best = priority.masked_fill(~pieces.maskable | taken, -torch.inf).argmax()
         inside = pieces.piece == best
         chosen = chosen | (inside & (inside.cumsum(0) <= left))
-    return chosen.nonzero().squeeze(1)
+    return torch.nonzero_static(chosen, size=draw.budget).squeeze(1)

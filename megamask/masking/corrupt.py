@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, tensor
+from torch import Tensor
 
 from megamask.batch import MaskPlan, PackedBatch, TokenIds
-from megamask.masking.rng import PackRng
+from megamask.masking.rng import PackRng, send
 from megamask.masking.settings import Corruption as Corruption
 
 
@@ -23,21 +24,21 @@ def corrupt_targets(
 
     Differs from BERT: the numbers are exact, not drawn token by token, so that all packs have the same shapes.
     """
-    device = targets.device
     masks, randoms = mix.counts(len(targets))
-    shuffled = targets[rng.order(len(targets), device)]
+    order = rng.order(len(targets))
+    drawn = _ordinary(ids, rng.integers(ids.size - len(ids.special), randoms))
+    order, drawn = send([order, drawn], targets.device)
+    shuffled = targets.index_select(0, order)
     hidden = shuffled[:masks].sort().values
-    inputs = batch.tokens.clone()
-    inputs[hidden] = ids.mask
-    inputs[shuffled[masks : masks + randoms]] = _ordinary(
-        ids, rng.integers(ids.size - len(ids.special), randoms, device)
-    )
-    visible = batch.maskable.new_ones(batch.layout.rows).index_fill_(0, hidden, False).nonzero().squeeze(1)
-    return MaskPlan(inputs, targets, batch.tokens[targets], hidden, visible, probability, weights)
+    inputs = batch.tokens.index_fill(0, hidden, ids.mask)
+    inputs.index_copy_(0, shuffled[masks : masks + randoms], drawn)
+    is_visible = batch.maskable.new_ones(batch.layout.rows).index_fill_(0, hidden, False)
+    visible = torch.nonzero_static(is_visible, size=len(is_visible) - masks).squeeze(1)
+    return MaskPlan(inputs, targets, batch.tokens.index_select(0, targets), hidden, visible, probability, weights)
 
 
 def _ordinary(ids: TokenIds, index: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
     """The ``index``-th id that is not special, without a table of the vocabulary."""
     for special in sorted(ids.special):
-        index = index + (index >= tensor(special, device=index.device))
+        index = index + (index >= special)
     return index

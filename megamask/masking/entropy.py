@@ -49,7 +49,8 @@ class EntropyScore(Score):
     """The score by entropy; its only state is the temperature, if that moves."""
 
     def __init__(self, config: EntropyScoreConfig):
-        self.config, self.temperature = config, config.temperature
+        self.config = config
+        self.temperature: float | Tensor = config.temperature
         self._moves = config.effective_sample_size is not None
         # fp64: the logarithm of the temperature; of this step on this rank the sums of weights, of squares, of targets
         self._log = torch.tensor(math.log(config.temperature) if self._moves else 0.0, dtype=torch.float64)
@@ -66,7 +67,7 @@ class EntropyScore(Score):
         assert entropy is not None, "the masker checks it"
         if self._moves:
             self._scored.add(batch.number)
-            self.temperature = math.exp(float(self._log))  # the selection waits for the device anyway
+            self.temperature = self._log.exp()
         if self.config.shuffle != "no":
             entropy = shuffled(entropy, batch, rng, by_type=self.config.shuffle == "type")
         # as many pieces as tokens, some of them empty: counting them would wait for the device
@@ -76,7 +77,7 @@ class EntropyScore(Score):
         if self.config.skip_top:
             # below every score that noise and spread could reach
             score = score - (rank_from_top(pieces, values) < self.config.skip_top) * 1e4 * (1 + self.temperature)
-        return score[piece]
+        return score.index_select(0, piece)
 
     def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """Add the weights that a whole correction would give the targets of ``plan``."""

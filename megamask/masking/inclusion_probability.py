@@ -25,12 +25,18 @@ LEAST = 1e-12
 
 
 class Draw(NamedTuple):
-    """Numbers of tokens of a pack: chosen, explored among them, and maskable; and the temperature of the noise."""
+    """Numbers of tokens: chosen, explored among them, maskable, in the largest piece; the temperature of the noise."""
 
     budget: int
     explored: int
     available: int
-    temperature: float
+    largest: int
+    temperature: float | Float[Tensor, ""]
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise decides with the score. A temperature on the device is above 0."""
+        return isinstance(self.temperature, Tensor) or self.temperature > 0
 
 
 def inclusion_probabilities(
@@ -49,16 +55,16 @@ def inclusion_probabilities(
     share, explored, weight = _roundings(draw, pieces.maskable_tokens)
     fits = order.fits(share - explored, (draw.budget - draw.explored) / draw.available)
     taken = sum_by_sequence(fits.long(), order.sequence, pieces.num_sequences)
-    tokens = sum_by_sequence(fits * pieces.size[order.order], order.sequence, pieces.num_sequences)
+    tokens = sum_by_sequence(fits * pieces.size.index_select(0, order.order), order.sequence, pieces.num_sequences)
     random = (explored / (pieces.maskable_tokens - tokens).clamp(min=1)).clamp(max=1)
 
     sequence = pieces.sequence[chosen]
-    p = _by_score(draw.temperature, order, mean, chosen, taken[:, sequence])
+    p = _by_score(draw, order, mean, chosen, taken[:, sequence])
     return (weight[:, sequence] * (p + (1 - p) * random[:, sequence])).sum(0).clamp(LEAST, 1)
 
 
 def _by_score(
-    temperature: float,
+    draw: Draw,
     order: PieceOrder,
     mean: Float[Tensor, " P"],
     chosen: Int64[Tensor, " M"],
@@ -68,14 +74,14 @@ def _by_score(
     sequence = order.pieces.sequence[chosen]
     first = order.first[sequence]
     inside = order.place[chosen] - first < taken
-    if not temperature:
+    if not draw.noisy:
         return inside.double()
     # the k-th best of the others: the piece after the k best for one of them, the k-th best for any other piece
     at = (first + taken - (~inside).long()).clamp(0, len(order.order) - 1)
     threshold = order.priority[order.order[at]]
     threshold = threshold.masked_fill(inside & (taken == order.pieces.count[sequence]), -torch.inf)  # no others
     threshold = threshold.masked_fill(taken == 0, torch.inf)
-    return -torch.expm1(-torch.exp((mean[chosen] - threshold) / temperature))
+    return -torch.expm1(-torch.exp((mean[chosen] - threshold) / draw.temperature))
 
 
 def _roundings(

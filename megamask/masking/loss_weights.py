@@ -17,28 +17,29 @@ are then as noisy as those of 0.3 M random targets.
 
 `masking.random_share` r bounds the weights: a pi of at least about r M / T means a weight of at most about 1 / r.
 
-Costs three kernels of M numbers a pack, and with a correction one wait for the number of maskable tokens.
+Costs three kernels of M numbers a pack; nothing waits for the device.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from megamask.masking.settings import MaskingConfig
 
 
 def loss_weights(
-    config: MaskingConfig, probability: Float[Tensor, " M"], maskable: Bool[Tensor, " T"]
+    config: MaskingConfig, probability: Float[Tensor, " M"], maskable_tokens: int
 ) -> Float[Tensor, " M"] | None:
     """The weight of each target, at most `masking.max_weight`; None without a correction.
 
-    ``probability`` is that with which each was chosen among the ``maskable`` tokens. Targets chosen at random weigh 1.
+    ``probability`` is that with which each was chosen among the ``maskable_tokens`` of the pack. Targets chosen at
+    random weigh 1.
     """
     if not config.correction:
         return None
     # in 32 bits as the probabilities are, so that the chance of all gives exactly 1
-    chance = torch.full_like(probability, len(probability) / int(maskable.sum()))
+    chance = torch.full_like(probability, len(probability) / maskable_tokens)
     weights = (chance / probability) ** config.correction
     return weights if config.max_weight is None else weights.clamp(max=config.max_weight)

@@ -67,14 +67,14 @@ class Masker:
         """
         if self.needs_entropy(progress):
             _check(entropy, batch)
-        piece = pieces_of_unit(self.config.unit, batch, rng)
+        pieces = pieces_of_unit(self.config.unit, batch, rng)
         budget = self.budget(progress, batch.layout.rows if rows is None else rows)
         explore = self.config.random_share(coarse(progress))
-        score = None if explore == 1 else self.score(batch, entropy, piece, rng)
+        score = None if explore == 1 else self.score(batch, entropy, pieces.numbers, rng)
         targets, probability = choose_pieces(
-            score, piece, budget, batch, rng, temperature=self.score.temperature, explore=explore
+            score, pieces, budget, batch, rng, temperature=self.score.temperature, explore=explore
         )
-        weights = None if score is None else loss_weights(self.config, probability, batch.maskable)
+        weights = None if score is None else loss_weights(self.config, probability, batch.on_host.maskable_tokens)
         return corrupt_targets(batch, targets, self.config.corruption, self.ids, rng, probability, weights)
 
 

@@ -64,7 +64,7 @@ class PartOfSpeechScore(Score):
         self._follow(tags.device)
         # 32 bits: a mean of some equal ones is then exact in 64, so equal weights are equal scores
         table = torch.cat([self._losses.new_full((1,), 0.5).log(), self.log_weights]).float()
-        return table[tags[_first_rows(pieces_of_unit("word", batch, rng))]]
+        return table[tags[_first_rows(pieces_of_unit("word", batch, rng).numbers)]]
 
     @property
     def log_weights(self) -> Float[Tensor, " K"]:

@@ -1,15 +1,30 @@
 """Random numbers that are a function of (seed, pack number, purpose) alone.
 
 Counter-based (Philox), drawn on the host and then moved: the same numbers on any device, rank and world size and after
-any resume, without state to save. A pack of 8192 tokens costs about 50 microseconds.
+any resume, without state to save. A pack of 8192 tokens costs about 50 microseconds. Nothing waits for the device.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+HOST = torch.device("cpu")
+
+
+def send(numbers: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """``numbers`` of 8 bytes each, which are on the host, on ``device``: by one copy that nobody waits for."""
+    if device.type == "cpu":
+        return list(numbers)
+    together = torch.cat([each.view(torch.int64) for each in numbers])
+    if device.type == "cuda":
+        together = together.pin_memory()
+    parts = together.to(device, non_blocking=True).split([len(each) for each in numbers])
+    return [part.view(each.dtype) for part, each in zip(parts, numbers, strict=True)]
 
 
 class PackRng:
@@ -20,19 +35,22 @@ class PackRng:
         # the seed sequence mixes all three into a key, so near seeds and numbers are unrelated
         self._draws = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *words])))
 
-    def uniform(self, count: int, device: torch.device) -> Float[Tensor, " count"]:
+    def uniform(self, count: int, device: torch.device = HOST) -> Float[Tensor, " count"]:
         """Numbers in the open interval (0, 1)."""
-        drawn = self._draws.random(count, dtype=np.float64)
-        return torch.from_numpy(np.clip(drawn, 1e-12, None)).to(device)
+        return self._sent(np.clip(self._draws.random(count, dtype=np.float64), 1e-12, None), device)
 
-    def gumbel(self, count: int, device: torch.device) -> Float[Tensor, " count"]:
-        """Standard Gumbel noise: the argmax of score + noise is a draw in proportion to exp(score)."""
-        return -torch.log(-torch.log(self.uniform(count, device)))
-
-    def integers(self, below: int, count: int, device: torch.device) -> Int64[Tensor, " count"]:
+    def integers(self, below: int, count: int, device: torch.device = HOST) -> Int64[Tensor, " count"]:
         """Integers in [0, below)."""
-        return torch.from_numpy(self._draws.integers(below, size=count)).to(device)
+        return self._sent(self._draws.integers(below, size=count), device)
 
-    def order(self, count: int, device: torch.device) -> Int64[Tensor, " count"]:
+    def order(self, count: int, device: torch.device = HOST) -> Int64[Tensor, " count"]:
         """A random permutation of range(count)."""
-        return torch.from_numpy(self._draws.permutation(count)).to(device)
+        return self._sent(self._draws.permutation(count), device)
+
+    def _sent(self, drawn: np.ndarray, device: torch.device) -> Tensor:
+        return send([torch.from_numpy(drawn)], device)[0]
+
+
+def gumbel(uniform: Float[Tensor, " count"]) -> Float[Tensor, " count"]:
+    """Standard Gumbel noise from uniform numbers: the argmax of score + noise is a draw in proportion to exp(score)."""
+    return -torch.log(-torch.log(uniform))

@@ -18,11 +18,12 @@ GRAIN = 2.0**-20
 class Score(Learner, Protocol):
     """Which pieces are masked first: a number per token, higher ones first; None: no preference.
 
-    ``temperature`` is that of the Gumbel noise in the selection; 0 takes the highest scores. ``piece`` is the piece of
+    ``temperature`` is that of the Gumbel noise in the selection; 0 takes the highest scores. A tensor is above 0, and
+    its value stays on the device. ``piece`` is the piece of
     each token: all tokens of a piece should have the same score.
     """
 
-    temperature: float
+    temperature: float | Float[Tensor, ""]
 
     def __call__(
         self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng

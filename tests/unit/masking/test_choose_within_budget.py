@@ -9,7 +9,7 @@ import torch
 
 from megamask.masking.choose_within_budget import choose_pieces
 from megamask.masking.rng import PackRng
-from megamask.masking.units import pieces_of_unit
+from megamask.masking.units import Pieces, pieces_of_unit
 from tests.batches import pack
 from tests.tolerances import assert_close
 
@@ -35,7 +35,7 @@ def scores(batch):
 def test_weighed_by_inverse_chance_the_chosen_tokens_speak_for_all(given, temperature, explore, budget):
     batch = pack(LENGTHS, padding=7)
     score = scores(batch) if given else None
-    rows, truth, draws = torch.arange(batch.layout.rows), int(batch.maskable.sum()), 600
+    rows, truth, draws = Pieces.of(torch.arange(batch.layout.rows)), int(batch.maskable.sum()), 600
     counts = []
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
@@ -54,7 +54,7 @@ def test_chances_speak_for_each_sequence_also_one_with_less_than_a_row():
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
         chosen = choose_pieces(
-            score, torch.arange(len(home)), 15, one, PackRng(0, number), temperature=0.7, explore=0.1
+            score, Pieces.of(torch.arange(len(home))), 15, one, PackRng(0, number), temperature=0.7, explore=0.1
         )
         found[number].index_add_(0, home[chosen.rows], 1 / chosen.probability.double())
     error = found.std(0) / draws**0.5
@@ -72,7 +72,7 @@ def test_under_uniform_masking_every_row_has_the_chance_of_the_mean(unit):
 
 def test_without_noise_and_exploration_what_is_taken_was_certain():
     batch = pack([42, 82])
-    chosen = choose_pieces(scores(batch), torch.arange(124), 30, batch, PackRng(0, 0), temperature=0)
+    chosen = choose_pieces(scores(batch), Pieces.of(torch.arange(124)), 30, batch, PackRng(0, 0), temperature=0)
     assert int((chosen.probability == 1).sum()) >= 29  # one row may have hung on how a share was rounded
 
 
@@ -93,7 +93,9 @@ def test_the_only_token_of_a_sequence_has_the_chance_that_its_sequence_has_a_row
     score, seen = scores(batch), 0
     for number in range(20):
         rng = PackRng(0, number)
-        chosen = choose_pieces(score, torch.arange(102), 15, batch, rng, temperature=temperature, explore=explore)
+        chosen = choose_pieces(
+            score, Pieces.of(torch.arange(102)), 15, batch, rng, temperature=temperature, explore=explore
+        )
         found = chosen.probability[chosen.rows < 60]
         seen += len(found)
         assert_close(found, torch.full_like(found, 15 / 60))
@@ -116,8 +118,8 @@ def test_at_most_one_piece_is_cut_under_any_score(unit, explore):
     for number in range(30):
         batch = pack([50, 31, 64, 20], number=number, seed=number)
         rng = PackRng(0, number)
-        piece = pieces_of_unit(unit, batch, rng)
-        rows = choose_pieces(scores(batch), piece, 45, batch, rng, temperature=0.5, explore=explore).rows
+        piece = pieces_of_unit(unit, batch, rng).numbers
+        rows = choose_pieces(scores(batch), Pieces.of(piece), 45, batch, rng, temperature=0.5, explore=explore).rows
         hits = torch.bincount(piece[rows], minlength=int(piece[-1]) + 1)
         assert int(((hits > 0) & (hits < torch.bincount(piece))).sum()) <= 1
 
@@ -128,6 +130,8 @@ def test_every_sequence_gets_its_share_to_within_one_row_under_any_score(explore
     counts = torch.bincount(batch.layout.sequence[batch.maskable], minlength=7).double()
     score = 3 * batch.layout.sequence.float() + scores(batch)  # later sequences score higher by far
     for number in range(50):
-        rows = choose_pieces(score, torch.arange(len(score)), 45, batch, PackRng(0, number), explore=explore).rows
+        rows = choose_pieces(
+            score, Pieces.of(torch.arange(len(score))), 45, batch, PackRng(0, number), explore=explore
+        ).rows
         got = torch.bincount(batch.layout.sequence[rows], minlength=7).double()
         assert ((got - counts * 45 / counts.sum()).abs() < 1).all()

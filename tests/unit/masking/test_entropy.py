@@ -17,7 +17,7 @@ from megamask.masking.entropy import EntropyScore, EntropyScoreConfig, shuffled
 from megamask.masking.masker import STEPS, Masker, MaskingConfig
 from megamask.masking.rng import PackRng
 from megamask.masking.score import Score
-from megamask.masking.units import pieces_of_unit
+from megamask.masking.units import Pieces, pieces_of_unit
 from megamask.runtime import ranks
 from megamask.schedules import Schedule
 from tests.batches import IDS, pack
@@ -79,7 +79,7 @@ def test_the_budget_is_exact_whatever_decides(
 ):
     batch = pack(lengths, padding=3, seed=seed)
     rng = PackRng(seed, 0)
-    piece = pieces_of_unit(unit, batch, rng)
+    piece = pieces_of_unit(unit, batch, rng).numbers
     entropy = EntropyScore(
         EntropyScoreConfig(strategy, temperature or (strategy == "proportional"), True, cap, shuffle)
     )
@@ -87,7 +87,7 @@ def test_the_budget_is_exact_whatever_decides(
     found = entropy(batch, scale * doubts(batch), piece, rng)
     assert found.isfinite().all()
     rows, probability = choose_pieces(
-        found, piece, budget, batch, rng, temperature=entropy.temperature, explore=explore
+        found, Pieces.of(piece), budget, batch, rng, temperature=entropy.temperature, explore=explore
     )
     assert len(rows) == budget == len(probability)
     assert (rows.diff() > 0).all()
@@ -101,7 +101,7 @@ def test_at_temperature_zero_exactly_the_top_or_bottom_of_each_sequence_is_taken
     batch = pack(LENGTHS)
     entropy = doubts(batch)
     plan = plan_of(masker(unit, strategy=strategy, temperature=0), batch, entropy)
-    piece = pieces_of_unit(unit, batch, PackRng(1, 0))
+    piece = pieces_of_unit(unit, batch, PackRng(1, 0)).numbers
     for rows in maskable_of(batch):
         numbers, counts = piece[rows].unique(return_counts=True)
         means = torch.stack([entropy[piece == number].mean() for number in numbers])
@@ -130,7 +130,12 @@ def test_middle_and_both_take_the_nearest_to_and_farthest_from_the_middle_rank()
     assert len(inside) == 40
     for strategy, expected in (("middle", inside[15:25]), ("both", inside[:5] + inside[-5:])):
         found = choose_pieces(
-            score(batch, entropy, strategy=strategy), torch.arange(42), 10, batch, PackRng(0, 0), temperature=0
+            score(batch, entropy, strategy=strategy),
+            Pieces.of(torch.arange(42)),
+            10,
+            batch,
+            PackRng(0, 0),
+            temperature=0,
         )
         assert found.rows.tolist() == sorted(expected)
 
@@ -138,7 +143,7 @@ def test_middle_and_both_take_the_nearest_to_and_farthest_from_the_middle_rank()
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_all_rows_of_a_piece_have_the_score_of_their_mean(strategy):
     batch = pack(LENGTHS)
-    piece = pieces_of_unit("word", batch, PackRng(0, 0))
+    piece = pieces_of_unit("word", batch, PackRng(0, 0)).numbers
     entropy = doubts(batch)
     means = entropy.clone().double()
     for number in piece.unique():
@@ -192,7 +197,9 @@ def test_a_flat_sequence_is_masked_at_random(strategy, value):
     draws, hits = 300, torch.zeros(batch.layout.rows)
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
-        hits[choose_pieces(found, torch.arange(len(flat)), 20, one, PackRng(0, number), temperature=0).rows] += 1
+        hits[
+            choose_pieces(found, Pieces.of(torch.arange(len(flat))), 20, one, PackRng(0, number), temperature=0).rows
+        ] += 1
     rates = hits[batch.maskable] / draws
     mean = float(rates.mean())
     assert (rates - mean).abs().max() < 5 * (mean * (1 - mean) / draws) ** 0.5
@@ -206,7 +213,9 @@ def test_proportional_draws_in_proportion_to_the_power_of_entropy(temperature, l
     draws, hits = 1200, torch.zeros(10)
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
-        hits[choose_pieces(found, torch.arange(10), 1, one, PackRng(0, number), temperature=temperature).rows] += 1
+        hits[
+            choose_pieces(found, Pieces.of(torch.arange(10)), 1, one, PackRng(0, number), temperature=temperature).rows
+        ] += 1
     weights = (entropy[1:-1] - lowest) ** (1 / temperature)
     expected = weights / weights.sum()
     assert ((hits[1:-1] / draws - expected).abs() <= 5 * (expected * (1 - expected) / draws).sqrt() + 1e-9).all()
@@ -219,9 +228,9 @@ def test_the_capped_are_left_to_the_last_and_taken_then():
     top = rows[entropy[rows].argsort(descending=True)]
     found = score(batch, entropy, skip_top=0.1)
     for budget in (10, 45, 47, 50):
-        taken = choose_pieces(found, torch.arange(52), budget, batch, PackRng(0, 0), temperature=0.5).rows
+        taken = choose_pieces(found, Pieces.of(torch.arange(52)), budget, batch, PackRng(0, 0), temperature=0.5).rows
         assert int(torch.isin(top[:5], taken).sum()) == max(0, budget - 45)
-    taken = choose_pieces(found, torch.arange(52), 10, batch, PackRng(0, 0), temperature=0).rows
+    taken = choose_pieces(found, Pieces.of(torch.arange(52)), 10, batch, PackRng(0, 0), temperature=0).rows
     assert taken.tolist() == top[5:15].sort().values.tolist()
 
 

@@ -115,10 +115,10 @@ def test_a_temperature_is_an_exponent_of_the_weights():
     for temperature in (0.5, 2.0):
         ours = knowing(masker(1 / 40, temperature=temperature), [1.0, 3.0, 0.5, 2.0])
         whole = PackRng(0, 0)
-        score = ours.score(batch, None, pieces_of_unit("word", batch, whole), whole)
+        score = ours.score(batch, None, pieces_of_unit("word", batch, whole).numbers, whole)
         assert ours.score.temperature == temperature
         by_tag = torch.tensor([0.5, *weights([1.0, 3.0, 0.5, 2.0])]).log()
-        first = pieces_of_unit("word", batch, whole)
+        first = pieces_of_unit("word", batch, whole).numbers
         starts = torch.tensor([first.tolist().index(number) for number in first.tolist()])
         # every token counts by the tag of its word's first, those without by a half
         assert torch.allclose(score, by_tag[batch.tags.long()[starts]], rtol=1e-6)
@@ -135,7 +135,7 @@ def test_budgets_are_exact_and_whole_words_stay_whole(step, unit, ends):
     batch = tagged([50, 31, 64, 20], step, untagged=True)
     plan = plan_of(ours, batch, step / 100)
     assert len(plan.targets.unique()) == ours.budget(step / 100, batch.layout.rows)
-    piece = pieces_of_unit(unit, batch, PackRng(5, batch.number))
+    piece = pieces_of_unit(unit, batch, PackRng(5, batch.number)).numbers
     hits, sizes = (torch.bincount(p, minlength=int(piece[-1]) + 1) for p in (piece[plan.targets], piece))
     assert int(((hits > 0) & (hits < sizes)).sum()) <= 1
 
