@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from megamask.batch import Learner, Losses, MaskPlan, PackedBatch
 from megamask.entropy.source import EntropyFn, EntropySource, Signal, source_packs
 from megamask.masking.piece_order import PieceOrder, PieceTable
-from megamask.masking.rng import PackRng
+from megamask.masking.rng import PackRng, send
 
 PURPOSE = "exact"
 """Purpose of the random numbers for the groups, a stream apart from that of the masks."""
@@ -41,8 +41,9 @@ def entropy_plans(
     """
     if signal == "clean":
         return [MaskPlan.hide_nothing(batch) if rows is None else _predict_at(batch, rows)]
-    maskable = batch.maskable.nonzero().squeeze(1) if rows is None else rows
-    return [_hide(batch, group, mask_id) for group in groups(batch, maskable, passes, rng)]
+    if rows is None:
+        rows = torch.nonzero_static(batch.maskable, size=batch.on_host.maskable_tokens).squeeze(1)
+    return [_hide(batch, group, mask_id) for group in groups(batch, rows, passes, rng)]
 
 
 @torch.no_grad()
@@ -80,7 +81,8 @@ def _predict_at(batch: PackedBatch, rows: Int64[Tensor, " C"]) -> MaskPlan:
 
 def _hide(batch: PackedBatch, rows: Int64[Tensor, " C"], mask_id: int) -> MaskPlan:
     inputs = batch.tokens.index_fill(0, rows, mask_id)
-    visible = torch.ones_like(batch.maskable).index_fill_(0, rows, False).nonzero().squeeze(1)
+    is_visible = torch.ones_like(batch.maskable).index_fill_(0, rows, False)
+    visible = torch.nonzero_static(is_visible, size=len(is_visible) - len(rows)).squeeze(1)
     return MaskPlan(inputs, rows, batch.tokens[rows], rows, visible)
 
 
@@ -122,9 +124,12 @@ class Exact(EntropySource):
         if proposal is None:
             return measure_entropy(self.entropy_fn, batch, self.signal, self.passes, self.mask_id, rng)
         assert self.candidates is not None
-        tokens = PieceTable.of_tokens(batch)
-        count = (self.candidates / tokens.count.sum() * tokens.count).ceil()
-        rows = PieceOrder.of(proposal, tokens).top(count).nonzero().squeeze(1)
+        # the host knows how many tokens each sequence can have, so it knows how many are candidates
+        maskable = torch.from_numpy(batch.on_host.maskable_by_sequence)
+        most = (self.candidates / maskable.sum() * maskable).ceil().long().minimum(maskable)
+        (count,) = send([most], batch.tokens.device)
+        best = PieceOrder.of(proposal, PieceTable.of_tokens(batch)).top(count)
+        rows = torch.nonzero_static(best, size=int(most.sum())).squeeze(1)
         entropy = measure_entropy(self.entropy_fn, batch, self.signal, self.passes, self.mask_id, rng, rows)
         return entropy[rows].min().expand_as(entropy).index_copy(0, rows, entropy[rows])
 

@@ -4,6 +4,8 @@ Taking the largest of score + temperature x noise is drawing without replacement
 exp(score / temperature) (Gumbel top-k; Kool et al. 2019). Temperature 0 takes the highest scores, equal ones in random
 order. A share of the budget can be explored: drawn at random from the pieces that the score did not take.
 
+All operations have a fixed size, so nothing waits for the device; sizes and random numbers come from the host.
+
 Costs a few sorts of P pieces: for 8192 tokens about 2 ms of one core, 4 ms with a score, 6 ms with exploration.
 """
 

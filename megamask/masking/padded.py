@@ -2,8 +2,9 @@
 
 For a batch of ``B`` sequences padded to ``L`` tokens on either side, as the collators of transformers make it. All
 ``B`` x ``L`` tokens become one pack, so the indices of a plan are those of logits flattened to (B * L, V). Costs next
-to nothing beside a model, but waits for the device once, to find where sequences begin. `losses_at` reads only the
-logits of the targets.
+to nothing beside a model, but waits for the device if the batch is there already: to find where sequences begin, and
+for what decides sizes. Pack it on the host and move the pack, and nothing waits. `losses_at` reads only the logits of
+the targets.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class PieceOrder:
         mean = (total / count.clamp(min=1))[tie]
         return torch.empty_like(mean).index_copy_(0, self.order, mean)
 
-    def top(self, count: Float[Tensor, " S"]) -> Bool[Tensor, " P"]:
+    def top(self, count: Shaped[Tensor, " S"]) -> Bool[Tensor, " P"]:
         """The ``count`` maskable pieces of each sequence with the highest priority."""
         best = (self.rank_at_place < count[self.sequence]) & self.pieces.maskable[self.order]
         return torch.empty_like(best).index_copy_(0, self.order, best)

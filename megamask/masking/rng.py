@@ -37,7 +37,11 @@ class PackRng:
 
     def uniform(self, count: int, device: torch.device = HOST) -> Float[Tensor, " count"]:
         """Numbers in the open interval (0, 1)."""
-        return self._sent(np.clip(self._draws.random(count, dtype=np.float64), 1e-12, None), device)
+        return self._sent(self.uniform_array(count), device)
+
+    def uniform_array(self, count: int) -> Float[np.ndarray, " count"]:
+        """The same as ``uniform``, for work that the host does."""
+        return np.clip(self._draws.random(count, dtype=np.float64), 1e-12, None)
 
     def integers(self, below: int, count: int, device: torch.device = HOST) -> Int64[Tensor, " count"]:
         """Integers in [0, below)."""

@@ -74,7 +74,7 @@ def _span_starts(words: Bool[np.ndarray, " T"], host: HostPack, rng: PackRng) ->
     apart = ~maskable
     apart[1:] |= ~maskable[:-1]  # and the word behind it begins a span
     chances = 0.8 ** np.arange(10)
-    ends = np.searchsorted(np.cumsum(chances / chances.sum()), rng.uniform(count).numpy())
+    ends = np.searchsorted(np.cumsum(chances / chances.sum()), rng.uniform_array(count))
     first = np.zeros(count, dtype=bool)
     first[np.cumsum(np.minimum(ends, 9) + 1)[:-1].clip(max=count - 1)] = True
     starts = np.zeros_like(words)

@@ -158,7 +158,11 @@ class Meters:
     ) -> None:
         """Count a pack, with the ``entropy`` that guided its masks, and the predictions of a teacher, if any."""
         lengths = _real_lengths(batch).double()
-        sums = [losses.nll.double().sum(), losses.correct.double().sum(), float(len(plan.targets))]
+        sums: list[Tensor | float] = [
+            losses.nll.double().sum(),
+            losses.correct.double().sum(),
+            float(len(plan.targets)),
+        ]
         sums += [lengths.sum(), (lengths**2).sum()]
         if losses.distill is not None and soft is not None:
             rows = plan.targets if soft.rows is None else soft.rows
@@ -167,7 +171,8 @@ class Meters:
         else:
             sums += [0.0, 0.0]
         sums += _spread(batch, entropy) if entropy is not None else [0.0, 0.0, 0.0]
-        self._sums += torch.stack([torch.as_tensor(v, dtype=torch.float64, device=lengths.device) for v in sums])
+        # a number is filled in on the device, since a copy of it would wait
+        self._sums += torch.stack([v if isinstance(v, Tensor) else lengths.new_full((), v) for v in sums])
 
     def step(self, grad_norm: float, skipped: bool = False) -> None:
         """Count an optimizer step. No pack may have been added for a ``skipped`` step."""

@@ -77,9 +77,13 @@ class FlopCounter:
         return {"total/tokens": totals["tokens"]} | {f"flops/{part}": float(totals[part] * UNIT) for part in PARTS}
 
     def _add(self, tokens: Any, *flops: Any) -> None:
-        values = [torch.as_tensor(v, dtype=torch.float64, device=self._sums.device) for v in (tokens, *flops)]
-        scale = torch.tensor([1.0, *[UNIT] * len(PARTS)], dtype=torch.float64, device=self._sums.device)
-        self._sums += (torch.stack(values) / scale).round().long()
+        def on_device(value: Any) -> Tensor:
+            # a number is filled in on the device, since a copy of it would wait
+            given = isinstance(value, Tensor)
+            return value.double() if given else self._sums.new_full((), value, dtype=torch.float64)
+
+        values = [on_device(tokens), *(on_device(each) / UNIT for each in flops)]
+        self._sums += torch.stack(values).round().long()
 
 
 def teacher_flops(states: nn.Module, weight: Tensor) -> ForwardFlops:

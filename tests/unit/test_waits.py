@@ -1,0 +1,132 @@
+"""A step never waits for the device before the one place where it must: no masks, losses, gradients or figures do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from megamask.batch import MaskPlan, PackedBatch
+from megamask.masking.masker import Masker
+from megamask.masking.rng import PackRng
+from megamask.masking.settings import EntropyScoreConfig, MaskingConfig
+from megamask.metrics.mask_figures import MaskFigures
+from megamask.metrics.meters import Meters
+from megamask.model.encoder import Encoder
+from megamask.model.head import MaskedLMHead
+from megamask.model.shape import ModelConfig
+from megamask.objectives.objective import build_objective
+from megamask.objectives.settings import DecoderConfig, ObjectiveConfig
+from megamask.runtime import ranks
+from megamask.schedules import Schedule
+from tests.batches import IDS, pack
+from tests.stand_in import DEVICE, Copies, stand_in
+
+TAGS = ("noun", "verb", "other")
+SCORES = {
+    "uniform": {},
+    "entropy": {},
+    "top": {"entropy": EntropyScoreConfig(temperature=0.0)},
+    "ranks": {"entropy": EntropyScoreConfig("both", skip_top=0.1)},
+    "shuffled": {"entropy": EntropyScoreConfig("proportional", shuffle="type")},
+    "moving": {"entropy": EntropyScoreConfig(effective_sample_size=0.7), "correction": 1.0},
+    "part_of_speech": {},
+    "token_type": {},
+}
+OBJECTIVES = {
+    "mlm": ObjectiveConfig(),
+    "three_ml": ObjectiveConfig("three_ml", depth=1, mask_vector="own"),
+    "mae_lm": ObjectiveConfig("mae_lm", decoder=DecoderConfig(1)),
+    "mae_lm, cross": ObjectiveConfig("mae_lm", decoder=DecoderConfig(1, "cross")),
+}
+
+
+def text() -> PackedBatch:
+    batch = pack([60, 3, 31, 64, 20], padding=7)
+    return dataclasses.replace(batch, tags=(batch.tokens % 4).to(torch.uint8) * batch.maskable)
+
+
+def masker(unit: str, name: str) -> Masker:
+    """A masker whose score has learned something, so that it is asked."""
+    kind = name if name in ("uniform", "part_of_speech", "token_type") else "entropy"
+    share = {} if kind == "uniform" else {"random_share": Schedule(start=0.1)}
+    config = MaskingConfig(Schedule(start=0.3), unit, kind, **share, **SCORES[name])
+    maker = Masker(config, IDS, tags=TAGS)
+    if kind in ("part_of_speech", "token_type"):
+        maker.score._steps = 1000
+    return maker
+
+
+def objective_of(name: str) -> torch.nn.Module:
+    model = ModelConfig("modern", "tiny", num_layers=2, hidden_size=64, attention="varlen")
+    encoder = Encoder(model.shape(IDS), model)
+    return build_objective(OBJECTIVES[name], encoder, MaskedLMHead(encoder, model)).bfloat16()
+
+
+class MicroStep:
+    """What a step does with one pack, from the masks to the figures."""
+
+    def __init__(self, maker: Masker, objective: torch.nn.Module):
+        self.maker, self.objective, self.meters = maker, objective, Meters()
+        self.figures = MaskFigures(torch.ones(IDS.size, dtype=torch.long), tags=TAGS, max_weight=2.0)
+
+    def __call__(self, batch: PackedBatch, entropy: torch.Tensor) -> MaskPlan:
+        plan = self.maker(batch, progress=0.5, rng=PackRng(0, batch.number), entropy=entropy)
+        losses = self.objective(batch, plan)
+        losses.total.backward()
+        losses = dataclasses.replace(losses, total=losses.total.detach())
+        self.maker.score.update(batch, plan, losses)
+        self.maker.score.sync()
+        self.meters.add(batch, plan, losses, entropy)
+        self.figures.add(batch, plan, losses, entropy)
+        return plan
+
+
+def check(maker: Masker, objective: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Copies:
+    """The copies of a micro-step on the stand-in, whose plan must have the shapes of that on the host."""
+    batch = text()
+    entropy = torch.rand(batch.layout.rows)
+    expected = maker(batch, progress=0.5, rng=PackRng(0, 0), entropy=entropy)
+    monkeypatch.setattr(ranks, "device", lambda: DEVICE)
+    with stand_in(monkeypatch) as copies:
+        moved, entropy = batch.to(DEVICE), entropy.to(DEVICE)
+        step = MicroStep(maker, objective.to(DEVICE))
+        step(moved, entropy)  # learned state moves to the device, once in a run
+        copies.waits.clear()
+        copies.sent = 0
+        plan = step(dataclasses.replace(moved, layout=dataclasses.replace(moved.layout)), entropy)
+    for field in dataclasses.fields(plan):
+        one, other = getattr(expected, field.name), getattr(plan, field.name)
+        assert (one is None) == (other is None)
+        assert one is None or (one.shape, one.dtype, DEVICE) == (other.shape, other.dtype, other.device)
+    return copies
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+def test_masks_of_any_unit_and_score_do_not_wait(unit, name, monkeypatch):
+    copies = check(masker(unit, name), objective_of("mlm"), monkeypatch)
+    assert copies.waits == []
+    # random numbers of the choice and of the replacements; where pieces are; entropies at wrong places
+    assert copies.sent == 2 + (unit != "token") + (name == "part_of_speech") + (name == "shuffled")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_objective_waits(name, monkeypatch):
+    assert check(masker("word", "uniform"), objective_of(name), monkeypatch).waits == []
+
+
+def test_the_stand_in_finds_waits(monkeypatch):
+    with stand_in(monkeypatch) as copies:
+        values = torch.ones(4, device=DEVICE)
+        for wait in (values.sum().item, lambda: bool(values.any()), values.nonzero, lambda: values[values > 0]):
+            with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+                wait()
+        assert copies.waits == []
+        values.cpu()
+        values[:1].copy_(torch.ones(1))
+        torch.tensor(1.0, device=DEVICE)
+        torch.ones(1).to(DEVICE, non_blocking=True)
+    assert (len(copies.waits), copies.sent) == (3, 1)
