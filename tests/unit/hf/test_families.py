@@ -27,10 +27,9 @@ from megamask.objectives.settings import DecoderConfig
 from megamask.training.flops import forward_flops
 from tests.batches import IDS, pack
 from tests.tolerances import assert_close
-from tests.unit.hf.test_hf import CARD, FAMILY_NAMES, TEXTS, packed_logits, padded_logits, saved, theirs, tokenizer
+from tests.unit.hf.models import CARD, FAMILY_NAMES, TEXTS, packed_logits, padded_logits, transformers_model
 from tests.unit.model.models import plan
 
-__all__ = ["saved", "tokenizer"]
 NEW = [name for name in FAMILY_NAMES if name not in ("bert", "modern")]
 KINDS = [
     *((name, {}) for name in NEW),
@@ -65,7 +64,7 @@ def texts(shape: EncoderShape) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("name", "changes"), KINDS)
 @torch.no_grad()
 def test_packed_logits_equal_the_padded_logits_of_transformers(saved, name, changes, backend) -> None:
-    other = theirs(name, **changes)
+    other = transformers_model(name, **changes)
     model = ours(imported := import_model(saved(other)), attention=backend)
     sequences = texts(imported.shape)
     assert_close(packed_logits(model, sequences), padded_logits(other, sequences))
@@ -74,7 +73,7 @@ def test_packed_logits_equal_the_padded_logits_of_transformers(saved, name, chan
 
 @pytest.mark.parametrize(("name", "changes"), KINDS)
 def test_import_and_export_keep_weights_and_settings(saved, tmp_path, name, changes) -> None:
-    source = saved(theirs(name, **changes | {"pad_token_id": 0}))  # the tokenizer's
+    source = saved(transformers_model(name, **changes | {"pad_token_id": 0}))  # the tokenizer's
     model = import_model(source)
     export_model(model.weights, model.shape, source, tmp_path / "out", card=CARD)
     before, after = load_file(source / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
@@ -94,7 +93,7 @@ def test_import_and_export_keep_weights_and_settings(saved, tmp_path, name, chan
 @pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "camembert"])
 @torch.no_grad()
 def test_positions_count_from_the_padding_token(saved, name, pad, rows) -> None:
-    imported = import_model(saved(theirs(name, pad_token_id=pad)))
+    imported = import_model(saved(transformers_model(name, pad_token_id=pad)))
     assert (imported.shape.max_positions, imported.shape.position_offset) == (rows, pad + 1)
     model, (text, *_) = ours(imported), texts(imported.shape)
     table = model.encoder.embedding.positions.weight
@@ -107,19 +106,19 @@ def test_positions_count_from_the_padding_token(saved, name, pad, rows) -> None:
 
 @torch.no_grad()
 def test_only_token_type_0_is_used_and_distilbert_has_none(saved) -> None:
-    model = ours(import_model(saved(theirs("roberta", type_vocab_size=3))))
+    model = ours(import_model(saved(transformers_model("roberta", type_vocab_size=3))))
     (text, *_) = texts(model.encoder.shape)
     before = packed_logits(model, [text])
     model.encoder.embedding.token_types.weight[1:] += 1
     assert torch.equal(packed_logits(model, [text]), before)
-    shape = import_model(saved(theirs("distilbert"), "distil")).shape
+    shape = import_model(saved(transformers_model("distilbert"), "distil")).shape
     assert shape.token_types == 0 and not shape.problems()
     assert replace(shape, family="roberta").problems()
 
 
 @pytest.mark.parametrize(("name", "changes"), KINDS)
 def test_one_parameter_is_the_table_and_the_output_matrix(saved, name, changes) -> None:
-    model = ours(import_model(saved(theirs(name, **changes))))
+    model = ours(import_model(saved(transformers_model(name, **changes))))
     assert model.head.decoder.weight is model.encoder.embedding.tokens.weight
     transformed = model.head.transform(torch.zeros(2, model.encoder.shape.hidden_size))
     assert transformed.shape == (2, model.encoder.shape.table_width)
@@ -139,7 +138,7 @@ OBJECTIVES = [
 @pytest.mark.parametrize("config", OBJECTIVES, ids=lambda config: f"{config.kind}-{config.mask_vector}")
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "electra", "albert"])
 def test_every_objective_moves_every_weight_of_every_family(saved, name, config) -> None:
-    imported = import_model(saved(theirs(name, vocab_size=IDS.size)))
+    imported = import_model(saved(transformers_model(name, vocab_size=IDS.size)))
     encoder = Encoder(imported.shape)
     model = build_objective(config, encoder, MaskedLMHead(encoder))
     load_objective_weights(model, imported.weights)
@@ -152,7 +151,7 @@ def test_every_objective_moves_every_weight_of_every_family(saved, name, config)
 
 @torch.no_grad()
 def test_three_ml_from_the_first_layer_is_mlm(saved) -> None:
-    imported = import_model(saved(theirs("electra", vocab_size=IDS.size)))
+    imported = import_model(saved(transformers_model("electra", vocab_size=IDS.size)))
     encoder = Encoder(imported.shape)
     head = MaskedLMHead(encoder)
     batch = pack([12, 20, 5])
@@ -182,7 +181,7 @@ def byte_level(folder) -> None:
 def test_the_tokenizer_of_roberta_crosses_both_ways(tmp_path) -> None:
     source = tmp_path / "roberta"
     size = 5 + 256 + 60
-    other = theirs("roberta", vocab_size=size, pad_token_id=1, type_vocab_size=1)
+    other = transformers_model("roberta", vocab_size=size, pad_token_id=1, type_vocab_size=1)
     other.save_pretrained(source)
     byte_level(source)
     assert not save_start(source, tmp_path / "start").notes
@@ -202,7 +201,7 @@ def test_the_tokenizer_of_roberta_crosses_both_ways(tmp_path) -> None:
 
 
 def test_a_padding_token_that_is_not_the_tokenizers_is_refused(saved, tmp_path) -> None:
-    folder = saved(theirs("roberta", pad_token_id=1))
+    folder = saved(transformers_model("roberta", pad_token_id=1))
     with pytest.raises(CheckpointError, match=r"from which positions count, has the id 1, but its tokenizer says 0"):
         save_start(folder, tmp_path / "start")
     assert not (tmp_path / "start").exists()
@@ -220,7 +219,7 @@ def test_a_padding_token_that_is_not_the_tokenizers_is_refused(saved, tmp_path) 
     ],
 )
 def test_unsupported_settings_are_named(saved, name, changes, named) -> None:
-    folder = saved(theirs(name))
+    folder = saved(transformers_model(name))
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=rf"config\.json: {named}`"):

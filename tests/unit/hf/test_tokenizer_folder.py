@@ -63,13 +63,13 @@ def test_an_export_adds_cls_and_sep_as_training_does(tmp_path):
     assert AutoTokenizer.from_pretrained(trained)("The old man")["input_ids"] != seen(trained, "The old man")
     exported = export(trained, tmp_path / "out")
     assert exported.notes == ("The tokenizer added no special tokens: [CLS] and [SEP] now surround a text.",)
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    hf_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in (TEXT, "The old man", ""):
-        assert theirs(text)["input_ids"] == seen(trained, text)
-    pair = theirs("The old", "man")["input_ids"]
+        assert hf_tokenizer(text)["input_ids"] == seen(trained, text)
+    pair = hf_tokenizer("The old", "man")["input_ids"]
     assert pair == [*seen(trained, "The old"), *seen(trained, "man")[1:]]
     again = tmp_path / "again"
-    theirs.save_pretrained(again)
+    hf_tokenizer.save_pretrained(again)
     assert export(again, tmp_path / "second").notes == ()
 
 
@@ -82,13 +82,17 @@ def test_a_tokenizer_of_megamask_is_exported_unchanged(tmp_path, kind, size):
 
 def test_added_tokens_are_one_token_and_special_tokens_are_text(tmp_path):
     folder = bare(tmp_path / "tokenizer")
-    theirs, ours = AutoTokenizer.from_pretrained(folder), tokenizers.load_tokenizer(folder)
-    wanted = theirs(TEXT, add_special_tokens=False)["input_ids"]
-    assert [theirs.convert_ids_to_tokens(number) for number in wanted if number in theirs.convert_tokens_to_ids(ADDED)]
+    hf_tokenizer, ours = AutoTokenizer.from_pretrained(folder), tokenizers.load_tokenizer(folder)
+    wanted = hf_tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    assert [
+        hf_tokenizer.convert_ids_to_tokens(number)
+        for number in wanted
+        if number in hf_tokenizer.convert_tokens_to_ids(ADDED)
+    ]
     for ids in (ours.encode([TEXT])[0], ours.encode_with_offsets([TEXT])[0][0]):
         assert ids.tolist() == wanted
     written = ours.encode(["a [MASK] b [CLS]"])[0].tolist()
-    assert not {theirs.mask_token_id, theirs.cls_token_id} & set(written)
+    assert not {hf_tokenizer.mask_token_id, hf_tokenizer.cls_token_id} & set(written)
 
 
 def test_a_text_that_is_encoded_differently_is_shown_with_both_lists(tmp_path):
@@ -127,8 +131,8 @@ VOCABULARY = [*ROLES.values(), *"abcdefghijklmnopqrstuvwxyz.", *(f"##{c}" for c 
 
 def agrees(start: Path, folder: Path, texts: list[str]) -> bool:
     """Whether training with the tokenizer in ``start`` sees what transformers does with ``folder``."""
-    theirs = AutoTokenizer.from_pretrained(folder)
-    return all(seen(start / "tokenizer", text) == theirs(text)["input_ids"] for text in texts)
+    hf_tokenizer = AutoTokenizer.from_pretrained(folder)
+    return all(seen(start / "tokenizer", text) == hf_tokenizer(text)["input_ids"] for text in texts)
 
 
 @pytest.mark.parametrize("lower", [True, False])

@@ -21,13 +21,11 @@ from megamask.model.head import MaskedLMHead
 from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_objective_weights
 from megamask.teacher import frozen_lm
-from tests.unit.hf.test_hf import FAMILY_NAMES, saved, theirs, tokenizer
-
-__all__ = ["saved", "tokenizer"]
+from tests.unit.hf.models import FAMILY_NAMES, transformers_model
 
 
 def same(folder: Path, other) -> bool:
-    """Whether what is imported from ``folder`` are the weights of a model of theirs."""
+    """Whether what is imported from ``folder`` are the weights of ``other``, a model of transformers."""
     imported = import_model(folder)
     expected = other.state_dict()
     return all(
@@ -43,7 +41,7 @@ def rewrite(folder: Path, name) -> None:
 
 
 def test_files_that_are_not_the_model_are_ignored(saved):
-    other = theirs("bert")
+    other = transformers_model("bert")
     folder = saved(other)
     zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
     for stray in ("model_ema.safetensors", "model-00001-of-00002.safetensors", "optimizer.safetensors"):
@@ -54,7 +52,7 @@ def test_files_that_are_not_the_model_are_ignored(saved):
 
 
 def test_all_files_of_an_index_are_read(tmp_path):
-    other = theirs("bert")
+    other = transformers_model("bert")
     other.save_pretrained(tmp_path, max_shard_size="20KB")
     parts = sorted(tmp_path.glob("model-*"))
     assert len(parts) > 2 and same(tmp_path, other)
@@ -74,7 +72,7 @@ def test_all_files_of_an_index_are_read(tmp_path):
 
 @pytest.mark.parametrize("preset", FAMILY_NAMES)
 def test_a_tied_tensor_is_found_under_either_name(saved, preset):
-    other = theirs(preset)
+    other = transformers_model(preset)
     folder = saved(other)
     save_model(other, str(folder / WEIGHTS))
     kept = load_file(folder / WEIGHTS).keys()
@@ -84,7 +82,7 @@ def test_a_tied_tensor_is_found_under_either_name(saved, preset):
 
 
 def test_bert_with_only_the_second_names_of_tied_tensors(saved):
-    other = theirs("bert")
+    other = transformers_model("bert")
     folder = saved(other)
     copies = {
         "bert.embeddings.word_embeddings.weight": "cls.predictions.decoder.weight",
@@ -97,7 +95,7 @@ def test_bert_with_only_the_second_names_of_tied_tensors(saved):
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "_orig_mod.", "model.module."])
 @pytest.mark.parametrize("preset", FAMILY_NAMES)
 def test_a_prefix_is_removed_with_a_note(saved, preset, prefix):
-    other = theirs(preset)
+    other = transformers_model(preset)
     folder = saved(other)
     rewrite(folder, lambda name: prefix + name)
     assert same(folder, other)
@@ -106,7 +104,7 @@ def test_a_prefix_is_removed_with_a_note(saved, preset, prefix):
 
 
 def test_two_encoders_in_one_file_are_a_sentence(saved):
-    folder = saved(theirs("bert"))
+    folder = saved(transformers_model("bert"))
     tensors = load_file(folder / WEIGHTS)
     save_file({f"{who}.{n}": t.clone() for n, t in tensors.items() for who in ("one", "two")}, folder / WEIGHTS)
     with pytest.raises(CheckpointError, match=r"has 2 encoders, under the prefixes 'one\.bert\.', 'two\.bert\.'"):
@@ -115,7 +113,7 @@ def test_two_encoders_in_one_file_are_a_sentence(saved):
 
 @pytest.mark.parametrize("preset", FAMILY_NAMES)
 def test_an_encoder_without_a_head_gets_a_new_one(saved, tmp_path, preset, capsys):
-    other = theirs(preset)
+    other = transformers_model(preset)
     folder = saved(other.base_model)
     assert main(["import", "--model", str(folder), "--output", str(tmp_path / "start")]) == 0
     output = capsys.readouterr().out
@@ -140,7 +138,7 @@ def test_an_encoder_without_a_head_gets_a_new_one(saved, tmp_path, preset, capsy
     "preset, kind", [("bert", BertForSequenceClassification), ("modern", ModernBertForSequenceClassification)]
 )
 def test_the_head_of_another_task_is_left_out_with_a_note(saved, preset, kind):
-    imported = import_model(saved(kind(theirs(preset).config)))
+    imported = import_model(saved(kind(transformers_model(preset).config)))
     assert "no masked-language head" in imported.notes[0] and "Left out" in imported.notes[1]
     assert "classifier.weight" in imported.notes[1]
     assert not [name for name in imported.weights if name.startswith("head.")]
@@ -148,7 +146,7 @@ def test_the_head_of_another_task_is_left_out_with_a_note(saved, preset, kind):
 
 @pytest.mark.parametrize("preset", FAMILY_NAMES)
 def test_an_untied_output_matrix_is_refused_with_the_cure(saved, tmp_path, preset, capsys):
-    folder = saved(theirs(preset, tie_word_embeddings=False))
+    folder = saved(transformers_model(preset, tie_word_embeddings=False))
     command = ["--model", str(folder), "--output", str(tmp_path / "start")]
     capsys.readouterr()
     assert main(["import", *command]) == CheckpointError.exit_code
@@ -159,7 +157,7 @@ def test_an_untied_output_matrix_is_refused_with_the_cure(saved, tmp_path, prese
 
 
 def test_an_untied_output_matrix_that_equals_the_table_is_accepted(saved):
-    folder = saved(theirs("bert", tie_word_embeddings=False))
+    folder = saved(transformers_model("bert", tie_word_embeddings=False))
     tensors = load_file(folder / WEIGHTS)
     tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
     tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].clone()
@@ -172,7 +170,7 @@ def test_an_untied_output_matrix_that_equals_the_table_is_accepted(saved):
 
 
 def test_lists_of_tensors_are_short(saved):
-    folder = saved(theirs("bert"))
+    folder = saved(transformers_model("bert"))
     rewrite(folder, lambda name: name if ".layer.2." not in name else name.replace(".layer.2.", ".layer.7."))
     with pytest.raises(CheckpointError) as error:
         import_model(folder)
@@ -187,7 +185,7 @@ def test_lists_of_tensors_are_short(saved):
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_weights_have_the_permissions_of_the_umask(saved, tmp_path, umask, mode):
-    folder = saved(theirs("bert"))
+    folder = saved(transformers_model("bert"))
     before = os.umask(umask)
     try:
         save_start(folder, tmp_path / "start")
@@ -197,7 +195,7 @@ def test_weights_have_the_permissions_of_the_umask(saved, tmp_path, umask, mode)
 
 
 def test_initial_weights_are_complete_or_absent(saved, tmp_path, monkeypatch):
-    folder = saved(theirs("bert"))
+    folder = saved(transformers_model("bert"))
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -211,7 +209,7 @@ def test_initial_weights_are_complete_or_absent(saved, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
 def test_quantized_weights_are_refused(saved, kind):
-    folder = saved(theirs("bert"))
+    folder = saved(transformers_model("bert"))
     tensors = load_file(folder / WEIGHTS)
     name = next(name for name in tensors if name.endswith("query.weight"))
     save_file(tensors | {name: tensors[name].to(kind)}, folder / WEIGHTS, metadata={"format": "pt"})
@@ -220,7 +218,7 @@ def test_quantized_weights_are_refused(saved, kind):
 
 
 def test_a_configuration_of_quantized_weights_is_refused(saved):
-    folder = saved(theirs("bert"))
+    folder = saved(transformers_model("bert"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "other"}}))
     with pytest.raises(CheckpointError, match=r"config\.json has a `quantization_config`"):
@@ -230,7 +228,7 @@ def test_a_configuration_of_quantized_weights_is_refused(saved):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("kind", ["bert", "modern"])
 def test_nan_and_inf_in_weights_are_refused(saved, tmp_path, kind, value):
-    folder = saved(theirs(kind))
+    folder = saved(transformers_model(kind))
     tensors = load_file(folder / WEIGHTS)
     name = next(name for name in tensors if name.endswith("decoder.bias") or name.endswith("predictions.bias"))
     tensors[name][-1] = value
