@@ -29,8 +29,9 @@ from torch import Tensor
 
 from megamask.batch import Layout, MaskPlan, PackedBatch
 from megamask.config import predetermined_masks
+from megamask.config.checks import fixed_mask_problems
 from megamask.config.cli import TargetAnnotation
-from megamask.config.pretrain_config import PretrainConfig, fixed_mask_problems
+from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.sources import data_folders
 from megamask.data import index, prepare
 from megamask.data.index import Pieces

@@ -1,4 +1,4 @@
-"""What the settings of several chapters and the records of `batch` have in common; without torch."""
+"""Types that the settings of several packages and the records of `batch` share; without torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Measure = Literal["shannon", "renyi", "min", "margin", "loss"]
-"""How unsure a prediction p is, in nats; more is less sure. ``shannon``: -sum p log p; ``renyi``: of order 2,
+"""Measure of the uncertainty of a prediction p, in nats. ``shannon``: -sum p log p; ``renyi``: of order 2,
 -log sum p^2; ``min``: min-entropy, -log max p; ``margin``: log of the second likeliest over the likeliest, at most 0;
-``loss``: -log p(true token), which needs the answer."""
+``loss``: -log p(true token), which needs the label."""
 
 
 @dataclass(frozen=True)

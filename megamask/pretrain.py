@@ -17,7 +17,8 @@ if __name__ == "__main__":  # the launchers call this file: `megamask pretrain` 
     import_module("megamask.__main__").run_subcommand("pretrain")
 
 from megamask.config import cli
-from megamask.config.pretrain_config import check_change, check_config
+from megamask.config.checks import check_config
+from megamask.config.pretrain_config import check_change
 from megamask.config.sources import data_folders
 from megamask.data import manifest
 from megamask.errors import REQUEUE

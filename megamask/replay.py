@@ -15,13 +15,15 @@ from megamask.checkpoint.resume import RunStart
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings import ReplayConfig
 from megamask.config import cli
-from megamask.config.pretrain_config import CHANGEABLE, PretrainConfig, check_config, read_settings
+from megamask.config.checks import check_config
+from megamask.config.overrides import read_settings
+from megamask.config.pretrain_config import CHANGEABLE, PretrainConfig
 from megamask.config.sources import Data, data_folders
 from megamask.engine.ds_file import resolve_auto
 from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
-from megamask.metrics.logger import read_metrics
 from megamask.metrics.meters import TIMING_METRICS
+from megamask.metrics.metrics_file import read_metrics
 from megamask.runtime import precision, ranks
 from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import strict_json
@@ -66,8 +68,8 @@ def replay_step(run: RunFolder, step: int, data: Data, folder: Path) -> int:
         folders = " ".join(str(shards.folder) for shards in text.train.sources)
         raise DataError(f"{folders} is not the text of the run in {run.path}. Name that text with --data.")
     newest, _ = ranks.on_rank_zero(lambda: newest_whole(run, max(run.steps(), default=0)))
-    ledger = SpikePolicy(config.spikes, read_train_state(newest).spikes if newest else {}).ledger
-    begin = max((at for at in (*window_starts(run, ledger), (end - 1) // every * every) if at < end), default=0)
+    skipped_packs = SpikePolicy(config.spikes, read_train_state(newest).spikes if newest else {}).skipped_packs
+    begin = max((at for at in (*window_starts(run, skipped_packs), (end - 1) // every * every) if at < end), default=0)
     start = RunStart(RunFolder(folder), *ranks.on_rank_zero(lambda: newest_whole(run, begin)), (), None)
     if (changed := last_change(run)) > start.step:
         raise ConfigError(
@@ -75,8 +77,8 @@ def replay_step(run: RunFolder, step: int, data: Data, folder: Path) -> int:
             f"so step {step} cannot be repeated under one configuration."
         )
     replayed = build_run(config, resolve_auto(ds, precision.common_support()), text, start)
-    # the ledger of the newest checkpoint: packs that a later rewind skipped are skipped
-    numbers = pack_numbers(config, start.step, replayed.engine.accumulate, ledger)
+    # from the newest checkpoint, so packs that a later rewind skipped are skipped here too
+    numbers = pack_numbers(config, start.step, replayed.engine.accumulate, skipped_packs)
     take_steps(replace(replayed, batches=replayed.loader.batches(numbers)), start.step, end)
     replayed.engine.close()
     return ranks.on_rank_zero(lambda: compare(logged, metrics_of(RunFolder(folder), end), end))
@@ -117,9 +119,9 @@ def last_change(run: RunFolder) -> int:
     return max((step for step, name in changes if is_under(name, CHANGEABLE)), default=0)
 
 
-def window_starts(run: RunFolder, ledger: SkippedPacks) -> list[int]:
+def window_starts(run: RunFolder, skipped_packs: SkippedPacks) -> list[int]:
     """The steps after which a launch began or rewound to; there the sums of metrics start again."""
-    return [*(launch["step"] for launch in launches_of(run)), *(first for first, _ in ledger.entries)]
+    return [*(launch["step"] for launch in launches_of(run)), *(first for first, _ in skipped_packs.entries)]
 
 
 def newest_whole(run: RunFolder, most: int) -> tuple[Path | None, int]:

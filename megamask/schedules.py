@@ -37,7 +37,7 @@ class Schedule:
     stays at `end`."""
 
     def __call__(self, progress: float) -> float:
-        """The value at ``progress`` in [0, 1]. A schedule that names phases must be ``tied`` first."""
+        """The value at ``progress`` in [0, 1]. A schedule that names phases must be ``resolved`` first."""
         if self.kind == "constant":
             return self.start
         assert self.end is not None
@@ -50,14 +50,14 @@ class Schedule:
             return progress
         if self.kind == "cosine":
             return (1 - math.cos(math.pi * progress)) / 2
-        assert self.at is not None and not isinstance(self.at, str), "tied() makes a number of a phase"
+        assert self.at is not None and not isinstance(self.at, str), "`resolved` turns a phase into a number"
         if self.back is not None:
-            assert not isinstance(self.back, str), "tied() makes a number of a phase"
+            assert not isinstance(self.back, str), "`resolved` turns a phase into a number"
             if progress >= self.back:
                 return 0.0
         if self.kind == "step":
             return float(progress >= self.at)
-        assert self.until is not None and not isinstance(self.until, str), "tied() makes a number of a phase"
+        assert self.until is not None and not isinstance(self.until, str), "`resolved` turns a phase into a number"
         return min(1.0, max(0.0, (progress - self.at) / (self.until - self.at)))
 
     @property
@@ -65,7 +65,7 @@ class Schedule:
         """The lowest value of the run."""
         return self.start if self.end is None else min(self.start, self.end)
 
-    def tied(self, rate: LearningRate) -> Schedule:
+    def resolved(self, rate: LearningRate) -> Schedule:
         """The schedule with numbers for the phases of ``rate`` that `at` and `until` name."""
         turns = self.at, self.until, self.back
         at, until, back = (rate.phase(turn) if isinstance(turn, str) else turn for turn in turns)

@@ -33,6 +33,6 @@ def text_positions(packs: Packs, number: int) -> torch.Tensor:
     """The position of each token of a pack in the text of its split; -1 for [CLS], [SEP] and padding."""
     positions, begins, ends = packs._stream(number)
     positions[begins] = positions[ends - 1] = -1
-    found = torch.full((packs.tokens,), -1)
-    found[: len(positions)] = torch.from_numpy(positions)
-    return found
+    places = torch.full((packs.tokens,), -1)
+    places[: len(positions)] = torch.from_numpy(positions)
+    return places

@@ -15,7 +15,7 @@ NATS = 1e-3
 """An entropy or log-probability from 32-bit inputs against 64 bits."""
 
 
-def assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> None:
-    """``found`` equals ``expected`` as well as ``dtype`` allows, by default that of ``found``."""
-    rtol, atol = TOLERANCES[dtype or found.dtype]
-    torch.testing.assert_close(found.double(), expected.double(), rtol=rtol, atol=atol)
+def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> None:
+    """``actual`` equals ``expected`` as well as ``dtype`` allows, by default that of ``actual``."""
+    rtol, atol = TOLERANCES[dtype or actual.dtype]
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=rtol, atol=atol)

@@ -19,11 +19,11 @@ from megamask.engine.ds_file import read_ds_config, resolve_auto
 from megamask.errors import StorageError
 from megamask.runtime import precision, ranks
 from megamask.runtime.accelerator import choose_accelerator
-from megamask.runtime.precision import Support
+from megamask.runtime.precision import PrecisionSupport
 from megamask.storage.atomic_write import write_atomic
 from megamask.training.mfu import peak_flops
 
-BF16 = Support(True, "it is measured")
+BF16 = PrecisionSupport(True, "it is measured")
 Results = tuple[dict[str, list[Round]], list[str]]
 """The rounds of each variant by its name, and the names of the variants that the others are compared with."""
 

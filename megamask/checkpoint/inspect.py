@@ -18,7 +18,7 @@ from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings import InspectConfig
 from megamask.data.manifest import Split, text_report
 from megamask.errors import CheckpointError, LockError, MegamaskError, StorageError
-from megamask.metrics.logger import read_metrics
+from megamask.metrics.metrics_file import read_metrics
 from megamask.storage import file_list
 
 
@@ -45,7 +45,7 @@ class RunReport:
     """The content of the file of that name. Nothing relies on it."""
     checkpoints: tuple[CheckpointReport, ...]
     """Newest first."""
-    aside: tuple[str, ...]
+    renamed: tuple[str, ...]
     """Names of checkpoints that were renamed: damaged, or newer than the one that a launch started from."""
     leftovers: tuple[str, ...]
     """Names of what killed launches left unfinished; the next launch deletes it."""
@@ -80,7 +80,7 @@ def _observe(run: RunFolder, hashes: bool) -> RunReport:
         launches=len(launches) if isinstance(launches, list) else 0,
         latest=run.latest.read_bytes()[:80].decode(errors="replace").strip() if run.latest.is_file() else "",
         checkpoints=tuple(_checkpoint(run.checkpoint(step), step, hashes) for step in run.steps()),
-        aside=tuple(name for name in names if name.startswith((".bad-", ".newer-"))),
+        renamed=tuple(name for name in names if name.startswith((".bad-", ".newer-"))),
         leftovers=tuple(name for name in names if name.startswith((".tmp-", ".trash-"))),
         text=_text(run.text),
         writer=_writer(run.lock, owner),
@@ -196,6 +196,6 @@ def run_report_lines(report: RunReport, verified: bool) -> list[str]:
         lines.append(f"  {each.step:>9}  {each.state:8} {size}  {each.ranks:>5}  {each.launch}{latest}")
         lines += [f"             {problem}" for problem in each.problems]
     lines += ["", "  Only sizes were compared, no hashes."] if report.checkpoints and not verified else []
-    lines += [f"  renamed, not used: {name}" for name in report.aside]
+    lines += [f"  renamed, not used: {name}" for name in report.renamed]
     lines += [f"  unfinished, will be deleted: {name}" for name in report.leftovers]
     return [*lines, "", *(f"  {sentence}" for sentence in report.resume)]

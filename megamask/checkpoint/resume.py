@@ -64,7 +64,7 @@ class RunStart:
         if self.lock:
             self.lock.close()
 
-    def withdraw(self) -> None:
+    def delete_new_folder(self) -> None:
         """After an error before the first step: delete the folder if this launch made it.
 
         With several ranks it stays, since their watchdogs still read in it. A later launch can use it.
@@ -174,11 +174,11 @@ def _carry_out(run: RunFolder, decision: Decision, own: bool) -> list[str]:
         for damaged in decision.damaged:
             notes += damaged.problems
             if own:
-                notes.append(f"{damaged.folder} was renamed to {run.set_aside(damaged.folder, 'bad').name}.")
+                notes.append(f"{damaged.folder} was renamed to {run.rename_unused(damaged.folder, 'bad').name}.")
         if own and decision.checkpoint:
             for step in (step for step in run.steps() if step > decision.checkpoint.step):
                 folder = run.checkpoint(step)
-                name = run.set_aside(folder, "newer").name
+                name = run.rename_unused(folder, "newer").name
                 notes.append(f"{folder} is newer than the start and was renamed to {name}.")
         if decision.refusal:  # raised on rank 0, so that it is printed once
             raise decision.refusal

@@ -10,7 +10,7 @@ from typing import Literal
 from megamask.checkpoint.format import NewerFormat
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import CheckpointError, ConfigError, MegamaskError
-from megamask.metrics.logger import read_metrics
+from megamask.metrics.metrics_file import read_metrics
 from megamask.storage import strict_json
 
 

@@ -51,11 +51,11 @@ class RunFolder:
         matches = (STEP_NAME.fullmatch(name) for name in os.listdir(self.checkpoints))
         return sorted((int(match[1]) for match in matches if match), reverse=True)
 
-    def set_aside(self, folder: Path, why: str) -> Path:
+    def rename_unused(self, folder: Path, why: str) -> Path:
         """Rename a checkpoint that must not be used. Its data stays and its old name becomes free."""
         number = 0
-        while (aside := folder.with_name(f".{why}-{folder.name}-{self.launch}-{number}")).exists():
+        while (new_path := folder.with_name(f".{why}-{folder.name}-{self.launch}-{number}")).exists():
             number += 1
-        atomic_write.rename(folder, aside)
-        atomic_write.sync(aside.parent)
-        return aside
+        atomic_write.rename(folder, new_path)
+        atomic_write.sync(new_path.parent)
+        return new_path

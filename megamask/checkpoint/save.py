@@ -131,7 +131,7 @@ def _commit(run: RunFolder, step: int, temporary: Path, files: FileList, keep: i
         if complete(final):
             raise LockError(_taken_over(run))  # it did not exist when this save began
         if final.exists():
-            run.set_aside(final, "bad")
+            run.rename_unused(final, "bad")
         atomic_write.rename(temporary, final)
         atomic_write.sync(run.checkpoints)
     except OSError as error:
@@ -151,4 +151,4 @@ def _prune(run: RunFolder, newest: int, keep: int) -> None:
     steps = [step for step in run.steps() if step <= newest and complete(run.checkpoint(step))]
     for step in steps[keep:]:
         # rename it durably first: a power cut must not leave the name of a checkpoint on half of its files
-        atomic_write.remove(run.set_aside(run.checkpoint(step), "trash"))
+        atomic_write.remove(run.rename_unused(run.checkpoint(step), "trash"))

@@ -18,7 +18,7 @@ class InspectConfig:
     verify: bool = True
     """Read every byte and compare its hash; without it, compare sizes only."""
     json: bool = False
-    """Print JSON."""
+    """Print the report as JSON."""
 
 
 @dataclass(frozen=True)

@@ -33,17 +33,17 @@ def find_changes(
     if refused:
         cures = "Choose another output folder, undo the changes, or, if they are meant, name them after --change"
         fields = [
-            _describe_data(*data) if key == "text" else f"`{key}` is {ours!r} here, but {theirs!r} there."
-            for key, (theirs, ours) in refused.items()
+            _describe_data(*data) if key == "text" else f"`{key}` is {current!r} here, but {recorded!r} there."
+            for key, (recorded, current) in refused.items()
         ]
         raise ConfigError(f"{run.path} holds another run. {cures}:", *fields)
     return changes
 
 
-def _describe_data(theirs: object, ours: object) -> str:
+def _describe_data(recorded: object, current: object) -> str:
     """The sentence for another text than that of the run, from the setting `data` of both."""
-    before, now = (" ".join(map(str, data)) if isinstance(data, list) else data for data in (theirs, ours))
-    if theirs == ours:
+    before, now = (" ".join(map(str, data)) if isinstance(data, list) else data for data in (recorded, current))
+    if recorded == current:
         return (
             f"`data` is {now or 'not given'} as before, but contains another text now. Prepare the text of the run "
             "again."

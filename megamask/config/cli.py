@@ -14,9 +14,10 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from megamask.config import ineffective_settings, recipes, removed
-from megamask.config import pretrain_config as configuration
+from megamask.config.checks import find_problems, late_settings
 from megamask.config.flags import corrected_flags, flags_in
-from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.overrides import override_settings, read_settings
+from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
 from megamask.config.sources import has_shares
 from megamask.errors import ConfigError, must, raise_all
 from megamask.errors.setting_help import with_help
@@ -32,10 +33,10 @@ class RunFlags:
     """The flags of every command that takes the configuration of a run."""
 
     recipe: str = "tiny"
-    """Experiment to start from; `megamask pretrain --list-recipes` shows them."""
+    """Experiment to start from; `megamask pretrain --list-recipes` lists them."""
     config: Path | None = None
-    """TOML or JSON file of settings that differ from the recipe, which it may name too; a run's own config.json is
-    one."""
+    """TOML or JSON file with settings that override those of the recipe, such as the config.json of a run. The file
+    may name the recipe too."""
     notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """A line for each setting that was left out or has an old name."""
     run: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
@@ -52,20 +53,21 @@ class RunFlags:
 
 @dataclass(frozen=True)
 class Command(RunFlags):
-    """Pretrain a masked-language-model encoder. Without any argument: the tiny model, on text this machine holds."""
+    """Pretrain a masked-language-model encoder. Without arguments: the tiny model, on text found on this machine."""
 
     deepspeed: Path | None = None
-    """DeepSpeed file, or the name of one in ds_configs/, such as zero2; without one: plain data parallel in fp32."""
+    """DeepSpeed file, or the name of one in ds_configs/, such as zero2. Without one: plain data parallel in fp32."""
     resume: str = "auto"
-    """auto: resume the run in OUTPUT, or start; must: only resume; never: only start; or a checkpoint's path."""
+    """auto: resume the run in OUTPUT, or start it; must: only resume; never: only start; or the path of a
+    checkpoint."""
     change: tuple[str, ...] = ()
-    """Settings that this launch may change in a resumed run, such as steps optimizer.lr.peak; others may not."""
+    """Names of settings that may differ from the run that is resumed, such as steps optimizer.lr.peak."""
     profile: CountOrZero = 0
-    """Trace this many steps with torch.profiler, after 5 steps of warm-up; the file goes to OUTPUT/logs. 0: none."""
+    """Number of steps to trace with torch.profiler, after 5 steps of warm-up. The trace is in OUTPUT/logs. 0: none."""
     list_recipes: bool = False
-    """Print the recipes, a line each, and end."""
+    """Print the recipes, one per line, then exit."""
     print_config: bool = False
-    """Check the whole resolved configuration, print it, and end."""
+    """Check the whole resolved configuration and print it, then exit."""
 
     def problems(self) -> list[str]:
         """Sentences for what is wrong with flags outside of the configuration."""
@@ -109,33 +111,33 @@ def parse_flags(kind: type[Flags], arguments: list[str]) -> Flags:
     settings: dict[str, Any] = {}
     base, recipe = PretrainConfig(), known.recipe or kind.recipe
     with _collect(problems):
-        settings = configuration.read_settings(known.config) if known.config else {}
+        settings = read_settings(known.config) if known.config else {}
         recipe = known.recipe or str(settings.get("recipe", recipe))
     with _collect(problems):
         base = recipes.find_recipe(recipe)
     settings.pop("recipe", None)
     with _collect(problems):
-        base = configuration.override_settings(base, settings, str(known.config))
+        base = override_settings(base, settings, str(known.config))
     whole = len(problems) == of_flags
     command = _read_flags(kind, corrected_flags(arguments), kind(recipe, run=base), problems)
     typed = ineffective_settings.typed(command.run, corrected_flags(arguments), settings)
     run, notes = ineffective_settings.leave_out(command.run, typed, recipe)
-    for name, sentence in configuration.late_settings(run).items():
+    for name, sentence in late_settings(run).items():
         (problems if name in typed else notes).append(sentence)
     if has_shares(command.run.data) and "mixture.shares" in flags_in(arguments):
         problems.append("`data` has shares, and so has `mixture.shares`. Remove one of them.")
     problems += command.problems()
-    if problems and whole:  # the others too; without the settings of the file, they may be none
+    if problems and whole:  # report the other problems too; without the settings of the file, they may not be real
         deepspeed = command.deepspeed if isinstance(command, Command) else None
-        problems += configuration.find_problems(run, deepspeed, command.num_ranks)[1]
+        problems += find_problems(run, deepspeed, command.num_ranks)[1]
     raise_all(ConfigError, problems)
     renamed = [] if ineffective_settings.is_record(settings) else renamed_problems(flatten(settings))
     notes = [f"{known.config}: {line}" for line in renamed] + notes
-    return replace(command, run=configuration.resolve_phases(run), notes=tuple(notes))
+    return replace(command, run=resolve_phases(run), notes=tuple(notes))
 
 
 def _first_flags(arguments: list[str]) -> argparse.Namespace:
-    """The flags that decide what the others are laid over, and those that may have removed values."""
+    """The flags that name the recipe and the file that other flags override, and flags that may have removed values."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")
     first.add_argument("--config", nargs="?", type=Path)
@@ -168,12 +170,12 @@ def show_recipes() -> str:
     """The recipes, a line each."""
     listed = recipes.list_recipes()
     width = max(len(name) for name in listed)
-    return "\n".join(f"{name:{width}}  {said}" for name, said in listed.items())
+    return "\n".join(f"{name:{width}}  {description}" for name, description in listed.items())
 
 
 def show_config(config: PretrainConfig) -> str:
     """The configuration as JSON that --config takes."""
-    return json.dumps(configuration.as_dict(config), indent=2)
+    return json.dumps(as_dict(config), indent=2)
 
 
 @entry_point.command

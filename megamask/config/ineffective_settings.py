@@ -1,7 +1,7 @@
-"""Settings that nobody typed and that have no effect under those that somebody did: left out, each with a line.
+"""Remove settings of a recipe that have no effect under the user's settings, with a log line for each.
 
-A recipe sets `optimizer.muon_lr_scale` for its Muon; a user who chooses AdamW did not choose it. What was typed,
-as a flag or in a file, stays as it is, and is refused if it has no effect.
+A recipe sets `optimizer.muon_lr_scale` for its Muon; a user who chooses AdamW did not choose it. Settings that the user
+typed, as a flag or in a file, are never removed: if they have no effect, they are refused.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from megamask.config.checks import config_problems
 from megamask.config.flags import flags_in
-from megamask.config.pretrain_config import RECORDED, PretrainConfig, as_dict, config_problems
+from megamask.config.pretrain_config import RECORDED, PretrainConfig, as_dict
 from megamask.errors import Removable
 from megamask.storage.dotted import flatten, names_in
 from megamask.storage.old_setting_names import with_new_names
@@ -20,7 +21,7 @@ from megamask.storage.old_setting_names import with_new_names
 def typed(config: PretrainConfig, arguments: Iterable[str], file: dict[str, Any]) -> set[str]:
     """The dotted names of the settings that ``arguments`` or a ``file`` of overrides name.
 
-    What a run recorded of itself was typed by nobody.
+    The config.json of a run does not count, since the run wrote it.
     """
     known = set(names_in(as_dict(config)))
     flags = flags_in(arguments)
@@ -32,14 +33,14 @@ def typed(config: PretrainConfig, arguments: Iterable[str], file: dict[str, Any]
 
 
 def is_record(settings: dict[str, Any]) -> bool:
-    """Whether ``settings`` are a run's own config.json, which nobody typed."""
+    """Whether ``settings`` are the config.json that a run wrote."""
     return settings.keys() >= RECORDED
 
 
 def leave_out(config: PretrainConfig, typed: Collection[str], recipe: str) -> tuple[PretrainConfig, list[str]]:
     """``config`` without settings that have no effect and are not ``typed``, and a line for each of them.
 
-    ``recipe`` is where they come from. Leaving out one may show that another has no effect either.
+    ``recipe`` is the recipe that set them. After one is removed, another may have no effect either.
     """
     lines: list[str] = []
     while True:
@@ -54,7 +55,7 @@ def leave_out(config: PretrainConfig, typed: Collection[str], recipe: str) -> tu
 
 
 def _replaced(value: Any, path: list[str], neutral: Any, name: str, typed: Collection[str]) -> Any:
-    """``value`` with ``neutral`` at ``path``, but for the settings that are ``typed``."""
+    """``value`` with ``neutral`` at ``path``, except for the settings that are ``typed``."""
     if path:
         inside = _replaced(getattr(value, path[0]), path[1:], neutral, f"{name}.{path[0]}".lstrip("."), typed)
         return replace(value, **{path[0]: inside})

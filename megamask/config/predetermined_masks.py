@@ -1,4 +1,4 @@
-"""Masks that are known before a run starts, as stored samples of a teacher need them."""
+"""Masks that are known before a run starts, which stored samples of a teacher need."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from megamask.config.sources import data_folders
 
 
 def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
-    """What the targets of every pack of a run depend on, and the temperature, as values of JSON.
+    """The settings on which the targets of every pack depend, and the temperature, as values of JSON.
 
     ``fingerprint`` is that of the text.
     """
     masking = asdict(config.masking)
-    # random masking asks none
+    # random masking uses none of them
     for unused in ("score", "entropy", "part_of_speech", "token_type", "random_share", "correction", "max_weight"):
         masking.pop(unused, None)
     if masking["ratio"]["back"] is None:  # as in folders written before this setting existed
@@ -30,7 +30,7 @@ def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
         "text": fingerprint,
         "seed": config.seed,
         "packs": {"tokens": config.packs.tokens, "length": config.packs.length, "views": views}
-        # which text a pack holds, and how far the run is, follow from the place in the step
+        # the text of a pack, and the progress, depend on the position of the pack in its step
         | ({"per_step": config.packs.per_step} if moves or views > 1 else {})
         | ({"mixture": asdict(config.mixture)} if len(data_folders(config.data)) > 1 else {}),
         "masking": masking,
@@ -39,7 +39,7 @@ def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
 
 
 def targets(config: PretrainConfig) -> Int64[np.ndarray, " packs"]:
-    """How many targets each pack has that a run asks about: from pack 0 to the last step with a weight above 0."""
+    """The number of targets of each pack that needs samples: from pack 0 to the last step with a weight above 0."""
     progress = [step / config.steps for step in range(config.steps)]
     weights = (config.distill.weight(at) for at in reversed(progress))
     unused = next((n for n, weight in enumerate(weights) if weight > 0), config.steps)

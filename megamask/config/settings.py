@@ -54,12 +54,12 @@ class PacksConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """How often and on how much text the fixed evaluation runs: uniform 15 %, all [MASK], the same for every recipe."""
+    """When, and on how much text, the validation loss is computed: uniform 15 %, all [MASK], equal for all recipes."""
 
     every: Count = 200
-    """Steps between two evaluations; one more comes at the end."""
+    """Steps between two validations; the last step has one too."""
     packs: Count = 16
-    """Packs of the validation split, at most; of a mixture, of the split of each source."""
+    """Most packs of the validation split that are read; in a mixture, of each source."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CheckpointConfig:
     """How often the run is saved."""
 
     every: Count = 500
-    """Steps between two checkpoints; one more comes at the end and at every signal to stop."""
+    """Steps between two checkpoints; the last step and every stop signal save one too."""
     keep: Annotated[int, Ge(2)] = 3
     """Number of newest checkpoints to keep."""
 
@@ -77,12 +77,12 @@ class LogConfig:
     """What is logged while the run trains."""
 
     every: Count = 10
-    """Steps between two lines of figures."""
+    """Steps between two log lines."""
     peak_flops: Positive | None = None
-    """Floating-point operations per second of one device, for MFU; known for common GPUs; MFU is not shown for a
-    CPU."""
+    """Peak floating-point operations per second of one device, for MFU; known for common GPUs. Without it, a CPU has
+    no MFU."""
     wandb: str | None = None
-    """Project of Weights & Biases that gets the metrics too (needs megamask[wandb]); WANDB_MODE=offline needs no
+    """Project of Weights & Biases to which metrics are also sent (needs megamask[wandb]); WANDB_MODE=offline needs no
     network."""
 
     def problems(self, name: str) -> list[str]:

@@ -21,7 +21,7 @@ class PrepareConfig:
 
     input: Annotated[tuple[str, ...], MinLen(1)]
     """Files (.txt, .jsonl, .json, .csv, .tsv, .parquet, .conllu, each also .gz, .bz2, .xz, .zst), folders of them, or
-    data sets as NAME[:CONFIG]."""
+    datasets as NAME[:CONFIG]."""
     output: Path
     """The new folder."""
     tokenizer: str = "wordpiece"
@@ -47,9 +47,9 @@ class PrepareConfig:
     """What a document is: in .txt files a block between blank lines, a line or the file; in .conllu files a `# newdoc`
     or the file."""
     text_field: str = "text"
-    """The field of JSON records, or the column of .csv, .tsv and .parquet files and data sets, with the text."""
+    """The field of JSON records, or the column of .csv, .tsv and .parquet files and datasets, with the text."""
     dataset_split: str = "train"
-    """The split of a data set that is read."""
+    """The split of a dataset that is read."""
     on_bad_document: Literal["stop", "skip"] = "stop"
     """What to do at a document that cannot be read, or a file without one: stop and name its place, or count and skip
     it."""

@@ -21,13 +21,8 @@ from megamask.checkpoint.resume import space_problems
 from megamask.checkpoint.resume_decision import has_begun
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings_changes import find_changes
-from megamask.config.pretrain_config import (
-    MAY_DIFFER_ON_RESUME,
-    PretrainConfig,
-    as_dict,
-    check_change,
-    find_problems,
-)
+from megamask.config.checks import find_problems
+from megamask.config.pretrain_config import MAY_DIFFER_ON_RESUME, PretrainConfig, as_dict, check_change
 from megamask.config.sources import data_folders
 from megamask.data import pos_tagger, prepare
 from megamask.data.manifest import check_shard_manifest
@@ -82,23 +77,23 @@ class Examination:
 
 def examine(command: DoctorCommand) -> Examination:
     """Check a planned run, and read what its memory and time depend on."""
-    config, found = command.run, Examination()
+    config, examination = command.run, Examination()
     ds, problems = find_problems(config, command.deepspeed, command.num_ranks)
-    found.support = planned_support(command)
-    found.ds = ds_file.resolve_auto(ds, found.support)
-    found.problems += problems
-    with found.collect():
+    examination.support = planned_support(command)
+    examination.ds = ds_file.resolve_auto(ds, examination.support)
+    examination.problems += problems
+    with examination.collect():
         check_change(config, command.change)
-    _read_text(config, found)
-    if found.text is not None:
-        _check_parts(config, found, found.text)
-        with found.collect():
-            found.model = planned_model(config, found.text)
-        _check_folder(command, ds, found, found.text)
-    if found.model is not None:
-        weights = sum(p.numel() for p in found.model.objective.parameters())
-        found.problems += output_problems(config.output, 12 * weights)
-    return found
+    _read_text(config, examination)
+    if examination.text is not None:
+        _check_parts(config, examination, examination.text)
+        with examination.collect():
+            examination.model = planned_model(config, examination.text)
+        _check_folder(command, ds, examination, examination.text)
+    if examination.model is not None:
+        weights = sum(p.numel() for p in examination.model.objective.parameters())
+        examination.problems += output_problems(config.output, 12 * weights)
+    return examination
 
 
 def planned_support(command: DoctorCommand) -> PrecisionSupport:
@@ -109,23 +104,23 @@ def planned_support(command: DoctorCommand) -> PrecisionSupport:
     return PrecisionSupport(command.machine.gpu_bf16, f"the GPUs of the run {multiplies} in bf16 (`gpu_bf16`)")
 
 
-def _read_text(config: PretrainConfig, found: Examination) -> None:
+def _read_text(config: PretrainConfig, examination: Examination) -> None:
     folders = data_folders(config.data) or (prepare.local_folder(prepare.CACHE),)
     if config.data is None and not folders[0].is_dir():
-        found.notes.append(
+        examination.notes.append(
             "`data` is not given, and the text of this machine is not prepared yet: the first run does that. Its model "
             "is not known before."
         )
         return
     if config.verify:
-        before = len(found.problems)
+        before = len(examination.problems)
         for folder in folders:
-            with found.collect():
+            with examination.collect():
                 check_shard_manifest(folder, verify=True)
-        if len(found.problems) > before:
+        if len(examination.problems) > before:
             return
-    with found.collect():
-        found.text = open_sources(config, folders, store=False)
+    with examination.collect():
+        examination.text = open_sources(config, folders, store=False)
 
 
 def planned_model(config: PretrainConfig, text: RunText) -> PlannedModel:
@@ -140,37 +135,41 @@ def planned_model(config: PretrainConfig, text: RunText) -> PlannedModel:
     return PlannedModel(shape, objective)
 
 
-def _check_parts(config: PretrainConfig, found: Examination, text: RunText) -> None:
+def _check_parts(config: PretrainConfig, examination: Examination, text: RunText) -> None:
     """Check what else a run reads: teacher, stored targets, sidecars, tags."""
     if config.teacher.path is not None:
-        with found.collect():
+        with examination.collect():
             teacher = read_masked_lm(config.teacher.path, "teacher.path")
             ids, length = text.packs.token_ids, config.packs.length
-            found.problems += teacher_misfits(teacher, config.teacher.path, text.train.folder / TOKENIZER, ids, length)
-            found.teacher = teacher
+            examination.problems += teacher_misfits(
+                teacher, config.teacher.path, text.train.folder / TOKENIZER, ids, length
+            )
+            examination.teacher = teacher
     if config.distill.stored:
-        with found.collect():
+        with examination.collect():
             open_stored_targets(config, text)
     if "sidecar" in config.entropy.kinds:
-        with found.collect():
+        with examination.collect():
             sidecar_facts(config, text.train)
     if config.masking.score == "part_of_speech":
-        with found.collect():
+        with examination.collect():
             pos_tagger.tag_names(text.train)
 
 
-def _check_folder(command: DoctorCommand, ds: dict[str, Any], found: Examination, text: RunText) -> None:
+def _check_folder(command: DoctorCommand, ds: dict[str, Any], examination: Examination, text: RunText) -> None:
     """Check a run folder that exists: whether this is its run, and what a resume would do."""
     run = RunFolder(command.run.output)
     if not (run.config.is_file() and has_begun(run)):
         if command.resume == "must":
-            found.problems.append(f"{run.path} holds no checkpoint, and `resume` is 'must'. Use 'auto' for a new run.")
+            examination.problems.append(
+                f"{run.path} holds no checkpoint, and `resume` is 'must'. Use 'auto' for a new run."
+            )
         return
     identity = as_dict(command.run) | {"recipe": command.recipe, "deepspeed": ds, "text": text.train.fingerprint}
-    with found.collect():
+    with examination.collect():
         find_changes(run, identity, tuple(MAY_DIFFER_ON_RESUME.union(command.change)), text.train)
         report = inspect_folder(run.path, hashes=False)
-        (found.problems if report.exit_code else found.notes).extend(report.resume)
+        (examination.problems if report.exit_code else examination.notes).extend(report.resume)
 
 
 def existing_parent(path: Path) -> Path:

@@ -44,22 +44,22 @@ def run_doctor(command: DoctorCommand) -> int:
     if command.print_config:
         print(cli.show_config(command.run))
         return 0
-    found = examine(command)
-    print("\n".join(report_lines(command, found)), flush=True)
-    raise_all(ConfigError, found.problems)
+    examination = examine(command)
+    print("\n".join(report_lines(command, examination)), flush=True)
+    raise_all(ConfigError, examination.problems)
     return 0
 
 
-def report_lines(command: DoctorCommand, found: Examination) -> list[str]:
+def report_lines(command: DoctorCommand, examination: Examination) -> list[str]:
     """The report about a planned run, as far as it could be read."""
-    lines = [f"recipe {command.recipe}, output {command.run.output}", *command.notes, *found.notes, ""]
-    if found.text is not None:
-        lines += ["text", *indented(text_facts(command, found.text)), ""]
-    if found.text is not None and found.model is not None:
-        plan = planned_memory(command, found, found.text, found.model)
-        lines += ["model", *indented(model_facts(found, found.model, plan)), ""]
+    lines = [f"recipe {command.recipe}, output {command.run.output}", *command.notes, *examination.notes, ""]
+    if examination.text is not None:
+        lines += ["text", *indented(text_facts(command, examination.text)), ""]
+    if examination.text is not None and examination.model is not None:
+        plan = planned_memory(command, examination, examination.text, examination.model)
+        lines += ["model", *indented(model_facts(examination, examination.model, plan)), ""]
         lines += [*memory_report(command, plan), ""]
-        lines += ["time and disk", *indented(time_facts(command, found, found.text, plan)), ""]
+        lines += ["time and disk", *indented(time_facts(command, examination, examination.text, plan)), ""]
     return [*lines, "this machine", *indented(machine_facts(command))]
 
 
@@ -90,7 +90,9 @@ def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
     return lines
 
 
-def planned_memory(command: DoctorCommand, found: Examination, text: RunText, model: PlannedModel) -> PlannedMemory:
+def planned_memory(
+    command: DoctorCommand, examination: Examination, text: RunText, model: PlannedModel
+) -> PlannedMemory:
     """The numbers that memory depends on, with the first pack of the run as the typical one."""
     config = command.run
     layout = text.packs.batch(0).layout
@@ -108,21 +110,21 @@ def planned_memory(command: DoctorCommand, found: Examination, text: RunText, mo
     ]
     size = ModelSize(_count(parameters), _count(muon), max(p.numel() for p in parameters))
     teacher = None
-    if found.teacher is not None:
-        weight = found.teacher.weight
-        numbers = {id(p): p for p in found.teacher.states.parameters()}
+    if examination.teacher is not None:
+        weight = examination.teacher.weight
+        numbers = {id(p): p for p in examination.teacher.states.parameters()}
         inside = any(p.data_ptr() == weight.data_ptr() for p in numbers.values())
         total = _count(numbers.values()) + (0 if inside else weight.numel())
-        precision = teacher_precision(config.teacher, found.support).precision
+        precision = teacher_precision(config.teacher, examination.support).precision
         teacher = TeacherSize(total, weight.shape[1], 2 if precision == "bf16" else 4)
     return PlannedMemory(
         config=config,
         shape=model.shape,
         size=size,
         pack=PackSize(layout.rows, cells, scores),
-        place=step_memory.placement_of(found.ds, command.num_ranks),
+        place=step_memory.placement_of(examination.ds, command.num_ranks),
         gpu=command.machine.gpus is not None,
-        bf16=ds_file.choose_precision(found.ds, found.support).precision == "bf16",
+        bf16=ds_file.choose_precision(examination.ds, examination.support).precision == "bf16",
         teacher=teacher,
     )
 
@@ -131,13 +133,13 @@ def _count(parameters: Iterable[torch.Tensor]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def model_facts(found: Examination, model: PlannedModel, plan: PlannedMemory) -> list[str]:
+def model_facts(examination: Examination, model: PlannedModel, plan: PlannedMemory) -> list[str]:
     """The shape of the model and its precision."""
     shape = model.shape
     lines = [
         f"{shape.family or shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: "
         f"{plan.size.weights:,} parameters",
-        f"precision: {ds_file.choose_precision(found.ds, found.support)}",
+        f"precision: {ds_file.choose_precision(examination.ds, examination.support)}",
     ]
     if plan.size.muon:
         lines.append(f"Muon trains {plan.size.muon:,} of them, AdamW the rest")
@@ -150,16 +152,16 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
     """Memory of a device by line for the asked placement, and the sums of all placements, with what fits."""
     config = command.run
     limit = memory_limit(command)
-    asked = plan.place
+    given = plan.place
     lines = [
-        f"memory of one device in GB (10^9 bytes), {asked.name}, {asked.ranks} ranks, packs of {config.packs.tokens:,}"
+        f"memory of one device in GB (10^9 bytes), {given.name}, {given.ranks} ranks, packs of {config.packs.tokens:,}"
     ]
-    with_and_without = [step_memory.device_lines(plan, asked, checkpointing) for checkpointing in (False, True)]
+    with_and_without = [step_memory.device_lines(plan, given, checkpointing) for checkpointing in (False, True)]
     rows: list[Sequence[str]] = [("", "plain", "with activation checkpointing")]
     rows += [(name, *(_gb(column[name]) for column in with_and_without)) for name in with_and_without[0]]
     rows.append(("sum (an upper bound)", *(_gb(math.fsum(column.values())) for column in with_and_without)))
     lines += indented(table(rows))
-    if before := step_memory.entropy_pass(plan, asked):
+    if before := step_memory.entropy_pass(plan, given):
         lines.append(f"  the pass that finds entropies needs {_gb(before)} before a step, at another time")
     lines += ["", *indented(table(_stages(plan, limit)))]
     if limit is None:
@@ -206,12 +208,12 @@ def _advice(plan: PlannedMemory, limit: float) -> str:
     return f"fastest of those that fit, by its communication: {place.name}{how}"
 
 
-def time_facts(command: DoctorCommand, found: Examination, text: RunText, plan: PlannedMemory) -> list[str]:
+def time_facts(command: DoctorCommand, examination: Examination, text: RunText, plan: PlannedMemory) -> list[str]:
     """FLOPs, tokens, time, jobs, and the disk for checkpoints."""
     config, machine = command.run, command.machine
     teacher = None
-    if found.teacher is not None:
-        teacher = teacher_flops(found.teacher.states, found.teacher.weight)
+    if examination.teacher is not None:
+        teacher = teacher_flops(examination.teacher.states, examination.teacher.weight)
     squares = squares_per_token(text, config.packs.length)
     parts = mean_step_flops(config, PackFlops.of(config, plan.shape, teacher), squares)
     step = math.fsum(parts[part] for part in ("student", "scoring", "teacher"))
@@ -222,7 +224,7 @@ def time_facts(command: DoctorCommand, found: Examination, text: RunText, plan: 
         f"{config.steps:,} steps of {tokens:,} tokens, {config.steps * tokens:,} tokens{most}",
         f"{step / tokens:.3e} FLOPs a token, {step * config.steps:.3e} in all{most} ({shares})",
     ]
-    probe = measured_steps(command, found, text)
+    probe = measured_steps(command, examination, text)
     lines += measured_lines(probe) if probe else []
     time = predict_time(config, machine, command.num_ranks, step, probe.tokens_per_second if probe else None)
     if time is None:
@@ -241,19 +243,19 @@ def time_facts(command: DoctorCommand, found: Examination, text: RunText, plan: 
     )
     lines.append(f"{folder}: {_gb(free)} GB free" + (f", {inodes.f_favail:,} inodes free" if inodes.f_files else ""))
     if free < disk.most:
-        found.problems.append(
+        examination.problems.append(
             f"`output` needs {disk.most:,.0f} bytes for {config.checkpoint.keep} checkpoints, the next one and the "
             f"export, but {folder} has {free:,} free. Lower `checkpoint.keep` or choose another folder."
         )
     return lines
 
 
-def measured_steps(command: DoctorCommand, found: Examination, text: RunText) -> MeasuredSteps | None:
+def measured_steps(command: DoctorCommand, examination: Examination, text: RunText) -> MeasuredSteps | None:
     """The asked probe, if the run could start and this machine has its devices; otherwise a problem says why not."""
-    if command.machine.probe is None or found.problems:
+    if command.machine.probe is None or examination.problems:
         return None
     if command.machine.gpus is not None and not torch.cuda.is_available():
-        found.problems.append("`probe` with `gpus` needs a GPU, but this machine has none. Use it in a job.")
+        examination.problems.append("`probe` with `gpus` needs a GPU, but this machine has none. Use it in a job.")
         return None
     return measure_steps(command, text, command.machine.probe)
 

@@ -163,8 +163,8 @@ def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> 
     """Bytes on one device in a training step, by line; their sum is an upper bound of the peak."""
     config, layer = plan.config, plan.layer(place)
     targets = config.masking.most_targets(config.packs.tokens, None if config.time_budget else config.steps)
-    taught = config.distill.active
-    rows = targets + (config.packs.tokens if taught and config.distill.positions == "all" else 0)
+    with_teacher = config.distill.active
+    rows = targets + (config.packs.tokens if with_teacher and config.distill.positions == "all" else 0)
     lines = dict(state_memory_of(plan, place).device)
     if plan.bf16 and not place.bits16:
         lines["weights in bf16 (autocast)"] = 2.0 * plan.size.weights
@@ -174,7 +174,7 @@ def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> 
         lines["teacher"] = float(_teacher_bytes(plan, plan.teacher, place))
     lines["activations"] = activations(plan, place, checkpointing)
     lines["head and loss"] = memory.head_activations(layer, rows, plan.shape.table_width) + memory.loss_chunk(
-        layer, rows, plan.shape.vocab_size, plan.shape.table_width, teacher=taught
+        layer, rows, plan.shape.vocab_size, plan.shape.table_width, teacher=with_teacher
     )
     lines["backward pass"] = memory.backward_working_set(layer, plan.pack)
     return lines

@@ -181,7 +181,7 @@ class Audit(Learner):
         return {"place": torch.tensor([self._place]), "failures": torch.tensor([self._failures])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Restore the state."""
         self._place, self._failures = int(state["place"]), int(state["failures"])
 
 

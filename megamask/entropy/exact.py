@@ -187,7 +187,7 @@ class Average(Learner):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Restore the state."""
         self._updates = int(state["updates"])
         for name, own in self._own.items():
             own.copy_(state[f"weights/{name}"])

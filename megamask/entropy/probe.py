@@ -45,19 +45,20 @@ from megamask.entropy.source import EntropySource, source_packs
 from megamask.runtime import ranks
 
 WIDTH, REACH = 64, 3
-"""Channels inside, and how many rows to either side an answer depends on."""
+"""Channels, and the number of tokens to either side on which a prediction depends."""
 RATE, BETA1, BETA2, EPS = 3e-3, 0.9, 0.98, 1e-8
-"""Of Adam (Kingma and Ba 2015). The rate is constant, for the model that it follows never stands still."""
+"""Hyperparameters of Adam (Kingma and Ba 2015). The rate is constant, since the model that it follows changes."""
 EAGER, EVERY = 200, 4
-"""Steps at the start that are all learnt from; later one in so many is. Whole steps, so that all ranks do the same."""
+"""The probe learns from each of the first ``EAGER`` steps, then from one in ``EVERY``. It uses whole steps, so that
+all ranks do the same."""
 CLIP = 10.0
-"""Most that a token may count, as a multiple of the mean in its pack: a rare choice must not drown all others."""
+"""Largest weight of a token, as a multiple of the mean in its pack: a rare choice must not dominate all others."""
 PAST = 0.99
 """Weight per step of the past in the running mean and scale of the entropies."""
 
 
 class Probe(EntropySource):
-    """A source of the `masked` signal that costs about nothing; see the module.
+    """A source of the `masked` signal at almost no cost; see the module.
 
     Everything it learns is one flat fp32 vector with Adam's two moments, so a step is one message and bit for bit the
     same on all ranks. Whether anything was observed is decided on the device: nobody waits for it.
@@ -95,11 +96,11 @@ class Probe(EntropySource):
         self._begin()
 
     def _begin(self) -> None:
-        """No gradient yet, and no sums: of weights, of weighted entropies, of their weighted squares."""
+        """Reset the gradient and the sums of weights, of weighted entropies and of their weighted squares."""
         self._gradient = torch.zeros_like(self._weights)
         self._sums = torch.zeros(3, device=self._weights.device)
 
-    # ---- the answer
+    # ---- prediction
 
     @torch.no_grad()
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " T"]]:
@@ -116,7 +117,7 @@ class Probe(EntropySource):
         return {n: p.view(s) for (n, s), p in zip(self._shapes.items(), flat.split(sizes), strict=True)}
 
     def _predict(self, flat: Float[Tensor, " W"], batch: PackedBatch) -> Float[Tensor, " T"]:
-        """The entropy less the mean, by the scale, under the weights ``flat``."""
+        """The entropy minus its mean, divided by its scale, with the weights ``flat``."""
         w, rarity = self._parts(flat), self._rarity[batch.tokens]
         rows = self.embed(batch).detach().float()
         rows = F.layer_norm(rows, rows.shape[-1:])
@@ -139,8 +140,8 @@ class Probe(EntropySource):
         _, mean, scale = self._record
         flat = self._weights.detach().requires_grad_()
         with torch.enable_grad():
-            found = self._predict(flat, batch)[plan.targets]
-            error = (weight * (found - (truth - mean) / scale.clamp_min(1e-6)).square()).sum() / 2
+            predicted = self._predict(flat, batch)[plan.targets]
+            error = (weight * (predicted - (truth - mean) / scale.clamp_min(1e-6)).square()).sum() / 2
             self._gradient += torch.autograd.grad(error, flat)[0]
         self._sums += torch.stack([weight.sum(), weight @ truth, weight @ truth.square()])
 
@@ -184,7 +185,7 @@ class Probe(EntropySource):
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Restore the state."""
         device = self._weights.device
         self._weights, self._moments = state["weights"].to(device), state["moments"].to(device)
         self._record, self._turn = state["record"].to(device), int(state["turn"])

@@ -18,11 +18,11 @@ Kind = Literal["none", "frequency", "probe", "sidecar", "exact", "teacher"]
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How often the source in use is compared with the exact signal, and the consequences."""
+    """How often the source in use is compared with the exact signal, and when it is replaced."""
 
     every: Count | None = None
-    """Steps between two audits of one micro-batch; None: none. Each costs one pass without
-    gradients (`clean`) or twice `passes` (`masked`): every 200 steps of one micro-batch about 0.2 % or 1.5 %."""
+    """Steps between two audits of one micro-batch; None: no audits. Each costs one pass without gradients (`clean`) or
+    twice `num_passes` (`masked`): every 200 steps, with one micro-batch a step, about 0.2 % or 1.5 % of the time."""
     threshold: Annotated[ShareInside, OnlyFor("every")] = 0.85
     """Captured gain, as a share of its ceiling, below which an audit counts as failed."""
     patience: Annotated[Count, OnlyFor("every")] = 3
@@ -39,17 +39,16 @@ class AuditConfig:
 
 @dataclass(frozen=True)
 class EntropyConfig:
-    """Where the entropies come from by which tokens are masked."""
+    """The source of the entropies by which tokens are masked."""
 
     source: Kind = "none"
     """`frequency`: minus log unigram probability; `probe`: a small network that learns from the losses;
     `sidecar`: a byte per token beside the shards; `exact`: a pass of the model itself; `teacher`: a pass of a frozen
     model. `none` is for scores that need no entropy."""
     signal: Annotated[Signal, OnlyFor("source")] = "masked"
-    """What the model sees at a token whose entropy it predicts. The two are different quantities (in two small models
-    the
-    top 20 % by one and by the other share 0.60 and 0.65 of their tokens), and what `clean` means depends on the
-    corruption in training:
+    """What the model sees at a token whose entropy is computed. The two signals are different quantities (in two small
+    models, the top 20 % of the tokens by one and by the other have 0.60 and 0.65 of their tokens in common), and the
+    meaning of `clean` depends on the corruption in training:
 
     `masked`: the token is hidden under [MASK], as in the loss, under any corruption.
 
@@ -58,14 +57,14 @@ class EntropyConfig:
     frequency). Under 100 % [MASK] no target is visible in training: the entropy is untrained, higher than at masked
     tokens (mean 5.21 against 4.65 nats), and correlates little with frequency (0.35).
 
-    Source of the figures: measured for this project on two models of 4 layers of width 128 with 8,192 tokens, alike
-    but for the corruption, 1,200 and 1,000 steps on books, one seed each: the order is the message."""
+    The figures were measured for this project on two models of 4 layers of width 128 with 8,192 tokens, which differ
+    only in the corruption, after 1,200 and 1,000 steps on books, one seed each: only their order is reliable."""
     measure: Annotated[Measure, OnlyFor("source")] = "shannon"
-    """How unsure a prediction is, in nats: `shannon`: its entropy; `renyi`: that of order 2; `min`: -log of the
-    likeliest token's probability; `margin`: log of the second likeliest over the likeliest, at most 0; `loss`: -log of
-    the true token's, which needs the answer."""
+    """Measure of uncertainty, in nats: `shannon`: entropy; `renyi`: entropy of order 2; `min`: -log of the probability
+    of the most likely token; `margin`: log of the ratio of the second most likely to the most likely, at most 0;
+    `loss`: -log of the probability of the true token, which needs the label."""
     num_passes: Annotated[Count, OnlyFor("source")] = 4
-    """Groups of tokens that are hidden one after the other, for `masked`: 1/num_passes of a pack at a time."""
+    """Number of groups of tokens that are hidden in turn, for `masked`: 1/num_passes of a pack at a time."""
     candidates: Annotated[Annotated[FiniteFloat, Ge(1)] | None, OnlyFor("source")] = None
     """Tokens for which `exact` computes the entropy, as a multiple of the mask budget, proposed by the probe; None: all
     tokens. The probe predicts the signal `masked`; for `clean` it is a proxy, which an audit can evaluate."""
@@ -80,7 +79,7 @@ class EntropyConfig:
             return []
         problems = self._without_effect(name)
         if "probe" in self.kinds and self.signal != "masked":
-            rule = "be 'masked' for the source 'probe', which learns from losses at masked tokens alone"
+            rule = "be 'masked' for the source 'probe', which learns only from losses at masked tokens"
             problems.append(must(f"{name}.signal", rule, self.signal))
         if self.source in self.audit.fall_back:
             problems.append(must(f"{name}.audit.fall_back", f"name other sources than {self.source!r}", self.source))
@@ -92,18 +91,19 @@ class EntropyConfig:
         return (self.source, *self.audit.fall_back)
 
     def _without_effect(self, name: str) -> list[str]:
-        """Sentences for settings that are not their default and decide nothing."""
-        asks, audits = self.source in ("exact", "teacher"), self.audit.every is not None
+        """Sentences for settings that differ from their default and have no effect."""
+        runs_model, audits = self.source in ("exact", "teacher"), self.audit.every is not None
         problems: list[str] = []
         if self.source == "frequency" and not audits:
             why = "has no effect on the source 'frequency' without an audit"
             problems += removable(self, ("signal", "measure"), name, why)
-        if not (self.signal == "masked" and (asks or audits)):
-            why = "has an effect on the signal 'masked' of 'exact', 'teacher' or an audit alone"
+        if not (self.signal == "masked" and (runs_model or audits)):
+            why = "has an effect only on the signal 'masked' of 'exact', 'teacher' or an audit"
             problems += removable(self, ("num_passes",), name, why)
         if "exact" not in self.kinds:
-            problems += removable(self, ("candidates", "ema_decay"), name, "has an effect on the source 'exact' alone")
-        if audits and (self.source == "teacher" or (asks and self.candidates is None and self.ema_decay is None)):
+            problems += removable(self, ("candidates", "ema_decay"), name, "has an effect only on the source 'exact'")
+        same = self.source == "teacher" or (runs_model and self.candidates is None and self.ema_decay is None)
+        if audits and same:
             why = f"has no effect on the source {self.source!r}, which would be compared with itself"
             problems.append(Removable(f"{name}.audit.every", why, None))
         return problems

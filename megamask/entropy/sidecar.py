@@ -46,37 +46,37 @@ def from_bytes(codes: UInt8[Tensor, "*n"], top: float) -> Float[Tensor, "*n"]:
 
 @dataclass(frozen=True)
 class SidecarFacts:
-    """What a sidecar of entropies holds; kept beside its bytes as JSON."""
+    """The content of a sidecar of entropies; stored beside its bytes as JSON."""
 
     signal: Signal
-    """Whether the model saw the token that it was asked about."""
+    """Whether the model saw the token whose entropy it gave."""
     measure: Measure
-    """How unsure, see `megamask.batch.Measure`."""
+    """The measure of uncertainty."""
     top: float
-    """What the byte 255 stands for, in nats."""
+    """The value of the byte 255, in nats."""
     model: str
-    """sha256 of the weights of the model that was asked."""
+    """sha256 of the weights of the model."""
     length: int
-    """Longest sequence in rows that the model saw at a time, special tokens included."""
+    """Longest sequence of the model in tokens, special tokens included."""
 
     def record(self) -> dict[str, Any]:
-        """As JSON can hold it; `facts` reads it."""
+        """The facts as values of JSON."""
         return asdict(self)
 
     def problems(self, signal: Signal, measure: Measure, length: int, vocab_size: int) -> list[str]:
-        """Sentences for what keeps a run of these settings from using it."""
+        """Sentences for why a run with these settings cannot use it."""
         problems = []
         for name, wanted in (("signal", signal), ("measure", measure)):
-            held = getattr(self, name)
-            if held != wanted:
+            stored = getattr(self, name)
+            if stored != wanted:
                 problems.append(
-                    f"`entropy.{name}` is {wanted!r}, but the sidecar beside the shards holds {held!r}: these are "
-                    f"different quantities. Set `entropy.{name}` to {held!r}, or: {CURE}"
+                    f"`entropy.{name}` is {wanted!r}, but the sidecar beside the shards has {stored!r}: these are "
+                    f"different quantities. Set `entropy.{name}` to {stored!r}, or: {CURE}"
                 )
         if self.length != length:
             problems.append(
-                f"`packs.length` is {length}, but the sidecar was made with sequences of at most {self.length} rows: "
-                f"other cuts give other entropies. Set `packs.length` to {self.length}, or: {CURE}"
+                f"`packs.length` is {length}, but the sidecar was made with sequences of at most {self.length} tokens: "
+                f"other contexts give other entropies. Set `packs.length` to {self.length}, or: {CURE}"
             )
         if not problems and self.top != top_of(measure, vocab_size):
             problems.append(must("The sidecar's `top`", f"be {top_of(measure, vocab_size)}", self.top, CURE))

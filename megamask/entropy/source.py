@@ -1,7 +1,7 @@
-"""What a source of entropy is, and the settings that choose one.
+"""The interface of entropy sources, and the settings that choose one.
 
-A source says for every row of a pack how unsure a model is of it, in nats by the measure in use. One interface serves
-all, from free (`frequency`) to exact; what each costs stands in its module.
+A source gives the uncertainty of a model at every token of a pack, in nats by the measure in use. All sources have this
+interface, from `frequency`, which is free, to `exact`; the module of each states its cost.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ EntropyFn = Callable[[PackedBatch, MaskPlan], Tensor]
 
 @runtime_checkable
 class EntropySource(Learner, Protocol):
-    """Where an entropy comes from; called once per optimizer step with this rank's packs of the step.
+    """A source of entropies, called once per optimizer step with this rank's packs of the step.
 
-    Packs that hold one text (``PackedBatch.text``) get one computation. Only what is learnt from losses is state.
+    Packs with the same text (``PackedBatch.source_pack``) share one computation. Only what is learned from losses is
+    state.
     """
 
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " T"]]:
-        """Nats per row, fp32, for each batch; rows that are not maskable hold any finite number."""
+        """Nats per token, fp32, for each batch; any finite number at tokens that are not maskable."""
         ...
 
 
 def source_packs(batch: PackedBatch) -> int:
-    """The number of the text in ``batch``: its own number, unless several packs hold it."""
+    """The number of the text in ``batch``: its own number, unless several packs have the same text."""
     return batch.number if batch.source_pack is None else batch.source_pack

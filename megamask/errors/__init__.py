@@ -1,7 +1,7 @@
-"""The errors that a user may meet, as sentences: the name, the rule, the value found, the cure.
+"""The errors that a user may meet, as sentences: the name, the rule, the value and the cure.
 
-Checks collect every problem before they raise, so a user mends a configuration once and not five times.
-Each class has the exit code with which a command line ends, for scripts that decide what to do next.
+Checks collect every problem before they raise, so a user corrects a configuration once, not five times. Each class has
+the exit code of the command, for scripts that decide what to do next.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 
 REQUEUE = 75
-"""The exit code of a run that stopped because it was asked to, before its last step (EX_TEMPFAIL of sysexits.h)."""
+"""The exit code of a run that stopped as requested, before its last step (EX_TEMPFAIL of sysexits.h)."""
 
 
 SHOWN = 5
@@ -19,18 +19,18 @@ SHOWN = 5
 
 
 class MegamaskError(ValueError):
-    """One or more problems that a user can mend; ``str`` has a line for each."""
+    """One or more problems that a user can correct; ``str`` has a line for each."""
 
     exit_code = 1
     everywhere = False
-    """Whether all ranks have the same to say, so that rank 0 says it for them."""
+    """Whether all ranks have the same error, so that only rank 0 prints it."""
 
     def __init__(self, *problems: str):
         super().__init__(*problems)
         self.problems = problems
 
     def __str__(self) -> str:
-        # what was found may be anything, such as orders to a terminal
+        # a value may contain anything, such as escape codes of a terminal
         return "\n".join(
             "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in p) for p in self.problems
         )
@@ -62,19 +62,19 @@ class NonFiniteError(MegamaskError):
 
 
 class WeightsDivergedError(MegamaskError):
-    """Weights that should be alike on all ranks, and are not: a machine is at fault."""
+    """Weights that differ between ranks although they must be equal: a machine is faulty."""
 
     exit_code = 5
 
 
 class HangError(MegamaskError):
-    """Nothing moved any more."""
+    """The run made no progress within its timeout."""
 
     exit_code = 6
 
 
 class PeerLostError(MegamaskError):
-    """Another rank has failed. Without a sentence, that rank prints its error and ends with ``exit_code``."""
+    """Another rank has failed. Without a problem to print, that rank prints its own and ends with ``exit_code``."""
 
     def __init__(self, *problems: str, exit_code: int = 1):
         super().__init__(*problems)
@@ -88,7 +88,7 @@ class StorageError(MegamaskError):
 
 
 class LockError(MegamaskError):
-    """A run folder that another launch writes, or has taken over."""
+    """A run folder that another launch is writing or has taken over."""
 
     exit_code = 8
 

@@ -165,8 +165,8 @@ def removable(settings: object, names: Iterable[str], name: str, why: str, cure:
 
 def default_of(kind: type, field: str) -> object:
     """The default of a field of a dataclass; MISSING if it has none."""
-    (found,) = (each for each in fields(kind) if each.name == field)
-    return found.default if found.default_factory is MISSING else found.default_factory()
+    (definition,) = (each for each in fields(kind) if each.name == field)
+    return definition.default if definition.default_factory is MISSING else definition.default_factory()
 
 
 @cache

@@ -149,14 +149,16 @@ def _cached(name: str) -> Path | None:
 
 def _export(run: Path, checkpoint: Path, cache: Path) -> Path:
     """The checkpoint as a folder of transformers, exported unless an earlier call did; named after its manifest."""
-    from megamask.training import summary  # imports the whole of training, which other models do not need
+    from megamask.training.export import (
+        export_checkpoint,  # imports the whole of training, which other models do not need
+    )
 
     manifest = file_list.sha256(checkpoint / format.MANIFEST)
     step = format.read_manifest(checkpoint).step
     output = cache / f"{_file_name(run.name)}-step-{step}-{manifest[:16]}"
     if not output.exists():
         try:
-            summary.export(run, output, step)
+            export_checkpoint(run, output, step)
         except CheckpointError:
             raise
         except Exception:

@@ -1,7 +1,7 @@
 """`megamask evaluate`: find the tasks, compute the cells that are not there yet, write the results and the table.
 
-Nothing is computed before all settings, files and earlier cells were checked. A cell that fails is recorded, and the
-others go on; the exit code is then 1.
+All settings, files and earlier cells are checked before anything is computed. A cell that fails is recorded, and the
+other cells are still computed; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from megamask.evaluation.encoder import EncoderFolder
 
 POLL = 1.0
-"""Seconds between two updates of the progress."""
+"""Seconds between two updates of the progress bar."""
 
 
 def run_evaluation(config: EvaluateConfig) -> int:
@@ -84,7 +84,7 @@ def task_list(available: FoundTasks) -> str:
     for name, task in TASKS.items():
         files = next((files for files in available.tasks if files.task is task), None)
         if files or name in available.missing:
-            where = "hub: nyu-mll/glue" if files else available.missing[name].partition(": ")[2]
+            where = "Hub: nyu-mll/glue" if files else available.missing[name].partition(": ")[2]
             if files and files.json_lines:
                 where = str(files.json_lines)
             elif files and files.official:
@@ -156,7 +156,7 @@ def _file_problems(jobs: Sequence[Job], max_train: int | None) -> list[str]:
         except DataError as error:
             problems += error.problems
             if not files.json_lines and not files.official:
-                break  # the hub does not answer, and each task would wait for it
+                break  # the Hub does not answer, and each task would wait for it
     return problems
 
 

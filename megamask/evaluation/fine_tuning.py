@@ -1,15 +1,15 @@
-"""Fine-tuning: all weights of an encoder and a new linear layer are trained on a task, by one recipe for all tasks.
+"""Fine-tuning: train all weights of an encoder and a new linear layer on a task, by one recipe for all tasks.
 
 The head is the same for every family of encoders: the state of the first token or the mean over all tokens, dropout,
-one linear layer. The heads that transformers has differ between families: BERT's and ALBERT's have a pooler, which a
-masked language model lacks, so it would start from random values; RoBERTa's, ELECTRA's and DistilBERT's have one more
-random layer; ModernBERT's reuses a pretrained one. Scores would compare heads instead of encoders.
+one linear layer. The heads in transformers differ between families: those of BERT and ALBERT have a pooler, which a
+masked language model lacks, so it would start from random values; those of RoBERTa, ELECTRA and DistilBERT have one
+more random layer; that of ModernBERT reuses a pretrained one. Scores would compare heads instead of encoders.
 
 The recipe is that of Mosbach et al. 2021 ("On the Stability of Fine-tuning BERT", section 6) with a shorter training:
 AdamW with bias correction, linear warm-up over a tenth of the updates and linear decay, gradients clipped at 1. The
-weights after the last update are reported; nothing is chosen on the examples that are reported. It runs in Trainer of
-transformers, in bf16 where the device multiplies in bf16. Batches hold texts of similar length. Equal seeds give equal
-results on one machine with one number of threads.
+weights after the last update are evaluated; no setting is chosen on test examples. It runs in the Trainer of
+transformers, in bf16 if the device multiplies in bf16. The texts of a batch have similar lengths. Equal seeds give
+equal results on one machine with one number of threads.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from megamask.runtime.precision import precision_here
 WARMUP = 0.1
 """Share of the updates in which the learning rate rises."""
 CHOICE_SEED = 0
-"""Seed of the runs that choose a learning rate; those that are reported have seeds from 1 on."""
+"""Seed of the runs that choose a learning rate; reported runs have seeds from 1 on."""
 ORDER_SEEDS = 10_000
 """Added to the seed of a run for the order of its examples, so that weights and order are separate draws (Dodge et al.
 2020, "Fine-Tuning Pretrained Language Models")."""

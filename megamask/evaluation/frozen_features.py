@@ -75,9 +75,11 @@ def held_out_split(task: Task, train: Examples) -> tuple[Int[np.ndarray, " a"], 
     """
     rows, labels = np.arange(len(train)), train.labels.astype(np.int64)
     counts = np.bincount(labels, minlength=2) if task.kind == "classification" else np.zeros(1)
-    held = max(1, round(HELD_OUT * len(rows)))
-    proportional = task.kind == "classification" and counts[counts > 0].min() > 1 and held >= (counts > 0).sum()
-    fit, choose = train_test_split(rows, test_size=held, random_state=0, stratify=labels if proportional else None)
+    num_held_out = max(1, round(HELD_OUT * len(rows)))
+    proportional = task.kind == "classification" and counts[counts > 0].min() > 1 and num_held_out >= (counts > 0).sum()
+    fit, choose = train_test_split(
+        rows, test_size=num_held_out, random_state=0, stratify=labels if proportional else None
+    )
     return fit, choose
 
 

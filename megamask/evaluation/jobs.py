@@ -37,15 +37,15 @@ class Job:
     mode: Mode
     seed: int
     method: Mode
-    """How a reference with random weights is evaluated; else the mode."""
+    """The mode in which a reference with random weights is evaluated; else ``mode``."""
     reference: Reference | Literal[""] = ""
     """`majority`, `bag_of_words`, `random_weights`, or empty."""
     texts: tuple[TaskFiles, ...] = ()
-    """Tasks whose training examples give the frequencies of words."""
+    """Tasks in whose training examples words are counted."""
 
     @property
     def name(self) -> str:
-        """For a person: the task, what is computed, the seed."""
+        """The name in logs: the task, what is computed, the seed."""
         what = " ".join(filter(None, (self.reference, self.method if self.method != "reference" else "")))
         return f"{self.files.task.name}, {what}{f', seed {self.seed}' if self.seed else ''}".replace("_", " ")
 

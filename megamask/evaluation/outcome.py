@@ -25,7 +25,7 @@ class Outcome:
     predictions: Float[np.ndarray, " n"]
     """A class number, a number, or for each pair of sentences 1, 0.5 (a tie) or 0; spans: the F1 of each answer."""
     scores: Mapping[str, float]
-    """By metric, as fractions: accuracy 0.74, correlations in [-1, 1]."""
+    """The value of each metric, as a fraction: accuracy 0.74, correlations in [-1, 1]."""
     collapsed: str = ""
     """Why the run counts as collapsed; empty if it does not."""
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -41,9 +41,9 @@ class CellKey:
     task: str
     mode: Mode
     seed: int
-    """Of fine-tuning; 0 where nothing is random."""
+    """Seed of fine-tuning; 0 if nothing is random."""
     variant: str = ""
-    """What else distinguishes it: the head, the kind of pseudo-log-likelihood or of reference."""
+    """The pooling, or the kind of pseudo-log-likelihood or of reference."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class Cell:
     key: CellKey
     state: State
     reason: str
-    """Of a collapse or a failure; empty otherwise."""
+    """Reason of a collapse or a failure; empty otherwise."""
     score: float | None
     """The mean of ``scores``, the number that tables show; None if the run failed."""
     scores: Mapping[str, float]
     predictions: tuple[float, ...]
     """As in `Outcome`."""
     labels: tuple[float, ...]
-    """Of the same examples, so that a report can resample them; all 1 for pairs and spans."""
+    """Labels of the same examples, so that a report can resample them; all 1 for pairs and spans."""
     figures: Mapping[str, float]
     settings: Mapping[str, Any]
-    """All that decided the result: hyperparameters, head, lengths."""
+    """Everything that affects the result: hyperparameters, head, lengths."""
     data: Mapping[str, str]
     """SHA-256 of the files that were read, by name."""
     weights: str
@@ -73,4 +73,4 @@ class Cell:
     """A command that computes this cell."""
     seconds: float
     layout: Layout = "official"
-    """How the files of the task were arranged, which says with what its score can be compared."""
+    """How the files of the task were arranged, which decides which published scores are comparable."""

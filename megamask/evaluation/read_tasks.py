@@ -1,4 +1,4 @@
-"""Find the files of the tasks in a folder, or on the hub, and read them; 100,000 examples take seconds."""
+"""Find the files of the tasks in a folder, or on the Hub, and read them; 100,000 examples take seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TaskFiles:
     task: Task
     json_lines: Path | None = None
     official: tuple[tuple[Path, str], ...] = ()
-    """Files and their splits. Without either, the task is read from the hub."""
+    """Files and their splits. Without either, the task is read from the Hub."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FoundTasks:
 
 
 def find_tasks(folder: Path | None, names: tuple[str, ...]) -> FoundTasks:
-    """The files of the tasks ``names``, or of all tasks, in ``folder``; None: on the hub. Reads no file.
+    """The files of the tasks ``names``, or of all tasks, in ``folder``; None: on the Hub. Reads no file.
 
     Raises DataError if a task is there twice, or if there is no task at all.
     """
@@ -60,7 +60,7 @@ def find_tasks(folder: Path | None, names: tuple[str, ...]) -> FoundTasks:
 
 
 def hash_task(files: TaskFiles) -> dict[str, str]:
-    """SHA-256 of each file of a task by its name, without reading its examples, unless they are on the hub."""
+    """SHA-256 of each file of a task by its name, without reading its examples, unless they are on the Hub."""
     if files.json_lines:
         return _hashes(files.json_lines)
     if files.official:

@@ -18,29 +18,29 @@ TASK_NAMES = (
     "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli_mismatched", "qnli", "rte", "wnli", "snli", "trec", "subj",
     "squad", "blimp",
 )  # fmt: skip
-"""Those of `evaluation/tasks.py`, which imports numpy."""
+"""The names in `evaluation/tasks.py`, which imports numpy."""
 
 
 @dataclass(frozen=True)
 class FineTuningConfig:
-    """One recipe for all tasks; the last weights are reported."""
+    """Fine-tuning: one recipe for all tasks. The weights after the last update are evaluated."""
 
     learning_rate: Positive | None = None
-    """Peak; None: the best of `learning_rates` on a tenth of the training examples that is held out for this."""
+    """Peak learning rate. None: the best of `learning_rates` on a held-out tenth of the training examples."""
     learning_rates: Annotated[tuple[Positive, ...], MinLen(1), OnlyFor("learning_rate", None)] = (
         3e-5, 5e-5, 1e-4, 2e-4,
     )  # fmt: skip
-    """What is tried if none is given, with a seed of its own."""
+    """Peak learning rates to try if `learning_rate` is None, with a separate seed."""
     batch_size: Count | None = None
-    """None: 32, or 16 for a task with fewer than 4,000 training examples."""
+    """Texts of an update. None: 32, or 16 for a task with fewer than 4,000 training examples."""
     epochs: Count | None = None
-    """None: 10 for a task with fewer than 10,000 training examples, else 3."""
+    """Passes over the training examples. None: 10 for a task with fewer than 10,000 of them, else 3."""
     min_updates: Count = 600
-    """Fewer updates than this are extended to it."""
+    """Least number of updates: a shorter training is extended to it."""
     dropout: Share = 0.1
-    """Before the classifier, and in the encoder where it has dropout."""
+    """Dropout before the classifier, and in the encoder where it has dropout."""
     weight_decay: Share = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class EvaluateConfig:
     output: Path = Path("evaluation")
     """Folder for one JSON file per cell, `results.jsonl` and the table `results.md`."""
     tasks: tuple[str, ...] = ()
-    """Names of tasks, as `--list-tasks` shows them; none: all whose files are in `data`."""
+    """Names of tasks, as `--list-tasks` shows them. None given: all tasks with files in `data`."""
     data: Path | None = None
-    """The folder of the tasks: GLUE's own folders of .tsv files, or JSON lines. None: the `nyu-mll/glue` data set, if
-    the network or the cache has it."""
+    """Folder of the tasks: GLUE's own folders of .tsv files, or JSON lines. None: the dataset `nyu-mll/glue`, from the
+    network or the cache of Hugging Face."""
     frozen: bool = False
     """Train a linear model on the features of the frozen encoder instead of fine-tuning all weights."""
     references: tuple[Reference, ...] = ("majority", "bag_of_words")
@@ -71,17 +71,19 @@ class EvaluateConfig:
     first_seed: Count = 1
     """The first of these seeds."""
     pooling: Pooling = "first"
-    """The vector of a text: that of the first token, or the mean over its tokens. With `frozen` both are reported."""
+    """The vector of a text: the state of its first token, or the mean over its tokens. With `frozen`, both are
+    reported."""
     max_length: Annotated[int, Ge(8)] = 128
-    """Tokens of a text or a pair; longer ones are truncated and counted. Spans: 384, in overlapping windows."""
+    """Most tokens of a text or a pair; longer ones are truncated and counted. Questions with contexts have 384 tokens,
+    in overlapping windows."""
     max_train: Count | None = None
-    """Training examples of each task at most, drawn once with a fixed seed; None: all."""
+    """Most training examples of each task, drawn once with a fixed seed. None: all."""
     max_pairs: Count | None = None
-    """Minimal pairs of each paradigm at most; None: all."""
+    """Most minimal pairs of each paradigm. None: all."""
     workers: Count = 1
-    """Cells that are computed side by side, each in a process of its own with an equal share of the cores."""
+    """Number of processes, each of which computes one cell at a time with an equal share of the cores."""
     list_tasks: bool = False
-    """Print the tasks, and the files of each that `data` has, and stop."""
+    """Print each task and its files in `data`, then exit."""
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
 
     def problems(self, name: str) -> list[str]:
@@ -103,7 +105,7 @@ class EvaluateConfig:
         if self.model:
             return []
         if not self.references:
-            return ["`model` must name an encoder: a run folder, an exported model, or a name of the Hugging Face hub."]
+            return ["`model` must name an encoder: a run folder, an exported model, or a name on the Hugging Face Hub."]
         if "random_weights" in self.references:
             return ["The reference `random_weights` must know the encoder: set `model`."]
         return []

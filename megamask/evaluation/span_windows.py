@@ -19,26 +19,26 @@ from megamask.evaluation.features import EncodedTexts
 from megamask.evaluation.tasks import Answer, Examples
 
 LENGTH = 384
-"""Tokens of a window, if the model reads as many."""
+"""Tokens of a window, unless the model has fewer positions."""
 OVERLAP = 128
 """Tokens that two windows share; at most a third of the length."""
 QUESTION = 64
-"""Tokens of a question at most; at most a third of the length. As in the code of BERT."""
+"""Most tokens of a question; at most a third of the length. As in the code of BERT."""
 LONGEST_ANSWER = 30
-"""Tokens of a predicted answer at most. As in the code of BERT."""
+"""Most tokens of a predicted answer. As in the code of BERT."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of all examples, those of an example one after another."""
+    """The windows of all examples; the windows of one example are consecutive."""
 
     texts: EncodedTexts
     example: Int[np.ndarray, " w"]
     """The number of the example of each window."""
     offsets: tuple[Int[np.ndarray, "_L 2"], ...]
-    """The characters of the context that each token covers; (0, 0) for tokens that are not of the context."""
+    """The characters of the context that each token covers; (0, 0) for tokens outside of the context."""
     context: tuple[Bool[np.ndarray, " _L"], ...]
-    """Whether each token is of the context."""
+    """Whether each token belongs to the context."""
     truncated_questions: int
     overlap: int
     """Tokens that two windows of an example share."""

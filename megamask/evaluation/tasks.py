@@ -25,7 +25,7 @@ class Task:
     labels: tuple[str, ...]
     """Names of the classes, in the order of their numbers; empty for other kinds than classification."""
     metrics: tuple[Metric, ...]
-    """All that are reported. The score of the task is their mean, as GLUE defines it."""
+    """All reported metrics. The score of the task is their mean, as GLUE defines it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Answer:
 
     text: str
     start: int
-    """In characters."""
+    """Index of its first character in the context."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Examples:
     """The fields of the task, in its order."""
     labels: Float[np.ndarray, " n"]
     answers: tuple[tuple[Answer, ...], ...] = ()
-    """Of spans: all that count as right."""
+    """For spans: all accepted answers of each example."""
     groups: tuple[str, ...] = ()
-    """Of minimal pairs: the paradigm of each."""
+    """For minimal pairs: the paradigm of each."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
 Layout = Literal["json_lines", "official", "hub"]
-"""How the files of a task are arranged: local JSON lines, the files that its authors publish, or the hub's data set."""
+"""How the files of a task are arranged: local JSON lines, the files that its authors publish, or the Hub's dataset."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class TaskData:
     task: Task
     train: Examples
     test: Examples
-    """What is reported. No setting is chosen on it."""
+    """The examples on which scores are reported. No setting is chosen on them."""
     files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file that was read, by name."""
     layout: Layout = "official"
     counts: Mapping[str, int] = field(default_factory=dict)
-    """What was counted: examples, test examples that training has too, examples that were left out and why."""
+    """Counts of examples, of test examples that are in train too, and of examples left out, by reason."""
 
 
 def _classification(name: str, title: str, fields: str, labels: str, *metrics: Metric) -> Task:

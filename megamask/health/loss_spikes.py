@@ -83,7 +83,7 @@ class SpikePolicy:
         """``state`` is what ``state`` returned when a checkpoint was written."""
         self.config = config
         state = state or {}
-        self.ledger = SkippedPacks(tuple((first, shift) for first, shift in state.get("ledger", ())))
+        self.skipped_packs = SkippedPacks(tuple((first, shift) for first, shift in state.get("ledger", ())))
         self.spikes: int = state.get("spikes", 0)
         """Spikes so far."""
         self.dropped: int = state.get("dropped", 0)
@@ -100,7 +100,7 @@ class SpikePolicy:
     def state(self) -> dict[str, Any]:
         """Counts and history, as JSON can store them without loss."""
         return {
-            "ledger": [list(entry) for entry in self.ledger.entries],
+            "ledger": [list(entry) for entry in self.skipped_packs.entries],
             "spikes": self.spikes,
             "dropped": self.dropped,
             "rewinds": self.rewinds,
@@ -112,8 +112,8 @@ class SpikePolicy:
     def rewound(self, state: dict[str, Any], to: int, step: int) -> SpikePolicy:
         """The policy of a checkpoint's ``state`` after a rewind from ``step`` (from 0) to ``to`` steps."""
         counts = {"spikes": self.spikes, "dropped": self.dropped, "rewinds": self.rewinds + 1}
-        ledger = self.ledger.rewound(to, step)
-        return SpikePolicy(self.config, state | counts | {"ledger": ledger.entries})
+        skipped_packs = self.skipped_packs.rewound(to, step)
+        return SpikePolicy(self.config, state | counts | {"ledger": skipped_packs.entries})
 
     def decide(self, step: int, loss: float, grad_norm: float, regime: Regime) -> StepDecision:
         """The decision about ``step`` (from 0), whose loss and gradient norm are finite."""

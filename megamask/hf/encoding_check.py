@@ -36,21 +36,21 @@ class EncodingDifference:
     """A text that training and transformers encode differently, with the ids of both."""
 
     text: str
-    ours: list[int]
-    theirs: list[int]
+    own_ids: list[int]
+    hf_ids: list[int]
 
     def __str__(self) -> str:
         return self.sentence("training")
 
     def sentence(self, name: str) -> str:
-        """The sentence, with the ``name`` of what encodes as ``ours``."""
-        pairs = zip(self.ours, self.theirs, strict=False)
+        """The sentence; ``name`` is what encodes as ``own_ids``."""
+        pairs = zip(self.own_ids, self.hf_ids, strict=False)
         first = next((n for n, (one, other) in enumerate(pairs) if one != other), 0)
         begin = max(0, first - 2)
         text = json.dumps(self.text if len(self.text) <= 80 else f"{self.text[:77]}...", ensure_ascii=False)
         return (
-            f"{name} encodes {text} as {_short(self.ours, begin)} ({len(self.ours)} ids), transformers as "
-            f"{_short(self.theirs, begin)} ({len(self.theirs)} ids)"
+            f"{name} encodes {text} as {_short(self.own_ids, begin)} ({len(self.own_ids)} ids), transformers as "
+            f"{_short(self.hf_ids, begin)} ({len(self.hf_ids)} ids)"
         )
 
 
@@ -60,8 +60,8 @@ def _short(ids: list[int], begin: int) -> str:
 
 
 def encoding_difference(
-    ours: Tokenizer,
-    theirs: lazy_transformers.PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
+    hf_tokenizer: lazy_transformers.PreTrainedTokenizerBase,
     sentences: Sequence[str] = (),
     *,
     around: bool = True,
@@ -70,12 +70,14 @@ def encoding_difference(
 
     Compares ``sentences``, a few in several scripts, and texts with added tokens.
     """
-    ids = token_ids(ours)
-    texts = [text for text in (*sentences, *SENTENCES, *_with_added_tokens(ours)) if not _names_a_role(text, ours)]
-    for text, tokens in zip(texts, ours.encode(texts), strict=True):
+    ids = token_ids(tokenizer)
+    texts = [
+        text for text in (*sentences, *SENTENCES, *_with_added_tokens(tokenizer)) if not _names_a_role(text, tokenizer)
+    ]
+    for text, tokens in zip(texts, tokenizer.encode(texts), strict=True):
         expected = [ids.cls, *tokens.tolist(), ids.sep] if around else tokens.tolist()
         try:
-            actual = list(theirs(text, add_special_tokens=around)["input_ids"])
+            actual = list(hf_tokenizer(text, add_special_tokens=around)["input_ids"])
         except Exception as error:  # a malformed configuration can make the library raise anything
             reason = " ".join(str(error).split())[:300]
             raise DataError(f"The tokenizer cannot encode {text!r} in transformers: {reason}") from None

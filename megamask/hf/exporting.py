@@ -21,7 +21,7 @@ from megamask.hf.card import CARD, RECORD, Card, is_of_run, render_card, write_r
 from megamask.hf.config_json import write_config
 from megamask.hf.encoder_and_head import encoder_and_head
 from megamask.hf.encoding_check import SENTENCES
-from megamask.hf.tensor_names import TOKENIZER_FILES, WEIGHTS, to_theirs
+from megamask.hf.tensor_names import TOKENIZER_FILES, WEIGHTS, to_hf_weights
 from megamask.hf.tokenizer_folder import export_tokenizer
 from megamask.hf.weights import new_model_folder, save_weights
 from megamask.model.encoder import Encoder
@@ -71,7 +71,7 @@ def export_model(
                 f"{shape.vocab_size}: they do not belong together."
             )
         write_config(shape, tokenizer, temporary)
-        save_weights(to_theirs(weights, shape), temporary)
+        save_weights(to_hf_weights(weights, shape), temporary)
         (temporary / CARD).write_text(render_card(card, shape, load_tokenizer(tokenizer_folder)), encoding="utf-8")
         write_record(card, temporary)
         difference = _compare(*model, temporary, tokenizer)
@@ -97,10 +97,10 @@ def _obstacles(output: Path, run: str, replace: bool) -> list[str]:
 @torch.no_grad()
 def _compare(encoder: Encoder, head: MaskedLMHead, folder: Path, tokenizer) -> float:
     sequences = _random_input(encoder.shape) + _real_input(tokenizer, encoder.shape)
-    ours = _our_logits(encoder, head, sequences)
-    theirs = _their_logits(folder, sequences, encoder.shape.pad_id)
-    difference = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
-    largest = max(1.0, max(logits.abs().max().item() for logits in ours))
+    own_logits = _own_logits(encoder, head, sequences)
+    hf_logits = _hf_logits(folder, sequences, encoder.shape.pad_id)
+    difference = max((a - b).abs().max().item() for a, b in zip(own_logits, hf_logits, strict=True))
+    largest = max(1.0, max(logits.abs().max().item() for logits in own_logits))
     if not difference <= TOLERANCE * largest:  # also true for NaN
         raise CheckpointError(
             f"transformers computes logits that differ from ours by {difference:.3g} (the largest logit is "
@@ -130,14 +130,14 @@ def _real_input(tokenizer: lazy_transformers.PreTrainedTokenizerBase, shape: Enc
     return sequences
 
 
-def _our_logits(encoder: Encoder, head: MaskedLMHead, sequences: list[Tensor]) -> list[Tensor]:
+def _own_logits(encoder: Encoder, head: MaskedLMHead, sequences: list[Tensor]) -> list[Tensor]:
     lengths = [len(sequence) for sequence in sequences]
     layout = Layout.of(torch.tensor([0, *lengths]).cumsum(0), sum(lengths), max(lengths))
     states = encoder.run(encoder.embed(torch.cat(sequences), layout), layout)
     return list(head.logits(states).split(lengths))
 
 
-def _their_logits(folder: Path, sequences: list[Tensor], pad: int) -> list[Tensor]:
+def _hf_logits(folder: Path, sequences: list[Tensor], pad: int) -> list[Tensor]:
     model = model_folder.load_pretrained(lazy_transformers.AutoModelForMaskedLM, folder)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad)

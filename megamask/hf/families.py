@@ -29,7 +29,8 @@ class ModelFamily:
     parts: tuple[str, ...]
     """What follows the prefix."""
     tensors: Names
-    """Our name of each tensor -> theirs, whose tensors are concatenated along dimension 0; {n} is the layer."""
+    """Our name of each tensor -> the names in transformers, whose tensors are concatenated along dimension 0. {n} is
+    the layer."""
     tied: Mapping[str, str]
     """The second name of a tensor, which transformers may or may not write -> the first. The output matrix is first."""
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -59,8 +60,8 @@ def model_type(shape: EncoderShape) -> str:
 def _modules(names: Names) -> dict[str, tuple[str, ...]]:
     """Weight and bias of each module."""
     return {
-        f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs)
-        for ours, theirs in names.items()
+        f"{ours}.{part}": tuple(f"{name}.{part}" for name in hf_names)
+        for ours, hf_names in names.items()
         for part in ("weight", "bias")
     }
 

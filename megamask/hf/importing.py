@@ -13,7 +13,7 @@ from megamask.hf.config_json import is_tied, read_shape
 from megamask.hf.encoder_and_head import mismatches
 from megamask.hf.model_folder import fetch_model
 from megamask.hf.select_tensors import select_tensors
-from megamask.hf.tensor_names import to_ours
+from megamask.hf.tensor_names import from_hf_weights
 from megamask.hf.tokenizer_folder import import_tokenizer
 from megamask.hf.weights import check_finite, new_model_folder, read_hf_tensors, save_weights
 from megamask.model.shape import EncoderShape
@@ -41,7 +41,7 @@ def import_model(source: str | Path, *, new_head: bool = False) -> Imported:
     shape = read_shape(folder, any_head=True)
     selected = select_tensors(read_hf_tensors(folder), shape, folder, tied=is_tied(folder), new_head=new_head)
     check_finite(selected.tensors, folder)
-    weights = to_ours(selected.tensors, shape)
+    weights = from_hf_weights(selected.tensors, shape)
     raise_all(CheckpointError, mismatches(weights, shape, str(folder), headless=not selected.has_head))
     notes = selected.notes
     if not selected.has_head:

@@ -19,26 +19,26 @@ TOKENIZER_FILES = (
 def tensor_names(shape: EncoderShape) -> dict[str, tuple[str, ...]]:
     """Our name of each tensor -> the names in transformers, whose tensors are concatenated along dimension 0."""
     whole: dict[str, tuple[str, ...]] = {}
-    for ours, theirs in family_of(shape).tensors.items():
+    for ours, hf_names in family_of(shape).tensors.items():
         for n in range(shape.own_layers if "{n}" in ours else 1):
             if shape.preset == "modern" and n == 0 and "attention_norm" in ours:
-                continue  # their first layer does not have one
+                continue  # its first layer does not have one
             if "embedding.projection" in ours and shape.embedding_size is None:
                 continue  # the widths are equal
-            whole[ours.format(n=n)] = tuple(name.format(n=n) for name in theirs)
+            whole[ours.format(n=n)] = tuple(name.format(n=n) for name in hf_names)
     return whole
 
 
-def to_theirs(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
+def to_hf_weights(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
     """Our weights under the names in transformers."""
     tensors = {}
-    for ours, theirs in tensor_names(shape).items():
-        for name, chunk in zip(theirs, weights[ours].chunk(len(theirs)), strict=True):
+    for ours, hf_names in tensor_names(shape).items():
+        for name, chunk in zip(hf_names, weights[ours].chunk(len(hf_names)), strict=True):
             tensors[name] = chunk.contiguous()
     return tensors
 
 
-def to_ours(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
+def from_hf_weights(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
     """Weights of transformers under our names; missing tensors are left out."""
-    chunks = {ours: [weights[n] for n in theirs if n in weights] for ours, theirs in tensor_names(shape).items()}
+    chunks = {ours: [weights[n] for n in hf_names if n in weights] for ours, hf_names in tensor_names(shape).items()}
     return {ours: torch.cat(tensors) for ours, tensors in chunks.items() if tensors}

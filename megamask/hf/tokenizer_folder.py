@@ -30,19 +30,19 @@ VOCABULARIES = (
 """Files that contain a vocabulary; without any of them, transformers makes an empty tokenizer."""
 
 
-def to_fast_tokenizer(theirs: lazy_transformers.PreTrainedTokenizerBase) -> Tokenizer:
+def to_fast_tokenizer(hf_tokenizer: lazy_transformers.PreTrainedTokenizerBase) -> Tokenizer:
     """A copy of a tokenizer object of transformers as `data.tokenizer.Tokenizer`. DataError if it is not a fast one.
 
     Gives access to its special ids (``data.tokenizer.token_ids``) and to where words begin
     (``data.word_boundaries.encode_with_word_starts``).
     """
-    if not getattr(theirs, "is_fast", False):
+    if not getattr(hf_tokenizer, "is_fast", False):
         raise DataError(
-            f"{type(theirs).__name__} is not a fast tokenizer, so its rules cannot be read. Load it with "
+            f"{type(hf_tokenizer).__name__} is not a fast tokenizer, so its rules cannot be read. Load it with "
             "`AutoTokenizer.from_pretrained`, which uses the fast tokenizer if there is one."
         )
-    roles = {role: getattr(theirs, f"{role}_token") for role in ROLES}
-    backend = copy.deepcopy(theirs.backend_tokenizer)
+    roles = {role: getattr(hf_tokenizer, f"{role}_token") for role in ROLES}
+    backend = copy.deepcopy(hf_tokenizer.backend_tokenizer)
     switch_off(backend)
     return Tokenizer(backend, {role: token for role, token in roles.items() if token})
 
@@ -58,10 +58,10 @@ def import_tokenizer(source: Path, target: Path, vocab_size: int) -> tuple[str, 
             f"{source} has no tokenizer ({', '.join(VOCABULARIES[:2])}), so no text can be prepared for its weights. "
             "Put the files of its tokenizer there."
         )
-    theirs = _load(source, source)
-    if not theirs.is_fast:
+    hf_tokenizer = _load(source, source)
+    if not hf_tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer in {source} is not a fast one, and transformers cannot convert it.")
-    tokenizer = to_fast_tokenizer(theirs)
+    tokenizer = to_fast_tokenizer(hf_tokenizer)
     try:
         ids = token_ids(tokenizer)
     except ConfigError as error:
@@ -78,7 +78,7 @@ def import_tokenizer(source: Path, target: Path, vocab_size: int) -> tuple[str, 
         case = "it lowercases text" if lower else "it keeps capital letters"
         notes.append(f"{source} has no tokenizer.json: transformers made one from its other files ({case}).")
         tokenizer.save(target)
-    elif difference := encoding_difference(load_tokenizer(source), theirs, around=False):
+    elif difference := encoding_difference(load_tokenizer(source), hf_tokenizer, around=False):
         notes.append(
             f"The tokenizer was written as transformers reads {source}, which differs from its tokenizer.json alone: "
             f"{difference.sentence('tokenizer.json')}."
@@ -97,16 +97,16 @@ def export_tokenizer(source: Path, target: Path, longest: int, sentences: Sequen
     """
     if not (source / "tokenizer_config.json").is_file() or not (source / "tokenizer.json").is_file():
         raise CheckpointError(f"{source} must contain tokenizer.json and tokenizer_config.json.")
-    ours = load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     _copy(source, target)
-    ours.backend.save(str(target / "tokenizer.json"))  # without padding and truncation
+    tokenizer.backend.save(str(target / "tokenizer.json"))  # without padding and truncation
     path = target / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     # without it, pipelines pass on texts longer than the model can read
     limit = settings.get("model_max_length")
     settings["model_max_length"] = min(limit, longest) if isinstance(limit, (int, float)) else longest
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return _ensure_special_tokens(ours, target, source, sentences)
+    return _ensure_special_tokens(tokenizer, target, source, sentences)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -124,15 +124,16 @@ def _load(folder: Path, source: Path) -> lazy_transformers.PreTrainedTokenizerBa
 
 
 def _ensure_special_tokens(
-    ours: Tokenizer, target: Path, source: Path, sentences: Sequence[str] = ()
+    tokenizer: Tokenizer, target: Path, source: Path, sentences: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Make transformers put [CLS] and [SEP] around a text with the files in ``target``; refuse other differences."""
-    if not encoding_difference(ours, _load(target, source), sentences):
+    if not encoding_difference(tokenizer, _load(target, source), sentences):
         return ()
-    _add_template(target, ours)
-    if difference := encoding_difference(ours, _load(target, source), sentences):
+    _add_template(target, tokenizer)
+    if difference := encoding_difference(tokenizer, _load(target, source), sentences):
         raise CheckpointError(f"Training and transformers use the tokenizer in {source} differently: {difference}.")
-    return (f"The tokenizer added no special tokens: {ours.roles['cls']} and {ours.roles['sep']} now surround a text.",)
+    cls, sep = tokenizer.roles["cls"], tokenizer.roles["sep"]
+    return (f"The tokenizer added no special tokens: {cls} and {sep} now surround a text.",)
 
 
 def _add_template(folder: Path, tokenizer: Tokenizer) -> None:

@@ -1,11 +1,11 @@
 """The importance correction: weights with which a loss at chosen targets estimates that at targets drawn at random.
 
-A mask that prefers hard tokens also teaches the model that masked tokens are hard: its prior shifts. The chance of each
-target is known (`inclusion_probability.py`), so its loss can be weighted by (M / (T pi))^correction, with M targets
-among T maskable tokens and pi the inclusion probability. At correction 1 the expected loss is that of M targets drawn
-at random (Horvitz and Thompson 1952): the correction applies to the targets, not to their contexts, in which other hard
-tokens are still hidden. At 0 it is today's loss. In between the mean weight lies below 1 (Jensen's inequality), so the
-loss is slightly smaller.
+A mask that prefers hard tokens also teaches the model that masked tokens are hard: its prior shifts. The inclusion
+probability pi of each target is known (`inclusion_probability.py`), so its loss can be weighted by
+(M / (T pi))^correction, with M targets among T maskable tokens. At correction 1 the expected loss is that of M targets
+drawn at random (Horvitz and Thompson 1952): the correction applies to the targets, not to their contexts, in which
+other hard tokens are still hidden. At 0 the loss is unweighted. In between, the mean weight lies below 1 (Jensen's
+inequality), so the loss is slightly smaller.
 
 **Variance.** Unbiased does not mean better. The gradient's variance at a fixed number of targets is smallest if pi
 follows the norm of each token's gradient (Zhao and Zhang 2015; Katharopoulos and Fleuret 2018), and grows where pi is
@@ -39,7 +39,7 @@ def loss_weights(
     """
     if not config.correction:
         return None
-    # in 32 bits as the probabilities are, so that the chance of all gives exactly 1
-    chance = torch.full_like(probability, len(probability) / maskable_tokens)
-    weights = (chance / probability) ** config.correction
+    # in 32 bits as the probabilities are, so that uniform probabilities give exactly 1
+    uniform = torch.full_like(probability, len(probability) / maskable_tokens)
+    weights = (uniform / probability) ** config.correction
     return weights if config.max_weight is None else weights.clamp(max=config.max_weight)

@@ -103,13 +103,13 @@ def _check(entropy: Tensor | None, batch: PackedBatch) -> None:
         )
     if entropy.shape != batch.tokens.shape:
         raise DataError(
-            f"Pack {batch.number} has {batch.layout.rows} rows, but the entropy given for it has the shape "
-            f"{tuple(entropy.shape)}. It must have one number for each row."
+            f"Pack {batch.number} has {batch.layout.rows} tokens, but the entropy given for it has the shape "
+            f"{tuple(entropy.shape)}. It must have one number for each token."
         )
     if entropy.device.type == "cpu" and not entropy.isfinite().all():
         raise NonFiniteError(
             f"The entropy given for pack {batch.number} is not finite at {int((~entropy.isfinite()).sum())} of "
-            f"{batch.layout.rows} rows. Its source is at fault: look at the model that it asked."
+            f"{batch.layout.rows} tokens. Its source is at fault: check the model that computed it."
         )
 
 

@@ -1,13 +1,13 @@
 """The score by part of speech (PTW): words of the tags that the model finds hard come first.
 
-A running loss is kept for each tag. The weight of a tag says how its loss stands among those of all tags, and a piece
-is drawn without replacement, the next one with a chance in proportion to its weight.
+A running loss is kept for each tag. The weight of a tag depends on its loss relative to those of all tags. Pieces are
+drawn without replacement, each with a probability in proportion to its weight.
 
 Source: "Learning Better Masking for Better Language Model Pre-training" (Yang, Zhang, Zhao 2023; the released code,
 repository mutonix/better_masking). Differs:
 
-- There words in random order are each accepted with their weight as the chance, in one pass, until the budget is full,
-  so an example may get fewer targets. Here the budget is exact; the weight is a chance among the pieces that are left.
+- There, words in random order are accepted with their weight as the probability, in one pass, until the budget is full,
+  so an example may get fewer targets. Here the budget is exact, and probabilities are relative to the pieces left.
 - Losses are means over the targets of a step on all ranks, there of one rank's packs; and the state is in checkpoints.
 - Words are those of the unit, so pieces as `masking.unit` says; the paper masks whole words. All tokens of a word
   count by the tag of its first, as there; a span by the mean of the logarithms of its rows' weights.
@@ -54,7 +54,7 @@ class PartOfSpeechScore(Score):
     def __call__(
         self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
     ) -> Float[Tensor, " T"] | None:
-        """The logarithm of the weight of each row's word; None as long as nothing is learnt.
+        """The logarithm of the weight of each token's word; None until something was learned.
 
         Raises DataError if ``batch`` has no tags.
         """
@@ -108,11 +108,11 @@ class PartOfSpeechScore(Score):
         return figures
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running loss of each tag, and the steps that were learnt from."""
+        """The running loss of each tag, and the number of steps that it was learned from."""
         return {"losses": self._losses, "steps": torch.tensor([self._steps])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there; CheckpointError if it has no losses of as many tags."""
+        """Restore the state; CheckpointError if it has no losses of as many tags."""
         if "losses" not in state or state["losses"].shape != self._losses.shape:
             raise CheckpointError(
                 f"The checkpoint holds no losses of {len(self.names)} parts of speech. It was made with another "

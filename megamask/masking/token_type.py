@@ -119,7 +119,7 @@ class TokenTypeScore(Score):
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there; CheckpointError if it has no values of as many token types."""
+        """Restore the state; CheckpointError if it has no values of as many token types."""
         if "values" not in state or state["values"].shape != self._values.shape:
             raise CheckpointError(
                 f"The checkpoint holds no values of {len(self._values):,} token types. It was made with another "

@@ -1,6 +1,6 @@
 """Write the metrics of a run to TensorBoard, to a JSON Lines file, to Weights & Biases and to the console.
 
-The only module that imports TensorBoard. Also draws the loss curve.
+The only module that imports TensorBoard.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from megamask.metrics.meters import Window
+from megamask.metrics.metrics_file import drop_metrics_after
 from megamask.metrics.weights_and_biases import WandbRun
 from megamask.runtime import ranks
-from megamask.storage import atomic_write
-
-CURVES = 10
-"""Sources of a mixture in the picture of the losses."""
 
 
 class MetricsLogger:
@@ -154,14 +151,14 @@ class MetricsLogger:
             self.say("  ".join(part for part in (f"step {step}/{self.steps}", shown, more) if part))
 
     def _leave_wandb(self, error: Exception) -> None:
-        """Go on without Weights & Biases: an error of another service stops no run."""
+        """Continue without Weights & Biases: an error of another service must not stop a run."""
         self._wandb = None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        self.say(f"Weights & Biases gets no metrics from here on: {reason}. Training continues.")
+        self.say(f"No more metrics are sent to Weights & Biases: {reason}. Training continues.")
 
     def _open(self) -> TextIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_after(self.path, self._kept)
+        drop_metrics_after(self.path, self._kept)
         return self.path.open("a", buffering=1)
 
     def _to_lines(self, step: int, metrics: dict[str, float]) -> None:
@@ -221,58 +218,3 @@ _SHOWN: dict[str, tuple[str, str]] = {
 def as_line(metrics: dict[str, float]) -> str:
     """All metrics in one line."""
     return "  ".join(f"{word} {form.format(metrics[name])}" for name, (word, form) in _SHOWN.items() if name in metrics)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, without one that a kill has cut short."""
-    lines = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        with suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                lines.append(record)
-    return lines
-
-
-def _drop_after(path: Path, start: int) -> None:
-    """Keep the lines up to step ``start``; none if the run starts at step 0."""
-    kept = [line for line in read_metrics(path) if start and line["step"] <= start]
-    atomic_write.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _sources(lines: list[dict[str, Any]]) -> list[str]:
-    """The metrics with the validation loss of each source of a mixture: at most `CURVES`, those with the highest."""
-    last: dict[str, float] = {}
-    for line in lines:
-        for name, value in line.items():
-            if name.startswith("valid/") and name.endswith("/loss") and name.count("/") > 1 and value is not None:
-                last[name] = value
-    return sorted(sorted(last, key=last.__getitem__, reverse=True)[:CURVES])
-
-
-def plot_curve(metrics: Path, picture: Path) -> None:
-    """Draw training and validation loss against steps, with the unigram baseline, from a ``metrics.jsonl``.
-
-    Of a mixture also the validation loss of each source, at most of the `CURVES` with the highest.
-    """
-    from matplotlib.figure import Figure  # takes half a second, and only the end of a run needs it
-
-    lines = read_metrics(metrics)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for name, label, style in (
-        ("train/loss", "training", {"linewidth": 1.0, "alpha": 0.6}),
-        ("valid/loss", "validation", {"marker": "o", "markersize": 3.5}),
-        ("valid/unigram_loss", "unigram guess", {"linestyle": "--", "color": "grey"}),
-    ):
-        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-    for name in _sources(lines):
-        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-        axes.plot(*zip(*points, strict=True), label=name.split("/", 1)[1].rpartition("/")[0], linewidth=0.8)
-    axes.set(title="Masked-language-model loss", xlabel="step", ylabel="loss (nats per masked token)")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    figure.savefig(picture, dpi=150)

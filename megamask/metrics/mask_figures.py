@@ -1,9 +1,9 @@
-"""What the masks of a run ask about, and how much the importance correction leaves of them: figures for an audit.
+"""Statistics of the targets of a run: their frequencies and tags, and the weights of the importance correction.
 
 Shares of the targets by decile of frequency: types are ordered from the most frequent to the rarest, and each decile
 has a tenth of the occurrences in the training text. A type on a boundary counts to both deciles in proportion, so under
-random masks every share is 0.1 on average. A share of 0.3 in the last decile means that the rarest types are asked
-about three times as often as they occur.
+random masks every share is 0.1 on average. A share of 0.3 in the last decile means that the rarest types are masked
+three times as often as under random masks.
 
 Costs a look-up of 10 numbers per target and a few small kernels a pack; only ``take`` waits for the device.
 """
@@ -38,7 +38,7 @@ def frequency_deciles(counts: Int64[Tensor, " V"]) -> Float[Tensor, "V 10"]:
 
 
 class MaskFigures:
-    """Running sums of a rank about its targets."""
+    """Running sums over the targets of a rank."""
 
     def __init__(self, counts: Int64[Tensor, " V"], *, tags: Sequence[str] = (), max_weight: float | None = None):
         """``counts`` as in `frequency_deciles`; ``tags`` are the names of the text's tags from 1, if it has any;

@@ -207,7 +207,7 @@ class Meters:
         numbers = [*local, *self._first, seconds, waited, 1.0, *own]
         numbers_of_rank = torch.tensor(numbers, dtype=torch.float64, device=self._sums.device)
         totals = ranks.sum(numbers_of_rank).tolist()
-        nll, correct, targets, tokens, pairs, distill, taught, scored, entropy, spread = totals[: len(local)]
+        nll, correct, targets, tokens, pairs, distill, teacher_tokens, scored, entropy, spread = totals[: len(local)]
         seconds, waited, world, *own = totals[len(local) + FIRST :]
         _, first_seconds, first_waited, *first = totals[len(local) : len(local) + FIRST]
         without_first = None
@@ -229,7 +229,7 @@ class Meters:
             tokens=int(tokens),
             pairs=int(pairs),
             distill=distill,
-            num_teacher_tokens=int(taught),
+            num_teacher_tokens=int(teacher_tokens),
             num_scored_tokens=int(scored),
             entropy=entropy,
             spread=spread,

@@ -32,7 +32,7 @@ from megamask.runtime.precision import device_support
 
 @dataclass(frozen=True)
 class QueryKeyLayout:
-    """Which tokens are keys, and which of them are queries; what follows from that is computed once for all layers.
+    """Which tokens are keys, and which of them are queries. Tensors derived from it are shared by all layers.
 
     ``keys`` is the layout of the pack, ``query_rows`` the sorted indices of the queries; None: all tokens.
     """

@@ -1,14 +1,14 @@
 """The training loss: cross-entropy with the labels, divergence from a teacher, or both, in chunks.
 
-A tensor of all rows by all tokens never exists, neither of the student nor of the teacher: both sides' logits are
-formed block by block from hidden states, as in `statistics`. Gradients are formed in the forward pass, while the
-probabilities are at hand (Liger-Kernel does the same), so nothing of the vocabulary's size by rows waits for the
-backward pass.
+The full (rows, vocabulary) tensor of logits never exists, neither of the student nor of the teacher: both are computed
+block by block from hidden states, as in `statistics`. Gradients are computed in the forward pass, while the
+probabilities are in memory (Liger-Kernel does the same), so no tensor of this size is kept for the backward pass. A row
+is the hidden state of one predicted token.
 
 Cost for M rows: 2 M V D multiply-adds without gradients, 6 M V D in all with them; memory ``BLOCK`` logits in the
 precision of the inputs, a few ``PIECE`` (on a CPU) or ``BLOCK`` in 32 bits, and the gradient of the weight. A teacher
 of width D' adds 2 M V D', one softmax (two unless the temperature is 1) and as many logits again; a stored sample of K
-tokens a row adds next to nothing. What needs no gradient costs what `statistics` costs. Precision is as there.
+tokens a row adds almost nothing. Without gradients, the cost is that of `statistics`, and so is the precision.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from megamask.model.statistics import (
 __all__ = ["Scores", "TokenStats", "chunked_cross_entropy", "token_stats"]
 
 BLOCK = 2**25
-"""Logits of one product where gradients are formed: each block adds to the gradient of the whole weight."""
+"""Logits of one matrix product with gradients: each block adds to the gradient of the whole weight."""
 
 
 class Scores(NamedTuple):
     """``total`` carries the gradient; the rest is detached. Nats. The fields are those of `Losses`.
 
-    ``correct``: no token is likelier than the label.
+    ``correct``: no token is more likely than the label.
     """
 
     total: Float[Tensor, ""]
@@ -65,15 +65,15 @@ def chunked_cross_entropy(
     soft: SoftTargets | None = None,
     target_weights: Float[Tensor, " M"] | None = None,
 ) -> Scores:
-    """The summed loss of softmax(rows weight' + bias) at ``labels``, with how unsure it is by ``measure``.
+    """The summed loss of softmax(rows weight' + bias) at ``labels``, and its uncertainty by ``measure``.
 
     Without ``soft``, and with N = M, equal to ``F.cross_entropy(rows @ weight.T + bias, labels, reduction="sum")`` in
-    value and gradients. With ``soft``, ``total`` is the sum that `SoftTargets` gives. Its teacher speaks of the same
-    M rows if ``soft.rows`` is None; otherwise ``rows`` are the M labelled ones, followed by the Q of the teacher.
+    value and gradients. With ``soft``, ``total`` is the sum that `SoftTargets` defines. The teacher predicts the same
+    M rows if ``soft.rows`` is None; otherwise ``rows`` are the M labelled ones, followed by the teacher's Q rows.
 
-    The teacher's logits are formed in the precision of its weight. With a stored sample, ``distill`` and its part of
-    ``total`` are the cross-entropy of the sample with the student (the entropy of the teacher is not known from it);
-    its gradient is on average that of the divergence (Sparse Logit Sampling, 2025).
+    The teacher's logits are computed in the precision of its weight. With a stored sample, ``distill`` and its part of
+    ``total`` are the cross-entropy of the sample with the student, since the sample does not give the teacher's
+    entropy; the expected gradient is that of the divergence (Sparse Logit Sampling, 2025).
 
     ``target_weights`` multiply the terms of the labelled rows in ``total``: their nll, and their divergence from the
     teacher if it predicts the same rows. Everything else stays unweighted.
@@ -94,13 +94,13 @@ def _weighted_sum(values: Float[Tensor, " M"], weights: Float[Tensor, " M"] | No
 
 
 def _check(rows: int, labels: int, soft: SoftTargets | None) -> None:
-    """Assert what only a bug can break: the number of rows, and one form of teacher."""
+    """Assert the number of rows, and that the teacher has exactly one form; only a bug can violate this."""
     if soft is None:
         assert rows == labels
         return
     assert (soft.hidden is None) != (soft.tokens is None)
-    taught = next(len(t) for t in (soft.hidden, soft.tokens) if t is not None)
-    assert (taught, rows) == ((labels, labels) if soft.rows is None else (len(soft.rows), labels + taught))
+    teacher_rows = next(len(t) for t in (soft.hidden, soft.tokens) if t is not None)
+    assert (teacher_rows, rows) == ((labels, labels) if soft.rows is None else (len(soft.rows), labels + teacher_rows))
 
 
 class _Loss(torch.autograd.Function):

@@ -1,14 +1,14 @@
-"""The encoder: packed rows of token ids in, one state per row out.
+"""The encoder: packed token ids in, one hidden state per token out.
 
 Two presets, each a subset of a class of transformers, so that export is a renaming: ``bert`` is BertForMaskedLM (Devlin
 et al. 2019), ``modern`` is ModernBertForMaskedLM (Warner et al. 2024). With other positions, token types and widths of
 the tables, ``bert`` is also RoBERTa, DistilBERT and the generator of ELECTRA; with layers that share weights, ALBERT
-(Lan et al. 2020), which has no dropout before the last norm of a layer. Cost of a forward pass per row, in multiply-
+(Lan et al. 2020), which has no dropout before the last norm of a layer. Cost of a forward pass per token, in multiply-
 adds: layers x (12 x width^2 + 2 x width x length of the sequence).
 
-Few and large parameters (queries, keys and values in one; gate and value of the feed-forward block in one), because
-DeepSpeed pays per tensor. Parameters live in leaf modules that are called, never used raw from outside, because
-ZeRO-3 gathers them in the hooks of a call.
+Parameters are few and large (one for queries, keys and values; one for gate and value of the feed-forward block),
+because DeepSpeed has a cost per tensor. They belong to leaf modules that are called, and no other module reads them
+directly, because ZeRO-3 gathers them in the hooks of a call. An index of a token in its pack is called a row.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ Rotary = tuple[Tensor, Tensor]
 class LayerStack(nn.Module):
     """A stack of layers; in `modern`, a final norm follows. Layers of a group are one module, called repeatedly.
 
-    ``config`` says how they are run (dropout, attention, checkpointing, compilation) and initialised; all else is
-    ``shape``'s. ``below`` is what stands below the layers, if anything does. ``first`` is the place of the first layer
-    in ``shape``'s pattern of local and global ones.
+    ``config`` decides how they run (dropout, attention, checkpointing, compilation) and how they are initialised;
+    ``shape`` decides all else. ``below`` is the module below the layers, if there is one. ``first`` is the position of
+    the first layer in the pattern of local and global layers of ``shape``.
     """
 
     def __init__(self, shape: EncoderShape, config: ModelConfig, below: Embedding | None = None, first: int = 0):
@@ -71,7 +71,7 @@ class LayerStack(nn.Module):
     ) -> Float[Tensor, "T D"]:
         """``x`` through the given ``layers``, and through the final norm if the last layer is among them.
 
-        With ``rows``, only these rows are updated: they attend to all rows, and the others keep their input values.
+        With ``rows``, only these tokens are updated: they attend to all tokens, and the others keep their input values.
         """
         depth = len(self.layers) * self.shape.num_layers // self.shape.own_layers
         numbers = range(*layers.indices(depth))
@@ -109,14 +109,14 @@ class Encoder(LayerStack):
         super().__init__(shape, config, Embedding(shape, config))
 
     def embed(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
-        """The rows that enter the first layer."""
+        """The embeddings that enter the first layer."""
         return self.embedding(tokens, layout.positions)
 
 
 class Embedding(nn.Module):
-    """Tokens to rows: the token table, in ``bert`` plus a learned position and token type 0, then a norm.
+    """Token ids to vectors: the token table, in ``bert`` plus a learned position and token type 0, then a norm.
 
-    Tables of another width than the rows are followed by a projection.
+    If the tables have another width than the hidden states, a projection follows.
     """
 
     def __init__(self, shape: EncoderShape, config: ModelConfig):
@@ -146,8 +146,10 @@ class Embedding(nn.Module):
 
 
 class QKV(nn.Linear):
-    """Queries, keys and values of all rows, from one parameter; with ``rows``, queries of these only, in a product of
-    their own."""
+    """Queries, keys and values of all tokens, from one parameter.
+
+    With ``rows``, only these tokens have queries, which are a matrix product of their own.
+    """
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
         if rows is None:
@@ -160,8 +162,8 @@ class QKV(nn.Linear):
 class EncoderLayer(nn.Module):
     """Attention and a feed-forward block; subclasses define what comes before and after attention.
 
-    The two sides have static shapes and are what ``compile`` compiles. Attention stays outside: the number and
-    lengths of the sequences change from pack to pack.
+    The two sides have static shapes, and ``compile`` compiles them. Attention is not compiled: the number and lengths
+    of the sequences change from pack to pack.
     """
 
     def __init__(self, shape: EncoderShape, config: ModelConfig, place: int, entry: bool):
@@ -181,7 +183,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "T D"], layout: QueryKeyLayout, rotary: Rotary | None) -> Float[Tensor, "T D"]:
-        """The output of the layer at the queries of ``layout``, and ``x`` at other rows."""
+        """The output of the layer at the queries of ``layout``, and ``x`` at other tokens."""
         before, after = type(self).before, type(self).after
         if self.compile_sides:
             before, after = compiled(before), compiled(after)
@@ -200,7 +202,7 @@ class EncoderLayer(nn.Module):
         return x.unflatten(1, (-1, self.heads, self.width))
 
     def before(self, x: Tensor, rotary: Rotary | None, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (N, H, E) of ``rows``, or of all rows without them; keys and values (T, H, E) of all rows."""
+        """Queries (N, H, E) of ``rows``, or of all tokens without them; keys and values (T, H, E) of all tokens."""
         raise NotImplementedError
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -246,15 +248,15 @@ def gelu_of(shape: EncoderShape) -> nn.GELU:
 
 
 def norm(shape: EncoderShape, width: int | None = None) -> LayerNorm:
-    """A layer norm of rows, or of vectors of another ``width``; ModernBERT's have no bias."""
+    """A layer norm of hidden states, or of vectors of another ``width``; ModernBERT's have no bias."""
     return LayerNorm(width or shape.hidden_size, eps=shape.norm_eps, bias=shape.preset == "bert")
 
 
 def rotary(layout: Layout, theta: float, width: int, dtype: torch.dtype) -> Rotary:
-    """Cosines (T, 1, E) and sines (T, 1, E/2) of the angle of each pair at each row's position (Su et al. 2021).
+    """Cosines (T, 1, E) and sines (T, 1, E/2) of the angle of each pair at each token's position (Su et al. 2021).
 
-    Pairs are (i, i + E/2), transformers' order. Angles are always formed in 32 bits, as transformers does: in 16 bits
-    positions above 256 would fall together.
+    Pairs are (i, i + E/2), as in transformers. Angles are always computed in fp32, as in transformers: in 16 bits,
+    different positions above 256 would have the same angle.
     """
     exponents = torch.arange(0, width, 2, device=layout.positions.device, dtype=torch.float32) / width
     angles = (layout.positions.float()[:, None] * (1.0 / theta**exponents))[:, None]

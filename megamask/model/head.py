@@ -1,4 +1,4 @@
-"""The head: states at the target rows to a prediction of their tokens.
+"""The head: from the hidden states at the targets to predictions of their tokens.
 
 The decoder's weight *is* the encoder's token table, one parameter registered in both places.
 """
@@ -30,7 +30,7 @@ class MaskedLMHead(nn.Module):
         self.decoder = OutputProjection(encoder.embedding.tokens.weight)
 
     def transform(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
-        """What the decoder multiplies with the token table: ``hidden`` of `SoftTargets`, if this head teaches."""
+        """The vectors that the decoder multiplies with the token table; a teacher's are ``hidden`` of `SoftTargets`."""
         return self.norm(self.gelu(self.dense(rows)))
 
     def forward(
@@ -45,7 +45,7 @@ class MaskedLMHead(nn.Module):
         return self.decoder(self.transform(rows), labels, measure, soft, target_weights)
 
     def logits(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        """All logits as one tensor; for few rows only, such as in comparisons of models."""
+        """All logits as one tensor; only for few rows, as in comparisons of models."""
         return self.decoder(self.transform(rows))
 
 
@@ -66,7 +66,7 @@ class OutputProjection(nn.Module):
         soft: SoftTargets | None = None,
         target_weights: Float[Tensor, " M"] | None = None,
     ) -> Scores | Tensor:
-        """The scores of ``labels``, or the logits if there are none."""
+        """The scores of ``labels``, or the logits without labels."""
         if labels is None:
             return F.linear(rows, self.weight, self.bias)
         return chunked_cross_entropy(rows, self.weight, self.bias, labels, measure, soft, target_weights)

@@ -1,7 +1,7 @@
-"""The numbers of an encoder: what the user may set (`ModelConfig`) and what follows from it (`EncoderShape`).
+"""The numbers of an encoder: the settings (`ModelConfig`), and the shape that follows from them (`EncoderShape`).
 
-A shape says all that the weights need to be read again, so it travels with them; how they are run (dropout, attention
-back end, compilation) is only in the config.
+A shape contains all that is needed to load the weights, so it is stored beside them. How the model runs (dropout,
+attention back end, compilation) is only in the config.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EncoderShape:
     num_layers: int
     """Layers."""
     hidden_size: int
-    """Width of a row."""
+    """Width of the hidden states."""
     num_heads: int
     """Attention heads."""
     intermediate_size: int
@@ -174,7 +174,7 @@ class ModelConfig:
     num_layers: Count | None = None
     """Layers; from `size` if not given."""
     hidden_size: Count | None = None
-    """Width of a row; from `size` if not given."""
+    """Width of the hidden states; from `size` if not given."""
     num_heads: Count | None = None
     """Attention heads; if not given, as many as a head width of 64 allows."""
     intermediate_size: Count | None = None
@@ -187,9 +187,9 @@ class ModelConfig:
     not given, each layer has its own."""
     embedding_size: Annotated[Count | None, OnlyFor("preset", "bert")] = None
     """Width of the token table, which is then followed by a projection; exported as ELECTRA's generator, or as ALBERT
-    with `layer_groups`. The width of a row if not given."""
+    with `layer_groups`. The width of the hidden states if not given."""
     dropout: ShareBelowOne = 0.0
-    """Share of hidden values and of attention weights dropped in training. Not 0 costs 20-30 % of the speed."""
+    """Share of hidden values and of attention weights dropped in training. Above 0, training is 20 to 30 % slower."""
     global_every: Annotated[Count, OnlyFor("preset", "modern")] = 1
     """Every n-th layer, from the first, attends to the whole sequence, the others locally; 1 makes all global."""
     local_window: Annotated[int, Ge(2), MultipleOf(2), OnlyFor("preset", "modern")] = 128
@@ -201,7 +201,7 @@ class ModelConfig:
     activation_checkpointing: bool = False
     """Keep only the input of each layer for the backward pass and compute the rest again: less memory, 1/3 slower."""
     compile: bool = False
-    """Compile each layer but for its attention with torch.compile; takes minutes at the start, then is faster."""
+    """Compile each layer except its attention with torch.compile: some minutes at the start, faster steps after it."""
 
     def shape(self, token_ids: TokenIds) -> EncoderShape:
         """All numbers, for the vocabulary of ``token_ids``."""
@@ -254,6 +254,6 @@ class ModelConfig:
         if width % heads:
             return [must(f"{name}.hidden_size", f"be divisible by `{name}.num_heads` ({heads})", width)]
         if self.preset == "modern" and width // heads % 2:
-            rule = "be an even multiple of `num_heads`, for positions are rotations of pairs"
+            rule = "be an even multiple of `num_heads`, because positions rotate pairs"
             return [must(f"{name}.hidden_size", rule, width)]
         return []

@@ -1,16 +1,16 @@
 """Statistics of predictions: log-sum-exp, measures of uncertainty, the log-probability of the label, in one pass.
 
-A tensor of all rows by all tokens never exists. Rows are taken in blocks with one product each, since products of few
-rows are slow; on a CPU what is made of the logits is made in pieces small enough to stay in its cache. On CUDA one
-kernel (`kernels`) does it all and no logit is ever stored.
+The full (rows, vocabulary) tensor of logits never exists. Each block of rows has one matrix product, since products of
+few rows are slow. On a CPU the logits of a block are processed in pieces that fit into its cache. On CUDA one kernel
+(`kernels`) does everything and stores no logit. A row is the hidden state of one predicted token.
 
 Cost for M rows: 2 M V D multiply-adds; memory ``BLOCK`` logits in the precision of the inputs and a few ``PIECE`` in
-32 bits. Beyond the product, a piece is read about ten times from cache; ``margin`` is the dearest of the measures.
+32 bits. Besides the product, a piece is read about ten times from cache; ``margin`` is the most expensive measure.
 
-Logits and sums are in 32 bits (64 for 64-bit input), and the maximum is taken off before anything is multiplied or
+Logits and sums are in 32 bits (64 for 64-bit input), and the maximum is subtracted before anything is multiplied or
 exponentiated, since heads drift by large constants; matrix products take their inputs as they are. On a CPU a bfloat16
-product rounds its result before it is widened: with logits of standard deviation 4 and 30,522 tokens that moves the
-entropy of a row by 0.02 nats on average, 0.1 at worst, and by nothing on average over rows.
+product rounds its result before it is widened: with logits of standard deviation 4 and 30,522 tokens, this changes the
+entropy of a row by 0.02 nats on average and by at most 0.1; the mean over rows does not change.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from megamask.batch import Measure
 from megamask.model.token_stats import TokenStats
 
 BLOCK = 2**22
-"""Logits of one product without gradients."""
+"""Logits of one matrix product without gradients."""
 PIECE = 2**19
 """Logits that a CPU computes at a time."""
 LINE = 16
-"""Logits in fp32 of a cache line."""
+"""Number of fp32 logits in a cache line."""
 
 TRITON = importlib.util.find_spec("triton") is not None
 

@@ -1,17 +1,17 @@
 """MAE-LM (Meng et al. 2024): the encoder never sees [MASK]; a small decoder predicts the targets and is discarded.
 
 With cross-attention, or 50 % masked, this is the 3ML of Liao et al. (2022) with its own decoder: one architecture.
-The encoder runs on the visible tokens only, the decoder on all: with a share m of hidden tokens and D decoder layers
-behind L, about (1 - m) + D / L of MLM's time, so at 15 % and 4 / 12 it costs more than MLM.
+The encoder runs on the visible tokens only, the decoder on all. With a share m of hidden tokens and D decoder layers
+after L encoder layers, a step takes about (1 - m) + D / L of the time of MLM, so at 15 % and 4 / 12 more than MLM.
 
 An export has the encoder and the head, without the decoder. The pretrained part is the encoder. The head learned to
-read the output of the decoder: on the states of the encoder alone its predictions are meaningless, and it is exported
-only because the classes of transformers have one. (With cross-attention, the head reads tokens that were not [MASK]
+read the output of the decoder: on the states of the encoder its predictions are meaningless, and it is exported only
+because the classes of transformers have one. (With cross-attention, the head reads tokens that were not [MASK]
 directly from the encoder.) So such a run cannot be a teacher or a fill-mask model.
 
-Differs from the released code: specials such as [CLS] are never hidden; relative positions (T5's
-buckets) are not implemented, `modern` rotates queries and keys by position in the decoder too; the decoder of `modern`
-ends in a norm, as the encoder does.
+Differs from the released code: special tokens such as [CLS] are never hidden; relative positions (T5's buckets) are not
+implemented; `modern` rotates queries and keys by position in the decoder too; the decoder of `modern` ends in a norm,
+as the encoder does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from megamask.objectives.visible_tokens import MaskVector, mask_rows, scatter_ro
 
 
 class DecoderInput(nn.Module):
-    """A learned position of its own for every row, a norm and dropout: what stands below the decoder's layers."""
+    """The module below the decoder's layers: learned positions of its own, a norm and dropout."""
 
     def __init__(self, shape: EncoderShape, std: float, dropout: float):
         super().__init__()
@@ -46,7 +46,7 @@ class DecoderInput(nn.Module):
 
 
 class MAEDecoder(nn.Module):
-    """All rows, those of [MASK] among them, to states that the head reads; widths and preset are the encoder's."""
+    """From the states of all tokens, [MASK] included, to those that the head reads; width and preset of the encoder."""
 
     def __init__(self, encoder: Encoder, config: DecoderConfig):
         super().__init__()
@@ -66,7 +66,7 @@ class MAEDecoder(nn.Module):
 
 
 class MAELM(MLM):
-    """The visible rows run through the encoder, all rows through ``decoder``."""
+    """The visible tokens run through the encoder, all tokens through ``decoder``."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class MAELM(MLM):
         self.decoder, self.mask_vector = decoder, vector
 
     def states(self, batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, "T D"]:
-        """The decoder's states of all rows under ``plan``."""
+        """The decoder's states of all tokens under ``plan``."""
         seen = visible_states(self.encoder, batch, plan)
         return self.decoder(scatter_rows(seen, self._masks(batch, plan), plan), batch.layout, plan)
 
@@ -88,7 +88,7 @@ class MAELM(MLM):
         vector = self.mask_vector(plan) if self.mask_vector else None
         if self.decoder.entry is None:
             return mask_rows(self.encoder, batch, plan, vector)
-        # bare: the decoder adds the position and has the norm
+        # without position and norm, which the decoder adds
         embedding = self.encoder.embedding
         tokens = plan.inputs.index_select(0, plan.hidden)
         return embedding.projection(embedding.tokens(tokens) if vector is None else vector.expand(len(tokens), -1))

@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019): [MASK] enters at the embedding, the loss is at the targets alone."""
+"""Masked language modeling (Devlin et al. 2019): [MASK] enters at the embedding, and only targets have a loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MLM(nn.Module):
         self.measure: Measure = measure
 
     def states(self, batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, "T D"]:
-        """The encoder's states of all rows under ``plan``."""
+        """The encoder's states of all tokens under ``plan``."""
         return self.encoder.run(self.encoder.embed(plan.inputs, batch.layout), batch.layout)
 
     def represent(self, batch: PackedBatch, plan: MaskPlan) -> Float[Tensor, "M D"]:
@@ -29,17 +29,17 @@ class MLM(nn.Module):
         return self.states(batch, plan).index_select(0, plan.targets)
 
     def forward(self, batch: PackedBatch, plan: MaskPlan, soft: SoftTargets | None = None) -> Losses:
-        """The loss of predicting the labels, and of differing from a teacher: ``total`` as `SoftTargets` gives it.
+        """The loss of the labels and of a teacher; ``total`` is the sum that `SoftTargets` defines.
 
         ``plan.weights`` weight every term of a target in ``total`` and nothing else.
         """
-        asked = plan.targets if soft is None or soft.rows is None else torch.cat((plan.targets, soft.rows))
-        rows = self.states(batch, plan).index_select(0, asked)
+        predicted = plan.targets if soft is None or soft.rows is None else torch.cat((plan.targets, soft.rows))
+        rows = self.states(batch, plan).index_select(0, predicted)
         return Losses(*self.head(rows, plan.labels, self.measure, soft, plan.weights))
 
     @torch.no_grad()
     def entropy(self, batch: PackedBatch) -> Float[Tensor, " T"]:
-        """How unsure the prediction at every row is by the measure when nothing is hidden; without dropout."""
+        """The uncertainty of the prediction at every token, by the measure, with nothing hidden and without dropout."""
         training = self.training
         self.eval()
         try:

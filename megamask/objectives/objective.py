@@ -27,7 +27,7 @@ from megamask.objectives.visible_tokens import MaskVector
 def build_objective(config: ObjectiveConfig, encoder: Encoder, head: MaskedLMHead, measure: Measure = "shannon") -> MLM:
     """The objective that ``config`` names; ``Losses.entropy`` is by ``measure``.
 
-    What it has beside encoder and head is run as the encoder is. Raises ConfigError if it does not fit the encoder.
+    Its other modules run with the settings of the encoder. Raises ConfigError if it does not fit the encoder.
     """
     raise_all(ConfigError, settings_problems(config, "objective") + config.misfits("objective", encoder.shape))
     if not config.late:
@@ -41,11 +41,11 @@ def build_objective(config: ObjectiveConfig, encoder: Encoder, head: MaskedLMHea
 
 @torch.no_grad()
 def load_objective_weights(objective: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy ``weights`` into the objective; any part of it but the encoder keeps its initial weights if they lack it.
+    """Copy ``weights`` into the objective; other modules than the encoder may be missing, and stay as initialised.
 
-    Parts of another objective, such as a decoder where there is none, are left out, so that one kind of run can begin
-    with the weights of another. Raises CheckpointError, with nothing copied, for every tensor that is missing, not
-    known or of another shape.
+    Modules of another objective, such as a decoder, are left out, so that a run of one kind can start from the weights
+    of another. Raises CheckpointError, with nothing copied, for every tensor that is missing, unknown or of another
+    shape.
     """
     own, parts = dict(objective.named_parameters()), dict(objective.named_children())
     weights = {name: tensor for name, tensor in weights.items() if part_of_weights(name) in parts}
@@ -67,5 +67,5 @@ def load_objective_weights(objective: nn.Module, weights: Mapping[str, Tensor]) 
 
 
 def part_of_weights(name: str) -> str:
-    """The part of an objective that a tensor belongs to: `encoder`, `head`, or what an export drops."""
+    """The module of an objective that a tensor belongs to: `encoder`, `head`, or one that an export leaves out."""
     return name.split(".")[0]

@@ -12,44 +12,46 @@ from megamask.model.shape import EncoderShape
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The small stack behind the encoder; its layers are as the encoder's next ones would be, local ones too."""
+    """The small stack after the encoder; it continues the encoder's pattern of local and global layers."""
 
     layers: Count = 4
-    """Its layers. The released code has 4 behind 12."""
+    """Number of layers. The released code has 4, after 12 of the encoder."""
     attention: Literal["self", "cross"] = "self"
-    """`self`: all rows move on, as in the encoder. `cross`: the rows of [MASK] alone do; they attend to each other and
-    to what the encoder made of the rest, which stays as it is and costs about a sixth. Its layers are all global."""
+    """`self`: all tokens are updated, as in the encoder. `cross`: only the [MASK] tokens are; they attend to each other
+    and to the encoder's states of the visible tokens, which do not change. This costs about a sixth, and all layers are
+    global."""
     positions: Literal["masks", "all"] = "masks"
-    """`masks`: a row of [MASK] brings its position along, through the encoder's embedding; the others have had theirs.
-    `all`: a learned position of the decoder's own is added to every row, and a norm follows, as in the released code;
-    for the preset `bert` alone, since `modern` turns queries and keys by position in every layer anyway."""
+    """`masks`: a [MASK] token gets its position from the encoder's embedding; the visible tokens have theirs already.
+    `all`: the decoder adds learned positions of its own to all tokens, and a norm follows, as in the released code;
+    only for the preset `bert`, since `modern` rotates queries and keys by position in every layer anyway."""
     dropout: ShareBelowOne = 0.0
-    """Share of hidden values and of attention weights dropped in the decoder; the released code has none there."""
+    """Share of hidden values and of attention weights dropped in the decoder; the released code drops none there."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is learnt from a masked pack: where [MASK] enters the network."""
+    """The training objective: where [MASK] enters the network."""
 
     kind: Literal["mlm", "three_ml", "mae_lm"] = "mlm"
-    """`mlm`: at the embedding. `three_ml`: before layer `depth` of the encoder, so that those below run on fewer rows.
-    `mae_lm`: in a small decoder behind the encoder, which an export drops; 3ML with its own decoder is this too."""
+    """`mlm`: at the embedding. `three_ml`: before layer `depth` of the encoder, so that the layers below it have fewer
+    tokens. `mae_lm`: in a small decoder after the encoder, which an export leaves out; 3ML with a separate decoder is
+    this too."""
     depth: Annotated[int | None, OnlyFor("kind", "three_ml")] = None
-    """Layers, from the first, that [MASK] skips; `three_ml` needs it. 0 is `mlm`."""
+    """Number of layers, from the first, that [MASK] skips; required for `three_ml`. 0 equals `mlm`."""
     decoder: Annotated[DecoderConfig, OnlyFor("kind", "mae_lm")] = field(default_factory=DecoderConfig)
     """The decoder of `mae_lm`."""
     mask_vector: Annotated[Literal["shared", "own"], OnlyFor("kind", "three_ml", "mae_lm")] = "shared"
-    """`shared`: [MASK] is its row of the token table. `own`: a vector learnt for this place alone, which an export
-    drops; then the model knows no [MASK]."""
+    """`shared`: the embedding of [MASK] is its row of the token table. `own`: it is a separate learned vector, which an
+    export leaves out; the exported model then cannot fill in [MASK]."""
 
     @property
     def late(self) -> bool:
-        """Whether the rows of [MASK] leave the first layers."""
+        """Whether [MASK] skips the first layers."""
         return self.kind != "mlm"
 
     @property
     def knows_mask(self) -> bool:
-        """Whether encoder and head alone, which an export keeps, make predictions at [MASK]."""
+        """Whether the encoder and the head, without other modules, make predictions at [MASK]."""
         return self.kind != "mae_lm" and self.mask_vector == "shared"
 
     def problems(self, name: str) -> list[str]:
@@ -59,12 +61,12 @@ class ObjectiveConfig:
         return []
 
     def misfits(self, name: str, shape: EncoderShape) -> list[str]:
-        """Sentences for what does not go with an encoder of this shape."""
+        """Sentences for conflicts with an encoder of this shape."""
         last = shape.num_layers - 1
         if self.kind == "three_ml" and self.depth is not None and not 0 <= self.depth <= last:
-            rule = f"lie between 0 and {last}, for one of the {shape.num_layers} layers of `model` must see [MASK]"
+            rule = f"lie between 0 and {last}, because one of the {shape.num_layers} layers of `model` must see [MASK]"
             return [must(f"{name}.depth", rule, self.depth)]
         if self.kind == "mae_lm" and self.decoder.positions == "all" and shape.preset == "modern":
-            cure = "Its layers turn queries and keys by position, in the decoder too."
+            cure = "Its layers rotate queries and keys by position, in the decoder too."
             return [must(f"{name}.decoder.positions", "be 'masks' with the preset 'modern'", "all", cure)]
         return []

@@ -19,8 +19,8 @@ import torch
 
 from megamask.runtime import private_api, ranks
 from megamask.runtime.precision_choice import Precision as Precision
-from megamask.runtime.precision_choice import PrecisionChoice as Choice
-from megamask.runtime.precision_choice import PrecisionSupport as Support
+from megamask.runtime.precision_choice import PrecisionChoice as PrecisionChoice
+from megamask.runtime.precision_choice import PrecisionSupport as PrecisionSupport
 from megamask.runtime.precision_choice import Setting as Setting
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -30,17 +30,17 @@ WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "A
 """Values of these variables for which matrix products in bf16 are slower than in fp32."""
 
 
-def device_support(device: torch.device) -> Support:
+def device_support(device: torch.device) -> PrecisionSupport:
     """Whether ``device`` multiplies matrices in bf16."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         name = torch.cuda.get_device_name(device)
         has = "multiplies in bf16" if major >= 8 else "does not multiply in bf16, which needs 8.0"
-        return Support(major >= 8, f"{name} (compute capability {major}.{minor}) {has}")
+        return PrecisionSupport(major >= 8, f"{name} (compute capability {major}.{minor}) {has}")
     return cpu_support(os.environ)
 
 
-def cpu_support(environment: Mapping[str, str]) -> Support:
+def cpu_support(environment: Mapping[str, str]) -> PrecisionSupport:
     """Whether this CPU multiplies matrices in bf16, under the limits in ``environment``."""
     level = torch.backends.cpu.get_cpu_capability()
     limit = next((f"{name}={environment[name]}" for name in LIMITS if environment.get(name)), "")
@@ -50,26 +50,26 @@ def cpu_support(environment: Mapping[str, str]) -> Support:
         # oneDNN counts AVX-512 without bf16, which it emulates; AMX comes with AVX512_BF16
         has = has and private_api.cpu_has_avx512_bf16()
     if limited:
-        return Support(False, f"{limit} limits the CPU to instructions that do not multiply in bf16")
-    return Support(has, f"the CPU ({level}) {'multiplies' if has else 'does not multiply'} in bf16")
+        return PrecisionSupport(False, f"{limit} limits the CPU to instructions that do not multiply in bf16")
+    return PrecisionSupport(has, f"the CPU ({level}) {'multiplies' if has else 'does not multiply'} in bf16")
 
 
-def common_support() -> Support:
+def common_support() -> PrecisionSupport:
     """The support that all ranks have, so that all use the same precision. Collective."""
     by_rank = ranks.gather(device_support(ranks.device()))
     lacking = [number for number, one in enumerate(by_rank) if not one.bf16]
     if not lacking or len(by_rank) == 1:
         return by_rank[0]
     first = lacking[0]
-    return Support(False, f"on rank {first} {by_rank[first].reason} ({len(lacking)} of {len(by_rank)} ranks)")
+    return PrecisionSupport(False, f"on rank {first} {by_rank[first].reason} ({len(lacking)} of {len(by_rank)} ranks)")
 
 
-def precision_here(asked: Setting, setting: str) -> Choice:
+def precision_here(requested: Setting, setting: str) -> PrecisionChoice:
     """The precision of a single process, such as a command; ``setting`` is the name of the setting."""
-    return Choice(setting, asked, device_support(ranks.device()))
+    return PrecisionChoice(setting, requested, device_support(ranks.device()))
 
 
-def precision_lines(model: Choice, teacher: Choice | None = None) -> list[str]:
+def precision_lines(model: PrecisionChoice, teacher: PrecisionChoice | None = None) -> list[str]:
     """The line about the precision of a run, and a warning if a setting makes it slow."""
     lines = [f"precision: {model}" + (f"; teacher: {teacher}" if teacher else "")]
     slow = [choice.setting for choice in (model, teacher) if choice and choice.slow]

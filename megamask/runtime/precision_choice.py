@@ -20,21 +20,21 @@ class PrecisionSupport:
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """The precision of a model; ``setting`` is the name of the setting that decided it, ``asked`` its value.
+    """The precision of a model; ``setting`` is the name of the setting that decided it, ``requested`` its value.
 
     The name is empty if there is only the default.
     """
 
     setting: str
-    asked: Setting
+    requested: Setting
     support: PrecisionSupport
 
     @property
     def precision(self) -> Precision:
         """The precision of the computation."""
-        if self.asked == "auto":
+        if self.requested == "auto":
             return "bf16" if self.support.bf16 else "fp32"
-        return self.asked
+        return self.requested
 
     @property
     def slow(self) -> bool:
@@ -42,7 +42,7 @@ class PrecisionChoice:
         return self.precision == "bf16" and not self.support.bf16
 
     def __str__(self) -> str:
-        if self.asked == "auto":
+        if self.requested == "auto":
             return f"{self.precision}, because {self.support.reason}"
         if not self.setting:
             return f"{self.precision}, the default: no DeepSpeed file sets bf16"

@@ -1,7 +1,7 @@
-"""Collect what a study has computed so far from its folder, and write it as JSON Lines.
+"""Collect the results of a study so far from its folder, and write them as JSON Lines.
 
 ``results.jsonl`` has a line for the study, for each run and for each cell, without the predictions of single examples.
-It alone can be kept and shared: a study goes on from it, since a run in it counts as done although its folder is gone.
+It is enough to keep or share this file: a study continues from it, since a run in it counts as done without its folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megamask.config.pretrain_config import as_dict
 from megamask.errors import DataError, raise_all
 from megamask.evaluation.cells import cell_from_record, read_cells, short_record, without_nan
 from megamask.evaluation.outcome import Cell
-from megamask.metrics.logger import read_metrics
+from megamask.metrics.metrics_file import read_metrics
 from megamask.storage import atomic_write, strict_json
 from megamask.storage.dotted import flatten
 from megamask.study.jobs import PRETRAIN, CommandRecord, read_record
@@ -156,8 +156,8 @@ def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey,
         except (ValueError, ValidationError, KeyError, TypeError, AttributeError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             problems.append(
-                f"{path}, line {number}, is damaged: {reason}. Delete this line: what it held is read from the "
-                "folders of the study again, or computed again."
+                f"{path}, line {number}, is damaged: {reason}. Delete this line: its result will be read from the "
+                "folders of the study, or computed again."
             )
     raise_all(DataError, problems)
     return runs, {key: tuple(some) for key, some in cells.items()}, references

@@ -29,9 +29,9 @@ from megamask.study.statistics import (
 
 Verdict = Literal["better", "worse", "below the margin", "no difference shown", "too few seeds", "incomplete"]
 LEVEL = 0.05
-"""Of every test."""
+"""Significance level of every test."""
 MARGIN = 0.5
-"""Points: a smaller difference is not called better or worse, and two arms within it are called equally good."""
+"""Margin in points: a smaller difference is not called better or worse, and two arms within it count as equal."""
 MIN_SEEDS = 3
 
 
@@ -50,26 +50,26 @@ class Contrast:
     delta: float
     """Mean difference, in the measure's unit; NaN if an arm has no score."""
     interval: Interval | None
-    """Student's, paired, or Welch's if the arms share no seed; None if the spread is unknown."""
+    """Student's paired interval, or Welch's if the arms share no seed; None if the spread is unknown."""
     bootstrap: Interval | None = None
-    """Over seeds and test examples together; None for the loss and without shared seeds."""
+    """Bootstrap interval over seeds and test examples together; None for the loss and without shared seeds."""
     share_not_better: float = float("nan")
     """Share of the bootstrap samples in which the arm is not better."""
     p: float = float("nan")
-    """Of the t test."""
+    """p of the t test."""
     p_sign_flip: float = float("nan")
     p_holm: float = float("nan")
     """``p`` adjusted by Holm: over the two primary endpoints, or over the tasks of one mode."""
     p_study: float = float("nan")
     """``p`` adjusted by Holm over both endpoints of all arms of the budget; NaN for other measures."""
     p_equivalent: float = float("nan")
-    """Of the two one-sided tests for a difference within the margin; NaN for the loss."""
+    """p of the two one-sided tests for a difference within the margin; NaN for the loss."""
     failed: int = 0
-    """Runs and cells of the arm that failed. What is left may be its better half."""
+    """Number of runs and cells of the arm that failed. The others may be its better half."""
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the paired differences; NaN below two."""
+        """Standard deviation of the paired differences; NaN for fewer than two."""
         return float(np.std(list(self.by_seed.values()), ddof=1)) if len(self.by_seed) > 1 else float("nan")
 
 
@@ -77,7 +77,7 @@ def judge(contrast: Contrast) -> Verdict:
     """The verdict on a contrast whose p-values are adjusted.
 
     "better" needs all of: three seeds; a t interval and, if there is one, a bootstrap interval that exclude zero; an
-    adjusted p below 0.05; for scores, more than 0.5 points; no failed run or cell. "worse" needs the same but the last.
+    adjusted p below 0.05; for scores, more than 0.5 points; no failed run or cell. "worse" needs all but the last.
     """
     if contrast.seeds < MIN_SEEDS:
         return "too few seeds"
@@ -119,7 +119,7 @@ class StudyComparison:
         return (*self.primary, *(measure for measure in self.tasks if measure not in self.primary), LOSS)
 
     def contrast(self, arm: str, budget: str, measure: Measure) -> Contrast | None:
-        """Of ``arm`` against the baseline; None if one of them has no score."""
+        """The contrast of ``arm`` with the baseline; None if one of them has no score."""
         matching = (c for c in self.contrasts if (c.arm, c.budget, c.measure) == (arm, budget, measure))
         return next(matching, None)
 

@@ -1,4 +1,4 @@
-"""What a study will cost and what it can show, before it starts."""
+"""Predict the cost of a study, and the smallest effect that it can show, before it starts."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ def _totals(plan: StudyPlan, chosen: Sequence[PlannedRun], slots: int) -> list[s
     rate = 1 / plan.tokens_per_second if plan.tokens_per_second else None
     seconds = seconds_left(chosen, slots, rate)
     calls = sum(len(run.evaluations) for run in chosen)
-    time = "not known: give `tokens_per_second` in the plan, or ask again after the first run"
+    time = "unknown: set `tokens_per_second` in the plan, or repeat `--dry-run` after the first run"
     if seconds is not None:
-        time = f"{tqdm.format_interval(seconds)} with {slots} side by side, without evaluations that were not timed yet"
+        time = f"{tqdm.format_interval(seconds)} with {slots} at a time, without evaluations that were not timed yet"
     disk = sum(_disk(run) for run in chosen)
     return [
         f"{len(chosen)} runs of {tokens:,} tokens in all, and {calls} evaluations",
         f"time: {time}",
         f"disk: {disk / 1e9:.2f} GB of checkpoints and models",
-        "FLOPs: `logits` is part of `student`; a teacher counts as large as the student; its own training is a run of "
-        "the study or not counted.",
+        "FLOPs: `logits` is part of `student`. A teacher is assumed to be as large as the student; its own training "
+        "counts only if it is a run of the study.",
     ]
 
 
@@ -104,7 +104,7 @@ def power_lines(seeds: int, sd: float) -> list[str]:
     between the scores of two arms (the standard deviation of a difference is then sd sqrt(2 (1 - correlation))).
     """
     if seeds < 2:
-        return ["One seed shows nothing: no interval can be computed. Use at least 3, better 6."]
+        return ["With one seed no interval can be computed. Use at least 3 seeds, better 6."]
     lines = [f"smallest difference that {seeds} seeds can show, if the standard deviation of a score is {sd:g} points:"]
     lines.append(f"  unpaired: {half_width(sd, seeds, paired=False):.2f} points")
     for correlation in (0.5, 0.8):

@@ -1,8 +1,8 @@
-"""Run the commands of a study side by side, each on its share of the cores or on a GPU, and stop them with the study.
+"""Run the commands of a study in parallel, each on its share of the cores or on a GPU, and stop them with the study.
 
-A run is a sequence of commands: `megamask pretrain`, then `megamask evaluate` for each evaluation. What was computed is
-recorded after each command, so a study that was stopped goes on with the next one; a command that was interrupted is
-called again and resumes by itself. The study itself only waits: it takes less than a thousandth of a core.
+A run is a sequence of commands: `megamask pretrain`, then `megamask evaluate` for each evaluation. The end of each
+command is recorded, so a study that was stopped continues with the next one. A command that was interrupted is called
+again and resumes by itself. The study itself only waits: it uses less than a thousandth of a core.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ CommandState = Literal["finished", "stopped", "failed"]
 PRETRAIN = "pretrain"
 """The name of the first command of a run; the others have the names of evaluations."""
 PATIENCE = 2.5
-"""Seconds that commands have to end after a signal; then they are killed. The study itself has 3 seconds."""
+"""Seconds after a signal until commands that still run are killed. The study itself has 3 seconds."""
 POLL = 0.2
-"""Seconds between two looks at the commands."""
+"""Seconds between two checks of the commands."""
 _LIBC = ctypes.CDLL(None)
 
 
@@ -48,11 +48,11 @@ class CommandRecord:
     reason: str = ""
     """The last line that it printed, if it failed."""
     seconds: float = 0.0
-    """Of all its launches."""
+    """Time of all its launches."""
     peak_memory: int = 0
-    """Bytes of the largest process of all its launches."""
+    """Peak memory in bytes of the largest process of all its launches."""
     settings: str = ""
-    """SHA-256 of what it computed (`PlannedRun.settings`, or of the settings of the evaluation)."""
+    """SHA-256 that identifies the result: `PlannedRun.settings`, or that of the settings of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class RunningCommand:
     step: str
     slot: Slot
     lock: Lock
-    """Of the run, so that several studies or tasks of an array share the work."""
+    """The lock of the run, so that several studies or tasks of an array can share the work."""
     process: subprocess.Popen
     started: float = field(default_factory=time.monotonic)
 
 
 def find_slots(jobs: int | None) -> list[Slot]:
-    """The shares for ``jobs`` runs side by side: a GPU each if there are any, and an equal part of the cores."""
+    """The shares for ``jobs`` runs at a time: a GPU each if there are any, and an equal part of the cores."""
     cores, gpus = sorted(os.sched_getaffinity(0)), visible_gpus()
     count = jobs or len(gpus) or 1
     shares = [tuple(cores[k * len(cores) // count : (k + 1) * len(cores) // count]) for k in range(count)]
@@ -111,7 +111,7 @@ def read_record(run: PlannedRun) -> dict[str, CommandRecord]:
 
 
 def command_settings(run: PlannedRun, step: str) -> str:
-    """What identifies the result of a command: another value means that it must be called again."""
+    """The hash that identifies the result of a command. If it has changed, the command must run again."""
     if step == PRETRAIN:
         return run.settings
     (evaluation,) = (each for each in run.evaluations if each.name == step)
@@ -128,7 +128,7 @@ def next_command(run: PlannedRun, record: dict[str, CommandRecord]) -> str:
 
 
 class JobQueue:
-    """Runs that wait, and the commands that run."""
+    """A queue of runs, and the commands that are running."""
 
     def __init__(self, runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str):
         self._waiting = [run for run in runs if next_command(run, read_record(run))]
@@ -139,11 +139,11 @@ class JobQueue:
 
     @property
     def unfinished(self) -> int:
-        """Runs that wait or are in work."""
+        """The number of runs that wait or are running."""
         return len(self._waiting) + len(self.running)
 
     def start_next(self) -> None:
-        """Start commands on the free slots, in order. A run waits for that of its teacher."""
+        """Start commands on the free slots, in order. A run waits for the run of its teacher."""
         while self._free and (run := next((each for each in self._waiting if self._is_ready(each)), None)):
             self._waiting.remove(run)
             run.record.parent.mkdir(parents=True, exist_ok=True)
@@ -163,12 +163,12 @@ class JobQueue:
         return started
 
     def take_busy(self) -> list[PlannedRun]:
-        """The runs that another process works on, since the last call."""
+        """The runs that were found locked by another process since the last call."""
         busy, self._busy = self._busy, []
         return busy
 
     def finish(self) -> list[tuple[RunningCommand, CommandRecord]]:
-        """The commands that have ended since the last call, recorded; the next of the same run is started."""
+        """Record and return the commands that have ended since the last call; start the next command of their runs."""
         ended = []
         for command in list(self.running):
             pid, status, usage = os.wait4(command.process.pid, os.WNOHANG)
@@ -187,7 +187,7 @@ class JobQueue:
         return ended
 
     def blocked(self) -> list[PlannedRun]:
-        """Runs that cannot start since that of their teacher failed or is not part of this call."""
+        """Runs that cannot start because the run of their teacher failed or is not part of this call."""
         return [] if self.running or any(map(self._is_ready, self._waiting)) else list(self._waiting)
 
     def stop(self) -> None:
@@ -229,14 +229,14 @@ class JobQueue:
 
 
 def describe_end(command: RunningCommand, record: CommandRecord) -> str:
-    """A line about a command that has ended."""
+    """A log line about a command that has ended."""
     reason = f": {record.reason}" if record.reason else ""
     taken = tqdm.format_interval(time.monotonic() - command.started)
     return f"{command.run.name}: {command.step} {record.state} after {taken}{reason}"
 
 
 def _begin(cores: tuple[int, ...]) -> None:
-    """In the new process: stay on the ``cores``, and get SIGTERM when the study ends for whatever reason."""
+    """In the new process: use only the ``cores``, and receive SIGTERM when the study ends for any reason."""
     os.sched_setaffinity(0, cores)
     _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -250,7 +250,7 @@ def _environment(slot: Slot) -> dict[str, str]:
 
 
 def _record(command: RunningCommand, code: int, peak: int) -> CommandRecord:
-    """Write how ``command`` ended with exit ``code``."""
+    """Record that ``command`` ended with exit ``code``."""
     run, step = command.run, command.step
     known = read_record(run)
     before = known.get(step, CommandRecord("stopped"))

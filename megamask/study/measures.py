@@ -14,10 +14,10 @@ from megamask.study.results import StudyResults
 from megamask.study.statistics import Interval, t_interval
 
 FROZEN_POOLING = "mean"
-"""Of the frozen features in the second endpoint if the plan names none: no loss trains the first token's vector."""
+"""The default pooling of frozen features in the second endpoint: no loss trains the vector of the first token."""
 RANDOM_WEIGHTS = "random_weights"
 PAIRS_VARIANT = "original"
-"""The pseudo-log-likelihood of the first primary endpoint: that of Salazar et al. 2020, comparable with BabyLM."""
+"""The variant of the first primary endpoint: the pseudo-log-likelihood of Salazar et al. 2020, as in BabyLM."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,22 @@ class Measure:
 
     @property
     def unit(self) -> str:
-        """Of its values: scores are fractions times 100."""
+        """The unit of its values: scores are fractions times 100."""
         return "nats" if self.name == "loss" else "points"
 
     @property
     def sign(self) -> int:
-        """1 if more is better, -1 if less is."""
+        """1 if larger values are better, -1 if smaller ones are."""
         return -1 if self.name == "loss" else 1
 
     @property
     def digits(self) -> int:
-        """After the decimal point, in tables."""
+        """Number of digits after the decimal point, in tables."""
         return 3 if self.name == "loss" else 1
 
     @property
     def full_title(self) -> str:
-        """With mode and variant."""
+        """The title with mode and variant."""
         how = ", ".join(filter(None, (self.mode and self.mode.replace("_", "-"), self.variant.replace("_", "-"))))
         return f"{self.title} ({how})" if how else self.title
 
@@ -82,7 +82,7 @@ def budget_title(budget: str) -> str:
 
 @dataclass(frozen=True)
 class ArmScores:
-    """What one arm reached in one measure, at one budget."""
+    """The scores of one arm in one measure, at one budget."""
 
     arm: str
     budget: str
@@ -114,7 +114,7 @@ class ArmScores:
 
     @property
     def interval(self) -> Interval | None:
-        """Of the mean over pretraining seeds, by Student's t; None for fewer than two seeds."""
+        """Student's t interval of the mean over pretraining seeds; None for fewer than two seeds."""
         if len(self.by_seed) < 2:
             return None
         low, high = t_interval(self.values)
@@ -154,7 +154,7 @@ def task_measures(results: StudyResults) -> list[Measure]:
 def cells_of(results: StudyResults, arm: str, seed: int, budget: str, measure: Measure) -> list[Cell]:
     """The cells of one pretrained model in a measure, one for each fine-tuning seed.
 
-    Where evaluations with several settings have computed the same cell, those of the first evaluation.
+    If several evaluations have computed the same cell with different settings, the first evaluation counts.
     """
     cells: dict[int, Cell] = {}
     key = (measure.name, measure.mode, measure.variant)
@@ -228,7 +228,7 @@ def scores_of(results: StudyResults, arm: str, budget: str, measure: Measure) ->
 def reference_scores(results: StudyResults, measure: Measure) -> dict[str, float]:
     """Points without a pretrained model, by kind: majority class, bag of words, random weights; means over seeds.
 
-    Random weights are evaluated in every mode and variant; those of ``measure`` count.
+    Random weights are evaluated in every mode and variant; the ones of ``measure`` count.
     """
     of_measure = "_".join(filter(None, (RANDOM_WEIGHTS, measure.mode, measure.variant)))
     if measure.name == "mean":
@@ -245,7 +245,7 @@ def reference_scores(results: StudyResults, measure: Measure) -> dict[str, float
 
 
 def correlation_of_seeds(first: ArmScores, second: ArmScores) -> float:
-    """Pearson correlation of two arms over their common seeds: what the pairing gains; NaN below three seeds."""
+    """Pearson correlation of two arms over their common seeds, which shows the benefit of pairing; NaN below three."""
     common = sorted(set(first.by_seed) & set(second.by_seed))
     pairs: Sequence[tuple[float, float]] = [(first.by_seed[seed], second.by_seed[seed]) for seed in common]
     if len(pairs) < 3 or any(np.ptp(column) == 0 for column in zip(*pairs, strict=True)):

@@ -50,7 +50,7 @@ class PlannedArm:
     recipe: str
     """As in `megamask pretrain --recipe`."""
     title: str = ""
-    """For the report; empty: the name."""
+    """Its name in the report; empty: ``name``."""
     role: Literal["baseline", "method", "control", "check"] = "method"
     set: dict[str, Any] = field(default_factory=dict)
     """Settings that differ from the recipe, by the names of the flags of `megamask pretrain`."""
@@ -61,7 +61,7 @@ class PlannedArm:
     teacher: str = ""
     """The arm whose run, of the same seed and budget, is the teacher."""
     unpaired: tuple[str, ...] = ()
-    """Settings that may differ from the baseline although the start or the text then differs."""
+    """Settings that may differ from the baseline, although the initial weights or the text then differ too."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ class PlannedEvaluation:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """All that is decided before the first run."""
+    """Everything that is fixed before the first run."""
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
 
     name: str
     question: str
     seeds: tuple[int, ...]
-    """Of pretraining. Runs of one seed are paired: they start from the same weights where shapes allow, and read the
-    same text in the same order."""
+    """Seeds of pretraining. Runs of one seed are paired: they start from the same weights if their shapes are equal,
+    and read the same text in the same order."""
     budgets: tuple[str, ...]
     """`tokens=N`, padding included; `flops=N`, with scoring and teacher passes; or `time=90m`."""
     arm: tuple[PlannedArm, ...]
@@ -110,7 +110,7 @@ class StudyPlan:
     tasks_data: str = ""
     """Folder of the evaluation tasks; `--tasks-data` overrides it."""
     deepspeed: str = "zero1"
-    """As in `megamask pretrain --deepspeed`; empty: none, and fp32."""
+    """As in `megamask pretrain --deepspeed`; empty: no file, and fp32."""
     set: dict[str, Any] = field(default_factory=dict)
     """Settings of all arms."""
     mean_tasks: tuple[str, ...] = ()
@@ -120,9 +120,10 @@ class StudyPlan:
     mean_variant: Literal["", "first", "mean"] = ""
     """Their variant where there are several: the pooling of frozen features, `first` or `mean`."""
     score_sd: Annotated[float, Gt(0)] = 0.6
-    """Standard deviation over seeds, in points, that the smallest effect is computed from before anything is known."""
+    """Assumed standard deviation of a score over seeds, in points, from which `--dry-run` computes the smallest effect
+    that the seeds can show."""
     tokens_per_second: Annotated[float, Gt(0)] | None = None
-    """Measured speed of the baseline in one job, for the estimate of time; None: no estimate before the first run."""
+    """Measured speed of the baseline in one job, to estimate the time; None: no estimate before the first run."""
     notes: tuple[str, ...] = ()
     """What a reader must know to compare with public numbers."""
 

@@ -1,7 +1,7 @@
-"""Every pretraining run of a plan, with its whole configuration and its command, checked before the first one starts.
+"""Every pretraining run of a plan, with its whole configuration and its command, checked before the first run starts.
 
-Runs of one seed start from the same weights where shapes allow, and read the same text in the same packs. An arm that
-breaks this is refused, unless it names the setting in `unpaired` or an axis varies it.
+Runs of one seed start from the same weights if their shapes are equal, and read the same text in the same packs. An arm
+that breaks this rule is refused, unless it names the setting in `unpaired` or an axis varies it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from megamask.config import ineffective_settings, recipes
-from megamask.config.pretrain_config import (
-    PretrainConfig,
-    as_dict,
-    check_config,
-    late_settings,
-    override_settings,
-    resolve_phases,
-)
+from megamask.config.checks import check_config, late_settings
+from megamask.config.overrides import override_settings
+from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, MegamaskError, must, raise_all, unknown
 from megamask.storage.dotted import flatten, is_under
@@ -32,26 +27,26 @@ from megamask.study.plan import PlannedArm, PlannedEvaluation, StudyPlan, amount
 from megamask.training.flops import PackFlops, forward_flops
 
 PAIRED = ("packs", "model", "init", "init_layers", "validation", "data")
-"""Settings that must be those of the baseline, so that runs of one seed are paired and curves comparable."""
+"""Settings that must equal those of the baseline, so that runs of one seed are paired and curves comparable."""
 REFERENCES = ("majority", "bag_of_words", "random_weights")
 """Scores without a pretrained encoder, as in `megamask evaluate --references`."""
 MOST_STEPS = 10_000_000
-"""Upper bound of the steps of a run with a budget of time."""
+"""Upper bound of the steps of a run with a time budget."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One pretraining run, and where its results go."""
+    """One pretraining run, and the paths of its results."""
 
     arm: PlannedArm
     budget: str
     seed: int
-    """Of the plan; that of the run is larger by `seed_offset` of the arm."""
+    """The seed in the plan; the run's own seed is larger by `seed_offset` of the arm."""
     config: PretrainConfig
     values: tuple[tuple[str, Any], ...]
     """The settings that its command names, in order."""
     folder: Path
-    """Of the study."""
+    """Folder of the study."""
     text: str
     """Fingerprint of the text."""
     deepspeed: str
@@ -66,20 +61,20 @@ class PlannedRun:
 
     @property
     def run_folder(self) -> Path:
-        """Where `megamask pretrain` writes."""
+        """The output folder of `megamask pretrain`."""
         return self.folder / "runs" / self.name
 
     @property
     def record(self) -> Path:
-        """What was computed so far."""
+        """The file that records which commands have ended."""
         return self.folder / "jobs" / f"{self.name}.json"
 
     def log(self, step: str) -> Path:
-        """What a command of this run prints."""
+        """The file for the output of a command of this run."""
         return self.folder / "jobs" / self.name / f"{step}.log"
 
     def cells(self, evaluation: PlannedEvaluation) -> Path:
-        """Where `megamask evaluate` writes."""
+        """The output folder of `megamask evaluate`."""
         return self.folder / "cells" / self.name / evaluation.name
 
     def is_meant(self, patterns: Iterable[str]) -> bool:
@@ -91,7 +86,7 @@ class PlannedRun:
     def settings(self) -> str:
         """SHA-256 of the text and the settings, without the seed and without paths.
 
-        A setting that a later version adds does not change it: results of before still count.
+        A setting that a later version adds does not change it, so earlier results still count.
         """
         values = flatten(as_dict(self.config))
         kept = {
@@ -165,13 +160,13 @@ def plan_runs(plan: StudyPlan, folder: Path, text: Path) -> list[PlannedRun]:
 
 def pairing_problems(run: PlannedRun, baseline: PlannedRun) -> list[str]:
     """Sentences for settings that break the pairing of a run with that of the baseline."""
-    ours, theirs = (flatten(as_dict(each.config)) for each in (run, baseline))
+    of_run, of_baseline = (flatten(as_dict(each.config)) for each in (run, baseline))
     allowed = (*run.arm.unpaired, *baseline.arm.unpaired)
     return [
-        f"arm {run.arm.name}: `{name}` is {ours.get(name)!r}, but {theirs.get(name)!r} for the baseline "
+        f"arm {run.arm.name}: `{name}` is {of_run.get(name)!r}, but {of_baseline.get(name)!r} for the baseline "
         f"{baseline.arm.name}, so their runs are not paired. Make them equal, or name it in `unpaired`."
-        for name in ours.keys() | theirs.keys()
-        if is_under(name, PAIRED) and not is_under(name, allowed) and ours.get(name) != theirs.get(name)
+        for name in of_run.keys() | of_baseline.keys()
+        if is_under(name, PAIRED) and not is_under(name, allowed) and of_run.get(name) != of_baseline.get(name)
     ]
 
 
@@ -225,11 +220,11 @@ def mean_step_flops(config: PretrainConfig, pack: PackFlops, squares: float) -> 
     for point in range(points):
         progress = (point + 0.5) / points
         targets = config.masking.targets(progress, packs.tokens)
-        taught = config.distill.weight(progress) > 0 and config.distill.stored is None
+        with_teacher = config.distill.weight(progress) > 0 and config.distill.stored is None
         scored = source != "none" and config.masking.score == "entropy" and config.masking.random_share(progress) < 1
-        sums["student"] += pack.student(tokens, pairs, targets, taught=taught)
-        sums["logits"] += pack.logits(tokens if taught and config.distill.positions == "all" else targets)
-        sums["teacher"] += pack.distillation(tokens, pairs, targets) if taught else 0.0
+        sums["student"] += pack.student(tokens, pairs, targets, with_teacher=with_teacher)
+        sums["logits"] += pack.logits(tokens if with_teacher and config.distill.positions == "all" else targets)
+        sums["teacher"] += pack.distillation(tokens, pairs, targets) if with_teacher else 0.0
         sums["scoring"] += pack.scoring(source, tokens, pairs) / views if scored else 0.0
         sums["scoring"] += pack.learning(int(progress * steps), tokens)
         every = config.entropy.audit.every

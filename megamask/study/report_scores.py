@@ -135,7 +135,7 @@ def _score_table(comparison: StudyComparison, budget: str, measures: Sequence[Me
             )
     references = [reference_scores(results, measure) for measure in measures]
     for kind in sorted({kind for of_measure in references for kind in of_measure}) if rows else ():
-        cells = [Entry(f"{found[kind]:.1f}" if kind in found else "none", tone="muted") for found in references]
+        cells = [Entry(f"{points[kind]:.1f}" if kind in points else "none", tone="muted") for points in references]
         rows.append((Entry(kind.replace("_", " "), small="without pretraining"), *cells))
     what = "Other modes and variants" if folded else "Scores"
     title = f"{what} at {budget_title(budget)}"

@@ -19,7 +19,7 @@ class CurvePoint:
     tokens: int
     flops: float
     seconds: float
-    """Of training."""
+    """Time of training."""
     loss: float
     """Nats per masked token."""
     accuracy: float
@@ -39,10 +39,10 @@ class PretrainingRun:
     steps: int
     tokens: int
     flops: Mapping[str, float]
-    """By part: `student` (forward and backward), `scoring` (passes that find entropies), `teacher`."""
+    """FLOPs by part: `student` (forward and backward), `scoring` (passes that find entropies), `teacher`."""
     seconds: float
     peak_memory: int
-    """Bytes, of the largest process."""
+    """Peak memory of the largest process, in bytes."""
     curve: tuple[CurvePoint, ...]
     masks: Mapping[str, float]
     """Means over the run of the mask figures in its log: realised rate, share of each decile of frequency, ..."""
@@ -66,7 +66,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """All that a report is made from."""
+    """Everything that a report needs."""
 
     name: str
     question: str
@@ -84,7 +84,8 @@ class StudyResults:
     mean_mode: Mode | None = None
     """How the tasks of the mean are evaluated; None: as in the first evaluation that covers them all."""
     mean_variant: str | None = None
-    """Their variant, such as the pooling of frozen features; None or empty: likewise, and mean pooling."""
+    """Their variant, such as the pooling of frozen features; None or empty: that of the first such evaluation, and
+    mean pooling."""
     notes: tuple[str, ...] = ()
     """What a reader must know to compare with public numbers."""
     provenance: Mapping[str, str] = field(default_factory=dict)

@@ -25,15 +25,16 @@ class StudyConfig:
     tasks_data: Path | None = None
     """Folder of the evaluation tasks, instead of the `tasks_data` of the plan; see `megamask evaluate --data`."""
     jobs: Count | None = None
-    """Runs side by side, each on its share of the cores or on a GPU of its own. None: one for each GPU, or one."""
+    """Number of runs at a time, each on an equal share of the cores, or on its own GPU. None: one for each GPU, or
+    one."""
     only: tuple[str, ...] = ()
-    """Parts of the study: ARM, ARM/seed-N, ARM/BUDGET/seed-N, or the number of a run as `--dry-run` prints it."""
+    """Run only these parts: ARM, ARM/seed-N, ARM/BUDGET/seed-N, or the number of a run that `--dry-run` prints."""
     dry_run: bool = False
     """Check the plan; print runs, tokens, FLOPs, time, disk and the smallest effect that the seeds can show."""
     report: bool = False
-    """Write results.jsonl and the report of what has been computed so far, and end."""
+    """Write results.jsonl and the report from the results so far, then exit."""
     list_plans: bool = False
-    """Print the plans that megamask ships, and end."""
+    """Print the plans that megamask ships, then exit."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for flags that exclude each other."""

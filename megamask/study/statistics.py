@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy import optimize, stats
 
 CONFIDENCE = 0.95
-"""Of every interval, two-sided."""
+"""Confidence level of every interval, two-sided."""
 EQUAL = 1e-5
 """Differences whose range is at most this, in points or nats, are equal up to rounding in float32."""
 EXACT_SEEDS = 14
@@ -38,7 +38,7 @@ class Interval:
 def t_interval(
     differences: Float[np.ndarray, "*studies seeds"], confidence: float = CONFIDENCE
 ) -> tuple[Float[np.ndarray, "*studies"], Float[np.ndarray, "*studies"]]:
-    """The ends of Student's interval for the mean; NaN for one seed. Normality is assumed of the differences."""
+    """The ends of Student's interval for the mean; NaN for one seed. Assumes that the differences are normal."""
     if differences.shape[-1] < 2:
         return np.full(differences.shape[:-1], np.nan), np.full(differences.shape[:-1], np.nan)
     mean, error = differences.mean(-1), differences.std(-1, ddof=1) / np.sqrt(differences.shape[-1])
@@ -112,7 +112,7 @@ def welch_interval(
 ) -> tuple[Interval | None, float]:
     """Interval and p of the difference of two means (first minus second) of arms that share no seed.
 
-    None and NaN where the spread is not known: an arm with one seed, or two arms without any spread.
+    None and NaN if the spread is unknown: an arm has one seed, or neither arm has any spread.
     """
     if min(len(first), len(second)) < 2 or max(np.ptp(first), np.ptp(second)) <= EQUAL:
         return None, float("nan")
@@ -124,7 +124,7 @@ def welch_interval(
 
 
 def expected_half_width(seeds: int, sd: float, correlation: float = 0.0, paired: bool = True) -> float:
-    """Half the width of the interval of a mean difference: about the smallest difference that can be told from 0.
+    """Half the width of the interval of a mean difference: about the smallest difference that can be detected.
 
     ``sd`` is the standard deviation over seeds of one arm, ``correlation`` that between two arms with the same seed.
     """

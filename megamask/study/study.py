@@ -1,7 +1,8 @@
 """`megamask study`: train and evaluate every arm of a plan with every seed, and write the results and the report.
 
-Every run is an ordinary `megamask pretrain`, every evaluation an ordinary `megamask evaluate`, in a process of its own;
-the study starts them, waits, and collects. Costs beside them: the start of Python for each, about ten seconds.
+Every run is an ordinary `megamask pretrain`, and every evaluation an ordinary `megamask evaluate`, each in its own
+process. The study starts them, waits, and collects their results. It adds the start of Python to each command, about
+ten seconds.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def print_plans() -> int:
 
 
 def without_known(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
-    """The runs that results.jsonl does not have, or whose folders are there to go on with."""
+    """The runs that are not in results.jsonl, or whose folders exist, so that they can continue."""
     known, cells, _ = read_results(folder / RESULTS)
     return [
         run
@@ -107,7 +108,7 @@ def run_jobs(runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str)
             for command in queue.take_started():
                 print(f"{command.run.name}: {command.step} started, log {command.run.log(command.step)}", flush=True)
             for run in queue.take_busy():
-                print(f"{run.name}: another process works on it", flush=True)
+                print(f"{run.name}: skipped, because another process works on it", flush=True)
             if blocked := queue.blocked():
                 failed += [f"{run.name} was not started: the run of its teacher is not finished." for run in blocked]
                 break
@@ -123,7 +124,7 @@ def publish(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -> None:
     write_results(results, folder / RESULTS)
     print(f"results: {folder / RESULTS} ({len(results.runs)} of {len(runs)} runs)")
     if results.runs:
-        from megamask.study.report import write_report  # draws: takes a second to import
+        from megamask.study.report import write_report  # takes a second to import
 
         write_report(results, folder)
         print(f"report: {folder / 'report.html'}")

@@ -1,10 +1,10 @@
-"""The folder of a study: its plan, and the refusal of the folder of another plan.
+"""The folder of a study: record its plan, and refuse a folder of another plan.
 
-plan.json                       the plan, with all that decides its results
+plan.json                       the plan, with everything that decides its results
 runs/ARM/BUDGET/seed-N          run folders of `megamask pretrain`
 cells/ARM/BUDGET/seed-N/NAME    folders of `megamask evaluate`
-jobs/ARM/BUDGET/seed-N...       what was computed so far, and what the commands printed
-results.jsonl  report.html ...  everything that was measured
+jobs/ARM/BUDGET/seed-N...       which commands have ended, and their output
+results.jsonl  report.html ...  all results
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MAY_DIFFER = (
     "mean_mode",
     "mean_variant",
 )
-"""Parts of a plan that decide nothing that was computed. Text is compared by its hash."""
+"""Parts of a plan that do not affect what is computed. Text is compared by its hash."""
 
 
 def open_study(folder: Path, plan: StudyPlan, text: Path) -> list[str]:
-    """Record the plan in ``folder``; returns a line for each addition to the plan of before.
+    """Record the plan in ``folder``; returns a line for each addition to the recorded plan.
 
-    Arms, seeds, budgets and evaluations may be added. ConfigError, with every difference, if something else differs:
-    results that exist would be lost or belong to another study. Several processes may work on one study.
+    Arms, seeds, budgets and evaluations may be added. ConfigError, with every difference, if anything else differs:
+    existing results would be lost or belong to another study. Several processes may work on one study.
     """
     record = _record(plan, text)
     with storage_errors(folder):
@@ -54,8 +54,8 @@ def check_plan(folder: Path, record: dict[str, Any]) -> list[str]:
     path = folder / PLAN
     if not path.exists():
         return []
-    cure = "Delete it if the plan is that of the study: then it is written again."
-    content = strict_json.read_object(path, DataError, f"{path} is gone.", cure)
+    cure = "If the plan is the one of this study, delete the file: it will be written again."
+    content = strict_json.read_object(path, DataError, f"{path} is missing.", cure)
     try:
         before, now = _by_name(content), _by_name(record)
     except (TypeError, AttributeError, KeyError):

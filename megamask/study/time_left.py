@@ -1,4 +1,4 @@
-"""How long the rest of a study takes, from what has been measured in it."""
+"""Estimate the time left of a study from the times of its finished commands."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def planned_tokens(run: PlannedRun) -> int:
 
 
 def seconds_left(runs: Iterable[PlannedRun], slots: int, seconds_per_token: float | None = None) -> float | None:
-    """Seconds until all ``runs`` are finished, if ``slots`` of them run side by side; None if nothing is known yet.
+    """Seconds until all ``runs`` are finished, with ``slots`` of them at a time; None if nothing was timed yet.
 
-    A run takes as long per token as the finished runs of its arm did, else as the mean of all finished ones did, else
-    ``seconds_per_token``. An evaluation takes the mean time of its finished ones; before any is finished it is left
-    out.
+    The time per token is that of the finished runs of the same arm, else the mean of all finished runs, else
+    ``seconds_per_token``. An evaluation takes the mean time of the same evaluation of other runs; before one is
+    finished it is left out.
     """
     runs = list(runs)
     records = [(run, read_record(run)) for run in runs]
@@ -57,7 +57,7 @@ def describe_left(runs: Iterable[PlannedRun], slots: int) -> str:
     runs = list(runs)
     seconds = seconds_left(runs, slots)
     if seconds is None:
-        return "time left not known yet"
+        return "time left unknown"
     names = {each.name for run in runs for each in run.evaluations}
     records = map(read_record, runs)
     timed = {step for record in records for step in record if _is_finished(record, step)}

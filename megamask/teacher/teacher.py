@@ -30,7 +30,7 @@ from megamask.hf.masked_lm import HFMaskedLM
 from megamask.masking.rng import PackRng
 from megamask.model import statistics
 from megamask.runtime import ranks
-from megamask.runtime.precision import DTYPES, Choice, Support, common_support
+from megamask.runtime.precision import DTYPES, PrecisionChoice, PrecisionSupport, common_support
 from megamask.teacher import frozen_lm
 from megamask.teacher.frozen_lm import MaskedLM
 from megamask.teacher.settings import DistillConfig as DistillConfig
@@ -41,9 +41,9 @@ NEVER = -1e4
 """The logit of a token that the teacher does not have: its probability is 0, and 0 times this is 0."""
 
 
-def teacher_precision(config: TeacherConfig, support: Support) -> Choice:
+def teacher_precision(config: TeacherConfig, support: PrecisionSupport) -> PrecisionChoice:
     """The precision of the teacher on devices with ``support``."""
-    return Choice("`teacher.precision`", config.precision, support)
+    return PrecisionChoice("`teacher.precision`", config.precision, support)
 
 
 class Teacher:

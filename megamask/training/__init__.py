@@ -1,1 +1,1 @@
-"""The parts of a run put together: setup, step, validation, summary."""
+"""The parts of a run put together: setup, step, validation, end, export."""

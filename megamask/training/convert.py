@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from megamask import hf
+from megamask.training.export import export_checkpoint
 from megamask.training.settings import ExportConfig, ImportConfig
-from megamask.training.summary import export
 
 
 def export_run(config: ExportConfig) -> None:
     """Write a checkpoint of a run as a model for transformers, and print what the comparison found."""
-    exported = export(config.run, config.output, config.step, replace=config.replace)
+    exported = export_checkpoint(config.run, config.output, config.step, replace=config.replace)
     print(f"{config.output}: logits of transformers and ours differ by at most {exported.difference:.2g}")
     for note in exported.notes:
         print(note)

@@ -41,11 +41,17 @@ class FlopCounter:
         """The step whose totals were logged last."""
 
     def count_step(
-        self, step: int, batches: Sequence[PackedBatch], progress: float, masker: Masker, source: str, taught: bool
+        self,
+        step: int,
+        batches: Sequence[PackedBatch],
+        progress: float,
+        masker: Masker,
+        source: str,
+        with_teacher: bool,
     ) -> None:
         """Count the packs of this rank in ``step`` (from 0).
 
-        ``source`` is the entropy source in use, empty without one; ``taught`` says whether a teacher is run.
+        ``source`` is the entropy source in use, empty without one; ``with_teacher`` says whether a teacher is run.
         """
         scores = source if masker.needs_entropy(progress) else ""
         scored: set[int] = set()
@@ -56,8 +62,8 @@ class FlopCounter:
             if scores and source_packs(batch) not in scored:  # packs with the same text share a pass
                 scored.add(source_packs(batch))
                 scoring = scoring + self.flops.scoring(scores, tokens, pairs)
-            teaching = self.flops.distillation(tokens, pairs, targets) if taught else 0.0
-            self._add(tokens, self.flops.student(tokens, pairs, targets, taught=taught), scoring, teaching)
+            teaching = self.flops.distillation(tokens, pairs, targets) if with_teacher else 0.0
+            self._add(tokens, self.flops.student(tokens, pairs, targets, with_teacher=with_teacher), scoring, teaching)
 
     def count_audit(self, batch: PackedBatch, source: str) -> None:
         """Count an audit of ``batch``."""

@@ -149,9 +149,9 @@ class PackFlops:
         model = forward_flops(shape, config.objective, config.masking.corruption.mask)
         return cls(config, shape, model, teacher)
 
-    def student(self, tokens: Any, pairs: Any, targets: Any, *, taught: bool) -> Any:
-        """A forward and a backward pass. ``taught``: a teacher gives soft targets, perhaps at every token."""
-        everywhere = taught and self.config.distill.positions == "all"
+    def student(self, tokens: Any, pairs: Any, targets: Any, *, with_teacher: bool) -> Any:
+        """A forward and a backward pass. ``with_teacher``: a teacher gives soft targets, perhaps at every token."""
+        everywhere = with_teacher and self.config.distill.positions == "all"
         return 3.0 * self.model.forward(tokens, pairs, tokens if everywhere else targets, self.model.masks * targets)
 
     def logits(self, targets: Any) -> Any:

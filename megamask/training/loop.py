@@ -27,7 +27,7 @@ from megamask.runtime import precision, ranks
 from megamask.runtime.cpu_memory import keep_freed_memory
 from megamask.storage.dotted import is_under
 from megamask.teacher.teacher import teacher_precision
-from megamask.training import summary
+from megamask.training import finish, summary
 from megamask.training.components import RunComponents
 from megamask.training.mfu import mfu
 from megamask.training.rewind import rewind
@@ -80,7 +80,7 @@ def _train(command: Command, ds: dict[str, Any], stop: StopRequest, watch: Watch
             with early():
                 run = build_run(config, ds_file.resolve_auto(ds, support), text, start)
         except BaseException:  # an error or a stop before the first step
-            start.withdraw()
+            start.delete_new_folder()
             raise
         ranks.set_collective_timeout(watch.collective_timeout)
         lines = precision.precision_lines(weights, teacher)
@@ -93,7 +93,7 @@ def _train(command: Command, ds: dict[str, Any], stop: StopRequest, watch: Watch
         if run.teacher:
             run.teacher.close()
         if finished:
-            ranks.on_rank_zero(lambda: summary.finish_run(start.run, config, text.train))
+            ranks.on_rank_zero(lambda: finish.finish_run(start.run, config, text.train))
     return finished
 
 
@@ -168,8 +168,8 @@ def take_and_log_step(run: RunComponents, step: int, batches: list[PackedBatch])
     """Take ``step`` (from 0) on this rank's packs, and log the decision about it."""
     run.progress.tick()
     progress, trainer, teacher = run.progress.at(step), run.trainer, run.teacher
-    taught = teacher is not None and trainer.distillation is teacher and teacher.distill.weight(progress) > 0
-    run.flops.count_step(step, batches, progress, trainer.masker, trainer.sources.in_use, taught)
+    with_teacher = teacher is not None and trainer.distillation is teacher and teacher.distill.weight(progress) > 0
+    run.flops.count_step(step, batches, progress, trainer.masker, trainer.sources.in_use, with_teacher)
     decision = take_step(run.trainer, step, batches, progress=run.progress.at(step), rate=learning_rate(run, step))
     if decision.sentence:
         run.log.say(decision.sentence)
@@ -222,7 +222,7 @@ def source_epochs(run: RunComponents, step: int) -> dict[str, float]:
     packs = run.text.packs
     if not isinstance(packs, MixedPacks):
         return {}
-    return packs.epochs((step + run.trainer.policy.ledger.shift(step)) * run.config.packs.per_step)
+    return packs.epochs((step + run.trainer.policy.skipped_packs.shift(step)) * run.config.packs.per_step)
 
 
 def log_epochs(run: RunComponents, step: int) -> None:

@@ -26,7 +26,9 @@ def rewind(run: RunComponents, step: int) -> tuple[RunComponents, int] | None:
     restore(checkpoint, state, run.engine, trainer.learners())
     trainer.masker.score.figures()  # drops the metrics since the checkpoint
     policy = trainer.policy.rewound(state.spikes, to, step)
-    first, end = ((other + trainer.policy.ledger.shift(other)) * config.packs.per_step for other in (to, step + 1))
+    first, end = (
+        (other + trainer.policy.skipped_packs.shift(other)) * config.packs.per_step for other in (to, step + 1)
+    )
     for note in notes:
         run.log.say(note)
     run.log.say(
@@ -35,7 +37,7 @@ def rewind(run: RunComponents, step: int) -> tuple[RunComponents, int] | None:
     )
     run.log.close()
     run.batches.close()
-    batches = run.loader.batches(pack_numbers(config, to, run.engine.accumulate, policy.ledger))
+    batches = run.loader.batches(pack_numbers(config, to, run.engine.accumulate, policy.skipped_packs))
     trainer = replace(trainer, policy=policy, meters=Meters(run.loader, run.engine))
     flops = FlopCounter(run.flops.flops, run.flops.state())  # the work of the steps that are lost was done
     return replace(run, trainer=trainer, log=metrics_logger(config, run.folder, to), flops=flops, batches=batches), to

@@ -33,9 +33,9 @@ from megamask.runtime import ranks
 from megamask.teacher.stored_targets import StoredTargets
 from megamask.teacher.teacher import Teacher
 from megamask.training import state as states
-from megamask.training import summary
 from megamask.training.components import RunComponents
 from megamask.training.entropy_sources import build_entropy_sources
+from megamask.training.export import write_description
 from megamask.training.flop_counter import FlopCounter, teacher_flops
 from megamask.training.flops import PackFlops
 from megamask.training.initial_weights import initial_weights
@@ -61,7 +61,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
         objectives.load_objective_weights(objective, weights)
     # a weight and two moments, 4 bytes each
     resume.check_space(config.output, 12 * sum(p.numel() for p in objective.parameters()))
-    ranks.on_rank_zero(lambda: summary.describe(start.run, encoder.shape, text.train))
+    ranks.on_rank_zero(lambda: write_description(start.run, encoder.shape, text.train))
 
     teacher = load_teacher(config, text, encoder.shape) if config.teacher.path is not None else None
     stored = open_stored_targets(config, text) if config.distill.stored else None
@@ -100,7 +100,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
             state.flops,
         ),
         loader=loader,
-        batches=loader.batches(pack_numbers(config, start.step, engine.accumulate, trainer.policy.ledger)),
+        batches=loader.batches(pack_numbers(config, start.step, engine.accumulate, trainer.policy.skipped_packs)),
     )
     if start.checkpoint:
         for note in states.resume_notes(state, engine):
@@ -152,11 +152,11 @@ def load_teacher(config: PretrainConfig, text: RunText, shape: EncoderShape) -> 
     )
 
 
-def pack_numbers(config: PretrainConfig, start: int, accumulate: int, ledger: SkippedPacks) -> Iterator[int]:
+def pack_numbers(config: PretrainConfig, start: int, accumulate: int, skipped_packs: SkippedPacks) -> Iterator[int]:
     """The packs of this rank from step ``start`` on: step x packs per step + place in the step.
 
-    After packs that ``ledger`` skips, a step reads the packs of a later one.
+    After packs that ``skipped_packs`` skips, a step reads the packs of a later one.
     """
     for step in range(start, config.steps):
         for micro in range(accumulate):
-            yield (step + ledger.shift(step)) * config.packs.per_step + micro * ranks.world() + ranks.rank()
+            yield (step + skipped_packs.shift(step)) * config.packs.per_step + micro * ranks.world() + ranks.rank()

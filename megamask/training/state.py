@@ -148,7 +148,7 @@ def derived_fields(run: RunComponents, step: int, seconds: float) -> dict[str, A
     progress, end = run.progress.then(step, seconds), run.progress.then(step + 1, seconds)
     lr = run.config.optimizer.lr
     return dict(
-        packs=(step + run.trainer.policy.ledger.shift(step)) * run.config.packs.per_step,
+        packs=(step + run.trainer.policy.skipped_packs.shift(step)) * run.config.packs.per_step,
         rate=lr(progress),
         next_rate=lr.of_step(progress, min(1.0, end)),
         targets=run.trainer.masker.budget(progress, run.config.packs.tokens),

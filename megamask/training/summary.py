@@ -1,36 +1,25 @@
-"""The lines that a run prints at its start, and at its end the curve, the export and example predictions."""
+"""The lines that a run prints about its model, text and sources, at its start and with its metrics."""
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
-from megamask import __version__, hf
-from megamask.checkpoint.format import find_checkpoint, read_manifest, read_weights, storage_sentence
-from megamask.checkpoint.run_folder import RunFolder
+from megamask import __version__
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.config.sources import data_folders
-from megamask.data.excerpts import excerpts, questions
-from megamask.data.mixed_sources import MixedPacks, TextPacks, joined_fingerprint
+from megamask.data.mixed_sources import MixedPacks, TextPacks
 from megamask.data.mixture import BLOCK
 from megamask.data.packs import Packs
-from megamask.data.shards import Shards
-from megamask.data.tokenizer import TOKENIZER, load_tokenizer
-from megamask.errors import CheckpointError, MegamaskError, StorageError, listed
+from megamask.errors import listed
 from megamask.masking.masker import Masker
-from megamask.metrics.logger import plot_curve, read_metrics
 from megamask.model.shape import EncoderShape
 from megamask.runtime import launch_environment, ranks
-from megamask.storage import strict_json
 from megamask.training.validation import Validation
 
 MOST_EPOCHS = 4
-"""More epochs of a source are warned of: up to 4, repeated text is nearly as good as new text, in causal models
-("Scaling Data-Constrained Language Models", Muennighoff et al. 2023). Masks that differ in each epoch may move this."""
+"""A run warns if it reads a source more often than this: up to 4 epochs, repeated text is nearly as good as new text in
+causal models ("Scaling Data-Constrained Language Models", Muennighoff et al. 2023). If masks differ in each epoch, the
+limit may be another."""
 
 
 def first_line(recipe: str, output: Path) -> str:
@@ -144,161 +133,3 @@ def mask_figures(config: PretrainConfig, masker: Masker, progress: float) -> dic
     if config.distill.active:
         metrics["distill/weight"] = config.distill.weight(progress)
     return metrics
-
-
-def describe(run: RunFolder, shape: EncoderShape, text: Shards) -> None:
-    """Write into the run folder what an export needs besides weights: the shape of the encoder and the tokenizer.
-
-    Raises StorageError.
-    """
-    try:
-        shape.save(run.path)
-        shutil.copytree(text.folder / TOKENIZER, run.path / TOKENIZER, dirs_exist_ok=True)
-    except OSError as error:
-        raise StorageError(storage_sentence(error, "describe the run", run.path)) from None
-
-
-def export(
-    run: Path, output: Path, step: int | None = None, *, text: Shards | None = None, replace: bool = False
-) -> hf.Exported:
-    """Write a checkpoint of ``run`` (else the newest) for transformers, compared with the original.
-
-    Needs only the run folder, of any ZeRO stage and number of ranks, and no GPU. If the held-out text of the run is
-    available (``text``, else at the run's `data`), the tokenizers are compared on it too. ``replace`` allows to
-    overwrite an export of another run at ``output``.
-    """
-    try:
-        config = strict_json.read_json(run / "config.json")
-        if not isinstance(config, dict):
-            raise ValueError
-    except (OSError, ValueError):
-        raise CheckpointError(f"{run} holds no config.json that can be read, so it is not a run.") from None
-    checkpoint = find_checkpoint(run, step)
-    weights, shape = read_weights(checkpoint), EncoderShape.load(run)
-    card = _card(run, config, read_manifest(checkpoint).step)
-    sentences = _held_out(run, config, text)
-    return hf.export_model(weights, shape, run / TOKENIZER, output, card=card, sentences=sentences, replace=replace)
-
-
-def _card(run: Path, config: dict, steps: int) -> hf.Card:
-    objective = config.get("objective") or {}
-    return hf.Card(
-        name=run.resolve().name,
-        recipe=config.get("recipe") or "none",
-        steps=steps,
-        data=config.get("text", "unknown"),
-        facts=_size(run, config) | _validation(run, steps) | {"exported": f"{datetime.now(UTC):%Y-%m-%d}"},
-        knows_mask=objective.get("kind") != "mae_lm" and objective.get("mask_vector", "shared") == "shared",
-        run=_first_launch(run),
-    )
-
-
-def _size(run: Path, config: dict) -> dict[str, str]:
-    try:
-        part = strict_json.read_json(RunFolder(run).text)["splits"]["train"]
-        size = f"{part['documents']:,} documents, {part['tokens']:,} tokens"
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-    names = " + ".join(folder.name for folder in data_folders(config.get("data")))
-    name = names or "documentation of installed Python packages"
-    return {"text": f"{name}: {size}"}
-
-
-def _last_validation(run: Path, last_step: float = math.inf) -> tuple[int, float, float | None] | None:
-    """Step, validation loss and unigram loss of the last validation up to ``last_step``, in nats; None without one."""
-    for line in reversed(read_metrics(RunFolder(run).logs / "metrics.jsonl")):
-        loss, unigram = line.get("valid/loss"), line.get("valid/unigram_loss")
-        if line["step"] <= last_step and isinstance(loss, float):
-            return line["step"], loss, unigram if isinstance(unigram, float) else None
-    return None
-
-
-def _validation(run: Path, last_step: int) -> dict[str, str]:
-    if not (last := _last_validation(run, last_step)):
-        return {}
-    step, loss, unigram = last
-    guess = "" if unigram is None else f" (a guess by frequency: {unigram:.4f})"
-    return {"validation loss": f"{loss:.4f} nats per masked token at step {step}{guess}"}
-
-
-def _first_launch(run: Path) -> str:
-    try:
-        return str(strict_json.read_json(RunFolder(run).environment)["launches"][0]["launch"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
-
-
-def _held_out(run: Path, config: dict, text: Shards | None) -> list[str]:
-    """Excerpts of the run's held-out text; none if it is missing or has changed."""
-    with suppress(OSError, MegamaskError):
-        folders = [shards.folder for shards in text.sources] if text else data_folders(config.get("data"))
-        held_out = [Shards.open(folder, "valid") for folder in folders]
-        if held_out and joined_fingerprint(held_out) == config.get("text"):
-            tokenizer = load_tokenizer(run / TOKENIZER)
-            return [excerpt for shards in held_out for excerpt in excerpts(shards, tokenizer)]
-    return []
-
-
-def finish_run(run: RunFolder, config: PretrainConfig, text: Shards) -> None:
-    """Draw the curve, export the model, and print what it predicts for [MASK].
-
-    The run itself is finished, so a failure here loses nothing else. A failed export raises an error that says so; a
-    failed picture prints a line.
-    """
-    picture = run.path / "curve.png"
-    try:
-        plot_curve(run.logs / "metrics.jsonl", picture)
-        _say(f"curve: {picture}")
-    except OSError as error:
-        _say(storage_sentence(error, f"draw {picture}", run.path))
-    if not config.export:
-        return
-    try:
-        exported = export(run.path, run.export, text=text, replace=True)  # inside the run's own folder
-    except (OSError, MegamaskError) as error:
-        kind: type[MegamaskError] = StorageError
-        if isinstance(error, MegamaskError):
-            kind = CheckpointError if isinstance(error, CheckpointError) else type(error)
-        why = storage_sentence(error, f"write {run.export}", run.path) if isinstance(error, OSError) else str(error)
-        cure = "Free some space; the" if kind is StorageError else "After that is fixed, the"
-        raise kind(
-            f"The run is finished and its checkpoints are saved, but the model was not exported: {why} {cure} "
-            "same command exports it."
-        ) from None
-    _say(f"model: {run.export} (logits of transformers and ours differ by at most {exported.difference:.2g})")
-    for note in exported.notes:
-        _say(f"  {note}")
-    if not config.objective.knows_mask:
-        _say("  It was pretrained without [MASK] in its input, so it cannot fill one in; fine-tune it.")
-        return
-    try:
-        _show(run, text)
-    except (OSError, MegamaskError) as error:
-        _say(f"  No [MASK] could be filled in: {error}")
-
-
-def _show(run: RunFolder, text: Shards) -> None:
-    """Print what the exported model predicts for a masked word of the held-out text, beside that word."""
-    last = _last_validation(run.path)
-    if last and last[2] is not None and last[1] >= last[2]:
-        _say(
-            f"  The model has hardly learned yet: its validation loss ({last[1]:.2f}) is not below that of a guess by "
-            f"frequency ({last[2]:.2f}). Expect noise:"
-        )
-    tokenizer = load_tokenizer(text.folder / TOKENIZER)
-    sources = [Shards.open(shards.folder, "valid") for shards in text.sources]
-    each = max(1, 4 // len(sources))
-    examples = [
-        example for shards in sources for example in questions(excerpts(shards, tokenizer, 16), tokenizer, each)
-    ]
-    guess = ", ".join(hf.common_words(run.export, text.unigram, 3))
-    answers = hf.fill_masks(run.export, [example.sentence for example in examples], 3)
-    for example, predictions in zip(examples, answers, strict=True):
-        _say(f"  {example.sentence}")
-        words = ", ".join(f"{word} ({share:.0%})" for word, share in predictions)
-        _say(f"    model: {words}   hidden: {example.answer}   unigram guess: {guess}")
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # the export continues if a launcher or `tee` is gone
-        print(line, flush=True)

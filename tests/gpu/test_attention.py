@@ -27,11 +27,11 @@ def test_packed_attention_equals_the_reference(backend, share):
     exact = [torch.randn(layout.rows, 4, 32, dtype=torch.float64, device="cuda", requires_grad=True) for _ in range(3)]
     expected = attend(*exact, QueryKeyLayout(layout), "reference")[rows]
     inputs = [t.detach().bfloat16().requires_grad_() for t in exact]
-    found = attend(inputs[0][rows], *inputs[1:], queries, backend)
-    assert_close(found, expected)
+    outputs = attend(inputs[0][rows], *inputs[1:], queries, backend)
+    assert_close(outputs, expected)
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, exact, upstream)
-    for gradient, want in zip(torch.autograd.grad(found, inputs, upstream.bfloat16()), wanted, strict=True):
+    for gradient, want in zip(torch.autograd.grad(outputs, inputs, upstream.bfloat16()), wanted, strict=True):
         assert_close(gradient, want)
 
 
@@ -39,10 +39,10 @@ def test_packed_attention_equals_the_reference(backend, share):
 @pytest.mark.parametrize("preset", ["bert", "modern"])
 def test_masks_that_enter_late_are_the_same_without_padding(preset, name):
     batch = pack([17, 3, 40, 9], padding=4)
-    asked = corrupted(batch)
-    wanted = gradients(late(LATE[name], preset), batch, asked)
+    plan_of_batch = corrupted(batch)
+    wanted = gradients(late(LATE[name], preset), batch, plan_of_batch)
     model = late(LATE[name], preset, attention="varlen").bfloat16().cuda()
-    found = gradients(model, batch.to("cuda"), asked.to("cuda"))
+    grads = gradients(model, batch.to("cuda"), plan_of_batch.to("cuda"))
     for tensor, want in wanted.items():
         scale = want.abs().max().clamp(min=1e-12)
-        assert_close(found[tensor].cpu().double() / scale, want / scale, torch.bfloat16)
+        assert_close(grads[tensor].cpu().double() / scale, want / scale, torch.bfloat16)

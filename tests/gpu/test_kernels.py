@@ -27,19 +27,19 @@ def test_the_kernel_equals_64_bits(rows, tokens, width, dtype, shift):
     inputs = on_device(rows, tokens, shift, dtype, width)
     assert statistics.fused(inputs[0])
     expected = token_stats(*(t.double() for t in inputs[:3]), inputs[3])
-    for found, want in zip(token_stats(*inputs), expected, strict=True):
-        torch.testing.assert_close(found.double(), want, rtol=0, atol=NATS)
+    for actual, want in zip(token_stats(*inputs), expected, strict=True):
+        torch.testing.assert_close(actual.double(), want, rtol=0, atol=NATS)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_loss_without_gradients_is_that_with_them(measure):
     rows, weight, bias, labels = on_device(500, 30_522, 0.0, torch.bfloat16, 128)
     still = chunked_cross_entropy(rows, weight, bias, labels, measure)
-    found = chunked_cross_entropy(rows.requires_grad_(), weight, bias, labels, measure)
-    torch.testing.assert_close(still.nll, found.nll, rtol=0, atol=NATS)
-    torch.testing.assert_close(still.entropy, found.entropy, rtol=0, atol=NATS)
+    scores = chunked_cross_entropy(rows.requires_grad_(), weight, bias, labels, measure)
+    torch.testing.assert_close(still.nll, scores.nll, rtol=0, atol=NATS)
+    torch.testing.assert_close(still.entropy, scores.entropy, rtol=0, atol=NATS)
     rtol, _ = TOLERANCES[torch.float32]
-    torch.testing.assert_close(still.total, found.total, rtol=rtol, atol=0)
+    torch.testing.assert_close(still.total, scores.total, rtol=rtol, atol=0)
 
 
 def test_no_logits_are_stored():

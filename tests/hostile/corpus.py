@@ -81,9 +81,9 @@ def wrapped(pickled: bytes) -> dict[str, bytes]:
 
 def out_of_pickles(canary: Path) -> Iterator[tuple[str, bytes]]:
     """Every way to carry the first pickle, and every other pickle as it is."""
-    found = bombs(canary)
-    yield from wrapped(found.pop("system")).items()
-    yield from found.items()
+    pickles = bombs(canary)
+    yield from wrapped(pickles.pop("system")).items()
+    yield from pickles.items()
 
 
 Artefact = tuple[str, Callable[[Path], object], Callable[[Path], None]]
@@ -148,8 +148,8 @@ def _old_formats(raw: bytes) -> Iterator[tuple[str, str, Callable[[Path], object
 
 def _changed(name: str, **more: object) -> Callable[[Path], None]:
     def act(folder: Path) -> None:
-        said = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(said | more))
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | more))
 
     return act
 
@@ -228,14 +228,14 @@ def _out_of_the_folder(secret: Path) -> Iterator[tuple[str, str, Callable[[Path]
                        "windows": "..\\..\\secret", "empty": "", "dot": ".", "device": "/dev/zero"}.items():  # fmt: skip
 
         def listed(folder: Path, name=name) -> None:
-            said = json.loads((folder / "manifest.json").read_text())
-            said["files"][name] = {"bytes": 1, "sha256": "0" * 64}
-            (folder / "manifest.json").write_text(json.dumps(said))
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+            (folder / "manifest.json").write_text(json.dumps(manifest))
 
         def shard(folder: Path, name=name) -> None:
-            said = json.loads((folder / "manifest.json").read_text())
-            said["splits"]["train"]["shards"][0]["name"] = name.removesuffix(".tokens.npy")
-            (folder / "manifest.json").write_text(json.dumps(said))
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest["splits"]["train"]["shards"][0]["name"] = name.removesuffix(".tokens.npy")
+            (folder / "manifest.json").write_text(json.dumps(manifest))
 
         def entry(folder: Path, name=name) -> None:
             path = folder / "run" / "checkpoints" / "step-4" / "MANIFEST.json"
@@ -255,8 +255,8 @@ def _out_of_the_folder(secret: Path) -> Iterator[tuple[str, str, Callable[[Path]
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
 
     def adapter(folder: Path) -> None:
-        said = {"peft_type": "LORA", "base_model_name_or_path": str(secret), "task_type": None}
-        (folder / "adapter_config.json").write_text(json.dumps(said))
+        adapter_config = {"peft_type": "LORA", "base_model_name_or_path": str(secret), "task_type": None}
+        (folder / "adapter_config.json").write_text(json.dumps(adapter_config))
         (folder / "adapter_model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
         _changed("config.json", model_type="distilbert")(folder)
 

@@ -79,22 +79,22 @@ def fuzz(target: Target, folder: Path, *, seed: int = 0, count: int = 200, secon
     if child == 0:
         os.close(read)
         try:
-            found = _strike_on(target, folder, seed, count, seconds, progress)
+            findings = _strike_on(target, folder, seed, count, seconds, progress)
         except BaseException:
-            found = Findings(1, 0, [f"the harness failed: {traceback.format_exc()}"])
+            findings = Findings(1, 0, [f"the harness failed: {traceback.format_exc()}"])
         try:
-            os.write(write, json.dumps(vars(found)).encode())
+            os.write(write, json.dumps(vars(findings)).encode())
         finally:
             os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as file:
-        said = file.read()
+        report = file.read()
     _, status = os.waitpid(child, 0)
     at = int.from_bytes(progress[:8], "little")
-    if os.WIFSIGNALED(status) or not said:
+    if os.WIFSIGNALED(status) or not report:
         how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
         return Findings(at + 1, 0, [f"the interpreter died of {how} at strike {seed + at}"])
-    return Findings(**json.loads(said))
+    return Findings(**json.loads(report))
 
 
 def _strike_on(target: Target, folder: Path, seed: int, count: int, seconds: float, progress) -> Findings:
@@ -111,41 +111,41 @@ def _strike_on(target: Target, folder: Path, seed: int, count: int, seconds: flo
     watch = Watch(folder)
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, _too_long)
-    found, began = Findings(), time.monotonic()
-    while found.tried < count and time.monotonic() - began < seconds and len(found.wrong) < 5:
-        progress[:8] = found.tried.to_bytes(8, "little")
-        draw = random.Random(seed + found.tried)
+    findings, began = Findings(), time.monotonic()
+    while findings.tried < count and time.monotonic() - began < seconds and len(findings.wrong) < 5:
+        progress[:8] = findings.tried.to_bytes(8, "little")
+        draw = random.Random(seed + findings.tried)
         name = draw.choice(names)
         hostile = mutate(sound[name], draw, name)
         (folder / name).write_bytes(hostile)
         if draw.random() < 0.7:
             with suppress(Exception):  # what is forged beyond sealing
                 target.seal(folder)
-        wrong = _read(target, folder, len(hostile), watch, found)
+        wrong = _read(target, folder, len(hostile), watch, findings)
         if wrong:
-            found.wrong.append(f"strike {seed + found.tried} on {name}: {wrong}\n{hostile[:600]!r}")
-        found.tried += 1
+            findings.wrong.append(f"strike {seed + findings.tried} on {name}: {wrong}\n{hostile[:600]!r}")
+        findings.tried += 1
         for path, raw in others.items():
             if not path.is_file() or path.read_bytes() != raw:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(raw)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(sound[name])
-    return found
+    return findings
 
 
 def _too_long(*_) -> None:
     raise TimeoutError(f"took more than {SECONDS:g} seconds")
 
 
-def _read(target: Target, folder: Path, size: int, watch: Watch, found: Findings) -> str:
+def _read(target: Target, folder: Path, size: int, watch: Watch, findings: Findings) -> str:
     before = _peak(reset=True)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with watch:
             target.read(folder)
     except MegamaskError as error:
-        found.refused += 1
+        findings.refused += 1
         if not str(error).strip():
             return "a MegamaskError without a sentence"
     except BaseException as error:
@@ -262,10 +262,10 @@ def _bytes(raw: bytes, draw: random.Random) -> bytes:
     return draw.choice((b"", raw + raw, b"\x00" * len(raw), raw + b"\x00", draw.randbytes(64)))
 
 
-def tree(found: Any, draw: random.Random) -> Any:
+def tree(value: Any, draw: random.Random) -> Any:
     """JSON with one place changed: another value, another name, one more or one less."""
     places: list[tuple[Any, Any]] = []
-    waiting = [found]
+    waiting = [value]
     while waiting:
         node = waiting.pop()
         if isinstance(node, (dict, list)):
@@ -287,7 +287,7 @@ def tree(found: Any, draw: random.Random) -> Any:
         node[key] = draw.choice((node[key] + 1, node[key] - 1, -node[key], float(node[key]), str(node[key])))
     else:
         node[key] = strange(draw)
-    return found
+    return value
 
 
 def strange(draw: random.Random) -> Any:
@@ -314,9 +314,9 @@ def strange(draw: random.Random) -> Any:
     )
 
 
-def _told(found: Any, draw: random.Random) -> bytes:
+def _told(value: Any, draw: random.Random) -> bytes:
     """JSON as text, now and then with a key doubled."""
-    text = json.dumps(found, indent=draw.choice((None, 1)))
+    text = json.dumps(value, indent=draw.choice((None, 1)))
     if draw.random() < 0.1 and "{" in text:
         at = text.index("{", draw.randrange(text.rindex("{") + 1)) + 1
         end = text.find(",", at)
@@ -348,10 +348,10 @@ def _array(raw: bytes, draw: random.Random) -> bytes:
     }
     if draw.random() < 0.2:
         header[draw.choice(("extra", "shape "))] = 1
-    said = draw.choice(
+    npy_header = draw.choice(
         (repr(header), repr(header), "(" * 3000, "-" * 3000, "[" * 9000, "{'descr': 9**9**9}", "lambda: 0")
     )
-    text = said.encode() + b" " * (63 - (len(said) + 10) % 64) + b"\n"
+    text = npy_header.encode() + b" " * (63 - (len(npy_header) + 10) % 64) + b"\n"
     version = draw.choice(((1, 0), (1, 0), (2, 0), (3, 0), (9, 9)))
     length = draw.choice((len(text), len(text), 0, 2**16 - 1, len(text) - 1))
     return (

@@ -22,7 +22,7 @@ from megamask.batch import Layout, PackedBatch, TokenIds
 from megamask.checkpoint import format, resume
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import save_checkpoint
-from megamask.config import pretrain_config, recipes
+from megamask.config import checks, overrides, pretrain_config, recipes
 from megamask.data import shard_writer, shards, tokenizer
 from megamask.data.inputs import find_inputs
 from megamask.data.packs import Packs
@@ -156,31 +156,32 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _files_of_a_checkpoint(folder: Path) -> list[str]:
-    found = _checkpoint(folder)
+    checkpoint = _checkpoint(folder)
     return [
-        str((found / name).relative_to(folder)) for name in ("MANIFEST.json", "state.json", "rank-00000.safetensors")
+        str((checkpoint / name).relative_to(folder))
+        for name in ("MANIFEST.json", "state.json", "rank-00000.safetensors")
     ]
 
 
 def _seal(folder: Path) -> None:
     """Let the manifest of the checkpoint, and the manifest's own hash, say what is there now."""
-    found = folder / "run" / "checkpoints" / "step-4"
-    assert (found / "MANIFEST.json").is_file()
-    body = json.loads((found / "MANIFEST.json").read_bytes())
+    checkpoint = folder / "run" / "checkpoints" / "step-4"
+    assert (checkpoint / "MANIFEST.json").is_file()
+    body = json.loads((checkpoint / "MANIFEST.json").read_bytes())
     body.pop("sha256", None)
     for entry in body.get("files", []):
         name = str(entry.get("name"))
-        if name == name.strip("./")[:100] and name.isprintable() and "/" not in name and (found / name).is_file():
-            raw = (found / entry["name"]).read_bytes()
+        if name == name.strip("./")[:100] and name.isprintable() and "/" not in name and (checkpoint / name).is_file():
+            raw = (checkpoint / entry["name"]).read_bytes()
             entry |= {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    (found / "MANIFEST.json").write_bytes(format._seal(body))
+    (checkpoint / "MANIFEST.json").write_bytes(format._seal(body))
 
 
 def _read_checkpoint(folder: Path) -> None:
-    found = folder / "run" / "checkpoints" / "step-4"
-    format.verify(found)
-    dict(format.read_tensors(found))
-    format.read_state(found)
+    checkpoint = folder / "run" / "checkpoints" / "step-4"
+    format.verify(checkpoint)
+    dict(format.read_tensors(checkpoint))
+    format.read_state(checkpoint)
     format.read_weights(folder / "run", 4)
 
 
@@ -235,18 +236,16 @@ def _settings(folder: Path) -> list[str]:
 
 def _read_settings(folder: Path) -> None:
     for name in ("run.json", "few.toml"):
-        said = pretrain_config.read_settings(folder / name)
-        pretrain_config.check_config(
-            pretrain_config.override_settings(recipes.find_recipe("tiny"), said, name), None, 1
-        )
+        settings = overrides.read_settings(folder / name)
+        checks.check_config(overrides.override_settings(recipes.find_recipe("tiny"), settings, name), None, 1)
 
 
 def _ds(folder: Path) -> list[str]:
-    said = {
+    ds_config = {
         "zero_optimization": {"stage": 2, "overlap_comm": True, "offload_optimizer": {"device": "cpu"}},
         "bf16": {"enabled": True}, "aio": {"block_size": 1048576}, "prescale_gradients": False,
     }  # fmt: skip
-    (folder / "ds.json").write_text(json.dumps(said))
+    (folder / "ds.json").write_text(json.dumps(ds_config))
     return ["ds.json"]
 
 
@@ -274,8 +273,8 @@ def _read_texts(folder: Path) -> None:
     for reading in (ReadOptions(), ReadOptions(documents="lines"), ReadOptions(documents="files")):
         for source in find_inputs([str(folder)]).sources:
             with source.open() as raw:
-                for found in read_documents(source, reading, raw):
-                    clean = found if isinstance(found, str) else getattr(found, "text", "")
+                for document in read_documents(source, reading, raw):
+                    clean = document if isinstance(document, str) else getattr(document, "text", "")
                     document_hash(normalize_text(clean))
 
 
@@ -311,11 +310,11 @@ def _start(folder: Path) -> list[str]:
 
 def _read_start(folder: Path) -> None:
     ids = TokenIds(WORDS, 2, 3, 0, 4, (0, 1, 2, 3, 4))
-    asked = recipes.find_recipe("tiny")
+    config = recipes.find_recipe("tiny")
     from dataclasses import replace
 
-    asked = replace(asked, init=folder, model=ModelConfig(), packs=replace(asked.packs, length=16))
-    initial_weights(asked, ids, folder / "tokenizer")
+    config = replace(config, init=folder, model=ModelConfig(), packs=replace(config.packs, length=16))
+    initial_weights(config, ids, folder / "tokenizer")
     frozen_lm.read_masked_lm(folder, "teacher.path")
 
 
@@ -325,10 +324,10 @@ def _tokenizer(folder: Path) -> list[str]:
 
 
 def _read_tokenizer(folder: Path) -> None:
-    found = tokenizer.load_tokenizer(folder)
-    tokenizer.token_ids(found)
-    word_starts(found)
-    found.encode(["w5 w6 some other w7", "", "[MASK] ￿ é"])
+    loaded = tokenizer.load_tokenizer(folder)
+    tokenizer.token_ids(loaded)
+    word_starts(loaded)
+    loaded.encode(["w5 w6 some other w7", "", "[MASK] ￿ é"])
     tokenizer.tokenizer_hash(folder)
 
 
@@ -355,11 +354,11 @@ def _stored(folder: Path) -> list[str]:
 def _read_stored(folder: Path) -> None:
     manifest = stored_targets.read_targets_manifest(folder)
     raise_all(DataError, list(stored_targets._damage(folder, manifest, verify=True)))
-    found = stored_targets.StoredTargets(
+    stored = stored_targets.StoredTargets(
         folder, manifest, DistillConfig(), TokenIds(WORDS, 2, 3, 0, 4, (0, 1, 2, 3, 4))
     )
     for number in (0, 1):
-        found._pack(number, 3, torch.device("cpu"))
+        stored._pack(number, 3, torch.device("cpu"))
 
 
 # ---- what is computed from numbers

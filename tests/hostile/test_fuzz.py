@@ -23,7 +23,7 @@ import torch
 
 from megamask.batch import TokenIds
 from megamask.checkpoint import format
-from megamask.config import pretrain_config
+from megamask.config import overrides
 from megamask.data import manifest, packs, shard_writer, tokenizer
 from megamask.data.formats import compression, lines
 from megamask.data.input_file import InputFile
@@ -46,11 +46,11 @@ COUNT = 25
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_reader_under_fire(name: str, tmp_path: Path) -> None:
-    found = fuzz(TARGETS[name], tmp_path, count=COUNT)
-    print(f"{name}: {found}")
-    assert not found.wrong, "\n\n".join(found.wrong)
+    findings = fuzz(TARGETS[name], tmp_path, count=COUNT)
+    print(f"{name}: {findings}")
+    assert not findings.wrong, "\n\n".join(findings.wrong)
     # a bad index of packs is made again, and a bad document is a value
-    assert found.tried == COUNT and (found.refused or name in ("packs", "text"))
+    assert findings.tried == COUNT and (findings.refused or name in ("packs", "text"))
 
 
 def nothing(*_, **__) -> Iterator[str]:
@@ -68,7 +68,7 @@ CONTROLS = {
     "packs": (packs, "_load", lambda folder, *_: packs.Index(*(np.load(folder / f"{n}.npy") for n in packs.KINDS))),
     "checkpoint": (format, "SafetensorError", KeyboardInterrupt),
     "run folder": (strict_json, "parse_json", json.loads),
-    "settings": (pretrain_config, "ValidationError", KeyboardInterrupt),
+    "settings": (overrides, "ValidationError", KeyboardInterrupt),
     "deepspeed file": (strict_json, "parse_json", json.loads),
     "text": (compression, "DAMAGED", KeyboardInterrupt),
     "model": (weights, "SafetensorError", KeyboardInterrupt),
@@ -82,9 +82,9 @@ CONTROLS = {
 @pytest.mark.parametrize("name", ["shard arrays", "checkpoint", "tokenizer", "model"])
 def test_a_reader_without_its_check_is_found_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*CONTROLS[name])
-    found = fuzz(TARGETS[name], tmp_path, count=20 * COUNT)
-    print(f"{name}: {found}")
-    assert found.wrong
+    findings = fuzz(TARGETS[name], tmp_path, count=20 * COUNT)
+    print(f"{name}: {findings}")
+    assert findings.wrong
 
 
 def fails(how: str) -> Target:
@@ -150,7 +150,9 @@ def differential(folder: Path, seed: int, samples: int) -> int:
     for _ in range(-(-samples // 500)):
         places = draw.integers(0, len(stream), 500)
         assert opened.read(opened.parts, places).tolist() == stream[places].tolist()
-    assert [n for found in opened.offsets() for n in np.diff(found)] == [len(document) for document in documents]
+    assert [n for shard_offsets in opened.offsets() for n in np.diff(shard_offsets)] == [
+        len(document) for document in documents
+    ]
     return -(-samples // 500) * 500
 
 
@@ -204,10 +206,10 @@ def test_where_a_read_ends_makes_no_difference(name: str, tmp_path: Path) -> Non
     source = InputFile(name, tmp_path / name)
     whole = list(read_documents(source, ReadOptions(), io.BytesIO(raw)))
     if name.startswith("a.jsonl"):
-        said = [getattr(found, "problem", found) for found in whole]
-        assert said[:2] == ["café", "a\0b €"] and said[4] == "end"
-        assert f"line 4 (byte {LINES.index(b'[1]')})" in said[2]
-        assert f"line 5 is not UTF-8: byte {LINES.index(0xFF)} is 0xff" in said[3]
+        texts = [getattr(document, "problem", document) for document in whole]
+        assert texts[:2] == ["café", "a\0b €"] and texts[4] == "end"
+        assert f"line 4 (byte {LINES.index(b'[1]')})" in texts[2]
+        assert f"line 5 is not UTF-8: byte {LINES.index(0xFF)} is 0xff" in texts[3]
     for at in range(len(raw)):
         dripping = io.BufferedReader(Dripping(raw, at), 16)
         assert list(read_documents(source, ReadOptions(), dripping)) == whole
@@ -236,7 +238,7 @@ def test_a_line_without_end_is_named_and_not_held(name: str, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
-def test_the_masker_takes_any_pack_or_says_why_not(unit: str) -> None:
+def test_the_masker_accepts_any_pack_or_names_the_reason(unit: str) -> None:
     strange_packs(unit, seed=0, count=150)
 
 
@@ -268,7 +270,7 @@ def strange_packs(unit: str, seed: int, count: int) -> tuple[int, int]:
     return planned, refused
 
 
-def test_a_schedule_gives_a_number_between_its_ends_or_says_why_not() -> None:
+def test_a_schedule_stays_between_its_ends_or_is_refused() -> None:
     strange_schedules(seed=0, count=3000)
 
 
@@ -286,7 +288,7 @@ def strange_schedules(seed: int, count: int) -> tuple[int, int]:
         )
         if not settings_problems(rate, "rate"):
             assert all(0 <= rate(step / 50) <= rate.peak * (1 + 1e-12) for step in range(1, 51))
-            schedule = schedule.tied(rate)
+            schedule = schedule.resolved(rate)
         problems = schedule.range_problems("ratio", 0, 1, touch=True) + settings_problems(schedule, "ratio")
         if problems or any(isinstance(turn, str) for turn in (schedule.at, schedule.until)):
             refused += 1

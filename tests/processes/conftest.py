@@ -46,20 +46,20 @@ def run_ranks(server: Server, tmp_path: Path) -> RunRanks:
 def wait(server: Server, pids: list[int], timeout: float, grace: float = 5) -> tuple[list[int], bool]:
     """The exit code of each (negative: the signal), and whether all ended in time, or one failed; the others of that
     one have ``grace`` seconds to say why. Who has not ended then is killed, with whatever it started."""
-    end, found = time.monotonic() + timeout, dict[int, int]()
-    while len(found) < len(pids) and (one := server.ended(max(0.0, end - time.monotonic()))):
-        found[one[0]] = one[1]
-        if one[1] and list(found.values()).count(0) == len(found) - 1:  # the first that failed
+    end, statuses = time.monotonic() + timeout, dict[int, int]()
+    while len(statuses) < len(pids) and (one := server.ended(max(0.0, end - time.monotonic()))):
+        statuses[one[0]] = one[1]
+        if one[1] and list(statuses.values()).count(0) == len(statuses) - 1:  # the first that failed
             end = min(end, time.monotonic() + grace)
-    ended = len(found) == len(pids) or any(found.values())
+    ended = len(statuses) == len(pids) or any(statuses.values())
     for number, pid in enumerate(pids):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        if number not in found:
+        if number not in statuses:
             os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
-    while len(found) < len(pids) and (one := server.ended()):
-        found[one[0]] = one[1]
-    return [found[number] for number in range(len(pids))], ended
+    while len(statuses) < len(pids) and (one := server.ended()):
+        statuses[one[0]] = one[1]
+    return [statuses[number] for number in range(len(pids))], ended
 
 
 def report(codes: list[int], places: list[Place]) -> str:

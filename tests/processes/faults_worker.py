@@ -95,7 +95,7 @@ def orphans(folder: str) -> list[dict]:
     data, running = make_data(home), []
     for launcher, kind in (("torchrun", "none"), ("deepspeed", "sleep"), ("shell", "none")):
         output = home / f"orphan-{launcher}"
-        told, tell = os.pipe()
+        reading, tell = os.pipe()
         wait, go = os.pipe()
         parent = os.fork()
         if not parent:
@@ -107,7 +107,7 @@ def orphans(folder: str) -> list[dict]:
             os.read(wait, 1)  # until the kill
             os._exit(1)
         os.close(tell)
-        orphan = int(os.read(told, 20))
+        orphan = int(os.read(reading, 20))
         running.append((launcher, kind, output, orphan, os.pidfd_open(orphan), time.monotonic()))
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)

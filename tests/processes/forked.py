@@ -35,14 +35,17 @@ class Team:
     """Forked ranks and the pipe into which they tell."""
 
     pids: list[int]
-    told: int
+    messages: int
 
     def hear(self, timeout: float = 60) -> str:
-        """What they told since; waits for something, or for the end of all. Who hangs is aborted, and is an error."""
-        if not select.select([self.told], [], [], timeout)[0]:
+        """The messages since the last call; waits for one, or for the end of all ranks.
+
+        After ``timeout`` seconds the ranks are aborted, which is an error.
+        """
+        if not select.select([self.messages], [], [], timeout)[0]:
             self.kill(which=signal.SIGABRT)
-            raise AssertionError(f"no rank told anything for {timeout} s")
-        return os.read(self.told, 1 << 16).decode()
+            raise AssertionError(f"no rank sent a message for {timeout} s")
+        return os.read(self.messages, 1 << 16).decode()
 
     def kill(self, rank: int | None = None, which: signal.Signals = signal.SIGKILL) -> None:
         """A signal to one rank, or to all."""
@@ -50,7 +53,7 @@ class Team:
             os.kill(pid, which)
 
     def end(self, timeout: float = 60, *, hangs: bool = False) -> tuple[str, list[int]]:
-        """What they told last and how each ended (negative: the signal).
+        """The last messages, and how each rank ended (negative: the signal).
 
         Who has not ended after ``timeout`` seconds is killed, as a launcher would; an error unless it may hang.
         """
@@ -63,9 +66,9 @@ class Team:
             os.close(handle)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
         parts = []
-        while part := os.read(self.told, 1 << 16):  # all writers are gone, so it ends
+        while part := os.read(self.messages, 1 << 16):  # all writers are gone, so it ends
             parts.append(part)
-        os.close(self.told)
+        os.close(self.messages)
         if hung and not hangs:
             raise AssertionError(f"{len(hung)} of {len(self.pids)} ranks hung for {timeout} s")
         return b"".join(parts).decode(), codes
@@ -76,23 +79,23 @@ def fork(world: int, act: Callable[[Tell], object], port: int = 0) -> Team:
 
     With a ``port`` they are to meet there as ranks of torch.distributed, and the pipes are not used.
     """
-    told, telling = os.pipe()
+    messages, telling = os.pipe()
     pairs = [Pipe() for _ in range(world - 1)]
     pids = []
     for rank in range(world):
         pid = os.fork()
         if not pid:
-            os.close(told)
-            mine = [hub for hub, _ in pairs] if rank == 0 else [pairs[rank - 1][1]]
-            for end in (end for pair in pairs for end in pair if end not in mine):
+            os.close(messages)
+            own_pairs = [hub for hub, _ in pairs] if rank == 0 else [pairs[rank - 1][1]]
+            for end in (end for pair in pairs for end in pair if end not in own_pairs):
                 end.close()  # or the death of a peer would not be seen
-            _be(rank, world, port, mine, act, lambda words: os.write(telling, words.encode()))
+            _be(rank, world, port, own_pairs, act, lambda words: os.write(telling, words.encode()))
         pids.append(pid)
     os.close(telling)
     for pair in pairs:
         for end in pair:
             end.close()
-    return Team(pids, told)
+    return Team(pids, messages)
 
 
 def _be(rank: int, world: int, port: int, ends: list[Connection], act: Callable[[Tell], object], tell: Tell) -> None:
@@ -105,10 +108,10 @@ def _be(rank: int, world: int, port: int, ends: list[Connection], act: Callable[
                 if rank:
                     ends[0].send(value)
                     return ends[0].recv()
-                said = [value, *(end.recv() for end in ends)]
+                values = [value, *(end.recv() for end in ends)]
                 for end in ends:
-                    end.send(said)
-                return said
+                    end.send(values)
+                return values
             except (EOFError, OSError):
                 raise Alone from None
 

@@ -24,7 +24,7 @@ from megamask.checkpoint.format import read_tensors, verify
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.runtime import ranks
 from megamask.storage import file_list
-from megamask.training import loop, summary
+from megamask.training import finish, loop
 from tests.processes.server import free_port
 from tests.system.commands import ROOT, metrics, training
 
@@ -35,7 +35,7 @@ PHASES = {
     "take_step": loop,
     "save_checkpoint": loop,
     "validate_sources": loop,
-    "finish_run": summary,
+    "finish_run": finish,
 }
 """Where each phase of a launch is a function."""
 WISHES = (*PHASES, *["save_checkpoint"] * 9)
@@ -66,15 +66,15 @@ def training_kills(folder: str, data: str, variant: str, kills: int, stages: lis
             words, codes = _launch(run, data, variant, stage, world, lasts, wish, rng)
             counted["launches"] += 1
             print(dict(counted), stage, wish, words, codes, flush=True)
-            said = words.split()
-            acknowledged = max(acknowledged, *(int(word[6:]) for word in said if word.startswith("saved-")), -1)
+            lines = words.split()
+            acknowledged = max(acknowledged, *(int(word[6:]) for word in lines if word.startswith("saved-")), -1)
             if any(code < 0 for code in codes):
                 counted["kills"] += 1
-                counted["inside a save"] += said[-1] == "save_checkpoint"
-                phases[said[-1]] += 1
+                counted["inside a save"] += lines[-1] == "save_checkpoint"
+                phases[lines[-1]] += 1
             elif codes != [0] * world:
                 lost.append(f"launch {counted['launches']}: ended with {codes}")
-            lost += [f"launch {counted['launches']}, {said[-1]}: {what}" for what in broken(run, acknowledged)]
+            lost += [f"launch {counted['launches']}, {lines[-1]}: {what}" for what in broken(run, acknowledged)]
         counted["runs"] += 1
         counted["differ"] += not lost and not _same(run, straight[stage])
     log = [line for path in sorted(place.glob("*.log")) for line in path.read_text().splitlines()[-30:]]
@@ -128,9 +128,9 @@ def _train(command: list[str], log: Path, variant: str, tell: Tell) -> None:
 def _told(name: str, act, tell: Tell):
     def acts(*given, **named):
         tell(f" {name}")
-        said = act(*given, **named)
+        result = act(*given, **named)
         tell(f" saved-{given[1]}" if name == "save_checkpoint" else " done")
-        return said
+        return result
 
     return acts
 
@@ -151,8 +151,8 @@ def _forgetful() -> None:
 
     def restore_weights(engine, read, *, steps):
         def weights(name):
-            found = read(name)
-            return found if found is None or re.match("weights/", name) else torch.zeros_like(found)
+            tensor = read(name)
+            return tensor if tensor is None or re.match("weights/", name) else torch.zeros_like(tensor)
 
         restore(engine, weights, steps=steps)
 

@@ -67,8 +67,8 @@ class Jobs:
     def run(self, run_ranks: RunRanks, timeout: float = 600) -> list[Said]:
         """What each rank said of each launch."""
         world = max(job["world"] for job in self.jobs)
-        said = run_ranks(world, "launch_worker:serve", jobs=self.jobs, timeout=timeout)
-        return [[rank[number] for rank in said[: job["world"]]] for number, job in enumerate(self.jobs)]
+        results = run_ranks(world, "launch_worker:serve", jobs=self.jobs, timeout=timeout)
+        return [[rank[number] for rank in results[: job["world"]]] for number, job in enumerate(self.jobs)]
 
 
 @dataclass(frozen=True)
@@ -92,19 +92,19 @@ class Twice:
         last = len(jobs.jobs)
         return cls(cell, folder, (last - 3, last - 2, last - 1))
 
-    def differences(self, said: list[Said]) -> list[str]:
+    def differences(self, results: list[Said]) -> list[str]:
         """What differs between the two."""
         for number, code in zip(self.jobs, (0, REQUEUE, 0), strict=True):
-            for rank in said[number]:
+            for rank in results[number]:
                 assert rank["code"] == code, f"{self.cell}: {rank['err']}"
-        whole, half, rest = (in_order(said[number]) for number in self.jobs)
-        found = differences(record(self.folder / "stopped", STEPS), record(self.folder / "whole", STEPS))
-        return found + ["packs and plans"] * (half + rest != whole)
+        whole, half, rest = (in_order(results[number]) for number in self.jobs)
+        problems = differences(record(self.folder / "stopped", STEPS), record(self.folder / "whole", STEPS))
+        return problems + ["packs and plans"] * (half + rest != whole)
 
 
-def in_order(said: Said) -> list[list]:
+def in_order(results: Said) -> list[list]:
     """The micro-steps of all ranks in the order in which one would take them."""
-    return [pack for together in zip(*(rank["packs"] for rank in said), strict=True) for pack in together]
+    return [pack for together in zip(*(rank["packs"] for rank in results), strict=True) for pack in together]
 
 
 def figures(run: Path, name: str) -> dict[int, float]:
@@ -112,9 +112,9 @@ def figures(run: Path, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in lines if name in line}
 
 
-def apart(found: Mapping[int, float], expected: Mapping[int, float]) -> float:
-    """The largest difference of any step of ``found`` as a share."""
-    return max(abs(found[step] - expected[step]) / expected[step] for step in found)
+def apart(actual: Mapping[int, float], expected: Mapping[int, float]) -> float:
+    """The largest difference of any step of ``actual`` as a share."""
+    return max(abs(actual[step] - expected[step]) / expected[step] for step in actual)
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ class Outcome:
         return not self.tensors and not self.packs and not self.rates and self.loss <= BOUND
 
 
-def outcome(said: Said, run: Path, whole: Said, reference: Path) -> Outcome:
+def outcome(results: Said, run: Path, whole: Said, reference: Path) -> Outcome:
     """The run that has moved against ``whole``, the one that stayed where it was."""
-    for rank in said:
+    for rank in results:
         assert rank["code"] == 0, rank["err"]
     there = {name: value for name, value in kept(run, HALF).items() if "/" in name}
-    tensors = sorted({name for rank in said for name in there if rank["began"].get(name) != there[name]})
+    tensors = sorted({name for rank in results for name in there if rank["began"].get(name) != there[name]})
     expected = in_order(whole)[HALF * PER_STEP :]
-    packs = sum(a != b for a, b in zip(in_order(said), expected, strict=True))
+    packs = sum(a != b for a, b in zip(in_order(results), expected, strict=True))
     numbers = [number for number, *_ in expected]
     assert numbers == list(range(HALF * PER_STEP, STEPS * PER_STEP))
     rates = [name for name in ("lr", "mask_ratio") if figures(run, name) != figures(reference, name)]
@@ -170,16 +170,15 @@ def moved(
         for source, target in moves
         for move in [f"{source} to {target}"]
     ]
-    said = jobs.run(run_ranks, timeout)
-    found = []
+    results = jobs.run(run_ranks, timeout)
+    outcomes = []
     for number, (source, target) in zip(went, moves, strict=True):
         run = folder / f"{source} to {target}"
-        told = said[number][0]["out"]
-        assert source == target or line(source, target) in told, told
-        assert source != target or "Resumed at" not in told
-        found.append(outcome(said[number], run, said[whole], folder / "whole"))
-        print(f"{source} to {target}: {len(said[number])} ranks, loss apart {found[-1].loss:.1e}")
-    print(
-        f"{len(found)} moves, {sum(o.exact for o in found)} exact, loss apart at most {max(o.loss for o in found):.1e}"
-    )
-    return found
+        output = results[number][0]["out"]
+        assert source == target or line(source, target) in output, output
+        assert source != target or "Resumed at" not in output
+        outcomes.append(outcome(results[number], run, results[whole], folder / "whole"))
+        print(f"{source} to {target}: {len(results[number])} ranks, loss apart {outcomes[-1].loss:.1e}")
+    exact, largest = sum(each.exact for each in outcomes), max(each.loss for each in outcomes)
+    print(f"{len(outcomes)} moves, {exact} exact, loss apart at most {largest:.1e}")
+    return outcomes

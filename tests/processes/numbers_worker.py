@@ -69,14 +69,14 @@ class Says:
         self.faults = faults
 
     def targets(self, batches: Sequence, plans: Sequence, progress: float) -> list[SoftTargets | None]:
-        found = []
+        counts = []
         for plan in plans:
             draws = torch.Generator().manual_seed(0)
             hidden = torch.randn(len(plan.targets), 6, generator=draws)
             if self.faults.place == "teacher":
                 hidden = self.faults._one(hidden)
-            found.append(SoftTargets(0.5, hidden=hidden, weight=torch.randn(IDS.size, 6, generator=draws)))
-        return found
+            counts.append(SoftTargets(0.5, hidden=hidden, weight=torch.randn(IDS.size, 6, generator=draws)))
+        return counts
 
 
 class Run:
@@ -112,7 +112,7 @@ class Run:
 
 def poisoned(cells: list[dict]) -> list[list[dict]]:
     """In each cell, every kind of number in every place: what this rank decided, and whether anything moved."""
-    found = []
+    dropped = []
     for ds in cells:
         run, step, answers = Run(ds), 0, []
         assert run.take(step).moves
@@ -132,8 +132,8 @@ def poisoned(cells: list[dict]) -> list[list[dict]]:
         assert clean.take(0).moves and clean.take(step + 1).moves
         answers.append({"same": ended == clean.hash()})
         clean.engine.close()
-        found.append(answers)
-    return found
+        dropped.append(answers)
+    return dropped
 
 
 class MovesAnyway(SpikePolicy):
@@ -161,26 +161,26 @@ def unjudged() -> dict:
             loss = alone.engine.train_micro(batch, plan, targets=targets).total.detach().float()
     alone.engine._gradient_norms = lambda: []
     ranks.sum = lambda values: values
-    mine = alone.engine.measure(loss).finite
+    own_finite = alone.engine.measure(loss).finite
     ranks.sum = agreed
     together = alone.engine.measure(loss).finite
     alone.engine.drop()
     alone.engine.close()
-    return {"poison": poison, "mine": mine, "together": together}
+    return {"poison": poison, "mine": own_finite, "together": together}
 
 
 def flipped(cells: list[dict], times: int) -> list[dict]:
     """In each cell: bits flipped on one rank and seen, and seen where none was flipped."""
-    found = []
+    messages = []
     for ds in cells:
         if ds["zero_optimization"]["stage"] == 3:
             continue
         run = Run(ds)
         run.take(0)
-        held = [tensor for _, tensor in run.engine.local_weights()]
+        weights = [tensor for _, tensor in run.engine.local_weights()]
         draw, seen, false, named = random.Random(0), 0, 0, True
         for _ in range(times):
-            tensor = draw.choice(held)
+            tensor = draw.choice(weights)
             bits = tensor.view(-1).view(torch.uint8)
             byte, bit = draw.randrange(len(bits)), 1 << draw.randrange(8)
             if ranks.rank() == GUILTY:
@@ -197,13 +197,13 @@ def flipped(cells: list[dict], times: int) -> list[dict]:
             except WeightsDivergedError:
                 false += 1
         run.engine.close()
-        found.append({"seen": seen, "false": false, "named": named})
-    return found
+        messages.append({"seen": seen, "false": false, "named": named})
+    return messages
 
 
 def spoilt(cells: list[dict]) -> list[dict]:
     """In each cell, one number of one weight or moment spoilt at a time: how often it would have been published."""
-    found = []
+    messages = []
     for ds in cells:
         run = Run(ds)
         run.take(0)
@@ -213,7 +213,7 @@ def spoilt(cells: list[dict]) -> list[dict]:
             for value in BAD:
                 bad = state[name].clone()
                 bad.view(-1)[-1] = float(value)
-                run.engine.restore(lambda asked, bad=bad, name=name: bad if asked == name else None, steps=1)
+                run.engine.restore(lambda requested, bad=bad, name=name: bad if requested == name else None, steps=1)
                 tried += 1
                 with suppress(NonFiniteError):
                     run.engine.owned_tensors()
@@ -221,21 +221,21 @@ def spoilt(cells: list[dict]) -> list[dict]:
             run.engine.restore(state.get, steps=1)
         assert run.engine.owned_tensors()
         run.engine.close()
-        found.append({"tried": tried, "published": published})
-    return found
+        messages.append({"tried": tried, "published": published})
+    return messages
 
 
 def spiked(jobs: list[dict]) -> list[dict | None]:
     """Launches of whole runs, one after another; of those with a ``begin``, `begun` is called first."""
-    found = []
+    steps = []
     # Muon compiles its iteration for every shape, which takes longer than all the rest
     with torch.compiler.set_stance("force_eager"):
         for job in jobs:
             begin = job.pop("begin", None)
             if begin and ranks.is_main():
                 begun(**begin)
-            found.append(one(job))
-    return found
+            steps.append(one(job))
+    return steps
 
 
 def begun(source: str, target: str, step: int, ledger: list[list[int]], per_step: int) -> None:

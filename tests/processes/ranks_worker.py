@@ -14,17 +14,17 @@ from megamask.runtime import ranks
 def sums(start: float) -> dict:
     """The sum and maximum of ``start`` + rank over all, and everybody's rank."""
     ranks.init_process_group()
-    mine = torch.tensor([start + ranks.rank()])
-    said = {
+    own = torch.tensor([start + ranks.rank()])
+    sums_by_name = {
         "rank": ranks.rank(),
-        "sum": ranks.sum(mine).item(),
-        "maximum": ranks.maximum(mine).item(),
+        "sum": ranks.sum(own).item(),
+        "maximum": ranks.maximum(own).item(),
         "gathered": ranks.gather(ranks.rank()),
-        "mine": mine.item(),
+        "mine": own.item(),
         "stopped": [stopped(ranks.on_rank_zero, 0), stopped(ranks.all_ranks_or_none, ranks.world() - 1)],
     }
     ranks.destroy_process_group()
-    return said
+    return sums_by_name
 
 
 def stopped(together: Callable[[Callable[[], None]], None], by: int) -> bool:

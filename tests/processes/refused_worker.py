@@ -75,8 +75,8 @@ def below_a_file(folder: Path, data: Path) -> list[str]:
 
 
 ROWS: dict[str, Plant] = {
-    found.__name__: found
-    for found in (
+    refusal.__name__: refusal
+    for refusal in (
         no_flag, no_settings, uneven, cut, cut_for_one, no_manifest, wide, no_start, no_teacher, below_a_file,
     )
 }  # fmt: skip
@@ -96,22 +96,22 @@ def refusals(folder: str, names: list[str], alone: bool = False) -> dict[str, di
         teams[name] = forked.fork(
             WORLD, lambda tell, at=place, do=ROWS[name]: _be(at, data, do, alone, tell), free_port()
         )
-    found = {}
+    refusals_by_name = {}
     for name, team in teams.items():
-        told, codes = team.end(120)
-        times = [float(one) for one in re.findall(r"\S+", told)]
-        said = [(home / name / f"said-{rank}.txt").read_text() for rank in range(WORLD)]
-        found[name] = {"codes": codes, "said": said, "seconds": max(times) - min(times)}
-    return found
+        reports, codes = team.end(120)
+        times = [float(one) for one in re.findall(r"\S+", reports)]
+        outputs = [(home / name / f"said-{rank}.txt").read_text() for rank in range(WORLD)]
+        refusals_by_name[name] = {"codes": codes, "said": outputs, "seconds": max(times) - min(times)}
+    return refusals_by_name
 
 
 def _be(place: Path, data: Path, plant: Plant, alone: bool, tell: forked.Tell) -> None:
     """A rank, from its command line to its end, which it tells."""
     code = 1
     with (
-        (place / f"said-{ranks.rank()}.txt").open("w") as said,
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(said),
+        (place / f"said-{ranks.rank()}.txt").open("w") as output,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
     ):
         if alone:
             ranks.all_ranks_or_none = lambda act: act()

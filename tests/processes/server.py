@@ -100,10 +100,10 @@ def environment(rank: int, world: int, port: int) -> dict[str, str]:
 def namespaces() -> bool:
     """Whether this machine lets us mount a small disk of our own."""
     try:
-        asked = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+        mounted = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
     except FileNotFoundError:
         return False
-    return asked.returncode == 0
+    return mounted.returncode == 0
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class Server:
     def start(self, target: str, given: dict[str, Any], places: Sequence[Place]) -> list[int]:
         """Let a fork in each of ``places`` call ``target`` ("module:function"); their process ids."""
         assert self._process.stdin
-        asked = json.dumps([target, given, [asdict(place) for place in places]])
-        self._process.stdin.write(asked.encode() + b"\n")
+        request = json.dumps([target, given, [asdict(place) for place in places]])
+        self._process.stdin.write(request.encode() + b"\n")
         return self._hear()
 
     def ended(self, timeout: float | None = None) -> tuple[int, int] | None:

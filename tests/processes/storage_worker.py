@@ -67,19 +67,19 @@ def prepared(folder: Path, steps: int = 2, world: int = 2, size: int = 1500) -> 
 
 def broken(run: RunFolder, acknowledged: int) -> list[str]:
     """The broken promises: a folder with the name of a checkpoint is valid, nothing acknowledged is lost."""
-    found, steps = [], run.steps()
+    problems, steps = [], run.steps()
     for step in steps:
         try:
             verify(run.checkpoint(step))
         except MegamaskError as error:
-            found.append(str(error))
+            problems.append(str(error))
     if acknowledged > max([-1, *steps]):
-        found.append(f"step {acknowledged} is lost")
+        problems.append(f"step {acknowledged} is lost")
     if acknowledged > 1 and len(steps) < 2:
-        found.append(f"only {steps} are left")
+        problems.append(f"only {steps} are left")
     if run.latest.exists() and not run.checkpoints.joinpath(run.latest.read_text().strip()).is_dir():
-        found.append(f"latest names {run.latest.read_text().strip()}, which is not there")
-    return found
+        problems.append(f"latest names {run.latest.read_text().strip()}, which is not there")
+    return problems
 
 
 # ---- kills at random moments
@@ -100,9 +100,9 @@ def kill_loop(folder: str, variant: str, kills: int, seed: int, world: int = 3) 
         team.kill(rng.choice([None, *range(world)]))
         more, _ = team.end()
         tried += 1
-        said = (words + more).split()
-        acknowledged = max(acknowledged, *(int(word) for word in said if word.isdigit()), -1)
-        inside += said[-1] == "save"
+        lines = (words + more).split()
+        acknowledged = max(acknowledged, *(int(word) for word in lines if word.isdigit()), -1)
+        inside += lines[-1] == "save"
         lost = broken(run, acknowledged)
     return {"kills": tried, "inside a save": inside, "saves": saves + max(0, acknowledged), "lost": lost}
 
@@ -127,7 +127,7 @@ def _in_place() -> None:
     rename = atomic_write.rename
     publishing._prepare = prepare
     publishing.complete = lambda folder: False
-    RunFolder.set_aside = lambda run, folder, why: folder
+    RunFolder.rename_unused = lambda run, folder, why: folder
     atomic_write.rename = lambda old, new: None if old == new else rename(old, new)
 
 
@@ -324,12 +324,12 @@ def full_disks(folder: str, variant: str, levels: int) -> dict:
         words, codes = fork(2, partial(_meet_fault, run.path, kind, level, size, variant)).end()
         counted["levels"] += 1
         outcomes = [line.split(":", 1) for line in words.splitlines()]
-        first = {said for name, said in outcomes if name == "first"}
-        wrong = [said for name, said in outcomes if name == "wrong"] + broken(run, 4)
+        first = {message for name, message in outcomes if name == "first"}
+        wrong = [message for name, message in outcomes if name == "wrong"] + broken(run, 4)
         wrong += [f"the ranks ended with {codes}"] if codes != [0, 0] else []
         wrong += [f"the ranks disagree: {first}"] if len(first) != 1 else []
-        for said in first - {"saved"}:
-            wrong += [] if "bytes are free" in said and "bytes are needed" in said else [said]
+        for message in first - {"saved"}:
+            wrong += [] if "bytes are free" in message and "bytes are needed" in message else [message]
         counted["saved" if first == {"saved"} else "failed"] += 1
         counted["wrong"] += [f"{kind} {level:.3g}: {problem}" for problem in wrong]
         subprocess.run(["umount", "--lazy", place], check=True)
@@ -366,8 +366,8 @@ def _meet_fault(folder: Path, kind: str, level: float, size: int, variant: str, 
         tell("first:saved\n")
     except StorageError as error:
         tell(f"first:{error}\n".replace("\n", " ").strip() + "\n")
-        if ranks.is_main() and (found := broken(start.run, 2)):
-            tell(f"wrong:an older checkpoint: {found}\n")
+        if ranks.is_main() and (problems := broken(start.run, 2)):
+            tell(f"wrong:an older checkpoint: {problems}\n")
     atomic_write.write_file = write
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     ranks.barrier()
@@ -428,7 +428,7 @@ def _own_clocks() -> None:
 def views(folder: str) -> dict:
     """A checkpoint read by two ranks, of which the second sees its file late, never, or with another byte in it."""
     run = prepared(Path(folder) / "run")
-    step, said = 2, {}
+    step, messages = 2, {}
     for kind in ("late", "never", "another byte", "damaged"):
         if kind == "damaged":
             file = run.checkpoint(step) / "state.json"  # of the second rank to read
@@ -457,8 +457,8 @@ def views(folder: str) -> dict:
 
         words, codes = fork(2, act).end()
         assert codes == [0, 0], words
-        said[kind] = sorted(set(words.splitlines()))
-    return said
+        messages[kind] = sorted(set(words.splitlines()))
+    return messages
 
 
 def lags(folder: str, variant: str, saves: int, seed: int) -> dict:

@@ -24,5 +24,5 @@ def test_any_number_of_processes_gives_the_same_bytes(config, run, data, tmp_pat
     store_targets(run, data, HOW)
     other = dataclasses.replace(run, distill=dataclasses.replace(run.distill, stored=tmp_path / "other"))
     store_targets(other, data, dataclasses.replace(HOW, workers=2))
-    found = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("stored", "other")]
-    assert found[0] == found[1]
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("stored", "other")]
+    assert contents[0] == contents[1]

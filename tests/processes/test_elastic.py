@@ -33,8 +33,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
     return Text.made(tmp_path_factory.mktemp("elastic"))
 
 
-def test_a_run_goes_on_in_another_stage_on_another_number_of_ranks(run_ranks, text: Text, tmp_path: Path) -> None:
-    assert [found for found in moved(run_ranks, text, tmp_path, MOVES) if not found.exact] == []
+def test_a_run_resumes_in_another_stage_on_another_number_of_ranks(run_ranks, text: Text, tmp_path: Path) -> None:
+    assert [outcome_of for outcome_of in moved(run_ranks, text, tmp_path, MOVES) if not outcome_of.exact] == []
 
 
 def test_two_ranks_resume_to_the_bit_and_what_a_move_gets_wrong_is_found(run_ranks, text: Text, tmp_path: Path) -> None:
@@ -48,13 +48,15 @@ def test_two_ranks_resume_to_the_bit_and_what_a_move_gets_wrong_is_found(run_ran
     for place in (one, two):
         jobs.add(f"means {place.world}", place, fault="mean of means")
     twice = [Twice.added(cell, jobs) for cell in LEARNING]
-    said = jobs.run(run_ranks)
-    assert {str(run.cell): run.differences(said) for run in twice if run.differences(said)} == {}
-    found = {f: outcome(said[at], tmp_path / f"two {f}", said[whole], tmp_path / "whole") for f, at in went.items()}
-    assert found[""].exact
-    swapped = found["two tensors swapped"]
+    results = jobs.run(run_ranks)
+    assert {str(run.cell): run.differences(results) for run in twice if run.differences(results)} == {}
+    outcomes = {
+        f: outcome(results[at], tmp_path / f"two {f}", results[whole], tmp_path / "whole") for f, at in went.items()
+    }
+    assert outcomes[""].exact
+    swapped = outcomes["two tensors swapped"]
     assert len(swapped.tensors) == 2 and swapped.loss > BOUND
-    stretched = found["packs of each rank in a stretch"]
+    stretched = outcomes["packs of each rank in a stretch"]
     # sorted they would be the same, and so are the losses
     assert stretched.packs and not stretched.tensors and stretched.loss <= BOUND
     means = [figures(tmp_path / f"means {world}", "train/loss") for world in (1, 2)]

@@ -17,8 +17,8 @@ OFFLOAD = [
 BOUND = 1e-5  # fp32 against float64, over 20 steps
 
 
-def distance(found: list[float], expected: list[float]) -> float:
-    return max(abs(f - e) / e for f, e in zip(found, expected, strict=True))
+def distance(actual: list[float], expected: list[float]) -> float:
+    return max(abs(f - e) / e for f, e in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -52,9 +52,9 @@ def test_muon_resumes_bit_for_bit(run_ranks):
             assert answer["same"]
 
 
-def test_a_run_goes_on_in_other_stages_and_on_other_numbers_of_ranks(run_ranks, tmp_path):
-    found = []
+def test_a_run_resumes_in_other_stages_on_other_numbers_of_ranks(run_ranks, tmp_path):
+    losses = []
     for end, (world, stage) in zip((5, 10, 15, 20), [(2, 1), (1, 3), (2, 0), (2, 2)], strict=True):
         arguments = {"folder": str(tmp_path / "run"), "ds": FP32[stage], "end": end}
-        found += run_ranks(world, "training_worker:elastic", **arguments)[0]
-    assert distance(found, plain("modern", 1.0, "float64")) < BOUND
+        losses += run_ranks(world, "training_worker:elastic", **arguments)[0]
+    assert distance(losses, plain("modern", 1.0, "float64")) < BOUND

@@ -85,11 +85,11 @@ def together_on(commands: Sequence[Sequence[object]], environments: Sequence[dic
         for command, own in zip(commands, environments, strict=True)
     ]
     try:
-        said = [process.communicate(timeout=300)[0] for process in started]
+        outputs = [process.communicate(timeout=300)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    return Ended(max(abs(process.returncode) for process in started), said[0], said[1])
+    return Ended(max(abs(process.returncode) for process in started), outputs[0], outputs[1])
 
 
 LAUNCHERS: dict[str, Callable[..., Ended]] = {
@@ -111,18 +111,18 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[in
 @pytest.fixture(scope="module")
 def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[tuple[int, str], float]]:
     """The figures of two ranks under each launcher."""
-    found = {}
+    runs = {}
     for name, launch in LAUNCHERS.items():
         output = tmp_path_factory.mktemp(name) / "run"
         ended = launch(*INSTALLED.get(name, [PRETRAIN]), *training(data, output, steps=STEPS), *ZERO)
         assert ended.code == 0, f"{name}: {ended.out}{ended.err}"
         assert len(list(RunFolder(output).checkpoint(STEPS).glob("*.safetensors"))) == 2
-        found[name] = metrics(output)
-    return found
+        runs[name] = metrics(output)
+    return runs
 
 
 def test_every_launcher_makes_the_same_run(together: dict[str, dict[tuple[int, str], float]]) -> None:
-    assert all(found == together["srun"] for found in together.values())
+    assert all(run == together["srun"] for run in together.values())
 
 
 def test_two_ranks_take_the_steps_of_one(

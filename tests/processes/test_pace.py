@@ -8,10 +8,10 @@ import pytest
 
 
 @pytest.mark.parametrize(("whole_steps", "named"), [(False, 1), (True, 0)])
-def test_the_slow_rank_is_named_by_its_own_work_and_would_not_be_by_whole_steps(
+def test_a_slow_rank_is_detected_by_its_own_work_not_by_step_times(
     apart, tmp_path: Path, whole_steps: bool, named: int
 ) -> None:
-    said, silent = apart("faults_worker:slow_ranks", tmp_path, whole_steps=whole_steps)
-    assert said.count(" is slow: its own work takes ") == named
-    assert said.count("Rank 1 on ") == named
+    lines, silent = apart("faults_worker:slow_ranks", tmp_path, whole_steps=whole_steps)
+    assert lines.count(" is slow: its own work takes ") == named
+    assert lines.count("Rank 1 on ") == named
     assert " is slow" not in silent

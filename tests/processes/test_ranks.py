@@ -6,12 +6,12 @@ import pytest
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_rank_hears_the_same(run_ranks, world: int) -> None:
-    said = run_ranks(world, "ranks_worker:sums", start=2.5)
+def test_every_rank_gets_the_same_values(run_ranks, world: int) -> None:
+    results = run_ranks(world, "ranks_worker:sums", start=2.5)
     values = [2.5 + rank for rank in range(world)]
-    assert [answer["rank"] for answer in said] == list(range(world))
-    assert [answer["mine"] for answer in said] == values
-    for answer in said:
+    assert [answer["rank"] for answer in results] == list(range(world))
+    assert [answer["mine"] for answer in results] == values
+    for answer in results:
         assert answer["sum"] == sum(values)
         assert answer["maximum"] == max(values)
         assert answer["gathered"] == list(range(world))

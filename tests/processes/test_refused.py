@@ -24,26 +24,26 @@ LONGEST = 10.0
 
 
 @pytest.fixture(scope="module")
-def found(apart: forked.Apart, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def refusals(apart: forked.Apart, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     sound = apart("refused_worker:refusals", tmp_path_factory.mktemp("sound"), names=list(ROWS))
     broken = apart("refused_worker:refusals", tmp_path_factory.mktemp("broken"), names=["cut_for_one"], alone=True)
     return sound | {"alone": broken["cut_for_one"]}
 
 
 def told_wrong(one: dict, code: int, sentence: str) -> list[str]:
-    said = " ".join("\n".join(one["said"]).split())
+    output = " ".join("\n".join(one["said"]).split())
     wrong = [] if one["codes"] == [code, code] else [f"the exit codes are {one['codes']}"]
-    wrong += [] if said.count(sentence) == 1 else [f"told {said.count(sentence)} times"]
-    wrong += ["there is a trace"] if "Traceback" in said else []
+    wrong += [] if output.count(sentence) == 1 else [f"told {output.count(sentence)} times"]
+    wrong += ["there is a trace"] if "Traceback" in output else []
     wrong += [f"the last outlived the first by {one['seconds']:.1f} s"] if one["seconds"] > LONGEST else []
-    return [*wrong, said] if wrong else []
+    return [*wrong, output] if wrong else []
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_all_ranks_end_and_it_is_told_once(found: dict[str, dict], name: str) -> None:
-    print(f"\n{name}: {found[name]['codes']}, the last outlived the first by {found[name]['seconds']:.2f} s")
-    assert not told_wrong(found[name], *ROWS[name])
+def test_all_ranks_exit_and_the_error_is_printed_once(refusals: dict[str, dict], name: str) -> None:
+    print(f"\n{name}: {refusals[name]['codes']}, the last outlived the first by {refusals[name]['seconds']:.2f} s")
+    assert not told_wrong(refusals[name], *ROWS[name])
 
 
-def test_ranks_that_do_not_hear_of_each_other_are_found(found: dict[str, dict]) -> None:
-    assert told_wrong(found["alone"], *ROWS["cut_for_one"])
+def test_ranks_without_shared_errors_are_detected(refusals: dict[str, dict]) -> None:
+    assert told_wrong(refusals["alone"], *ROWS["cut_for_one"])

@@ -62,7 +62,7 @@ def micro(step: int, place: int):
 
 def train(engine: Engine, start: int, end: int) -> list[float]:
     """The mean loss of each step, as hex so that no bit is lost."""
-    found = []
+    losses = []
     for step in range(start, end):
         total = torch.zeros(())
         for index in range(engine.accumulate):
@@ -71,8 +71,8 @@ def train(engine: Engine, start: int, end: int) -> list[float]:
             total += engine.train_micro(batch, plan, targets=targets).total.detach().float()
         assert engine.measure(total).finite
         engine.step(optimizer().lr((step + 1) / STEPS))
-        found.append(float(ranks.sum(total) / targets))
-    return found
+        losses.append(float(ranks.sum(total) / targets))
+    return losses
 
 
 def kept(engine: Engine) -> dict[str, torch.Tensor]:
@@ -87,9 +87,9 @@ def entropy(engine: Engine) -> torch.Tensor:
 
 def runs(cases: list[dict]) -> list[dict]:
     """`run` of each case in turn: starting the processes takes longer than a run."""
-    found = [run(**case) for case in cases]
+    results = [run(**case) for case in cases]
     ranks.destroy_process_group()
-    return found
+    return results
 
 
 def run(
@@ -126,7 +126,7 @@ def plain(preset: str, clip: float, dtype: str = "float32", learns: str = "mlm")
     config = optimizer(clip=clip)
     groups = parameter_groups(model, config)
     adam = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
-    found = []
+    losses = []
     for step in range(STEPS):
         for group in adam.param_groups:
             group["lr"] = config.lr((step + 1) / STEPS)
@@ -141,8 +141,8 @@ def plain(preset: str, clip: float, dtype: str = "float32", learns: str = "mlm")
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         adam.step()
         adam.zero_grad()
-        found.append(total)
-    return found
+        losses.append(total)
+    return losses
 
 
 def elastic(folder: str, ds: dict, end: int) -> list[float]:

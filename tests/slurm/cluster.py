@@ -292,8 +292,8 @@ class Cluster:
 
     def node_states(self) -> dict[str, str]:
         """Name -> state."""
-        said = self.run("sinfo", "-h", "-N", "-p", "batch", "-o", "%N %T").stdout
-        return {words[0]: words[1] for words in (line.split() for line in said.splitlines()) if len(words) == 2}
+        output = self.run("sinfo", "-h", "-N", "-p", "batch", "-o", "%N %T").stdout
+        return {words[0]: words[1] for words in (line.split() for line in output.splitlines()) if len(words) == 2}
 
     def wait_until_idle(self) -> None:
         """No node has anything to do."""
@@ -382,21 +382,21 @@ class Cluster:
 
     def logs(self, lines: int = 15) -> str:
         """The ends of all logs."""
-        found = sorted((self.dir / "log").iterdir())
-        return "\n".join(f"== {log.name}\n" + "\n".join(log.read_text().splitlines()[-lines:]) for log in found)
+        logs_found = sorted((self.dir / "log").iterdir())
+        return "\n".join(f"== {log.name}\n" + "\n".join(log.read_text().splitlines()[-lines:]) for log in logs_found)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Start a cluster, run a command on its login node, stop it.")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("command", nargs=argparse.REMAINDER)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     if reason := why_not():
         print(reason, file=sys.stderr)
         return 77
-    with Cluster(asked.nodes) as slurm:
-        print(f"{asked.nodes} nodes are up; {slurm.dir}", file=sys.stderr, flush=True)
-        command = asked.command[asked.command[:1] == ["--"] :] or ["bash"]
+    with Cluster(options.nodes) as slurm:
+        print(f"{options.nodes} nodes are up; {slurm.dir}", file=sys.stderr, flush=True)
+        command = options.command[options.command[:1] == ["--"] :] or ["bash"]
         assert slurm.login
         inside = slurm.login.enter(*command, folder=os.getcwd())
         code = subprocess.run(inside, env=slurm.environment()).returncode

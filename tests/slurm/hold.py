@@ -29,9 +29,9 @@ def at(step: int, rank: int, world: int, run: Path) -> None:
 
 def first(file: Path) -> bool:
     """Whether ``file`` was not there; now it is."""
-    found = file.exists()
+    existed = file.exists()
     file.touch()
-    return not found
+    return not existed
 
 
 def until_a_signal() -> None:

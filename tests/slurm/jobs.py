@@ -70,8 +70,8 @@ class Job:
     def processes(self, node: str) -> list[str]:
         """The numbers of the ranks on ``node``, there."""
         look = "grep -lsa '^python.megamask/pretrain.py' /proc/[0-9]*/cmdline"
-        found = self.slurm.run("sh", "-c", look, node=node).stdout.split()
-        return sorted((path.split("/")[2] for path in found), key=int)
+        pids = self.slurm.run("sh", "-c", look, node=node).stdout.split()
+        return sorted((path.split("/")[2] for path in pids), key=int)
 
     def text(self) -> str:
         """The job's log."""
@@ -79,8 +79,8 @@ class Job:
 
     def ranks(self, restart: int = 0) -> dict[str, str]:
         """What each rank of a launch has said, by the name of its log."""
-        found = sorted(self.run.glob(f"logs/{self.number}.{restart}/*-rank*.log"))
-        return {log.name.removesuffix(".log"): log.read_text() for log in found}
+        logs = sorted(self.run.glob(f"logs/{self.number}.{restart}/*-rank*.log"))
+        return {log.name.removesuffix(".log"): log.read_text() for log in logs}
 
     def everything(self) -> str:
         """For the message of a test that fails."""
@@ -91,9 +91,9 @@ class Job:
         """Return when all ranks wait before ``step``; AssertionError if the job ends instead."""
 
         def waits() -> bool:
-            found = len(list(self.run.glob(f"held-{step}-rank*"))) == ranks
-            assert found or self.slurm.state(self.number) in ("PENDING", "RUNNING", "COMPLETING"), self.everything()
-            return found
+            complete = len(list(self.run.glob(f"held-{step}-rank*"))) == ranks
+            assert complete or self.slurm.state(self.number) in ("PENDING", "RUNNING", "COMPLETING"), self.everything()
+            return complete
 
         self.slurm.until(waits, f"ranks held at step {step}", self.everything)
 
@@ -119,8 +119,8 @@ class Job:
 
     def ends(self, state: str = "COMPLETED") -> None:
         """Return when the job has ended in ``state``."""
-        found = self.slurm.wait(self.number)
-        assert found == state, self.everything()
+        states = self.slurm.wait(self.number)
+        assert states == state, self.everything()
 
     def finishes(self) -> None:
         """Return when the job has ended with its run finished."""

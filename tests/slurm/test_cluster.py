@@ -21,11 +21,11 @@ pytestmark = pytest.mark.slurm
 
 def processes(words: str) -> list[str]:
     """The command lines with ``words`` in them."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            found.append(path.read_text(errors="replace").replace("\0", " "))
-    return [line for line in found if words in line]
+            pids.append(path.read_text(errors="replace").replace("\0", " "))
+    return [line for line in pids if words in line]
 
 
 def test_a_killed_python_leaves_no_cluster_behind() -> None:
@@ -34,9 +34,9 @@ def test_a_killed_python_leaves_no_cluster_behind() -> None:
     command = [sys.executable, "-m", "tests.slurm.cluster", "--nodes", "2", "--", "sleep", "300"]
     python = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert python.stderr
-    said = python.stderr.readline()
-    assert "2 nodes are up" in said
-    folder = said.split()[-1]
+    line = python.stderr.readline()
+    assert "2 nodes are up" in line
+    folder = line.split()[-1]
     assert processes(folder)  # munged, at least, is told where it is
     python.kill()
     python.wait()

@@ -26,27 +26,27 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> l
     """The loss curve of a run to which nothing happens."""
     job = Job(cluster, checkout(tmp_path_factory.mktemp("undisturbed") / "megamask", TOY), "--steps", STEPS)
     job.finishes()
-    found = losses(job.run)
-    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
-    return found
+    values = losses(job.run)
+    assert [line["step"] for line in values] == list(range(1, STEPS + 1))
+    return values
 
 
 def told(job: Job, restart: int = 0) -> dict[str, dict]:
     """The rank, size and address that each rank received."""
-    return {name: json.loads(said.splitlines()[0]) for name, said in job.ranks(restart).items()}
+    return {name: json.loads(text.splitlines()[0]) for name, text in job.ranks(restart).items()}
 
 
 def test_the_header_alone_starts_sixteen_ranks(slurm: Cluster, root: Path) -> None:
     job = Job(slurm, root, "--steps", 3, size=[])
     job.finishes()
-    found = told(job)
-    assert set(found) == {f"node{1 + rank // 8}-rank{rank}" for rank in range(16)}
+    environments = told(job)
+    assert set(environments) == {f"node{1 + rank // 8}-rank{rank}" for rank in range(16)}
     for rank in range(16):
-        its = found[f"node{1 + rank // 8}-rank{rank}"]
+        its = environments[f"node{1 + rank // 8}-rank{rank}"]
         assert (its["rank"], its["world"], its["SLURM_LOCALID"]) == (rank, 16, str(rank % 8))
         assert its["CUDA_VISIBLE_DEVICES"] == "0,1,2,3,4,5,6,7"
         assert (its["MASTER_ADDR"], its["HF_HUB_OFFLINE"]) == ("node1", "1")
-    assert len({its["MASTER_PORT"] for its in found.values()}) == 1
+    assert len({its["MASTER_PORT"] for its in environments.values()}) == 1
 
 
 def test_a_signal_reaches_ranks_that_still_import(
@@ -60,9 +60,9 @@ def test_a_signal_reaches_ranks_that_still_import(
     job.requeued()
     job.finishes()
     assert all(its["ignored"] for its in told(job).values())  # else the signal would have killed them
-    assert all("after step 6" in said for said in job.ranks(0).values())
+    assert all("after step 6" in text for text in job.ranks(0).values())
     # when the first has ended with 75, srun may be faster with its TERM to the others than with the next USR1
-    assert any("stopped by SIGUSR1" in said for said in job.ranks(0).values())
+    assert any("stopped by SIGUSR1" in text for text in job.ranks(0).values())
     assert losses(job.run) == undisturbed
 
 
@@ -255,8 +255,8 @@ def test_every_run_of_a_study_is_a_task_of_an_array(slurm: Cluster, root: Path) 
     options = ("--array=0-2", f"--output={root}/%a.out")
     Job(slurm, root, "plan.toml", "--output", "my study", size=one, options=options, script="study.sh")
     slurm.until(lambda: not slurm.run("squeue", "-h").stdout, "the end", lambda: slurm.run("squeue").stdout)
-    told = [(root / f"{task}.out").read_text().splitlines()[-1] for task in range(3)]
-    assert told == [f"told plan.toml --output my study --only {task} --jobs 1" for task in range(3)]
+    last_lines = [(root / f"{task}.out").read_text().splitlines()[-1] for task in range(3)]
+    assert last_lines == [f"told plan.toml --output my study --only {task} --jobs 1" for task in range(3)]
     assert (root / "my study").is_dir()
     job = Job(slurm, root, "plan.toml", size=one, options=("--array=0",), script="study.sh")
     job.ends("FAILED")
@@ -272,7 +272,7 @@ def test_every_glue_task_runs_with_every_seed(slurm: Cluster, root: Path) -> Non
     Job(slurm, root, "--model", "m", size=one, options=options, script="glue.sh", **env)
     logs = [root / f"{task}.out" for task in range(7)]
     slurm.until(lambda: not slurm.run("squeue", "-h").stdout, "the end", lambda: slurm.run("squeue").stdout)
-    told = [log.read_text().splitlines()[-1] for log in logs]
+    last_lines = [log.read_text().splitlines()[-1] for log in logs]
     runs = [(task, seed) for task in ("rte", "cola") for seed in (3, 4, 5)]
-    assert told[:6] == [f"told --tasks {task} --first-seed {seed} --model m" for task, seed in runs]
-    assert "`--array` must lie in 0-5, 2 tasks with 3 seeds, but is 6." in told[6]
+    assert last_lines[:6] == [f"told --tasks {task} --first-seed {seed} --model m" for task, seed in runs]
+    assert "`--array` must lie in 0-5, 2 tasks with 3 seeds, but is 6." in last_lines[6]

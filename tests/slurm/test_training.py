@@ -45,7 +45,7 @@ def test_two_nodes_and_four_ranks_train_to_the_end(story: Story) -> None:
     where = nodes(story.twin)
     assert len(where) == 4
     assert where[0] == where[1] != where[2] == where[3]
-    assert any("on 4 x cpu" in said for said in story.twin.ranks().values())
+    assert any("on 4 x cpu" in text for text in story.twin.ranks().values())
     assert len(list(story.twin.run.glob(f"checkpoints/step-{story.steps}/rank-*"))) == 4
 
 

@@ -24,8 +24,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--every", type=int, default=1000)
     parser.add_argument("--output", type=Path)
-    asked = parser.parse_args()
-    run, rank, world = asked.output, int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    options = parser.parse_args()
+    run, rank, world = options.output, int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
     ignored = signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     (run / f"started-{rank}").touch()
     while "DEAF" in os.environ and not Path(os.environ["DEAF"]).exists():
@@ -46,17 +46,17 @@ def main() -> int:
     step, state = newest(run)
     meet(run, rank, world, stop)
     if rank == 0:
-        (run / "config.json").write_text(json.dumps({"steps": asked.steps, "log": {"steps": 1}}, indent=2))
+        (run / "config.json").write_text(json.dumps({"steps": options.steps, "log": {"steps": 1}}, indent=2))
         keep(run, step)
-    while step < asked.steps and not stop:
+    while step < options.steps and not stop:
         hold.at(step, rank, world, run)
         step, state = step + 1, (state * 48271 + step) % 2147483647
         if rank == 0:
             with (run / "logs" / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "loss": state}) + "\n")
-            if step % asked.every == 0 or step == asked.steps or stop:
+            if step % options.every == 0 or step == options.steps or stop:
                 save(run, step, state)
-    if stop and step < asked.steps:
+    if stop and step < options.steps:
         print(f"stopped by {signal.Signals(stop[0]).name} after step {step}", flush=True)
         return 75
     return 0

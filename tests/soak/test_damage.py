@@ -17,7 +17,7 @@ def test_every_damage_is_seen_in_stage(data: Path, tmp_path: Path, stage: int) -
     more = ["--deepspeed", f"ds_configs/zero{stage}.json"]
     ended = shell(*launcher, "megamask/pretrain.py", *training(data, tmp_path / "run"), *more)
     assert ended.code == 0, ended.out + ended.err
-    found = sweep(RunFolder(tmp_path / "run").checkpoint(4), 5000)
-    print(f"\ndamages in stage {stage}: {found}")
-    assert found["missed"] == []
-    assert found["files"] == 4
+    unnoticed = sweep(RunFolder(tmp_path / "run").checkpoint(4), 5000)
+    print(f"\ndamages in stage {stage}: {unnoticed}")
+    assert unnoticed["missed"] == []
+    assert unnoticed["files"] == 4

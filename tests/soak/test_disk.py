@@ -17,9 +17,9 @@ def test_fifty_degrees_of_a_full_disk(apart, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_training_survives_one_full_disk_and_gives_up_on_three(apart, data: Path, tmp_path: Path, stage: int) -> None:
-    found = apart("kill_worker:training_on_a_full_disk", tmp_path, data=str(data), world=2, stage=stage)
-    print(f"\na training on a full disk: {found['ends']}")
-    assert found["ends"] == [[7, 7], [1, 3], [0, 0], [4, 5, 6]], found["log"]
-    assert found["same"]
-    assert "could not save checkpoint 2: No space left on device" in found["log"]
-    assert "Training continues; the next checkpoint is tried as usual." in found["log"]
+    report = apart("kill_worker:training_on_a_full_disk", tmp_path, data=str(data), world=2, stage=stage)
+    print(f"\na training on a full disk: {report['ends']}")
+    assert report["ends"] == [[7, 7], [1, 3], [0, 0], [4, 5, 6]], report["log"]
+    assert report["same"]
+    assert "could not save checkpoint 2: No space left on device" in report["log"]
+    assert "Training continues; the next checkpoint is tried as usual." in report["log"]

@@ -29,7 +29,7 @@ def test_every_pair_of_stages_on_every_number_of_ranks(precision: str, run_ranks
         for source in stages
         for target in stages
     ]
-    found = moved(run_ranks, text, tmp_path, moves, reference=stages[0], timeout=3600)
-    assert len(found) == 3 * len(stages) ** 2
+    outcomes = moved(run_ranks, text, tmp_path, moves, reference=stages[0], timeout=3600)
+    assert len(outcomes) == 3 * len(stages) ** 2
     # under bf16 rounding decides how far losses lie apart, and nothing bounds that
-    assert [o for o in found if o.tensors or o.packs or o.rates or not (o.exact or precision)] == []
+    assert [o for o in outcomes if o.tensors or o.packs or o.rates or not (o.exact or precision)] == []

@@ -23,16 +23,16 @@ def test_a_run_that_was_stopped_is_the_run_that_was_not(cell: Cell, text: Text, 
 
 
 def test_the_cells_hold_every_pair_of_an_engine_and_a_score() -> None:
-    found = {(cell.engine, cell.name.split(" + ")[1]) for cell in cells.combined(2)}
+    pairs = {(cell.engine, cell.name.split(" + ")[1]) for cell in cells.combined(2)}
     wanted = {(engine, score) for engine in ENGINES for score in cells.SCORES} - set(cells.NEVER)
-    assert found == wanted
+    assert pairs == wanted
 
 
 def test_two_ranks_resume_to_the_bit(run_ranks, text: Text, tmp_path: Path) -> None:
     jobs = Jobs(text, tmp_path)
     # of two ranks each step has two packs for each, so that micro-steps are accumulated too
     twice = [Twice.added(cell, jobs) for cell in cells.combined(1)]
-    said = jobs.run(run_ranks, timeout=3600)
-    found = {str(run.cell): run.differences(said) for run in twice}
-    print(f"{len(found)} cells on two ranks, {sum(map(bool, found.values()))} that differ")
-    assert {name: names for name, names in found.items() if names} == {}
+    results = jobs.run(run_ranks, timeout=3600)
+    by_cell = {str(run.cell): run.differences(results) for run in twice}
+    print(f"{len(by_cell)} cells on two ranks, {sum(map(bool, by_cell.values()))} that differ")
+    assert {name: names for name, names in by_cell.items() if names} == {}

@@ -13,7 +13,7 @@ def test_ten_thousand_kills_of_the_publisher(apart, tmp_path: Path) -> None:
 
 
 def test_a_hundred_launches_that_wake_too_late(apart, tmp_path: Path) -> None:
-    test_publish.test_who_was_taken_over_publishes_nothing(apart, tmp_path, rounds=100)
+    test_publish.test_a_launch_that_lost_its_lock_publishes_nothing(apart, tmp_path, rounds=100)
 
 
 def test_two_hundred_saves_where_storage_lags(apart, tmp_path: Path) -> None:
@@ -21,8 +21,8 @@ def test_two_hundred_saves_where_storage_lags(apart, tmp_path: Path) -> None:
 
 
 def test_two_hundred_kills_of_trainings_of_two_ranks(apart, data: Path, tmp_path: Path) -> None:
-    asked = {"kills": 200, "stages": [0, 1, 2, 3], "world": 2}
-    test_kills.test_kills_of_a_training_cost_nothing(apart, data, tmp_path, **asked)
+    arguments = {"kills": 200, "stages": [0, 1, 2, 3], "world": 2}
+    test_kills.test_kills_of_a_training_cost_nothing(apart, data, tmp_path, **arguments)
 
 
 def test_the_kills_find_a_training_that_forgets_its_moments(apart, data: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def recorded(seed: int, steps: int) -> list[tuple[float, float]]:
     """
     config = OptimizerConfig()
     engine = Engine(objective("modern", 0.1), config, {"zero_optimization": {"stage": 0}}, packs_per_step=1)
-    masker, found = Masker(MaskingConfig(Schedule(start=0.3)), IDS), []
+    masker, plans = Masker(MaskingConfig(Schedule(start=0.3)), IDS), []
     for step in range(steps):
         draw = random.Random(f"{seed} {step}")
         lengths = [draw.randint(40, 60) for _ in range(4)]
@@ -56,10 +56,10 @@ def recorded(seed: int, steps: int) -> list[tuple[float, float]]:
         torch.manual_seed(step)
         loss = engine.train_micro(batch, plan, targets=len(plan.targets)).total.detach().float()
         measured = engine.measure(loss)
-        found.append((measured.loss / len(plan.targets), measured.grad_norm))
+        plans.append((measured.loss / len(plan.targets), measured.grad_norm))
         engine.step(config.lr((step + 1) / steps))
     engine.close()
-    return found
+    return plans
 
 
 def test_training_has_no_spikes_unless_one_is_planted(steps: int = 2000) -> None:

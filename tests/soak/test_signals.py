@@ -46,9 +46,9 @@ def test_no_rank_outlives_its_launcher(data: Path, tmp_path: Path, name: str, wh
     output = tmp_path / "run"
     command = [*LAUNCHERS[name], str(free_port()), "megamask/pretrain.py"]
     arguments = training(data, output, steps=100_000, checkpoint__every=100_000, validation__every=100_000)
-    with (tmp_path / "said.txt").open("wb") as said:
+    with (tmp_path / "said.txt").open("wb") as log:
         launcher = subprocess.Popen(
-            [*command, *arguments], cwd=ROOT, env=clean(), stdout=said, stderr=said,
+            [*command, *arguments], cwd=ROOT, env=clean(), stdout=log, stderr=log,
             # a shell that has sent the tests to the background has it ignored
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
@@ -57,8 +57,8 @@ def test_no_rank_outlives_its_launcher(data: Path, tmp_path: Path, name: str, wh
         while not (metrics.exists() and metrics.read_text().count("train/loss") > random.randint(1, 5)):
             assert launcher.poll() is None and time.monotonic() < until, (tmp_path / "said.txt").read_text()
             time.sleep(0.1)
-        found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and str(output) in _command(pid)]
-        handles = [os.pidfd_open(pid) for pid in found if pid != launcher.pid]
+        pids = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and str(output) in _command(pid)]
+        handles = [os.pidfd_open(pid) for pid in pids if pid != launcher.pid]
         began = time.monotonic()
         launcher.send_signal(which)
         for handle in handles:
@@ -81,7 +81,7 @@ def _command(pid: str) -> str:
         return ""
 
 
-def test_a_signal_during_the_real_imports_is_heard(data: Path, tmp_path: Path) -> None:
+def test_a_signal_during_the_real_imports_is_handled(data: Path, tmp_path: Path) -> None:
     """Sent while torch is imported, which takes seconds, to a process that runs pretrain.py as anybody would."""
     arguments = training(data, tmp_path / "run")
     run = subprocess.Popen([sys.executable, "megamask/pretrain.py", *arguments], cwd=ROOT, env=clean())
@@ -120,12 +120,12 @@ def test_a_signal_ends_a_command_and_all_its_processes(
 
 def _of_session(number: int) -> list[str]:
     """The commands that run in a session."""
-    found = []
+    pids = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
         except OSError:
             continue
         if int(session) == number and state != "Z":
-            found.append(_command(pid))
-    return found
+            pids.append(_command(pid))
+    return pids

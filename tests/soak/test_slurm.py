@@ -22,7 +22,7 @@ def test_a_run_through_many_deeds(slurm: Cluster, data: Path, tmp_path: Path, co
     story = Story(slurm, data, tmp_path, deeds)
     story.happens()
     here, there = losses(story.job.run), losses(story.twin.run)
-    different = sum(mine != theirs for mine, theirs in zip(here, there, strict=True))
+    different = sum(own != other for own, other in zip(here, there, strict=True))
     restarts = [int(slurm.job(link.number)["Restarts"]) for link in story.links]
     print(f"\n{dict(Counter(deeds))}: {len(restarts)} jobs with {sum(restarts)} restarts")
     print(f"figures compared: {len(there)}, different: {different}")

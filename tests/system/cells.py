@@ -73,18 +73,18 @@ class Text:
     @classmethod
     def made(cls, folder: Path) -> Text:
         """Prepared and trained below ``folder``."""
-        found = cls(folder / "data", folder / "teacher")
+        paths = cls(folder / "data", folder / "teacher")
         (folder / "corpus.txt").write_text(text(documents=48))
         how = ["--tokenizer", "wordpiece", "--vocab-size", 300, "--valid-share", 0.2, "--workers", 1]
-        made = run(main, "prepare", "--input", folder / "corpus.txt", "--output", found.data, *how)
+        made = run(main, "prepare", "--input", folder / "corpus.txt", "--output", paths.data, *how)
         assert made.code == 0, made.err
         for split in SPLITS:
             # some, for there is no grammar in made-up words
-            tags = [(part % 4).astype(np.uint8) for part in Shards.open(found.data, split).parts]
-            write_sidecar(found.data, "tags", split, tags, {"tags": ["NOUN", "VERB", "ADJ"]})
-        made = train(found.data, found.teacher, steps=2)
+            tags = [(part % 4).astype(np.uint8) for part in Shards.open(paths.data, split).parts]
+            write_sidecar(paths.data, "tags", split, tags, {"tags": ["NOUN", "VERB", "ADJ"]})
+        made = train(paths.data, paths.teacher, steps=2)
         assert made.code == 0, made.err
-        return found
+        return paths
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,16 @@ def few() -> list[Cell]:
 
 def recipes() -> list[Cell]:
     """Each recipe that a test can make small, the engines and the places to stop in turn."""
-    found: list[Cell] = []
+    cells: list[Cell] = []
     for recipe in [*STARTS, *(recipe for recipe in RECIPES if recipe.endswith("-tiny"))]:
         config = find_recipe(recipe)
         suits = [engine for engine, ds in ENGINES.items() if not ds_problems(config.optimizer, ds)]
         # a test has two layers
         depth: dict[str, object] = {"objective.depth": 1} if config.objective.depth else {}
-        turn = len(found)
+        turn = len(cells)
         stop = STOPS[turn // len(suits) % len(STOPS)]
-        found.append(Cell(recipe, depth, suits[turn % len(suits)], stop, recipe))
-    return found
+        cells.append(Cell(recipe, depth, suits[turn % len(suits)], stop, recipe))
+    return cells
 
 
 def arguments(cell: Cell, text: Text, output: Path) -> list[str]:

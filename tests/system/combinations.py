@@ -50,7 +50,7 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
 }
 """What can be chosen, and the settings by which it is chosen."""
 APART = [("span", "corrected"), ("span", "moving temperature")]
-"""What is refused: the chances of spans are known only roughly."""
+"""What is refused: the probabilities of spans are only approximate."""
 
 
 def covering(
@@ -69,11 +69,11 @@ def covering(
         return any(pair in never for pair in itertools.combinations(named, 2))
 
     def sets(case: Case) -> set[tuple]:
-        held = [(factor, case[factor]) for factor in choices if factor in case]
-        return set(itertools.combinations(held, size))
+        values = [(factor, case[factor]) for factor in choices if factor in case]
+        return set(itertools.combinations(values, size))
 
     def worth(case: Case) -> int:
-        return sum(found in left for found in sets(case))
+        return sum(each in left for each in sets(case))
 
     def filled(case: Case) -> Case:
         for factor, names in choices.items():
@@ -87,15 +87,15 @@ def covering(
         for factors in itertools.combinations(choices, size)
         for names in itertools.product(*(choices[factor] for factor in factors))
     )
-    left = dict.fromkeys(found for found in map(tuple, every) if not apart(dict(found)))
-    found: list[Case] = []
+    left = dict.fromkeys(cases for cases in map(tuple, every) if not apart(dict(cases)))
+    cases: list[Case] = []
     used: Counter[str] = Counter()
     while left:
         best = max(map(filled, map(dict, list(left)[:20])), key=worth)
-        found.append({factor: best[factor] for factor in choices})
+        cases.append({factor: best[factor] for factor in choices})
         used.update(best.values())
         left = {one: None for one in left if one not in sets(best)}
-    return found
+    return cases
 
 
 def chosen(case: Case, factors: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, object]:

@@ -59,10 +59,10 @@ def text(documents: int, seed: int = 0) -> str:
 
 def flags(settings: dict[str, object]) -> list[str]:
     """{"steps": 3, "export": False} -> --steps 3 --no-export."""
-    found = []
+    words = []
     for name, value in settings.items():
-        found += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    return found
+        words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    return words
 
 
 def training(data: Path, output: Path, **more: object) -> list[str]:

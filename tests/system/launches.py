@@ -136,7 +136,7 @@ def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
     yield _replaced(Engine, "train_micro", train_micro)
     yield _replaced(Engine, "step", step)
     yield _replaced(loop, "train_loop", train)
-    yield patch.object(loop.summary, "finish_run", lambda *_: None)  # a third of a second for a picture
+    yield patch.object(loop.finish, "finish_run", lambda *_: None)  # a third of a second for a picture
 
 
 # ---- what came of a run
@@ -144,26 +144,30 @@ def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
 
 def record(output: Path, step: int) -> dict[str, str]:
     """Every figure of a run as hex, and the hash of all that its checkpoint of ``step`` holds, by name."""
-    found: dict[str, str] = {}
+    figures_by_name: dict[str, str] = {}
     for line in (output / "logs" / "metrics.jsonl").read_text().splitlines():
-        told = json.loads(line)
-        at = told.pop("step")
-        figures = {f"{name} of step {at}": value for name, value in told.items() if name not in TIMING_METRICS}
-        assert not found.keys() & figures.keys(), f"told twice: {sorted(found.keys() & figures.keys())}"
-        found |= {name: "none" if value is None else float(value).hex() for name, value in figures.items()}
-    return found | kept(output, step)
+        entry = json.loads(line)
+        at = entry.pop("step")
+        figures = {f"{name} of step {at}": value for name, value in entry.items() if name not in TIMING_METRICS}
+        assert not figures_by_name.keys() & figures.keys(), (
+            f"told twice: {sorted(figures_by_name.keys() & figures.keys())}"
+        )
+        figures_by_name |= {name: "none" if value is None else float(value).hex() for name, value in figures.items()}
+    return figures_by_name | kept(output, step)
 
 
 def kept(output: Path, step: int) -> dict[str, str]:
     """The hash of each tensor of the checkpoint of ``step``, and its small state."""
     checkpoint = RunFolder(output).checkpoint(step)
-    found = {name: digest(tensor) for name, tensor in read_tensors(checkpoint)}
-    return found | {f"state: {name}": str(value) for name, value in read_state(checkpoint).items() if name != "seconds"}
+    digests = {name: digest(tensor) for name, tensor in read_tensors(checkpoint)}
+    return digests | {
+        f"state: {name}": str(value) for name, value in read_state(checkpoint).items() if name != "seconds"
+    }
 
 
-def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+def differences(actual: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
     """The names under which two records differ."""
-    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    return sorted(name for name in actual.keys() | expected.keys() if actual.get(name) != expected.get(name))
 
 
 # ---- what the checks must catch
@@ -178,8 +182,8 @@ def _restore(change: Callable[[str, Tensor], Tensor], steps: Callable[[int], int
                 return real(engine, read, steps=steps)
 
             def changed(name: str) -> Tensor | None:
-                found = read(name)
-                return None if found is None else change(name, found)
+                tensor = read(name)
+                return None if tensor is None else change(name, tensor)
 
             return real(engine, changed, steps=steps)
 
@@ -188,7 +192,7 @@ def _restore(change: Callable[[str, Tensor], Tensor], steps: Callable[[int], int
     return _replaced(Engine, "restore", make)
 
 
-def _steps_begin_anew() -> Change:
+def _steps_begin_again() -> Change:
     return _replaced(Engine, "restore", lambda real: lambda engine, read, *, steps: real(engine, read, steps=0))
 
 
@@ -201,10 +205,10 @@ def _swapped() -> Change:
                 return real(engine, read, steps=steps)
             shapes: dict[tuple[int, ...], str] = {}
             for name in (f"weights/{name}" for name in engine._parameters):
-                found = read(name)
-                assert found is not None
-                other = shapes.setdefault(tuple(found.shape), name)
-                if not torch.equal(read(other), found):
+                value = read(name)
+                assert value is not None
+                other = shapes.setdefault(tuple(value.shape), name)
+                if not torch.equal(read(other), value):
                     swapped = {other: name, name: other}.get
                     return real(engine, lambda name, swapped=swapped: read(swapped(name, name)), steps=steps)
             raise AssertionError("no two tensors of one shape")
@@ -255,7 +259,7 @@ FAULTS: dict[str, Callable[[], list[Change]]] = {
     ],
     "moments at zero": lambda: [_restore(lambda name, t: t if name.startswith("weights/") else torch.zeros_like(t))],
     "masters from bf16": lambda: [_restore(lambda name, t: t.bfloat16().float() if name.startswith("weights/") else t)],
-    "steps of the optimizer at zero": lambda: [_steps_begin_anew()],
+    "steps of the optimizer at zero": lambda: [_steps_begin_again()],
     "what scores learnt is lost": lambda: [patch.object(PartOfSpeechScore, "load_state_dict", lambda *_: None)],
     "what sources learnt is lost": lambda: [
         patch.object(Probe, "load_state_dict", lambda *_: None),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megamask.__main__ import main
-from megamask.training import summary
+from megamask.training.export import export_checkpoint
 from tests.system.commands import Ended, run, text, train
 
 LESS = ("--tokens", 800, "--length", 32)
@@ -21,7 +21,7 @@ def trained(folder: Path, data: Path) -> tuple[Path, Path]:
     output = folder / "ranked"
     ended = train(data, output, steps=STEPS, checkpoint__every=1)
     assert ended.code == 0, ended.err
-    summary.export(output, folder / "ranked-export")
+    export_checkpoint(output, folder / "ranked-export")
     return output, folder / "ranked-export"
 
 
@@ -33,14 +33,14 @@ def test_a_run_and_its_export_are_one_encoder(trained, tmp_path):
     ours, export = trained
     ended = ranked("--run", ours, "--model", export, "--output", tmp_path / "out", *LESS)
     assert ended.code == 0, ended.err
-    found = json.loads((tmp_path / "out" / "ranks.json").read_text())
-    one, two = found["models"]
+    record = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    one, two = record["models"]
     assert one["rows"] == two["rows"] and one["rows"]["clean"] >= 800
     assert one["rows"]["mask"] == pytest.approx(0.15 * one["rows"]["clean"], abs=one["packs"])
-    for mine, its in zip(one["plain"], two["plain"], strict=True):
-        for name, ways in mine["ranks"].items():
+    for figures, its in zip(one["plain"], two["plain"], strict=True):
+        for name, ways in figures["ranks"].items():
             assert ways["effective"]["all"] == pytest.approx(its["ranks"][name]["effective"]["all"], rel=1e-4)
-    assert found["made"]["arguments"]["ratio"] == 0.15
+    assert record["made"]["arguments"]["ratio"] == 0.15
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ranks.json", "ranks.md", "ranks.png"]
     table = (tmp_path / "out" / "ranks.md").read_text()
     first = f"{one['plain'][0]['ranks']['clean']['effective']['all']:.1f} ±"
@@ -65,8 +65,8 @@ def test_raw_text_is_encoded_with_the_encoders_tokenizer(trained, tmp_path):
     raw.write_text(text(documents=60, seed=1))
     ended = ranked("--model", trained[1], "--text", raw, "--output", tmp_path / "out", *LESS)
     assert ended.code == 0, ended.err
-    found = json.loads((tmp_path / "out" / "ranks.json").read_text())
-    assert found["models"][0]["text"] == str(raw)
+    record = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    assert record["models"][0]["text"] == str(raw)
 
 
 @pytest.mark.parametrize(

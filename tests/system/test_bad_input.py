@@ -31,17 +31,17 @@ CONFIG, DATA, NUMBERS, STORAGE = 2, 3, 5, 7
 
 def said(ended: Ended, code: int, *culprits: str) -> None:
     """It ended with ``code``, and the sentence names every culprit."""
-    told = " ".join((ended.out + ended.err).replace("│", " ").split())  # the parser draws boxes and breaks lines
-    assert ended.code == code, told
-    assert "Traceback" not in told
+    output = " ".join((ended.out + ended.err).replace("│", " ").split())  # the parser draws boxes and breaks lines
+    assert ended.code == code, output
+    assert "Traceback" not in output
     for culprit in culprits:
-        assert culprit in told
+        assert culprit in output
 
 
 # ---- settings
 
 
-def test_everything_wrong_is_said_at_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_at_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     (tmp_path / "wrong.json").write_text('{"train_batch_size": 8, "zero_optimization": {"stage": 2}, "bf17": {}}')
@@ -76,15 +76,15 @@ def test_print_config_prints_what_can_run_and_refuses_the_rest() -> None:
 
 def test_what_a_run_or_print_config_wrote_is_read_back(finished: Path, data: Path) -> None:
     again = cli.parse_command(["--config", str(finished / "config.json")])
-    asked = cli.parse_command(training(data, finished, steps=STEPS, checkpoint__every=4, validation__every=4))
-    assert again.run == asked.run
-    assert again.recipe == asked.recipe
+    command = cli.parse_command(training(data, finished, steps=STEPS, checkpoint__every=4, validation__every=4))
+    assert again.run == command.run
+    assert again.recipe == command.recipe
     shown = run(pretrain.main, *training(data, finished, steps=STEPS), "--recipe", "span", "--print-config")
     (finished.parent / "shown.json").write_text(shown.out)
     assert run(pretrain.main, "--config", finished.parent / "shown.json", "--print-config").out == shown.out
 
 
-def test_a_runs_own_file_goes_on_with_the_run(copy: Path) -> None:
+def test_a_run_resumes_with_its_own_config_file(copy: Path) -> None:
     ended = run(pretrain.main, "--config", copy / "config.json", "--output", copy, "--resume", "must")
     assert ended.code == 0, ended.err
     assert f"resuming after step {STEPS}" in ended.out
@@ -124,8 +124,8 @@ def resumed(copy: Path, data: Path, *arguments: object, **more: object) -> Ended
 def test_going_back_to_an_older_checkpoint(copy: Path, data: Path, finished: Path) -> None:
     ended = resumed(copy, data, "--resume", RunFolder(copy).checkpoint(4))
     said(ended, 0, "resuming after step 4", "step-12 is newer than the start and was renamed")
-    found, expected = (dict(read_tensors(RunFolder(run).checkpoint(STEPS))) for run in (copy, finished))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    tensors, expected = (dict(read_tensors(RunFolder(run).checkpoint(STEPS))) for run in (copy, finished))
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     assert metrics(copy) == metrics(finished)
 
 
@@ -221,7 +221,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, what: str, first: int, last: int) ->
     ("what", "ds"),
     [("loss", "zero0"), ("loss", "zero2"), ("loss", "zero3"), ("gradient", "zero0"), ("gradient", "zero2")],
 )
-def test_what_is_no_number_is_never_saved(
+def test_nonfinite_weights_are_never_saved(
     what: str, ds: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, what, 5, 99)

@@ -33,21 +33,21 @@ def measured(tmp_path_factory) -> tuple[list[str], dict]:
 
 
 def test_table_and_file_name_the_same_variants(measured):
-    printed, found = measured
+    printed, record = measured
     table = [line for line in printed if line.startswith("| ")]
-    names = [one["name"] for one in found["variants"]]
+    names = [one["name"] for one in record["variants"]]
     assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == names
     assert len({line.count("|") for line in table}) == 1
     bf16 = device_support(torch.device("cpu")).bf16
     assert sum(name.startswith("megamask") for name in names) == (5 if bf16 else 2)
     assert sum("concatenated" in name or "padded" in name for name in names) == (4 if bf16 else 2)
     assert any("bf16" in name for name in names) == bf16
-    assert found["machine"]["instructions"] in table[0].split(" | ")[0]
+    assert record["machine"]["instructions"] in table[0].split(" | ")[0]
 
 
-def test_rounds_hold_what_was_asked_for(measured):
-    _, found = measured
-    for one in found["variants"]:
+def test_rounds_have_the_requested_steps(measured):
+    _, record = measured
+    for one in record["variants"]:
         assert len(one["rounds"]) == ROUNDS
         for part in one["rounds"]:
             assert 0 < part["targets"] < part["tokens"] <= part["rows"] <= STEPS * ROWS
@@ -56,15 +56,15 @@ def test_rounds_hold_what_was_asked_for(measured):
 
 
 def test_ratios_are_of_the_medians(measured):
-    _, found = measured
-    speed = {one["name"]: one["median"]["per_cpu_second"] for one in found["variants"]}
-    for one in found["variants"]:
+    _, record = measured
+    speed = {one["name"]: one["median"]["per_cpu_second"] for one in record["variants"]}
+    for one in record["variants"]:
         assert one["ratios"] == {base: speed[one["name"]] / speed[base] for base in one["ratios"]}
         speeds = [part["tokens"] / part["cpu"] for part in one["rounds"]]
         assert min(speeds) <= speed[one["name"]] <= max(speeds)
 
 
-def test_what_is_wrong_is_said_in_one_go():
+def test_all_problems_are_reported_together():
     command = [sys.executable, "tools/bench.py", "--rounds", "0", "--ratio", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

@@ -29,7 +29,7 @@ def ground(data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def held(folder: Path) -> Counter:
     """How often each content of a file is there, whatever its name, but for what each launch writes."""
-    return Counter(found for name, found in content(folder).items() if not name.endswith(PASSING))
+    return Counter(digest for name, digest in content(folder).items() if not name.endswith(PASSING))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -45,7 +45,7 @@ def test_a_bad_input_is_named(row: Row, ground: Ground) -> None:
         assert not set(ground.folder.rglob("step-*/MANIFEST.json")) - published
 
 
-def test_names_tell_rows_apart() -> None:
+def test_names_of_rows_are_unique() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 

@@ -41,10 +41,10 @@ def test_a_change_decides_every_step_from_then_on(copy: Path, data: Path) -> Non
         assert torch.equal(after[name.replace("exp_avg/", "exp_avg_sq/")], after[name] ** 2)
     rate = LearningRate(**json.loads(RunFolder(copy).config.read_text())["optimizer"]["lr"])
     assert rate.peak == 1e-20
-    found = metrics(copy, "lr")
-    assert {step for step, _ in found} == set(range(1, LATER + 1))
+    rates = metrics(copy, "lr")
+    assert {step for step, _ in rates} == set(range(1, LATER + 1))
     assert all(
-        found[step, "lr"] == rate.of_step((step - 1) / LATER, step / LATER) for step in range(STEPS + 1, LATER + 1)
+        rates[step, "lr"] == rate.of_step((step - 1) / LATER, step / LATER) for step in range(STEPS + 1, LATER + 1)
     )
     launch = json.loads(RunFolder(copy).environment.read_text())["launches"][-1]
     assert launch["step"] == STEPS and set(launch["changes"]) - {"output", "checkpoint.keep"} == set(names)

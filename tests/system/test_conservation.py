@@ -33,16 +33,16 @@ Line = tuple[bytes, str, str]
 """A line, what becomes of it ("" if it is not a document, "kept", or the reason why it is dropped), and its text."""
 
 
-def line(said: object, becomes: str, clean: str = "") -> Line:
-    return json.dumps(said).encode(), becomes, clean
+def line(source: object, becomes: str, clean: str = "") -> Line:
+    return json.dumps(source).encode(), becomes, clean
 
 
 def kept(clean: str) -> Line:
     return line({"text": clean}, "kept", clean)
 
 
-def duplicate(said: str, clean: str) -> Line:
-    return line({"text": said}, "duplicate", clean)
+def duplicate(source: str, clean: str) -> Line:
+    return line({"text": source}, "duplicate", clean)
 
 
 DEFECTS: dict[str, Callable[[int, str], Line]] = {
@@ -162,15 +162,15 @@ def lost(folder: Path, planted: Planted) -> list[str]:
         ),
         "tokens in packs": (in_packs + left_out, sum(one.tokens for one in shards.values())),
     }
-    return [f"{what}: {found} of {wanted}" for what, (found, wanted) in sums.items() if found != wanted]
+    return [f"{what}: {actual} of {wanted}" for what, (actual, wanted) in sums.items() if actual != wanted]
 
 
 def prepared(data: Path, folder: Path, places: int, patch: pytest.MonkeyPatch) -> Planted:
     patch.setattr(lines, "MAX_DOCUMENT_BYTES", LONGEST)
     planted = plant(folder / "corpus", places)
-    asked = ["--input", folder / "corpus", "--output", folder / "made", "--tokenizer", data / "tokenizer"]
+    flags = ["--input", folder / "corpus", "--output", folder / "made", "--tokenizer", data / "tokenizer"]
     more = ["--valid-share", 0.2, "--workers", 1, "--on-bad-document", "skip", "--bad-share", 1, "--lost-share", 1]
-    ended = run(main, "prepare", *asked, *more)
+    ended = run(main, "prepare", *flags, *more)
     assert ended.code == 0, ended.err
     return planted
 

@@ -15,7 +15,7 @@ from megamask.checkpoint.format import verify_on_all_ranks
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import CheckpointError
 from megamask.storage import atomic_write, file_list
-from megamask.training import summary
+from megamask.training import finish
 from tests.system.commands import content, train
 from tests.system.conftest import STEPS
 from tests.system.test_story import assert_same_run
@@ -40,7 +40,7 @@ def damages(path: Path, bits: int, seed: int = 0) -> Iterator[tuple[str, bytes |
 def sweep(folder: Path, bits: int) -> dict:
     """Every damage to every file, one at a time, and each two files swapped; what was not seen or not named."""
     tried, missed = 0, []
-    held = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    contents = {path: path.read_bytes() for path in sorted(folder.iterdir())}
 
     def see(what: str, *names: str) -> None:
         nonlocal tried
@@ -52,24 +52,24 @@ def sweep(folder: Path, bits: int) -> dict:
             if not any(name in str(error) for name in names):
                 missed.append(f"{what} was not named: {error}")
 
-    for path, whole in held.items():
+    for path, whole in contents.items():
         for what, text in damages(path, bits):
             path.unlink() if text is None else path.write_bytes(text)
             see(f"{path.name} {what}", path.name)
             path.write_bytes(whole)
-    for one, two in ((one, two) for one in held for two in held if one < two):
-        one.write_bytes(held[two]), two.write_bytes(held[one])
+    for one, two in ((one, two) for one in contents for two in contents if one < two):
+        one.write_bytes(contents[two]), two.write_bytes(contents[one])
         see(f"{one.name} and {two.name} swapped", one.name, two.name)
-        one.write_bytes(held[one]), two.write_bytes(held[two])
+        one.write_bytes(contents[one]), two.write_bytes(contents[two])
     verify_on_all_ranks(folder)
-    return {"files": len(held), "damages": tried, "missed": missed}
+    return {"files": len(contents), "damages": tried, "missed": missed}
 
 
 def test_every_damage_is_seen_and_named(copy: Path, bits: int = 64) -> None:
-    found = sweep(RunFolder(copy).checkpoint(STEPS), bits)
-    print(f"\ndamages: {found}")
-    assert found["missed"] == []
-    assert found["damages"] > found["files"] * bits
+    unnoticed = sweep(RunFolder(copy).checkpoint(STEPS), bits)
+    print(f"\ndamages: {unnoticed}")
+    assert unnoticed["missed"] == []
+    assert unnoticed["damages"] > unnoticed["files"] * bits
 
 
 def test_a_file_whose_hash_is_not_looked_at_is_found(copy: Path, monkeypatch) -> None:
@@ -80,7 +80,7 @@ def test_a_file_whose_hash_is_not_looked_at_is_found(copy: Path, monkeypatch) ->
     assert sweep(folder, 8)["missed"]
 
 
-def test_the_run_goes_on_from_the_newest_that_is_whole(copy: Path, data: Path, finished: Path) -> None:
+def test_a_run_resumes_from_the_newest_intact_checkpoint(copy: Path, data: Path, finished: Path) -> None:
     run = RunFolder(copy)
     newest, second, oldest = (run.checkpoint(step) for step in run.steps())
     shard = newest / "rank-00000.safetensors"
@@ -97,7 +97,7 @@ def test_the_run_goes_on_from_the_newest_that_is_whole(copy: Path, data: Path, f
     assert run.latest.read_text() == f"step-{STEPS}\n"
 
 
-def test_without_any_that_is_whole_nothing_begins(copy: Path, data: Path) -> None:
+def test_without_an_intact_checkpoint_nothing_starts(copy: Path, data: Path) -> None:
     run = RunFolder(copy)
     steps = run.steps()
     for step in steps:
@@ -131,8 +131,8 @@ def test_storage_that_fails_around_the_last_steps_costs_no_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(atomic_write, "write_file", full)
-        patch.setattr(summary, "plot_curve", fails)
-        patch.setattr(summary, "export", fails)
+        patch.setattr(finish, "plot_curve", fails)
+        patch.setattr(finish, "export_checkpoint", fails)
         ended = train(data, copy, export=True, **more)
     assert ended.code == 7, ended.err
     assert f"{lines} cannot be written: No space left on device" in ended.out

@@ -85,7 +85,7 @@ def test_a_stopped_evaluation_continues_and_workers_change_no_prediction(folder:
     assert (output / "results.md").read_text() in ended.out
 
 
-def test_all_faults_of_a_command_are_told_before_the_model_is_opened(folder: Path) -> None:
+def test_all_problems_are_reported_before_the_model_is_opened(folder: Path) -> None:
     ended = shell(*command(folder, "never", "--tasks", "sst2", "ruby", "--seeds", "3", "--max-pairs", "5"))
     assert ended.code == 2
     assert all(name in ended.err for name in ("`ruby` is not known", "`seeds` has no", "`max_pairs` has no"))

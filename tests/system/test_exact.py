@@ -48,13 +48,13 @@ class Stopped:
         if name != "stopped":
             shutil.copytree(self.folder / "stopped", self.folder / name)
         with eager():
-            said = launch(arguments(self.cell, self.text, self.folder / name), fault=fault)
-        assert said["code"] == 0, said["err"]
-        assert f"resuming after step {self.step} of {STEPS}" in said["out"]
-        found = differences(record(self.folder / name, STEPS), record(self.folder / "whole", STEPS))
-        found += ["packs and plans"] * (said["packs"] != self.whole["packs"][-len(said["packs"]) :])
-        return found + [
-            f"rate of step {step}" for step, rate in said["rates"].items() if rate != self.whole["rates"][step]
+            result = launch(arguments(self.cell, self.text, self.folder / name), fault=fault)
+        assert result["code"] == 0, result["err"]
+        assert f"resuming after step {self.step} of {STEPS}" in result["out"]
+        problems = differences(record(self.folder / name, STEPS), record(self.folder / "whole", STEPS))
+        problems += ["packs and plans"] * (result["packs"] != self.whole["packs"][-len(result["packs"]) :])
+        return problems + [
+            f"rate of step {step}" for step, rate in result["rates"].items() if rate != self.whole["rates"][step]
         ]
 
 
@@ -116,12 +116,12 @@ def control(engine: str, score: str) -> Cell:
     ],
 )
 def test_what_a_resume_forgets_is_found(score: str, faults: list[str], text: Text, tmp_path: Path) -> None:
-    found = stopped(control("zero 2, bf16", score), text, tmp_path / "runs")
+    problems = stopped(control("zero 2, bf16", score), text, tmp_path / "runs")
     for fault in faults:
-        differing = found.resumed(fault, fault)
+        differing = problems.resumed(fault, fault)
         assert any(name.startswith("weights/") for name in differing), fault
         assert f"train/loss of step {STEPS}" in differing, fault
-    assert found.resumed() == []
+    assert problems.resumed() == []
 
 
 def test_dropout_by_the_state_of_a_generator_is_found(text: Text, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_dropout_by_the_state_of_a_generator_is_found(text: Text, tmp_path: Path
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_packs_go_on_in_their_order_over_epochs_wherever_a_run_stops(
+def test_packs_continue_in_order_over_epochs_wherever_a_run_stops(
     world: int, text: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packs = Packs(Shards.open(text.data, "train"), tokens=256, length=64, seed=1)
@@ -144,7 +144,7 @@ def test_packs_go_on_in_their_order_over_epochs_wherever_a_run_stops(
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
     assert len(set(epochs[0])) == len(packs)
 
-    loader, found = Loader(packs), []
+    loader, tokens_read = Loader(packs), []
     monkeypatch.setattr(ranks, "world", lambda: world)
     stops = sorted(random.sample(range(1, config.steps), 6))
     for start, stop in pairwise([0, *stops, config.steps]):
@@ -155,8 +155,8 @@ def test_packs_go_on_in_their_order_over_epochs_wherever_a_run_stops(
             # the loader has read ahead when the run stops
             read.append([digest(next(batches).tokens) for _ in range((stop - start) * 4 // world)])
             batches.close()
-        found += [tokens for together in zip(*read, strict=True) for tokens in together]
-    assert found == straight
+        tokens_read += [tokens for together in zip(*read, strict=True) for tokens in together]
+    assert tokens_read == straight
 
 
 def test_a_resume_with_changed_settings_names_each_of_them(tmp_path: Path) -> None:

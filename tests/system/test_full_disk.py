@@ -55,7 +55,7 @@ def test_every_command_is_tried() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LINES)
-def test_a_full_disk_ends_a_command_with_a_sentence_and_the_same_command_goes_on(name: str, place: Place) -> None:
+def test_a_full_disk_ends_a_command_and_the_same_command_continues(name: str, place: Place) -> None:
     LINES[name](place)
     before = content(place.folder)
     sizes = {"export": (0, 40_000), "import": (0, 40_000), "pretrain": (0, 40_000), "bench": (600,)}

@@ -71,7 +71,7 @@ def assert_resumes(data: Path, folder: Path, settings: list[str]) -> Path:
     return whole
 
 
-def test_a_checkpoint_without_what_a_source_has_learnt_is_refused(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_state_of_a_source_is_refused(data: Path, finished: Path, tmp_path: Path) -> None:
     ended = train(data, tmp_path / "run", *guided("probe"), "--resume", finished, steps=STEPS)
     assert ended.code == 4, ended.err
     assert "of what a score or an entropy source has learned" in ended.err
@@ -80,20 +80,20 @@ def test_a_checkpoint_without_what_a_source_has_learnt_is_refused(data: Path, fi
 @pytest.mark.parametrize("guide", GUIDES)
 def test_a_guided_run_resumes_bit_for_bit(guide: str, data: Path, tmp_path: Path) -> None:
     whole = assert_resumes(data, tmp_path, guided(guide))
-    told = metrics(whole, "entropy/spread", "audit/gain")
-    assert all((step, "entropy/spread") in told for step in range(1, STEPS + 1))
-    assert ((4, "audit/gain") in told) == ("entropy.audit.every" in GUIDES[guide])
+    figures = metrics(whole, "entropy/spread", "audit/gain")
+    assert all((step, "entropy/spread") in figures for step in range(1, STEPS + 1))
+    assert ((4, "audit/gain") in figures) == ("entropy.audit.every" in GUIDES[guide])
 
 
 def test_a_run_with_a_teacher_resumes_and_distils_from_its_phase_on(
     data: Path, taught: list[str], tmp_path: Path
 ) -> None:
     whole = assert_resumes(data, tmp_path, taught)
-    told = [step for step, _ in metrics(whole, "train/distill")]
-    assert told == [step + 1 for step in range(STEPS) if step / STEPS >= 0.3]
+    steps = [step for step, _ in metrics(whole, "train/distill")]
+    assert steps == [step + 1 for step in range(STEPS) if step / STEPS >= 0.3]
 
 
-def test_the_next_source_takes_over_and_the_log_says_so(data: Path, tmp_path: Path) -> None:
+def test_the_next_source_takes_over_and_it_is_logged(data: Path, tmp_path: Path) -> None:
     ended = train(data, tmp_path / "run", *guided("falls back"), steps=STEPS)
     assert "From now on 'probe' is used." in ended.out
 
@@ -113,15 +113,15 @@ def test_two_ranks_are_one(
     command = ["torchrun", "--nproc_per_node", 2, "--master-port", free_port(), "--rdzv-backend", "static"]
     ended = shell(*command, "megamask/pretrain.py", *training(data, together, **more), *settings, *zero)
     assert ended.code == 0, ended.out + ended.err
-    found, expected = metrics(together, *FIGURES), metrics(alone, *FIGURES)
-    assert found.keys() == expected.keys()
+    actual, expected = metrics(together, *FIGURES), metrics(alone, *FIGURES)
+    assert actual.keys() == expected.keys()
     for key, value in expected.items():
-        assert_close(torch.tensor(found[key]), torch.tensor(value))
+        assert_close(torch.tensor(actual[key]), torch.tensor(value))
 
 
 def test_help_names_every_source() -> None:
-    said = shell(sys.executable, "megamask/pretrain.py", "--help").out
-    assert all(source in said for source in ("frequency", "probe", "sidecar", "exact", "teacher"))
+    output = shell(sys.executable, "megamask/pretrain.py", "--help").out
+    assert all(source in output for source in ("frequency", "probe", "sidecar", "exact", "teacher"))
 
 
 # ---- what was written down once
@@ -136,15 +136,15 @@ def test_a_run_by_a_sidecar_resumes_bit_for_bit(data: Path, finished: Path, tmp_
         "--measure", "loss", "--workers", 1,
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    said = "--entropy.source sidecar --entropy.signal masked --entropy.measure loss"
-    assert f"Train with {said} --packs.length {length}." in ended.out
-    whole = assert_resumes(shards, tmp_path, words(ENTROPY) + said.split())
-    told = metrics(whole, "entropy/spread")
-    assert len(told) == STEPS
-    assert min(told.values()) > 0
+    flags = "--entropy.source sidecar --entropy.signal masked --entropy.measure loss"
+    assert f"Train with {flags} --packs.length {length}." in ended.out
+    whole = assert_resumes(shards, tmp_path, words(ENTROPY) + flags.split())
+    figures = metrics(whole, "entropy/spread")
+    assert len(figures) == STEPS
+    assert min(figures.values()) > 0
 
 
-def test_a_run_by_stored_samples_resumes_bit_for_bit_and_asks_nobody(
+def test_a_run_with_stored_samples_resumes_bit_for_bit_without_a_teacher(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
     settings = words({"distill.weight.start": 0.5, "distill.temperature": 2.0})
@@ -158,11 +158,11 @@ def test_a_run_by_stored_samples_resumes_bit_for_bit_and_asks_nobody(
     ended = train(data, tmp_path / "taught", *settings, *teacher, steps=STEPS, validation__every=4)
     assert ended.code == 0, ended.err
     stored = {step: value for (step, _), value in metrics(whole, "train/distill_sampled").items()}
-    asked = {step: value for (step, _), value in metrics(tmp_path / "taught", "train/distill").items()}
-    assert stored.keys() == asked.keys() == {step + 1 for step in range(STEPS)}
+    by_step = {step: value for (step, _), value in metrics(tmp_path / "taught", "train/distill").items()}
+    assert stored.keys() == by_step.keys() == {step + 1 for step in range(STEPS)}
     assert not metrics(whole, "train/distill") and not metrics(tmp_path / "taught", "train/distill_sampled")
     # of samples the log has a cross-entropy, which is the divergence and the teacher's entropy
-    assert all(stored[step] > asked[step] for step in stored)
+    assert all(stored[step] > by_step[step] for step in stored)
 
 
 def test_first_weights_may_be_some_layers_of_a_run(data: Path, finished: Path, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ STEPS, SENTENCES, LENGTH, RATIO = 201, 8, 32, 0.2
 def example() -> str:
     """The one block of Python in the README that packs padded batches."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    (found,) = (block for block in blocks if "pack_padded" in block)
-    return found
+    (block,) = (block for block in blocks if "pack_padded" in block)
+    return block
 
 
 def sentences(count: int) -> list[str]:
@@ -65,10 +65,10 @@ class Ran:
         self.steps: list[tuple[MaskPlan, Losses]] = []
 
     def losses_at(self, logits: Tensor, plan: MaskPlan) -> Losses:
-        found = padded_losses_at(logits, plan)
+        losses = padded_losses_at(logits, plan)
         if logits.requires_grad:
-            self.steps.append((plan, found.map_tensors(Tensor.detach)))
-        return found
+            self.steps.append((plan, losses.map_tensors(Tensor.detach)))
+        return losses
 
 
 padded_losses_at = padded.losses_at
@@ -83,7 +83,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return ran
 
 
-def test_masks_hit_the_budget_and_real_tokens_alone(ran: Ran) -> None:
+def test_masks_match_the_budget_and_cover_only_real_tokens(ran: Ran) -> None:
     assert len(ran.steps) == STEPS
     for batch, (plan, _) in zip(ran.loader, ran.steps, strict=True):
         real = batch["attention_mask"].flatten().bool()
@@ -93,7 +93,7 @@ def test_masks_hit_the_budget_and_real_tokens_alone(ran: Ran) -> None:
 
 
 def test_the_loss_falls(ran: Ran) -> None:
-    means = [float(found.nll.mean()) for _, found in ran.steps]
+    means = [float(losses.nll.mean()) for _, losses in ran.steps]
     assert sum(means[-50:]) < sum(means[:50])
 
 
@@ -106,7 +106,7 @@ def test_every_audit_gives_finite_figures_and_the_probe_beats_chance(ran: Ran) -
     assert ran.audits[200]["audit/gain"] > 0
 
 
-def test_what_the_probe_has_learnt_is_its_state(ran: Ran) -> None:
+def test_the_state_of_the_probe_is_complete(ran: Ran) -> None:
     model, counts, batch, probe = (ran.names[name] for name in ("model", "counts", "batch", "probe"))
     table = model.get_input_embeddings()
     other = Probe(lambda batch: table(batch.tokens), table.embedding_dim, counts, seed=2)

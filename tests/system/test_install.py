@@ -39,8 +39,8 @@ def outside(installed: Path, folder: Path, *arguments: object) -> Ended:
 
 def test_the_wheel_holds_every_source_and_deepspeed_file(installed: Path) -> None:
     def files(folder: Path) -> set[Path]:
-        found = (path.relative_to(folder) for suffix in ("py", "json") for path in folder.rglob(f"*.{suffix}"))
-        return {path for path in found if "__pycache__" not in path.parts}
+        paths = (path.relative_to(folder) for suffix in ("py", "json") for path in folder.rglob(f"*.{suffix}"))
+        return {path for path in paths if "__pycache__" not in path.parts}
 
     packaged = {Path("ds_configs") / path.name for path in (ROOT / "ds_configs").iterdir()}
     assert files(installed / "megamask") == files(ROOT / "megamask") | packaged

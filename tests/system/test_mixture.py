@@ -48,7 +48,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return dict(read_tensors(RunFolder(folder).checkpoint(step)))
 
 
-def test_a_run_says_shares_epochs_and_losses_of_each_source(finished_mixture, data: Path, other: Path) -> None:
+def test_a_run_logs_shares_epochs_and_losses_of_each_source(finished_mixture, data: Path, other: Path) -> None:
     output, ended = finished_mixture
     assert ended.code == 0, ended.err
     config = json.loads((output / "config.json").read_text())

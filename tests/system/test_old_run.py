@@ -12,7 +12,7 @@ from megamask import pretrain
 from megamask.config.cli import parse_command
 from megamask.config.pretrain_config import as_dict
 from megamask.storage.dotted import names_in
-from megamask.training.summary import export
+from megamask.training.export import export_checkpoint
 from tests.system.commands import Ended, run
 
 OLD_RUN = Path(__file__).parent.parent / "data" / "old_run"
@@ -36,7 +36,7 @@ def figures(lines: Path, names: tuple[str, ...]) -> dict[tuple[int, str], float]
     return {(line["step"], name): line[name] for line in read for name in names if name in line}
 
 
-def test_a_run_with_old_names_goes_on_as_its_own_commit_did(old: Path) -> None:
+def test_a_run_with_old_names_resumes_as_its_own_commit_did(old: Path) -> None:
     """Not to the bit: other processors, and a later commit in how it lays out logits, round losses differently."""
     ended = resume(old)
     assert ended.code == 0, ended.err
@@ -51,8 +51,8 @@ def test_a_run_with_old_names_goes_on_as_its_own_commit_did(old: Path) -> None:
     assert (old / "run" / "export" / "model.safetensors").is_file()
 
 
-def test_a_run_with_old_names_is_exported_where_it_stands(old: Path, tmp_path: Path) -> None:
-    export(old / "run", tmp_path / "model")
+def test_a_run_with_old_names_is_exported(old: Path, tmp_path: Path) -> None:
+    export_checkpoint(old / "run", tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 

@@ -51,8 +51,8 @@ def test_a_recipe_trains(recipe: str, data: Path, tagged: Path, finished: Path, 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_a_deepspeed_file_trains(file: Path, data: Path, tmp_path: Path) -> None:
-    found = read_ds_config(file)
-    sentences = ds_problems(OptimizerConfig(), found)
+    ds_config = read_ds_config(file)
+    sentences = ds_problems(OptimizerConfig(), ds_config)
     if sentences:
         assert "nvme" in file.stem
         pytest.skip(sentences[0])

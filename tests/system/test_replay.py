@@ -38,9 +38,9 @@ def test_a_repeated_step_is_the_same_and_a_changed_log_is_reported(copy: Path, s
     assert f"step {step}: " in same.out and ", 0 differ" in same.out
     name = ("train/loss", "grad_norm")[step % 2]
     wrong = plant(copy, step, name)
-    found = again(copy, step)
-    assert found.code == 1, found.err
-    assert f"step {step}: {name} is {wrong} in the log, but " in found.out and ", 1 differ" in found.out
+    result = again(copy, step)
+    assert result.code == 1, result.err
+    assert f"step {step}: {name} is {wrong} in the log, but " in result.out and ", 1 differ" in result.out
 
 
 def test_a_step_that_cannot_be_repeated_is_a_sentence(copy: Path, tmp_path: Path) -> None:
@@ -58,12 +58,12 @@ def test_steps_before_a_change_of_settings_are_refused(copy: Path, data: Path) -
 
 
 def assert_replays(data: Path, folder: Path, *words: object, count: int) -> None:
-    """Each step of a run that was stopped between two lines of figures, and lost a checkpoint, is the same again."""
+    """Each step of a run that was stopped between two log lines, and lost a checkpoint, is the same again."""
     more = {"steps": count, "checkpoint__every": 5, "checkpoint__keep": 99, "log__every": 3, "validation__every": 4}
     assert train(data, folder, *words, **more).code == 0
     run_folder = RunFolder(folder)
     for step in (step for step in run_folder.steps() if step > 5):
-        run_folder.set_aside(run_folder.checkpoint(step), "newer")
+        run_folder.rename_unused(run_folder.checkpoint(step), "newer")
     assert train(data, folder, *words, **more).code == 0
     for step in range(1, count + 1):
         ended = again(folder, step)

@@ -22,7 +22,7 @@ import torch
 
 from megamask import hf
 from megamask.checkpoint import resume
-from megamask.config import pretrain_config, recipes
+from megamask.config import checks, recipes
 from megamask.errors import ConfigError, MegamaskError
 from megamask.hf import Card
 from megamask.hf.importing import import_model
@@ -102,9 +102,9 @@ def loaded(target: Target, do: Callable[[Path], object], folder: Path, *, sealed
             os._exit(0)
     os.close(write)
     with os.fdopen(read) as file:
-        said = file.read()
+        content = file.read()
     _, status = os.waitpid(child, 0)
-    return tuple(json.loads(said)) if said else (f"died of {os.WTERMSIG(status) or status}", [])
+    return tuple(json.loads(content)) if content else (f"died of {os.WTERMSIG(status) or status}", [])
 
 
 def assert_harmless(tmp_path: Path, every: int = 1) -> None:
@@ -198,7 +198,7 @@ def named(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int,
         if not Path(os.path.normpath(output)).is_relative_to(root):
             continue  # who types a path out of a folder means that
         try:
-            pretrain_config.check_config(replace(base, output=output), None, 1)
+            checks.check_config(replace(base, output=output), None, 1)
             resume.open_run(output, {}).close()
             made += 1
             assert output.is_dir() and output.name.isprintable()
@@ -221,8 +221,8 @@ def test_a_name_that_no_terminal_shows_is_refused() -> None:
     from dataclasses import replace
 
     for name in ("a\nb", "a\x1b[2Jb", "a\ud800b"):
-        with pytest.raises(ConfigError, match=r"`output` must hold only characters that can be printed"):
-            pretrain_config.check_config(replace(recipes.find_recipe("tiny"), output=Path(name)), None, 1)
+        with pytest.raises(ConfigError, match=r"`output` must contain only printable characters"):
+            checks.check_config(replace(recipes.find_recipe("tiny"), output=Path(name)), None, 1)
 
 
 # ---- what a run leaves, and what it tells
@@ -238,10 +238,10 @@ SECRETS = {
 }
 
 
-def leaks(folder: Path, *told: str) -> list[str]:
+def leaks(folder: Path, *outputs: str) -> list[str]:
     """Where one of the secrets stands: files below ``folder``, or what was told."""
     inside = [(str(path), path.read_bytes()) for path in folder.rglob("*") if path.is_file()]
-    inside += [("told", one.encode()) for one in told]
+    inside += [("told", one.encode()) for one in outputs]
     return [where for where, raw in inside if any(secret.encode() in raw for secret in SECRETS.values())]
 
 

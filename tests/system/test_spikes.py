@@ -153,9 +153,9 @@ def test_nonfinite_steps_end_a_run_with_code_5_and_keep_its_checkpoints(data: Pa
     assert all(tensor.isfinite().all() for _, tensor in read_tensors(run.checkpoint(6)))
     assert read_state(run.checkpoint(6))["optimizer_steps"] == 5
     # only the metrics of a dropped step are NaN
-    told = metrics(run.path, "train/loss", "skipped_steps")
-    assert told[4, "train/loss"] is None and told[4, "skipped_steps"] == 1
-    assert all(told[step, "train/loss"] > 0 for step in range(1, 9) if step != 4)
+    figures = metrics(run.path, "train/loss", "skipped_steps")
+    assert figures[4, "train/loss"] is None and figures[4, "skipped_steps"] == 1
+    assert all(figures[step, "train/loss"] > 0 for step in range(1, 9) if step != 4)
     # the same command goes on from there, and ends in the same way
     assert train(data, run.path, **settings).code == 5
     # the bound may be another when a run goes on

@@ -16,7 +16,7 @@ from megamask.batch import Layout
 from megamask.checkpoint.format import read_state, read_tensors, read_weights
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.errors import REQUEUE
-from megamask.hf.tensor_names import to_theirs
+from megamask.hf.tensor_names import to_hf_weights
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape, ModelConfig
@@ -34,12 +34,12 @@ def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return dict(read_tensors(RunFolder(folder).checkpoint(step)))
 
 
-def assert_same_run(found: Path, expected: Path, step: int) -> None:
+def assert_same_run(actual: Path, expected: Path, step: int) -> None:
     """Every weight, moment and figure, to the bit."""
-    ours, theirs = tensors(found, step), tensors(expected, step)
+    ours, theirs = tensors(actual, step), tensors(expected, step)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert metrics(found) == metrics(expected)
+    assert metrics(actual) == metrics(expected)
 
 
 def our_model(folder: Path, step: int | None = None) -> MLM:
@@ -119,26 +119,26 @@ def test_an_older_checkpoint_is_exported_as_it_was(disturbed: Path, exported: Pa
     older = load_file(tmp_path / "older" / "model.safetensors")
     newer = load_file(exported / "model.safetensors")
     shape = EncoderShape.load(disturbed)
-    for found, step in ((older, 8), (newer, STEPS)):
-        expected = to_theirs(read_weights(disturbed, step), shape)
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    for folder, step in ((older, 8), (newer, STEPS)):
+        expected = to_hf_weights(read_weights(disturbed, step), shape)
+        assert all(torch.equal(folder[name], tensor) for name, tensor in expected.items())
     assert any(not torch.equal(older[name], newer[name]) for name in newer)
 
 
-def test_training_goes_on_from_an_export(exported: Path, disturbed: Path, data: Path, tmp_path: Path) -> None:
+def test_training_continues_from_an_export(exported: Path, disturbed: Path, data: Path, tmp_path: Path) -> None:
     start, output = tmp_path / "start", tmp_path / "run"
     made = run(main, "import", "--model", exported, "--output", start)
     assert made.code == 0, made.err
     ended = train(data, output, init=start, steps=2)
     assert ended.code == 0, ended.err
-    found, expected = metrics(output, "valid/loss"), metrics(disturbed, "valid/loss")
-    assert_close(torch.tensor(found[0, "valid/loss"]), torch.tensor(expected[STEPS, "valid/loss"]))
+    losses, expected = metrics(output, "valid/loss"), metrics(disturbed, "valid/loss")
+    assert_close(torch.tensor(losses[0, "valid/loss"]), torch.tensor(expected[STEPS, "valid/loss"]))
     made = run(main, "import", "--model", exported, "--output", tmp_path / "body", "--new-head")
     assert made.code == 0, made.err
     ended = train(data, tmp_path / "again", init=tmp_path / "body", steps=1)
     assert ended.code == 0, ended.err
     assert ended.out.count("has no masked-language head: a new one is drawn from `seed`") == 1
-    assert metrics(tmp_path / "again", "valid/loss")[0, "valid/loss"] > found[0, "valid/loss"]
+    assert metrics(tmp_path / "again", "valid/loss")[0, "valid/loss"] > losses[0, "valid/loss"]
 
 
 def test_a_run_of_two_ranks_in_stage_3_is_exported_by_one_process(data: Path, tmp_path: Path) -> None:
@@ -158,29 +158,31 @@ def test_a_run_of_two_ranks_in_stage_3_is_exported_by_one_process(data: Path, tm
         assert_close(theirs, model.head.logits(our_states(model, ids[0])))
 
 
-def test_a_run_goes_on_in_another_precision_and_says_so(
+def test_a_run_resumes_in_another_precision_and_logs_it(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on two machines of which one multiplies in bf16."""
     output, ends = tmp_path / "run", []
     for steps, bf16 in ((2, True), (3, False)):
-        found = precision.Support(bf16, f"bf16 is {bf16} there")
-        monkeypatch.setattr(precision, "device_support", lambda device, found=found: found)
+        support = precision.PrecisionSupport(bf16, f"bf16 is {bf16} there")
+        monkeypatch.setattr(precision, "device_support", lambda device, support=support: support)
         more = {"deepspeed": "ds_configs/zero2.json", "steps": steps}
         ends.append(train(data, output, "--change", "steps", **more))
         assert ends[-1].code == 0, ends[-1].err
     first, second = (ended.out.splitlines() for ended in ends)
-    told = [line for line in first + second if line.startswith("precision: ")]
-    assert told == ["precision: bf16, because bf16 is True there", "precision: fp32, because bf16 is False there"]
+    lines = [line for line in first + second if line.startswith("precision: ")]
+    assert lines == ["precision: bf16, because bf16 is True there", "precision: fp32, because bf16 is False there"]
     assert [line for line in second if "ZeRO 2, fp32; the checkpoint was written by 1 rank, ZeRO 2, bf16" in line]
     assert not [line for line in first + second if "slow" in line]
     launches = json.loads((output / "environment.json").read_text())["launches"]
-    assert [f"precision: {launch['precision']}" for launch in launches] == told
+    assert [f"precision: {launch['precision']}" for launch in launches] == lines
     assert read_state(RunFolder(output).checkpoint(3))["precision"] == "fp32"
 
 
 def test_an_order_for_bf16_where_it_is_slow_is_one_line(data: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(precision, "device_support", lambda device: precision.Support(False, "this is a slow machine"))
+    monkeypatch.setattr(
+        precision, "device_support", lambda device: precision.PrecisionSupport(False, "this is a slow machine")
+    )
     (tmp_path / "ds.json").write_text('{"bf16": {"enabled": true}, "zero_optimization": {"stage": 1}}')
     ended = train(data, tmp_path / "run", deepspeed=tmp_path / "ds.json", steps=1)
     assert ended.code == 0, ended.err

@@ -106,7 +106,7 @@ def test_a_study_runs_resumes_and_reports(plan: Path, data: Path, tmp_path: Path
     assert refused.code == 2 and "arm random.recipe" in refused.err
 
 
-def test_a_failed_run_is_recorded_and_the_others_go_on(plan: Path, data: Path, tmp_path: Path) -> None:
+def test_a_failed_run_is_recorded_and_the_others_continue(plan: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "study"
     blocked = output / "runs" / "random" / "tokens=2048" / "seed-1"
     blocked.parent.mkdir(parents=True)
@@ -140,6 +140,6 @@ def test_a_signal_ends_all_runs(number: int, plan: Path, data: Path, tmp_path: P
 def test_dry_run_writes_nothing(plan: Path, data: Path, tmp_path: Path) -> None:
     ended = study(plan, data, tmp_path / "study", "--dry-run")
     assert ended.code == 0, ended.err
-    for word in ("scoring FLOPs", "4 runs of 8,192 tokens", "disk:", "sign-flip", "time: not known"):
+    for word in ("scoring FLOPs", "4 runs of 8,192 tokens", "disk:", "sign-flip", "time: unknown"):
         assert word in ended.out
     assert os.listdir(tmp_path) == []

@@ -20,7 +20,8 @@ from megamask.__main__ import main
 from megamask.annotate import LARGEST, EntropyAnnotation, SampleAnnotation, store_entropies, store_targets, window_batch
 from megamask.batch import Layout, MaskPlan, PackedBatch, SoftTargets
 from megamask.config import predetermined_masks
-from megamask.config.pretrain_config import PacksConfig, PretrainConfig, config_problems
+from megamask.config.checks import config_problems
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data import index, shard_writer
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
@@ -129,10 +130,10 @@ def test_each_token_is_scored_within_its_piece(config, data, model, measure):
                     some = slice(at, min(end, at + LENGTH - 2))
                     piece = torch.from_numpy(tokens[some].astype(np.int64))
                     nats = alone(model, piece, shards.token_ids, measure)
-                    found = torch.from_numpy(codes[some].copy())
+                    piece_codes = torch.from_numpy(codes[some].copy())
                     special = piece < len(SPECIAL)
-                    assert not found[special].any()
-                    assert_codes(found[~special], nats[~special], top)
+                    assert not piece_codes[special].any()
+                    assert_codes(piece_codes[~special], nats[~special], top)
 
 
 def alone(model, piece, ids, measure):
@@ -150,18 +151,18 @@ def test_stored_entropies_equal_those_of_the_live_teacher(config, data, teacher)
     store_entropies(dataclasses.replace(config, signal="clean"))
     train = Shards.open(data)
     packs = Packs(train, tokens=128, length=LENGTH, seed=3)
-    said = sidecar_facts_of(train.sidecar_facts("entropy"), str(data))
-    assert not said.problems("clean", "shannon", LENGTH, SIZE)
-    asked = Teacher.load(
+    facts = sidecar_facts_of(train.sidecar_facts("entropy"), str(data))
+    assert not facts.problems("clean", "shannon", LENGTH, SIZE)
+    loaded = Teacher.load(
         TeacherConfig(str(teacher), "fp32"), DistillConfig(), tokenizer=data / "tokenizer", ids=train.token_ids,
         length=LENGTH,
     )  # fmt: skip
     for number in range(len(packs)):
         batch = packs.batch(number)
-        (live,) = asked.entropies([batch], "clean", 4, "shannon", seed=0)
-        assert_codes(batch.entropy[batch.maskable], live[batch.maskable], said.top)
-        (read,) = StoredEntropy(said)([batch])
-        assert (read - live)[batch.maskable].abs().max() < 0.51 * said.top / 255
+        (live,) = loaded.entropies([batch], "clean", 4, "shannon", seed=0)
+        assert_codes(batch.entropy[batch.maskable], live[batch.maskable], facts.top)
+        (read,) = StoredEntropy(facts)([batch])
+        assert (read - live)[batch.maskable].abs().max() < 0.51 * facts.top / 255
 
 
 @torch.no_grad()
@@ -179,8 +180,8 @@ def test_the_masked_signal_hides_each_token_once(config, data, model):
                 return entropy_of(model, batch, plan)
 
             nats = measure_entropy(ask, batch, "masked", 3, train.token_ids.mask, PackRng(0, number, PURPOSE))
-            found = torch.from_numpy(codes[at : at + len(text)].copy())
-            assert_codes(found, nats[text] * batch.maskable[text], top_of("shannon", SIZE))
+            piece_codes = torch.from_numpy(codes[at : at + len(text)].copy())
+            assert_codes(piece_codes, nats[text] * batch.maskable[text], top_of("shannon", SIZE))
             at, number = at + len(text), number + 1
         assert at == len(codes)
 
@@ -274,15 +275,15 @@ def opened(run: PretrainConfig, **changes) -> StoredTargets:
 @torch.no_grad()
 def test_stored_samples_are_those_of_the_teacher_at_the_masks_of_the_run(run, data, model, teacher):
     store_targets(run, data, HOW)
-    found, train = opened(run), Shards.open(data)
-    assert found.manifest.packs == len(predetermined_masks.targets(run)) == 8
+    targets_of_run, train = opened(run), Shards.open(data)
+    assert targets_of_run.manifest.packs == len(predetermined_masks.targets(run)) == 8
     packs = Packs(train, tokens=96, length=LENGTH, seed=4, per_step=2)
     masker = Masker(run.masking, train.token_ids)
     for number in range(8):
         step = number // 2
         batch = packs.batch(number)
         plan = masker(batch, progress=step / 6, rng=PackRng(4, number))
-        (soft,) = found.targets([batch], [plan], step / 6)
+        (soft,) = targets_of_run.targets([batch], [plan], step / 6)
         assert (soft.share, soft.temperature, soft.scale) == (0.5, 2.0, 1.0)
         assert soft.counts.sum(-1).tolist() == [9] * len(plan.targets)
         logits = model.head.logits(model.represent(batch, plan))
@@ -300,9 +301,9 @@ def test_stored_samples_are_those_of_the_teacher_at_the_masks_of_the_run(run, da
             torch.repeat_interleave(soft.tokens.flatten(), soft.counts.flatten().long()).view(-1, 9).tolist()
             == expected
         )
-    assert found.targets([batch], [plan], 0.61) == [None]
+    assert targets_of_run.targets([batch], [plan], 0.61) == [None]
     with pytest.raises(DataError, match=r"has 8 packs, but the run needs pack 8"):
-        found.targets([packs.batch(8)], [plan], 0.0)
+        targets_of_run.targets([packs.batch(8)], [plan], 0.0)
 
 
 @torch.no_grad()
@@ -336,8 +337,8 @@ def test_count_tokens_is_a_histogram():
     tokens, counts = count_tokens(drawn)
     for row, some, often in zip(drawn, tokens, counts, strict=True):
         expected = torch.bincount(row, minlength=5)
-        found = torch.zeros(5, dtype=torch.long).scatter_add_(0, some, often)
-        assert torch.equal(found, expected)
+        histogram = torch.zeros(5, dtype=torch.long).scatter_add_(0, some, often)
+        assert torch.equal(histogram, expected)
         assert (often > 0).sum() == (expected > 0).sum()
 
 
@@ -464,8 +465,8 @@ def test_the_command_takes_the_flags_of_the_run(run, data, teacher, tmp_path, ca
     assert main(["annotate", "targets", *flags, "--distill.weight.start", "0.5", "--packs", "5"]) == 0
     assert json.loads((tmp_path / "stored" / "manifest.json").read_text())["packs"] == 5
     assert main(["annotate", "targets", *flags, "--draws", "256"]) == ConfigError.exit_code
-    said = capsys.readouterr().err
-    assert "`draws` must lie in [1, 255]" in said and "`distill.weight` is 0" in said
+    output = capsys.readouterr().err
+    assert "`draws` must lie in [1, 255]" in output and "`distill.weight` is 0" in output
 
 
 # ---- parts and progress

@@ -72,17 +72,17 @@ def private_uses(source: str) -> list[str]:
 
 def dangers(source: str) -> list[str]:
     """Calls that may unpickle a file or run a model's own code, of which ruff knows nothing."""
-    found = []
+    problems = []
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         if ast.unparse(call.func) == "torch.load" and given.get("weights_only") != "True":
-            found.append(f"line {call.lineno}: torch.load without weights_only=True")
+            problems.append(f"line {call.lineno}: torch.load without weights_only=True")
         if ast.unparse(call.func).endswith(".from_pretrained") and "trust_remote_code" not in given:
-            found.append(f"line {call.lineno}: from_pretrained without trust_remote_code=False")
+            problems.append(f"line {call.lineno}: from_pretrained without trust_remote_code=False")
         for name in ("allow_pickle", "trust_remote_code"):
             if given.get(name, "False") != "False":
-                found.append(f"line {call.lineno}: {name}")
-    return found
+                problems.append(f"line {call.lineno}: {name}")
+    return problems
 
 
 def ruff(source: str) -> subprocess.CompletedProcess[str]:
@@ -108,14 +108,14 @@ def test_restricted_modules_are_named_only_where_allowed(path: Path) -> None:
 
 def renames(source: str) -> list[str]:
     """Calls that rename or replace a file: `os.rename`, `os.replace`, `shutil.move`, and a method with one argument."""
-    found = []
+    problems = []
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         name = ast.unparse(call.func)
         method = isinstance(call.func, ast.Attribute) and call.func.attr in ("rename", "replace", "renames")
         arguments = len(call.args) + len(call.keywords)
         if name in ("os.rename", "os.replace", "os.renames", "shutil.move") or (method and arguments == 1):
-            found.append(f"line {call.lineno}: {name}")
-    return found
+            problems.append(f"line {call.lineno}: {name}")
+    return problems
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -64,10 +64,10 @@ class Disk:
         self.top = Folder({"checkpoints": Folder()})
 
     def folder(self, path: Path) -> Folder:
-        found = self.top
+        node = self.top
         for part in path.relative_to(self.root).parts:
-            found = found.live()[part]
-        return found
+            node = node.live()[part]
+        return node
 
     def write_file(self, path: Path, data: bytes, whole: bool) -> None:
         synced = whole and not (self.forget and self.forget in path.name)

@@ -33,7 +33,7 @@ def test_help_lists_every_subcommand(arguments: list[str], capsys: pytest.Captur
         assert any(line.startswith(f"{name} ") and line.endswith(f" {command.summary}") for line in lines)
 
 
-def test_annotate_alone_lists_its_two_forms(capsys: pytest.CaptureFixture[str]) -> None:
+def test_annotate_without_a_form_lists_both(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["annotate"], ["annotate", "--help"]):
         assert main(arguments) == 0
         out = capsys.readouterr().out

@@ -208,20 +208,20 @@ def test_schedules_turn_with_the_learning_rate(warmup: float, decay: float) -> N
     jump = Schedule("step", 0.3, 0.15, at="decay")
     steps = 1000
     for rate in (wsd, cosine):
-        tied = jump.tied(rate)
+        resolved = jump.resolved(rate)
         # the ratio falls where the rate begins to
         values = [rate((step + 1) / steps) for step in range(steps)]
         last_peak = max(step for step in range(steps) if values[step] >= max(values) * (1 - 1e-9))
-        assert tied(max(0.0, last_peak / steps - 0.002)) == 0.3 and tied(last_peak / steps + 0.003) == 0.15
-        assert tied.tied(rate) == tied
+        assert resolved(max(0.0, last_peak / steps - 0.002)) == 0.3 and resolved(last_peak / steps + 0.003) == 0.15
+        assert resolved.resolved(rate) == resolved
     ramp = Schedule("ramp", 1.0, 0.1, at="warmup", until="decay")
-    assert ramp.tied(wsd) == Schedule("ramp", 1.0, 0.1, at=warmup, until=1 - decay)
+    assert ramp.resolved(wsd) == Schedule("ramp", 1.0, 0.1, at=warmup, until=1 - decay)
 
 
 @pytest.mark.parametrize(
     ("schedule", "names"),
     [
-        # a phase that nobody tied to a learning rate
+        # a phase that nobody resolved to a learning rate
         (Schedule("step", 0.3, 0.1, at="warmup"), ["ratio.at"]),
         (Schedule("ramp", 0.3, 0.1, at=0.2, until="decay"), ["ratio.until"]),
         # resting at nothing is not passing by
@@ -248,7 +248,7 @@ def test_a_schedule_that_goes_back_has_its_first_value_again(start: float, end: 
 
 def test_a_return_can_be_a_phase_and_must_lie_behind_the_move() -> None:
     rate = LearningRate("wsd", decay=0.25)
-    assert Schedule("step", 1.0, 0.1, at=0.3, back="decay").tied(rate).back == 0.75
+    assert Schedule("step", 1.0, 0.1, at=0.3, back="decay").resolved(rate).back == 0.75
     assert wrong(Schedule("ramp", 0.3, 0.1, 0.2, 0.5, 0.9)) == []
     for back in (0.0, 0.4, 0.5, 1.0):
         assert wrong(Schedule("ramp", 0.3, 0.1, 0.2, 0.5, back)) == ["ratio.back"]

@@ -1,4 +1,4 @@
-"""Experiments by name: one function each, saying only what differs from its base. The docstring is the help.
+"""Experiments by name: one function each, which sets only what differs from its base. The docstring is the help.
 
 bases.py            models and runs to start from
 entropy.py          entropy-aware masking and distillation, with controls
@@ -20,14 +20,14 @@ from megamask.errors import ConfigError, unknown
 STARTS: dict[str, Callable[[], PretrainConfig]] = {
     "tiny": bases.tiny, "small": bases.small, "bert": bases.bert, "roberta": bases.roberta, "albert": bases.albert,
 }  # fmt: skip
-"""Recipes that are a base as it is."""
+"""Recipes that are bases without changes."""
 STRATEGIES = ("low", "middle", "both")
-"""Contrasts to masking where the entropy is highest, by what is put behind the name of an experiment."""
+"""Contrasts to masking the highest entropies; suffixes of the names of experiments."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Experiments on the same bases, each by what is put behind the name of an experiment."""
+    """Experiments on the same bases. Sizes and strategies are suffixes of the names of experiments."""
 
     experiments: Mapping[str, Callable[[PretrainConfig], PretrainConfig]]
     sizes: Mapping[str, Callable[[], PretrainConfig]]

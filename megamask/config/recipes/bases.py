@@ -14,20 +14,20 @@ from megamask.runtime import launch_environment
 from megamask.schedules import LearningRate, Schedule
 
 MUON = OptimizerConfig("muon", LearningRate("cosine", peak=2e-3), muon_lr_scale=10.0, max_grad_norm=0.0)
-"""Of what was tried, what leaves the unigram plateau soonest in small models."""
+"""Of the optimizers that were tried, the one with which small models leave the unigram plateau soonest."""
 
 
 def tiny() -> PretrainConfig:
-    """The smallest model on two cores in four minutes: the first run, on English that the machine holds; Muon.
+    """The smallest model on two cores in four minutes: the first run, on English text found on the machine; Muon.
 
-    AdamW leaves the unigram plateau within these steps on some texts and not on others; Muon within a hundred.
+    With AdamW, a model leaves the unigram plateau within these steps on some texts only; with Muon within 100 steps.
     """
     return PretrainConfig(
         output=Path("runs/tiny"),
         steps=600,
         # a pack for each rank, so that the same command runs on any number of GPUs
         packs=PacksConfig(tokens=2048, length=128, per_step=launch_environment.world()),
-        # most layers look at near words alone: a small model learns these first anyway, and far sooner so
+        # most layers have local attention: a small model learns local patterns first, and learns them sooner this way
         model=ModelConfig(preset="modern", size="tiny", global_every=4, local_window=8),
         masking=MaskingConfig(Schedule(start=0.2), corruption=Corruption(1.0, 0.0, 0.0)),
         optimizer=MUON,

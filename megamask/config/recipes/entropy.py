@@ -133,5 +133,5 @@ CONTROLS: dict[str, Callable[[PretrainConfig], PretrainConfig]] = {
 
 def contrast(config: PretrainConfig, strategy: str) -> PretrainConfig:
     """The same experiment under another strategy."""
-    asked = replace(config.masking.entropy, strategy=strategy)  # type: ignore[arg-type]
-    return replace(config, masking=replace(config.masking, entropy=asked))
+    score_config = replace(config.masking.entropy, strategy=strategy)  # type: ignore[arg-type]
+    return replace(config, masking=replace(config.masking, entropy=score_config))

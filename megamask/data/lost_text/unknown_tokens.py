@@ -75,7 +75,7 @@ class UnknownTokens:
                     words += [w for w in text.split() if len(w) > self._longest and not suspects.search(w)]
                 encodings = self._tokenizer.encodings(words)
                 pairs = zip(words, encodings, strict=True)
-                unknown = [found for word, encoding in pairs for found in self._texts_by_offset(word, encoding)]
+                unknown = [text for word, encoding in pairs for text in self._texts_by_offset(word, encoding)]
                 if len(unknown) == count:
                     return unknown
         return list(self._texts_by_offset(text, *self._tokenizer.encodings([text])))

@@ -1,4 +1,4 @@
-"""GLUE as the hub has it: the data set `nyu-mll/glue`, whose parquet files run no code, from the network or the cache.
+"""GLUE as the Hub has it: the dataset `nyu-mll/glue`, whose parquet files run no code, from the network or the cache.
 
 Its validation split is reported, since the labels of its test split are secret.
 """
@@ -17,7 +17,7 @@ from megamask.evaluation.tasks import Task
 REPOSITORY = "nyu-mll/glue"
 _SPLITS = {"mnli": "validation_matched", "mnli_mismatched": "validation_mismatched"}
 HUB_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli_mismatched", "qnli", "rte", "wnli")
-"""The tasks that the data set has."""
+"""The tasks that the dataset has."""
 REASON = 300
 """Characters of a library's message that an error shows."""
 

@@ -31,7 +31,7 @@ class _Table:
     other_names: tuple[tuple[str, str], ...] = ()
     """Other names of the two files."""
     incomplete: bool = False
-    """Whether rows with missing columns are known and left out, as the hub's copy leaves them out."""
+    """Whether rows with missing columns are known and left out, as the Hub's copy leaves them out."""
 
 
 _MSR = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")

@@ -61,16 +61,16 @@ class Row:
     def wrong(self, ended: Ended) -> list[str]:
         """What is wrong with how the command ended."""
         # a parser of command lines draws boxes and breaks lines
-        told = " ".join((ended.out + ended.err).replace("│", " ").split())
-        found = [] if ended.code == self.code else [f"the exit code is {ended.code}, not {self.code}"]
-        found += [f"the sentence does not name {culprit}" for culprit in self.culprits if culprit not in told]
-        found += ["there is a trace"] if "Traceback" in told else []
-        return [*found, told] if found else []
+        output = " ".join((ended.out + ended.err).replace("│", " ").split())
+        problems = [] if ended.code == self.code else [f"the exit code is {ended.code}, not {self.code}"]
+        problems += [f"the sentence does not name {culprit}" for culprit in self.culprits if culprit not in output]
+        problems += ["there is a trace"] if "Traceback" in output else []
+        return [*problems, output] if problems else []
 
 
-def rows(code: int, plant: Callable[..., Plant], *said: tuple) -> list[Row]:
+def rows(code: int, plant: Callable[..., Plant], *entries: tuple) -> list[Row]:
     """Rows of one kind, each said as (name, what ``plant`` takes, culprits)."""
-    return [Row(name, plant(what), code, tuple(culprits)) for name, what, culprits in said]
+    return [Row(name, plant(what), code, tuple(culprits)) for name, what, culprits in entries]
 
 
 # ---- what may happen to a file

@@ -65,9 +65,9 @@ def says(what: str) -> Callable[[Path], object]:
 def newer(copied: Path) -> None:
     """The newest checkpoint, as a later version would write it."""
     folder = RunFolder(copied).checkpoint(STEPS)
-    said = json.loads((folder / "MANIFEST.json").read_text()) | {"format": format.FORMAT + 1}
-    del said["sha256"]
-    (folder / "MANIFEST.json").write_bytes(format._seal(said))
+    manifest = json.loads((folder / "MANIFEST.json").read_text()) | {"format": format.FORMAT + 1}
+    del manifest["sha256"]
+    (folder / "MANIFEST.json").write_bytes(format._seal(manifest))
 
 
 def other_text(*more: object) -> Plant:
@@ -76,9 +76,9 @@ def other_text(*more: object) -> Plant:
     def plant(ground: Ground) -> Command:
         (ground.folder / "corpus.txt").write_text((ground.data.parent / "corpus.txt").read_text() + "\n\nOne more.\n")
         made = ground.folder / "changed"
-        asked = ["--input", ground.folder / "corpus.txt", "--output", made, "--valid-share", 0.2, "--workers", 1]
+        flags = ["--input", ground.folder / "corpus.txt", "--output", made, "--valid-share", 0.2, "--workers", 1]
         tokenizer = more or ("--tokenizer", ground.data / "tokenizer")
-        assert run(main, "prepare", *asked, *tokenizer).code == 0
+        assert run(main, "prepare", *flags, *tokenizer).code == 0
         return ground.train(data=made, output=ground.copy(ground.finished), **SAME)
 
     return plant
@@ -90,7 +90,7 @@ def smaller(ground: Ground) -> Command:
 
 def locked(ground: Ground) -> Command:
     copied = ground.copy(ground.finished)
-    held = Lock(copied / "run.lock", "another")  # noqa: F841 - until the end of the process
+    lock = Lock(copied / "run.lock", "another")  # noqa: F841 - until the end of the process
     return ground.train(output=copied, **SAME)
 
 

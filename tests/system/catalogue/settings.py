@@ -21,11 +21,11 @@ def set_to(settings: dict[str, object]) -> Plant:
     return lambda ground: ground.train(*flags(settings))
 
 
-def file(said: str | bytes, flag: str = "--config", name: str = "wrong.toml") -> Plant:
+def file(content: str | bytes, flag: str = "--config", name: str = "wrong.toml") -> Plant:
     """A file of settings."""
 
     def plant(ground: Ground) -> Command:
-        (ground.folder / name).write_bytes(said if isinstance(said, bytes) else said.encode())
+        (ground.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         return ground.train(flag, ground.folder / name)
 
     return plant
@@ -96,7 +96,7 @@ SETTINGS = [
     ),
     *rows(
         CONFIG, partial(file, name="wrong.json"),
-        ("a JSON file without a table", "[1, 2]", ["wrong.json` must hold a table of settings"]),
+        ("a JSON file without a table", "[1, 2]", ["wrong.json` must contain a table of settings"]),
         ("a key that is there twice in JSON", '{"steps": 1, "steps": 2}', ["it has the key 'steps' twice"]),
     ),
     *rows(
@@ -145,7 +145,7 @@ SETTINGS = [
         ("layers of nothing", {"init-layers": 0}, ["`init_layers` has no effect without `init`"]),
         (
             "an average at stage 3", GUIDED | {"entropy.ema_decay": 0.9, "deepspeed": "ds_configs/zero3.json"},
-            ["`entropy.ema_decay` needs whole weights", "use 0, 1 or 2"],
+            ["`entropy.ema_decay` needs whole weights", "use stage 0, 1 or 2"],
         ),
         (
             "lamb at stage 2", {"optimizer.kind": "lamb", "deepspeed": "ds_configs/zero2.json"},

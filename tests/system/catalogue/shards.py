@@ -33,7 +33,7 @@ def unseen(spoil: Callable[[Path], object]) -> Plant:
     return shards(lambda folder: (spoil(folder), vouch(folder)))
 
 
-def said(change: Callable[[dict], object]) -> Plant:
+def record(change: Callable[[dict], object]) -> Plant:
     """A manifest that says something else."""
 
     def spoil(folder: Path) -> None:
@@ -74,15 +74,15 @@ def other_words(folder: Path) -> None:
 
 
 def listed(name: str) -> Callable[[dict], object]:
-    return lambda said: said["files"].update({name: {"bytes": 1, "sha256": ""}})
+    return lambda content: content["files"].update({name: {"bytes": 1, "sha256": ""}})
 
 
 def in_shard(**facts: object) -> Callable[[dict], object]:
-    return lambda said: said["splits"]["train"]["shards"][0].update(facts)
+    return lambda content: content["splits"]["train"]["shards"][0].update(facts)
 
 
-def twice(said: dict) -> None:
-    said["splits"]["train"]["shards"] *= 2
+def twice(content: dict) -> None:
+    content["splits"]["train"]["shards"] *= 2
 
 
 def grows(ground: Ground) -> Command:
@@ -101,8 +101,8 @@ def grows(ground: Ground) -> Command:
 def other_kind(ground: Ground) -> Command:
     """A sidecar of another signal, measure and length."""
     copied = ground.copy(ground.data)
-    asked = ["--data", copied, "--teacher", ground.finished, "--workers", 1, "--signal", "clean", "--measure", "min"]
-    assert run(main, "annotate", "entropy", *asked, "--length", 32).code == 0
+    flags = ["--data", copied, "--teacher", ground.finished, "--workers", 1, "--signal", "clean", "--measure", "min"]
+    assert run(main, "annotate", "entropy", *flags, "--length", 32).code == 0
     return ground.train(data=copied, **BY_SIDECAR)
 
 
@@ -137,9 +137,9 @@ SHARDS = [
         ("an id that the vocabulary lacks, hashed", STRAY, NO_ID),
     ),
     *rows(
-        DATA, said,
-        ("another format", lambda said: said.update(format="?"), ["manifest.json is not a manifest of megamask"]),
-        ("another version", lambda said: said.update(version=2), ["manifest.json: version` must be 1, but is '2'"]),
+        DATA, record,
+        ("another format", lambda record: record.update(format="?"), ["manifest.json is not a manifest of megamask"]),
+        ("another version", lambda record: record.update(version=2), ["manifest.json: version` must be 1, but is '2'"]),
         (
             "a count that overflows", in_shard(tokens=2**63),
             ["manifest.json is damaged: `splits.train.shards.0.tokens`"],
@@ -150,24 +150,24 @@ SHARDS = [
             ["train must have 1 tokens, as its shards have", f"{TOKENS} must have 1"],
         ),
         ("a shard listed twice", twice, ["lists the shard 'train-00000' twice"]),
-        ("a shard not listed", lambda said: said["files"].pop(TOKENS), [f"does not list {TOKENS}"]),
+        ("a shard not listed", lambda record: record["files"].pop(TOKENS), [f"does not list {TOKENS}"]),
         ("a shard not there", in_shard(name="train-00007"), ["does not list train-00007.tokens.npy"]),
         ("a path with ..", listed("../outside.npy"), ["lists '../outside.npy', which leads out of the folder"]),
         ("an absolute path", listed("/etc/passwd"), ["lists '/etc/passwd', which leads out of the folder"]),
         ("a large id", in_shard(largest=300), ["train-00000 contains the id 300, but the vocabulary has 300"]),
         (
-            "a vocabulary that is too large", lambda said: said["token_ids"].update(size=70_000),
+            "a vocabulary that is too large", lambda record: record["token_ids"].update(size=70_000),
             ["a vocabulary of 70000 tokens does not fit", "uint16"],
         ),
         (
-            "mask is pad, in shards", lambda said: said["token_ids"].update(mask=0),
+            "mask is pad, in shards", lambda record: record["token_ids"].update(mask=0),
             ["the mask token has the id of another"],
         ),
         (
-            "a mask that is text", lambda said: said["token_ids"].update(mask=400),
+            "a mask that is text", lambda record: record["token_ids"].update(mask=400),
             ["lies outside the vocabulary of 300"],
         ),
-        ("no validation", lambda said: said["splits"].pop("valid"), ["contains no documents in the split 'valid'"]),
+        ("no validation", lambda record: record["splits"].pop("valid"), ["contains no documents in the split 'valid'"]),
     ),
     Row(
         "another tokenizer inside", shards(other_words, verify=False), DATA,

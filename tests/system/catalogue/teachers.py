@@ -41,10 +41,10 @@ def of_another_vocabulary(folder: Path) -> None:
 
 def of_another_order(folder: Path) -> None:
     path = folder / "tokenizer.json"
-    said = json.loads(path.read_text())
-    words = sorted(said["model"]["vocab"], key=said["model"]["vocab"].__getitem__)
-    said["model"]["vocab"] = {word: n for n, word in enumerate(words[:100] + words[100:][::-1])}
-    path.write_text(json.dumps(said))
+    content = json.loads(path.read_text())
+    words = sorted(content["model"]["vocab"], key=content["model"]["vocab"].__getitem__)
+    content["model"]["vocab"] = {word: n for n, word in enumerate(words[:100] + words[100:][::-1])}
+    path.write_text(json.dumps(content))
 
 
 def with_a_nan(folder: Path) -> None:
@@ -64,8 +64,8 @@ def causal(folder: Path) -> None:
 def another_teacher(ground: Ground) -> Command:
     """A teacher that is another when the run goes on."""
     folder = bert(ground)
-    asked = ["--teacher.path", folder, "--distill.weight.start", 0.5]
-    main, arguments = ground.train(*asked, steps=1)
+    flags = ["--teacher.path", folder, "--distill.weight.start", 0.5]
+    main, arguments = ground.train(*flags, steps=1)
     assert run(main, *arguments).code == 0
     BertForMaskedLM(BertConfig(vocab_size=300, **BERT)).save_pretrained(folder)  # other random weights
     return main, arguments

@@ -121,12 +121,12 @@ def lacking(role: str) -> Plant:
 
     def plant(ground: Ground) -> Command:
         folder = Path(shutil.copytree(ground.data / "tokenizer", ground.folder / "tokenizer"))
-        said = json.loads((folder / "tokenizer.json").read_text())
+        content = json.loads((folder / "tokenizer.json").read_text())
         token = f"[{role.upper()}]"
-        said["model"]["vocab"] = {word: n for word, n in said["model"]["vocab"].items() if word != token}
-        said["added_tokens"] = [added for added in said["added_tokens"] if added["content"] != token]
-        said["post_processor"] = None
-        (folder / "tokenizer.json").write_text(json.dumps(said))
+        content["model"]["vocab"] = {word: n for word, n in content["model"]["vocab"].items() if word != token}
+        content["added_tokens"] = [added for added in content["added_tokens"] if added["content"] != token]
+        content["post_processor"] = None
+        (folder / "tokenizer.json").write_text(json.dumps(content))
         return with_tokenizer(ground, folder)
 
     return plant
@@ -137,8 +137,8 @@ def configured(**roles: str) -> Plant:
 
     def plant(ground: Ground) -> Command:
         folder = Path(shutil.copytree(ground.data / "tokenizer", ground.folder / "tokenizer"))
-        said = folder / "tokenizer_config.json"
-        said.write_text(json.dumps(json.loads(said.read_text()) | roles))
+        content = folder / "tokenizer_config.json"
+        content.write_text(json.dumps(json.loads(content.read_text()) | roles))
         return with_tokenizer(ground, folder)
 
     return plant
@@ -146,8 +146,8 @@ def configured(**roles: str) -> Plant:
 
 def with_tokenizer(ground: Ground, folder: Path) -> Command:
     (ground.folder / "text.txt").write_text("some words\n\nand more\n")
-    asked = ["--input", ground.folder / "text.txt", "--output", ground.folder / "made", "--tokenizer", folder]
-    return main, ["prepare", *asked]
+    flags = ["--input", ground.folder / "text.txt", "--output", ground.folder / "made", "--tokenizer", folder]
+    return main, ["prepare", *flags]
 
 
 def no_tokenizer(inside: str | None) -> Plant:

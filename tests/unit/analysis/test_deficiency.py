@@ -80,17 +80,17 @@ def plant(encoder: Encoder, mask: int) -> None:
 def test_the_planted_subspaces_are_found(model, texts, ids):
     encoder = model().encoder
     plant(encoder, ids.mask)
-    found = analysis(layered(encoder), texts)
-    for layer in found.plain[1:-1]:
+    result = analysis(layered(encoder), texts)
+    for layer in result.plain[1:-1]:
         rank = {name: layer.ranks[name]["numerical"].all for name in MATRICES}
         assert rank == {"clean": RANK, "masked": RANK + 1, "real": RANK, "mask": RANK + 1, "under": RANK}
         assert layer.outside["mask"]["numerical"]["directions"].all == pytest.approx(1 / (RANK + 1), abs=1e-6)
         assert layer.outside["under"]["numerical"]["directions"].all == pytest.approx(0, abs=1e-6)
         assert layer.ranks["clean"]["effective"].all < RANK < layer.ranks["masked"]["numerical"].half
     # at the embedding all [MASK] are one row; the final norm takes its coordinate away
-    assert found.plain[0].ranks["mask"]["effective"].all == pytest.approx(1, abs=1e-4)
-    assert found.centred[0].ranks["mask"]["effective"].all == 0
-    last = found.plain[-1]
+    assert result.plain[0].ranks["mask"]["effective"].all == pytest.approx(1, abs=1e-4)
+    assert result.centred[0].ranks["mask"]["effective"].all == 0
+    last = result.plain[-1]
     assert last.ranks["masked"]["numerical"].all == RANK
     assert last.outside["mask"]["numerical"]["norm"].all == pytest.approx(0, abs=1e-6)
 
@@ -98,7 +98,7 @@ def test_the_planted_subspaces_are_found(model, texts, ids):
 def test_mae_lm_reads_masked_text_without_the_mask_tokens(model, texts):
     """Compare with each sequence alone, its [MASK] tokens removed by hand, at the remaining positions."""
     encoder = model().encoder
-    found = analysis(replace(layered(encoder), without_masks=True), texts)
+    result = analysis(replace(layered(encoder), without_masks=True), texts)
     whole, states = [], torch.no_grad()(OwnStates(encoder))
     for batch, plan in texts:
         left = torch.ones(batch.layout.rows, dtype=torch.bool).index_fill(0, plan.hidden, False)
@@ -107,14 +107,14 @@ def test_mae_lm_reads_masked_text_without_the_mask_tokens(model, texts):
             alone = Layout(torch.tensor([0, len(rows)], dtype=torch.int32), 64, batch.layout.positions[rows])
             whole.append(states(plan.inputs[rows], alone)[-1][batch.maskable[rows]])
     values = torch.linalg.svdvals(torch.cat(whole).double())
-    assert found.plain[-1].values["real"] == pytest.approx(values.tolist(), rel=1e-5, abs=1e-5 * values[0].item())
-    assert "mask" not in found.plain[-1].ranks and found.plain[-1].ranks["masked"] == found.plain[-1].ranks["real"]
-    assert found.plain[-1].ranks["clean"] == analysis(layered(encoder), texts).plain[-1].ranks["clean"]
+    assert result.plain[-1].values["real"] == pytest.approx(values.tolist(), rel=1e-5, abs=1e-5 * values[0].item())
+    assert "mask" not in result.plain[-1].ranks and result.plain[-1].ranks["masked"] == result.plain[-1].ranks["real"]
+    assert result.plain[-1].ranks["clean"] == analysis(layered(encoder), texts).plain[-1].ranks["clean"]
 
 
 def test_figures_equal_those_of_the_stacked_states(model, texts):
     encoder = model().encoder
-    found = analysis(layered(encoder), texts)
+    result = analysis(layered(encoder), texts)
     with torch.no_grad():
         for layer in range(encoder.shape.num_layers + 1):
             rows = {name: [] for name in MATRICES}
@@ -132,14 +132,14 @@ def test_figures_equal_those_of_the_stacked_states(model, texts):
                         rows["under"].append(x[hidden])
             for name, some in rows.items():
                 stacked = torch.cat(some).double()
-                assert found.plain[layer].rows[name] == len(stacked)
-                for centred, layers in ((False, found.plain), (True, found.centred)):
+                assert result.plain[layer].rows[name] == len(stacked)
+                for centred, layers in ((False, result.plain), (True, result.centred)):
                     matrix = stacked - stacked.mean(0) if centred else stacked
                     values = torch.linalg.svdvals(matrix)
                     scale = torch.linalg.matrix_norm(stacked).item()
-                    told = torch.tensor(layers[layer].values[name], dtype=torch.float64)
+                    singular_values = torch.tensor(layers[layer].values[name], dtype=torch.float64)
                     rtol, _ = TOLERANCES[torch.float32]
-                    assert (told - values).abs().max() < rtol * scale
+                    assert (singular_values - values).abs().max() < rtol * scale
 
 
 def test_the_error_is_zero_if_both_halves_are_equal(model, texts):
@@ -193,24 +193,24 @@ def test_a_run_and_its_export_have_the_same_ranks(preset, model, texts, saved):
     assert not isinstance(theirs.states, OwnStates)
     one, two = analysis(ours, texts), analysis(theirs, texts)
     rtol, _ = TOLERANCES[torch.float32]
-    for mine, its in zip(one.plain + one.centred, two.plain + two.centred, strict=True):
+    for layer, its in zip(one.plain + one.centred, two.plain + two.centred, strict=True):
         for name in MATRICES:
-            assert mine.ranks[name]["effective"].all == pytest.approx(its.ranks[name]["effective"].all, rel=rtol)
-            assert mine.values[name] == pytest.approx(its.values[name], rel=rtol, abs=rtol * mine.values[name][0])
+            assert layer.ranks[name]["effective"].all == pytest.approx(its.ranks[name]["effective"].all, rel=rtol)
+            assert layer.values[name] == pytest.approx(its.values[name], rel=rtol, abs=rtol * layer.values[name][0])
 
 
 def test_tables_name_every_layer_and_matrix(model, texts):
-    found = analysis(layered(model().encoder), texts)
-    lines = drawing.tables("ours", found.plain, CUTS, centred=False)
+    result = analysis(layered(model().encoder), texts)
+    lines = drawing.tables("ours", result.plain, CUTS, centred=False)
     heads = [line for line in lines if line.startswith("| layer")]
     assert [all(name in head for name in MATRICES) for head in heads] == [True] * 3 + [False] * 2
-    assert sum(line.startswith("|") for line in lines) == len(heads) * (2 + len(found.plain))
+    assert sum(line.startswith("|") for line in lines) == len(heads) * (2 + len(result.plain))
 
 
 def test_several_encoders_are_drawn_in_one_picture(model, texts, tmp_path):
-    found = analysis(layered(model().encoder), texts)
-    drawing.picture({"one": found}, CUTS, tmp_path / "one.png")
-    drawing.picture({"one": found, "two": analysis(layered(model().encoder), texts)}, CUTS, tmp_path / "two.png")
+    result = analysis(layered(model().encoder), texts)
+    drawing.picture({"one": result}, CUTS, tmp_path / "one.png")
+    drawing.picture({"one": result, "two": analysis(layered(model().encoder), texts)}, CUTS, tmp_path / "two.png")
     one, two = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png"))
     assert one[:4] == two[:4] == b"\x89PNG" and one != two
 
@@ -235,9 +235,9 @@ class TestRefused:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             path = export / name
             path.write_text(path.read_text().replace("[MASK]", "[NONE]"))
-        said = json.loads((export / "tokenizer_config.json").read_text())
-        said.pop("mask_token")
-        (export / "tokenizer_config.json").write_text(json.dumps(said))
+        tokenizer_config = json.loads((export / "tokenizer_config.json").read_text())
+        tokenizer_config.pop("mask_token")
+        (export / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
         with pytest.raises(ConfigError, match="no mask token"):
             open_hf_encoder(str(export))
 

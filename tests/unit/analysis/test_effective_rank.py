@@ -15,10 +15,10 @@ WIDTH = 12
 
 
 def moments(rows: torch.Tensor, blocks: int = 1) -> Moments:
-    found = Moments(rows.shape[1])
+    moments_of_rows = Moments(rows.shape[1])
     for block in rows.chunk(blocks):
-        found.add(block)
-    return found
+        moments_of_rows.add(block)
+    return moments_of_rows
 
 
 def entropy_rank(values: np.ndarray) -> float:
@@ -32,14 +32,14 @@ def test_streamed_moments_give_the_svd_of_the_stacked_matrix(centred, offset):
     rows = torch.randn(300, WIDTH, dtype=torch.float64) * torch.logspace(0, -1, WIDTH) + offset
     stacked = (rows - rows.mean(0) if centred else rows).numpy()
     values = np.linalg.svd(stacked, compute_uv=False)
-    found = moments(rows, blocks=7).spectrum(centred)
+    streamed = moments(rows, blocks=7).spectrum(centred)
     # the noise of a Gram matrix, as a share of the largest value that it holds
-    assert np.abs(found.values.numpy() - values).max() < 2e-7 * values[0]
+    assert np.abs(streamed.values.numpy() - values).max() < 2e-7 * values[0]
     if offset < 1e4 or centred:
-        assert found.effective == pytest.approx(entropy_rank(values), rel=1e-6)
-        assert found.numerical(0.05) == np.linalg.matrix_rank(stacked, rtol=0.05)
+        assert streamed.effective == pytest.approx(entropy_rank(values), rel=1e-6)
+        assert streamed.numerical(0.05) == np.linalg.matrix_rank(stacked, rtol=0.05)
     squares = np.cumsum(values**2) / (values**2).sum()
-    assert found.energy(0.9) == np.searchsorted(squares, 0.9) + 1
+    assert streamed.energy(0.9) == np.searchsorted(squares, 0.9) + 1
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 2**31))
@@ -55,17 +55,17 @@ def test_blocks_and_their_order_do_not_matter(sizes, seed):
 
 def test_an_orthonormal_basis_has_all_dimensions():
     basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=torch.float64))[0]
-    found = moments(basis).spectrum()
-    assert found.effective == pytest.approx(WIDTH)
-    assert found.energy(1 - 1e-9) == found.numerical(0.5) == WIDTH
+    measured = moments(basis).spectrum()
+    assert measured.effective == pytest.approx(WIDTH)
+    assert measured.energy(1 - 1e-9) == measured.numerical(0.5) == WIDTH
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_repeated_row_has_rank_1_and_rank_0_without_its_mean(dtype):
     rows = torch.randn(1, WIDTH, dtype=dtype).repeat(50, 1)
-    found = moments(rows, blocks=3).spectrum()
-    assert found.effective == pytest.approx(1)
-    assert found.energy(0.99) == found.numerical(1e-6) == 1
+    measured = moments(rows, blocks=3).spectrum()
+    assert measured.effective == pytest.approx(1)
+    assert measured.energy(0.99) == measured.numerical(1e-6) == 1
     left = moments(rows, blocks=3).spectrum(centred=True)
     assert left.effective == left.energy(0.99) == left.numerical(1e-6) == 0
 
@@ -74,18 +74,18 @@ def test_a_repeated_row_has_rank_1_and_rank_0_without_its_mean(dtype):
 def test_the_rank_is_at_most_the_dimension_and_ignores_scale(rank, scale):
     draws = torch.Generator().manual_seed(rank)
     rows = torch.randn(90, rank, generator=draws) @ torch.randn(rank, WIDTH, generator=draws)
-    found, scaled = moments(rows).spectrum(), moments(rows * scale).spectrum()
-    assert found.numerical(1e-5) == rank
-    assert 1 <= found.effective <= rank + 1e-3
-    assert scaled.effective == pytest.approx(found.effective, rel=1e-4)
+    measured, scaled = moments(rows).spectrum(), moments(rows * scale).spectrum()
+    assert measured.numerical(1e-5) == rank
+    assert 1 <= measured.effective <= rank + 1e-3
+    assert scaled.effective == pytest.approx(measured.effective, rel=1e-4)
     assert scaled.numerical(1e-5) == rank
 
 
 def test_equal_values_among_zeros_are_counted_by_every_rank():
     values = torch.tensor([2.0] * 5 + [0.0] * 7, dtype=torch.float64)
-    found = Spectrum(values, torch.eye(WIDTH, dtype=torch.float64))
-    assert found.effective == pytest.approx(5)
-    assert found.energy(0.6) == 3 and found.energy(0.61) == 4 and found.numerical(1e-6) == 5
+    spectrum = Spectrum(values, torch.eye(WIDTH, dtype=torch.float64))
+    assert spectrum.effective == pytest.approx(5)
+    assert spectrum.energy(0.6) == 3 and spectrum.energy(0.61) == 4 and spectrum.numerical(1e-6) == 5
 
 
 def along(*axes: int) -> Spectrum:

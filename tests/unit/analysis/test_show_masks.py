@@ -41,11 +41,11 @@ def model(tokenizer, tmp_path) -> Path:
 def blocks(lines):
     """For each variant: its header, and the (tokens, marks, entropies) below it, line by line."""
     heads = [n for n, line in enumerate(lines) if line.endswith("tokens masked")]
-    found = {}
+    by_title = {}
     for head, end in zip(heads, [*heads[1:], len(lines)], strict=True):
         below = lines[head + 1 : end - 1]  # an empty line follows
-        found[lines[head]] = [below[n : n + 3] for n in range(0, len(below), 3)]
-    return found
+        by_title[lines[head]] = [below[n : n + 3] for n in range(0, len(below), 3)]
+    return by_title
 
 
 @pytest.mark.parametrize("width", [30, 200])
@@ -56,9 +56,9 @@ def test_every_variant_masks_exactly_the_budget(tokenizer, text, width):
     lines = show.render_masks(
         sentence, torch.rand(rows + 2), ratio=0.4, score=EntropyScoreConfig(temperature=0.0), seed=0, width=width
     )
-    found = blocks([line.plain for line in lines])
-    assert len(found) == 18
-    for head, below in found.items():
+    variants = blocks([line.plain for line in lines])
+    assert len(variants) == 18
+    for head, below in variants.items():
         assert head.endswith(f": {round(0.4 * rows)} of {rows} tokens masked")
         words = [word for tokens, _, _ in below for word in tokens.split()]
         marks = [mark for _, marks, _ in below for mark in marks.split()]
@@ -75,9 +75,9 @@ def test_strategy_high_marks_the_highest_entropies(tokenizer):
     lines = show.render_masks(
         sentence, entropy, ratio=0.3, score=EntropyScoreConfig(temperature=0.0), seed=0, width=10_000
     )
-    found = blocks([line.plain for line in lines])
+    variants = blocks([line.plain for line in lines])
     ((_, marks, numbers),) = next(
-        below for head, below in found.items() if head.startswith("strategy high, unit token")
+        below for head, below in variants.items() if head.startswith("strategy high, unit token")
     )
     shown = {place: float(numbers[place:].split()[0]) for place in range(len(numbers)) if starts(numbers, place)}
     marked = [number for place, number in shown.items() if marks[place : place + 1] == "^"]
@@ -99,23 +99,23 @@ def test_colors_agree_with_the_marks(tokenizer):
     for tokens, marks in zip(lines[1::5], lines[2::5], strict=True):
         coloured = [tokens.plain[span.start : span.end] for span in tokens.spans if span.style == show.MASKED]
         assert [len(word) for word in coloured] == [len(mark) for mark in marks.plain.split()]
-    told = io.StringIO()
-    Console(file=told, width=200, force_terminal=False).print(lines[1])
-    assert "\x1b" not in told.getvalue()
+    stream = io.StringIO()
+    Console(file=stream, width=200, force_terminal=False).print(lines[1])
+    assert "\x1b" not in stream.getvalue()
 
 
 def test_entropies_equal_those_computed_by_hand(model, tokenizer):
     sentence = show.Sentence.of(TEXTS[0], tokenizer)
     tokens, bert = sentence.batch.tokens, BertForMaskedLM.from_pretrained(model).eval()
     for signal in ("clean", "masked"):
-        found = sentence_entropies(model, tokens, sentence.ids.mask, signal)
+        entropies = sentence_entropies(model, tokens, sentence.ids.mask, signal)
         for place in range(len(tokens)):
             seen = tokens.clone()
             if signal == "masked":
                 seen[place] = sentence.ids.mask
             with torch.no_grad():
                 p = bert(input_ids=seen[None]).logits[0, place].double().softmax(0)
-            assert_close(found[place], -(p * p.log()).sum().float())
+            assert_close(entropies[place], -(p * p.log()).sum().float())
     with pytest.raises(DataError, match="at most 40"):
         sentence_entropies(model, tokens.repeat(4), 4, "clean")
     with pytest.raises(DataError, match="do not belong together"):
@@ -149,10 +149,10 @@ def test_the_command_shows_sentences_from_data_and_from_a_model(model, tokenizer
     shard_writer.write_shards(folder, tokenizer, {"train": units(), "valid": units()}, facts={})
     for source in (["--data", str(folder)], ["--model", str(model)], ["--model", str(model), "--signal", "clean"]):
         assert main(["show-masks", *source, "--sentence", *TEXTS, "--ratio", "0.2"]) == 0
-        told = capsys.readouterr().out
-        assert "\x1b" not in told
+        output = capsys.readouterr().out
+        assert "\x1b" not in output
         for text, (ids, _) in zip(TEXTS, encoded, strict=True):
-            assert told.count(f": {round(0.2 * len(ids))} of {len(ids)} tokens masked") >= 18, text
+            assert output.count(f": {round(0.2 * len(ids))} of {len(ids)} tokens masked") >= 18, text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from megamask.bench.measure import Medians, Round, measure_in_turn
 from megamask.bench.settings import BenchConfig
 from megamask.bench.table import ratios, speed_markdown
 from megamask.errors.setting_rules import settings_problems
-from megamask.runtime.precision import Support
+from megamask.runtime.precision import PrecisionSupport
 
 
 class Counted:
@@ -30,10 +30,10 @@ class Counted:
 
 def test_variants_take_turns_and_the_first_round_is_discarded():
     calls: list[str] = []
-    found = measure_in_turn([Counted(name, calls) for name in "abc"], rounds=5, steps=2)
+    rounds_of = measure_in_turn([Counted(name, calls) for name in "abc"], rounds=5, steps=2)
     assert "".join(calls) == "abc" * 6
     for at, name in enumerate("abc"):
-        assert [one.wall for one in found[name]] == [3 * turn + at + 1 for turn in range(1, 6)]
+        assert [one.wall for one in rounds_of[name]] == [3 * turn + at + 1 for turn in range(1, 6)]
 
 
 def test_the_time_left_ends_at_zero(capsys):
@@ -44,25 +44,25 @@ def test_the_time_left_ends_at_zero(capsys):
 
 def test_medians_are_over_rounds():
     rounds = measure_in_turn([Counted("a", [])], rounds=7, steps=1)["a"]
-    found = Medians.of(rounds)
-    assert found.per_second == statistics.median(6 / one.wall for one in rounds)
-    assert found.per_cpu_second == 2 * found.per_second
-    assert (found.fill, found.masked, found.flops_per_second) == (6 / 8, 2 / 6, None)
+    medians = Medians.of(rounds)
+    assert medians.per_second == statistics.median(6 / one.wall for one in rounds)
+    assert medians.per_cpu_second == 2 * medians.per_second
+    assert (medians.fill, medians.masked, medians.flops_per_second) == (6 / 8, 2 / 6, None)
 
 
 def test_ratios_are_quotients_of_the_named_speed():
-    found = {
+    quotients = {
         "slow": Medians(10, 40, 1, 0.15, None),
         "fast": Medians(30, 60, 1, 0.15, 5e11),
     }
-    assert ratios(found, ["slow"], by_cpu=False) == {"slow": [1], "fast": [3]}
-    assert ratios(found, ["slow", "fast"], by_cpu=True) == {"slow": [1, 40 / 60], "fast": [1.5, 1]}
+    assert ratios(quotients, ["slow"], by_cpu=False) == {"slow": [1], "fast": [3]}
+    assert ratios(quotients, ["slow", "fast"], by_cpu=True) == {"slow": [1, 40 / 60], "fast": [1.5, 1]}
 
 
 @pytest.mark.parametrize("peak", [None, 1e12])
 def test_every_line_of_the_table_has_every_column(peak):
-    found = {name: Medians(1, 2, 0.5, 0.15, flops) for name, flops in (("a", None), ("b", 5e11))}
-    head, rule, *lines = speed_markdown(found, ["a", "b"], by_cpu=False, peak=peak)
+    medians = {name: Medians(1, 2, 0.5, 0.15, flops) for name, flops in (("a", None), ("b", 5e11))}
+    head, rule, *lines = speed_markdown(medians, ["a", "b"], by_cpu=False, peak=peak)
     assert {line.count("|") for line in (rule, *lines)} == {head.count("|")}
     assert ("MFU" in head) == (peak is not None) == ("50.0% |" in lines[1].rsplit("masked")[-1][-10:])
 
@@ -78,15 +78,15 @@ def test_every_line_of_the_table_has_every_column(peak):
     ],
 )
 def test_all_problems_are_named(wrong, named):
-    found = settings_problems(BenchConfig(**wrong))
-    assert len(found) == len(named)
-    assert all(f"`{name}`" in sentence for name, sentence in zip(named, found, strict=True))
+    problems = settings_problems(BenchConfig(**wrong))
+    assert len(problems) == len(named)
+    assert all(f"`{name}`" in sentence for name, sentence in zip(named, problems, strict=True))
     assert not settings_problems(BenchConfig())
 
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_bf16_is_measured_if_supported_or_named(bf16):
-    here = Support(bf16, "")
+    here = PrecisionSupport(bf16, "")
     assert BenchConfig().measured(here) == (("fp32", "bf16") if bf16 else ("fp32",))
     assert BenchConfig(precisions=("bf16",)).measured(here) == ("bf16",)
 

@@ -16,18 +16,18 @@ BASE = Round(tokens=100, rows=128, targets=50, wall=4.0, cpu=2.0, flops=1000.0)
 
 def test_every_objective_fits_the_encoder():
     for layers in (1, 2, 4, 6, 12, 24, 48):
-        found = objectives.objectives_to_compare(layers)
-        assert next(iter(found.values())) == ObjectiveConfig()
+        compared = objectives.objectives_to_compare(layers)
+        assert next(iter(compared.values())) == ObjectiveConfig()
         shape = config("bert", num_layers=layers).shape(IDS)
         assert not [
             p
-            for objective in found.values()
+            for objective in compared.values()
             for p in settings_problems(objective) + objective.misfits("objective", shape)
         ]
 
 
 @pytest.mark.parametrize("by_cpu", [True, False])
-def test_measured_is_held_against_predicted(by_cpu):
+def test_measured_savings_are_compared_with_predicted_ones(by_cpu):
     half = Round(tokens=200, rows=256, targets=100, wall=6.0, cpu=3.0, flops=1200.0)
     costly = Round(tokens=100, rows=128, targets=50, wall=5.0, cpu=3.0, flops=1100.0)
     base, saves, costs = objectives.objectives_markdown(

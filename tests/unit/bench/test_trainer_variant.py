@@ -29,9 +29,9 @@ def test_concatenated_blocks_are_full_and_lose_only_the_end(given_texts, length)
 
 @given(texts, st.integers(8, 20))
 def test_every_padded_text_is_a_truncated_sequence(given_texts, length):
-    found = list(truncated(given_texts, IDS, length))
-    assert len(found) == len(given_texts)
-    for one, sequence in zip(given_texts, found, strict=True):
+    sequences = list(truncated(given_texts, IDS, length))
+    assert len(sequences) == len(given_texts)
+    for one, sequence in zip(given_texts, sequences, strict=True):
         assert sequence.tolist() == [IDS.cls, *one.tolist()[: length - 2], IDS.sep]
 
 

@@ -42,25 +42,25 @@ def saved(run):
 def test_the_library_reads_what_we_serialise(kinds, seed):
     rng = torch.Generator().manual_seed(seed)
     tensors = {f"{i}": torch.randint(0, 2, shape, generator=rng).to(kind) for i, (kind, shape) in enumerate(kinds)}
-    found = load(b"".join(format.serialise(tensors)))
-    assert found.keys() == tensors.keys()
+    tensors_read = load(b"".join(format.serialise(tensors)))
+    assert tensors_read.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        assert tensors_read[name].dtype == tensor.dtype
+        assert torch.equal(tensors_read[name], tensor)
 
 
 def test_a_view_is_serialised_as_its_values():
     whole = torch.arange(12.0).reshape(3, 4)
-    found = load(b"".join(format.serialise({"turned": whole.T, "part": whole[:, 1]})))
-    assert torch.equal(found["turned"], whole.T)
-    assert torch.equal(found["part"], whole[:, 1])
+    tensors_read = load(b"".join(format.serialise({"turned": whole.T, "part": whole[:, 1]})))
+    assert torch.equal(tensors_read["turned"], whole.T)
+    assert torch.equal(tensors_read["part"], whole[:, 1])
 
 
 def test_round_trip_is_exact(run, saved):
     tensors = some_tensors()
-    found = dict(read_tensors(saved))
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    tensors_read = dict(read_tensors(saved))
+    assert tensors_read.keys() == tensors.keys()
+    assert all(torch.equal(tensors_read[name], tensors[name]) for name in tensors)
     assert read_state(saved) == {"step": 7, "loss": 0.1 + 0.2}
     weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
     for place, step in ((run.path, None), (run.path, 7), (saved, None)):
@@ -186,13 +186,13 @@ def test_a_forged_manifest_with_a_valid_hash_adds_no_file(saved, tmp_path):
     for body in bodies:
         path.write_bytes(format._seal(body))
         try:
-            found = verify(saved)
+            manifest = verify(saved)
         except CheckpointError:
             refused += 1
         else:
-            assert found.step == genuine.step
-            assert found.files.items() <= genuine.files.items()
-            assert "state.json" in found.files
+            assert manifest.step == genuine.step
+            assert manifest.files.items() <= genuine.files.items()
+            assert "state.json" in manifest.files
     assert refused > 0.7 * len(bodies)  # the name of a launch may be any, and a file may be left out
 
 

@@ -79,7 +79,7 @@ def all_damaged(run: RunFolder) -> None:
 
 def only_bad_ones(run: RunFolder) -> None:
     for step in (1, 2, 3):
-        run.set_aside(run.checkpoint(step), "bad")
+        run.rename_unused(run.checkpoint(step), "bad")
 
 
 def half_done(run: RunFolder) -> None:
@@ -148,9 +148,9 @@ def test_a_resume_does_what_an_inspection_predicts(made, state):
     if not code:
         words = f"continue after step {step} of 100" if step else "start at step 0"
         assert words in report.resume[0]
-    aside = [name for name in inspect_folder(made.path).aside if name not in report.aside]
+    renamed = [name for name in inspect_folder(made.path).renamed if name not in report.renamed]
     if not code:
-        assert len(aside) == sum("would be renamed" in sentence for sentence in report.resume)
+        assert len(renamed) == sum("would be renamed" in sentence for sentence in report.resume)
 
 
 def test_a_finished_run_is_reported_as_finished(made):
@@ -183,7 +183,7 @@ def test_a_writer_on_another_host_is_reported(made):
     assert "whether it still runs is not visible from here" in report.resume[-1]
 
 
-def test_sizes_alone_do_not_see_a_flipped_bit(made):
+def test_sizes_do_not_show_a_flipped_bit(made):
     flip(made, 3)
     assert [each.state for each in inspect_folder(made.path, hashes=False).checkpoints] == ["whole"] * 3
     assert [each.state for each in inspect_folder(made.path).checkpoints] == ["damaged", "whole", "whole"]

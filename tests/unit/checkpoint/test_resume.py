@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_renamed_and_the_older_one_used(tmp_path):
 
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
-def test_without_a_whole_checkpoint_every_resume_is_refused(tmp_path, resume):
+def test_without_an_intact_checkpoint_every_resume_is_refused(tmp_path, resume):
     run = fill(tmp_path, 1, 2)
     damage(run, 1)
     shutil.rmtree(run.checkpoint(2))
@@ -184,14 +184,14 @@ def test_a_run_that_took_no_step_does_not_occupy_its_folder(tmp_path):
 
 def test_a_refused_launch_deletes_only_a_folder_that_it_made(tmp_path):
     fresh = open_run(tmp_path / "deep" / "fresh", CONFIG)
-    fresh.withdraw()
+    fresh.delete_new_folder()
     fresh.close()
     assert not fresh.run.path.exists() and (tmp_path / "deep").is_dir()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for folder in (tmp_path / "mine", fill(tmp_path / "run", 1).path):
         start = open_run(folder, CONFIG)
-        start.withdraw()
+        start.delete_new_folder()
         start.close()
         assert folder.is_dir()
     assert (tmp_path / "mine" / "notes.txt").is_file() and RunFolder(tmp_path / "run").steps() == [1]

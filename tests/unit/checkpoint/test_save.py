@@ -124,7 +124,7 @@ def test_the_same_step_twice_is_saved_once(run):
     assert (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns == before
 
 
-def test_a_leftover_without_manifest_is_set_aside(run):
+def test_a_leftover_without_manifest_is_renamed(run):
     run.checkpoint(4).mkdir()
     (run.checkpoint(4) / "rank-00000.safetensors").write_bytes(b"half")
     save_checkpoint(run, 4, weights(4), {})

@@ -15,26 +15,26 @@ from megamask.errors import ConfigError
 
 
 def test_without_any_argument_it_is_the_tiny_recipe() -> None:
-    asked = parse_command([])
-    assert (asked.recipe, asked.run, asked.deepspeed, asked.resume) == ("tiny", find_recipe("tiny"), None, "auto")
+    parsed = parse_command([])
+    assert (parsed.recipe, parsed.run, parsed.deepspeed, parsed.resume) == ("tiny", find_recipe("tiny"), None, "auto")
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES)[::11])
 def test_a_recipe_by_name_and_from_what_is_shown(recipe: str, tmp_path: Path) -> None:
     """Every recipe is shown and read back in test_config.py; a parse of the command line takes long."""
-    asked = parse_command([f"--recipe={recipe}"])
-    assert (asked.recipe, asked.run) == (recipe, find_recipe(recipe))
-    (tmp_path / "shown.json").write_text(show_config(asked.run))
+    parsed = parse_command([f"--recipe={recipe}"])
+    assert (parsed.recipe, parsed.run) == (recipe, find_recipe(recipe))
+    (tmp_path / "shown.json").write_text(show_config(parsed.run))
     again = parse_command(["--config", str(tmp_path / "shown.json")]).run
-    assert again == asked.run
-    assert show_config(again) == show_config(asked.run)
+    assert again == parsed.run
+    assert show_config(again) == show_config(parsed.run)
 
 
 def test_a_file_wins_over_the_recipe_and_a_flag_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "some.toml"
     file.write_text("steps = 7\nseed = 8\n")
-    asked = parse_command(["--recipe", "span", "--config", str(file), "--seed", "9", "--data", "somewhere"])
-    assert asked.run == replace(find_recipe("span"), steps=7, seed=9, data=Path("somewhere"))
+    parsed = parse_command(["--recipe", "span", "--config", str(file), "--seed", "9", "--data", "somewhere"])
+    assert parsed.run == replace(find_recipe("span"), steps=7, seed=9, data=Path("somewhere"))
 
 
 def test_a_file_may_name_its_recipe_and_the_flag_wins(tmp_path: Path) -> None:
@@ -54,10 +54,10 @@ def test_dashes_and_underscores_are_alike() -> None:
 
 def test_the_usual_plain_flags() -> None:
     run = ["--output", "out", "--steps", "5", "--seed", "6", "--no-export"]
-    asked = parse_command([*run, "--resume", "must", "--deepspeed", "ds.json", "--list-recipes"])
-    assert (asked.run.output, asked.run.steps, asked.run.seed, asked.run.export) == (Path("out"), 5, 6, False)
-    assert (asked.resume, asked.deepspeed) == ("must", Path("ds.json"))
-    assert (asked.list_recipes, asked.print_config) == (True, False)
+    parsed = parse_command([*run, "--resume", "must", "--deepspeed", "ds.json", "--list-recipes"])
+    assert (parsed.run.output, parsed.run.steps, parsed.run.seed, parsed.run.export) == (Path("out"), 5, 6, False)
+    assert (parsed.resume, parsed.deepspeed) == ("must", Path("ds.json"))
+    assert (parsed.list_recipes, parsed.print_config) == (True, False)
 
 
 def test_what_is_shown_is_read_back(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_what_is_shown_is_read_back(tmp_path: Path) -> None:
     assert parse_command(["--config", str(tmp_path / "shown.json")]).run == config
 
 
-def test_the_list_stands_for_every_recipe_and_no_other() -> None:
+def test_the_list_covers_exactly_the_recipes() -> None:
     shown = [line.split()[0] for line in show_recipes().splitlines()]
     every = []
     for name in shown:
@@ -138,4 +138,4 @@ def test_help_names_the_other_setting(capsys: pytest.CaptureFixture[str]) -> Non
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert own in shown and "must be at least 1; only with `entropy.source`; default: 4" in shown
         assert "only for `kind` 'ramp'" in shown  # schedules are sections of several settings
-        assert "a run's own config.json is one. (default: None)" in shown
+        assert "The file may name the recipe too. (default: None)" in shown

@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from megamask.config.checks import check_config, config_problems
 from megamask.config.cli import parse_command
 from megamask.config.ineffective_settings import leave_out, typed
-from megamask.config.pretrain_config import (
-    PretrainConfig,
-    as_dict,
-    check_config,
-    config_problems,
-    override_settings,
-    resolve_phases,
-)
+from megamask.config.overrides import override_settings
+from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
 from megamask.config.recipes import find_recipe
 from megamask.errors import ConfigError, Removable
 from megamask.storage.dotted import flatten
@@ -99,11 +94,11 @@ def test_flags_and_files_are_typed_and_what_a_run_recorded_is_not(tmp_path: Path
     adamw = ["--optimizer.kind", "adamw"]
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "mine.json").write_text('{"optimizer": {"muon_lr_scale": 3.0}}')
-    asked = parse_command(["--recipe", "small", *adamw])
-    assert check_config(asked.run, None, 1) == {}
-    (line,) = asked.notes
+    command = parse_command(["--recipe", "small", *adamw])
+    assert check_config(command.run, None, 1) == {}
+    (line,) = command.notes
     assert line.startswith("`optimizer.muon_lr_scale` 10.0 of the recipe 'small' is left out")
-    assert parse_command(["--config", str(tmp_path / "run.json"), *adamw]).run.optimizer == asked.run.optimizer
+    assert parse_command(["--config", str(tmp_path / "run.json"), *adamw]).run.optimizer == command.run.optimizer
     for more in (["--config", str(tmp_path / "mine.json")], ["--optimizer.muon-lr-scale", "3"]):
         refused = parse_command(["--recipe", "small", *adamw, *more])
         assert refused.notes == ()

@@ -11,17 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megamask.config.checks import check_config
 from megamask.config.cli import show_config
-from megamask.config.pretrain_config import (
-    LogConfig,
-    PacksConfig,
-    PretrainConfig,
-    as_dict,
-    check_config,
-    override_settings,
-    read_settings,
-    resolve_phases,
-)
+from megamask.config.overrides import override_settings, read_settings
+from megamask.config.pretrain_config import LogConfig, PacksConfig, PretrainConfig, as_dict, resolve_phases
 from megamask.config.recipes import RECIPES, find_recipe, list_recipes
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError
@@ -40,16 +33,16 @@ def digest(shown: str) -> str:
 def test_a_recipe_is_sound_and_read_back_from_what_is_shown(recipe: str, tmp_path: Path) -> None:
     config = resolve_phases(find_recipe(recipe))
     (tmp_path / "config.json").write_text(show_config(config))
-    found = read_settings(tmp_path / "config.json")
+    settings = read_settings(tmp_path / "config.json")
     for base in (*BASES, "entropy-kd-after-init-both"):
-        again = resolve_phases(override_settings(find_recipe(base), found, "file"))
+        again = resolve_phases(override_settings(find_recipe(base), settings, "file"))
         assert again == config
         assert digest(show_config(again)) == digest(show_config(config))
     # what is not shown would be that of the base
     for base in BASES:
-        for name in [name for name, value in as_dict(find_recipe(base)).items() if value != found[name]]:
+        for name in [name for name, value in as_dict(find_recipe(base)).items() if value != settings[name]]:
             assert (
-                override_settings(find_recipe(base), {key: found[key] for key in found if key != name}, "file")
+                override_settings(find_recipe(base), {key: settings[key] for key in settings if key != name}, "file")
                 != config
             )
     zero1 = tmp_path / "zero1.json"
@@ -61,8 +54,8 @@ def test_a_recipe_is_sound_and_read_back_from_what_is_shown(recipe: str, tmp_pat
     assert check_config(config, zero1, config.packs.per_step) == {"zero_optimization": {"stage": 1}}
 
 
-def test_every_recipe_says_what_it_is() -> None:
-    assert all(said.endswith(".") and len(said.split()) > 5 for said in list_recipes().values())
+def test_every_recipe_has_a_description() -> None:
+    assert all(description.endswith(".") and len(description.split()) > 5 for description in list_recipes().values())
 
 
 def test_the_document_of_the_recipes_has_every_one_and_no_other() -> None:
@@ -73,13 +66,13 @@ def test_the_document_of_the_recipes_has_every_one_and_no_other() -> None:
 
 @settings(max_examples=20)  # each builds the whole schema
 @given(st.integers(1, 10**6), st.floats(1e-6, 1), st.sampled_from(["token", "word", "span"]))
-def test_what_a_file_says_is_laid_over_and_the_rest_stays(steps: int, peak: float, unit: str) -> None:
+def test_a_file_overrides_its_settings_and_no_others(steps: int, peak: float, unit: str) -> None:
     values = {"steps": steps, "optimizer": {"lr": {"peak": peak}}, "masking": {"unit": unit}}
     base = find_recipe("span")
-    found = override_settings(base, values, "file")
-    assert (found.steps, found.optimizer.lr.peak, found.masking.unit) == (steps, peak, unit)
+    config = override_settings(base, values, "file")
+    assert (config.steps, config.optimizer.lr.peak, config.masking.unit) == (steps, peak, unit)
     back = {"steps": base.steps, "optimizer": {"lr": {"peak": base.optimizer.lr.peak}}, "masking": {"unit": "span"}}
-    assert override_settings(found, back, "file") == base
+    assert override_settings(config, back, "file") == base
 
 
 def test_toml_is_read_like_json(tmp_path: Path) -> None:
@@ -116,7 +109,7 @@ def test_every_unknown_key_and_wrong_type_is_named() -> None:
     assert all("`file`" in problem for problem in caught.value.problems)
 
 
-def test_a_truth_value_is_no_number() -> None:
+def test_a_boolean_is_not_accepted_as_a_number() -> None:
     with pytest.raises(ConfigError, match=r"`packs.tokens` in `file` must be a whole number, but is true\."):
         override_settings(PretrainConfig(), {"packs": {"tokens": True}, "export": False}, "file")
 
@@ -163,7 +156,7 @@ def test_each_problem_is_found(changed: dict, name: str) -> None:
     assert f"`{name}`" in str(caught.value)
 
 
-def test_wandb_is_asked_for_only_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_is_accepted_only_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for spec, refused in ((None, True), (object(), False)):
         monkeypatch.setattr("megamask.config.settings.find_spec", lambda name, spec=spec: spec)
         assert not LogConfig().problems("log")

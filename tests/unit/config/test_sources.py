@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from megamask.config.checks import config_problems
 from megamask.config.cli import parse_command, show_config
-from megamask.config.pretrain_config import config_problems
 from megamask.config.sources import data_folders, source_names
 from megamask.errors import ConfigError
 

@@ -65,11 +65,11 @@ def documents_of():
     """The documents of shards as lists of ids, by the plainest code."""
 
     def read(opened: shards.Shards) -> list[list[int]]:
-        found = []
+        documents = []
         for name in opened.names:
             tokens = np.load(opened.folder / f"{name}.tokens.npy")
             offsets = np.load(opened.folder / f"{name}.offsets.npy")
-            found += [tokens[a:b].tolist() for a, b in pairwise(offsets)]
-        return found
+            documents += [tokens[a:b].tolist() for a, b in pairwise(offsets)]
+        return documents
 
     return read

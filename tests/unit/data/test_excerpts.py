@@ -36,10 +36,10 @@ def text(request, tmp_path_factory) -> Shards:
 
 def test_excerpts_are_held_out_text_without_special_tokens(text):
     tokenizer = load_tokenizer(text.folder / TOKENIZER)
-    found = excerpts(text, tokenizer, 5)
-    assert len(found) == 5
+    passages = excerpts(text, tokenizer, 5)
+    assert len(passages) == 5
     stream = tokenizer.decode(text.parts[0])
-    for excerpt in found:
+    for excerpt in passages:
         assert excerpt in stream and "[" not in excerpt
 
 
@@ -55,9 +55,9 @@ def test_excerpts_have_no_gaps_at_unknown_words(tmp_path):
 def test_the_masked_word_is_one_of_the_text(text):
     tokenizer = load_tokenizer(text.folder / TOKENIZER)
     held_out = excerpts(text, tokenizer, 8)
-    found = questions(held_out, tokenizer, 3)
-    assert len(found) == 3
-    for question in found:
+    examples = questions(held_out, tokenizer, 3)
+    assert len(examples) == 3
+    for question in examples:
         assert question.sentence.count("[MASK]") == 1
         assert question.answer.isalpha()
         whole = question.sentence.replace("[MASK]", question.answer)

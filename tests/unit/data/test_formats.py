@@ -23,7 +23,7 @@ def read(path, **reading) -> list[str | BadDocument]:
 
 
 def problems(path, **reading) -> list[str]:
-    return [found.problem for found in read(path, **reading) if isinstance(found, BadDocument)]
+    return [document.problem for document in read(path, **reading) if isinstance(document, BadDocument)]
 
 
 def written(folder, name: str, content: str | bytes):
@@ -96,7 +96,7 @@ def test_a_field_that_occurs_twice_in_its_object_is_a_bad_document(tmp_path, nam
     records = [json.dumps(sound[0]), *twice, json.dumps(sound[1])]
     one, *bad, two = read(written(tmp_path, name, "\n".join(records)), text_field=field)
     assert (one, two) == ("one", "two") and len(bad) == 4
-    assert all(f"the field {field!r} occurs 2 times" in found.problem for found in bad)
+    assert all(f"the field {field!r} occurs 2 times" in document.problem for document in bad)
 
 
 def test_an_error_in_a_list_says_that_the_rest_is_lost(tmp_path):
@@ -187,22 +187,22 @@ def test_a_field_larger_than_the_limit_of_the_csv_module_is_read(tmp_path, monke
 
 def test_a_line_may_be_a_document(tmp_path):
     path = written(tmp_path, "tweets.txt", "one\r\n\r\n  \ntwo\n\ufeffthree\rfour\n")
-    assert [normalize_text(found) for found in read(path, documents="lines")] == [
+    assert [normalize_text(document) for document in read(path, documents="lines")] == [
         "one",
         "two",
         "three",
         "four",
     ]
-    assert [normalize_text(found) for found in read(path)] == ["one", "two\nthree\nfour"]
+    assert [normalize_text(document) for document in read(path)] == ["one", "two\nthree\nfour"]
 
 
 def test_byte_order_marks_of_joined_files_are_removed(tmp_path):
     joined = "\ufeffThe same.\n\n\ufeffThe same.\n\nOther.\ufeff\n"
     path = written(tmp_path, "a.txt", joined)
-    assert {normalize_text(found) for found in read(path)} == {"The same.", "Other."}
+    assert {normalize_text(document) for document in read(path)} == {"The same.", "Other."}
     assert "\ufeff" not in normalize_text(read(path, documents="files")[0])
     path = written(tmp_path, "a.jsonl", '\ufeff{"text": "one"}\n\ufeff{"text": "\ufefftwo"}\n')
-    assert [normalize_text(found) for found in read(path)] == ["one", "two"]
+    assert [normalize_text(document) for document in read(path)] == ["one", "two"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])

@@ -33,24 +33,24 @@ def refused(*given: object, **how) -> str:
 
 def test_files_of_a_folder_are_sorted_by_name(tmp_path):
     make(tmp_path, {"b.txt": "bb", "a.jsonl.gz": gzip.compress(b"{}"), "below/c.TXT": "cc", "notes.pdf": "x"})
-    found = find_inputs([str(tmp_path)])
-    assert names(found) == ["a.jsonl.gz", "b.txt", "below/c.TXT"]
-    assert found.unsupported.files == {".pdf": 1}
+    inputs = find_inputs([str(tmp_path)])
+    assert names(inputs) == ["a.jsonl.gz", "b.txt", "below/c.TXT"]
+    assert inputs.unsupported.files == {".pdf": 1}
     size = (tmp_path / "a.jsonl.gz").stat().st_size
-    assert found.sentence() == f"Reading 1 .jsonl.gz ({size}.0B), 2 .txt (4.00B); unsupported: 1 .pdf (1.00B)."
-    assert found.facts()["read"][".txt"] == {"files": 2, "bytes": 4}
+    assert inputs.sentence() == f"Reading 1 .jsonl.gz ({size}.0B), 2 .txt (4.00B); unsupported: 1 .pdf (1.00B)."
+    assert inputs.facts()["read"][".txt"] == {"files": 2, "bytes": 4}
 
 
 def test_a_readme_beside_records_gives_a_warning(tmp_path):
     records = gzip.compress(json.dumps([{"text": f"record {n}"} for n in range(300)]).encode())
     make(tmp_path, {"part.json.gz": records, "README.txt": "About these data.\n\n" * 60})
-    found = find_inputs([str(tmp_path)])
-    assert names(found) == ["README.txt", "part.json.gz"]
-    [remark] = found.warnings()
+    inputs = find_inputs([str(tmp_path)])
+    assert names(inputs) == ["README.txt", "part.json.gz"]
+    [remark] = inputs.warnings()
     assert remark.startswith(f"{tmp_path.name}/README.txt will be read as text") and "`exclude`" in remark
-    found = find_inputs([str(tmp_path)], exclude=["README*"])
-    assert names(found) == ["part.json.gz"] and found.excluded == 1
-    assert not list(found.warnings())
+    inputs = find_inputs([str(tmp_path)], exclude=["README*"])
+    assert names(inputs) == ["part.json.gz"] and inputs.excluded == 1
+    assert not list(inputs.warnings())
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_hidden_names_are_counted_and_not_read(tmp_path):
         "deep/.ipynb_checkpoints/a.txt": "x", "dataset_info.json": "{}",
     }  # fmt: skip
     make(tmp_path, {"a.txt": "a"} | hidden)
-    found = find_inputs([str(tmp_path)])
-    assert names(found) == ["a.txt"]
-    assert found.hidden == len(hidden) and f"; {len(hidden)} hidden." in found.sentence()
+    inputs = find_inputs([str(tmp_path)])
+    assert names(inputs) == ["a.txt"]
+    assert inputs.hidden == len(hidden) and f"; {len(hidden)} hidden." in inputs.sentence()
     # a folder that is named is read, whatever its name
     assert names(find_inputs([str(tmp_path / ".git")])) == ["objects/b.txt"]
 

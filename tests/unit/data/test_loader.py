@@ -18,11 +18,11 @@ def packs(make_shards):
     return Packs(Shards.open(make_shards([62] * 160)), tokens=256, length=64, seed=0)
 
 
-def test_batches_are_the_packs_asked_for(packs):
+def test_batches_are_the_requested_packs(packs):
     numbers = [5, 3, 3, 40, 0]
-    found = list(Loader(packs).batches(numbers))
-    assert [batch.number for batch in found] == numbers
-    for batch in found:
+    loaded = list(Loader(packs).batches(numbers))
+    assert [batch.number for batch in loaded] == numbers
+    for batch in loaded:
         expected = packs.batch(batch.number)
         assert torch.equal(batch.tokens, expected.tokens)
         assert torch.equal(batch.layout.cu_seqlens, expected.layout.cu_seqlens)
@@ -46,13 +46,13 @@ def test_an_error_surfaces_at_its_batch(packs, monkeypatch):
 
 
 def test_reading_ahead_is_bounded_and_ends_with_the_caller(packs, monkeypatch):
-    asked = []
+    requested = []
     read = packs.batch
-    monkeypatch.setattr(packs, "batch", lambda number: asked.append(number) or read(number))
+    monkeypatch.setattr(packs, "batch", lambda number: requested.append(number) or read(number))
     before = threading.active_count()
     batches = Loader(packs).batches(iter(range(1_000_000)))
     next(batches)
-    assert len(asked) <= AHEAD + 3
+    assert len(requested) <= AHEAD + 3
     batches.close()
     assert threading.active_count() == before
 

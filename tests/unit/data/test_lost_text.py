@@ -79,13 +79,13 @@ def test_unknown_tokens_match_the_offsets_of_the_library(texts, kind):
         for text, encoding in zip(documents, tokenizer.encodings(documents), strict=True):
             places = zip(encoding.ids, encoding.offsets, strict=True)
             surfaces.update(text[begin:end] for number, (begin, end) in places if number == unknown)
-        found = counted(tokenizer, documents)
-        assert found.unknown_tokens == surfaces.total() > 0
-        assert found.unknown_characters == sum(len(text) * times for text, times in surfaces.items())
-        assert found.lost_characters == 0
-        assert {text[:20] for text in found.examples} == {text.strip()[:20] for text in surfaces}
+        counts = counted(tokenizer, documents)
+        assert counts.unknown_tokens == surfaces.total() > 0
+        assert counts.unknown_characters == sum(len(text) * times for text, times in surfaces.items())
+        assert counts.lost_characters == 0
+        assert {text[:20] for text in counts.examples} == {text.strip()[:20] for text in surfaces}
         # the result is the same with and without encodings
-        assert found == CoverageCounter(tokenizer)(
+        assert counts == CoverageCounter(tokenizer)(
             documents, tokenizer.encode(documents), tokenizer.encodings(documents)
         )
 
@@ -93,11 +93,11 @@ def test_unknown_tokens_match_the_offsets_of_the_library(texts, kind):
 @pytest.mark.parametrize("pre", [pre_tokenizers.Metaspace(), pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel()])
 def test_characters_without_a_token_are_counted(texts, pre):
     """A BPE without an unknown token drops characters that are not in its alphabet."""
-    found = counted(bpe(texts, pre), FOREIGN)
+    counts = counted(bpe(texts, pre), FOREIGN)
     alphabet = {c for text in texts if text.isascii() for c in text}
     lost = Counter(c for text in FOREIGN for c in text if c not in alphabet and not c.isspace())
-    assert found.examples == lost and found.lost_characters == lost.total() > 0
-    assert found.unknown_tokens == 0 and found.share == lost.total() / found.characters
+    assert counts.examples == lost and counts.lost_characters == lost.total() > 0
+    assert counts.unknown_tokens == 0 and counts.share == lost.total() / counts.characters
 
 
 def test_a_character_without_an_end_of_word_token_is_lost():
@@ -118,9 +118,9 @@ def test_a_character_without_an_end_of_word_token_is_lost():
     ],
 )
 def test_text_that_a_pre_tokenizer_drops_is_lost_except_space(texts, pre):
-    found = counted(bpe(texts, pre, unk_token="[UNK]"), ["some words, and 7 more. # here"])
-    assert found.examples == Counter("#" if isinstance(pre, pre_tokenizers.CharDelimiterSplit) else found.examples)
-    assert found.examples["#"] == 1
+    counts = counted(bpe(texts, pre, unk_token="[UNK]"), ["some words, and 7 more. # here"])
+    assert counts.examples == Counter("#" if isinstance(pre, pre_tokenizers.CharDelimiterSplit) else counts.examples)
+    assert counts.examples["#"] == 1
     assert counted(bpe(texts, pre, unk_token="[UNK]"), ["some words and more here"]).lost_characters == 0
 
 
@@ -130,8 +130,8 @@ def test_an_unknown_space_is_shown():
 
 def test_intended_normalization_is_not_a_loss(texts):
     """Accents and capitals go, a control character is counted apart."""
-    found = counted(wordpiece(texts), ["NAÏVE Café", "con\u0001trol", unicodedata.normalize("NFD", "é")])
-    assert (found.unknown_tokens, found.lost_characters, found.removed_characters) == (0, 0, 2)
+    counts = counted(wordpiece(texts), ["NAÏVE Café", "con\u0001trol", unicodedata.normalize("NFD", "é")])
+    assert (counts.unknown_tokens, counts.lost_characters, counts.removed_characters) == (0, 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_characters_that_the_normalizer_removes_are_counted(texts, steps, remove
     """Also where the character alone would stay, or gets a mark of its own."""
     how = bpe(texts, pre_tokenizers.Whitespace(), unk_token="[UNK]")
     how.backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    found = counted(how, ["7東 café  ab12 ▁", "e\u0301", "é9 ▂"])
-    assert found.removed_examples == Counter(removed) and found.removed_characters == len(removed)
+    counts = counted(how, ["7東 café  ab12 ▁", "e\u0301", "é9 ▂"])
+    assert counts.removed_examples == Counter(removed) and counts.removed_characters == len(removed)
 
 
 def test_a_warning_names_characters_that_the_normalizer_removes():
@@ -171,8 +171,8 @@ def test_a_byte_level_normalizer_loses_characters_not_bytes(texts, pre):
     """Not bytes; pre-tokenizers may cut between the bytes of a character."""
     how = bpe(texts, pre)
     how.backend.normalizer = normalizers.ByteLevel()
-    found = counted(how, ["déjà vu, 東京"])
-    assert found.examples == Counter("éà東京") and found.lost_characters == 4
+    counts = counted(how, ["déjà vu, 東京"])
+    assert counts.examples == Counter("éà東京") and counts.lost_characters == 4
 
 
 def test_counts_of_parts_add_up(texts):
@@ -191,21 +191,21 @@ def test_counts_of_parts_add_up(texts):
 def test_the_alphabet_may_exceed_a_thousand_characters(texts):
     """Chinese characters stand alone, so each takes one token."""
     chinese = ["".join(CHINESE[at : at + 50]) + "。" for at in range(0, len(CHINESE), 50)]
-    found = counted(train_tokenizer("wordpiece", [*texts, *chinese], size=len(CHINESE) + 1000), chinese)
-    assert found.unknown_tokens == 0 and found.tokens == len(CHINESE) + len(chinese)
+    counts = counted(train_tokenizer("wordpiece", [*texts, *chinese], size=len(CHINESE) + 1000), chinese)
+    assert counts.unknown_tokens == 0 and counts.tokens == len(CHINESE) + len(chinese)
 
 
 def test_the_alphabet_ends_where_the_text_is_covered():
     common, rare = "".join(c * 100 for c in CHINESE), "".join(chr(0x20000 + number) for number in range(50))
-    found = counted(train_tokenizer("wordpiece", [common, rare], size=8000), [common, rare])
-    assert 0 < found.unknown_tokens <= (1 - COVERAGE) * len(common + rare)
+    counts = counted(train_tokenizer("wordpiece", [common, rare], size=8000), [common, rare])
+    assert 0 < counts.unknown_tokens <= (1 - COVERAGE) * len(common + rare)
 
 
 def test_the_alphabet_ends_where_the_vocabulary_is_full():
     """The least frequent are left out, until too much of the text would be lost."""
     size = len(CHINESE)
     texts = ["".join(CHINESE), "".join(CHINESE[7:])]
-    found = counted(train_tokenizer("wordpiece", texts, size=size), texts)
-    assert set(found.examples) == set(CHINESE[7 - len(SPECIAL) : 7])
+    counts = counted(train_tokenizer("wordpiece", texts, size=size), texts)
+    assert set(counts.examples) == set(CHINESE[7 - len(SPECIAL) : 7])
     with pytest.raises(DataError, match=rf"`vocab_size` must be at least \d+ .* but is {size // 2}"):
         train_tokenizer("wordpiece", texts, size=size // 2)

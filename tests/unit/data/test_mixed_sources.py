@@ -81,7 +81,7 @@ def test_counts_of_the_text_are_sums_and_shares(sources: dict[str, Shards]) -> N
     assert [text.sources, next(iter(sources.values())).sources] == [(*sources.values(),), (sources["wiki"],)]
 
 
-def test_the_fingerprint_depends_on_the_texts_and_their_order_alone(sources: dict[str, Shards]) -> None:
+def test_the_fingerprint_depends_only_on_the_texts_and_their_order(sources: dict[str, Shards]) -> None:
     wiki, books, code = sources.values()
     assert joined_fingerprint([wiki]) == wiki.fingerprint
     assert MixedShards.join({"other": wiki, "name": books}, (0.1, 0.9)).fingerprint == joined_fingerprint([wiki, books])

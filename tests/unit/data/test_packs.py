@@ -32,8 +32,8 @@ def sequences(batch) -> list[list[int]]:
 def texts(packs: Packs, numbers) -> list[list[int]]:
     """The pieces in the packs of these numbers, without special tokens and padding."""
     ids = packs.token_ids
-    found = [sequence for number in numbers for sequence in sequences(packs.batch(number))]
-    return [sequence[1:-1] for sequence in found if sequence[0] != ids.pad]
+    sequences_read = [sequence for number in numbers for sequence in sequences(packs.batch(number))]
+    return [sequence[1:-1] for sequence in sequences_read if sequence[0] != ids.pad]
 
 
 def pieces(documents: list[list[int]], length: int) -> Counter:
@@ -51,11 +51,11 @@ def test_an_epoch_holds_every_piece_once(make_shards, documents_of, tokens, leng
     shards = Shards.open(make_shards(LENGTHS, shard_tokens=shard_tokens))
     packs = Packs(shards, tokens=tokens, length=length, seed=3)
     expected = pieces(documents_of(shards), length)
-    found = Counter(map(tuple, texts(packs, range(len(packs)))))
-    assert not found - expected
-    missing = expected - found
+    pieces_read = Counter(map(tuple, texts(packs, range(len(packs)))))
+    assert not pieces_read - expected
+    missing = expected - pieces_read
     assert sum(len(piece) * count for piece, count in missing.items()) == packs.left_out
-    assert found.total() > 0.8 * expected.total()
+    assert pieces_read.total() > 0.8 * expected.total()
 
 
 @pytest.mark.parametrize("number", [0, 1, 7, 1000])

@@ -71,14 +71,14 @@ def by_character(words: TaggedWords, start: int, end: int, written: str) -> int:
 
 def split_at_spaces(written: str, draw) -> TaggedWords:
     """Words of the text, some of them in two, with tags of their own."""
-    found, at = [], 0
+    words, at = [], 0
     for word in written.split(" "):
         cuts = [at, at + len(word)]
         if len(word) > 3 and draw(st.booleans()):
             cuts.insert(1, at + draw(st.integers(1, len(word) - 1)))
-        found += [(a, b, draw(st.integers(1, len(TAGS)))) for a, b in pairwise(cuts) if b > a]
+        words += [(a, b, draw(st.integers(1, len(TAGS)))) for a, b in pairwise(cuts) if b > a]
         at += len(word) + 1
-    return TaggedWords.of(found)
+    return TaggedWords.of(words)
 
 
 @given(st.data())
@@ -129,9 +129,9 @@ def test_long_texts_are_tagged_in_pieces_at_the_same_positions(texts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pos_tagger, "PIECE", 20)
         pipeline = Stub()
-        found = Tagger(pipeline, {}).words(texts)
+        tagged = Tagger(pipeline, {}).words(texts)
     assert "".join(pipeline.given) == "".join(texts) and all(0 < len(piece) <= 20 for piece in pipeline.given)
-    for written, words in zip(texts, found, strict=True):
+    for written, words in zip(texts, tagged, strict=True):
         named = [written[a:b] for a, b in zip(words.starts, words.ends, strict=True)]
         assert [TAG_IDS[TAGS[len(word) % 17]] for word in named] == words.tags.tolist()
         assert "".join(named) == "".join(written.split())
@@ -176,17 +176,17 @@ def pipeline(tmp_path_factory) -> Path:
 
 
 def test_a_trained_pipeline_tags_its_examples(pipeline):
-    found = Tagger.load(str(pipeline))
+    tagger = Tagger.load(str(pipeline))
     right = total = 0
-    for (written, tags), words in zip(examples(), found.words([w for w, _ in examples()]), strict=True):
+    for (written, tags), words in zip(examples(), tagger.words([w for w, _ in examples()]), strict=True):
         at = 0
         for word, tag in zip(written.split(" "), tags, strict=True):
             here = [t for s, t in zip(words.starts.tolist(), words.tags.tolist(), strict=True) if s == at]
             right, total = right + (here == [TAG_IDS[tag]]), total + 1
             at += len(word) + 1
     assert right > 0.6 * total, "far more than the most frequent tag would"
-    assert found.facts["tags"] == list(TAGS) and found.facts["by"]["pipeline"].startswith("en_")
-    assert found.facts == Tagger.load(str(pipeline)).facts
+    assert tagger.facts["tags"] == list(TAGS) and tagger.facts["by"]["pipeline"].startswith("en_")
+    assert tagger.facts == Tagger.load(str(pipeline)).facts
 
 
 @pytest.mark.parametrize("name", ["no_such_pipeline", "/no/such/folder"])

@@ -73,19 +73,21 @@ def small_units(monkeypatch):
 def test_every_document_is_there_with_the_ids_of_its_text(config, paragraphs):
     folder = prepare(config)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    found = {}
+    documents_by_ids = {}
     for split in ("train", "valid"):
         shards = Shards.open(folder, split, verify=True)
         [bounds], [ids] = list(shards.offsets()), shards.parts
-        found[split] = [tuple(ids[begin:end].tolist()) for begin, end in pairwise(bounds)]
-        assert sum(map(len, found[split])) == shards.tokens and len(found[split]) == shards.documents
+        documents_by_ids[split] = [tuple(ids[begin:end].tolist()) for begin, end in pairwise(bounds)]
+        assert (
+            sum(map(len, documents_by_ids[split])) == shards.tokens and len(documents_by_ids[split]) == shards.documents
+        )
     expected = [tuple(ids.tolist()) for ids in tokenizer.encode(paragraphs)]
-    assert sorted(found["train"] + found["valid"]) == sorted(expected)
+    assert sorted(documents_by_ids["train"] + documents_by_ids["valid"]) == sorted(expected)
     # the order within a split is that of the text
-    assert [ids for ids in expected if ids in set(found["train"])] == found["train"]
-    assert abs(len(found["valid"]) - 0.1 * len(expected)) < 5 * (0.09 * len(expected)) ** 0.5
+    assert [ids for ids in expected if ids in set(documents_by_ids["train"])] == documents_by_ids["train"]
+    assert abs(len(documents_by_ids["valid"]) - 0.1 * len(expected)) < 5 * (0.09 * len(expected)) ** 0.5
     for split in ("train", "valid"):
-        inside, shards = set(found[split]), Shards.open(folder, split)
+        inside, shards = set(documents_by_ids[split]), Shards.open(folder, split)
         size = sum(len(text.encode()) for text, ids in zip(paragraphs, expected, strict=True) if ids in inside)
         assert shards.bytes_per_token == size / shards.tokens
     assert not list(folder.parent.glob(".*partial*"))
@@ -264,9 +266,9 @@ def test_a_full_disk_keeps_only_finished_work(config, monkeypatch, error):
     for where, name, stays in ((Tokenizer, "save", False), (preparing.shard_writer, "save_array", True)):
         with monkeypatch.context() as patched:
             patched.setattr(where, name, full)
-            with pytest.raises(StorageError, match=rf"^{config.output} cannot be written: No space left") as found:
+            with pytest.raises(StorageError, match=rf"^{config.output} cannot be written: No space left") as raised:
                 prepare(config)
-        assert partial.exists() == (f"stays in {partial}" in str(found.value)) == stays
+        assert partial.exists() == (f"stays in {partial}" in str(raised.value)) == stays
         assert not config.output.exists() and not (partial / "ready").exists()
     Shards.open(prepare(config), verify=True)
 
@@ -327,7 +329,7 @@ def tagged(tmp_path) -> PrepareConfig:
 
 
 @pytest.mark.parametrize(("kind", "size"), [("wordpiece", 200), ("bpe", 300)])
-def test_tags_stand_at_the_tokens_of_their_words(tagged, kind, size):
+def test_every_token_has_the_tag_of_its_word(tagged, kind, size):
     folder = prepare(change(tagged, tokenizer=kind, vocab_size=size))
     tokenizer = load_tokenizer(folder / "tokenizer")
     for split in ("train", "valid"):
@@ -380,21 +382,21 @@ def test_tags_of_a_pipeline_do_not_depend_on_the_workers(tagged, tmp_path, monke
     ruler.add([[{"IS_PUNCT": False}]], {"POS": "X"})
     nlp.to_disk(tmp_path / "pipeline")
     monkeypatch.setattr(encoding, "UNIT_BYTES", 2000)
-    asked = change(tagged, tags=str(tmp_path / "pipeline"))
-    alone = contents(prepare(asked))
-    assert contents(prepare(change(asked, output=tmp_path / "other", workers=2))) == alone
-    shards = Shards.open(asked.output, verify=True)
-    dots = shards.parts[0] == load_tokenizer(asked.output / "tokenizer").backend.token_to_id(".")
+    config = change(tagged, tags=str(tmp_path / "pipeline"))
+    alone = contents(prepare(config))
+    assert contents(prepare(change(config, output=tmp_path / "other", workers=2))) == alone
+    shards = Shards.open(config.output, verify=True)
+    dots = shards.parts[0] == load_tokenizer(config.output / "tokenizer").backend.token_to_id(".")
     assert np.array_equal(
         shards.sidecar("tags")[0], np.where(dots, pos_tagger.TAG_IDS["PUNCT"], pos_tagger.TAG_IDS["X"])
     )
 
 
 def test_input_without_tags_and_an_unknown_pipeline_are_refused(tagged, corpus):
-    with pytest.raises(DataError) as found:
+    with pytest.raises(DataError) as raised:
         prepare(change(tagged, input=(*tagged.input, str(corpus))))
-    assert [sentence.split()[0] for sentence in found.value.problems] == ["corpus/a.jsonl", "corpus/b.txt"]
-    assert "every input must be a .conllu file" in str(found.value)
+    assert [sentence.split()[0] for sentence in raised.value.problems] == ["corpus/a.jsonl", "corpus/b.txt"]
+    assert "every input must be a .conllu file" in str(raised.value)
     with pytest.raises(ConfigError, match="`tags`"):
         prepare(change(tagged, tags="no_such_pipeline"))
     assert not tagged.output.exists()
@@ -434,9 +436,9 @@ def test_a_text_with_one_document_per_line_is_recognized(config, tmp_path, capsy
     tweets = change(config, input=(str(tmp_path / "tweets.txt"),))
     with pytest.raises(DataError, match=r"one document, and two splits need two.*`--documents`"):
         prepare(tweets)
-    said = capsys.readouterr().err
-    assert said.count("`--documents lines`") == 1  # though the text is read twice
-    assert f"{tmp_path}/tweets.txt has a document of {len(lines):,} lines" in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("`--documents lines`") == 1  # though the text is read twice
+    assert f"{tmp_path}/tweets.txt has a document of {len(lines):,} lines" in stderr
     read = Shards.open(prepare(change(tweets, documents="lines"))).manifest["read"]
     assert read["documents"] == len(lines)
     assert "`--documents lines`" not in capsys.readouterr().err
@@ -471,10 +473,10 @@ def test_partly_read_files_are_named_and_counted(config, corpus, capsys):
     skipping = change(config, on_bad_document="skip", bad_share=0.01)
     manifest = Shards.open(prepare(skipping)).manifest
     assert manifest["read"]["bad"] == 32 and manifest["input_files"]["cut"] == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Skipped: ")]
-    assert "c.csv has no column 'text'" in said[0] and "The rest of the file is not read" in said[1]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Skipped: ")]
+    assert "c.csv has no column 'text'" in lines[0] and "The rest of the file is not read" in lines[1]
     # of other faults the first ones, and none twice
-    assert len(said) == len(set(said)) == 10
+    assert len(lines) == len(set(lines)) == 10
 
 
 def test_a_file_name_that_is_not_utf8_is_accepted(config, corpus):
@@ -528,18 +530,18 @@ def test_counts_and_words_do_not_depend_on_workers_or_kills(lossy, tmp_path, sma
 def test_the_counts_are_those_of_the_text(lossy, capsys):
     arguments = [*("--input", *lossy.input), "--output", str(lossy.output), "--tokenizer", lossy.tokenizer]
     assert main(["prepare", *arguments, "--lost-share", "0.5", "--valid-share", "0.1", "--workers", "1"]) == 0
-    told = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     manifest = Shards.open(lossy.output).manifest
     unknown = load_tokenizer(lossy.tokenizer).backend.token_to_id("[UNK]")
     for split, counts in manifest["coverage"].items():
         shards = Shards.open(lossy.output, split)
         assert counts["tokens"] == shards.tokens
         assert counts["unknown_tokens"] == sum(int((part == unknown).sum()) for part in shards.parts)
-        assert f"{counts['unknown_tokens']:,} of {counts['tokens']:,} tokens are unknown" in told
+        assert f"{counts['unknown_tokens']:,} of {counts['tokens']:,} tokens are unknown" in stdout
         assert shards.word_parts is not None and shards.word_sizes is not None
     examples = {text for counts in manifest["coverage"].values() for text, _ in counts["examples"]}
     assert {"東", "京", "щ"} <= examples
-    assert manifest["switched_off"] == ["dropout 0.1"] and "dropout 0.1" in told
+    assert manifest["switched_off"] == ["dropout 0.1"] and "dropout 0.1" in stdout
     # sizes of words by the plainest code
     shards = Shards.open(lossy.output)
     [offsets], [starts] = list(shards.offsets()), shards.word_parts

@@ -37,7 +37,7 @@ def read(path, **reading) -> list[str | BadDocument]:
 
 
 def kept(path, **reading) -> list[str]:
-    return [normalize_text(found) for found in read(path, **reading)]
+    return [normalize_text(document) for document in read(path, **reading)]
 
 
 def as_parquet(texts) -> bytes:
@@ -165,16 +165,16 @@ def test_a_bad_line_is_named_and_its_neighbours_read(tmp_path, line, sentence):
 def test_the_byte_that_is_not_utf8_is_named(tmp_path_factory, raw):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(b"A line.\n" + raw)
-    whole, found = b"A line.\n" + raw, read(path)
+    whole, documents = b"A line.\n" + raw, read(path)
     try:
         whole.decode()
     except UnicodeDecodeError as error:
         assert any(
             isinstance(f, BadDocument) and f"byte {error.start} is 0x{whole[error.start]:02x}" in f.problem
-            for f in found
+            for f in documents
         )
     else:
-        assert not any(isinstance(f, BadDocument) for f in found)
+        assert not any(isinstance(f, BadDocument) for f in documents)
 
 
 @pytest.mark.parametrize("raw", ["Wide.".encode("utf-16-le"), "Wider.".encode("utf-32-be"), b"\0", b"a\0"])
@@ -288,7 +288,7 @@ def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
     given = [str(tmp_path / name) for name in ("empty.txt", "a.pdf", "folder", "missing.txt")]
     with pytest.raises(DataError) as caught:
         find_inputs([*given, "missing.jsonl.zst"])
-    said = str(caught.value)
+    message = str(caught.value)
     assert len(caught.value.problems) == 5
     for name, sentence in (
         ("a.pdf", "has an unknown file type"),
@@ -297,7 +297,7 @@ def test_all_inputs_that_cannot_be_used_are_named_at_once(tmp_path):
         ("missing.jsonl.zst", "does not exist."),
         ("empty.txt", "is empty."),
     ):
-        assert f"{name} {sentence}" in said
+        assert f"{name} {sentence}" in message
 
 
 # ---- memory
@@ -309,11 +309,11 @@ def peak(path, **reading) -> tuple[list, int]:
     tracemalloc.start()
     try:
         with source.open() as raw:
-            found = [
+            documents = [
                 (type(one), len(one) if isinstance(one, str) else 0)
                 for one in read_documents(source, ReadOptions(**reading), raw)
             ]
-        return found, tracemalloc.get_traced_memory()[1]
+        return documents, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
@@ -327,8 +327,8 @@ def test_a_long_document_is_in_memory_twice_at_most(tmp_path, name, reading):
     """As bytes and as text."""
     path = tmp_path / name
     path.write_bytes(PACK[".gz" if name.endswith("gz") else ""](b"word " * (SIZE // 5)))
-    found, most = peak(path, **reading)
-    assert found == [(str, SIZE // 5 * 5)]
+    documents, most = peak(path, **reading)
+    assert documents == [(str, SIZE // 5 * 5)]
     assert most < 2 * SIZE + SLACK
 
 
@@ -337,8 +337,8 @@ def test_a_line_without_end_does_not_use_up_the_memory(tmp_path, monkeypatch, na
     monkeypatch.setattr(lines, "MAX_DOCUMENT_BYTES", SIZE // 16)
     path = tmp_path / name
     path.write_bytes(PACK[".gz" if name.endswith("gz") else ""](b"word " * (SIZE // 5) + b"\n\n" + as_jsonl(["after"])))
-    found, most = peak(path)
-    assert [kind for kind, _ in found] == [BadDocument, str]
+    documents, most = peak(path)
+    assert [kind for kind, _ in documents] == [BadDocument, str]
     assert most < 2 * SIZE // 16 + SLACK
 
 

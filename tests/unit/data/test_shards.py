@@ -65,7 +65,7 @@ def test_the_fingerprint_does_not_depend_on_sidecars(make_shards):
     first, second, other = (
         make_shards(lengths, name=name) for name, lengths in (("a", [5, 6]), ("b", [5, 6]), ("c", [6, 5]))
     )
-    prints = [Shards.open(found).fingerprint for found in (first, second, other)]
+    prints = [Shards.open(folder).fingerprint for folder in (first, second, other)]
     assert prints[0] == prints[1] != prints[2]
     write_sidecar(first, "tags", "train", [np.zeros(11, np.uint8)])
     assert Shards.open(first, verify=True).fingerprint == prints[0]
@@ -81,9 +81,9 @@ def test_a_sidecar_is_replaced_as_a_whole(make_shards):
     sizes = [len(part) for part in Shards.open(folder).parts]
     write_sidecar(folder, "entropy", "train", [np.zeros(n, np.uint8) for n in sizes], {"top": 1.5})
     write_sidecar(folder, "tags", "train", [np.zeros(n, np.uint8) for n in sizes])
-    found = Shards.open(folder, verify=True)
-    assert found.sidecar_facts("entropy") == {"top": 1.5}
-    assert found.sidecar_facts("tags") is None and Shards.open(folder, "valid").sidecar_facts("entropy") is None
+    shards = Shards.open(folder, verify=True)
+    assert shards.sidecar_facts("entropy") == {"top": 1.5}
+    assert shards.sidecar_facts("tags") is None and Shards.open(folder, "valid").sidecar_facts("entropy") is None
 
     def half():
         yield np.ones(sizes[0], np.uint8)
@@ -93,11 +93,11 @@ def test_a_sidecar_is_replaced_as_a_whole(make_shards):
         write_sidecar(folder, "entropy", "train", half(), {"top": 2.5})
     assert Shards.open(folder, verify=True).sidecar("entropy") is None
     write_sidecar(folder, "entropy", "train", [np.ones(n, np.uint8) for n in sizes], {"top": 2.5})
-    found = Shards.open(folder, verify=True)
-    assert found.sidecar_facts("entropy") == {"top": 2.5}
-    assert all((part == 1).all() for part in found.sidecar("entropy"))
-    said = folder / "train.entropy.json"
-    said.write_text(said.read_text().replace("2.5", "3.5"))
+    shards = Shards.open(folder, verify=True)
+    assert shards.sidecar_facts("entropy") == {"top": 2.5}
+    assert all((part == 1).all() for part in shards.sidecar("entropy"))
+    facts_file = folder / "train.entropy.json"
+    facts_file.write_text(facts_file.read_text().replace("2.5", "3.5"))
     with pytest.raises(DataError, match=r"train\.entropy\.json is damaged"):
         Shards.open(folder, verify=True)
 

@@ -67,12 +67,12 @@ def config(tmp_path: Path) -> PrepareConfig:
 
 def texts_in(folder: Path) -> list[tuple[int, ...]]:
     """The ids of each document of a folder of shards, over both splits."""
-    found = []
+    texts_read = []
     for split in ("train", "valid"):
         shards = Shards.open(folder, split, verify=True)
         [bounds], [ids] = list(shards.offsets()), shards.parts
-        found += [tuple(ids[begin:end].tolist()) for begin, end in pairwise(bounds)]
-    return found
+        texts_read += [tuple(ids[begin:end].tolist()) for begin, end in pairwise(bounds)]
+    return texts_read
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -119,20 +119,20 @@ def test_units_hold_little_text_and_one_subset_each(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(encoding, "UNIT_BYTES", 3000)
     monkeypatch.setattr(encoding, "HELD_BYTES", 4000)
     read = [Document(b"", "train", record["text"], None, "a", record["lang"]) for record in RECORDS]
-    held, largest, units = 0, 0, []
+    in_memory, largest, units = 0, 0, []
 
     def counted():
-        nonlocal held, largest
+        nonlocal in_memory, largest
         for document in read:
-            largest = max(largest, held)
-            held += len(document.text)
+            largest = max(largest, in_memory)
+            in_memory += len(document.text)
             yield document
 
     for unit in encoding._units(counted()):
         assert len({document.subset for document in unit}) == 1
-        held -= sum(len(document.text) for document in unit)
+        in_memory -= sum(len(document.text) for document in unit)
         units.append(unit)
-    assert held == 0 and largest <= 4000 and len(units) > 3
+    assert in_memory == 0 and largest <= 4000 and len(units) > 3
     for language, count in COUNTS.items():
         texts = [document.text for unit in units for document in unit if document.subset == language]
         assert texts == documents(language, count)

@@ -146,7 +146,7 @@ def test_lowercase(texts, kind):
 # ---- words
 
 
-def test_words_begin_where_the_rule_says(tokenizer, kind):
+def test_words_begin_by_the_rule(tokenizer, kind):
     special = set(token_ids(tokenizer).special) - {tokenizer.backend.token_to_id("[UNK]")}
     table = word_starts(tokenizer)
     assert table.shape == (SIZE,) and table[list(special)].all()

@@ -32,9 +32,9 @@ def command(text: Path, output: Path, *more: str) -> DoctorCommand:
 
 def memory_of(text: Path, output: Path, *more: str) -> PlannedMemory:
     parsed = command(text, output, *more)
-    found = examine(parsed)
-    assert found.text and found.model and not found.problems
-    return planned_memory(parsed, found, found.text, found.model)
+    examined = examine(parsed)
+    assert examined.text and examined.model and not examined.problems
+    return planned_memory(parsed, examined, examined.text, examined.model)
 
 
 def test_it_reports_and_writes_nothing(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -102,14 +102,14 @@ def test_the_folder_of_another_run_is_refused(text: Path, tmp_path: Path) -> Non
 )
 def test_the_counted_model_is_the_one_that_a_run_builds(text: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     parsed = command(text, tmp_path / "run", *more)
-    found = examine(parsed)
-    assert found.model and found.text
+    examined = examine(parsed)
+    assert examined.model and examined.text
     config = parsed.run
-    encoder = Encoder(found.model.shape, config.model)
+    encoder = Encoder(examined.model.shape, config.model)
     real = build_objective(config.objective, encoder, MaskedLMHead(encoder, config.model))
-    planned = {name: p.shape for name, p in found.model.objective.named_parameters()}
+    planned = {name: p.shape for name, p in examined.model.objective.named_parameters()}
     assert planned == {name: p.shape for name, p in real.named_parameters()}
-    assert {p.device.type for p in found.model.objective.parameters()} == {"meta"}
+    assert {p.device.type for p in examined.model.objective.parameters()} == {"meta"}
 
 
 def test_the_largest_pack_fits_and_the_next_does_not(text: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_placement_is_that_of_the_file() -> None:
     assert place.bucket == 50_000_000
 
 
-def test_without_prepared_text_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_mentions_missing_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megamask.data.prepare.CACHE", tmp_path / "cache")
     parsed = parse_doctor_command(["--output", str(tmp_path / "run")])
     lines = report_lines(parsed, examine(parsed))

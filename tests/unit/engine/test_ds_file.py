@@ -18,7 +18,7 @@ from megamask.engine import ds_file
 from megamask.engine.ds_file import OURS, complete_ds_config, ds_problems, parse_ds_config, read_ds_config, zero_stage
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError
-from megamask.runtime.precision import Support
+from megamask.runtime.precision import PrecisionSupport
 
 ROOT = Path(__file__).parent.parent.parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -62,7 +62,7 @@ def test_a_wrong_name_lists_the_packaged_ones(name: str, tmp_path: Path, monkeyp
         ("/", "`/` is a folder"),
     ],
 )
-def test_what_is_no_file_gets_a_suggestion(
+def test_a_missing_file_gets_a_suggestion(
     name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -143,14 +143,14 @@ def test_settings_of_the_run_complete_the_file() -> None:
 def test_auto_is_what_the_devices_support(section: str, bf16: bool, written) -> None:
     stage = {"zero_optimization": {"stage": 1}}
     ds = read_ds_config(written({section: {"enabled": "auto"}} | stage))
-    support = Support(bf16, "they are asked")
+    support = PrecisionSupport(bf16, "they are asked")
     assert ds_file.precision(ds) == "auto"
     assert ds_file.choose_precision(ds, support).precision == ("bf16" if bf16 else "fp32")
     decided = ds_file.resolve_auto(ds, support)
     assert decided == {section: {"enabled": bf16}} | stage
     assert ds[section] == {"enabled": "auto"}
     # what is ordered stays, and decided is ordered
-    for other in (Support(True, ""), Support(False, "")):
+    for other in (PrecisionSupport(True, ""), PrecisionSupport(False, "")):
         assert ds_file.resolve_auto(decided, other) == decided
         assert ds_file.choose_precision(decided, other).precision == ("bf16" if bf16 else "fp32")
     assert ds_file.precision(stage) == "fp32"
@@ -176,9 +176,9 @@ def test_bf16_at_stage_0_is_refused_as_auto_too(written) -> None:
 
 
 def test_packaged_files_follow_the_devices_or_are_fp32() -> None:
-    asked = {path.stem: ds_file.precision(read_ds_config(path)) for path in FILES if "teacher" not in path.stem}
-    assert asked.pop("fp32") == "fp32"
-    assert set(asked.values()) == {"auto"}
+    precisions = {path.stem: ds_file.precision(read_ds_config(path)) for path in FILES if "teacher" not in path.stem}
+    assert precisions.pop("fp32") == "fp32"
+    assert set(precisions.values()) == {"auto"}
 
 
 # ---- every key at every level

@@ -82,9 +82,9 @@ def test_the_moments_are_those_that_the_optimizer_keeps(kind: str) -> None:
     ],
 )
 def test_every_problem_is_named(wrong: dict, names: list[str]) -> None:
-    found = settings_problems(OptimizerConfig(**wrong), "optimizer")
-    assert len(found) == len(names)
-    assert all(f"`optimizer.{name}`" in sentence for name, sentence in zip(names, found, strict=True))
+    problems = settings_problems(OptimizerConfig(**wrong), "optimizer")
+    assert len(problems) == len(names)
+    assert all(f"`optimizer.{name}`" in sentence for name, sentence in zip(names, problems, strict=True))
     assert settings_problems(OptimizerConfig(), "optimizer") == []
 
 
@@ -100,10 +100,10 @@ def test_muon_is_not_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
                     plain = inspect.unwrap(getattr(module, name))
                     monkeypatch.setattr(module, name, functools.wraps(plain)(lambda *_: None))
         build_optimizer(nn.Linear(2, 2), config("muon"))
-        held = [
+        functions = [
             getattr(module, name)
             for module in modules
             for name in private_api.COMPILED_BY_MUON
             if hasattr(module, name)
         ]
-        assert held and all((inspect.unwrap(function) is not function) == compiled for function in held)
+        assert functions and all((inspect.unwrap(function) is not function) == compiled for function in functions)

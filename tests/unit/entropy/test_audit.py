@@ -46,24 +46,26 @@ def drawn(batch, levels, seed):
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=6), LEVELS, st.floats(0.05, 0.9), st.integers(0, 1000))
 def test_figures_are_those_of_the_plainest_code(lengths, levels, share, seed):
     batch = pack(lengths, padding=6)
-    found, exact = drawn(batch, levels, seed)
-    said = overlap(found, exact, share, batch), spearman(found, exact, batch)
+    predicted, exact = drawn(batch, levels, seed)
+    figures = overlap(predicted, exact, share, batch), spearman(predicted, exact, batch)
     captured = possible = 0.0
     for number, rows in enumerate(sequences(batch)):
-        best, chosen = top(exact.tolist(), rows, share), top(found.tolist(), rows, share)
+        best, chosen = top(exact.tolist(), rows, share), top(predicted.tolist(), rows, share)
         expected = len(best & chosen) / len(best) if best else math.nan
-        assert_close(said[0][number], torch.tensor(expected, dtype=torch.float64)) if best else None
-        assert best or said[0][number].isnan()
+        assert_close(figures[0][number], torch.tensor(expected, dtype=torch.float64)) if best else None
+        assert best or figures[0][number].isnan()
         mean = float(exact[rows].double().mean()) if rows else 0.0
         captured += sum(float(exact[row]) - mean for row in chosen)
         possible += sum(float(exact[row]) - mean for row in best)
-        a, b = (np.array(average_ranks(value[rows].tolist())) for value in (found, exact))
+        a, b = (np.array(average_ranks(value[rows].tolist())) for value in (predicted, exact))
         if len(rows) > 1 and a.std() and b.std():
-            assert_close(said[1][number], torch.tensor(np.corrcoef(a, b)[0, 1]))
+            assert_close(figures[1][number], torch.tensor(np.corrcoef(a, b)[0, 1]))
         else:
-            assert said[1][number].isnan()
+            assert figures[1][number].isnan()
     if possible > 1e-9:
-        assert_close(captured_gain(found, exact, share, batch), torch.tensor(captured / possible, dtype=torch.float64))
+        assert_close(
+            captured_gain(predicted, exact, share, batch), torch.tensor(captured / possible, dtype=torch.float64)
+        )
 
 
 def test_the_exact_signal_is_perfect_and_its_contrary_the_worst():
@@ -77,11 +79,13 @@ def test_the_exact_signal_is_perfect_and_its_contrary_the_worst():
 
 def test_only_maskable_rows_and_only_order_inside_a_sequence_count():
     batch = pack([30, 20], padding=10)
-    found, exact = torch.rand(2, batch.layout.rows).unbind()
-    other = torch.where(batch.maskable, 5 * found.exp() + 100 * batch.layout.sequence, 1e6)
-    assert torch.equal(overlap(found, exact, 0.3, batch).nan_to_num(), overlap(other, exact, 0.3, batch).nan_to_num())
-    assert torch.equal(captured_gain(found, exact, 0.3, batch), captured_gain(other, exact, 0.3, batch))
-    assert torch.equal(spearman(found, exact, batch).nan_to_num(), spearman(other, exact, batch).nan_to_num())
+    predicted, exact = torch.rand(2, batch.layout.rows).unbind()
+    other = torch.where(batch.maskable, 5 * predicted.exp() + 100 * batch.layout.sequence, 1e6)
+    assert torch.equal(
+        overlap(predicted, exact, 0.3, batch).nan_to_num(), overlap(other, exact, 0.3, batch).nan_to_num()
+    )
+    assert torch.equal(captured_gain(predicted, exact, 0.3, batch), captured_gain(other, exact, 0.3, batch))
+    assert torch.equal(spearman(predicted, exact, batch).nan_to_num(), spearman(other, exact, batch).nan_to_num())
 
 
 def test_flat_entropies_have_no_figures():
@@ -105,38 +109,38 @@ BATCH = pack([40, 60, 30], padding=5)
 
 def test_figures_and_the_ceiling():
     exact = Asked()
-    found = make_audit("clean", exact)._exact(BATCH, "audit")
-    said = make_audit("clean")(BATCH, found, 0.2).figures
-    assert said["audit/ceiling"] == said["audit/gain"] == said["audit/overlap"] == 1
-    assert_close(torch.tensor(said["audit/spearman"]), torch.tensor(1.0))
-    said = make_audit()(BATCH, found, 0.2).figures
-    assert 0 < said["audit/ceiling"] < 1  # another drawing of the groups
+    predicted = make_audit("clean", exact)._exact(BATCH, "audit")
+    audited = make_audit("clean")(BATCH, predicted, 0.2).figures
+    assert audited["audit/ceiling"] == audited["audit/gain"] == audited["audit/overlap"] == 1
+    assert_close(torch.tensor(audited["audit/spearman"]), torch.tensor(1.0))
+    audited = make_audit()(BATCH, predicted, 0.2).figures
+    assert 0 < audited["audit/ceiling"] < 1  # another drawing of the groups
     names = {"overlap", "gain", "spearman"}
     expected = names | {f"frequency_{n}" for n in names} | {"ceiling_overlap", "ceiling_spearman", "ceiling"}
-    assert set(said) == {f"audit/{name}" for name in expected | {"failures"}}
+    assert set(audited) == {f"audit/{name}" for name in expected | {"failures"}}
 
 
 def test_the_figures_of_frequency_are_those_of_the_functions():
     audit = make_audit("clean")
     exact, frequency = audit._exact(BATCH, "audit"), Frequency(counts())([BATCH])[0]
-    said = audit(BATCH, torch.rand(BATCH.layout.rows), 0.2).figures
-    assert math.isclose(said["audit/frequency_overlap"], overlap(frequency, exact, 0.2, BATCH).nanmean())
-    assert math.isclose(said["audit/frequency_gain"], captured_gain(frequency, exact, 0.2, BATCH))
-    assert math.isclose(said["audit/frequency_spearman"], spearman(frequency, exact, BATCH).nanmean())
+    audited = audit(BATCH, torch.rand(BATCH.layout.rows), 0.2).figures
+    assert math.isclose(audited["audit/frequency_overlap"], overlap(frequency, exact, 0.2, BATCH).nanmean())
+    assert math.isclose(audited["audit/frequency_gain"], captured_gain(frequency, exact, 0.2, BATCH))
+    assert math.isclose(audited["audit/frequency_spearman"], spearman(frequency, exact, BATCH).nanmean())
 
 
-def test_rank_zero_alone_decides(monkeypatch):
-    found = torch.rand(BATCH.layout.rows)
-    one = make_audit()(BATCH, found, 0.2).figures
+def test_only_rank_zero_decides(monkeypatch):
+    predicted = torch.rand(BATCH.layout.rows)
+    one = make_audit()(BATCH, predicted, 0.2).figures
     sums: list[torch.Tensor] = []
     for rank in (1, 0):
         monkeypatch.setattr(ranks, "is_main", lambda rank=rank: rank == 0)
         monkeypatch.setattr(ranks, "sum", lambda values: sums.append(values) or torch.stack(sums).sum(0))
-        several = make_audit()(BATCH, found if rank == 0 else -found, 0.2).figures
+        several = make_audit()(BATCH, predicted if rank == 0 else -predicted, 0.2).figures
     assert not sums[0].any() and several == one
 
 
-def test_a_failing_source_is_told_and_gives_way_after_enough_failures():
+def test_a_failing_source_is_reported_and_replaced_after_enough_failures():
     audit = make_audit("clean", fall_back=("exact",), patience=2)
     good, bad = audit._exact(BATCH, "audit"), -audit._exact(BATCH, "audit")
     assert audit(BATCH, bad, 0.2).sentence

@@ -19,15 +19,15 @@ from tests.unit.entropy.models import Asked, counts, losses, plan_of, some_packs
 
 def test_clean_is_one_question_with_nothing_hidden():
     batch, ask = some_packs()[0], Asked()
-    found = measure_entropy(ask, batch, "clean", 4, IDS.mask, PackRng(0, 0))
-    assert torch.equal(found, Asked()(batch, MaskPlan.hide_nothing(batch)))
+    entropies = measure_entropy(ask, batch, "clean", 4, IDS.mask, PackRng(0, 0))
+    assert torch.equal(entropies, Asked()(batch, MaskPlan.hide_nothing(batch)))
     assert len(ask.plans) == 1 and torch.equal(ask.plans[0].inputs, batch.tokens)
 
 
 @pytest.mark.parametrize("passes", [1, 2, 4, 100])
 def test_masked_hides_each_maskable_token_once(passes):
     batch, ask = some_packs()[0], Asked()
-    found = measure_entropy(ask, batch, "masked", passes, IDS.mask, PackRng(0, 0))
+    entropies = measure_entropy(ask, batch, "masked", passes, IDS.mask, PackRng(0, 0))
     assert len(ask.plans) == passes
     targets = torch.cat([plan.targets for plan in ask.plans])
     assert torch.equal(targets.sort().values, batch.maskable.nonzero().squeeze(1))
@@ -36,16 +36,16 @@ def test_masked_hides_each_maskable_token_once(passes):
         assert (plan.inputs[plan.hidden] == IDS.mask).all()
         assert torch.equal(plan.inputs[plan.visible], batch.tokens[plan.visible])
         assert torch.equal(torch.cat([plan.hidden, plan.visible]).sort().values, torch.arange(batch.layout.rows))
-        assert torch.equal(found[plan.targets], Asked()(batch, plan))
+        assert torch.equal(entropies[plan.targets], Asked()(batch, plan))
 
 
 @pytest.mark.parametrize("passes", [2, 3, 5])
 def test_groups_are_even_in_each_sequence_and_altogether(passes):
     batch = pack([40, 17, 5, 64], padding=9)
     rows = batch.maskable.nonzero().squeeze(1)
-    found = groups(batch, rows, passes, PackRng(0, 0))
+    parts = groups(batch, rows, passes, PackRng(0, 0))
     for where in (torch.ones(batch.layout.rows, dtype=torch.bool), *(batch.layout.sequence == s for s in range(4))):
-        sizes = [int(where[group].sum()) for group in found]
+        sizes = [int(where[group].sum()) for group in parts]
         assert max(sizes) - min(sizes) <= 1
 
 
@@ -63,25 +63,25 @@ def test_packs_of_one_text_share_the_question():
         replace(batch, number=n, source_pack=text) for n, (batch, text) in enumerate([(one, 7), (other, 8), (one, 7)])
     ]
     ask = Asked()
-    found = Exact(ask, signal="clean", passes=1, mask_id=IDS.mask, seed=0)(views)
+    entropies = Exact(ask, signal="clean", passes=1, mask_id=IDS.mask, seed=0)(views)
     assert len(ask.plans) == 2
-    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+    assert torch.equal(entropies[0], entropies[2]) and not torch.equal(entropies[0], entropies[1])
 
 
 @pytest.mark.parametrize("signal", ["clean", "masked"])
-def test_candidates_alone_are_asked_about_and_the_rest_is_never_preferred(signal):
+def test_only_candidates_are_measured_and_the_rest_is_never_preferred(signal):
     batch, ask, propose = pack([30, 50, 20], padding=4), Asked(), Frequency(counts())
     exact = Exact(ask, signal=signal, passes=2, mask_id=IDS.mask, seed=0, propose=propose, candidates=40)
-    found, proposal = exact([batch])[0], propose([batch])[0]
-    asked = torch.cat([plan.targets for plan in ask.plans]).sort().values
-    assert 40 <= len(asked) <= 40 + 3 and batch.maskable[asked].all()  # rounded up in each of three sequences
-    rest = torch.ones_like(batch.maskable).index_fill_(0, asked, False)
-    assert (found[rest] == found[asked].min()).all()
+    entropies, proposal = exact([batch])[0], propose([batch])[0]
+    measured = torch.cat([plan.targets for plan in ask.plans]).sort().values
+    assert 40 <= len(measured) <= 40 + 3 and batch.maskable[measured].all()  # rounded up in each of three sequences
+    rest = torch.ones_like(batch.maskable).index_fill_(0, measured, False)
+    assert (entropies[rest] == entropies[measured].min()).all()
     for sequence in range(3):  # the best by the proposer, in each sequence
         here = (batch.layout.sequence == sequence) & batch.maskable
         assert proposal[here & ~rest].min() >= proposal[here & rest].max()
     for plan in ask.plans:
-        assert signal == "clean" or set(plan.hidden.tolist()) <= set(asked.tolist())
+        assert signal == "clean" or set(plan.hidden.tolist()) <= set(measured.tolist())
 
 
 def test_all_rows_as_candidates_are_the_same_as_no_proposer():
@@ -108,14 +108,14 @@ def test_it_learns_nothing_of_its_own():
 
 def _average_of(weights: list[torch.Tensor], decay: float) -> torch.Tensor:
     """By the plainest code, in float64."""
-    found = weights[0].double()
+    average = weights[0].double()
     for n, weight in enumerate(weights[1:], 1):
         past = min(decay, (1 + n) / (10 + n))
-        found = past * found + (1 - past) * weight.double()
-    return found
+        average = past * average + (1 - past) * weight.double()
+    return average
 
 
-def test_average_follows_the_weights_and_leaves_the_module_alone():
+def test_average_follows_the_weights_and_does_not_change_the_module():
     module = nn.Linear(5, 3)
     average = Average(module, 0.9, lambda: {"weight": seen[-1], "bias": module.bias.detach()})
     seen = [module.weight.detach().clone()]

@@ -16,9 +16,9 @@ def test_it_is_minus_log_of_the_smoothed_share():
     torch.testing.assert_close(table, expected, rtol=1e-12, atol=0)
 
 
-def test_rare_tokens_come_first_and_nothing_is_learnt():
+def test_rare_tokens_come_first_and_nothing_is_learned():
     source, batch = Frequency(counts()), some_packs()[0]
-    found = source([batch])[0]
-    order = found.argsort()
+    entropies = source([batch])[0]
+    order = entropies.argsort()
     assert (counts()[batch.tokens[order]].diff() <= 0).all()
-    assert found.isfinite().all() and source.state_dict() == {}
+    assert entropies.isfinite().all() and source.state_dict() == {}

@@ -59,15 +59,15 @@ def one_of(batch: PackedBatch, sequence: int) -> PackedBatch:
 def test_convolution_is_torch_s_in_each_sequence(lengths):
     layout = pack([n for n in lengths if n > 1] or lengths, padding=4).layout
     x, taps = torch.randn(layout.rows, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
-    found = convolve(x, taps, layout)
+    outputs = convolve(x, taps, layout)
     for sequence, length in enumerate(layout.lengths.tolist()):
         if length:
             rows = layout.sequence == sequence
             expected = F.conv1d(x[rows].t()[None], taps.t()[:, None], padding=3, groups=5)[0].t()
-            assert_close(found[rows], expected)
+            assert_close(outputs[rows], expected)
 
 
-def test_packed_is_alone():
+def test_a_packed_sequence_equals_the_sequence_alone():
     probe = train(make(), 0, 20)
     batch = some_packs()[0]
     together = probe([batch])[0]
@@ -78,8 +78,8 @@ def test_packed_is_alone():
 
 def test_it_learns_what_frequency_cannot_know():
     probe, unseen = train(make(rate=0.02), 0, 300), pack([40, 25, 60], number=9, seed=77)
-    found, expected = probe([unseen])[0][unseen.maskable], truth(unseen)[unseen.maskable]
-    left = (found - expected).square().mean() / expected.var()
+    predicted, expected = probe([unseen])[0][unseen.maskable], truth(unseen)[unseen.maskable]
+    left = (predicted - expected).square().mean() / expected.var()
     rarity = unigram_surprisal(counts()).float()[unseen.tokens[unseen.maskable]]
     by_rarity = 1 - torch.corrcoef(torch.stack([rarity, expected]))[0, 1] ** 2  # of the best line
     assert left < by_rarity / 2
@@ -88,23 +88,23 @@ def test_it_learns_what_frequency_cannot_know():
 def test_its_gradient_is_that_of_the_weighted_squared_error():
     probe = train(make(), 0, 5)
     batch = some_packs()[1]
-    plan, said = say(batch, 99)
-    probe.update(batch, plan, said)
+    plan, losses = say(batch, 99)
+    probe.update(batch, plan, losses)
     flat = probe._weights.clone().requires_grad_()
     _, mean, scale = probe._record
-    error = probe._predict(flat, batch)[plan.targets] - (said.entropy - mean) / scale
+    error = probe._predict(flat, batch)[plan.targets] - (losses.entropy - mean) / scale
     inverse = 1 / plan.probability
     (inverse / inverse.mean() * error**2 / 2).sum().backward()
     assert_close(probe._gradient, flat.grad)
 
 
-def test_weights_are_inverse_chances_clipped_and_one_where_nothing_is_known():
+def test_weights_are_clipped_inverse_probabilities_or_one():
     batch = some_packs()[0]
     rows = batch.maskable.nonzero().squeeze(1)[:50]
     chance = torch.full((len(rows),), 0.5)
     chance[0] = 1e-4
-    found = weights(plan_of(batch, rows, chance))
-    assert found[0] == probing.CLIP and found[1:].unique().numel() == 1
+    actual = weights(plan_of(batch, rows, chance))
+    assert actual[0] == probing.CLIP and actual[1:].unique().numel() == 1
     even = weights(plan_of(batch, rows, torch.full((len(rows),), 0.3)))
     assert_close(even, torch.ones(len(rows)))
     assert torch.equal(weights(plan_of(batch, rows)), torch.ones(len(rows)))
@@ -114,9 +114,9 @@ def test_two_ranks_are_one():
     one, parts = make(), [make(), make()]
     for step in range(8):
         for batch, part in zip(some_packs(2), parts, strict=True):
-            said = say(batch, step)
-            one.update(batch, *said)
-            part.update(batch, *said)
+            observed = say(batch, step)
+            one.update(batch, *observed)
+            part.update(batch, *observed)
         settle_together(parts, [torch.cat([part._gradient, part._sums]) for part in parts])
         one.sync()
     for name, expected in one.state_dict().items():
@@ -125,7 +125,7 @@ def test_two_ranks_are_one():
             assert_close(parts[0].state_dict()[name], expected)
 
 
-def test_nothing_observed_is_no_step():
+def test_a_step_without_observations_changes_nothing():
     probe = train(make(), 0, 5)
     before = {name: value.clone() for name, value in probe.state_dict().items()}
     probe.sync()
@@ -133,11 +133,11 @@ def test_nothing_observed_is_no_step():
     assert all(torch.equal(before[name], after[name]) for name in ("weights", "moments", "record"))
 
 
-def test_what_is_no_number_moves_nothing():
+def test_a_nonfinite_loss_changes_nothing():
     probe, batch = train(make(), 0, 5), some_packs()[0]
     before = probe.state_dict()["weights"].clone()
-    plan, said = say(batch, 0)
-    probe.update(batch, plan, losses(plan, said.entropy.fill_(torch.nan)))
+    plan, measured = say(batch, 0)
+    probe.update(batch, plan, losses(plan, measured.entropy.fill_(torch.nan)))
     probe.sync()
     assert torch.equal(before, probe.state_dict()["weights"])
 
@@ -166,10 +166,12 @@ def test_the_first_weights_are_a_function_of_the_seed():
 
 def test_late_steps_are_mostly_left_out_by_all_ranks_alike(monkeypatch):
     monkeypatch.setattr(probing, "EAGER", 2)
-    probe, told = make(every=4), []
+    probe, steps = make(every=4), []
     for step in range(10):
         batch = some_packs(1)[0]
         probe.update(batch, *say(batch, step))
-        monkeypatch.setattr("megamask.runtime.ranks.sum", lambda values, step=step: told.append(step) or values.clone())
+        monkeypatch.setattr(
+            "megamask.runtime.ranks.sum", lambda values, step=step: steps.append(step) or values.clone()
+        )
         probe.sync()
-    assert told == [0, 1, 4, 8]
+    assert steps == [0, 1, 4, 8]

@@ -30,7 +30,7 @@ def test_rounding_moves_an_entropy_by_half_a_step_at_most(measure, share, vocab_
 
 
 @pytest.mark.parametrize("top", [10.8, -10.8])
-def test_every_code_comes_back_and_what_lies_outside_is_cut_off(top):
+def test_every_code_is_kept_and_values_outside_the_range_are_clipped(top):
     codes = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_bytes(from_bytes(codes, top), top), codes)
     outside = torch.tensor([-top, 0.0, top, 2 * top])

@@ -64,8 +64,8 @@ def test_what_makes_sense_passes(config):
     ],
 )
 def test_what_does_not_is_named_once(config, named):
-    found = settings_problems(config, "entropy")
-    assert len(found) == 1 and found[0].startswith(f"`{named}"), found
+    problems = settings_problems(config, "entropy")
+    assert len(problems) == 1 and problems[0].startswith(f"`{named}"), problems
 
 
 def test_without_a_source_each_setting_is_named():
@@ -74,6 +74,6 @@ def test_without_a_source_each_setting_is_named():
 
 
 @pytest.mark.parametrize("kind", [Frequency, Probe, StoredEntropy, Exact])
-def test_every_kind_speaks_the_one_interface(kind):
+def test_every_kind_implements_the_interface(kind):
     assert all(hasattr(kind, name) for name in dir(EntropySource) if not name.startswith("_"))
     assert issubclass(kind, EntropySource)

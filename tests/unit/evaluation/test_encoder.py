@@ -76,7 +76,7 @@ def test_a_run_and_its_checkpoints_are_exported_once(tmp_path: Path) -> None:
     assert open_encoder(str(export), tmp_path / "cache").label == "tiny"
 
 
-def test_random_weights_depend_on_the_seed_alone(folder: Path, tmp_path: Path) -> None:
+def test_random_weights_depend_only_on_the_seed(folder: Path, tmp_path: Path) -> None:
     encoder = open_encoder(str(folder), tmp_path)
     first, other = (with_random_weights(encoder, tmp_path / "one", seed) for seed in (1, 2))
     torch.manual_seed(7)

@@ -112,7 +112,7 @@ def test_the_same_command_computes_nothing_and_a_new_seed_only_itself(data: Path
     ]
 
 
-def test_a_failure_is_recorded_the_rest_goes_on_and_it_is_tried_again(
+def test_a_failure_is_recorded_the_rest_continues_and_it_is_retried(
     data: Path, evaluations: Evaluations, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluations.failing = "sst2"
@@ -215,7 +215,7 @@ def test_an_output_that_cannot_be_a_folder_is_named_before_any_computation(
     assert not evaluations.calls
 
 
-def test_a_full_disk_is_named_and_the_same_command_goes_on(
+def test_a_full_disk_is_named_and_the_same_command_continues(
     data: Path, evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(output: Path, cell: Cell) -> None:
@@ -280,7 +280,7 @@ def test_the_command_of_a_cell_computes_that_cell(data: Path, evaluations: Evalu
         assert key in read_cells(data.parent / "again")
 
 
-def test_the_list_of_tasks_says_where_they_are(
+def test_the_list_of_tasks_has_their_files(
     data: Path, evaluations: Evaluations, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.run_evaluation(config(data, list_tasks=True)) == 0

@@ -189,7 +189,7 @@ def test_long_texts_are_counted(encoder: EncoderFolder) -> None:
     assert outcome.figures["max_length"] == 64
 
 
-def test_an_output_that_is_not_finite_is_no_class(encoder: EncoderFolder) -> None:
+def test_a_nonfinite_output_predicts_none_of_the_classes(encoder: EncoderFolder) -> None:
     model = TextClassifier(load_encoder(encoder), 2, "first", 0.0)
     nn.init.constant_(model.output.bias, torch.inf)
     texts = fine_tuning.encode_texts(AutoTokenizer.from_pretrained(encoder.folder), model.encoder, [("the fox",)], 64)

@@ -142,7 +142,7 @@ def test_rewinds_are_counted_and_capped() -> None:
             rewinds += 1
             to = step - 20
             policy, run[step] = policy.rewound(states[to], to, step), (1.0, 1.0)
-            assert policy.rewinds == rewinds and policy.ledger.shift(to) >= 21
+            assert policy.rewinds == rewinds and policy.skipped_packs.shift(to) >= 21
             step = to
             continue
         step += 1
@@ -156,16 +156,16 @@ moves = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 25)), max_size=6)
 @given(moves)
 def test_a_rewind_skips_the_packs_read_after_it(moves: list[tuple[int, int]]) -> None:
     """Against a list of what each step would read, which every rewind cuts and continues behind the last one read."""
-    ledger, reads, step = SkippedPacks(), list(range(1000)), 0
+    skipped_packs, reads, step = SkippedPacks(), list(range(1000)), 0
     for ahead, back in moves:
         step += ahead
         to = max(0, step - back)
-        ledger = ledger.rewound(to, step)
+        skipped_packs = skipped_packs.rewound(to, step)
         reads = reads[:to] + list(range(reads[step] + 1, reads[step] + 1001))
         step = to
-        assert [number + ledger.shift(number) for number in range(100)] == reads[:100]
-        assert SkippedPacks(tuple(map(tuple, json.loads(json.dumps(ledger.entries))))) == ledger
-    assert all(a < b for a, b in itertools.pairwise(number + ledger.shift(number) for number in range(200)))
+        assert [number + skipped_packs.shift(number) for number in range(100)] == reads[:100]
+        assert SkippedPacks(tuple(map(tuple, json.loads(json.dumps(skipped_packs.entries))))) == skipped_packs
+    assert all(a < b for a, b in itertools.pairwise(number + skipped_packs.shift(number) for number in range(200)))
 
 
 @pytest.mark.parametrize(

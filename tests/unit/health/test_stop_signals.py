@@ -80,15 +80,15 @@ def test_a_signal_during_imports_ends_the_process_at_once(then: str, code: int, 
         "stop = StopRequest().__enter__()\nstop.loading = True\n"
         f"{then}os.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout) == (code, printed)
-    assert (EARLY in found.stderr) == (code == 75)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (code, printed)
+    assert (EARLY in process.stderr) == (code == 75)
 
 
 def test_stop_signals_do_not_import_torch() -> None:
     script = "import sys; from megamask.health.stop_signals import StopRequest as S; S(); print('torch' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert said.stdout == "False\n"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout == "False\n"
 
 
 TORCHRUN, DEEPSPEED = {"TORCHELASTIC_RUN_ID": "none"}, {"CROSS_RANK": "0", "LOCAL_SIZE": "1"}

@@ -27,28 +27,28 @@ def lines(worlds: int, factors: dict[int, float], windows: int, steps: int = 1, 
 def test_a_rank_that_takes_half_longer_is_named_within_fifty_steps(world: int):
     for seed in range(20):
         slow = seed % world
-        said = lines(world, {slow: 1.5}, windows=5, steps=10, seed=seed)
-        (line,) = [line for window in said for line in window]
+        reports = lines(world, {slow: 1.5}, windows=5, steps=10, seed=seed)
+        (line,) = [line for window in reports for line in window]
         assert line.startswith(f"Rank {slow} on node{slow // 2} is slow")
 
 
 @pytest.mark.parametrize("steps", [10, 1])
 def test_noise_of_a_tenth_names_no_rank(steps: int):
     for seed in range(5):
-        said = lines(8, {}, windows=1000 // steps, steps=steps, seed=seed)
-        assert not any(said)
+        reports = lines(8, {}, windows=1000 // steps, steps=steps, seed=seed)
+        assert not any(reports)
 
 
 def test_a_pause_is_ignored_and_a_recovered_rank_is_named_again():
     pace = StragglerDetector(["a", "b", "c"])
     even, slow = (1.0, 1.0, 1.0), (1.0, 9.0, 1.0)
-    said = [bool(pace(seconds)) for seconds in [*[slow] * (PATIENCE - 1), even, *[slow] * 5, even, *[slow] * PATIENCE]]
-    assert [at for at, told in enumerate(said) if told] == [2 * PATIENCE - 1, len(said) - 1]
+    named = [bool(pace(seconds)) for seconds in [*[slow] * (PATIENCE - 1), even, *[slow] * 5, even, *[slow] * PATIENCE]]
+    assert [at for at, is_named in enumerate(named) if is_named] == [2 * PATIENCE - 1, len(named) - 1]
 
 
 def test_half_of_the_ranks_may_be_slow_but_not_a_single_one():
-    said = lines(4, {0: 2.0, 3: 2.0}, windows=PATIENCE, steps=10)[-1]
-    assert [line.split()[1] for line in said] == ["0", "3"]
+    reports = lines(4, {0: 2.0, 3: 2.0}, windows=PATIENCE, steps=10)[-1]
+    assert [line.split()[1] for line in reports] == ["0", "3"]
     assert not any(lines(1, {0: 9.0}, windows=9))
 
 
@@ -63,19 +63,19 @@ def test_all_ranks_know_the_own_work_of_each(monkeypatch):
             return 2.0
 
     monkeypatch.setattr("megamask.runtime.ranks.world", lambda: 3)
-    mine: list[torch.Tensor] = []
+    own: list[torch.Tensor] = []
     for rank in range(3):
         monkeypatch.setattr("megamask.runtime.ranks.rank", lambda rank=rank: rank)
         loader = Loader()
         meters = Meters(loader, Engine())
         loader.waited = float(rank)
         meters.step(1.0)
-        monkeypatch.setattr("megamask.runtime.ranks.sum", lambda values: (mine.append(values), values)[1])
+        monkeypatch.setattr("megamask.runtime.ranks.sum", lambda values: (own.append(values), values)[1])
         window = meters.take()
         assert window.busy_seconds == tuple(2.0 + rank if other == rank else 0.0 for other in range(3))
     whole = Meters()
     whole.step(1.0)
-    monkeypatch.setattr("megamask.runtime.ranks.sum", lambda values: torch.stack(mine).sum(0))
+    monkeypatch.setattr("megamask.runtime.ranks.sum", lambda values: torch.stack(own).sum(0))
     window: Window = whole.take()
     assert window.busy_seconds == (2.0, 3.0, 4.0)
     assert window.figures(1e-3)["slowest_rank"] == 4 / 3

@@ -52,14 +52,14 @@ def test_the_encoder_loads_alone_and_the_pipeline_fills_masks(make, tokenizer, t
 
 def test_an_export_with_other_logits_is_not_written(make, tokenizer, tmp_path, monkeypatch):
     model = make("bert")
-    rename = exporting.to_theirs
+    rename = exporting.to_hf_weights
 
     def swapped(weights, shape):
         tensors = rename(weights, shape)
         one, two = (f"bert.encoder.layer.2.attention.self.{part}.weight" for part in ("query", "value"))
         return tensors | {one: tensors[two], two: tensors[one]}
 
-    monkeypatch.setattr(exporting, "to_theirs", swapped)
+    monkeypatch.setattr(exporting, "to_hf_weights", swapped)
     with pytest.raises(CheckpointError, match="logits that differ from ours by"):
         export(weights_of(model), model.encoder.shape, tokenizer, tmp_path / "out", card=CARD)
     assert not list(tmp_path.iterdir())

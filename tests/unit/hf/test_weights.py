@@ -15,7 +15,7 @@ from megamask.__main__ import main
 from megamask.errors import CheckpointError, StorageError
 from megamask.hf import import_model, save_start, weights
 from megamask.hf.families import family_of
-from megamask.hf.tensor_names import WEIGHTS, to_theirs
+from megamask.hf.tensor_names import WEIGHTS, to_hf_weights
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives.mlm import MLM
@@ -29,7 +29,7 @@ def same(folder: Path, other) -> bool:
     imported = import_model(folder)
     expected = other.state_dict()
     return all(
-        torch.equal(tensor, expected[name]) for name, tensor in to_theirs(imported.weights, imported.shape).items()
+        torch.equal(tensor, expected[name]) for name, tensor in to_hf_weights(imported.weights, imported.shape).items()
     )
 
 

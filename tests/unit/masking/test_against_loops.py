@@ -111,8 +111,8 @@ def test_targets_are_those_of_a_loop(unit, temperature, explore):
         assert (pieces.count, pieces.largest) == (loop.count, max(loop.size))
         budget = (7, 30, 60, 110, loop.available - 1, loop.available)[seed]
         given = None if temperature is None else score
-        found = choose_pieces(given, pieces, budget, batch, one, temperature=temperature or 0.0, explore=explore)
-        assert found.rows.tolist() == loop.choose(given, budget, temperature or 0.0, explore)
+        chosen = choose_pieces(given, pieces, budget, batch, one, temperature=temperature or 0.0, explore=explore)
+        assert chosen.rows.tolist() == loop.choose(given, budget, temperature or 0.0, explore)
         assert torch.equal(one.uniform(3), other.uniform(3))  # as many numbers were drawn
 
 

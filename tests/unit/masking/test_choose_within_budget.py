@@ -32,7 +32,7 @@ def scores(batch):
         (True, 1.0, 0.5, 100),  # so many that the lot matters beside the score
     ],
 )
-def test_weighed_by_inverse_chance_the_chosen_tokens_speak_for_all(given, temperature, explore, budget):
+def test_inverse_probability_weights_are_unbiased(given, temperature, explore, budget):
     batch = pack(LENGTHS, padding=7)
     score = scores(batch) if given else None
     rows, truth, draws = Pieces.of(torch.arange(batch.layout.rows)), int(batch.maskable.sum()), 600
@@ -41,28 +41,28 @@ def test_weighed_by_inverse_chance_the_chosen_tokens_speak_for_all(given, temper
         one = dataclasses.replace(batch, number=number)
         chosen = choose_pieces(score, rows, budget, one, PackRng(2, number), temperature=temperature, explore=explore)
         counts.append((1 / chosen.probability.double()).sum())
-    found = torch.stack(counts)
-    assert (found.mean() - truth).abs() <= 5 * found.std() / draws**0.5 + 1e-4
+    estimates = torch.stack(counts)
+    assert (estimates.mean() - truth).abs() <= 5 * estimates.std() / draws**0.5 + 1e-4
 
 
-def test_chances_speak_for_each_sequence_also_one_with_less_than_a_row():
+def test_inverse_probability_weights_are_unbiased_in_each_sequence():
     batch = pack(LENGTHS)
     score, draws = scores(batch), 600
     home = batch.layout.sequence
     truth = torch.bincount(home[batch.maskable], minlength=6).double()
-    found = torch.zeros(draws, 6, dtype=torch.float64)
+    estimates = torch.zeros(draws, 6, dtype=torch.float64)
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
         chosen = choose_pieces(
             score, Pieces.of(torch.arange(len(home))), 15, one, PackRng(0, number), temperature=0.7, explore=0.1
         )
-        found[number].index_add_(0, home[chosen.rows], 1 / chosen.probability.double())
-    error = found.std(0) / draws**0.5
-    assert ((found.mean(0) - truth[:6]).abs() <= 5 * error).all()
+        estimates[number].index_add_(0, home[chosen.rows], 1 / chosen.probability.double())
+    error = estimates.std(0) / draws**0.5
+    assert ((estimates.mean(0) - truth[:6]).abs() <= 5 * error).all()
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_under_uniform_masking_every_row_has_the_chance_of_the_mean(unit):
+def test_under_uniform_masking_every_token_has_the_mean_probability(unit):
     batch = pack(LENGTHS)
     rng = PackRng(0, 0)
     chosen = choose_pieces(None, pieces_of_unit(unit, batch, rng), 30, batch, rng)
@@ -78,7 +78,7 @@ def test_without_noise_and_exploration_what_is_taken_was_certain():
 
 @pytest.mark.parametrize("explore", [0.0, 0.4])
 @pytest.mark.parametrize("unit", UNITS)
-def test_what_is_taken_whole_was_certain(unit, explore):
+def test_fully_masked_text_has_probability_one(unit, explore):
     batch = pack(LENGTHS)
     rng = PackRng(0, 0)
     available = int(batch.maskable.sum())
@@ -88,7 +88,7 @@ def test_what_is_taken_whole_was_certain(unit, explore):
 
 @pytest.mark.parametrize("explore", [0.0, 0.4])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_the_only_token_of_a_sequence_has_the_chance_that_its_sequence_has_a_row(temperature, explore):
+def test_the_only_token_of_a_sequence_has_the_probability_of_a_share_of_one(temperature, explore):
     batch = pack([3] * 20 + [42])
     score, seen = scores(batch), 0
     for number in range(20):
@@ -96,9 +96,9 @@ def test_the_only_token_of_a_sequence_has_the_chance_that_its_sequence_has_a_row
         chosen = choose_pieces(
             score, Pieces.of(torch.arange(102)), 15, batch, rng, temperature=temperature, explore=explore
         )
-        found = chosen.probability[chosen.rows < 60]
-        seen += len(found)
-        assert_close(found, torch.full_like(found, 15 / 60))
+        probabilities = chosen.probability[chosen.rows < 60]
+        seen += len(probabilities)
+        assert_close(probabilities, torch.full_like(probabilities, 15 / 60))
     assert seen
 
 

@@ -56,7 +56,7 @@ def steps(maker: Masker, some: range, packs: int = 2) -> list[float]:
 
 
 @pytest.mark.parametrize(("size", "temperature"), [(0.8, 0.1), (0.8, 20.0), (0.6, 5.0)])
-def test_the_size_that_is_asked_for_is_reached_from_either_side(size: float, temperature: float) -> None:
+def test_the_requested_size_is_reached_from_either_side(size: float, temperature: float) -> None:
     realised = torch.tensor(steps(masker(size, temperature=temperature), range(60))[20:])
     assert (realised.mean() - size).abs() < 5 * realised.std() / 40**0.5
     fixed = torch.tensor(steps(masker(None, temperature=temperature), range(20)))
@@ -78,7 +78,7 @@ def test_random_masks_do_not_move_the_temperature() -> None:
     assert maker.score.figures() == {"masking/temperature": 1.0}
 
 
-def test_a_resumed_run_goes_on_to_the_bit() -> None:
+def test_a_resumed_run_is_bitwise_equal() -> None:
     whole, stopped, resumed = (masker(0.7) for _ in range(3))
     expected = steps(whole, range(8))
     first = steps(stopped, range(4))
@@ -120,5 +120,5 @@ def test_a_state_of_another_kind_is_refused() -> None:
     ],
 )
 def test_what_cannot_be_reached_is_one_sentence(size: float, temperature: float, sentence: str) -> None:
-    [found] = settings_problems(EntropyScoreConfig(temperature=temperature, effective_sample_size=size), "entropy")
-    assert sentence in found
+    [problem] = settings_problems(EntropyScoreConfig(temperature=temperature, effective_sample_size=size), "entropy")
+    assert sentence in problem

@@ -84,10 +84,10 @@ def test_the_budget_is_exact_whatever_decides(
         EntropyScoreConfig(strategy, temperature or (strategy == "proportional"), True, cap, shuffle)
     )
     budget = max(1, int(share * batch.maskable.sum()))
-    found = entropy(batch, scale * doubts(batch), piece, rng)
-    assert found.isfinite().all()
+    scores = entropy(batch, scale * doubts(batch), piece, rng)
+    assert scores.isfinite().all()
     rows, probability = choose_pieces(
-        found, Pieces.of(piece), budget, batch, rng, temperature=entropy.temperature, explore=explore
+        scores, Pieces.of(piece), budget, batch, rng, temperature=entropy.temperature, explore=explore
     )
     assert len(rows) == budget == len(probability)
     assert (rows.diff() > 0).all()
@@ -129,7 +129,7 @@ def test_middle_and_both_take_the_nearest_to_and_farthest_from_the_middle_rank()
     inside = rows[entropy[rows].argsort()].tolist()
     assert len(inside) == 40
     for strategy, expected in (("middle", inside[15:25]), ("both", inside[:5] + inside[-5:])):
-        found = choose_pieces(
+        chosen = choose_pieces(
             score(batch, entropy, strategy=strategy),
             Pieces.of(torch.arange(42)),
             10,
@@ -137,7 +137,7 @@ def test_middle_and_both_take_the_nearest_to_and_farthest_from_the_middle_rank()
             PackRng(0, 0),
             temperature=0,
         )
-        assert found.rows.tolist() == sorted(expected)
+        assert chosen.rows.tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -148,10 +148,10 @@ def test_all_rows_of_a_piece_have_the_score_of_their_mean(strategy):
     means = entropy.clone().double()
     for number in piece.unique():
         means[piece == number] = entropy[piece == number].double().mean()
-    found = score(batch, entropy, piece, strategy=strategy)
+    scores = score(batch, entropy, piece, strategy=strategy)
     again = score(batch, means, piece, strategy=strategy)
-    torch.testing.assert_close(found, again)
-    assert all(len(found[piece == number].unique()) == 1 for number in piece.unique())
+    torch.testing.assert_close(scores, again)
+    assert all(len(scores[piece == number].unique()) == 1 for number in piece.unique())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[:4])
@@ -176,10 +176,10 @@ def test_proportions_do_not_matter_by_how_much_all_are_larger():
 def test_scores_have_mean_0_and_spread_1_in_each_sequence():
     batch = pack([40, 25, 64])
     for strategy in ("high", "low"):
-        found = score(batch, doubts(batch), strategy=strategy)
+        scores = score(batch, doubts(batch), strategy=strategy)
         for rows in maskable_of(batch):
-            assert float(found[rows].mean()) == pytest.approx(0, abs=1e-9)
-            assert float(found[rows].std(unbiased=False)) == pytest.approx(1)
+            assert float(scores[rows].mean()) == pytest.approx(0, abs=1e-9)
+            assert float(scores[rows].std(unbiased=False)) == pytest.approx(1)
     middle = score(pack([2002]), torch.rand(2002), strategy="middle")
     assert float(middle[1:-1].std()) == pytest.approx(1, rel=1e-2)
 
@@ -189,16 +189,16 @@ def test_scores_have_mean_0_and_spread_1_in_each_sequence():
 def test_a_flat_sequence_is_masked_at_random(strategy, value):
     batch = pack([34, 50, 22])
     flat = torch.full((batch.layout.rows,), value)
-    found = score(batch, flat, strategy=strategy, skip_top=0.1)
-    assert found.isfinite().all()
+    scores = score(batch, flat, strategy=strategy, skip_top=0.1)
+    assert scores.isfinite().all()
     for rows in maskable_of(batch):
-        assert len(found[rows].unique()) == 1
+        assert len(scores[rows].unique()) == 1
     # equals are taken in random order even at temperature 0, not from the front
     draws, hits = 300, torch.zeros(batch.layout.rows)
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
         hits[
-            choose_pieces(found, Pieces.of(torch.arange(len(flat))), 20, one, PackRng(0, number), temperature=0).rows
+            choose_pieces(scores, Pieces.of(torch.arange(len(flat))), 20, one, PackRng(0, number), temperature=0).rows
         ] += 1
     rates = hits[batch.maskable] / draws
     mean = float(rates.mean())
@@ -209,12 +209,12 @@ def test_a_flat_sequence_is_masked_at_random(strategy, value):
 def test_proportional_draws_in_proportion_to_the_power_of_entropy(temperature, lowest):
     batch = pack([10])
     entropy = torch.tensor([9.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.5, 0.25, 2.0, 9.0]) + lowest  # the ends are special
-    found = score(batch, entropy, strategy="proportional", temperature=temperature)
+    scores = score(batch, entropy, strategy="proportional", temperature=temperature)
     draws, hits = 1200, torch.zeros(10)
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
         hits[
-            choose_pieces(found, Pieces.of(torch.arange(10)), 1, one, PackRng(0, number), temperature=temperature).rows
+            choose_pieces(scores, Pieces.of(torch.arange(10)), 1, one, PackRng(0, number), temperature=temperature).rows
         ] += 1
     weights = (entropy[1:-1] - lowest) ** (1 / temperature)
     expected = weights / weights.sum()
@@ -226,11 +226,11 @@ def test_the_capped_are_left_to_the_last_and_taken_then():
     entropy = doubts(batch)
     (rows,) = maskable_of(batch)
     top = rows[entropy[rows].argsort(descending=True)]
-    found = score(batch, entropy, skip_top=0.1)
+    scores = score(batch, entropy, skip_top=0.1)
     for budget in (10, 45, 47, 50):
-        taken = choose_pieces(found, Pieces.of(torch.arange(52)), budget, batch, PackRng(0, 0), temperature=0.5).rows
+        taken = choose_pieces(scores, Pieces.of(torch.arange(52)), budget, batch, PackRng(0, 0), temperature=0.5).rows
         assert int(torch.isin(top[:5], taken).sum()) == max(0, budget - 45)
-    taken = choose_pieces(found, Pieces.of(torch.arange(52)), 10, batch, PackRng(0, 0), temperature=0).rows
+    taken = choose_pieces(scores, Pieces.of(torch.arange(52)), 10, batch, PackRng(0, 0), temperature=0).rows
     assert taken.tolist() == top[5:15].sort().values.tolist()
 
 
@@ -263,7 +263,7 @@ def test_shuffling_over_the_pack_reaches_every_place_alike():
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_explored_whole_it_is_uniform_masking_to_the_bit_whatever_the_entropy(unit):
+def test_a_random_share_of_one_is_bitwise_uniform_masking(unit):
     batch = pack(LENGTHS)
     plain = plan_of(Masker(MaskingConfig(Schedule(start=0.2), unit), IDS), batch)
     for entropy in (None, doubts(batch), doubts(batch, seed=1)):
@@ -302,7 +302,7 @@ def test_a_plan_with_entropy_is_a_function_of_its_arguments():
     assert not torch.equal(plan_of(maker, batch, entropy).inputs, plan_of(maker, other, entropy).inputs)
 
 
-def test_entropy_is_needed_as_soon_as_the_score_has_a_say():
+def test_entropy_is_needed_as_soon_as_the_score_is_used():
     ramp = MaskingConfig(score="entropy", random_share=Schedule("ramp", 1.0, 0.1, at=0.25, until=0.75))
     needs = [Masker(ramp, IDS).needs_entropy(step / STEPS) for step in range(STEPS + 1)]
     assert needs == [step > STEPS // 4 for step in range(STEPS + 1)]
@@ -313,7 +313,7 @@ def test_entropy_is_needed_as_soon_as_the_score_has_a_say():
     ("spoil", "error", "words"),
     [
         (lambda entropy: None, ConfigError, "none was given"),
-        (lambda entropy: entropy[:-1], DataError, "one number for each row"),
+        (lambda entropy: entropy[:-1], DataError, "one number for each token"),
         (lambda entropy: entropy.index_fill(0, torch.tensor([3, 5]), torch.nan), NonFiniteError, "2 of 151 rows"),
         (lambda entropy: entropy.index_fill(0, torch.tensor([3]), torch.inf), NonFiniteError, "1 of 151 rows"),
     ],
@@ -390,9 +390,9 @@ def test_a_score_learns_and_its_state_is_restored(monkeypatch):
     ],
 )
 def test_every_problem_is_named(config, names):
-    found = settings_problems(config, "masking")
-    assert len(found) == len(names)
-    assert all(f"`masking.{name}`" in sentence for name, sentence in zip(names, found, strict=True))
+    problems = settings_problems(config, "masking")
+    assert len(problems) == len(names)
+    assert all(f"`masking.{name}`" in sentence for name, sentence in zip(names, problems, strict=True))
     for fine in (MaskingConfig(), MaskingConfig(score="entropy")):
         assert settings_problems(fine, "masking") == []
     for ends in (0.0, 1.0):

@@ -49,8 +49,8 @@ def test_the_weighted_loss_is_on_average_that_of_random_targets(temperature: flo
         assert drawn.weights is not None
         weighted.append((drawn.weights.double() * LOSS[drawn.targets]).mean())
         plain.append(LOSS[drawn.targets].mean())
-    found, without = torch.stack(weighted), torch.stack(plain)
-    assert (found.mean() - truth).abs() < 5 * found.std() / 20
+    estimates, without = torch.stack(weighted), torch.stack(plain)
+    assert (estimates.mean() - truth).abs() < 5 * estimates.std() / 20
     assert without.mean() - truth > 5 * without.std() / 20
 
 
@@ -66,7 +66,7 @@ def test_random_targets_have_no_weights() -> None:
     assert plan(masking(1.0, random_share=Schedule(start=1.0))).weights is None
 
 
-def test_a_correction_is_a_power_of_the_whole_one() -> None:
+def test_a_correction_is_a_power_of_the_full_one() -> None:
     full, half = plan(masking(1.0)).weights, plan(masking(0.5)).weights
     assert full is not None and half is not None
     torch.testing.assert_close(half, full.sqrt())
@@ -111,8 +111,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("config", "sentence"), REFUSED)
 def test_what_cannot_be_corrected_is_one_sentence(config: MaskingConfig, sentence: str) -> None:
-    (found,) = settings_problems(config, "masking")
-    assert sentence in found
+    (problem,) = settings_problems(config, "masking")
+    assert sentence in problem
 
 
 @pytest.mark.parametrize(

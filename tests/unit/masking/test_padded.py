@@ -93,12 +93,12 @@ def test_the_loss_of_a_padded_bert_is_the_cross_entropy_at_the_targets(side):
         out = model(input_ids=inputs, attention_mask=mask, labels=labels)
     expected = cross_entropy(out.logits.view(-1, IDS.size)[plan.targets], batch.tokens[plan.targets])
     assert_close(out.loss, expected)
-    said = losses_at(out.logits, plan)
-    assert_close(said.total / len(plan.targets), out.loss)
+    losses = losses_at(out.logits, plan)
+    assert_close(losses.total / len(plan.targets), out.loss)
     p = torch.distributions.Categorical(logits=out.logits.double().flatten(0, 1)[plan.targets])
-    assert_close(said.entropy, p.entropy())
-    assert_close(said.nll, -p.log_prob(plan.labels))
-    assert torch.equal(said.correct, p.logits.argmax(-1) == plan.labels)
+    assert_close(losses.entropy, p.entropy())
+    assert_close(losses.nll, -p.log_prob(plan.labels))
+    assert torch.equal(losses.correct, p.logits.argmax(-1) == plan.labels)
     # and by the plainest loop: what differs from the text is a target, every target's label is the text
     for row in range(6):
         for place in range(12):
@@ -115,16 +115,16 @@ def test_shapes_that_do_not_fit_are_named():
         pack_padded(input_ids, mask[:, 1:].clone(), IDS, 0)
 
 
-def test_a_tokenizer_of_transformers_tells_what_ours_does(tmp_path):
+def test_a_converted_tokenizer_of_transformers_equals_ours(tmp_path):
     ours = tokenizer_training.train_tokenizer("wordpiece", TEXTS * 5, size=90)
     ours.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    found = to_fast_tokenizer(theirs)
-    assert tokenizers.token_ids(found) == tokenizers.token_ids(ours)
-    assert (word_starts(found) == word_starts(ours)).all()
+    converted = to_fast_tokenizer(theirs)
+    assert tokenizers.token_ids(converted) == tokenizers.token_ids(ours)
+    assert (word_starts(converted) == word_starts(ours)).all()
     # and the words are those that transformers finds itself
     encoded = theirs(TEXTS, padding=True, return_tensors="pt")
-    starts = torch.from_numpy(word_starts(found))[encoded["input_ids"]]
+    starts = torch.from_numpy(word_starts(converted))[encoded["input_ids"]]
     for row, text in enumerate(TEXTS):
         words = encoded.word_ids(row)
         assert [bool(s) for s, word in zip(starts[row], words, strict=True) if word is not None] == [

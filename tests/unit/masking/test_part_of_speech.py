@@ -38,8 +38,8 @@ def tagged(lengths: list[int], number: int = 0, *, untagged: bool = False) -> Pa
 
 def masker(ratio: Schedule | float = 0.3, unit: Unit = "word", **settings) -> Masker:
     schedule = Schedule(start=ratio) if isinstance(ratio, float) else ratio
-    asked = PartOfSpeechScoreConfig(**settings)
-    config = MaskingConfig(schedule, unit, "part_of_speech", part_of_speech=asked, random_share=NEVER)
+    score_config = PartOfSpeechScoreConfig(**settings)
+    config = MaskingConfig(schedule, unit, "part_of_speech", part_of_speech=score_config, random_share=NEVER)
     return Masker(config, IDS, tags=NAMES)
 
 
@@ -64,12 +64,12 @@ def weights(losses: list[float], sharpness: float = 2.0) -> list[float]:
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
-def test_before_anything_is_learnt_it_is_random_masking_to_the_bit(unit):
+def test_before_the_first_update_it_is_bitwise_random_masking(unit):
     batch = tagged([50, 31, 64, 20], untagged=True)
     ours, plain = masker(0.3, unit), Masker(MaskingConfig(Schedule(start=0.3), unit), IDS)
-    found, expected = plan_of(ours, batch), plan_of(plain, batch)
+    actual, expected = plan_of(ours, batch), plan_of(plain, batch)
     for field in dataclasses.fields(expected):
-        one, other = getattr(found, field.name), getattr(expected, field.name)
+        one, other = getattr(actual, field.name), getattr(expected, field.name)
         assert one is other is None or torch.equal(one, other), field.name
 
 
@@ -79,9 +79,9 @@ def test_before_anything_is_learnt_it_is_random_masking_to_the_bit(unit):
 def test_equal_losses_are_random_masking_to_the_bit(unit, loss, number, temperature):
     batch = tagged([50, 31, 64, 20], number, untagged=True)
     ours = knowing(masker(0.3, unit, temperature=temperature), [loss] * 4)
-    found, expected = plan_of(ours, batch), plan_of(Masker(MaskingConfig(Schedule(start=0.3), unit), IDS), batch)
+    actual, expected = plan_of(ours, batch), plan_of(Masker(MaskingConfig(Schedule(start=0.3), unit), IDS), batch)
     for name in ("inputs", "targets", "labels", "hidden", "visible"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert torch.equal(getattr(actual, name), getattr(expected, name)), name
 
 
 @given(losses=st.lists(st.floats(0, 10, width=32), min_size=4, max_size=4), sharpness=st.floats(0.5, 4))
@@ -153,11 +153,11 @@ def test_running_losses_are_those_of_a_loop_in_plain_python():
         ours.score.update(batch, plan, of_nll(nll))
         ours.score.sync()
         for tag in range(4):
-            found = [
+            losses = [
                 loss for loss, t in zip(nll.tolist(), batch.tags[plan.targets].tolist(), strict=True) if t == tag + 1
             ]
-            if found:
-                expected[tag] = 0.9 * expected[tag] + (1 - 0.9) * statistics.mean(found)
+            if losses:
+                expected[tag] = 0.9 * expected[tag] + (1 - 0.9) * statistics.mean(losses)
     assert ours.score.state_dict()["losses"].tolist() == pytest.approx(expected, rel=1e-12)
 
 
@@ -168,10 +168,10 @@ def test_several_ranks_learn_what_one_learns_to_the_bit(world, monkeypatch):
         for place in range(6):
             batch = tagged([60, 30], 6 * step + place)
             plan = plan_of(one, batch)
-            mine = several[place % world]
-            assert torch.equal(plan_of(mine, batch).targets, plan.targets)
+            of_rank = several[place % world]
+            assert torch.equal(plan_of(of_rank, batch).targets, plan.targets)
             nll = torch.rand(len(plan.targets), generator=torch.Generator().manual_seed(batch.number)) * 9
-            for maker in (one, mine):
+            for maker in (one, of_rank):
                 maker.score.update(batch, plan, of_nll(nll))
         # the message of all: what each rank noted, added in an order of its own
         notes: list[torch.Tensor] = []
@@ -189,27 +189,27 @@ def test_several_ranks_learn_what_one_learns_to_the_bit(world, monkeypatch):
 
 def test_a_resumed_run_draws_and_learns_on_to_the_bit():
     def steps(maker: Masker, some: range) -> list[torch.Tensor]:
-        found = []
+        results = []
         for step in some:
             batch = tagged([60, 30], step)
             plan = plan_of(maker, batch)
-            found.append(plan.targets)
+            results.append(plan.targets)
             nll = torch.rand(len(plan.targets), generator=torch.Generator().manual_seed(step))
             maker.score.update(batch, plan, of_nll(nll))
             maker.score.sync()
-        return found
+        return results
 
     whole, stopped, resumed = masker(), masker(), masker()
     expected = steps(whole, range(8))
     first = steps(stopped, range(4))
     resumed.score.load_state_dict({name: tensor.clone() for name, tensor in stopped.score.state_dict().items()})
-    for found, wanted in zip([*first, *steps(resumed, range(4, 8))], expected, strict=True):
-        assert torch.equal(found, wanted)
+    for actual, wanted in zip([*first, *steps(resumed, range(4, 8))], expected, strict=True):
+        assert torch.equal(actual, wanted)
     for name, tensor in whole.score.state_dict().items():
         assert torch.equal(resumed.score.state_dict()[name], tensor)
 
 
-def test_a_loss_that_is_no_number_leaves_the_losses_of_its_tag():
+def test_a_nonfinite_loss_does_not_change_its_tag():
     ours, batch = masker(), tagged([60, 30])
     plan = plan_of(ours, batch)
     tags = batch.tags[plan.targets]
@@ -228,12 +228,12 @@ def test_figures_tell_of_every_tag_since_the_last_ones():
         nll = torch.full((len(plan.targets),), 1.0 + number)
         ours.score.update(batch, plan, of_nll(nll))
         ours.score.sync()
-        found = ours.score.figures()
+        by_name = ours.score.figures()
         tags = batch.tags[plan.targets].tolist()
         for place, name in enumerate(NAMES, start=1):
-            assert found[f"tags/{name}/share"] == pytest.approx(tags.count(place) / len(tags))
-            assert found.get(f"tags/{name}/loss", 1.0 + number) == 1.0 + number
-        shares = [value for name, value in found.items() if name.endswith("/share")]
+            assert by_name[f"tags/{name}/share"] == pytest.approx(tags.count(place) / len(tags))
+            assert by_name.get(f"tags/{name}/loss", 1.0 + number) == 1.0 + number
+        shares = [value for name, value in by_name.items() if name.endswith("/share")]
         assert sum(shares) == pytest.approx(1.0)
     quiet = ours.score.figures()
     assert not any(name.endswith("/loss") for name in quiet) and quiet["tags/NOUN/share"] == 0
@@ -256,9 +256,9 @@ def test_a_state_of_another_score_or_of_other_tags_is_refused(state):
 
 def test_every_problem_is_named():
     bad = PartOfSpeechScoreConfig(momentum=1.0, sharpness=0.0, temperature=float("nan"))
-    found = settings_problems(MaskingConfig(score="part_of_speech", part_of_speech=bad), "masking")
+    problems = settings_problems(MaskingConfig(score="part_of_speech", part_of_speech=bad), "masking")
     names = ["momentum", "sharpness", "temperature"]
-    assert [name in sentence for name, sentence in zip(names, found, strict=True)] == [True] * 3
+    assert [name in sentence for name, sentence in zip(names, problems, strict=True)] == [True] * 3
     assert settings_problems(MaskingConfig(score="part_of_speech"), "masking") == []
     other = PartOfSpeechScoreConfig(momentum=0.9)
     for score in ("uniform", "entropy"):

@@ -23,9 +23,9 @@ SIGNALS = ["accuracy", "loss"]
 
 
 def masker(ratio: float = 0.3, **settings) -> Masker:
-    asked = TokenTypeScoreConfig(**settings)
+    score_config = TokenTypeScoreConfig(**settings)
     config = MaskingConfig(
-        Schedule(start=ratio), score="token_type", token_type=asked, random_share=Schedule(start=0.0)
+        Schedule(start=ratio), score="token_type", token_type=score_config, random_share=Schedule(start=0.0)
     )
     return Masker(config, IDS)
 

@@ -16,8 +16,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megamask.metrics import logger as telling
-from megamask.metrics.logger import MetricsLogger, plot_curve, read_metrics
+from megamask.metrics.logger import MetricsLogger
 from megamask.metrics.meters import Timed, Window
+from megamask.metrics.metrics_file import read_metrics
 from megamask.storage import atomic_write
 
 WINDOW = Window(
@@ -47,7 +48,9 @@ def test_every_metric_goes_to_file_board_and_console(tmp_path, capsys):
         assert board[name] == [(10, pytest.approx(value, rel=1e-6))]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all(line.startswith("step 10/100  ") for line in lines)
-    for word, _ in (told for name, told in telling._SHOWN.items() if not name.startswith("audit/")):
+    for word, _ in (
+        name_and_format for name, name_and_format in telling._SHOWN.items() if not name.startswith("audit/")
+    ):
         assert f"  {word} " in lines[0] + lines[1] or word == "distill (samples)"
     assert lines[0].endswith("ETA 00:36")  # 90 steps at 2 s for 5
 
@@ -201,29 +204,7 @@ def test_a_terminal_gets_a_bar_and_the_lines(tmp_path, monkeypatch):
     assert "step 60/100  loss 6.0000" in console.getvalue()
 
 
-def test_the_curve_is_drawn(tmp_path):
-    from matplotlib.image import imread
-
-    log = MetricsLogger(tmp_path, 0, 100)
-    plot_curve(log.path, tmp_path / "empty.png")
-    for step in (10, 20):
-        log.train(step, WINDOW, 1.0)
-        log.validation(step, 5.0, 0.1, 7.0)
-    log.close()
-    plot_curve(log.path, tmp_path / "curve.png")
-    empty, curve = imread(tmp_path / "empty.png"), imread(tmp_path / "curve.png")
-    assert empty.shape == curve.shape and (empty != curve).any()
-
-
 # ---- Weights & Biases
-
-
-def test_the_curve_shows_the_sources_with_the_highest_losses(tmp_path):
-    lines = [{f"valid/s{n}/loss": float(n), f"valid/s{n}/accuracy": 0.5} for n in range(telling.CURVES + 3)]
-    lines.append({"valid/loss": 99.0, "train/loss": 98.0})
-    drawn = [f"valid/s{n}/loss" for n in range(3, telling.CURVES + 3)]
-    assert telling._sources(lines) == sorted(drawn)
-    assert telling._sources([{"valid/loss": 1.0, "valid/s/loss": None}]) == []
 
 
 class FakeWandb(ModuleType):
@@ -237,10 +218,10 @@ class FakeWandb(ModuleType):
         self.finished = 0
         self.fails = ""
 
-    def init(self, **asked: object) -> FakeWandb:
-        self.asked.append(asked)
+    def init(self, **arguments: object) -> FakeWandb:
+        self.asked.append(arguments)
         self._check("init")
-        self._run = self.runs.setdefault(asked["id"], {})
+        self._run = self.runs.setdefault(arguments["id"], {})
         self._newest = max(self._run, default=-1)
         return self
 
@@ -270,10 +251,10 @@ def wandb(monkeypatch) -> FakeWandb:
 
 
 def metrics_by_step(folder) -> dict[int, dict[str, float]]:
-    found: dict[int, dict[str, float]] = {}
+    by_step: dict[int, dict[str, float]] = {}
     for line in read_metrics(folder / "logs" / "metrics.jsonl"):
-        found.setdefault(line.pop("step"), {}).update(line)
-    return found
+        by_step.setdefault(line.pop("step"), {}).update(line)
+    return by_step
 
 
 def test_wandb_gets_the_metrics_and_a_resumed_run_continues(tmp_path, wandb):
@@ -286,9 +267,9 @@ def test_wandb_gets_the_metrics_and_a_resumed_run_continues(tmp_path, wandb):
     [(run, metrics)] = wandb.runs.items()
     assert metrics == metrics_by_step(tmp_path)
     assert wandb.finished == 2
-    for asked in wandb.asked:
-        assert (asked["project"], asked["id"], asked["name"]) == ("p", run, tmp_path.name)
-        assert (asked["resume"], asked["config"]) == ("allow", {"seed": 7})
+    for arguments in wandb.asked:
+        assert (arguments["project"], arguments["id"], arguments["name"]) == ("p", run, tmp_path.name)
+        assert (arguments["resume"], arguments["config"]) == ("allow", {"seed": 7})
 
 
 def test_a_run_that_starts_again_is_a_new_one_in_wandb(tmp_path, wandb):
@@ -315,4 +296,4 @@ def test_an_error_of_wandb_stops_nothing(call, tmp_path, wandb, capsys):
     log.close()
     assert metrics_by_step(tmp_path).keys() == {1, 2}
     out = capsys.readouterr().out
-    assert out.count("Weights & Biases gets no metrics from here on: no route. Training continues.") == 1
+    assert out.count("No more metrics are sent to Weights & Biases: no route. Training continues.") == 1

@@ -72,9 +72,9 @@ def test_rates_exclude_the_first_step_of_a_launch(monkeypatch):
 
 
 def test_distillation_from_samples_has_its_own_name():
-    asked, stored = (dataclasses.replace(WINDOW, sampled=sampled).figures(1e-3) for sampled in (False, True))
-    assert asked["train/distill"] == stored["train/distill_sampled"]
-    assert "train/distill_sampled" not in asked and "train/distill" not in stored
+    computed, stored = (dataclasses.replace(WINDOW, sampled=sampled).figures(1e-3) for sampled in (False, True))
+    assert computed["train/distill"] == stored["train/distill_sampled"]
+    assert "train/distill_sampled" not in computed and "train/distill" not in stored
 
 
 def test_meters_count_what_is_in_the_packs(monkeypatch):
@@ -136,11 +136,11 @@ def test_the_spread_within_sequences_shows_flat_entropies():
         return meters.take()
 
     entropy = torch.rand(len(free), generator=torch.Generator().manual_seed(4)) * 5
-    found = window(entropy).figures(1e-3)
+    by_name = window(entropy).figures(1e-3)
     inside = [entropy[(home == n) & free] for n in home[free].unique()]
     apart = torch.cat([values - values.mean() for values in inside])
-    assert found["entropy/mean"] == pytest.approx(float(entropy[free].mean()))
-    assert found["entropy/spread"] == pytest.approx(float(apart.square().mean().sqrt()))
+    assert by_name["entropy/mean"] == pytest.approx(float(entropy[free].mean()))
+    assert by_name["entropy/spread"] == pytest.approx(float(apart.square().mean().sqrt()))
     assert not window(entropy).flat
     # documents may differ as they like: masks are chosen inside each
     assert window(home.float()).flat

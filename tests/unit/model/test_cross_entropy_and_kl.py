@@ -17,10 +17,10 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(chunks, block, pi
     rows, weight, bias, labels = problem()
     expected = F.cross_entropy(rows @ weight.T + bias, labels, reduction="none")
     wanted = torch.autograd.grad(0.3 * expected.sum(), (rows, weight, bias))
-    found = chunked_cross_entropy(rows, weight, bias, labels)
-    assert_close(found.total, expected.sum())
-    assert_close(found.nll, expected)
-    for gradient, want in zip(torch.autograd.grad(0.3 * found.total, (rows, weight, bias)), wanted, strict=True):
+    scores = chunked_cross_entropy(rows, weight, bias, labels)
+    assert_close(scores.total, expected.sum())
+    assert_close(scores.nll, expected)
+    for gradient, want in zip(torch.autograd.grad(0.3 * scores.total, (rows, weight, bias)), wanted, strict=True):
         assert_close(gradient, want)
 
 
@@ -29,13 +29,13 @@ def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(lambda *args: chunked_cross_entropy(*args, labels).total, (rows, weight, bias))
 
 
-def test_only_what_is_asked_for_is_differentiated():
+def test_only_required_gradients_are_computed():
     rows, weight, bias, labels = problem()
     weight.requires_grad_(False)
-    found = chunked_cross_entropy(rows, weight, bias, labels)
-    found.total.backward()
+    scores = chunked_cross_entropy(rows, weight, bias, labels)
+    scores.total.backward()
     assert weight.grad is None and rows.grad is not None
-    assert not (found.nll.requires_grad or found.entropy.requires_grad)
+    assert not (scores.nll.requires_grad or scores.entropy.requires_grad)
 
 
 def test_a_certain_prediction_has_no_entropy_and_is_correct():
@@ -61,12 +61,12 @@ def test_16_bits_are_close_to_32(chunks, autocast):
     labels = exact_inputs[3]
     inputs = [t.detach().to(torch.float32 if autocast else torch.bfloat16).requires_grad_() for t in exact_inputs[:3]]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = chunked_cross_entropy(*inputs, labels)
+        scores = chunked_cross_entropy(*inputs, labels)
     expected = chunked_cross_entropy(*exact_inputs)
-    assert found.total.dtype == found.nll.dtype == torch.float32
-    assert_close(found.nll, expected.nll, torch.bfloat16)
+    assert scores.total.dtype == scores.nll.dtype == torch.float32
+    assert_close(scores.nll, expected.nll, torch.bfloat16)
     wanted = torch.autograd.grad(expected.total, exact_inputs[:3])
-    for gradient, want, value in zip(torch.autograd.grad(found.total, inputs), wanted, inputs, strict=True):
+    for gradient, want, value in zip(torch.autograd.grad(scores.total, inputs), wanted, inputs, strict=True):
         assert gradient.dtype == value.dtype
         assert_close(gradient / want.abs().max(), want / want.abs().max(), torch.bfloat16)
 
@@ -75,12 +75,12 @@ def test_16_bits_are_close_to_32(chunks, autocast):
 def test_the_measure_in_use_is_that_of_the_statistics_with_and_without_gradients(measure):
     rows, weight, bias, labels = problem()
     expected = token_stats(rows, weight, bias, labels).of(measure)
-    found = chunked_cross_entropy(rows, weight, bias, labels, measure)
-    assert_close(found.entropy, expected)
+    scores = chunked_cross_entropy(rows, weight, bias, labels, measure)
+    assert_close(scores.entropy, expected)
     with torch.no_grad():
         still = chunked_cross_entropy(rows, weight, bias, labels, measure)
     assert not still.total.requires_grad
-    for one, other in zip(found[:4], still[:4], strict=True):
+    for one, other in zip(scores[:4], still[:4], strict=True):
         assert torch.equal(one, other)
 
 

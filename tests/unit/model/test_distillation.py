@@ -53,15 +53,15 @@ def test_the_loss_and_its_gradients_are_those_of_whole_logits(chunks, block, pie
         own = 13 - labelled
         soft = dataclasses.replace(soft, hidden=soft.hidden[:own], rows=torch.arange(own))
     total, nll, kl = whole(*inputs, labels, soft)
-    found = chunked_cross_entropy(*inputs, labels, soft=soft)
-    assert_close(found.total, total)
-    assert_close(found.nll, nll)
-    assert_close(found.distill, kl)
-    for gradient, want in zip(gradients(0.3 * found.total, inputs), gradients(0.3 * total, inputs), strict=True):
+    scores = chunked_cross_entropy(*inputs, labels, soft=soft)
+    assert_close(scores.total, total)
+    assert_close(scores.nll, nll)
+    assert_close(scores.distill, kl)
+    for gradient, want in zip(gradients(0.3 * scores.total, inputs), gradients(0.3 * total, inputs), strict=True):
         assert_close(gradient, want)
     with torch.no_grad():
         still = chunked_cross_entropy(*inputs, labels, soft=soft)
-    assert torch.equal(still.distill, found.distill) and torch.equal(still.total, found.total)
+    assert torch.equal(still.distill, scores.distill) and torch.equal(still.total, scores.total)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -81,9 +81,9 @@ def test_a_student_that_equals_its_teacher_learns_nothing_from_it(temperature, d
     *inputs, labels = problem(dtype=dtype)
     hidden, weight, bias = (t.detach() for t in inputs)
     soft = SoftTargets(1.0, temperature, hidden=hidden, weight=weight, bias=bias)
-    found = chunked_cross_entropy(*inputs, labels, soft=soft)
-    assert_close(found.distill, torch.zeros_like(found.distill))
-    for gradient in gradients(found.total, inputs):
+    scores = chunked_cross_entropy(*inputs, labels, soft=soft)
+    assert_close(scores.distill, torch.zeros_like(scores.distill))
+    for gradient in gradients(scores.total, inputs):
         assert_close(gradient, torch.zeros_like(gradient), torch.promote_types(dtype, torch.float32))
 
 
@@ -91,10 +91,10 @@ def test_a_student_that_equals_its_teacher_learns_nothing_from_it(temperature, d
 def test_a_share_of_nothing_is_plain_learning_bit_for_bit(temperature):
     *inputs, labels = problem(dtype=torch.float32)
     soft = dataclasses.replace(teacher(temperature=temperature), share=0.0)
-    plain, found = chunked_cross_entropy(*inputs, labels), chunked_cross_entropy(*inputs, labels, soft=soft)
-    for one, other in zip(found[:4], plain[:4], strict=True):
+    plain, scores = chunked_cross_entropy(*inputs, labels), chunked_cross_entropy(*inputs, labels, soft=soft)
+    for one, other in zip(scores[:4], plain[:4], strict=True):
         assert torch.equal(one, other)
-    for gradient, want in zip(gradients(found.total, inputs), gradients(plain.total, inputs), strict=True):
+    for gradient, want in zip(gradients(scores.total, inputs), gradients(plain.total, inputs), strict=True):
         assert torch.equal(gradient, want)
 
 
@@ -102,10 +102,10 @@ def test_a_share_of_nothing_is_plain_learning_bit_for_bit(temperature):
 def test_where_the_teacher_has_all_the_share_labels_teach_nothing(temperature):
     *inputs, labels = problem(dtype=torch.float32)
     soft = dataclasses.replace(teacher(temperature=temperature), share=1.0)
-    found = chunked_cross_entropy(*inputs, labels, soft=soft)
+    scores = chunked_cross_entropy(*inputs, labels, soft=soft)
     other = chunked_cross_entropy(*inputs, (labels + 1) % 101, soft=soft)
-    assert torch.equal(found.total, other.total) and not torch.equal(found.nll, other.nll)
-    for gradient, same in zip(gradients(found.total, inputs), gradients(other.total, inputs), strict=True):
+    assert torch.equal(scores.total, other.total) and not torch.equal(scores.nll, other.nll)
+    for gradient, same in zip(gradients(scores.total, inputs), gradients(other.total, inputs), strict=True):
         assert torch.equal(gradient, same)
 
 
@@ -114,9 +114,9 @@ def test_a_temperature_is_a_division_of_both_sides_logits(temperature):
     rows, weight, bias, labels = problem()
     soft = teacher(temperature=temperature)
     cooled = dataclasses.replace(soft, temperature=1.0, weight=soft.weight / temperature, bias=soft.bias / temperature)
-    found = chunked_cross_entropy(rows, weight, bias, labels, soft=soft)
+    scores = chunked_cross_entropy(rows, weight, bias, labels, soft=soft)
     other = chunked_cross_entropy(rows, weight / temperature, bias / temperature, labels, soft=cooled)
-    assert_close(found.distill, other.distill)
+    assert_close(scores.distill, other.distill)
 
 
 def test_the_pull_of_a_teacher_stays_as_strong_when_both_sides_are_soft():
@@ -125,8 +125,8 @@ def test_the_pull_of_a_teacher_stays_as_strong_when_both_sides_are_soft():
     soft = teacher(share=1.0, scale=1.0, temperature=1e4)
     gap = rows @ weight.T + bias - soft.hidden @ soft.weight.T - soft.bias
     gap = gap - gap.mean(-1, keepdim=True)
-    found = chunked_cross_entropy(rows, weight, bias, labels, soft=soft)
-    torch.testing.assert_close(found.total, gap.square().sum() / (2 * 101), rtol=1e-2, atol=0)
+    scores = chunked_cross_entropy(rows, weight, bias, labels, soft=soft)
+    torch.testing.assert_close(scores.total, gap.square().sum() / (2 * 101), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -171,12 +171,12 @@ def test_16_bits_are_close_to_64(chunks, autocast):
     short = [t.detach().to(kept).requires_grad_() for t in inputs]
     cast = dataclasses.replace(soft, hidden=soft.hidden.bfloat16(), weight=soft.weight.bfloat16())
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = chunked_cross_entropy(*short, labels, soft=cast)
+        scores = chunked_cross_entropy(*short, labels, soft=cast)
     expected = chunked_cross_entropy(*inputs, labels, soft=soft)
-    assert found.total.dtype == found.distill.dtype == torch.float32
-    assert_close(found.distill / 13, expected.distill / 13, torch.bfloat16)
+    assert scores.total.dtype == scores.distill.dtype == torch.float32
+    assert_close(scores.distill / 13, expected.distill / 13, torch.bfloat16)
     wanted = gradients(expected.total, inputs)
-    for gradient, want, value in zip(gradients(found.total, short), wanted, short, strict=True):
+    for gradient, want, value in zip(gradients(scores.total, short), wanted, short, strict=True):
         assert gradient.dtype == value.dtype
         assert_close(gradient / want.abs().max(), want / want.abs().max(), torch.bfloat16)
 
@@ -186,8 +186,8 @@ def test_a_teachers_precision_is_its_own():
     soft = teacher()  # 64 bits
     exact = chunked_cross_entropy(*(t.detach().double() for t in inputs), labels, soft=soft)
     again = [t.detach().clone() for t in (soft.hidden, soft.weight, soft.bias)]
-    found = chunked_cross_entropy(*inputs, labels, soft=soft)
-    assert_close(found.distill / 13, exact.distill / 13, torch.bfloat16)
+    scores = chunked_cross_entropy(*inputs, labels, soft=soft)
+    assert_close(scores.distill / 13, exact.distill / 13, torch.bfloat16)
     for tensor, same in zip((soft.hidden, soft.weight, soft.bias), again, strict=True):
         assert torch.equal(tensor, same)
 
@@ -196,6 +196,6 @@ def test_no_logits_are_kept(chunks):
     chunks(101 * 8, 101 * 2)
     *inputs, labels = problem(rows=300)
     soft = teacher(rows=300)
-    with Largest() as found:
+    with Largest() as scores:
         chunked_cross_entropy(*inputs, labels, soft=soft).total.backward()
-    assert found.numbers <= 300 * 8 < 300 * 101 / 10
+    assert scores.numbers <= 300 * 8 < 300 * 101 / 10

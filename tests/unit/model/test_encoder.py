@@ -59,29 +59,29 @@ def test_attention_back_ends_agree_with_the_reference_in_value_and_gradients(len
     exact = [torch.randn(layout.keys.rows, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
     expected = attend(*exact, layout, "reference", window=window)
-    found = attend(*inputs, layout, "padded", window=window)
-    assert found.dtype == dtype
-    assert_close(found, expected)
+    outputs = attend(*inputs, layout, "padded", window=window)
+    assert outputs.dtype == dtype
+    assert_close(outputs, expected)
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, exact, upstream)
-    for gradient, want in zip(torch.autograd.grad(found, inputs, upstream.to(dtype)), wanted, strict=True):
+    for gradient, want in zip(torch.autograd.grad(outputs, inputs, upstream.to(dtype)), wanted, strict=True):
         assert_close(gradient, want)
 
 
 @pytest.mark.parametrize("backend", ["reference", "padded"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_rows_that_alone_ask_hear_what_they_would_among_all(backend, dtype, share):
+def test_a_subset_of_queries_gets_the_same_outputs(backend, dtype, share):
     layout = pack(LENGTHS, padding=5).layout
     rows = (torch.rand(layout.rows) < share).nonzero().squeeze(1)
     q, k, v = exact = [torch.randn(layout.rows, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     expected = attend(q, k, v, QueryKeyLayout(layout), "reference")[rows]
     inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
-    found = attend(inputs[0][rows], *inputs[1:], QueryKeyLayout(layout, rows), backend)
-    assert_close(found, expected)
+    outputs = attend(inputs[0][rows], *inputs[1:], QueryKeyLayout(layout, rows), backend)
+    assert_close(outputs, expected)
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, exact, upstream)
-    for gradient, want in zip(torch.autograd.grad(found, inputs, upstream.to(dtype)), wanted, strict=True):
+    for gradient, want in zip(torch.autograd.grad(outputs, inputs, upstream.to(dtype)), wanted, strict=True):
         assert_close(gradient, want)
 
 
@@ -138,8 +138,8 @@ def test_a_run_in_two_parts_is_the_run(preset, settings, cut):
 def test_activation_checkpointing_changes_nothing(preset, settings):
     batch = pack(LENGTHS)
     losses, wanted = gradients(objective(preset, **settings), batch)
-    found, grads = gradients(objective(preset, activation_checkpointing=True, **settings), batch)
-    assert torch.equal(found.total, losses.total)
+    loss, grads = gradients(objective(preset, activation_checkpointing=True, **settings), batch)
+    assert torch.equal(loss.total, losses.total)
     assert all(torch.equal(grads[name], wanted[name]) for name in wanted)
 
 
@@ -151,8 +151,8 @@ def test_activation_checkpointing_drops_the_same_values_again():
     wanted = {name: grad.clone() for name, grad in wanted.items()}
     model.encoder.checkpointing = True
     torch.manual_seed(1)
-    _, found = gradients(model, batch)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    _, grads = gradients(model, batch)
+    assert all(torch.equal(grads[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.slow
@@ -160,8 +160,8 @@ def test_activation_checkpointing_drops_the_same_values_again():
 def test_compilation_changes_nothing(preset):
     batch = pack(LENGTHS)
     losses, wanted = gradients(objective(preset, dtype=torch.float32), batch)
-    found, grads = gradients(objective(preset, dtype=torch.float32, compile=True), batch)
-    assert_close(found.total, losses.total)
+    loss, grads = gradients(objective(preset, dtype=torch.float32, compile=True), batch)
+    assert_close(loss.total, losses.total)
     for name in wanted:
         assert_close(grads[name], wanted[name])
 
@@ -173,15 +173,15 @@ def test_16_bits_are_close_to_32(preset, autocast):
     expected, wanted = gradients(objective(preset, dtype=torch.float32, init_std=0.05), batch)
     model = objective(preset, dtype=torch.float32 if autocast else torch.bfloat16, init_std=0.05)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found, grads = gradients(model, batch)
-    assert_close(found.nll, expected.nll, torch.bfloat16)
+        total, grads = gradients(model, batch)
+    assert_close(total.nll, expected.nll, torch.bfloat16)
     for name in wanted:
         scale = wanted[name].abs().max()
         assert_close(grads[name] / scale, wanted[name] / scale, torch.bfloat16)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_dropout_acts_in_training_alone(preset):
+def test_dropout_acts_only_in_training(preset):
     model, batch = objective(preset, dropout=0.5), pack(LENGTHS)
     assert not torch.equal(states(model, batch.tokens, batch.layout), states(model, batch.tokens, batch.layout))
     model.eval()
@@ -222,7 +222,7 @@ def test_few_parameter_tensors_and_no_buffers():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_parameters_are_used_inside_the_call_of_their_own_module_alone(preset):
+def test_parameters_are_used_only_in_calls_of_their_own_module(preset):
     """ZeRO-3 gathers a parameter in the hooks of its module's call; outside, it is empty."""
     model, batch = objective(preset), pack(LENGTHS)
     kept = {}

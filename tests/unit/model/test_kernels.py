@@ -67,17 +67,17 @@ def interpreted(tmp_path_factory):
     tensors = {f"{case}/{n}": t.contiguous() for case, kept in inputs.items() for n, t in zip(names, kept, strict=True)}
     save_file(tensors, folder / "inputs")
     work("interpret", folder / "inputs", folder / "outputs", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
-    found = load_file(folder / "outputs")
+    outputs = load_file(folder / "outputs")
     return {
-        case: (kept, TokenStats(*(found[f"{case}/{n}"] for n in TokenStats._fields))) for case, kept in inputs.items()
+        case: (kept, TokenStats(*(outputs[f"{case}/{n}"] for n in TokenStats._fields))) for case, kept in inputs.items()
     }
 
 
 @pytest.mark.parametrize("case", [*CASES, "equal logits"])
 def test_the_kernel_equals_64_bits(interpreted, case):
-    (rows, weight, bias, labels, _), found = interpreted[case]
+    (rows, weight, bias, labels, _), outputs = interpreted[case]
     expected = token_stats(rows.double(), weight.double(), bias.double(), labels)
-    for name, value, want in zip(TokenStats._fields, found, expected, strict=True):
+    for name, value, want in zip(TokenStats._fields, outputs, expected, strict=True):
         assert value.dtype == torch.float32 and value.shape == want.shape, name
         torch.testing.assert_close(
             value.double(), want, rtol=0, atol=NATS, msg=lambda text, name=name: f"{name}: {text}"

@@ -38,15 +38,15 @@ def test_statistics_from_32_bits_equal_the_definitions_in_64(tokens, shift, size
         patch.setattr(statistics, "BLOCK", sizes[0])
         patch.setattr(statistics, "PIECE", sizes[1])
         stats = token_stats(*inputs)
-    for found, expected in zip(stats, exact(*inputs), strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=NATS)
+    for actual, expected in zip(stats, exact(*inputs), strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=NATS)
 
 
 @pytest.mark.parametrize("shift", [-20.0, 20.0])
 def test_a_large_ragged_vocabulary_is_as_exact(shift):
     inputs = problem(rows=20, tokens=50_021, shift=shift, dtype=torch.float32)
-    for found, expected in zip(token_stats(*inputs), exact(*inputs), strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=NATS)
+    for actual, expected in zip(token_stats(*inputs), exact(*inputs), strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=NATS)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -80,7 +80,7 @@ def test_equal_logits_leave_all_doubt():
     assert (stats.margin == 0).all()
 
 
-def test_the_measures_stand_in_their_known_order():
+def test_the_measures_have_their_known_order():
     stats = token_stats(*problem(rows=200))
     assert (stats.min <= stats.renyi).all() and (stats.renyi <= stats.entropy).all()
     assert (stats.renyi <= 2 * stats.min).all() and (stats.margin <= 0).all() and (stats.min <= stats.of("loss")).all()
@@ -89,8 +89,8 @@ def test_the_measures_stand_in_their_known_order():
 def test_no_tensor_is_larger_than_a_block(chunks):
     inputs = problem(rows=400, tokens=101)
     chunks(101 * 16, 101 * 4)
-    with Largest() as found:
+    with Largest() as largest:
         token_stats(*inputs)
     with Largest() as eager:
         exact(*inputs)
-    assert found.numbers == max(101 * 16, 400 * len(TokenStats._fields)) < eager.numbers / 10
+    assert largest.numbers == max(101 * 16, 400 * len(TokenStats._fields)) < eager.numbers / 10

@@ -19,14 +19,14 @@ SMALL = (16, 32, 16, 4, 2)  # many tiles of few numbers
 
 
 def interpret(inputs: str, outputs: str) -> None:
-    tensors, found = load_file(inputs), {}
+    tensors, results = load_file(inputs), {}
     for case in sorted({name.split("/")[0] for name in tensors}):
         rows, weight, bias, labels, shares = (
             tensors[f"{case}/{name}"] for name in ("rows", "weight", "bias", "labels", "shares")
         )
         stats = kernels.fused_token_stats(rows, weight, bias, labels, SMALL, int(shares))
-        found |= {f"{case}/{name}": value.contiguous() for name, value in stats._asdict().items()}
-    save_file(found, outputs)
+        results |= {f"{case}/{name}": value.contiguous() for name, value in stats._asdict().items()}
+    save_file(results, outputs)
 
 
 def build() -> None:

@@ -36,24 +36,24 @@ def test_the_token_under_a_mask_changes_nothing(preset, lengths):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_loss_is_the_sum_of_cross_entropies_at_the_targets(preset):
     model, batch = objective(preset), pack(LENGTHS, padding=4)
-    asked = plan(batch)
-    losses = model(batch, asked)
-    x = model.encoder.run(model.encoder.embed(asked.inputs, batch.layout), batch.layout)
-    logits = model.head.logits(x[asked.targets])
-    nll = F.cross_entropy(logits, asked.labels, reduction="none")
+    mask_plan = plan(batch)
+    losses = model(batch, mask_plan)
+    x = model.encoder.run(model.encoder.embed(mask_plan.inputs, batch.layout), batch.layout)
+    logits = model.head.logits(x[mask_plan.targets])
+    nll = F.cross_entropy(logits, mask_plan.labels, reduction="none")
     assert_close(losses.nll, nll)
     assert_close(losses.total, nll.sum())
     assert_close(losses.entropy, torch.distributions.Categorical(logits=logits).entropy())
-    assert torch.equal(losses.correct, logits.argmax(-1) == asked.labels)
+    assert torch.equal(losses.correct, logits.argmax(-1) == mask_plan.labels)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_entropy_is_that_of_a_plan_that_hides_nothing(preset):
     model, batch = objective(preset, dropout=0.3), pack(LENGTHS)
-    found = model.entropy(batch)
-    assert model.training and not found.requires_grad
+    entropies = model.entropy(batch)
+    assert model.training and not entropies.requires_grad
     model.eval()
-    assert torch.equal(found, model(batch, MaskPlan.hide_nothing(batch)).entropy)
+    assert torch.equal(entropies, model(batch, MaskPlan.hide_nothing(batch)).entropy)
 
 
 def test_the_loss_of_a_pack_is_that_of_its_sequences():
@@ -71,12 +71,12 @@ def test_the_loss_of_a_pack_is_that_of_its_sequences():
     assert_close(model(together, plan(together)).total, total)
 
 
-def taught(batch, asked, **settings):
+def taught(batch, mask_plan, **settings):
     """A wider teacher's say at the targets, or at ``rows`` of the pack, and its whole logits there."""
     teacher = objective("modern", seed=7, hidden_size=48)
-    rows = settings.get("rows", asked.targets)
+    rows = settings.get("rows", mask_plan.targets)
     with torch.no_grad():
-        hidden = teacher.head.transform(teacher.states(batch, asked)[rows])
+        hidden = teacher.head.transform(teacher.states(batch, mask_plan)[rows])
     decoder = teacher.head.decoder
     soft = SoftTargets(**settings, hidden=hidden, weight=decoder.weight.detach(), bias=decoder.bias.detach())
     return soft, hidden @ soft.weight.T + soft.bias
@@ -86,11 +86,11 @@ def taught(batch, asked, **settings):
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_a_teacher_adds_its_divergence_at_the_targets_or_at_rows_of_its_own(preset, everywhere):
     model, batch = objective(preset), pack(LENGTHS)
-    asked = plan(batch)
+    mask_plan = plan(batch)
     rows = {"rows": torch.arange(batch.layout.rows)} if everywhere else {}
-    soft, teachers = taught(batch, asked, share=0.4, temperature=2.0, scale=1.5, **rows)
-    losses, plain = model(batch, asked, soft), model(batch, asked)
-    states = model.states(batch, asked)[rows.get("rows", asked.targets)]
+    soft, teachers = taught(batch, mask_plan, share=0.4, temperature=2.0, scale=1.5, **rows)
+    losses, plain = model(batch, mask_plan, soft), model(batch, mask_plan)
+    states = model.states(batch, mask_plan)[rows.get("rows", mask_plan.targets)]
     q = (model.head.logits(states) / 2).log_softmax(-1)
     kl = F.kl_div(q, (teachers / 2).softmax(-1), reduction="sum")
     assert_close(losses.distill, kl)
@@ -105,10 +105,10 @@ def test_a_teacher_adds_its_divergence_at_the_targets_or_at_rows_of_its_own(pres
 
 def test_a_teacher_of_all_rows_is_one_of_the_targets_where_all_rows_are_targets():
     model, batch = objective("bert"), pack(LENGTHS)
-    asked = MaskPlan.hide_nothing(batch)
-    at_targets, _ = taught(batch, asked, share=0.4, temperature=2.0)
-    everywhere = dataclasses.replace(at_targets, rows=asked.targets)
-    one, other = model(batch, asked, at_targets), model(batch, asked, everywhere)
+    mask_plan = MaskPlan.hide_nothing(batch)
+    at_targets, _ = taught(batch, mask_plan, share=0.4, temperature=2.0)
+    everywhere = dataclasses.replace(at_targets, rows=mask_plan.targets)
+    one, other = model(batch, mask_plan, at_targets), model(batch, mask_plan, everywhere)
     assert_close(one.total, other.total)
     parameters = list(model.parameters())
     gradients = (torch.autograd.grad(losses.total, parameters) for losses in (one, other))
@@ -117,7 +117,7 @@ def test_a_teacher_of_all_rows_is_one_of_the_targets_where_all_rows_are_targets(
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_an_objective_speaks_in_the_measure_it_was_built_with(measure):
+def test_an_objective_uses_the_measure_it_was_built_with(measure):
     model, batch = objective("modern"), pack(LENGTHS)
     built = build_objective(ObjectiveConfig("mlm"), model.encoder, model.head, measure)
     assert built.head is model.head

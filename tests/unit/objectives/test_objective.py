@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
-from megamask.config.pretrain_config import PacksConfig, PretrainConfig, check_config
+from megamask.config.checks import check_config
+from megamask.config.pretrain_config import PacksConfig, PretrainConfig
 from megamask.data import tokenizer as tokenizers
 from megamask.data import tokenizer_training
 from megamask.errors import CheckpointError, ConfigError
@@ -34,8 +35,8 @@ THREE = ObjectiveConfig("three_ml", depth=2)
 MAE = ObjectiveConfig("mae_lm")
 BASE = ModelConfig("modern", "base")
 REFUSED = [
-    (replace(THREE, depth=14), "`objective.depth` must lie between 0 and 11, for one of the 12 layers of `model` must "
-     "see [MASK], but is 14."),
+    (replace(THREE, depth=14), "`objective.depth` must lie between 0 and 11, because one of the 12 layers of `model` "
+     "must see [MASK], but is 14."),
     (replace(THREE, depth=12), "`objective.depth` must lie between 0 and 11"),
     (replace(THREE, depth=-1), "`objective.depth` must lie between 0 and 11"),
     (replace(THREE, depth=None), "`objective.depth` must be given when `objective.kind` is 'three_ml'"),
@@ -60,8 +61,8 @@ def problems(config: ObjectiveConfig, **parts) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("config, sentence", REFUSED)
 def test_what_cannot_be_is_one_sentence(config, sentence):
-    (found,) = problems(config)
-    assert sentence in found
+    (problem,) = problems(config)
+    assert sentence in problem
 
 
 @pytest.mark.parametrize("config", [ObjectiveConfig(), *LATE.values()])
@@ -81,11 +82,11 @@ def test_a_sequence_keeps_a_token_and_has_a_target(config):
     # 30 of 32 rows are tokens, of which one must stay
     assert found(29 / 32) == found(1 / 32) == found(29 / 32, 1 / 32) == ()
     (high,) = found(0.5, 30 / 32)
-    assert high.startswith("`masking.ratio` must leave a token in sight in a sequence of `packs.length` (32) rows")
+    assert high.startswith("`masking.ratio` must leave a token visible in a sequence of `packs.length` (32) tokens")
     (low,) = found(0.5, 0.9 / 32)
-    assert low.startswith("`masking.ratio` must give a sequence of `packs.length` (32) rows a target under [MASK]")
+    assert low.startswith("`masking.ratio` must give a sequence of `packs.length` (32) tokens a target under [MASK]")
     assert len(found(30 / 32, 0.9 / 32)) == 2
-    # what is not [MASK] stays in sight
+    # what is not [MASK] stays visible
     assert found(30 / 32, mix=Corruption(0.5, 0.5, 0.0)) == ()
     (none,) = found(0.5, mix=Corruption(0.0, 1.0, 0.0))
     why = f"{config.kind!r} has no effect while `masking.corruption.mask` is 0"
@@ -94,8 +95,8 @@ def test_a_sequence_keeps_a_token_and_has_a_target(config):
 
 def test_dropout_of_a_decoder_needs_attention_that_can_drop():
     dropping = ObjectiveConfig("mae_lm", decoder=DecoderConfig(dropout=0.1))
-    (found,) = problems(dropping, model=ModelConfig(attention="varlen"))
-    assert found == "`objective.decoder.dropout` must be 0 when `model.attention` is 'varlen', but is 0.1."
+    (problem,) = problems(dropping, model=ModelConfig(attention="varlen"))
+    assert problem == "`objective.decoder.dropout` must be 0 when `model.attention` is 'varlen', but is 0.1."
 
 
 def test_first_weights_may_have_fewer_layers_than_the_depth():
@@ -111,16 +112,16 @@ def test_flops_are_those_that_torch_counts(preset, settings, config):
     if settings:
         model.encoder.shape = replace(model.encoder.shape, global_every=1)
     batch = pack([40])
-    asked = plan(batch, every=2)
+    mask_plan = plan(batch, every=2)
     with FlopCounterMode(display=False) as counted:
-        model(batch, asked).total.backward()
+        model(batch, mask_plan).total.backward()
     flops = forward_flops(model.encoder.shape, config)
-    assert counted.get_total_flops() == pytest.approx(flops.training(40, 40**2, len(asked.targets)), rel=1e-12)
+    assert counted.get_total_flops() == pytest.approx(flops.training(40, 40**2, len(mask_plan.targets)), rel=1e-12)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", ["depth 2", "own vector", "decoder", "cross"])
-def test_an_export_drops_what_stands_beside_the_encoder_which_stays_what_it_is(preset, name, tmp_path):
+def test_an_export_drops_other_modules_and_keeps_the_encoder(preset, name, tmp_path):
     text = ["Some words that make a vocabulary."]
     tokenizer_training.train_tokenizer("wordpiece", text * 5, size=90).save(tmp_path / "tokenizer")
     ids = tokenizers.token_ids(tokenizers.load_tokenizer(tmp_path / "tokenizer"))
@@ -134,12 +135,12 @@ def test_an_export_drops_what_stands_beside_the_encoder_which_stays_what_it_is(p
     # of a sequence whose end alone is hidden, the encoder sees just what transformers is given: its beginning
     theirs = AutoModel.from_pretrained(tmp_path / "out", **({"add_pooling_layer": False} if preset == "bert" else {}))
     batch = pack([20])
-    asked = plan(batch)
-    first = asked.hidden[-1]
-    asked = replace(asked, hidden=torch.arange(first, 20), visible=torch.arange(first))
+    mask_plan = plan(batch)
+    first = mask_plan.hidden[-1]
+    mask_plan = replace(mask_plan, hidden=torch.arange(first, 20), visible=torch.arange(first))
     with torch.no_grad():
-        expected = theirs.eval()(input_ids=asked.inputs[None, :first]).last_hidden_state[0]
-        assert_close(visible_states(model.encoder, batch, asked), expected)
+        expected = theirs.eval()(input_ids=mask_plan.inputs[None, :first]).last_hidden_state[0]
+        assert_close(visible_states(model.encoder, batch, mask_plan), expected)
 
 
 def test_one_kind_of_run_begins_with_the_weights_of_another():

@@ -20,10 +20,10 @@ def built(name: str):
     return objective("bert") if OBJECTIVES[name] is None else late(OBJECTIVES[name], "bert")
 
 
-def outcome(model, batch, asked, soft=None):
+def outcome(model, batch, mask_plan, soft=None):
     """The losses and the gradients of the total."""
     model.zero_grad()
-    losses = model(batch, asked, soft)
+    losses = model(batch, mask_plan, soft)
     losses.total.backward()
     return losses, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 

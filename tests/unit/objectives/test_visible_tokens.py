@@ -53,31 +53,31 @@ def late(config: ObjectiveConfig, preset: str, **settings):
 
 def corrupted(batch, every: int = 4):
     """Of the targets a third is hidden, a third another token, a third itself."""
-    asked = plan(batch, every)
-    hidden, other, same = (asked.targets[first::3] for first in range(3))
+    mask_plan = plan(batch, every)
+    hidden, other, same = (mask_plan.targets[first::3] for first in range(3))
     inputs = batch.tokens.clone()
     inputs[hidden] = IDS.mask
     inputs[other] = len(IDS.special) + (inputs[other] + 7) % (IDS.size - len(IDS.special))
     visible = torch.ones_like(batch.maskable).index_fill_(0, hidden, False).nonzero().squeeze(1)
     assert len(other) and len(same)
-    return MaskPlan(inputs, asked.targets, asked.labels, hidden, visible)
+    return MaskPlan(inputs, mask_plan.targets, mask_plan.labels, hidden, visible)
 
 
-def gradients(model, batch, asked) -> dict[str, torch.Tensor]:
+def gradients(model, batch, mask_plan) -> dict[str, torch.Tensor]:
     parameters = dict(model.named_parameters())
-    found = torch.autograd.grad(model(batch, asked).total, list(parameters.values()))
-    return dict(zip(parameters, found, strict=True))
+    grads = torch.autograd.grad(model(batch, mask_plan).total, list(parameters.values()))
+    return dict(zip(parameters, grads, strict=True))
 
 
 @pytest.mark.parametrize("preset, settings", [("bert", {}), ("modern", {}), ("modern", LOCAL)])
 def test_3ml_at_depth_0_is_mlm(preset, settings):
     model, batch = late(LATE["depth 0"], preset, **settings), pack(LENGTHS, padding=4)
     mlm = build_objective(ObjectiveConfig(), model.encoder, model.head)
-    asked = corrupted(batch)
-    assert torch.equal(model.states(batch, asked), mlm.states(batch, asked))
-    assert torch.equal(model(batch, asked).total, mlm(batch, asked).total)
-    expected = gradients(mlm, batch, asked)
-    for name, gradient in gradients(model, batch, asked).items():
+    mask_plan = corrupted(batch)
+    assert torch.equal(model.states(batch, mask_plan), mlm.states(batch, mask_plan))
+    assert torch.equal(model(batch, mask_plan).total, mlm(batch, mask_plan).total)
+    expected = gradients(mlm, batch, mask_plan)
+    for name, gradient in gradients(model, batch, mask_plan).items():
         assert_close(gradient, expected[name])
 
 
@@ -86,20 +86,20 @@ def test_3ml_at_depth_0_is_mlm(preset, settings):
 def test_with_nothing_hidden_3ml_is_mlm(preset, settings, depth):
     model, batch = late(ObjectiveConfig("three_ml", depth=depth), preset, **settings), pack(LENGTHS, padding=4)
     mlm = build_objective(ObjectiveConfig(), model.encoder, model.head)
-    asked = MaskPlan.hide_nothing(batch)
-    assert torch.equal(model.states(batch, asked), mlm.states(batch, asked))
+    mask_plan = MaskPlan.hide_nothing(batch)
+    assert torch.equal(model.states(batch, mask_plan), mlm.states(batch, mask_plan))
     assert torch.equal(model.entropy(batch), mlm.entropy(batch))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_decoder_of_cross_attention_leaves_alone_what_is_not_hidden(preset):
+def test_a_decoder_with_cross_attention_does_not_change_visible_tokens(preset):
     model, batch = late(LATE["cross"], preset), pack(LENGTHS, padding=4)
     mlm = build_objective(ObjectiveConfig(), model.encoder, model.head)
     assert torch.equal(model.entropy(batch), mlm.entropy(batch))
-    asked = corrupted(batch)
-    alone = dataclasses.replace(batch, layout=batch.layout.keep(asked.visible))
-    seen = model.encoder.run(model.encoder.embed(asked.inputs[asked.visible], alone.layout), alone.layout)
-    assert torch.equal(model.states(batch, asked)[asked.visible], seen)
+    mask_plan = corrupted(batch)
+    alone = dataclasses.replace(batch, layout=batch.layout.keep(mask_plan.visible))
+    seen = model.encoder.run(model.encoder.embed(mask_plan.inputs[mask_plan.visible], alone.layout), alone.layout)
+    assert torch.equal(model.states(batch, mask_plan)[mask_plan.visible], seen)
 
 
 @pytest.mark.parametrize("preset, settings", [("bert", {}), ("modern", {}), ("modern", LOCAL)])
@@ -113,8 +113,8 @@ def test_mae_lm_with_the_encoders_own_top_layers_is_3ml_at_that_depth(preset, se
     # the encoder of `modern` ends in a norm, the first layers of one do not
     mae.encoder, mae.head = copy.deepcopy(three.encoder), three.head
     mae.encoder.layers, mae.encoder.final_norm = layers[:depth], nn.Identity()
-    for asked in (corrupted(batch), MaskPlan.hide_nothing(batch)):
-        assert_close(mae.states(batch, asked), three.states(batch, asked))
+    for mask_plan in (corrupted(batch), MaskPlan.hide_nothing(batch)):
+        assert_close(mae.states(batch, mask_plan), three.states(batch, mask_plan))
 
 
 @each_kind
@@ -133,34 +133,35 @@ def test_the_token_under_a_mask_changes_nothing(preset, settings, config, length
 @pytest.mark.parametrize("backend", ["reference", "padded"])
 def test_a_sequence_alone_equals_the_sequence_in_a_pack(preset, settings, config, backend):
     model, batch = late(config, preset, attention=backend, **settings), pack(LENGTHS, padding=5)
-    asked = corrupted(batch)
-    together = model.states(batch, asked)
+    mask_plan = corrupted(batch)
+    together = model.states(batch, mask_plan)
     for start, end in itertools.pairwise(batch.layout.cu_seqlens.unique().tolist()):
         rows = slice(start, end)
         layout = Layout(torch.tensor([0, end - start], dtype=torch.int32), 64, batch.layout.positions[rows])
         alone = dataclasses.replace(pack([end - start]), tokens=batch.tokens[rows], layout=layout)
         hidden, visible, targets = (
-            each[(each >= start) & (each < end)] - start for each in (asked.hidden, asked.visible, asked.targets)
+            each[(each >= start) & (each < end)] - start
+            for each in (mask_plan.hidden, mask_plan.visible, mask_plan.targets)
         )
-        part = MaskPlan(asked.inputs[rows], targets, alone.tokens[targets], hidden, visible)
+        part = MaskPlan(mask_plan.inputs[rows], targets, alone.tokens[targets], hidden, visible)
         assert_close(together[rows], model.states(alone, part))
 
 
 @each_kind
 def test_attention_back_ends_and_checkpointing_change_nothing(preset, settings, config):
     batch = pack(LENGTHS, padding=5)
-    asked = corrupted(batch)
-    expected = gradients(late(config, preset, attention="reference", **settings), batch, asked)
+    mask_plan = corrupted(batch)
+    expected = gradients(late(config, preset, attention="reference", **settings), batch, mask_plan)
     for ways in ({"attention": "padded"}, {"activation_checkpointing": True}):
-        found = gradients(late(config, preset, **ways, **settings), batch, asked)
-        for name, gradient in found.items():
+        grads = gradients(late(config, preset, **ways, **settings), batch, mask_plan)
+        for name, gradient in grads.items():
             assert_close(gradient, expected[name])
 
 
 @each_kind
 def test_early_layers_receive_no_row_of_a_hidden_token(preset, settings, config):
     model, batch = late(config, preset, **settings), pack(LENGTHS)
-    asked = corrupted(batch)
+    mask_plan = corrupted(batch)
     early = model.encoder.layers if config.kind == "mae_lm" else model.encoder.layers[: config.depth]
     others = [part for part in model.modules() if type(part) is type(model.encoder.layers[0]) and part not in {*early}]
     entered, states = [], []
@@ -171,13 +172,13 @@ def test_early_layers_receive_no_row_of_a_hidden_token(preset, settings, config)
 
     for layer in (*early, *others):
         layer.register_forward_hook(watch)
-    total = model(batch, asked).total
+    total = model(batch, mask_plan).total
     rows = [len(given) for given in entered]
-    assert rows == [len(asked.visible)] * len(early) + [batch.layout.rows] * len(others)
+    assert rows == [len(mask_plan.visible)] * len(early) + [batch.layout.rows] * len(others)
     # and they are the rows of the visible tokens, in their order, at their positions
-    layout = batch.layout.keep(asked.visible)
+    layout = batch.layout.keep(mask_plan.visible)
     if early:
-        assert torch.equal(entered[0], model.encoder.embed(asked.inputs[asked.visible], layout))
+        assert torch.equal(entered[0], model.encoder.embed(mask_plan.inputs[mask_plan.visible], layout))
     assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(total, states))
 
 
@@ -191,27 +192,27 @@ def test_every_parameter_learns(preset, settings, config):
 @each_kind
 def test_an_empty_list_of_hidden_rows_and_one_of_all_tokens_have_gradients(preset, settings, config):
     model, batch = late(config, preset, **settings), pack([9, 3, 2])
-    for asked in (MaskPlan.hide_nothing(batch), plan(batch, every=1)):
-        losses = model(batch, asked)
+    for mask_plan in (MaskPlan.hide_nothing(batch), plan(batch, every=1)):
+        losses = model(batch, mask_plan)
         losses.total.backward()
         assert losses.nll.isfinite().all()
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @each_kind
-def test_what_is_asked_of_mlm_can_be_asked(preset, settings, config):
+def test_the_same_outputs_are_available_as_of_mlm(preset, settings, config):
     model, batch = late(config, preset, **settings), pack(LENGTHS)
     model.train()
     entropy = model.entropy(batch)
     assert entropy.shape == batch.tokens.shape and entropy.isfinite().all() and model.training
-    asked = corrupted(batch)
+    mask_plan = corrupted(batch)
     hidden = torch.randn(batch.layout.rows, 5, dtype=torch.float64)
     weight, bias = torch.randn(IDS.size, 5, dtype=torch.float64), torch.zeros(IDS.size, dtype=torch.float64)
     everywhere = torch.arange(batch.layout.rows)
     for rows in (None, everywhere):
-        of = hidden[asked.targets] if rows is None else hidden
-        losses = model(batch, asked, SoftTargets(0.5, rows=rows, hidden=of, weight=weight, bias=bias))
-        logits = model.head.logits(model.states(batch, asked)[asked.targets if rows is None else rows])
+        of = hidden[mask_plan.targets] if rows is None else hidden
+        losses = model(batch, mask_plan, SoftTargets(0.5, rows=rows, hidden=of, weight=weight, bias=bias))
+        logits = model.head.logits(model.states(batch, mask_plan)[mask_plan.targets if rows is None else rows])
         kl = nn.functional.kl_div(
             logits.log_softmax(-1), (of @ weight.T).log_softmax(-1), reduction="sum", log_target=True
         )
@@ -219,13 +220,13 @@ def test_what_is_asked_of_mlm_can_be_asked(preset, settings, config):
 
 
 def test_dropout_is_the_decoders_own():
-    batch, asked = pack(LENGTHS), corrupted(pack(LENGTHS))
+    batch, mask_plan = pack(LENGTHS), corrupted(pack(LENGTHS))
     for encoders, decoders in ((0.0, 0.3), (0.3, 0.0)):
         config = ObjectiveConfig("mae_lm", decoder=DecoderConfig(2, dropout=decoders))
         model = late(config, "bert", dropout=encoders).train()
-        assert not torch.equal(model.states(batch, asked), model.states(batch, asked))
+        assert not torch.equal(model.states(batch, mask_plan), model.states(batch, mask_plan))
         (model.decoder if decoders else model.encoder).eval()
-        assert torch.equal(model.states(batch, asked), model.states(batch, asked))
+        assert torch.equal(model.states(batch, mask_plan), model.states(batch, mask_plan))
 
 
 def test_a_decoder_continues_the_pattern_of_the_encoders_layers():
@@ -240,11 +241,11 @@ def test_a_decoder_continues_the_pattern_of_the_encoders_layers():
 @pytest.mark.slow
 def test_compilation_changes_nothing():
     batch = pack(LENGTHS, padding=4)
-    asked = corrupted(batch)
+    mask_plan = corrupted(batch)
     model = late(LATE["cross"], "modern").float()
-    wanted = gradients(model, batch, asked)
+    wanted = gradients(model, batch, mask_plan)
     for layer in (*model.encoder.layers, *model.decoder.stack.layers):
         layer.compile_sides = True
-    found = gradients(model, batch, asked)
+    grads = gradients(model, batch, mask_plan)
     for name, want in wanted.items():
-        assert_close(found[name], want)
+        assert_close(grads[name], want)

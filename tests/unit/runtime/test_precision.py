@@ -9,15 +9,15 @@ from megamask.runtime import precision, ranks
 from megamask.runtime.precision import (
     LIMITS,
     WITHOUT_BF16,
-    Choice,
-    Support,
+    PrecisionChoice,
+    PrecisionSupport,
     common_support,
     cpu_support,
     precision_lines,
 )
 
 CPU = torch.device("cpu")
-FAST, SLOW = Support(True, "it multiplies"), Support(False, "it does not multiply")
+FAST, SLOW = PrecisionSupport(True, "it multiplies"), PrecisionSupport(False, "it does not multiply")
 
 
 def reports(monkeypatch: pytest.MonkeyPatch, *, onednn: bool, avx512_bf16: bool, machine: str = "x86_64") -> None:
@@ -57,19 +57,19 @@ def test_a_gpu_needs_compute_capability_8(capability: tuple[int, int], bf16: boo
 
 
 def test_all_ranks_use_the_support_that_all_have(monkeypatch) -> None:
-    monkeypatch.setattr(ranks, "gather", lambda mine: [FAST, SLOW, FAST, SLOW])
+    monkeypatch.setattr(ranks, "gather", lambda own: [FAST, SLOW, FAST, SLOW])
     assert not common_support().bf16
     assert "rank 1 it does not multiply (2 of 4 ranks)" in common_support().reason
-    monkeypatch.setattr(ranks, "gather", lambda mine: [FAST, FAST])
+    monkeypatch.setattr(ranks, "gather", lambda own: [FAST, FAST])
     assert common_support() == FAST
-    monkeypatch.setattr(ranks, "gather", lambda mine: [mine])
+    monkeypatch.setattr(ranks, "gather", lambda own: [own])
     assert common_support() == precision.device_support(ranks.device())
 
 
 @pytest.mark.parametrize("support", [FAST, SLOW])
 @pytest.mark.parametrize("setting", ["auto", "bf16", "fp32"])
-def test_only_a_request_for_slow_bf16_warns(setting, support: Support) -> None:
-    choice = Choice("`some.setting`", setting, support)
+def test_only_a_request_for_slow_bf16_warns(setting, support: PrecisionSupport) -> None:
+    choice = PrecisionChoice("`some.setting`", setting, support)
     assert choice.precision == {"auto": "bf16" if support.bf16 else "fp32"}.get(setting, setting)
     lines = precision_lines(choice)
     assert choice.precision in lines[0]
@@ -81,7 +81,7 @@ def test_only_a_request_for_slow_bf16_warns(setting, support: Support) -> None:
 
 
 def test_one_warning_names_all_settings() -> None:
-    lines = precision_lines(Choice("`one`", "bf16", SLOW), Choice("`two`", "bf16", SLOW))
+    lines = precision_lines(PrecisionChoice("`one`", "bf16", SLOW), PrecisionChoice("`two`", "bf16", SLOW))
     assert len(lines) == 2 and "`one` and `two`" in lines[1]
-    lines = precision_lines(Choice("`one`", "auto", SLOW), Choice("`two`", "bf16", SLOW))
+    lines = precision_lines(PrecisionChoice("`one`", "auto", SLOW), PrecisionChoice("`two`", "bf16", SLOW))
     assert len(lines) == 2 and "`one`" not in lines[1]

@@ -29,10 +29,10 @@ def test_an_old_or_unknown_version_is_refused(version: str, monkeypatch: pytest.
 
 
 def test_the_oldest_version_is_that_of_pyproject() -> None:
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     oldest = ".".join(map(str, versions.OLDEST))
-    (said,) = (one for one in asked if one.startswith("torch>"))
-    assert said.startswith(f"torch>={oldest},")
+    (requirement,) = (one for one in requirements if one.startswith("torch>"))
+    assert requirement.startswith(f"torch>={oldest},")
     assert versions.OLDEST >= (2, 10), "CVE-2026-24747"
 
 

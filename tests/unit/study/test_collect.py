@@ -57,7 +57,7 @@ def cell(mode: str) -> Cell:
     )  # fmt: skip
 
 
-def test_a_run_is_what_its_log_says(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
+def test_a_run_is_collected_from_its_log(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
     results = collect_results(plan, runs, tmp_path)
     (run,) = results.runs
     assert (run.arm, run.seed, run.budget, run.state) == ("random", 1, "tokens=40960", "finished")
@@ -72,10 +72,10 @@ def test_a_run_is_what_its_log_says(plan: StudyPlan, runs: list[PlannedRun], tmp
     assert run.command.startswith("megamask pretrain --recipe random-tiny")
 
 
-def test_cells_and_references_are_told_apart(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
+def test_cells_and_references_are_separated(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
     results = collect_results(plan, runs, tmp_path)
-    ((key, (found,)),) = results.cells.items()
-    assert (key, found.key.model) == (("random", 1, "tokens=40960"), "random/seed-1")
+    ((key, (cell,)),) = results.cells.items()
+    assert (key, cell.key.model) == (("random", 1, "tokens=40960"), "random/seed-1")
     assert [each.key.mode for each in results.references] == ["reference"]
     assert [arm.name for arm in results.arms] == ["random", "probe"]
     assert "masking.score" in results.arms[1].changes and "seed" not in results.arms[1].changes
@@ -97,13 +97,13 @@ def test_results_are_read_as_they_were_written(plan: StudyPlan, runs: list[Plann
     assert "predictions" not in path.read_text()
     known, cells, references = read_results(path)
     assert list(known.values()) == list(results.runs)
-    ((found,),) = cells.values()
-    assert math.isnan(found.scores["mcc"]) and found.predictions == ()
-    assert found.key == results.cells["random", 1, "tokens=40960"][0].key
+    ((cell,),) = cells.values()
+    assert math.isnan(cell.scores["mcc"]) and cell.predictions == ()
+    assert cell.key == results.cells["random", 1, "tokens=40960"][0].key
     assert [each.key for each in references] == [each.key for each in results.references]
 
 
-def test_a_study_goes_on_from_its_results_alone(
+def test_a_study_continues_from_its_results_file(
     plan: StudyPlan, runs: list[PlannedRun], text: Path, tmp_path: Path
 ) -> None:
     results, other = collect_results(plan, runs, tmp_path), tmp_path / "other"

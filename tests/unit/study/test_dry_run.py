@@ -43,7 +43,7 @@ def test_the_smallest_p_is_that_of_all_sign_flips(seeds: int) -> None:
 
 
 def test_one_seed_shows_nothing() -> None:
-    assert "shows nothing" in power_lines(1, 0.6)[0]
+    assert "no interval can be computed" in power_lines(1, 0.6)[0]
 
 
 def test_the_description_names_costs_and_runs(plan: StudyPlan, text: Path, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_the_description_names_costs_and_runs(plan: StudyPlan, text: Path, tmp_p
     runs = plan_runs(plan, tmp_path, text)
     shown = describe_study(plan, runs, runs, 2)
     assert "4 runs of 163,840 tokens in all, and 4 evaluations" in shown
-    assert "01:21 with 2 side by side" in shown
+    assert "01:21 with 2 at a time" in shown
     assert [line.split()[2:4] for line in shown.splitlines()[3:5]] == [["0,", "2"], ["1,", "3"]]
 
 

@@ -99,7 +99,7 @@ def test_settings_are_hashed_without_the_seed(plan: StudyPlan, text: Path) -> No
     assert runs[0].settings == runs[2].settings != runs[1].settings
 
 
-def test_results_count_where_the_text_lies_elsewhere_and_after_a_setting_was_added(
+def test_results_count_with_moved_text_and_after_a_setting_was_added(
     plan: StudyPlan, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(text, tmp_path / "elsewhere")

@@ -108,7 +108,7 @@ def markdown_tables(source: str) -> list[list[list[str]]]:
     return [[[cell.strip().replace("**", "") for cell in row] for row in (rows[0], *rows[2:])] for rows in split]
 
 
-def test_sections_stand_in_order(page: Page, files: Path) -> None:
+def test_sections_are_in_order(page: Page, files: Path) -> None:
     assert page.headings == HEADINGS
     assert re.findall(r"^## (.+)$", (files / "report.md").read_text(), re.MULTILINE) == HEADINGS
 
@@ -186,7 +186,7 @@ def test_pictures_follow_the_colors_of_the_page(files: Path) -> None:
     assert set(re.findall(r"var\((--[^)]+)\)", source)) <= defined
 
 
-def test_a_study_without_results_says_so(results: StudyResults) -> None:
+def test_the_report_of_a_study_without_results(results: StudyResults) -> None:
     empty = compare_arms(replace(results, runs=(), cells={}, references=()))
     text = render_markdown(build_report(empty))
     assert "The study has no results to compare yet." in text

@@ -48,7 +48,7 @@ def test_another_text_is_refused(plan: StudyPlan, text: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("content", ["{", "{}", '{"arm": 3, "seeds": [1], "budgets": []}', "[]"])
 def test_a_damaged_plan_is_named_with_the_cure(content: str, plan: StudyPlan, text: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(content)
-    with pytest.raises(DataError, match=r"plan\.json .* Delete it if the plan is that of the study"):
+    with pytest.raises(DataError, match=r"plan\.json .* If the plan is the one of this study, delete the file"):
         open_study(tmp_path, plan, text)
     assert (tmp_path / "plan.json").read_text() == content
 

@@ -78,7 +78,7 @@ def test_a_run_of_3ml_can_teach_and_one_of_mae_lm_cannot(student, first_weights,
     "kind", ["bert", "modernbert", "roberta", "distilbert", "albert", "electra", "mpnet", "convbert", "deberta-v2"]
 )
 @torch.no_grad()
-def test_any_model_of_transformers_gives_packed_the_logits_it_gives_alone(theirs, load, packs, kind):
+def test_packed_logits_of_any_model_equal_single_ones(theirs, load, packs, kind):
     folder, model = theirs(kind)
     for soft, batch, plan in zip(load(folder).targets(*packs, 0.0), *packs, strict=True):
         expected = padded_logits(model, plan.inputs, batch.layout)[plan.targets]

@@ -43,19 +43,19 @@ def test_sections_that_need_each_other(tmp_path):
     off, on = DistillConfig(), DistillConfig(Schedule(start=0.5))
     stored = dataclasses.replace(on, stored=tmp_path)
     nobody, somebody = TeacherConfig(), TeacherConfig("x")
-    none, asked = EntropyConfig(), EntropyConfig("teacher")
+    none, by_teacher = EntropyConfig(), EntropyConfig("teacher")
     audited = EntropyConfig("probe", audit=AuditConfig(200, fall_back=("teacher",)))
     for sound in (
         (nobody, off, none),
         (somebody, on, none),
-        (somebody, off, asked),
+        (somebody, off, by_teacher),
         (nobody, stored, none),
         (somebody, stored, audited),
     ):
         assert not teacher_problems(*sound)
     for wrong in (
         (nobody, on, none),
-        (nobody, off, asked),
+        (nobody, off, by_teacher),
         (nobody, off, audited),
         (somebody, off, none),
         (somebody, stored, none),

@@ -30,10 +30,12 @@ ALWAYS = MaskingConfig(Schedule(start=0.25), score="entropy", random_share=Sched
 EXACT = replace(PretrainConfig(), masking=ALWAYS, entropy=EntropyConfig("exact", signal="clean"))
 
 
-def count(config: PretrainConfig, source: str, *, taught: bool = False, teacher: ForwardFlops | None = None) -> dict:
+def count(
+    config: PretrainConfig, source: str, *, with_teacher: bool = False, teacher: ForwardFlops | None = None
+) -> dict:
     """The figures after one step with a pack of two sequences of 10 and 6 tokens."""
     counter = FlopCounter(PackFlops.of(config, SHAPE, teacher))
-    counter.count_step(0, [pack([10, 6])], 0.0, Masker(config.masking, IDS), source, taught)
+    counter.count_step(0, [pack([10, 6])], 0.0, Masker(config.masking, IDS), source, with_teacher)
     return counter.figures()
 
 
@@ -46,13 +48,13 @@ def test_one_step_by_hand() -> None:
     scoring = 16 * per_token + attention + 16 * head  # a forward pass, with the head at every token
     teacher = 16 * per_token + attention + 4 * head
     distill = replace(EXACT, distill=DistillConfig(weight=Schedule(start=0.5)))
-    figures = count(distill, "exact", taught=True, teacher=forward_flops(SHAPE))
+    figures = count(distill, "exact", with_teacher=True, teacher=forward_flops(SHAPE))
     assert figures["total/tokens"] == 16
     expected = {"flops/student": student, "flops/scoring": scoring, "flops/teacher": teacher}
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=UNIT / 2)
 
 
-def test_a_run_without_entropies_and_teacher_has_the_student_alone() -> None:
+def test_a_run_without_entropies_and_teacher_counts_only_the_student() -> None:
     figures = count(replace(PretrainConfig(), masking=replace(ALWAYS, score="uniform")), "")
     assert figures["flops/scoring"] == figures["flops/teacher"] == 0 < figures["flops/student"]
 
@@ -96,7 +98,7 @@ def test_sums_do_not_depend_on_when_they_are_read_or_where_the_run_resumes() -> 
 def test_late_masks_and_a_decoder_change_the_student() -> None:
     sizes = {"tokens": 100.0, "pairs": 1000.0, "targets": 50}
     costs = {
-        name: PackFlops.of(find_recipe(name), SHAPE).student(**sizes, taught=False)
+        name: PackFlops.of(find_recipe(name), SHAPE).student(**sizes, with_teacher=False)
         for name in ("random-tiny", "three-ml-tiny", "mae-lm-tiny")
     }
     assert costs["three-ml-tiny"] < costs["random-tiny"]
@@ -123,5 +125,5 @@ def test_the_teacher_of_another_library_costs_what_ours_does() -> None:
 def test_corruption_decides_how_many_tokens_enter_late() -> None:
     config = find_recipe("three-ml-tiny")
     mixed = replace(config, masking=replace(config.masking, corruption=Corruption(0.8, 0.1, 0.1)))
-    costs = [PackFlops.of(each, SHAPE).student(100.0, 1000.0, 50, taught=False) for each in (config, mixed)]
+    costs = [PackFlops.of(each, SHAPE).student(100.0, 1000.0, 50, with_teacher=False) for each in (config, mixed)]
     assert costs[0] < costs[1]  # a target that is not [MASK] passes through all layers

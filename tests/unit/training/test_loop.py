@@ -23,7 +23,7 @@ from megamask.training import loop
 from megamask.training.components import RunComponents
 from megamask.training.progress import Progress
 from tests.processes.forked import Tell, fork
-from tests.unit.training.test_summary import bare
+from tests.unit.training.stand_ins import bare
 
 
 def fails(*_: object) -> None:

@@ -31,16 +31,16 @@ class Clock:
 
 def trained(progress: Progress, clock: Clock, step: int, durations: list[float]) -> list[tuple[int, float]]:
     """Number and progress of the steps that are taken, each of the next duration; the run may end before they do."""
-    found = []
+    values = []
     for duration in durations:
         if progress.over(step):
             break
         progress.tick()
         assert progress.began(step) < 1  # so that the learning rate of every step is above its end
-        found.append((step, progress.at(step)))
+        values.append((step, progress.at(step)))
         clock.time += duration
         step += 1
-    return found
+    return values
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_a_bad_duration_is_refused_with_a_sentence(text: str) -> None:
 def test_without_a_budget_progress_is_the_share_of_the_steps(steps: int) -> None:
     clock = Clock()
     progress = Progress(steps, now=clock)
-    found = trained(progress, clock, 0, [5.0] * (steps + 3))
-    assert found == [(step, step / steps) for step in range(steps)]
+    values = trained(progress, clock, 0, [5.0] * (steps + 3))
+    assert values == [(step, step / steps) for step in range(steps)]
     assert progress.left is None and progress.ending(steps) == ""
 
 
@@ -73,17 +73,17 @@ def test_without_a_budget_progress_is_the_share_of_the_steps(steps: int) -> None
 def test_a_budget_ends_the_run_at_its_deadline_with_the_last_rate(durations: list[float], budget: float) -> None:
     clock, rate = Clock(), LearningRate(final=0.1)
     progress = Progress(10**6, f"{budget:.3f}s", now=clock)
-    found = trained(progress, clock, 0, [*durations, *[30.0] * 50])
-    shares = [share for _, share in found]
+    values = trained(progress, clock, 0, [*durations, *[30.0] * 50])
+    shares = [share for _, share in values]
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
     # the step that the deadline found is the last, and the only one at the end
     assert all(share < 1 for share in shares[:-1])
     assert rate(shares[-1]) == pytest.approx(rate.peak * rate.final)
     # the last step has the rate of where the one before it began, and so it moves
     begin = shares[-2] if len(shares) > 1 else 0.0
-    assert progress.began(len(found) - 1) == pytest.approx(begin, abs=1e-5)
-    assert rate.of_step(progress.began(len(found) - 1), 1.0) >= rate.peak * rate.final
-    assert "is used up" in progress.ending(len(found))
+    assert progress.began(len(values) - 1) == pytest.approx(begin, abs=1e-5)
+    assert rate.of_step(progress.began(len(values) - 1), 1.0) >= rate.peak * rate.final
+    assert "is used up" in progress.ending(len(values))
 
 
 @given(st.lists(st.floats(0.1, 5), min_size=30, max_size=30), st.integers(1, 25), st.floats(0, 1e6))
@@ -92,23 +92,23 @@ def test_time_in_the_queue_does_not_count(durations: list[float], stop: int, wai
     whole = trained(Progress(10**6, "40s", now=clock), clock, 0, durations)
     again = Clock()
     first = Progress(10**6, "40s", now=again)
-    found = trained(first, again, 0, durations[:stop])
+    values = trained(first, again, 0, durations[:stop])
     used = first.used
     again.time += waited
     second = Progress(10**6, "40s", used=used, now=again)
-    if not first.over(len(found)) and used < 40:
-        found += trained(second, again, len(found), durations[stop:])
-        assert [step for step, _ in found] == [step for step, _ in whole]
-        assert [share for _, share in found] == pytest.approx([share for _, share in whole])
+    if not first.over(len(values)) and used < 40:
+        values += trained(second, again, len(values), durations[stop:])
+        assert [step for step, _ in values] == [step for step, _ in whole]
+        assert [share for _, share in values] == pytest.approx([share for _, share in whole])
     else:
-        assert second.over(len(found)) or used < 40
+        assert second.over(len(values)) or used < 40
 
 
 def test_steps_end_a_run_with_a_budget_too() -> None:
     clock = Clock()
     progress = Progress(10, "1h", now=clock)
-    found = trained(progress, clock, 0, [1.0] * 20)
-    assert found == [(step, step / 10) for step in range(10)] and progress.at(10) == 1
+    values = trained(progress, clock, 0, [1.0] * 20)
+    assert values == [(step, step / 10) for step in range(10)] and progress.at(10) == 1
     assert "Raise `steps`" in progress.ending(10)
 
 
@@ -117,12 +117,12 @@ def test_all_ranks_use_the_clock_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> N
     both = [Progress(100, "100s", now=clock) for clock in clocks]
     clocks[0].time += 25
     clocks[1].time += 60
-    said: list[torch.Tensor] = []
+    messages: list[torch.Tensor] = []
     for rank, progress in enumerate(both):  # what each would send
         monkeypatch.setattr(ranks, "is_main", lambda rank=rank: rank == 0)
-        monkeypatch.setattr(ranks, "sum", lambda value: said.append(value) or value)
+        monkeypatch.setattr(ranks, "sum", lambda value: messages.append(value) or value)
         progress.tick()
     for progress in both:
-        monkeypatch.setattr(ranks, "sum", lambda value: torch.stack(said[:2]).sum())
+        monkeypatch.setattr(ranks, "sum", lambda value: torch.stack(messages[:2]).sum())
         progress.tick()
         assert progress.at(0) == 0.25

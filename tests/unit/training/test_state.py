@@ -19,23 +19,23 @@ from megamask.training.progress import Progress
 from megamask.training.setup import pack_numbers
 from megamask.training.state import TrainState, check_derived, derived_fields, read_train_state
 from tests.batches import IDS
-from tests.unit.training.test_summary import bare
+from tests.unit.training.stand_ins import bare
 
-ledgers = st.one_of(st.just(SkippedPacks()), st.just(SkippedPacks(((2, 3), (4, 9)))))
+skipped_packs_of_runs = st.one_of(st.just(SkippedPacks()), st.just(SkippedPacks(((2, 3), (4, 9)))))
 
 
-@given(st.integers(1, 200), st.floats(0, 4e5), st.sampled_from([None, "90h"]), ledgers)
+@given(st.integers(1, 200), st.floats(0, 4e5), st.sampled_from([None, "90h"]), skipped_packs_of_runs)
 def test_a_resume_computes_the_derived_fields_of_the_checkpoint(
-    step: int, used: float, budget: str | None, ledger: SkippedPacks
+    step: int, used: float, budget: str | None, skipped_packs: SkippedPacks
 ) -> None:
     config = replace(PretrainConfig(), steps=200, time_budget=budget)
-    trainer = SimpleNamespace(policy=SimpleNamespace(ledger=ledger), masker=Masker(config.masking, IDS))
+    trainer = SimpleNamespace(policy=SimpleNamespace(skipped_packs=skipped_packs), masker=Masker(config.masking, IDS))
     saved = bare(RunComponents, config=config, progress=Progress(200, budget), trainer=trainer)
     state = TrainState(7, used, **derived_fields(saved, step, used))
     resumed = bare(RunComponents, **vars(saved) | {"progress": Progress(200, budget, used)})
     check_derived(resumed, step, state, Path("step"))
     # the batches that follow are those that the number of packs says
-    first = next(pack_numbers(replace(config, steps=step + 1), step, config.packs.per_step, ledger))
+    first = next(pack_numbers(replace(config, steps=step + 1), step, config.packs.per_step, skipped_packs))
     assert first == state.packs
     for name, other in (("packs", 1), ("rate", 1e-6), ("targets", 1)):
         wrong = replace(state, **{name: getattr(state, name) + other})

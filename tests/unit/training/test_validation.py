@@ -70,8 +70,8 @@ def by_hand(model: MLM, count: int) -> Validation:
             share = (COUNTS[label].item() + 1) / (COUNTS.sum().item() + IDS.size)
             guess.append(-math.log(share))
             lucky.append(label == IDS.size - 1)  # the most frequent token
-    found = len(nll)
-    return Validation(sum(nll) / found, sum(hits) / found, sum(guess) / found, sum(lucky) / found, found)
+    size = len(nll)
+    return Validation(sum(nll) / size, sum(hits) / size, sum(guess) / size, sum(lucky) / size, size)
 
 
 def validate(engine: Bare, packs: HeldOut, count: int, *how) -> Validation:
@@ -79,10 +79,10 @@ def validate(engine: Bare, packs: HeldOut, count: int, *how) -> Validation:
     return validate_sources(engine, {"text": packs}, count, *how)[0]
 
 
-def close(found: Validation, expected: Validation) -> bool:
+def close(actual: Validation, expected: Validation) -> bool:
     relative, absolute = TOLERANCES[torch.float64]
     return all(
-        vars(found)[key] == (value if value is None else pytest.approx(value, relative, absolute))
+        vars(actual)[key] == (value if value is None else pytest.approx(value, relative, absolute))
         for key, value in vars(expected).items()
     )
 
@@ -121,7 +121,7 @@ def test_ranks_share_the_packs_and_run_equally_many(world: int, monkeypatch: pyt
     assert close(total, by_hand(model, count))
 
 
-def test_a_source_is_evaluated_as_alone_and_the_whole_is_the_mean_over_targets() -> None:
+def test_each_source_is_evaluated_and_the_total_is_the_mean_over_targets() -> None:
     engine, held_out = Bare(objective("modern")), {"wiki": HeldOut(5), "code": HeldOut(2)}
     whole, by_source = validate_sources(engine, held_out, 4, IDS, GUESS)
     assert by_source == {name: validate(engine, packs, 4, IDS, GUESS) for name, packs in held_out.items()}
@@ -155,7 +155,7 @@ def test_unknown_bytes_of_one_source_leave_those_of_the_others() -> None:
     assert "valid/old/nats_per_byte" not in source_figures(by_source)
 
 
-def test_one_source_alone_is_the_whole_to_the_bit() -> None:
+def test_the_total_of_a_single_source_is_bitwise_equal() -> None:
     engine = Bare(objective("bert"))
     whole, by_source = validate_sources(engine, {"wiki": HeldOut(5)}, 5, IDS, GUESS)
     assert whole == by_source["wiki"] == validate(engine, HeldOut(5), 5, IDS, GUESS)

@@ -1,0 +1,168 @@
+"""Find every problem of a configuration before any device is used: of its settings, between its sections, and of the
+DeepSpeed file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megamask.basic_types import TokenIds
+from megamask.config import time_budget
+from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
+from megamask.config.sources import data_problems
+from megamask.engine import ds_file
+from megamask.errors import ConfigError, Removable, must, raise_all
+from megamask.errors.setting_rules import settings_problems
+from megamask.masking.settings import STEPS
+from megamask.storage.dotted import flatten
+from megamask.teacher import settings as teachers
+
+
+def check_config(config: PretrainConfig, deepspeed: Path | None, world: int) -> dict[str, Any]:
+    """The content of the DeepSpeed file; ConfigError with every problem of it, ``config`` and the number of ranks."""
+    ds, problems = find_problems(config, deepspeed, world)
+    raise_all(ConfigError, problems)
+    return ds
+
+
+def find_problems(config: PretrainConfig, deepspeed: Path | None, world: int) -> tuple[dict[str, Any], list[str]]:
+    """What `check_config` returns, and the sentences that it raises."""
+    default = ds_file.default_ds_config(config.optimizer), list[str]()
+    ds, problems = ds_file.parse_ds_config(deepspeed) if deepspeed else default
+    problems += config_problems(config)
+    problems += ds_file.ds_problems(config.optimizer, ds) if ds is not None else []
+    if config.entropy.ema_decay is not None and ds_file.zero_stage(ds or {}) == 3:
+        problems.append(
+            "`entropy.ema_decay` needs whole weights on every rank, which ZeRO 3 does not keep: use stage 0, 1 or 2."
+        )
+    per_step, views = config.packs.per_step, config.packs.masks_per_text
+    if per_step >= 1 and per_step % world:
+        cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}, or {_fitting(config)}."
+        problems.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
+    if views > 1 and per_step >= 1 and per_step % (views * world):
+        rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
+        problems.append(must("packs.masks_per_text", rule, views, f"Use {_fitting(config)}."))
+    return ds or {}, problems
+
+
+def config_problems(config: PretrainConfig) -> list[str]:
+    """Sentences for what is wrong with ``config``, whatever it runs on; some of them are `Removable`."""
+    config = resolve_phases(config)
+    problems = [problem for name, value in flatten(as_dict(config)).items() for problem in _value_problems(name, value)]
+    problems += settings_problems(config)
+    problems += data_problems(config.data, config.mixture)
+    problems += time_budget.time_budget_problems(config.time_budget)
+    problems += teachers.teacher_problems(config.teacher, config.distill, config.entropy)
+    problems += _entropy_problems(config) + _objective_problems(config) + _stored_target_and_rewind_problems(config)
+    if config.init is None:
+        longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
+        if config.packs.length > longest:
+            problems.append(must("packs.length", f"be at most `model.max_positions` ({longest})", config.packs.length))
+    if config.init and not (config.init / "model.safetensors").is_file() and not _is_run(config.init):
+        problems.append(
+            f"`init` names {config.init}, which holds neither model.safetensors nor checkpoints/. Make it with "
+            "`megamask import`, or name the folder of a run."
+        )
+    return problems
+
+
+def late_settings(config: PretrainConfig) -> dict[str, str]:
+    """Settings that would first act when the run is over, each with a sentence."""
+    updates = {"entropy.audit.every": (config.entropy.audit.every, "there is no audit")}
+    if config.masking.score == "token_type":
+        updates["masking.token_type.every"] = (config.masking.token_type.every, "all masks are random")
+    return {
+        name: must(name, f"be less than `steps` ({config.steps}), or {otherwise}", every)
+        for name, (every, otherwise) in updates.items()
+        if every is not None and every >= config.steps
+    }
+
+
+def _value_problems(name: str, value: object) -> list[str]:
+    """Sentences for values that no setting accepts: strings that cannot be printed, integers beyond 64 bits."""
+    if isinstance(value, str) and not value.isprintable():
+        return [must(name, "contain only printable characters", value)]
+    if isinstance(value, int) and abs(value) > 2**63:
+        return [must(name, "lie below 2**63", value)]
+    return []
+
+
+def _fitting(config: PretrainConfig) -> str:
+    """The numbers of ranks, up to a thousand, that can share a step evenly; as words."""
+    per_step, views = config.packs.per_step, max(config.packs.masks_per_text, 1)
+    fitting = [str(n) for n in range(1, 1001) if per_step % (n * views) == 0]
+    return f"a number of ranks that fits ({', '.join(fitting)})" if fitting else "another `packs.masks_per_text`"
+
+
+def _is_run(folder: Path) -> bool:
+    return (Path(folder) / "checkpoints").is_dir()
+
+
+def _entropy_problems(config: PretrainConfig) -> list[str]:
+    """Sentences for conflicts between the score and the entropy source."""
+    entropy, problems = config.entropy, []
+    if config.masking.score == "entropy" and entropy.source == "none":
+        problems.append("`masking.score` 'entropy' needs `entropy.source`. Name one, such as 'probe'.")
+    if config.masking.score != "entropy" and entropy.source != "none":
+        why = f"has no effect on the score {config.masking.score!r}"
+        problems.append(Removable("entropy.source", why, "none", "Set `masking.score` to 'entropy', or remove it."))
+    strategy = config.masking.entropy.strategy
+    if entropy.candidates is not None and strategy not in ("high", "proportional"):
+        why = f"must be left out with the strategy {strategy!r}, which takes tokens that the probe does not propose"
+        problems.append(Removable("entropy.candidates", why, None))
+    return problems
+
+
+def _stored_target_and_rewind_problems(config: PretrainConfig) -> list[str]:
+    """Sentences for stored targets whose masks are not known in advance, and for rewinds without an old checkpoint."""
+    problems, stored = [], config.distill.stored is not None
+    if config.time_budget is not None and stored and config.masking.ratio.kind != "constant":
+        problems.append(
+            "With `time_budget`, `masking.ratio` follows the clock, but `distill.stored` needs masks that are known in "
+            "advance. Keep the ratio constant, or use `teacher.path` without `distill.stored`."
+        )
+    if stored:
+        problems += fixed_mask_problems(config)
+    if config.spikes.policy != "rewind":
+        return problems
+    if stored:
+        problems.append(
+            "`spikes.policy` 'rewind' changes which packs are read, but `distill.stored` covers fixed packs. Use "
+            "'skip'."
+        )
+    reach = (config.checkpoint.keep - 1) * config.checkpoint.every
+    if reach < config.spikes.rewind_steps:
+        rule = f"be at most {reach}, the age that one of `checkpoint.keep` checkpoints always has"
+        problems.append(must("spikes.rewind_steps", rule, config.spikes.rewind_steps, "Keep more checkpoints."))
+    return problems
+
+
+def fixed_mask_problems(config: PretrainConfig) -> list[str]:
+    """A sentence if the masks of a run are not known before it starts."""
+    if config.masking.score == "uniform":
+        return []
+    rule = "be 'uniform' with `distill.stored`, because other masks are not known in advance"
+    return [must("masking.score", rule, config.masking.score)]
+
+
+def _objective_problems(config: PretrainConfig) -> list[str]:
+    """Sentences for conflicts of the objective with encoder and masks; with `init`, the encoder is checked later."""
+    objective, masking, length = config.objective, config.masking, config.packs.length
+    problems = [] if config.init else objective.misfits("objective", config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
+    if objective.decoder.dropout and config.model.attention == "varlen":
+        rule = "be 0 when `model.attention` is 'varlen'"
+        problems.append(must("objective.decoder.dropout", rule, objective.decoder.dropout))
+    if not objective.late or settings_problems(masking) or length < 8:
+        return problems
+    if masking.corruption.mask == 0:
+        why = f"{objective.kind!r} has no effect while `masking.corruption.mask` is 0"
+        return [*problems, Removable("objective.kind", why, "mlm", "Set it to 'mlm'.")]
+    # the shares of a sequence that are [MASK], over the run; [CLS] and [SEP] never are
+    shares = [masking.ratio(step / STEPS) * masking.corruption.mask for step in range(STEPS + 1)]
+    if max(shares) * length > length - 3:
+        rule = f"leave a token visible in a sequence of `packs.length` ({length}) tokens"
+        problems.append(must("masking.ratio", rule, max(shares), "Lower it."))
+    if min(shares) * length < 1:
+        rule = f"give a sequence of `packs.length` ({length}) tokens a target under [MASK]"
+        problems.append(must("masking.ratio", rule, min(shares), "Raise it, or lengthen sequences."))
+    return problems
