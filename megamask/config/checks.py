@@ -53,7 +53,8 @@ def config_problems(config: PretrainConfig) -> list[str]:
     problems += data_problems(config.data, config.mixture)
     problems += time_budget.time_budget_problems(config.time_budget)
     problems += teachers.teacher_problems(config.teacher, config.distill, config.entropy)
-    problems += _entropy_problems(config) + _objective_problems(config) + _stored_target_and_rewind_problems(config)
+    problems += _entropy_problems(config) + _objective_problems(config) + _stored_length_problems(config)
+    problems += _stored_target_and_rewind_problems(config)
     if config.init is None:
         longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
         if config.packs.length > longest:
@@ -71,6 +72,8 @@ def late_settings(config: PretrainConfig) -> dict[str, str]:
     updates = {"entropy.audit.every": (config.entropy.audit.every, "there is no audit")}
     if config.masking.score == "token_type":
         updates["masking.token_type.every"] = (config.masking.token_type.every, "all masks are random")
+    if config.packs.start_length is not None:
+        updates["packs.start_steps"] = (config.packs.start_steps, "all sequences are short")
     return {
         name: must(name, f"be less than `steps` ({config.steps}), or {otherwise}", every)
         for name, (every, otherwise) in updates.items()
@@ -137,6 +140,18 @@ def _stored_target_and_rewind_problems(config: PretrainConfig) -> list[str]:
     return problems
 
 
+def _stored_length_problems(config: PretrainConfig) -> list[str]:
+    """What was stored for sequences of one length cannot be read with another."""
+    if config.packs.start_length is None:
+        return []
+    stored = {"entropy.source": config.entropy.source == "sidecar", "distill.stored": config.distill.stored is not None}
+    return [
+        f"`packs.start_length` has no packs for `{name}`, which was computed with one length. Remove one of them."
+        for name, used in stored.items()
+        if used
+    ]
+
+
 def fixed_mask_problems(config: PretrainConfig) -> list[str]:
     """A sentence if the masks of a run are not known before it starts."""
     if config.masking.score == "uniform":
@@ -147,7 +162,8 @@ def fixed_mask_problems(config: PretrainConfig) -> list[str]:
 
 def _objective_problems(config: PretrainConfig) -> list[str]:
     """Sentences for conflicts of the objective with encoder and masks; with `init`, the encoder is checked later."""
-    objective, masking, length = config.objective, config.masking, config.packs.length
+    objective, masking = config.objective, config.masking
+    length = config.packs.start_length or config.packs.length
     problems = [] if config.init else objective.misfits("objective", config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
     if objective.decoder.dropout and config.model.attention == "varlen":
         rule = "be 0 when `model.attention` is 'varlen'"
@@ -160,9 +176,9 @@ def _objective_problems(config: PretrainConfig) -> list[str]:
     # the shares of a sequence that are [MASK], over the run; [CLS] and [SEP] never are
     shares = [masking.ratio(step / STEPS) * masking.corruption.mask for step in range(STEPS + 1)]
     if max(shares) * length > length - 3:
-        rule = f"leave a token visible in a sequence of `packs.length` ({length}) tokens"
+        rule = f"leave a token visible in a sequence of {length} tokens"
         problems.append(must("masking.ratio", rule, max(shares), "Lower it."))
     if min(shares) * length < 1:
-        rule = f"give a sequence of `packs.length` ({length}) tokens a target under [MASK]"
+        rule = f"give a sequence of {length} tokens a target under [MASK]"
         problems.append(must("masking.ratio", rule, min(shares), "Raise it, or lengthen sequences."))
     return problems

@@ -9,7 +9,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from megamask.errors import must
-from megamask.errors.setting_rules import Count, NotNegative, Positive, Share, removable
+from megamask.errors.setting_rules import Count, NotNegative, OnlyFor, Positive, Share, removable
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,21 @@ class PacksConfig:
     masks_per_text: Count = 1
     """Packs of a step that hold the same text, each under a mask of its own: one pass of a model says how unsure it is
     for all of them. A step then holds `per_step` / `masks_per_text` different texts."""
+    start_length: Annotated[int, Ge(8)] | None = None
+    """Longest sequence in tokens in the first `start_steps` steps, shorter than `length`: most steps of BERT have 128
+    tokens, the last tenth 512. Packs keep their size."""
+    start_steps: Annotated[Count, OnlyFor("start_length")] = 1
+    """Steps with sequences of `start_length`; then they have `length`."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
+        problems = []
         if self.tokens < self.length:
-            return [must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens)]
-        return []
+            problems.append(must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens))
+        if self.start_length is not None and self.start_length >= self.length:
+            rule = f"be below `{name}.length` ({self.length})"
+            problems.append(must(f"{name}.start_length", rule, self.start_length))
+        return problems
 
 
 @dataclass(frozen=True)

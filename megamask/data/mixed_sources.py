@@ -19,9 +19,10 @@ from jaxtyping import Int64
 
 from megamask.batch import PackedBatch
 from megamask.data.compare_tokenizers import tokenizer_differences
+from megamask.data.length_phases import SourcePacks
 from megamask.data.manifest import Manifest, Split
 from megamask.data.mixture import BLOCK, SourceOrder
-from megamask.data.packs import Packs, text_number
+from megamask.data.packs import text_number
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import DataError
@@ -130,7 +131,13 @@ class MixedPacks:
     """The packs of several sources in the order of a mixture, by number; used like `Packs`."""
 
     def __init__(
-        self, shards: MixedShards, sources: Mapping[str, Packs], order: SourceOrder, *, per_step: int, views: int = 1
+        self,
+        shards: MixedShards,
+        sources: Mapping[str, SourcePacks],
+        order: SourceOrder,
+        *,
+        per_step: int,
+        views: int = 1,
     ):
         """``sources``: the packs of each source by name, opened without ``per_step`` and ``views``."""
         self.shards, self.sources, self.order = shards, dict(sources), order
@@ -181,13 +188,13 @@ class MixedPacks:
         source, index = self.order[text]
         return replace(self._packs[source].batch(index), number=number, source_pack=text)
 
-    def epochs(self, number: int) -> dict[str, float]:
+    def source_epochs(self, number: int) -> dict[str, float]:
         """How often each source is read by the packs below ``number``, the first of a step."""
         counts = self.order.counts(self.text_of(number))
         return {
-            name: int(count) / len(packs) for (name, packs), count in zip(self.sources.items(), counts, strict=True)
+            name: packs.epochs(int(count)) for (name, packs), count in zip(self.sources.items(), counts, strict=True)
         }
 
 
-TextPacks = Packs | MixedPacks
+TextPacks = SourcePacks | MixedPacks
 """The packs of one source or of a mixture."""

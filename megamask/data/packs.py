@@ -117,6 +117,10 @@ class Packs:
         """The number of the text in pack ``number``: the same, unless a step shows each text several times."""
         return text_number(number, self.per_step, self.views)
 
+    def epochs(self, number: int) -> float:
+        """How often the text is read by the packs below ``number``, the first of a step."""
+        return self.text_of(number) / len(self)
+
     def batch(self, number: int) -> PackedBatch:
         """Pack ``number`` (from 0, over all epochs) as CPU tensors.
 

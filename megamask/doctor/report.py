@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from megamask.config import cli
+from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.mixed_sources import MixedPacks
 from megamask.doctor import memory, step_memory
 from megamask.doctor.checks import Examination, PlannedModel, examine, existing_parent
@@ -72,7 +73,7 @@ def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
     if isinstance(packs, MixedPacks):
         lines = summary.mixture_lines(config, packs)
     else:
-        epochs = config.steps * config.packs.per_step / config.packs.masks_per_text / len(packs)
+        epochs = packs.epochs(config.steps * config.packs.per_step)
         lines = [
             f"{shards.folder}: {shards.tokens:,} tokens in {shards.documents:,} documents",
             f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full; the run reads them "
@@ -214,7 +215,7 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
     teacher = None
     if examination.teacher is not None:
         teacher = teacher_flops(examination.teacher.states, examination.teacher.weight)
-    squares = squares_per_token(text, config.packs.length)
+    squares = squares_per_token(text, config)
     parts = mean_step_flops(config, PackFlops.of(config, plan.shape, teacher), squares)
     step = math.fsum(parts[part] for part in ("student", "scoring", "teacher"))
     tokens = config.packs.per_step * config.packs.tokens
@@ -260,14 +261,13 @@ def measured_steps(command: DoctorCommand, examination: Examination, text: RunTe
     return measure_steps(command, text, command.machine.probe)
 
 
-def squares_per_token(text: RunText, length: int) -> float:
-    """`Texts.squares_per_token` of a text; of a mixture the mean of its sources by their shares."""
+def squares_per_token(text: RunText, config: PretrainConfig) -> float:
+    """`Texts.squares_of` a text; of a mixture the mean of its sources by their shares."""
     packs, texts = text.packs, Texts()
     if not isinstance(packs, MixedPacks):
-        return texts.squares_per_token(text.train.folder, length)
+        return texts.squares_of(text.train.folder, config)
     return math.fsum(
-        share * texts.squares_per_token(packs.sources[name].shards.folder, length)
-        for name, share in packs.shares.items()
+        share * texts.squares_of(packs.sources[name].shards.folder, config) for name, share in packs.shares.items()
     )
 
 

@@ -30,6 +30,8 @@ REMOVED = {"masking.ratio.middle", "masking.random_share.middle", "distill.weigh
 """New names of settings that no longer exist, and that earlier runs recorded as None, without effect."""
 
 ADDED: dict[str, Any] = {
+    "packs.start_length": None,
+    "packs.start_steps": 1,
     "mixture.shares": None,
     "mixture.alpha": 1.0,
     "masking.correction": 0.0,

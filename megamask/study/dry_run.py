@@ -57,7 +57,7 @@ def run_flops(run: PlannedRun, texts: Texts) -> dict[str, float]:
     config = run.config
     assert isinstance(config.data, Path)
     shards = texts.open(config.data)
-    squares = texts.squares_per_token(config.data, config.packs.length)
+    squares = texts.squares_of(config.data, config)
     by_part = mean_step_flops(config, pack_flops(config, shards), squares)
     return {name: value * config.steps for name, value in by_part.items()}
 

@@ -206,6 +206,15 @@ class Texts:
                 squares += sum(piece**2 for piece in pieces)
         return squares / max(total, 1)
 
+    def squares_of(self, folder: Path, config: PretrainConfig) -> float:
+        """`squares_per_token` in a mean step of a run with ``config``."""
+        packs = config.packs
+        squares = self.squares_per_token(folder, packs.length)
+        if packs.start_length is None:
+            return squares
+        share = min(1.0, packs.start_steps / config.steps)
+        return share * self.squares_per_token(folder, packs.start_length) + (1 - share) * squares
+
 
 def mean_step_flops(config: PretrainConfig, pack: PackFlops, squares: float) -> dict[str, float]:
     """FLOPs of a mean step of the run by part, and `logits`, which is a part of `student`.
@@ -266,7 +275,7 @@ def _plan_run(plan: StudyPlan, arm: PlannedArm, budget: str, folder: Path, text:
 def step_flops(config: PretrainConfig, shards: Shards, texts: Texts, data: Path) -> float:
     """FLOPs of a mean step of a run, of all parts; a teacher counts as large as the student."""
     pack = pack_flops(config, shards)
-    by_part = mean_step_flops(config, pack, texts.squares_per_token(data, config.packs.length))
+    by_part = mean_step_flops(config, pack, texts.squares_of(data, config))
     return math.fsum(by_part[part] for part in ("student", "scoring", "teacher"))
 
 

@@ -222,7 +222,7 @@ def source_epochs(run: RunComponents, step: int) -> dict[str, float]:
     packs = run.text.packs
     if not isinstance(packs, MixedPacks):
         return {}
-    return packs.epochs((step + run.trainer.policy.skipped_packs.shift(step)) * run.config.packs.per_step)
+    return packs.source_epochs((step + run.trainer.policy.skipped_packs.shift(step)) * run.config.packs.per_step)
 
 
 def log_epochs(run: RunComponents, step: int) -> None:

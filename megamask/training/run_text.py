@@ -15,10 +15,11 @@ from torch import Tensor
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.sources import data_folders, source_names
 from megamask.data import prepare
+from megamask.data.length_phases import PhasedPacks, SourcePacks
 from megamask.data.manifest import Split, check_shard_manifest
 from megamask.data.mixed_sources import MixedPacks, MixedShards, TextPacks, one_tokenizer_problems
 from megamask.data.mixture import BLOCK, SourceOrder, block_quotas, smoothed_shares
-from megamask.data.packs import Packs
+from megamask.data.packs import Packs, text_number
 from megamask.data.shards import Shards
 from megamask.entropy.frequency import unigram_surprisal
 from megamask.errors import DataError, raise_all
@@ -28,6 +29,8 @@ from megamask.training.validation import SEED
 
 Name = TypeVar("Name")
 Result = TypeVar("Result")
+Phases = tuple[Packs | None, Packs]
+"""The packs of a source in short sequences, if a run begins with them, and in long ones."""
 
 
 @dataclass(frozen=True)
@@ -110,21 +113,34 @@ def training_packs(config: PretrainConfig, sources: dict[str, Shards], *, store:
     sizes = config.packs
     how = {
         "tokens": sizes.tokens,
-        "length": sizes.length,
         "targets": config.masking.most_targets(sizes.tokens, None if config.time_budget else config.steps),
     }
     step = {"per_step": sizes.per_step, "views": sizes.masks_per_text}
+    boundary = sizes.per_step * sizes.start_steps  # the first pack of long sequences
+
+    def phases(shards: Shards, seed: int, **more: int) -> Phases:
+        def of(length: int) -> Packs:
+            return Packs(shards, length=length, seed=seed, **how, **more, store=store)
+
+        return of(sizes.start_length) if sizes.start_length else None, of(sizes.length)
+
     if len(sources) == 1:
         (shards,) = sources.values()
-        return Packs(shards, seed=config.seed, **how, **step, store=store)
+        return _in_phases(phases(shards, config.seed, **step), boundary)
     # a permutation of its own for each source; `seed` is below 2**63
     seeds = {name: config.seed + (place << 63) for place, name in enumerate(sources)}
-    packs = _each(sources, lambda name: Packs(sources[name], seed=seeds[name], **how, store=store))
-    by_size = smoothed_shares([len(each) for each in packs.values()], config.mixture.alpha)
-    shares = config.mixture.shares or by_size.tolist()
-    order = SourceOrder(block_quotas(shares))
+    opened = _each(sources, lambda name: phases(sources[name], seeds[name]))
+    by_size = smoothed_shares([len(each[-1]) for each in opened.values()], config.mixture.alpha)
+    order = SourceOrder(block_quotas(config.mixture.shares or by_size.tolist()))
+    boundaries = order.counts(text_number(boundary, **step)).tolist()
+    packs = {name: _in_phases(opened[name], count) for name, count in zip(sources, boundaries, strict=True)}
     mixed = MixedShards.join(sources, (order.quotas / BLOCK).tolist())
     return MixedPacks(mixed, packs, order, **step)
+
+
+def _in_phases(packs: Phases, boundary: int) -> SourcePacks:
+    short, long = packs
+    return PhasedPacks(short, long, boundary) if short else long
 
 
 def _each(names: Iterable[Name], act: Callable[[Name], Result]) -> dict[Name, Result]:

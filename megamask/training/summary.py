@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megamask import __version__
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.data.length_phases import SourcePacks
 from megamask.data.mixed_sources import MixedPacks, TextPacks
 from megamask.data.mixture import BLOCK
 from megamask.data.packs import Packs
@@ -50,7 +51,7 @@ def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: TextPacks,
         text_lines, epochs = mixture_lines(config, packs), ""
     else:
         text_lines = [f"text: {_text_line(config, packs)}"]
-        epochs = f"({config.steps * config.packs.per_step / len(packs):.1f} epochs) "
+        epochs = f"({packs.epochs(config.steps * config.packs.per_step):.1f} epochs) "
     lines = [
         f"{shape.family or shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: "
         f"{weights:,} parameters, {packs.token_ids.size:,} tokens in the vocabulary",
@@ -58,6 +59,11 @@ def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: TextPacks,
         f"run: {config.output}: {config.steps:,} steps of {per_step:,} tokens {epochs}on {ranks.world()} x "
         f"{ranks.device().type}",
     ]
+    if config.packs.start_length:
+        lines.append(
+            f"sequences of at most {config.packs.start_length:,} tokens in the first {config.packs.start_steps:,} "
+            f"steps, then of {config.packs.length:,}"
+        )
     if config.time_budget:
         lines.append(
             f"time: {config.time_budget} of training. Every schedule runs on this clock, so the run cannot be repeated "
@@ -78,7 +84,7 @@ def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: TextPacks,
     return lines
 
 
-def _text_line(config: PretrainConfig, packs: Packs) -> str:
+def _text_line(config: PretrainConfig, packs: SourcePacks) -> str:
     return (
         f"{packs.shards.folder}: {packs.shards.tokens:,} tokens in {packs.shards.documents:,} documents, "
         f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full"
@@ -87,7 +93,7 @@ def _text_line(config: PretrainConfig, packs: Packs) -> str:
 
 def mixture_lines(config: PretrainConfig, packs: MixedPacks) -> list[str]:
     """The share of each source and how often the whole run reads it, with a warning above `MOST_EPOCHS`."""
-    epochs = packs.epochs(config.steps * config.packs.per_step)
+    epochs = packs.source_epochs(config.steps * config.packs.per_step)
     lines = [f"text: a mixture of {len(epochs)} sources, exact in any {BLOCK:,} packs"]
     for name, share in packs.shares.items():
         lines.append(f"  {name}: share {share:.1%}, read {epochs[name]:.2f} times in {config.steps:,} steps")

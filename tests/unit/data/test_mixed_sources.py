@@ -43,7 +43,7 @@ def test_packs_are_those_of_a_loop_over_all_numbers(sources: dict[str, Shards]) 
         assert (batch.number, batch.source_pack) == (number, number)
         before[source] += 1
         read = {name: count / len(each) for name, count, each in zip(sources, before, alone, strict=True)}
-        assert packs.epochs(number + 1) == read
+        assert packs.source_epochs(number + 1) == read
     assert before[2] > 2 * len(alone[2])  # the last source has begun again, each time in another order
     orders = [[alone[2].batch(n).tokens for n in range(k * len(alone[2]), (k + 1) * len(alone[2]))] for k in (0, 1)]
     epochs = [sorted(tokens.tolist() for tokens in order) for order in orders]
@@ -68,7 +68,7 @@ def test_a_step_shows_each_text_as_often_as_it_has_views(sources: dict[str, Shar
         batch = viewed.batch(number)
         assert batch.source_pack == viewed.text_of(number)
         assert torch.equal(batch.tokens, plain.batch(viewed.text_of(number)).tokens)
-    assert viewed.epochs(24) == plain.epochs(8)
+    assert viewed.source_epochs(24) == plain.source_epochs(8)
 
 
 def test_counts_of_the_text_are_sums_and_shares(sources: dict[str, Shards]) -> None:
