@@ -1,4 +1,4 @@
-"""Sources of entropy: how unsure a model is of each token, from exact to free.
+"""Sources of entropy: the uncertainty of a model at each token, from exact to free.
 
 All sources have one interface: they give nats per token for the packs of a step, and receive the losses at the targets.
 

@@ -1,7 +1,7 @@
-"""The cheapest score: how rare a token is in the training text. A control, and a start for sources that must learn.
+"""The cheapest source: how rare a token is in the training text. A control, and a first source before others learn.
 
-One look-up in a (V,) table; no state, nothing to sum. Under 80/10/10 it is close to the entropy on clean text
-(`EntropyConfig.signal`); of the entropy at masked tokens it catches about two thirds of the gain.
+One look-up in a (V,) table, without state. Under 80/10/10 it is close to the entropy on clean text
+(`EntropyConfig.signal`); of the entropy at masked tokens it captures about two thirds of the gain.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def unigram_surprisal(counts: Int64[Tensor, " V"]) -> Float[Tensor, " V"]:
 
 
 class Frequency(EntropySource):
-    """-log unigram probability of each row's token."""
+    """-log unigram probability of each token."""
 
     def __init__(self, counts: Int64[Tensor, " V"]):
         """``counts``: how often each token occurs in the training text."""
         self._table = unigram_surprisal(counts).float()
 
     def __call__(self, batches: Sequence[PackedBatch]) -> list[Float[Tensor, " T"]]:
-        """The surprise of each token, in nats."""
+        """The surprisal of each token, in nats."""
         return [self.table(batch.tokens.device)[batch.tokens] for batch in batches]
 
     def table(self, device: torch.device) -> Float[Tensor, " V"]:

@@ -24,7 +24,7 @@ def ptw(base: PretrainConfig) -> PretrainConfig:
 
     Differs: an exact budget, drawn in proportion to the weights; losses are means over all ranks.
     """
-    # nothing is explored: before anything is learnt all weights are equal anyway
+    # no random share: before anything is learned all weights are equal
     return replace(
         base, masking=replace(base.masking, unit="word", score="part_of_speech", random_share=Schedule(start=0.0))
     )

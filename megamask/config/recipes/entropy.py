@@ -66,7 +66,7 @@ def frequency(base: PretrainConfig) -> PretrainConfig:
 
 
 def shuffled_entropy(base: PretrainConfig) -> PretrainConfig:
-    """Control: entropy-self-probe with entropies shuffled among tokens of the same id: rarity stays, context goes."""
+    """Control: entropy-self-probe with entropies shuffled among tokens of the same id: rarity without context."""
     return _guided(base, EntropyConfig("probe"), COLD, shuffle="type")
 
 
@@ -86,7 +86,7 @@ def entropy_self_probe(base: PretrainConfig) -> PretrainConfig:
 
 
 def entropy_self_probe_corrected(base: PretrainConfig) -> PretrainConfig:
-    """entropy-self-probe, softer, with losses weighted by inverse chance: hard tokens without the shifted prior."""
+    """entropy-self-probe, softer, with losses weighted by inverse probability: hard tokens, no shifted prior."""
     config = entropy_self_probe(base)
     # an effective sample of about 0.8 of the targets
     score = replace(config.masking.entropy, temperature=CORRECTED_TEMPERATURE)
@@ -94,7 +94,7 @@ def entropy_self_probe_corrected(base: PretrainConfig) -> PretrainConfig:
 
 
 def entropy_self_probe_random_end(base: PretrainConfig) -> PretrainConfig:
-    """entropy-self-probe whose last fifth has random masks, so that the prior can move back."""
+    """entropy-self-probe with random masks in the last fifth of the run, so that the prior can move back."""
     config = entropy_self_probe(base)
     ending = replace(COLD, back=0.8)
     return replace(config, masking=replace(config.masking, random_share=ending))
