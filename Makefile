@@ -3,6 +3,8 @@
 # Tests run in one process per core, at most eight; ARGS="-n 0" runs them in one process, for a debugger.
 # `make soak` runs the long versions of the fault tests, for a night, and prints its counts.
 #   make soak ARGS="-k kills"
+# `make gpu` measures all that only a GPU can show, in an hour or less: docs/gpu.md.
+#   make gpu ARGS="--limit 9m"
 
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -13,7 +15,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 ARGS ?=
 SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: pretrain test soak lint clean
+.PHONY: pretrain test soak gpu lint clean
 
 # Scripts of a virtual environment do not start under a path with spaces, so python starts them. Operators that
 # DeepSpeed compiles stay in .venv: in the default folder, two environments would rebuild each other's forever.
@@ -26,6 +28,10 @@ test: .venv/installed lint
 
 soak: .venv/installed
 	MEGAMASK_SOAK=1 PATH="$$PWD/$(BIN):$$PATH" python -m pytest -s -o faulthandler_timeout=7200 tests/soak $(ARGS)
+
+gpu: .venv/installed
+	PATH="$$PWD/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR="$$PWD/.venv/torch_extensions" \
+	python -m megamask bench-gpu $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/python -m ruff check

@@ -82,6 +82,10 @@ SUBCOMMANDS = {
         "Measure tokens per second beside the Hugging Face Trainer.",
         "bench.benchmark:bench", "bench.settings:BenchConfig", exits_at_once=True,
     ),
+    "bench-gpu": Subcommand(
+        "Measure all that only a GPU can show, in an hour or less.",
+        "bench.gpu.hour:bench_gpu", "bench.gpu.settings:GpuBenchConfig", exits_at_once=True,
+    ),
     "study": Subcommand(
         "Train and evaluate every arm of a plan with every seed, and report the differences.",
         "study.study:run_study", "study.settings:StudyConfig",

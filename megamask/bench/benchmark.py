@@ -78,7 +78,8 @@ def bench_overheads(config: BenchConfig) -> Results:
     """What entropy sources and teachers add to a step."""
     shards = Shards.open(config.data or prepare.local_data(prepare.CACHE))
     with tempfile.TemporaryDirectory() as scratch:
-        variants = overheads.overhead_variants(config, shards, ds_config(), Path(scratch))
+        builders = overheads.overhead_variants(config, shards, megamask_variant.ds_config(), Path(scratch))
+        variants = [build() for build in builders.values()]
         print(*conditions(config, shards), "", sep="\n")
         rounds = measure_in_turn(variants, config.rounds, config.steps)
     medians = {name: Medians.of(of_variant) for name, of_variant in rounds.items()}
@@ -93,7 +94,7 @@ def bench_objectives(config: BenchConfig) -> Results:
     rounds: dict[str, list[Round]] = {}
     bases = []
     for ratio in objectives.RATIOS:
-        variants = objectives.objective_variants(config, shards, ds_config(), ratio)
+        variants = objectives.objective_variants(config, shards, megamask_variant.ds_config(), ratio)
         of_ratio = measure_in_turn(variants, config.rounds, config.steps)
         lines = objectives.objectives_markdown(of_ratio, by_cpu=measures_cpu_time(config))
         print(*lines, sep="\n", flush=True)
@@ -101,12 +102,6 @@ def bench_objectives(config: BenchConfig) -> Results:
         rounds |= of_ratio
     print(f"\nGoal of measured / predicted: {objectives.GOAL}.")
     return rounds, bases
-
-
-def ds_config() -> megamask_variant.DsFile:
-    """The DeepSpeed file under which only variants of megamask are compared."""
-    name = "zero1" if torch.cuda.is_available() else "fp32"
-    return resolve_auto(read_ds_config(Path(name)), precision.common_support())
 
 
 def conditions(config: BenchConfig, shards: Shards) -> list[str]:

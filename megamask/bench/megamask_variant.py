@@ -7,8 +7,9 @@ which shows what DeepSpeed costs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from megamask.config.settings import PacksConfig
 from megamask.data.loader import Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
+from megamask.engine.ds_file import read_ds_config, resolve_auto
 from megamask.engine.engine import Engine, Measured
 from megamask.engine.optimizer import OptimizerConfig, build_optimizer
 from megamask.health.loss_spikes import SpikePolicy
@@ -32,19 +34,25 @@ from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives import objective as objectives
-from megamask.runtime import private_api, ranks
+from megamask.runtime import precision, private_api, ranks
 from megamask.runtime.cpu_memory import keep_freed_memory
 from megamask.runtime.precision import Precision
 from megamask.schedules import Schedule
 from megamask.teacher.teacher import Teacher
 from megamask.training.entropy_sources import EntropySources, build_entropy_sources
 from megamask.training.flops import forward_flops
-from megamask.training.step import StepEngine, Trainer, take_step
+from megamask.training.step import Trainer, take_step
 
 NUM_STEPS = 10**6
 """Steps of the run whose first ones are measured."""
 DsFile = dict[str, Any]
 """The content of a file of ds_configs/."""
+
+
+def ds_config() -> DsFile:
+    """The DeepSpeed file under which only variants of megamask are compared."""
+    name = "zero1" if torch.cuda.is_available() else "fp32"
+    return resolve_auto(read_ds_config(Path(name)), precision.common_support())
 
 
 def megamask_variants(config: BenchConfig, shards: Shards, files: Mapping[Precision, DsFile]) -> list[Variant]:
@@ -73,7 +81,7 @@ class MegamaskVariant:
         self, name: str, config: PretrainConfig, shards: Shards, ds: DsFile | None, teacher: Teacher | None = None
     ):
         """``ds`` is the content of a DeepSpeed file; None means plain PyTorch."""
-        self.name, self._config, self._step = name, config, 0
+        self.name, self._config, self._taken = name, config, 0
         sizes = config.packs
         self._packs = Packs(
             shards, tokens=sizes.tokens, length=sizes.length, seed=0, per_step=sizes.per_step,
@@ -85,44 +93,51 @@ class MegamaskVariant:
         objective = objectives.build_objective(config.objective, encoder, MaskedLMHead(encoder, config.model))
         settings = OptimizerConfig()
         self._lr = settings.lr
-        engine: StepEngine
+        self.engine: Engine | Plain
         if ds is None:
-            engine, sources = Plain(objective, settings), EntropySources()
+            self.engine, sources = Plain(objective, settings), EntropySources()
         else:
-            engine = Engine(objective, settings, ds, packs_per_step=sizes.per_step)
+            self.engine = engine = Engine(objective, settings, ds, packs_per_step=sizes.per_step)
             sources = build_entropy_sources(config, engine, self._packs, teacher)
         self._is_text = torch.from_numpy(text_token_mask(ids))
         self._flops = forward_flops(encoder.shape, config.objective, config.masking.corruption.mask)
         loader = Loader(self._packs, ranks.device())
-        self._batches: Iterator[PackedBatch] = loader.batches(count())
+        self._batches: Generator[PackedBatch, None, None] = loader.batches(count())
         self._meters = Meters(loader)
-        self._trainer = Trainer(
-            engine, Masker(config.masking, ids), self._meters, SpikePolicy(SpikesConfig()), 0, sources,
+        self.trainer = Trainer(
+            self.engine, Masker(config.masking, ids), self._meters, SpikePolicy(SpikesConfig()), 0, sources,
             teacher if config.distill.active else None,
         )  # fmt: skip
 
     def run(self, steps: int) -> Round:
         if ranks.device().type == "cpu":
             keep_freed_memory()
-        clock, first = Clock(), self._step
-        self._take_step()
+        clock, first = Clock(), self._taken
+        self.step()
         self._meters.take()
         clock.start()
         for _ in range(steps):
-            self._take_step()
+            self.step()
         window = self._meters.take()
         clock.stop()
         sizes = self._config.packs
-        numbers = range((first + 1) * sizes.per_step, self._step * sizes.per_step)
+        numbers = range((first + 1) * sizes.per_step, self._taken * sizes.per_step)
         tokens = sum(int(self._is_text[self._packs.batch(number).tokens].sum()) for number in numbers)
         flops = self._flops.training(window.tokens, window.pairs, window.targets)
         return Round(tokens, len(numbers) * sizes.tokens, window.targets, clock.wall, clock.cpu, flops)
 
-    def _take_step(self) -> None:
+    def step(self) -> None:
+        """Take the next step."""
         batches = [next(self._batches) for _ in range(self._config.packs.per_step)]
-        rate = self._lr((self._step + 1) / NUM_STEPS)
-        take_step(self._trainer, self._step, batches, progress=self._step / NUM_STEPS, rate=rate)
-        self._step += 1
+        rate = self._lr((self._taken + 1) / NUM_STEPS)
+        take_step(self.trainer, self._taken, batches, progress=self._taken / NUM_STEPS, rate=rate)
+        self._taken += 1
+
+    def close(self) -> None:
+        """Release the memory of the engine, and the thread of the loader."""
+        self._batches.close()
+        if isinstance(self.engine, Engine):
+            self.engine.close()
 
 
 class Plain:

@@ -7,8 +7,9 @@ copies of the student: their predictions are useless, but their cost is real.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,13 @@ GOALS = {
 """Goals for the time of a step, as a multiple of a plain one, from base size up."""
 
 
-def overhead_variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: Path) -> list[MegamaskVariant]:
-    """A plain run, and one for each source and for a teacher; ``scratch`` is an empty folder for a sidecar."""
+def overhead_variants(
+    config: BenchConfig, shards: Shards, ds: DsFile, scratch: Path
+) -> dict[str, Callable[[], MegamaskVariant]]:
+    """What builds a plain run, and one for each source and for a teacher, by its name.
+
+    ``scratch`` is an empty folder for a sidecar.
+    """
     preset = config.preset[0]
     plain = PretrainConfig(
         packs=PacksConfig(tokens=config.rows, length=config.length, per_step=VIEWS),
@@ -56,35 +62,29 @@ def overhead_variants(config: BenchConfig, shards: Shards, ds: DsFile, scratch: 
     guided = replace(plain, masking=score)
     clean = EntropyConfig("exact", signal="clean")
     with_views = replace(guided, packs=replace(plain.packs, masks_per_text=VIEWS))
-    distils = DistillConfig(weight=Schedule(start=0.5))
-
-    def teacher(distill: DistillConfig) -> Teacher:
-        return untrained(plain, shards.token_ids, distill)
-
+    by_teacher = replace(guided, entropy=EntropyConfig("teacher", signal="clean"))
+    distilled = replace(plain, distill=DistillConfig(weight=Schedule(start=0.5)))
     beside = annotated(shards, scratch, config.length)
     # the score itself, from a table: what the selection costs is in all of them
-    return [
-        MegamaskVariant(PLAIN, plain, shards, ds),
-        MegamaskVariant("frequency", replace(guided, entropy=EntropyConfig("frequency")), shards, ds),
-        MegamaskVariant("probe", replace(guided, entropy=EntropyConfig("probe")), shards, ds),
-        MegamaskVariant("sidecar", replace(guided, entropy=EntropyConfig("sidecar")), beside, ds),
-        MegamaskVariant("exact, clean", replace(guided, entropy=clean), shards, ds),
-        MegamaskVariant(f"exact, clean, {VIEWS} views", replace(with_views, entropy=clean), shards, ds),
-        MegamaskVariant(
-            "exact, clean, head at 2 x budget",
-            replace(guided, entropy=replace(clean, candidates=2.0)),
-            shards,
-            ds,
-        ),
-        MegamaskVariant(
-            "teacher, clean",
-            replace(guided, entropy=EntropyConfig("teacher", signal="clean")),
-            shards,
-            ds,
-            teacher(DistillConfig()),
-        ),
-        MegamaskVariant("distillation", replace(plain, distill=distils), shards, ds, teacher(distils)),
-    ]
+    configs = {
+        PLAIN: plain,
+        "frequency": replace(guided, entropy=EntropyConfig("frequency")),
+        "probe": replace(guided, entropy=EntropyConfig("probe")),
+        "sidecar": replace(guided, entropy=EntropyConfig("sidecar")),
+        "exact, clean": replace(guided, entropy=clean),
+        f"exact, clean, {VIEWS} views": replace(with_views, entropy=clean),
+        "exact, clean, head at 2 x budget": replace(guided, entropy=replace(clean, candidates=2.0)),
+        "teacher, clean": by_teacher,
+        "distillation": distilled,
+    }
+
+    def build(name: str) -> MegamaskVariant:
+        run = configs[name]
+        taught = run in (by_teacher, distilled)
+        teacher = untrained(plain, shards.token_ids, run.distill) if taught else None
+        return MegamaskVariant(name, run, beside if name == "sidecar" else shards, ds, teacher)
+
+    return {name: partial(build, name) for name in configs}
 
 
 def untrained(config: PretrainConfig, ids: TokenIds, distill: DistillConfig) -> Teacher:

@@ -67,5 +67,5 @@ LINES: dict[str, Callable[[Place], list[object]]] = {
 }  # fmt: skip
 """The arguments of each subcommand, with an output in a folder of its own."""
 WRITE_NOTHING = {"show-masks", "inspect", "doctor"}
-ELSEWHERE = {"evaluate", "study"}
-"""Commands whose own tests try this: one needs data of its own, the other starts the commands above."""
+ELSEWHERE = {"evaluate", "study", "bench-gpu"}
+"""Commands whose own tests try this: one needs data of its own, the others start the commands above."""

@@ -1,0 +1,150 @@
+"""Parts in their order, failures, time limits, and processes that do not end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from megamask.bench.gpu import hour
+from megamask.bench.gpu.child import run_limited
+from megamask.bench.gpu.figures import END, Figure, FigureFile
+from megamask.bench.gpu.parts import PARTS, figures_of
+from megamask.bench.gpu.settings import GpuBenchConfig, PartName
+from megamask.errors import REQUEUE, ConfigError
+from megamask.errors.setting_rules import settings_problems
+
+MACHINE = {"gpu": None, "cpu": "x"}
+
+
+def test_the_parts_are_those_that_can_be_named_and_their_functions_exist() -> None:
+    assert tuple(PARTS) == get_args(PartName)
+    for part in PARTS.values():
+        module, _, name = part.function.partition(":")
+        assert callable(getattr(import_module(f"megamask.bench.gpu.{module}"), name))
+        assert 0 < part.least < part.most
+
+
+def test_what_starts_the_parts_imports_no_torch() -> None:
+    source = "import sys, megamask.bench.gpu.hour; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source]).returncode == 0
+
+
+def test_times_that_are_not_times_are_named() -> None:
+    problems = settings_problems(GpuBenchConfig(limit="soon", run_time="0m", parts=()))
+    assert [name for name in ("limit", "run_time", "parts") if not any(f"`{name}`" in each for each in problems)] == []
+    assert not settings_problems(GpuBenchConfig())
+
+
+def test_full_size_without_cuda_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hour, "_machine", lambda config: MACHINE)
+    with pytest.raises(ConfigError, match=r"needs a CUDA device.*--size tiny"):
+        hour.bench_gpu(GpuBenchConfig(output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+class Measured:
+    """In place of the parts: what was measured, in order; `zero` fails after its first figure until it is repaired."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.broken = True
+
+    def __call__(self, name: PartName, config: GpuBenchConfig) -> Iterator[Figure]:
+        self.names.append(name)
+        yield Figure("speed", 1.0, "tokens/s")
+        if name == "zero" and self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access\nand more lines")
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    measured = Measured()
+    monkeypatch.setattr(hour, "figures_of", measured)
+    monkeypatch.setattr(hour, "_machine", lambda config: MACHINE)
+    return measured
+
+
+def test_a_failure_costs_one_part_and_a_second_call_repeats_only_that(tmp_path: Path, parts: Measured) -> None:
+    config = GpuBenchConfig(output=tmp_path, size="tiny", in_process=True)
+    assert hour.bench_gpu(config) == 1
+    assert parts.names == list(PARTS)
+    file = FigureFile(tmp_path / hour.FILE, MACHINE, config)
+    failure = file.latest()["zero", "zero"].figure
+    assert failure.error == "RuntimeError: CUDA error: an illegal memory access"
+    assert file.finished() == PARTS.keys() - {"zero"}
+    assert "an illegal memory access" in (tmp_path / hour.PAGE).read_text()
+    parts.names.clear()
+    parts.broken = False
+    assert hour.bench_gpu(config) == 0
+    assert parts.names == ["zero"] and "illegal" not in (tmp_path / hour.PAGE).read_text()
+
+
+def test_named_parts_keep_the_usual_order_and_again_repeats_them(tmp_path: Path, parts: Measured) -> None:
+    config = GpuBenchConfig(tmp_path, parts=("trainer", "ceilings"), size="tiny", in_process=True, again=True)
+    assert [hour.bench_gpu(config) for _ in range(2)] == [0, 0]
+    assert parts.names == ["ceilings", "trainer"] * 2
+
+
+def test_a_part_that_the_time_does_not_allow_is_not_started(
+    tmp_path: Path, parts: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hour, "_run_apart", lambda name, config, seconds: parts.names.append(name) or "")
+    assert hour.bench_gpu(GpuBenchConfig(tmp_path, size="tiny", limit="29s")) == REQUEUE
+    assert parts.names == [name for name, part in PARTS.items() if part.least < 29]
+
+
+def test_a_process_that_ends_without_a_result_leaves_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hour, "_run_apart", lambda name, config, seconds: "Segmentation fault (exit code -11)")
+    config = GpuBenchConfig(tmp_path, size="tiny")
+    file = FigureFile(tmp_path / hour.FILE, MACHINE, config)
+    assert hour.measure_part("zero", config, file, left=10_000)
+    assert [one.figure.name for one in file.records()] == ["zero", END]
+    assert "Segmentation fault" in file.records()[0].figure.error and not file.finished()
+
+
+def test_a_process_that_does_not_end_is_stopped(tmp_path: Path) -> None:
+    found = run_limited(["-c", "import time; time.sleep(600)"], tmp_path / "log.txt", 0.2)
+    assert found == "it was stopped after 0.2 s"
+
+
+def test_nothing_that_a_process_started_outlives_it(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    source = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
+    assert run_limited(["-c", source], log, 60.0) == ""
+    state, patience = Path("/proc", log.read_text().strip(), "stat"), time.monotonic() + 60
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < patience  # the kernel ends it when it gets the core
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [("print('fine')", ""), ("raise SystemExit(3)", "no output (exit code 3)"), ("1/0", "division by zero")],
+)
+def test_what_a_process_ends_with_is_reported(tmp_path: Path, source: str, problem: str) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("of the part before\n")
+    found = run_limited(["-c", source], log, 60.0)
+    assert problem in found and bool(found) == bool(problem)
+
+
+def test_a_part_measures_what_its_name_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def measure(config: GpuBenchConfig, size: str) -> Iterator[Figure]:
+        calls.append(size)
+        return iter(())
+
+    monkeypatch.setattr("megamask.bench.gpu.steps.training_steps", measure)
+    for name in PARTS:
+        if PARTS[name].function == "steps:training_steps":
+            assert list(figures_of(name, GpuBenchConfig())) == [] and name == f"steps-{calls[-1]}"
