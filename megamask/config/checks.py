@@ -117,8 +117,14 @@ def _entropy_problems(config: PretrainConfig) -> list[str]:
 
 
 def _stored_target_and_rewind_problems(config: PretrainConfig) -> list[str]:
-    """Sentences for stored targets whose masks are not known in advance, and for rewinds without an old checkpoint."""
-    problems, stored = [], config.distill.stored is not None
+    """Sentences for orders and masks that must be known in advance and are not, and for rewinds without an old
+    checkpoint.
+    """
+    problems: list[str] = []
+    stored = config.distill.stored is not None
+    if config.time_budget is not None and config.mixture.alpha_end is not None:
+        why = "moves with the number of steps, but `time_budget` ends the run by the clock"
+        problems.append(Removable("mixture.alpha_end", why, None))
     if config.time_budget is not None and stored and config.masking.ratio.kind != "constant":
         problems.append(
             "With `time_budget`, `masking.ratio` follows the clock, but `distill.stored` needs masks that are known in "

@@ -24,7 +24,10 @@ def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
     if masking["ratio"]["back"] is None:  # as in folders written before this setting existed
         del masking["ratio"]["back"]
     masking["corruption"]["keep"] = masking["corruption"].pop("unchanged")  # names on disk do not change
-    moves = config.masking.ratio.kind != "constant"
+    mixture = asdict(config.mixture)
+    if mixture["alpha_end"] is None:  # as in folders written before this setting existed
+        del mixture["alpha_end"]
+    moves = config.masking.ratio.kind != "constant" or "alpha_end" in mixture
     views = config.packs.masks_per_text
     return {
         "text": fingerprint,
@@ -32,7 +35,7 @@ def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
         "packs": {"tokens": config.packs.tokens, "length": config.packs.length, "views": views}
         # the text of a pack, and the progress, depend on the position of the pack in its step
         | ({"per_step": config.packs.per_step} if moves or views > 1 else {})
-        | ({"mixture": asdict(config.mixture)} if len(data_folders(config.data)) > 1 else {}),
+        | ({"mixture": mixture} if len(data_folders(config.data)) > 1 else {}),
         "masking": masking,
         "distill": {"temperature": config.distill.temperature},
     } | ({"steps": config.steps} if moves else {})

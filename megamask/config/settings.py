@@ -22,13 +22,16 @@ class MixtureConfig:
     alpha: Share = 1.0
     """Without shares: that of a source is proportional to (its packs / all packs) to the power of this. 1 reads all
     sources equally often; less reads small sources more often, 0.3 is usual for languages."""
+    alpha_end: Share | None = None
+    """`alpha` at the end of the run, to which it moves linearly, in 64 steps; None: it stays."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
         if self.shares is None:
-            return []
+            same = self.alpha_end == self.alpha
+            return removable(self, ["alpha_end"], name, f"has no effect: it equals `{name}.alpha`") if same else []
         problems = [] if sum(self.shares) > 0 else [must(f"{name}.shares", "have a sum above 0", list(self.shares))]
-        return problems + removable(self, ["alpha"], name, f"has no effect with `{name}.shares`")
+        return problems + removable(self, ["alpha", "alpha_end"], name, f"has no effect with `{name}.shares`")
 
 
 @dataclass(frozen=True)

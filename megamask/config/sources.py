@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from megamask.config.settings import MixtureConfig
@@ -48,7 +49,7 @@ def split_shares(data: Data, mixture: MixtureConfig) -> tuple[Data, MixtureConfi
         return data, mixture
     if not all(folder for folder, _, _ in words):
         return data, mixture
-    return tuple(Path(folder) for folder, _, _ in words), MixtureConfig(shares, mixture.alpha)
+    return tuple(Path(folder) for folder, _, _ in words), replace(mixture, shares=shares)
 
 
 def data_problems(data: Data, mixture: MixtureConfig) -> list[str]:
@@ -83,6 +84,8 @@ def _single_problems(data: Path | None, mixture: MixtureConfig) -> list[str]:
         problems.append(Removable("mixture.shares", why, None))
     if mixture.alpha != MixtureConfig().alpha and mixture.shares is None:
         problems.append(Removable("mixture.alpha", why, MixtureConfig().alpha))
+    if mixture.alpha_end is not None and mixture.shares is None:
+        problems.append(Removable("mixture.alpha_end", why, None))
     folder, _, share = str(data).rpartition("=")
     if data is not None and not data.is_dir() and folder and _is_finite(share):
         problems.append(f"`data` is {data}, and a share {why}. Name {folder} alone.")

@@ -21,7 +21,7 @@ from megamask.batch import PackedBatch
 from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.length_phases import SourcePacks
 from megamask.data.manifest import Manifest, Split
-from megamask.data.mixture import BLOCK, SourceOrder
+from megamask.data.mixture import AnnealedOrder, SourceOrder
 from megamask.data.packs import text_number
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
@@ -134,7 +134,7 @@ class MixedPacks:
         self,
         shards: MixedShards,
         sources: Mapping[str, SourcePacks],
-        order: SourceOrder,
+        order: SourceOrder | AnnealedOrder,
         *,
         per_step: int,
         views: int = 1,
@@ -175,8 +175,16 @@ class MixedPacks:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of each source, rounded to a pack in a block."""
-        return dict(zip(self.sources, (self.order.quotas / BLOCK).tolist(), strict=True))
+        """The share of each source, rounded to a pack in a block; the mean over the run if shares move."""
+        return dict(zip(self.sources, self.shards.shares, strict=True))
+
+    def shares_at(self, number: int) -> dict[str, float]:
+        """The share of each source around pack ``number``."""
+        return dict(zip(self.sources, self.order.shares_at(self.text_of(number)).tolist(), strict=True))
+
+    def source_of(self, number: int) -> int:
+        """The place of the source of pack ``number`` in `sources`."""
+        return self.order[self.text_of(number)][0]
 
     def text_of(self, number: int) -> int:
         """The number of the text in pack ``number``: the same, unless a step shows each text several times."""

@@ -10,7 +10,7 @@ Costs a look-up of 10 numbers per target and a few small kernels a pack; only ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -40,10 +40,20 @@ def frequency_deciles(counts: Int64[Tensor, " V"]) -> Float[Tensor, "V 10"]:
 class MaskFigures:
     """Running sums over the targets of a rank."""
 
-    def __init__(self, counts: Int64[Tensor, " V"], *, tags: Sequence[str] = (), max_weight: float | None = None):
+    def __init__(
+        self,
+        counts: Int64[Tensor, " V"],
+        *,
+        tags: Sequence[str] = (),
+        max_weight: float | None = None,
+        sources: Sequence[str] = (),
+        source_of: Callable[[int], int] | None = None,
+    ):
         """``counts`` as in `frequency_deciles`; ``tags`` are the names of the text's tags from 1, if it has any;
-        ``max_weight`` is that at which the weights of the plans are clipped.
+        ``max_weight`` is that at which the weights of the plans are clipped. Of a mixture, ``sources`` are the names,
+        and ``source_of`` gives the place of the source of a pack's number among them.
         """
+        self._sources, self._source_of = tuple(sources), source_of
         self._deciles = frequency_deciles(counts).to(ranks.device())
         self._tags, self._max_weight = tuple(tags), max_weight
         self._reset()
@@ -55,6 +65,8 @@ class MaskFigures:
         self._entropy = torch.zeros(2, dtype=torch.float64, device=device)
         # of weighted targets: their number, weights, squares, weighted nll, and the number of clipped ones
         self._weights = torch.zeros(5, dtype=torch.float64, device=device)
+        # of each source: targets, and tokens that can be masked
+        self._by_source = torch.zeros(len(self._sources), 2, dtype=torch.float64, device=device)
         self._largest = torch.zeros((), dtype=torch.float64, device=device)
         self._targets = 0
 
@@ -64,6 +76,10 @@ class MaskFigures:
         """Count the targets of a pack, with the ``entropy`` that guided its masks, if any."""
         self._targets += len(plan.targets)
         self._by_decile += self._deciles[plan.labels].sum(0)
+        if self._source_of is not None:
+            source = self._by_source[self._source_of(batch.number)]
+            source[0] += len(plan.targets)
+            source[1] += batch.maskable.sum()
         if self._tags and batch.tags is not None:
             tags = batch.tags[plan.targets].long()
             self._by_tag.index_add_(0, tags, torch.ones_like(tags, dtype=torch.float64))
@@ -81,6 +97,7 @@ class MaskFigures:
         """The figures since the last call, over all ranks, by name; none of what was not seen. Collective.
 
         `masks/decile_1` (the most frequent types) to `masks/decile_10` and `masks/tags/NAME`: shares of the targets.
+        `masks/rate/NAME`: of each source of a mixture, the targets as a share of the tokens that can be masked.
         `entropy/targets`: the mean entropy at the targets; `entropy/mean` is that at all maskable tokens.
         With a correction: `train/weighted_loss` in nats, and of the weights `correction/mean`, `correction/largest`,
         `correction/clipped` (share of the targets) and `correction/effective_sample`, (sum of weights)^2 / sum of
@@ -89,14 +106,25 @@ class MaskFigures:
         largest = torch.zeros(ranks.world(), dtype=torch.float64, device=self._largest.device)
         largest[ranks.rank()] = self._largest
         targets = self._largest.new_tensor([self._targets])
-        parts = [self._by_decile, self._by_tag, self._entropy, self._weights, targets, largest]
+        parts = [
+            self._by_decile,
+            self._by_tag,
+            self._entropy,
+            self._weights,
+            self._by_source.flatten(),
+            targets,
+            largest,
+        ]
         sums = ranks.sum(torch.cat(parts)).split([len(part) for part in parts])
         self._reset()
-        deciles, tags, (entropy, scored), weights, (total,), maxima = (part.tolist() for part in sums)
+        deciles, tags, (entropy, scored), weights, rates, (total,), maxima = (part.tolist() for part in sums)
         if not total:
             return {}
         figures = {f"masks/decile_{n}": share / total for n, share in enumerate(deciles, 1)}
         figures |= {f"masks/tags/{name}": count / total for name, count in zip(self._tags, tags[1:], strict=True)}
+        for name, chosen, maskable in zip(self._sources, rates[::2], rates[1::2], strict=True):
+            if maskable:
+                figures[f"masks/rate/{name}"] = chosen / maskable
         if scored:
             figures["entropy/targets"] = entropy / scored
         return figures | _weight_figures(*weights, largest=max(maxima))

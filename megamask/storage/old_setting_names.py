@@ -34,6 +34,7 @@ ADDED: dict[str, Any] = {
     "packs.start_steps": 1,
     "mixture.shares": None,
     "mixture.alpha": 1.0,
+    "mixture.alpha_end": None,
     "masking.correction": 0.0,
     "masking.max_weight": None,
     "masking.entropy.effective_sample_size": None,

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.settings import MixtureConfig
 from megamask.config.sources import data_folders, source_names
 from megamask.data import prepare
 from megamask.data.length_phases import PhasedPacks, SourcePacks
 from megamask.data.manifest import Split, check_shard_manifest
 from megamask.data.mixed_sources import MixedPacks, MixedShards, TextPacks, one_tokenizer_problems
-from megamask.data.mixture import BLOCK, SourceOrder, block_quotas, smoothed_shares
+from megamask.data.mixture import AnnealedOrder, SourceOrder, block_quotas, smoothed_shares
 from megamask.data.packs import Packs, text_number
 from megamask.data.shards import Shards
 from megamask.entropy.frequency import unigram_surprisal
@@ -130,12 +131,19 @@ def training_packs(config: PretrainConfig, sources: dict[str, Shards], *, store:
     # a permutation of its own for each source; `seed` is below 2**63
     seeds = {name: config.seed + (place << 63) for place, name in enumerate(sources)}
     opened = _each(sources, lambda name: phases(sources[name], seeds[name]))
-    by_size = smoothed_shares([len(each[-1]) for each in opened.values()], config.mixture.alpha)
-    order = SourceOrder(block_quotas(config.mixture.shares or by_size.tolist()))
+    total = text_number(config.steps * sizes.per_step, **step)
+    order = _source_order(config.mixture, [len(each[-1]) for each in opened.values()], total)
     boundaries = order.counts(text_number(boundary, **step)).tolist()
     packs = {name: _in_phases(opened[name], count) for name, count in zip(sources, boundaries, strict=True)}
-    mixed = MixedShards.join(sources, (order.quotas / BLOCK).tolist())
-    return MixedPacks(mixed, packs, order, **step)
+    mean = order.counts(total) / total if isinstance(order, AnnealedOrder) else order.shares_at(0)
+    return MixedPacks(MixedShards.join(sources, mean.tolist()), packs, order, **step)
+
+
+def _source_order(mixture: MixtureConfig, sizes: list[int], total: int) -> SourceOrder | AnnealedOrder:
+    """The order of sources of ``sizes`` packs in a run of ``total`` texts."""
+    if mixture.alpha_end is not None:
+        return AnnealedOrder.by_alpha(sizes, mixture.alpha, mixture.alpha_end, total)
+    return SourceOrder(block_quotas(mixture.shares or smoothed_shares(sizes, mixture.alpha).tolist()))
 
 
 def _in_phases(packs: Phases, boundary: int) -> SourcePacks:

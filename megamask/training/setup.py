@@ -17,6 +17,7 @@ from megamask.config import predetermined_masks
 from megamask.config.pretrain_config import PretrainConfig, as_dict
 from megamask.data import pos_tagger
 from megamask.data.loader import Loader
+from megamask.data.mixed_sources import MixedPacks
 from megamask.data.tokenizer import TOKENIZER
 from megamask.engine.engine import Engine
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
@@ -121,12 +122,17 @@ def metrics_logger(config: PretrainConfig, folder: RunFolder, step: int) -> Metr
 
 
 def build_mask_figures(config: PretrainConfig, text: RunText) -> MaskFigures:
-    """Figures about the targets by the frequency of their type, and by tag unless the score has figures of each."""
+    """Figures about the targets by the frequency of their type, by source of a mixture, and by tag unless the score has
+    figures of each."""
     counts = torch.from_numpy(text.train.unigram.copy())
     counts[list(text.packs.token_ids.special)] = 0
     tagged = text.train.sidecar("tags") is not None and config.masking.score != "part_of_speech"
     tags = pos_tagger.tag_names(text.train) if tagged else ()
-    return MaskFigures(counts, tags=tags, max_weight=config.masking.max_weight)
+    packs = text.packs
+    sources: dict[str, Any] = {}
+    if isinstance(packs, MixedPacks):
+        sources = {"sources": [*packs.sources], "source_of": packs.source_of}
+    return MaskFigures(counts, tags=tags, max_weight=config.masking.max_weight, **sources)
 
 
 def open_stored_targets(config: PretrainConfig, text: RunText) -> StoredTargets:

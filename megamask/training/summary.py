@@ -9,7 +9,7 @@ from megamask import __version__
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.length_phases import SourcePacks
 from megamask.data.mixed_sources import MixedPacks, TextPacks
-from megamask.data.mixture import BLOCK
+from megamask.data.mixture import BLOCK, PHASES
 from megamask.data.packs import Packs
 from megamask.errors import listed
 from megamask.masking.masker import Masker
@@ -94,9 +94,12 @@ def _text_line(config: PretrainConfig, packs: SourcePacks) -> str:
 def mixture_lines(config: PretrainConfig, packs: MixedPacks) -> list[str]:
     """The share of each source and how often the whole run reads it, with a warning above `MOST_EPOCHS`."""
     epochs = packs.source_epochs(config.steps * config.packs.per_step)
-    lines = [f"text: a mixture of {len(epochs)} sources, exact in any {BLOCK:,} packs"]
-    for name, share in packs.shares.items():
-        lines.append(f"  {name}: share {share:.1%}, read {epochs[name]:.2f} times in {config.steps:,} steps")
+    moves = "" if config.mixture.alpha_end is None else f", in each of {PHASES} steps of alpha"
+    lines = [f"text: a mixture of {len(epochs)} sources, exact in any {BLOCK:,} packs{moves}"]
+    last = packs.shares_at(config.steps * config.packs.per_step - 1)
+    for name, share in packs.shares_at(0).items():
+        to = f" to {last[name]:.1%}" if moves else ""
+        lines.append(f"  {name}: share {share:.1%}{to}, read {epochs[name]:.2f} times in {config.steps:,} steps")
         lines.append(f"    {_text_line(config, packs.sources[name])}")
     often = [name for name, value in epochs.items() if value > MOST_EPOCHS]
     if often:

@@ -53,7 +53,7 @@ def test_a_run_logs_shares_epochs_and_losses_of_each_source(finished_mixture, da
     assert ended.code == 0, ended.err
     config = json.loads((output / "config.json").read_text())
     assert config["data"] == [str(data), str(other)]
-    assert config["mixture"] == {"shares": [0.75, 0.25], "alpha": 1.0}
+    assert config["mixture"] == {"shares": [0.75, 0.25], "alpha": 1.0, "alpha_end": None}
     assert "data: share 75.0%" in ended.out and "other: share 25.0%" in ended.out
     packs = len(Packs(Shards.open(other), tokens=256, length=64, seed=1))
     read = metrics(output, "total/epochs/data", "total/epochs/other")
@@ -119,3 +119,34 @@ def test_problems_of_sources_are_found_together(data: Path, other: Path, tmp_pat
     ended = mix([f"{data}=x", str(other)], tmp_path / "run", "--seed", "-1")
     assert ended.code == ConfigError.exit_code
     assert all(words in ended.err for words in ("a finite number behind =", "has none", "`seed`")), ended.err
+
+
+def test_languages_are_split_trained_with_moving_shares_and_resumed_to_the_bit(data: Path, tmp_path: Path) -> None:
+    records = [
+        {"lang": language, "text": document}
+        for seed, (language, count) in enumerate({"de": 240, "fr": 60}.items())
+        for document in text(documents=count, seed=seed).split("\n\n")
+    ]
+    source, output = tmp_path / "text.jsonl", tmp_path / "languages"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    more = ["--split-by", "lang", "--tokenizer", data / "tokenizer", "--valid-share", 0.2, "--workers", 1]
+    made = run(main, "prepare", "--input", source, "--output", output, *more)
+    assert made.code == 0, made.err
+    assert "  megamask pretrain --data" in made.out and "/* --mixture.alpha 0.3" in made.out
+    sources = [str(folder) for folder in sorted(output.glob("*"))]
+    moving = ["--mixture.alpha", 1, "--mixture.alpha-end", 0]
+    ended = mix(sources, tmp_path / "run", *moving, log__every=4)
+    assert ended.code == 0, ended.err
+    assert "in each of 64 steps of alpha" in ended.out and " to 50.0%, read" in ended.out
+    rates = metrics(tmp_path / "run", "masks/rate/de", "masks/rate/fr")
+    assert {name for _, name in rates} == {"masks/rate/de", "masks/rate/fr"}
+    assert all(0.1 < rate < 0.4 for rate in rates.values())
+    copy = Path(shutil.copytree(tmp_path / "run", tmp_path / "copy"))
+    for step in (8, 12):
+        shutil.rmtree(RunFolder(copy).checkpoint(step))
+    again = mix(sources, copy, *moving, log__every=4)
+    assert again.code == 0 and "resuming after step 4" in again.out, again.err
+    before, after = weights(tmp_path / "run", STEPS), weights(copy, STEPS)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    refused = mix(sources, copy, *moving[:2])
+    assert refused.code == ConfigError.exit_code and "`mixture.alpha_end`" in refused.err

@@ -77,6 +77,14 @@ def test_a_setting_without_effect_is_an_error(folders: tuple[Path, Path]) -> Non
     assert "no effect with a single folder" in problems("--data", wiki, "--mixture.shares", 1)
     assert "no effect with a single folder" in problems("--data", f"{wiki}=1")
     assert "no effect with `mixture.shares`" in problems("--data", f"{wiki}=1", f"{books}=1", "--mixture.alpha", 0.3)
+    moving = ("--mixture.alpha-end", 0.5)
+    assert "no effect with a single folder" in problems("--data", wiki, *moving)
+    assert "`mixture.alpha_end` has no effect with `mixture.shares`" in problems(
+        "--data", f"{wiki}=1", f"{books}=1", *moving
+    )
+    both = ("--data", wiki, books, *moving)
+    assert "`mixture.alpha_end` has no effect: it equals `mixture.alpha`" in problems(*both, "--mixture.alpha", 0.5)
+    assert "`mixture.alpha_end` moves with the number of steps" in problems(*both, "--time-budget", "1h")
     twice = problems("--data", f"{wiki}=1", f"{books}=1", "--mixture.shares", 1, 2)
     assert "`data` has shares, and so has `mixture.shares`" in twice
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,10 @@ from megamask.data.packs import Packs
 from megamask.data.shard_writer import write_sidecar
 from megamask.data.shards import Shards
 from megamask.errors import DataError
+from megamask.masking.masker import Masker
+from megamask.masking.rng import PackRng
+from megamask.masking.settings import EntropyScoreConfig, MaskingConfig
+from megamask.schedules import Schedule
 
 SIZES = {"tokens": 128, "length": 48}
 SHARES = (0.5, 0.3, 0.2)
@@ -48,6 +54,13 @@ def test_packs_are_those_of_a_loop_over_all_numbers(sources: dict[str, Shards]) 
     orders = [[alone[2].batch(n).tokens for n in range(k * len(alone[2]), (k + 1) * len(alone[2]))] for k in (0, 1)]
     epochs = [sorted(tokens.tolist() for tokens in order) for order in orders]
     assert epochs[0] == epochs[1]
+
+
+def test_the_source_of_a_pack_is_that_of_its_text(sources: dict[str, Shards]) -> None:
+    packs = mixed(sources, per_step=6, views=3)
+    for number in range(60):
+        assert packs.source_of(number) == packs.order[packs.text_of(number)][0]
+    assert packs.shares == packs.shares_at(17) == dict(zip(sources, SHARES, strict=True))
 
 
 def test_all_packs_have_the_same_shapes(sources: dict[str, Shards]) -> None:
@@ -116,3 +129,32 @@ def test_sidecars_are_used_if_all_sources_have_them_alike(sources: dict[str, Sha
     with pytest.raises(DataError, match="made in different ways"):
         text().sidecar_facts("tags")
     assert text().sidecar("tags") is None
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_entropies_move_no_masks_between_sources_or_documents(sources: dict[str, Shards], standardise: bool) -> None:
+    """A pack has one source and an exact budget, of which each document gets its part, however unsure a model is."""
+    packs = mixed(sources)
+    config = MaskingConfig(
+        Schedule(start=0.2),
+        score="entropy",
+        entropy=EntropyScoreConfig(standardise=standardise, temperature=0.0),
+        random_share=Schedule(start=0.0),
+    )
+    masker = Masker(config, packs.token_ids)
+    targets: Counter[int] = Counter()
+    for number in range(60):
+        batch, source = packs.batch(number), packs.source_of(number)
+        # the second source is always harder than the first, the third harder than both, as are later documents
+        draws = torch.rand(batch.layout.rows, generator=torch.Generator().manual_seed(number))
+        entropy = 3.0 * source + 0.2 * batch.layout.sequence + 0.1 * draws
+        plan = masker(batch, progress=0.0, rng=PackRng(1, number), entropy=entropy)
+        assert len(plan.targets) == masker.budget(0.0, batch.layout.rows)
+        documents = len(batch.layout.lengths)
+        of_document = torch.bincount(batch.layout.sequence[batch.maskable], minlength=documents)
+        chosen = torch.bincount(batch.layout.sequence[plan.targets], minlength=documents)
+        fair = len(plan.targets) * of_document / of_document.sum()
+        assert ((chosen - fair).abs() < 1 + 1e-4).all()
+        targets[source] += len(plan.targets)
+    packs_read = packs.order.counts(60)
+    assert len({targets[source] / packs_read[source] for source in range(3)}) == 1

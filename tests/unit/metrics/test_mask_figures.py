@@ -88,3 +88,20 @@ def test_the_weights_of_a_correction_are_counted() -> None:
     assert values["correction/effective_sample"] == pytest.approx(float(both.sum() ** 2 / both.square().sum() / 16))
     weighted = float((both * torch.cat([losses.nll, losses.nll])).mean())
     assert values["train/weighted_loss"] == pytest.approx(weighted)
+
+
+def test_the_rate_of_each_source_is_its_targets_among_its_maskable_tokens() -> None:
+    names = ["de", "zh", "el"]
+    figures = MaskFigures(COUNTS, sources=names, source_of=lambda number: number % 3)
+    expected = dict.fromkeys(names, (0, 0))
+    for number in (0, 1, 3, 4, 6):
+        batch = pack([30 + number, 20, 9], number=number)
+        rows = batch.maskable.nonzero().squeeze(1)[: 4 + number]
+        plan = replace(MaskPlan.hide_nothing(batch), targets=rows, labels=batch.tokens[rows])
+        figures.add(batch, plan, losses_of(plan))
+        targets, free = expected[names[number % 3]]
+        expected[names[number % 3]] = targets + 4 + number, free + int(batch.maskable.sum())
+    values = figures.take()
+    rates = {name: values[f"masks/rate/{name}"] for name in ("de", "zh")}
+    assert rates == {name: pytest.approx(expected[name][0] / expected[name][1]) for name in rates}
+    assert "masks/rate/el" not in values  # no pack of it was seen
