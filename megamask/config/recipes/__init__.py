@@ -3,6 +3,7 @@
 bases.py            models and runs to start from
 entropy.py          entropy-aware masking and distillation, with controls
 better_masking.py   masking ratio decay, part-of-speech weights
+languages.py        languages of unequal size
 three_ml_and_mae_lm.py  3ML, MAE-LM, and everything together
 """
 
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.config.recipes import bases, better_masking, entropy, three_ml_and_mae_lm
+from megamask.config.recipes import bases, better_masking, entropy, languages, three_ml_and_mae_lm
 from megamask.errors import ConfigError, unknown
 
 STARTS: dict[str, Callable[[], PretrainConfig]] = {
@@ -60,6 +61,7 @@ FAMILIES = (
     Family(entropy.EXPERIMENTS, THREE, STRATEGIES),
     Family(entropy.CONTROLS, THREE),
     Family(better_masking.EXPERIMENTS, {"": bases.decay_base, "tiny": bases.two_cores}),
+    Family(languages.EXPERIMENTS, {"": bases.roberta, "tiny": bases.two_cores}),
     Family(three_ml_and_mae_lm.EXPERIMENTS, {"": bases.bert, "tiny": bases.two_cores}),
 )
 RECIPES: dict[str, Callable[[], PretrainConfig]] = STARTS | {

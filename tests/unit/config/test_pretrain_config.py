@@ -16,6 +16,7 @@ from megamask.config.cli import show_config
 from megamask.config.overrides import override_settings, read_settings
 from megamask.config.pretrain_config import LogConfig, PacksConfig, PretrainConfig, as_dict, resolve_phases
 from megamask.config.recipes import RECIPES, find_recipe, list_recipes
+from megamask.config.settings import MixtureConfig
 from megamask.engine.optimizer import OptimizerConfig
 from megamask.errors import ConfigError
 from megamask.model.shape import ModelConfig
@@ -51,6 +52,12 @@ def test_a_recipe_is_sound_and_read_back_from_what_is_shown(recipe: str, tmp_pat
         with pytest.raises(ConfigError, match=r"needs `teacher.path`"):
             check_config(config, zero1, config.packs.per_step)
         config = replace(config, teacher=TeacherConfig("a model"))
+    if config.mixture != MixtureConfig():
+        with pytest.raises(ConfigError, match=r"no effect with a single folder"):
+            check_config(config, zero1, config.packs.per_step)
+        for name in ("de", "zh"):
+            (tmp_path / name).mkdir()
+        config = replace(config, data=(tmp_path / "de", tmp_path / "zh"))
     assert check_config(config, zero1, config.packs.per_step) == {"zero_optimization": {"stage": 1}}
 
 
