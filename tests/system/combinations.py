@@ -39,11 +39,11 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
         "cross": {"objective.kind": "mae_lm", "objective.decoder.layers": 1, "objective.decoder.attention": "cross"},
     },
     "corruption": {
-        "all masks": {},
-        "80/10/10": {
-            "masking.corruption.mask": 0.8,
-            "masking.corruption.random": 0.1,
-            "masking.corruption.unchanged": 0.1,
+        "80/10/10": {},
+        "all masks": {
+            "masking.corruption.mask": 1.0,
+            "masking.corruption.random": 0.0,
+            "masking.corruption.unchanged": 0.0,
         },
     },
     "teacher": {"none": {}, "targets": TAUGHT, "everywhere": TAUGHT | {"distill.positions": "all"}},

@@ -123,7 +123,10 @@ def test_the_teacher_of_another_library_costs_what_ours_does() -> None:
 
 
 def test_corruption_decides_how_many_tokens_enter_late() -> None:
-    config = find_recipe("three-ml-tiny")
-    mixed = replace(config, masking=replace(config.masking, corruption=Corruption(0.8, 0.1, 0.1)))
-    costs = [PackFlops.of(each, SHAPE).student(100.0, 1000.0, 50, with_teacher=False) for each in (config, mixed)]
+    recipe = find_recipe("three-ml-tiny")
+    configs = [
+        replace(recipe, masking=replace(recipe.masking, corruption=corruption))
+        for corruption in (Corruption(1.0, 0.0, 0.0), Corruption(0.8, 0.1, 0.1))
+    ]
+    costs = [PackFlops.of(each, SHAPE).student(100.0, 1000.0, 50, with_teacher=False) for each in configs]
     assert costs[0] < costs[1]  # a target that is not [MASK] passes through all layers
