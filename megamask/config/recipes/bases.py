@@ -21,7 +21,7 @@ def tiny() -> PretrainConfig:
     """The smallest model on two cores in four minutes: the first run, on English text found on the machine; Muon.
 
     With AdamW, a model leaves the unigram plateau within these steps on some texts only; with Muon within 100 steps.
-    Targets are 80/10/10: with all of them [MASK] the masked loss is lower, but frozen features are worse (docs/studies).
+    Targets are 80/10/10: all [MASK] lowers the masked loss, but makes frozen features worse (docs/studies/README.md).
     """
     return PretrainConfig(
         output=Path("runs/tiny"),
