@@ -55,6 +55,13 @@ class Layout(OnDevice):
     cu_seqlens: Int32[Tensor, " S1"]
     max_seqlen: int
     positions: Int32[Tensor, " T"]
+    bounds: Int64[np.ndarray, " S"] | None = None
+    """What the host knows of a layout on another device: the length of each sequence, or the one before ``keep``."""
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Layout:
+        """The layout with ``function`` applied to every tensor; off the host, with what the host knows of it."""
+        moved = super().map_tensors(function)
+        return replace(moved, bounds=None if moved.positions.is_cpu else self.host_lengths)
 
     @classmethod
     def of(cls, cu_seqlens: Int[Tensor, " S1"], rows: int, max_seqlen: int) -> Layout:
@@ -74,6 +81,11 @@ class Layout(OnDevice):
         return self.cu_seqlens.diff().long()
 
     @cached_property
+    def host_lengths(self) -> Int64[np.ndarray, " S"]:
+        """Tokens in each sequence, or ``bounds``. Waits for the device only if the layout was never on the host."""
+        return np.diff(_on_host(self.cu_seqlens)).astype(np.int64) if self.bounds is None else self.bounds
+
+    @cached_property
     def sequence(self) -> Int64[Tensor, " T"]:
         """The number of the sequence of each token."""
         numbers = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
@@ -87,7 +99,11 @@ class Layout(OnDevice):
     def keep(self, rows: Int64[Tensor, " R"]) -> Layout:
         """The layout of the sorted ``rows`` alone; each token keeps its position."""
         starts = torch.searchsorted(rows.contiguous(), self.cu_seqlens.long()).int()
-        return Layout(starts, self.max_seqlen, self.positions[rows])
+        return Layout(starts, self.max_seqlen, self.positions[rows], None if rows.is_cpu else self.host_lengths)
+
+
+def _on_host(tensor: Tensor) -> np.ndarray:
+    return (tensor if tensor.is_cpu else tensor.cpu()).numpy()
 
 
 def sum_by_sequence(
@@ -101,6 +117,7 @@ def sum_by_sequence(
 class HostPack:
     """What the host keeps of a pack, so that it knows all sizes and never has to ask the device for one."""
 
+    tokens: Int64[np.ndarray, " T"]
     cu_seqlens: Int32[np.ndarray, " S1"]
     starts_word: Bool[np.ndarray, " T"]
     maskable: Bool[np.ndarray, " T"]
@@ -108,8 +125,8 @@ class HostPack:
     @classmethod
     def of(cls, batch: PackedBatch) -> HostPack:
         """That of ``batch``: views of tensors on the host, otherwise copies, which wait for the device."""
-        tensors = batch.layout.cu_seqlens, batch.starts_word, batch.maskable
-        return cls(*(tensor.cpu().numpy() for tensor in tensors))
+        tensors = batch.tokens, batch.layout.cu_seqlens, batch.starts_word, batch.maskable
+        return cls(*map(_on_host, tensors))
 
     @cached_property
     def maskable_tokens(self) -> int:

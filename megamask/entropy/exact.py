@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -125,9 +126,10 @@ class Exact(EntropySource):
             return measure_entropy(self.entropy_fn, batch, self.signal, self.passes, self.mask_id, rng)
         assert self.candidates is not None
         # the host knows how many tokens each sequence can have, so it knows how many are candidates
-        maskable = torch.from_numpy(batch.on_host.maskable_by_sequence)
-        most = (self.candidates / maskable.sum() * maskable).ceil().long().minimum(maskable)
-        (count,) = send([most], batch.tokens.device)
+        maskable = batch.on_host.maskable_by_sequence
+        share = np.float32(self.candidates) / np.float32(maskable.sum())
+        most = np.minimum(np.ceil(share * maskable.astype(np.float32)).astype(np.int64), maskable)
+        (count,) = send([torch.from_numpy(most)], batch.tokens.device)
         best = PieceOrder.of(proposal, PieceTable.of_tokens(batch)).top(count)
         rows = torch.nonzero_static(best, size=int(most.sum())).squeeze(1)
         entropy = measure_entropy(self.entropy_fn, batch, self.signal, self.passes, self.mask_id, rng, rows)

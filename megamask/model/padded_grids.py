@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
@@ -23,10 +25,10 @@ class PaddedGrid:
     present: Bool[Tensor, "G L"]
 
     @classmethod
-    def of(cls, layout: Layout, sequences: Int64[Tensor, " G"]) -> PaddedGrid:
-        """The grid of some ``sequences`` of ``layout``, by their numbers."""
+    def of(cls, layout: Layout, sequences: Int64[Tensor, " G"], longest: int) -> PaddedGrid:
+        """The grid of some ``sequences`` of ``layout``, by their numbers; none has more than ``longest`` tokens."""
         lengths, starts = layout.lengths[sequences], layout.cu_seqlens[sequences].long()
-        offsets = torch.arange(int(lengths.max()), device=lengths.device)
+        offsets = torch.arange(longest, device=lengths.device)
         present = offsets < lengths[:, None]
         first = starts[:, None].clamp(max=layout.rows - 1)  # a sequence without tokens has no first one
         return cls(torch.where(present, first + offsets, first), present)
@@ -46,16 +48,26 @@ class PaddedGrids:
         So padding at most doubles the tokens of a grid. ``layout`` may have been kept from another, ``like``: then its
         sequences are grouped by their lengths in that one.
         """
-        lengths = (like or layout).lengths
+        lengths = (like or layout).host_lengths
         # the n with 2^(n-1) < length <= 2^n
-        octave = torch.where(lengths > 0, torch.frexp(lengths - 0.5).exponent, -1)
-        groups = [(octave == n).nonzero().squeeze(1) for n in octave.unique().tolist() if n >= 0]
-        return cls(tuple(PaddedGrid.of(layout, group) for group in groups), layout.rows)
+        octave = np.where(lengths > 0, np.frexp(lengths - 0.5)[1], -1)
+        return cls.of_groups(layout, [np.flatnonzero(octave == n) for n in np.unique(octave) if n >= 0])
 
     @classmethod
     def single(cls, layout: Layout) -> PaddedGrids:
         """One grid of all sequences that are not empty."""
-        return cls((PaddedGrid.of(layout, (layout.lengths > 0).nonzero().squeeze(1)),), layout.rows)
+        return cls.of_groups(layout, [np.flatnonzero(layout.host_lengths)])
+
+    @classmethod
+    def of_groups(cls, layout: Layout, groups: Sequence[Int64[np.ndarray, " _G"]]) -> PaddedGrids:
+        """A grid for each group of sequences, given by their numbers. Sizes come from the host, so nothing waits."""
+        numbers = torch.from_numpy(np.concatenate(groups))
+        device = layout.positions.device
+        if device.type == "cuda":
+            numbers = numbers.pin_memory()
+        parts = numbers.to(device, non_blocking=True).split([len(group) for group in groups])
+        longest = [int(layout.host_lengths[group].max()) for group in groups]
+        return cls(tuple(PaddedGrid.of(layout, *each) for each in zip(parts, longest, strict=True)), layout.rows)
 
     @property
     def is_dense(self) -> bool:
@@ -70,10 +82,12 @@ class PaddedGrids:
     @cached_property
     def cell(self) -> Int64[Tensor, " T"]:
         """The cell of each token."""
-        present = torch.cat([grid.present.flatten() for grid in self.grids]).nonzero().squeeze(1)
+        present = torch.cat([grid.present.flatten() for grid in self.grids])
+        present = torch.nonzero_static(present, size=self.rows).squeeze(1)
         return torch.empty_like(present).index_copy_(0, self.index[present], present)
 
     @cached_property
     def padding(self) -> Int64[Tensor, " P"]:
         """The cells without a token."""
-        return torch.cat([~grid.present.flatten() for grid in self.grids]).nonzero().squeeze(1)
+        absent = torch.cat([~grid.present.flatten() for grid in self.grids])
+        return torch.nonzero_static(absent, size=len(absent) - self.rows).squeeze(1)

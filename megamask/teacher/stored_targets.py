@@ -32,7 +32,7 @@ from megamask.batch import MaskPlan, PackedBatch, SoftTargets, TokenIds
 from megamask.data.manifest import Count, file_problems, validation_problems
 from megamask.data.shards import id_type
 from megamask.errors import ConfigError, DataError, raise_all
-from megamask.masking.rng import PackRng
+from megamask.masking.rng import PackRng, send
 from megamask.runtime import ranks
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten
@@ -155,10 +155,10 @@ class StoredTargets:
                 f"{self.folder / target_file_names(number // PART)[0]} contains the token id {tokens[rows].max()} in "
                 f"pack {number}, but the vocabulary has {self.ids.size} tokens. {CURE}"
             )
-        return (
-            torch.from_numpy(tokens[rows].astype(np.int64)).to(device),
-            torch.from_numpy(counts[rows].astype(np.float32)).to(device),
-        )
+        shape = tokens[rows].shape
+        drawn = [torch.from_numpy(each[rows].astype(np.int64)).flatten() for each in (tokens, counts)]
+        ids, often = (each.view(shape) for each in send(drawn, device))
+        return ids, often.float()
 
     def _open(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         files = (self.folder / name for name in target_file_names(part))

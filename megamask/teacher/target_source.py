@@ -24,6 +24,6 @@ def distill_scale(distill: DistillConfig, batch: PackedBatch, plan: MaskPlan, ro
     """What turns the sum of KL over ``rows`` tokens, divided by the targets, into the mean that `reduction` names."""
     if distill.reduction == "token":
         return len(plan.targets) / rows
-    starts = batch.layout.cu_seqlens[:-1][batch.layout.lengths > 0].long()
-    sequences = int((batch.tokens[starts] != ids.pad).sum())
+    host = batch.on_host
+    sequences = int((host.tokens[host.begins] != ids.pad).sum())
     return len(plan.targets) / sequences

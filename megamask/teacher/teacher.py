@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -201,11 +202,14 @@ def join_packs(layouts: Sequence[Layout]) -> tuple[Layout, list[int]]:
         ends.append(layout.cu_seqlens[1:] + total)
         total += layout.rows
     longest = max(layout.max_seqlen for layout in layouts)
-    return Layout(torch.cat(ends), longest, torch.cat([layout.positions for layout in layouts])), begins
+    positions = torch.cat([layout.positions for layout in layouts])
+    bounds = None if positions.is_cpu else np.concatenate([layout.host_lengths for layout in layouts])
+    return Layout(torch.cat(ends), longest, positions, bounds), begins
 
 
 def _text_rows(batch: PackedBatch, ids: TokenIds) -> Int64[Tensor, " Q"]:
-    return (batch.tokens != ids.pad).nonzero().squeeze(1)
+    size = int((batch.on_host.tokens != ids.pad).sum())
+    return torch.nonzero_static(batch.tokens != ids.pad, size=size).squeeze(1)
 
 
 def teacher_misfits(model: MaskedLM, path: str, tokenizer: Path, ids: TokenIds, length: int) -> list[str]:

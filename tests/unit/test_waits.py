@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from megamask.batch import MaskPlan, PackedBatch
+from megamask.batch import Losses, MaskPlan, PackedBatch
+from megamask.config.pretrain_config import PretrainConfig
+from megamask.entropy.exact import Exact
+from megamask.entropy.frequency import Frequency
+from megamask.entropy.probe import Probe
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import EntropyScoreConfig, MaskingConfig
@@ -16,11 +20,13 @@ from megamask.metrics.mask_figures import MaskFigures
 from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
-from megamask.model.shape import ModelConfig
+from megamask.model.shape import Backend, ModelConfig
 from megamask.objectives.objective import build_objective
 from megamask.objectives.settings import DecoderConfig, ObjectiveConfig
 from megamask.runtime import ranks
 from megamask.schedules import Schedule
+from megamask.training.flop_counter import FlopCounter
+from megamask.training.flops import PackFlops
 from tests.batches import IDS, pack
 from tests.stand_in import DEVICE, Copies, stand_in
 
@@ -59,8 +65,8 @@ def masker(unit: str, name: str) -> Masker:
     return maker
 
 
-def objective_of(name: str) -> torch.nn.Module:
-    model = ModelConfig("modern", "tiny", num_layers=2, hidden_size=64, attention="varlen")
+def objective_of(name: str, attention: Backend = "varlen") -> torch.nn.Module:
+    model = ModelConfig("modern", "tiny", num_layers=2, hidden_size=64, attention=attention)
     encoder = Encoder(model.shape(IDS), model)
     return build_objective(OBJECTIVES[name], encoder, MaskedLMHead(encoder, model)).bfloat16()
 
@@ -89,6 +95,7 @@ def check(maker: Masker, objective: torch.nn.Module, monkeypatch: pytest.MonkeyP
     batch = text()
     entropy = torch.rand(batch.layout.rows)
     expected = maker(batch, progress=0.5, rng=PackRng(0, 0), entropy=entropy)
+    assert batch.on_host.tokens.size == batch.layout.host_lengths.sum()  # views, which fake tensors cannot give
     monkeypatch.setattr(ranks, "device", lambda: DEVICE)
     with stand_in(monkeypatch) as copies:
         moved, entropy = batch.to(DEVICE), entropy.to(DEVICE)
@@ -113,9 +120,42 @@ def test_masks_of_any_unit_and_score_do_not_wait(unit, name, monkeypatch):
     assert copies.sent == 2 + (unit != "token") + (name == "part_of_speech") + (name == "shuffled")
 
 
+@pytest.mark.parametrize("attention", ["varlen", "padded"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_no_objective_waits(name, monkeypatch):
-    assert check(masker("word", "uniform"), objective_of(name), monkeypatch).waits == []
+def test_no_objective_waits(name, attention, monkeypatch):
+    assert check(masker("word", "uniform"), objective_of(name, attention), monkeypatch).waits == []
+
+
+def test_no_entropy_source_and_no_count_of_flops_waits(monkeypatch):
+    config, batch, counts = PretrainConfig(), text(), torch.ones(IDS.size, dtype=torch.long)
+    assert batch.on_host.tokens.size == batch.layout.rows
+    monkeypatch.setattr(ranks, "device", lambda: DEVICE)
+    with stand_in(monkeypatch) as copies:
+        moved, frequency = batch.to(DEVICE), Frequency(counts)
+        plan = masker("token", "uniform")(moved, progress=0.0, rng=PackRng(0, 0))
+        at_targets = torch.ones(len(plan.targets), device=DEVICE)
+        losses = Losses(at_targets.sum(), at_targets, at_targets, at_targets > 0)
+        exact = {"mask_id": IDS.mask, "passes": 3, "seed": 0}
+
+        def ask(_, plan: MaskPlan) -> torch.Tensor:
+            return torch.ones(len(plan.targets), device=DEVICE)
+
+        sources = [
+            frequency,
+            Probe(lambda batch: torch.ones(batch.layout.rows, 8, device=DEVICE), 8, counts, seed=0, device=DEVICE),
+            Exact(ask, signal="clean", **exact),
+            Exact(ask, signal="masked", **exact),
+            Exact(ask, signal="masked", propose=frequency, candidates=40, **exact),
+        ]
+        flops = FlopCounter(PackFlops.of(config, config.model.shape(IDS), None))
+        frequency([moved])  # moves its table, once in a run
+        copies.waits.clear()
+        for source in sources:
+            assert [entropy.shape for entropy in source([moved])] == [batch.tokens.shape]
+            source.update(moved, plan, losses)
+            source.sync()
+        flops.count_step(0, [moved], 0.0, Masker(config.masking, IDS), "", False)
+        assert copies.waits == []
 
 
 def test_the_stand_in_finds_waits(monkeypatch):
