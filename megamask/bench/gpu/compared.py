@@ -96,7 +96,7 @@ def beside_trainer(config: GpuBenchConfig) -> Iterator[Figure]:
     """
     from megamask.bench import trainer_variant  # needs a transformers that works, as nothing else here does
 
-    settings, shards = bench_config(config, "base"), open_text(config)
+    settings, shards = bench_config(config, "base", compiled=True), open_text(config)
     kind: Precision = "bf16" if torch.cuda.is_available() else "fp32"
     texts = trainer_variant.bench_documents(shards)
     # the Trainer first: accelerate would take the single rank that our engine announces for one of several

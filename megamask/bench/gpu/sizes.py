@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from megamask.bench.gpu.settings import GpuBenchConfig
@@ -98,11 +97,14 @@ def open_text(config: GpuBenchConfig) -> Shards:
     return Shards.open(prepare.local_data(prepare.CACHE) if tiny else prepare.local_data(prepare.CACHE, VOCABULARY))
 
 
-def bench_config(config: GpuBenchConfig, size: str) -> BenchConfig:
-    """Settings of `megamask bench` for variants that take turns: BERT of ``size``, both sides without dropout."""
+def bench_config(config: GpuBenchConfig, size: str, *, compiled: bool = False) -> BenchConfig:
+    """Settings of `megamask bench` for variants that take turns: BERT of ``size``, both sides without dropout.
+
+    ``compiled`` adds compiled variants of both sides, each of which takes a minute to compile.
+    """
     chosen = sizes(config)
     return BenchConfig(
-        data=config.data if config.data is None else Path(config.data),
+        data=config.data,
         preset=("bert",),
         size=model_size(config, size),
         precisions=("bf16",) if config.size == "full" else ("fp32",),
@@ -111,5 +113,5 @@ def bench_config(config: GpuBenchConfig, size: str) -> BenchConfig:
         dropout=0.0,
         rounds=chosen.rounds,
         steps=chosen.steps,
-        compile=chosen.compile,
+        compile=compiled and chosen.compile,
     )

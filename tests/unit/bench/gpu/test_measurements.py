@@ -12,8 +12,9 @@ import torch
 from megamask.bench.gpu import commands, kernels
 from megamask.bench.gpu.figures import NEEDS_CUDA, Figure
 from megamask.bench.gpu.settings import GpuBenchConfig
-from megamask.bench.gpu.sizes import FULL, TINY
+from megamask.bench.gpu.sizes import FULL, TINY, bench_config
 from megamask.bench.gpu.timing import each, seconds_of
+from megamask.errors.setting_rules import settings_problems
 from megamask.model.shape import SIZES
 from megamask.model.statistics import token_stats
 
@@ -67,6 +68,13 @@ def test_full_sizes_have_whole_sequences_and_known_models() -> None:
     assert all(FULL.packs[size] % FULL.length == 0 and size in SIZES for size in FULL.packs)
     assert FULL.compared_pack % FULL.length == 0
     assert FULL.packs.keys() == TINY.packs.keys()
+
+
+def test_only_the_comparison_with_the_trainer_compiles() -> None:
+    full = GpuBenchConfig()
+    assert bench_config(full, "base", compiled=True).compile and not bench_config(full, "large").compile
+    assert not bench_config(CONFIG, "base", compiled=True).compile
+    assert not settings_problems(bench_config(full, "large")) + settings_problems(bench_config(CONFIG, "base"))
 
 
 RESULTS = """<?xml version="1.0"?><testsuites><testsuite tests="4">
