@@ -314,8 +314,8 @@ def test_entropy_is_needed_as_soon_as_the_score_is_used():
     [
         (lambda entropy: None, ConfigError, "none was given"),
         (lambda entropy: entropy[:-1], DataError, "one number for each token"),
-        (lambda entropy: entropy.index_fill(0, torch.tensor([3, 5]), torch.nan), NonFiniteError, "2 of 151 rows"),
-        (lambda entropy: entropy.index_fill(0, torch.tensor([3]), torch.inf), NonFiniteError, "1 of 151 rows"),
+        (lambda entropy: entropy.index_fill(0, torch.tensor([3, 5]), torch.nan), NonFiniteError, "2 of 151 tokens"),
+        (lambda entropy: entropy.index_fill(0, torch.tensor([3]), torch.inf), NonFiniteError, "1 of 151 tokens"),
     ],
 )
 def test_an_entropy_that_does_not_fit_is_refused_where_it_is_needed(spoil, error, words):
