@@ -168,8 +168,8 @@ def fixed_mask_problems(config: PretrainConfig) -> list[str]:
 
 def _objective_problems(config: PretrainConfig) -> list[str]:
     """Sentences for conflicts of the objective with encoder and masks; with `init`, the encoder is checked later."""
-    objective, masking = config.objective, config.masking
-    length = config.packs.start_length or config.packs.length
+    objective, masking, packs = config.objective, config.masking, config.packs
+    shortest, length = ("start_length", packs.start_length) if packs.start_length else ("length", packs.length)
     problems = [] if config.init else objective.misfits("objective", config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
     if objective.decoder.dropout and config.model.attention == "varlen":
         rule = "be 0 when `model.attention` is 'varlen'"
@@ -182,9 +182,9 @@ def _objective_problems(config: PretrainConfig) -> list[str]:
     # the shares of a sequence that are [MASK], over the run; [CLS] and [SEP] never are
     shares = [masking.ratio(step / STEPS) * masking.corruption.mask for step in range(STEPS + 1)]
     if max(shares) * length > length - 3:
-        rule = f"leave a token visible in a sequence of {length} tokens"
+        rule = f"leave a token visible in a sequence of `packs.{shortest}` ({length}) tokens"
         problems.append(must("masking.ratio", rule, max(shares), "Lower it."))
     if min(shares) * length < 1:
-        rule = f"give a sequence of {length} tokens a target under [MASK]"
+        rule = f"give a sequence of `packs.{shortest}` ({length}) tokens a target under [MASK]"
         problems.append(must("masking.ratio", rule, min(shares), "Raise it, or lengthen sequences."))
     return problems
