@@ -97,10 +97,10 @@ class Corpus:
             words, text, subset = _contents(document)
             self._check_lines(source, text)
             digest = document_hash(text)
-            if not text:
-                counts["blank"] += 1
-            elif digest in seen:
-                counts["duplicate"] += 1
+            if not text or digest in seen:
+                counts["duplicate" if text else "blank"] += 1
+                if subsets:
+                    subsets.dropped[subset] += 1
             else:
                 seen.add(digest)
                 split: Split = "valid" if is_validation(digest, self.valid_share) else "train"

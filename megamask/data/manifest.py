@@ -19,7 +19,7 @@ from megamask.basic_types import TokenIds
 from megamask.data.lost_text.coverage import Coverage
 from megamask.data.tokenizer import TOKENIZER, tokenizer_hash
 from megamask.data.word_boundaries import WordLengths, WordRule
-from megamask.errors import DataError, must, raise_all
+from megamask.errors import DataError, listed, must, raise_all
 from megamask.errors.setting_rules import field_problem, setting_of
 from megamask.storage import file_list, strict_json
 from megamask.storage.file_list import FileList
@@ -92,6 +92,8 @@ def read_shard_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Prepare data into it with `megamask prepare`.")
     missing = f"{folder} contains no {NAME}, so no finished shards. {CURE}"
+    if not path.exists() and (sources := sorted(source.parent.name for source in folder.glob(f"*/{NAME}"))):
+        missing = f"{folder} contains no {NAME}, but its folders {listed(sources)} do. Name these: `--data {folder}/*`."
     manifest = strict_json.read_object(path, DataError, missing, CURE)
     if manifest.get("format") != FORMAT:
         raise DataError(f"{path} is not a manifest of megamask shards.")

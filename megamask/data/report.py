@@ -80,13 +80,21 @@ def subset_lines(output: Path, subsets: Sequence[Shards], config: PrepareConfig)
         for row in rows:
             row.append(f"{quotas[row[0]] / sizes[row[0]]:.2f} times")
     manifest = subsets[0].manifest
+    if len(subsets) > 1:
+        how = [
+            "Train on all of them, with more of the small ones than their size:",
+            f"  megamask pretrain --data {shlex.quote(str(output))}/* --mixture.alpha {ALPHA:g}",
+        ]
+    else:
+        how = ["Train on it:", f"  megamask pretrain --data {shlex.quote(str(subsets[0].folder))}"]
+    if not config.valid_share:
+        how = ["`megamask pretrain` needs a validation split too, but `valid_share` is 0."]
     return [
         *_reading_lines(output, manifest),
         *_switched_off(manifest),
         *(f"  {line}" for line in _table([head, *rows])),
         "  tokens/byte: fertility of the tokenizer, in UTF-8; unknown: share of the tokens; longest word: in tokens.",
-        "Train on all of them, with more of the small ones than their size:",
-        f"  megamask pretrain --data {shlex.quote(str(output))}/* --mixture.alpha {ALPHA:g}",
+        *how,
     ]
 
 
@@ -97,7 +105,7 @@ def small_subsets_warning(subsets: Sequence[Shards]) -> str:
     if not small:
         return ""
     return (
-        f"The validation split is small of {listed(small, 'value')}. A reliable loss takes about "
+        f"The validation split of {listed(small, 'value')} is small. A reliable loss takes about "
         f"{validation_share.MEASURABLE:,} tokens: raise `--valid-share`, or expect noise."
     )
 

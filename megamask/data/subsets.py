@@ -25,6 +25,8 @@ class SubsetCounts:
     documents: Counter[tuple[str, Split]] = field(default_factory=Counter)
     train_bytes: Counter[str] = field(default_factory=Counter)
     """UTF-8 bytes of the train documents."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Blank and duplicate documents of each subset."""
     unassigned: int = 0
     """Records without a subset."""
     first: str = ""
@@ -57,11 +59,23 @@ class SubsetCounts:
     def problems(self, valid_share: float) -> list[str]:
         """Sentences for records without a subset, and for subsets without a document in one of the splits."""
         problems = []
+        if self.unassigned and not self.documents:
+            return [
+                f"None of the {self.unassigned:,} records read so far has a value of {self.split_by!r} (`split_by`) "
+                f"that can be used. The first: {self.first} Name another field, or correct the records."
+            ]
         if self.unassigned:
+            have = "record has" if self.unassigned == 1 else "records have"
             problems.append(
-                f"{self.unassigned:,} records have no value of {self.split_by!r} (`split_by`) that can be used. The "
+                f"{self.unassigned:,} {have} no value of {self.split_by!r} (`split_by`) that can be used. The "
                 f"first: {self.first} Correct them, name another field, or skip them (`on_bad_document` skip counts "
                 "them)."
+            )
+        lost = [f"{name} ({count:,})" for name, count in sorted(self.dropped.items()) if name not in self.names]
+        if lost:
+            problems.append(
+                f"All documents of {listed(lost, 'value')} of {self.split_by!r} (`split_by`) are blank or duplicates "
+                "of others, so nothing is left to train on. Remove them, or correct the text."
             )
         for split in ("train", "valid") if valid_share else ("train",):
             empty = [name for name in self.names if not self.documents[name, split]]
@@ -80,7 +94,7 @@ def empty_subsets_problem(split_by: str, split: Split, documents: Mapping[str, i
     # with such a share, a split without documents is unlikely
     share = min(0.5, math.ceil(500 / max(1, min(documents.values()))) / 100)
     rest = "Remove their documents, join them under another value, or give more text."
-    if split == "valid" and share > valid_share:
+    if split == "valid" and share > valid_share and min(documents.values()) > 1:
         cure = f"Try `--valid-share {share:g}`. Or: {rest}"
         return f"{sentence} {must('valid_share', 'be larger', valid_share, cure)}"
     return f"{sentence} {rest}"

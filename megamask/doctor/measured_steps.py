@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import harmonic_mean, median
 
 import megamask
 from megamask.config.pretrain_config import PretrainConfig, as_dict
@@ -41,18 +41,26 @@ class MeasuredSteps:
 def measure_steps(command: DoctorCommand, text: RunText, steps: int) -> MeasuredSteps:
     """Take ``steps`` steps of ``command`` in a process of its own, with the packs that one of its devices gets.
 
-    The schedules of the run are compressed into them, so a masking rate that decays or a teacher that starts late
-    counts with its share. Communication between devices is not measured. Writes a run folder with one checkpoint beside
-    `output` and deletes it. ConfigError if the process fails, with its last lines.
+    The schedules of the run are compressed into them, so a masking rate that decays, a teacher that starts late or
+    sequences that become longer count with their share. Communication between devices is not measured. Writes a run
+    folder with one checkpoint beside `output` and deletes it. ConfigError if the process fails, with its last lines.
     """
-    shared = command.run.packs.per_step // command.num_ranks or 1
-    config = replace(command.run, packs=replace(command.run.packs, per_step=shared))
+    config = probe_settings(command.run, command.num_ranks, steps)
     loader = _loader_rate(config, text, steps)
     with tempfile.TemporaryDirectory(prefix="probe-", dir=existing_parent(config.output)) as folder:
         figures, peak = _train(command, config, steps, Path(folder))
     windows = [line for line in figures if "tokens_per_second" in line][1:]
     rates = [line["tokens_per_second"] for line in windows]
-    return MeasuredSteps(steps, median(rates), median(line["data_wait"] for line in windows), loader, peak)
+    return MeasuredSteps(steps, harmonic_mean(rates), median(line["data_wait"] for line in windows), loader, peak)
+
+
+def probe_settings(config: PretrainConfig, num_ranks: int, steps: int) -> PretrainConfig:
+    """``config`` with the packs of one of ``num_ranks`` devices, and short sequences for their share of ``steps``."""
+    packs = replace(config.packs, per_step=config.packs.per_step // num_ranks or 1)
+    if packs.start_length is not None:
+        short = round(packs.start_steps / config.steps * steps)
+        packs = replace(packs, start_steps=min(max(1, short), steps - 1))
+    return replace(config, packs=packs)
 
 
 def measured_lines(probe: MeasuredSteps) -> list[str]:

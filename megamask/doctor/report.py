@@ -80,6 +80,7 @@ def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
             f"{epochs:.2f} times" + (" at most" if config.time_budget else ""),
         ]
     lines += [
+        *summary.length_lines(config),
         f"{packs.left_out:,} tokens of text are in no pack",
         f"vocabulary: {ids:,} tokens"
         + ("" if ids % 64 == 0 else ", not a multiple of 64: products with it are slower on GPUs"),
@@ -94,14 +95,12 @@ def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
 def planned_memory(
     command: DoctorCommand, examination: Examination, text: RunText, model: PlannedModel
 ) -> PlannedMemory:
-    """The numbers that memory depends on, with the first pack of the run as the typical one."""
+    """The numbers that memory depends on, with the first pack of each length of sequences as the typical ones."""
     config = command.run
-    layout = text.packs.batch(0).layout
-    grids = PaddedGrids.by_length(layout).grids
-    scores = sum(grid.index.shape[0] * grid.index.shape[1] ** 2 for grid in grids)
-    cells = sum(grid.index.numel() for grid in grids)
-    if config.model.attention == "reference":
-        scores = layout.rows**2
+    first = [0]
+    if config.packs.start_length is not None:
+        first.append(config.packs.start_steps * config.packs.per_step)
+    packs = [_pack_size(config, text, number) for number in first]
     parameters = list(model.objective.parameters())
     muon = [
         p
@@ -122,12 +121,21 @@ def planned_memory(
         config=config,
         shape=model.shape,
         size=size,
-        pack=PackSize(layout.rows, cells, scores),
+        pack=PackSize(packs[0].tokens, max(pack.cells for pack in packs), max(pack.scores for pack in packs)),
         place=step_memory.placement_of(examination.ds, command.num_ranks),
         gpu=command.machine.gpus is not None,
         bf16=ds_file.choose_precision(examination.ds, examination.support).precision == "bf16",
         teacher=teacher,
     )
+
+
+def _pack_size(config: PretrainConfig, text: RunText, number: int) -> PackSize:
+    layout = text.packs.batch(number).layout
+    grids = PaddedGrids.by_length(layout).grids
+    scores = sum(grid.index.shape[0] * grid.index.shape[1] ** 2 for grid in grids)
+    if config.model.attention == "reference":
+        scores = layout.rows**2
+    return PackSize(layout.rows, sum(grid.index.numel() for grid in grids), scores)
 
 
 def _count(parameters: Iterable[torch.Tensor]) -> int:
@@ -203,6 +211,8 @@ def _stages(plan: PlannedMemory, limit: float | None) -> list[Sequence[str]]:
 def _advice(plan: PlannedMemory, limit: float) -> str:
     """A sentence about the placement to use."""
     if (chosen := step_memory.fastest(plan, limit)) is None:
+        if not any(step_memory.largest_pack(plan, place, True, limit) for place in step_memory.placements(plan)):
+            return "Nothing fits, however small the packs are: use more GPUs, or a smaller model."
         return "Nothing fits: use smaller packs (`packs.tokens`), more GPUs, or a smaller model."
     place, checkpointing = chosen
     how = " with `model.activation_checkpointing`" if checkpointing else ""
@@ -234,7 +244,7 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
         lines.append(f"rate: {time.rate:,.0f} tokens/s, {time.source}")
         lines.append(f"time: {duration(time.seconds)}, without validation and checkpoints")
         if time.jobs is not None:
-            lines.append(f"jobs of {machine.job_time}: {time.jobs}, one after the other")
+            lines.append(f"jobs of {machine.job_time}: {time.jobs:,}, one after the other")
     disk = predict_disk(config, plan.size.weights, plan.size.muon)
     folder = existing_parent(config.output)
     free, inodes = shutil.disk_usage(folder).free, os.statvfs(folder)

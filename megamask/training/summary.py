@@ -59,11 +59,7 @@ def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: TextPacks,
         f"run: {config.output}: {config.steps:,} steps of {per_step:,} tokens {epochs}on {ranks.world()} x "
         f"{ranks.device().type}",
     ]
-    if config.packs.start_length:
-        lines.append(
-            f"sequences of at most {config.packs.start_length:,} tokens in the first {config.packs.start_steps:,} "
-            f"steps, then of {config.packs.length:,}"
-        )
+    lines += length_lines(config)
     if config.time_budget:
         lines.append(
             f"time: {config.time_budget} of training. Every schedule runs on this clock, so the run cannot be repeated "
@@ -89,6 +85,17 @@ def _text_line(config: PretrainConfig, packs: SourcePacks) -> str:
         f"{packs.shards.folder}: {packs.shards.tokens:,} tokens in {packs.shards.documents:,} documents, "
         f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full"
     )
+
+
+def length_lines(config: PretrainConfig) -> list[str]:
+    """How long sequences are at first and later; nothing if they always have one length."""
+    packs = config.packs
+    if packs.start_length is None:
+        return []
+    return [
+        f"sequences of at most {packs.start_length:,} tokens in the first {packs.start_steps:,} steps, then of "
+        f"{packs.length:,}"
+    ]
 
 
 def mixture_lines(config: PretrainConfig, packs: MixedPacks) -> list[str]:

@@ -260,7 +260,7 @@ def test_records_without_the_field_are_counted_and_the_first_is_named(config: Pr
 
 def test_a_field_that_no_record_has_is_refused_early(config: PrepareConfig, tmp_path: Path) -> None:
     many = [{"text": f"text {number}"} for number in range(BLOCK + 5)]
-    assert f"{BLOCK:,} records have no value of 'lang'" in refused(config, tmp_path, many)
+    assert f"None of the {BLOCK:,} records read so far has a value of 'lang'" in refused(config, tmp_path, many)
 
 
 @pytest.mark.parametrize("name", ["", " de", "a/b", "..", ".hidden", "a=1", "a\nb", "x" * 201, 3, None])
@@ -294,6 +294,35 @@ def test_a_language_without_text_in_a_split_is_refused(config: PrepareConfig, tm
     file = write(tmp_path / "whole.jsonl", RECORDS + rare)
     output = prepare(replace(config, input=(str(file),), valid_share=0.0))
     assert len(prepared_folders(output)) == 4
+
+
+def test_a_single_document_is_not_in_both_splits(config: PrepareConfig, tmp_path: Path) -> None:
+    problem = refused(config, tmp_path, [*RECORDS, {"text": "δύο", "lang": "el-polyton"}])
+    assert "no text of the value el-polyton (1 document) of 'lang'" in problem and "--valid-share" not in problem
+
+
+@pytest.mark.parametrize("text", [" ", RECORDS[0]["text"]], ids=["blank", "duplicate"])
+def test_a_language_that_loses_all_its_documents_is_refused(text: str, config: PrepareConfig, tmp_path: Path) -> None:
+    problem = refused(config, tmp_path, [*RECORDS, {"text": text, "lang": "fi"}, {"text": text, "lang": "en"}])
+    assert problem.startswith("All documents of the value fi (1) of 'lang' (`split_by`) are blank or duplicates")
+
+
+def test_the_folder_of_all_sources_is_refused_with_their_names(config: PrepareConfig) -> None:
+    output = prepare(config)
+    with pytest.raises(DataError, match=r"its folders de, el, en do\. Name these: `--data .*/\*`"):
+        Shards.open(output)
+
+
+@pytest.mark.parametrize(
+    ("share", "advice"), [(0.2, "pretrain --data {}/en"), (0.0, "needs a validation split too, but `valid_share` is 0")]
+)
+def test_the_advice_is_a_command_that_can_start(
+    share: float, advice: str, config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = write(tmp_path / "one.jsonl", [record for record in RECORDS if record["lang"] == "en"])
+    prepare_and_report(replace(config, input=(str(file),), valid_share=share))
+    out = capsys.readouterr().out
+    assert advice.format(config.output) in out and "alpha" not in out
 
 
 def test_text_without_fields_and_other_settings_are_refused(config: PrepareConfig, tmp_path: Path) -> None:
@@ -337,4 +366,4 @@ def test_the_report_has_a_row_for_each_subset_and_a_command(
         assert rows[language][4] == "0.00%"
     assert float(rows["el"][6]) > 1 > float(rows["en"][6])
     assert lines[-1] == f"  megamask pretrain --data {config.output}/* --mixture.alpha 0.3"
-    assert "The validation split is small of 3 values: de (" in err
+    assert "The validation split of 3 values: de (" in err

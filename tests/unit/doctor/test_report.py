@@ -14,7 +14,8 @@ import pytest
 from megamask.config.pretrain_config import as_dict
 from megamask.doctor import step_memory
 from megamask.doctor.checks import examine
-from megamask.doctor.report import planned_memory, report_lines, run_doctor
+from megamask.doctor.measured_steps import probe_settings
+from megamask.doctor.report import _advice, planned_memory, report_lines, run_doctor
 from megamask.doctor.settings import DoctorCommand, parse_doctor_command
 from megamask.doctor.step_memory import PlannedMemory, placement_of
 from megamask.errors import ConfigError
@@ -35,6 +36,11 @@ def memory_of(text: Path, output: Path, *more: str) -> PlannedMemory:
     examined = examine(parsed)
     assert examined.text and examined.model and not examined.problems
     return planned_memory(parsed, examined, examined.text, examined.model)
+
+
+def report_of(text: Path, output: Path, *more: str) -> list[str]:
+    parsed = command(text, output, *more)
+    return report_lines(parsed, examine(parsed))
 
 
 def test_it_reports_and_writes_nothing(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -110,6 +116,34 @@ def test_the_counted_model_is_the_one_that_a_run_builds(text: Path, tmp_path: Pa
     planned = {name: p.shape for name, p in examined.model.objective.named_parameters()}
     assert planned == {name: p.shape for name, p in real.named_parameters()}
     assert {p.device.type for p in examined.model.objective.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("attention", ["auto", "padded"])
+def test_memory_is_that_of_the_longest_sequences(text: Path, tmp_path: Path, attention: str) -> None:
+    flags = ("--model.attention", attention)
+    always = memory_of(text, tmp_path / "run", *flags).pack
+    short = memory_of(text, tmp_path / "run", *flags, "--packs.length", "16").pack
+    assert short.scores < always.scores
+    phases = ("--packs.start-length", "16", "--packs.start-steps", "7")
+    both = memory_of(text, tmp_path / "run", *flags, *phases).pack
+    assert both.scores > short.scores and both.cells >= short.cells
+    assert any("at most 16 tokens in the first 7 steps" in line for line in report_of(text, tmp_path / "run", *phases))
+
+
+def test_a_probe_gives_short_sequences_their_share(text: Path, tmp_path: Path) -> None:
+    flags = ("--steps", "1000", "--packs.start-length", "16", "--packs.start-steps")
+    for start, taken in ((900, 18), (1, 1), (999, 19)):
+        run = command(text, tmp_path / "run", *flags, str(start)).run
+        packs = probe_settings(run, 2, 20).packs
+        assert (packs.start_steps, packs.per_step) == (taken, 2)
+
+
+def test_smaller_packs_are_advised_only_where_they_fit(text: Path, tmp_path: Path) -> None:
+    plan = memory_of(text, tmp_path / "run")
+    places = step_memory.placements(plan)
+    least = min(math.fsum(step_memory.device_lines(plan, place, True).values()) for place in places)
+    assert "use smaller packs" in _advice(plan, least - 1)
+    assert "however small the packs are" in _advice(plan, 1.0)
 
 
 def test_the_largest_pack_fits_and_the_next_does_not(text: Path, tmp_path: Path) -> None:
