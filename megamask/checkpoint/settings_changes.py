@@ -31,7 +31,10 @@ def find_changes(
     if refused.keys() == {"text"} and text:
         raise _other_text(run, text, _describe_data(*data))
     if refused:
-        cures = "Choose another output folder, undo the changes, or, if they are meant, name them after --change"
+        cures = (
+            "Choose another output folder, undo the changes, or, if they are meant and a resume may change them, name "
+            "them after --change"
+        )
         fields = [
             _describe_data(*data) if key == "text" else f"`{key}` is {current!r} here, but {recorded!r} there."
             for key, (recorded, current) in refused.items()

@@ -93,7 +93,10 @@ def read_shard_manifest(folder: Path) -> Manifest:
         raise DataError(f"{folder} is not a folder. Prepare data into it with `megamask prepare`.")
     missing = f"{folder} contains no {NAME}, so no finished shards. {CURE}"
     if not path.exists() and (sources := sorted(source.parent.name for source in folder.glob(f"*/{NAME}"))):
-        missing = f"{folder} contains no {NAME}, but its folders {listed(sources)} do. Name these: `--data {folder}/*`."
+        missing = (
+            f"{folder} contains no {NAME}, but its folders {listed(sources)} do. Name one of them, or all as a mixture "
+            f"(`--data {folder}/*`)."
+        )
     manifest = strict_json.read_object(path, DataError, missing, CURE)
     if manifest.get("format") != FORMAT:
         raise DataError(f"{path} is not a manifest of megamask shards.")

@@ -309,7 +309,7 @@ def test_a_language_that_loses_all_its_documents_is_refused(text: str, config: P
 
 def test_the_folder_of_all_sources_is_refused_with_their_names(config: PrepareConfig) -> None:
     output = prepare(config)
-    with pytest.raises(DataError, match=r"its folders de, el, en do\. Name these: `--data .*/\*`"):
+    with pytest.raises(DataError, match=r"its folders de, el, en do\. Name one of them, or all .*/\*`"):
         Shards.open(output)
 
 
