@@ -50,8 +50,13 @@ class PacksConfig:
     start_length: Annotated[int, Ge(8)] | None = None
     """Longest sequence in tokens in the first `start_steps` steps, shorter than `length`: most steps of BERT have 128
     tokens, the last tenth 512. Packs keep their size."""
-    start_steps: Annotated[Count, OnlyFor("start_length")] = 1
+    start_steps: Annotated[Count | None, OnlyFor("start_length")] = None
     """Steps with sequences of `start_length`; then they have `length`."""
+
+    @property
+    def short_steps(self) -> int:
+        """Steps with sequences shorter than `length`; 0 for a run without them."""
+        return self.start_steps or 0
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
@@ -61,6 +66,8 @@ class PacksConfig:
         if self.start_length is not None and self.start_length >= self.length:
             rule = f"be below `{name}.length` ({self.length})"
             problems.append(must(f"{name}.start_length", rule, self.start_length))
+        if self.start_length is not None and self.start_steps is None:
+            problems.append(f"`{name}.start_length` needs `{name}.start_steps`: name the number of short steps.")
         return problems
 
 

@@ -58,7 +58,7 @@ def probe_settings(config: PretrainConfig, num_ranks: int, steps: int) -> Pretra
     """``config`` with the packs of one of ``num_ranks`` devices, and short sequences for their share of ``steps``."""
     packs = replace(config.packs, per_step=config.packs.per_step // num_ranks or 1)
     if packs.start_length is not None:
-        short = round(packs.start_steps / config.steps * steps)
+        short = round(packs.short_steps / config.steps * steps)
         packs = replace(packs, start_steps=min(max(1, short), steps - 1))
     return replace(config, packs=packs)
 

@@ -99,7 +99,7 @@ def planned_memory(
     config = command.run
     first = [0]
     if config.packs.start_length is not None:
-        first.append(config.packs.start_steps * config.packs.per_step)
+        first.append(config.packs.short_steps * config.packs.per_step)
     packs = [_pack_size(config, text, number) for number in first]
     parameters = list(model.objective.parameters())
     muon = [

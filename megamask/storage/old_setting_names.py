@@ -31,7 +31,7 @@ REMOVED = {"masking.ratio.middle", "masking.random_share.middle", "distill.weigh
 
 ADDED: dict[str, Any] = {
     "packs.start_length": None,
-    "packs.start_steps": 1,
+    "packs.start_steps": None,
     "mixture.shares": None,
     "mixture.alpha": 1.0,
     "mixture.alpha_end": None,

@@ -212,7 +212,7 @@ class Texts:
         squares = self.squares_per_token(folder, packs.length)
         if packs.start_length is None:
             return squares
-        share = min(1.0, packs.start_steps / config.steps)
+        share = min(1.0, packs.short_steps / config.steps)
         return share * self.squares_per_token(folder, packs.start_length) + (1 - share) * squares
 
 

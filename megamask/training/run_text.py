@@ -117,7 +117,7 @@ def training_packs(config: PretrainConfig, sources: dict[str, Shards], *, store:
         "targets": config.masking.most_targets(sizes.tokens, None if config.time_budget else config.steps),
     }
     step = {"per_step": sizes.per_step, "views": sizes.masks_per_text}
-    boundary = sizes.per_step * sizes.start_steps  # the first pack of long sequences
+    boundary = sizes.per_step * sizes.short_steps  # the first pack of long sequences
 
     def phases(shards: Shards, seed: int, **more: int) -> Phases:
         def of(length: int) -> Packs:

@@ -93,7 +93,7 @@ def length_lines(config: PretrainConfig) -> list[str]:
     if packs.start_length is None:
         return []
     return [
-        f"sequences of at most {packs.start_length:,} tokens in the first {packs.start_steps:,} steps, then of "
+        f"sequences of at most {packs.start_length:,} tokens in the first {packs.short_steps:,} steps, then of "
         f"{packs.length:,}"
     ]
 

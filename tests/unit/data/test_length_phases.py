@@ -96,5 +96,7 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     assert "`packs.start_length` must be below `packs.length` (48), but is 48." in problems_of(longer)
     alone = replace(CONFIG, packs=replace(CONFIG.packs, start_length=None))
     assert "`packs.start_steps`" in problems_of(alone)
+    endless = replace(CONFIG, packs=replace(CONFIG.packs, start_steps=None))
+    assert "`packs.start_length` needs `packs.start_steps`" in problems_of(endless)
     stored = replace(CONFIG, distill=replace(CONFIG.distill, stored=tmp_path))
     assert "`packs.start_length` has no packs for `distill.stored`" in problems_of(stored)
