@@ -43,7 +43,7 @@ POINTS = {
     "evaluation": "megamask.training.validation:validate_sources",
     "publish": "megamask.checkpoint.save:save_checkpoint",
     "save": "megamask.checkpoint.save:_write_share",
-    "export": "megamask.training.summary:finish_run",
+    "export": "megamask.training.finish:finish_run",
 }
 """The function that is called at each point. "import" is a point too, found in another way."""
 ALWAYS = -1
