@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import harmonic_mean, median
 
-import megamask
 from megamask.config.pretrain_config import PretrainConfig, as_dict
 from megamask.data.loader import Loader
 from megamask.doctor.checks import existing_parent
 from megamask.doctor.settings import DoctorCommand
 from megamask.errors import ConfigError
+from megamask.metrics.metrics_file import read_metrics
+from megamask.runtime.child_process import child_environment
 from megamask.training.run_text import RunText
 
 WINDOWS = 4
@@ -103,11 +104,9 @@ def _train(
     file.write_text(json.dumps(as_dict(config) | {"recipe": command.recipe, "deepspeed": {}, "text": ""}))
     words = [sys.executable, "-m", "megamask", "pretrain", "--config", str(file), "--no-verify"]
     words += ["--deepspeed", str(command.deepspeed)] if command.deepspeed else []
-    root = str(Path(megamask.__file__).parent.parent)
-    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"PYTHONPATH": paths}
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=child_environment()
         )
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -119,5 +118,4 @@ def _train(
     if code:
         last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-12:])
         raise ConfigError(f"The probe ended with code {code}. Its last lines:\n{last}")
-    lines = (folder / "run" / "logs" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines], usage.ru_maxrss * 1024
+    return read_metrics(folder / "run" / "logs" / "metrics.jsonl"), usage.ru_maxrss * 1024

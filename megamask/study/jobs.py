@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-import megamask
 from megamask.errors import REQUEUE, LockError
+from megamask.runtime.child_process import child_environment
 from megamask.storage import atomic_write, strict_json
 from megamask.storage.lock import Lock
 from megamask.study.planned_runs import PlannedRun
@@ -243,10 +243,8 @@ def _begin(cores: tuple[int, ...]) -> None:
 
 def _environment(slot: Slot) -> dict[str, str]:
     threads = str(len(slot.cores))
-    paths = [str(Path(megamask.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    own["TOKENIZERS_PARALLELISM"] = "false"
-    return os.environ | own | ({"CUDA_VISIBLE_DEVICES": slot.gpu} if slot.gpu is not None else {})
+    own = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    return child_environment() | own | ({"CUDA_VISIBLE_DEVICES": slot.gpu} if slot.gpu is not None else {})
 
 
 def _record(command: RunningCommand, code: int, peak: int) -> CommandRecord:

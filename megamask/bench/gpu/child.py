@@ -1,4 +1,4 @@
-"""Processes that a measurement starts: their environment, and how they end. Without torch."""
+"""Processes that a measurement starts, and how they end. Without torch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import megamask
+from megamask.runtime.child_process import child_environment
 
-ROOT = Path(megamask.__file__).parent.parent
-"""What Python imports megamask from; a checkout has its tests there."""
 PATIENCE = 2.0
 """Seconds that processes have to end after a signal."""
-
-
-def environment() -> dict[str, str]:
-    """That of this process, for a Python that imports megamask from where this one did."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run_limited(arguments: Sequence[str], log: Path, seconds: float) -> str:
@@ -30,7 +22,7 @@ def run_limited(arguments: Sequence[str], log: Path, seconds: float) -> str:
         start = output.tell()
         process = subprocess.Popen(
             [sys.executable, *arguments],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment(), process_group=0,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=child_environment(), process_group=0,
         )  # fmt: skip
         try:
             code = process.wait(seconds)

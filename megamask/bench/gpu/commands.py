@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 
 import torch
 
-from megamask.bench.gpu.child import ROOT, environment
 from megamask.bench.gpu.figures import NEEDS_CUDA, Figure
 from megamask.bench.gpu.settings import GpuBenchConfig
 from megamask.bench.gpu.sizes import open_text
 from megamask.metrics.metrics_file import read_metrics
+from megamask.runtime.child_process import ROOT, child_environment
 
 TESTS = Path("tests", "gpu")
 
@@ -36,7 +36,7 @@ def gpu_tests(config: GpuBenchConfig) -> Iterator[Figure]:
         results = Path(scratch, "results.xml")
         options = ["-p", "no:cacheprovider", "-o", "minversion=7", f"--junitxml={results}", "-rs"]
         command = [sys.executable, "-m", "pytest", str(TESTS), *options]
-        subprocess.run(command, cwd=ROOT, env=environment() | checks, stdin=subprocess.DEVNULL, check=False)
+        subprocess.run(command, cwd=ROOT, env=child_environment() | checks, stdin=subprocess.DEVNULL, check=False)
         if not results.exists():
             yield Figure("passed", error="pytest wrote no results: see log.txt")
             return
@@ -71,7 +71,7 @@ def base_run(config: GpuBenchConfig) -> Iterator[Figure]:
         command = [sys.executable, "-m", "megamask", "pretrain", *run_flags(config), "--data", str(data)]
         begin = time.perf_counter()
         done = subprocess.run(
-            [*command, "--output", str(output)], env=environment(), stdin=subprocess.DEVNULL, check=False
+            [*command, "--output", str(output)], env=child_environment(), stdin=subprocess.DEVNULL, check=False
         )
         seconds = time.perf_counter() - begin
         setting = {"flags": " ".join(run_flags(config)), "exit code": done.returncode}

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from megamask.bench.gpu import page
-from megamask.bench.gpu.child import environment, run_limited
+from megamask.bench.gpu.child import run_limited
 from megamask.bench.gpu.figures import END, Figure, FigureFile, end_of_part
 from megamask.bench.gpu.parts import PARTS, error_text, figures_of
 from megamask.bench.gpu.settings import GpuBenchConfig, PartName
 from megamask.errors import REQUEUE, ConfigError, StorageError
+from megamask.runtime.child_process import child_environment
 
 FILE, PAGE, LOG = "figures.jsonl", "report.html", "log.txt"
 DESCRIBE = "import json; from megamask.bench.gpu.machine import this_machine; print(json.dumps(this_machine()))"
@@ -108,7 +109,7 @@ def _machine(config: GpuBenchConfig) -> Mapping[str, Any]:
 
         return this_machine()
     done = subprocess.run(
-        [sys.executable, "-c", DESCRIBE], env=environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", DESCRIBE], env=child_environment(), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise ConfigError(f"torch does not work here: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
