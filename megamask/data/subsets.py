@@ -121,7 +121,7 @@ class TextSample:
         self._heap: list[tuple[int, str]] = []
 
     def add(self, digest: bytes, text: str) -> None:
-        """Take in a text with the hash ``digest``, and drop those for which there is no more room."""
+        """Add a text with the hash ``digest``, and drop those for which there is no more room."""
         heapq.heappush(self._heap, (-int.from_bytes(digest[8:], "little"), text))
         self._bytes += len(text.encode())
         while self._bytes > self._size and len(self._heap) > 1:

@@ -101,9 +101,9 @@ def run_figures(lines: Sequence[Mapping[str, float]], *, on_gpu: bool) -> Iterat
     """Speed and losses from the lines of `metrics.jsonl`."""
     yield Figure("steps", max((line["step"] for line in lines), default=0), "steps")
     for name, unit in (("tokens_per_second", "tokens/s"), ("mfu", "share"), ("data_wait", "share")):
-        found = [line[name] for line in lines if name in line]
-        if found:
-            yield Figure(f"{name}, median of the log", statistics.median(found), unit)
+        values = [line[name] for line in lines if name in line]
+        if values:
+            yield Figure(f"{name}, median of the log", statistics.median(values), unit)
         elif name == "mfu":
             yield Figure(
                 f"{name}, median of the log", error="the peak of the device is not known" if on_gpu else NEEDS_CUDA

@@ -85,14 +85,14 @@ def judge_goals(records: Iterable[Record], *, on_gpu: bool) -> list[JudgedGoal]:
 def _judge(goal: Goal, records: list[Record], on_gpu: bool) -> JudgedGoal:
     if not on_gpu:
         return JudgedGoal(goal, "not on a GPU")
-    found = [
+    matches = [
         (one.figure.value, one.figure.name)
         for one in records
         if one.part == goal.part and one.figure.value is not None and re.fullmatch(goal.pattern, one.figure.name)
     ]
-    if not found:
+    if not matches:
         return JudgedGoal(goal, "not measured")
     choose = max if (goal.kind == "at least") == (goal.counts == "best") else min
-    value, name = choose(found)
+    value, name = choose(matches)
     reached = value >= goal.bound if goal.kind == "at least" else value <= goal.bound
     return JudgedGoal(goal, "reached" if reached else "missed", value, name)
