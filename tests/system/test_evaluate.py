@@ -56,7 +56,7 @@ def test_a_stopped_evaluation_continues_and_workers_change_no_prediction(folder:
         command(folder, "stopped", "--workers", 2), cwd=ROOT, env=clean(), stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not list(output.glob("cells/*/*.frozen.*.json")) and process.poll() is None:
+    while not list(output.glob("cells/*/*.frozen.first.*.json")) and process.poll() is None:
         time.sleep(0.01)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
