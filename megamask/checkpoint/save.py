@@ -5,14 +5,20 @@ hash, synced; the folder, synced; one rename; the parent folder, synced. Now the
 written, which is only a hint, since the manifests decide. Last, checkpoints older than the newest ``keep`` are deleted.
 A kill, a full disk or a power cut between any two operations leaves the older checkpoints as they were. Saving streams
 one tensor at a time, so it needs no memory beyond the largest tensor.
+
+A save in the background is the same, in threads: training goes on while they write and publish.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -36,44 +42,123 @@ from megamask.storage.file_list import FileList
 def save_checkpoint(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int = 2) -> str:
     """Save the checkpoint of ``step`` and return the line for the log. Collective.
 
-    ``tensors`` are those that this rank writes: exactly one rank passes each tensor, whole. ``state`` is small, can be
-    represented in JSON, and is taken from rank 0. The newest ``keep`` checkpoints stay, the others are deleted.
-
-    Raises, on all ranks, StorageError if any rank could not write (the older checkpoints are unchanged and training can
-    continue) and LockError if another launch took over the run folder.
+    Arguments and errors are those of `CheckpointSave`.
     """
-    if keep < 2:
-        raise ConfigError(must("keep", "be at least 2, since the newest checkpoint may be damaged", keep))
-    need = sum(tensor.nbytes for tensor in tensors.values())
-    try:
-        return _save(run, step, tensors, state, keep, need)
-    except StorageError:
-        # a launch that takes over a folder deletes what this one was writing there
-        if ranks.on_rank_zero(lambda: _is_lost(run)):
-            raise LockError(_taken_over(run)) from None
-        raise
+    return CheckpointSave(run, step, tensors, state, keep).finish()
 
 
-def _save(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int, need: int) -> str:
-    start = time.monotonic()
-    temporary = ranks.on_rank_zero(lambda: _prepare(run, step))
-    if temporary is None:
-        return f"checkpoint {step} was saved already"
-    try:
-        shares = on_all_ranks(
-            lambda: _write_share(temporary, tensors, state), f"save checkpoint {step}", run.path, need
-        )
+class CheckpointSave:
+    """A save: every rank writes its share, then rank 0 publishes the checkpoint. Every method is collective.
+
+    In the ``background`` a thread of each rank does its part while the caller goes on. The threads only work on files.
+    Ranks agree in the calls, so the caller calls `advance` from time to time, and `finish` to wait for the end.
+
+    The methods raise, on all ranks, StorageError if any rank could not write (the older checkpoints are unchanged and
+    training can continue) and LockError if another launch took over the run folder. After an error the save is over.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        state: dict,
+        keep: int = 2,
+        *,
+        background: bool = False,
+    ):
+        """Begin to save the checkpoint of ``step``.
+
+        ``tensors`` are those that this rank writes: exactly one rank passes each tensor, whole. In the background they
+        must not change until they are written. ``state`` is small, can be represented in JSON, and is taken from rank
+        0, as it is now. The newest ``keep`` checkpoints stay, the others are deleted.
+        """
+        if keep < 2:
+            raise ConfigError(must("keep", "be at least 2, since the newest checkpoint may be damaged", keep))
+        self._run, self.step, self._keep, self._background = run, step, keep, background
+        self._need = sum(tensor.nbytes for tensor in tensors.values())
+        self._begun = time.monotonic()
+        self._files: FileList = {}
+        """Those of all ranks, once they are written."""
+        self._part: Future[Any] = Future()
+        """What this rank does now: it writes, or it publishes."""
+        self._folder: Path | None = None
+        """The temporary folder; None if the checkpoint exists."""
+        content = b""
+
+        def prepare() -> Path | None:
+            nonlocal content
+            content = json.dumps(state, indent=1).encode()
+            return _prepare(run, step)
+
+        with self._cleaning_up():
+            self._folder = folder = ranks.on_rank_zero(prepare)
+            if folder is not None:
+                self._part = _start(lambda: _write_share(folder, tensors, content), background)
+
+    def advance(self) -> str | None:
+        """Go on with the save if all ranks have done their part; the line for the log once it is published."""
+        if self._folder is not None and ranks.any_rank(not self._part.done()):
+            return None
+        return self._next()
+
+    def finish(self) -> str:
+        """Wait until the checkpoint is published; returns the line for the log."""
+        while (line := self._next()) is None:
+            pass
+        return line
+
+    def _next(self) -> str | None:
+        """Wait for the parts of all ranks and begin the next; the line for the log if there is none."""
+        if self._folder is None:
+            return f"checkpoint {self.step} was saved already"
+        with self._cleaning_up():
+            if self._files:
+                notes = ranks.on_rank_zero(self._part.result)
+                return "; ".join([self._line(), *notes])
+            shares = on_all_ranks(self._part.result, f"save checkpoint {self.step}", self._run.path, self._need)
         names = [name for _, tensor_names in shares for name in tensor_names]
         assert len(set(names)) == len(names), "two ranks passed the same tensor"
-        files = {name: entry for share, _ in shares for name, entry in share.items()}
-        notes = ranks.on_rank_zero(lambda: _commit(run, step, temporary, files, keep))
-    except BaseException:
+        self._files = {name: entry for share, _ in shares for name, entry in share.items()}
         if ranks.is_main():
-            atomic_write.remove(temporary)
-        raise
-    size = sum(entry.bytes for entry in files.values())
-    line = f"checkpoint {step} saved: {size / 1e6:,.1f} MB in {time.monotonic() - start:.1f} s"
-    return "; ".join([line, *notes])
+            run, step, folder, files, keep = self._run, self.step, self._folder, self._files, self._keep
+            self._part = _start(lambda: _commit(run, step, folder, files, keep), self._background)
+        return None
+
+    def _line(self) -> str:
+        size, seconds = sum(entry.bytes for entry in self._files.values()), time.monotonic() - self._begun
+        how = " in the background" if self._background else ""
+        return f"checkpoint {self.step} saved: {size / 1e6:,.1f} MB in {seconds:.1f} s{how}"
+
+    @contextmanager
+    def _cleaning_up(self) -> Iterator[None]:
+        """Remove the temporary folder after an error, and raise LockError if another launch is the reason."""
+        try:
+            yield
+        except BaseException as error:
+            if ranks.is_main() and self._folder is not None:
+                atomic_write.remove(self._folder)
+            # a launch that takes over a folder deletes what this one was writing there
+            if isinstance(error, StorageError) and ranks.on_rank_zero(lambda: _is_lost(self._run)):
+                raise LockError(_taken_over(self._run)) from None
+            raise
+
+
+def _start(act: Callable[[], Any], background: bool) -> Future[Any]:
+    """Call ``act`` in a thread, or at once."""
+    outcome: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(act())
+        except BaseException as error:  # raised where the result is needed
+            outcome.set_exception(error)
+
+    if background:
+        threading.Thread(target=work, name="checkpoint", daemon=True).start()
+    else:
+        work()
+    return outcome
 
 
 def _prepare(run: RunFolder, step: int) -> Path | None:
@@ -89,7 +174,7 @@ def _prepare(run: RunFolder, step: int) -> Path | None:
     return temporary
 
 
-def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: dict) -> tuple[FileList, list[str]]:
+def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: bytes) -> tuple[FileList, list[str]]:
     if not atomic_write.wait_until(lambda: atomic_write.is_visible(folder)):
         raise StorageError(
             f"{folder} did not become visible within {atomic_write.PATIENCE:g} s. Is it on a shared file system?"
@@ -97,7 +182,7 @@ def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: dict) -> tu
     name = f"rank-{ranks.rank():05d}.safetensors"
     files = {name: atomic_write.write_file(folder / name, serialise(tensors))}
     if ranks.is_main():
-        files[STATE] = atomic_write.write_file(folder / STATE, [json.dumps(state, indent=1).encode()])
+        files[STATE] = atomic_write.write_file(folder / STATE, [state])
     atomic_write.sync(folder)
     return files, list(tensors)
 

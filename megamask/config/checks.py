@@ -74,11 +74,18 @@ def late_settings(config: PretrainConfig) -> dict[str, str]:
         updates["masking.token_type.every"] = (config.masking.token_type.every, "all masks are random")
     if config.packs.start_length is not None:
         updates["packs.start_steps"] = (config.packs.start_steps, "all sequences are short")
-    return {
+    late = {
         name: must(name, f"be less than `steps` ({config.steps}), or {otherwise}", every)
         for name, (every, otherwise) in updates.items()
         if every is not None and every >= config.steps
     }
+    if config.checkpoint.background and config.checkpoint.every >= config.steps:
+        late["checkpoint.background"] = (
+            f"`checkpoint.background` has no effect while `checkpoint.every` ({config.checkpoint.every}) is not less "
+            f"than `steps` ({config.steps}): the last checkpoint is never written in the background. Lower "
+            "`checkpoint.every`, or remove it."
+        )
+    return late
 
 
 def _value_problems(name: str, value: object) -> list[str]:

@@ -89,6 +89,9 @@ class CheckpointConfig:
     """Steps between two checkpoints; the last step and every stop signal save one too."""
     keep: Annotated[int, Ge(2)] = 3
     """Number of newest checkpoints to keep."""
+    background: bool = False
+    """Write checkpoints in the background, except for the last: training waits only while each rank copies its share to
+    the memory of the host, 12 bytes per weight over all ranks, and continues while threads write the copy."""
 
 
 @dataclass(frozen=True)

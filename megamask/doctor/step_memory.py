@@ -211,10 +211,11 @@ def host_peaks(plan: PlannedMemory, place: Placement) -> Lines:
     """Bytes of one rank in the memory of its host, at three times; without libraries and the text."""
     steady = sum(state_memory_of(plan, place).host.values())
     moments = 8.0 * (plan.size.weights - plan.size.muon) + 4.0 * plan.size.muon
+    copy = (4.0 * plan.size.weights + moments) / place.ranks
     return {
         "start": 8.0 * plan.size.weights,  # the initial weights of the whole model in fp32, and a copy
-        "training": steady,
-        "save": steady + (4.0 * plan.size.weights + moments) / place.ranks,
+        "training": steady + (copy if plan.config.checkpoint.background else 0.0),
+        "save": steady + copy,
     }
 
 

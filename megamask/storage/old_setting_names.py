@@ -48,6 +48,7 @@ ADDED: dict[str, Any] = {
     "masking.ratio.back": None,
     "masking.random_share.back": None,
     "distill.weight.back": None,
+    "checkpoint.background": False,
 }
 """Settings that earlier runs did not record, and the value of each at which a run goes on as it did without it."""
 

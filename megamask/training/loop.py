@@ -13,12 +13,11 @@ from typing import Any
 
 from megamask.batch import PackedBatch
 from megamask.checkpoint.resume import RunStart, open_run
-from megamask.checkpoint.save import save_checkpoint
 from megamask.config.cli import Command
 from megamask.config.pretrain_config import MAY_DIFFER_ON_RESUME, as_dict
 from megamask.data.mixed_sources import MixedPacks
 from megamask.engine import ds_file
-from megamask.errors import NonFiniteError, StorageError
+from megamask.errors import NonFiniteError
 from megamask.health.loss_spikes import StepDecision
 from megamask.health.stop_signals import StoppedEarly, StopRequest
 from megamask.health.watchdog import Watchdog
@@ -32,8 +31,8 @@ from megamask.training.components import RunComponents
 from megamask.training.mfu import mfu
 from megamask.training.rewind import rewind
 from megamask.training.run_text import open_run_text
+from megamask.training.saving import RunSaver
 from megamask.training.setup import build_run
-from megamask.training.state import collect
 from megamask.training.step import take_step
 from megamask.training.validation import source_figures, validate_sources
 
@@ -118,8 +117,26 @@ def log_opening(run: RunComponents, start: RunStart, notes: list[str], changed: 
 
 def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog, profiler: StepProfiler) -> int:
     """Take the steps from ``step`` to the last, or until ``stop`` is requested; returns the number of steps taken."""
+    with RunSaver(run.config.checkpoint) as saver:
+        run, step = _take_steps(run, step, stop, watch, profiler, saver)
+    if not run.progress.over(step):
+        run.log.say(f"Stopped after step {step} of {run.config.steps}, as requested. The same command resumes the run.")
+    elif line := run.progress.ending(step):
+        run.log.say(line)
+    if epochs := source_epochs(run, step):
+        run.log.say(summary.epochs_read(epochs))
+    if line := profiler.close():
+        run.log.say(line)
+    run.log.close()
+    return step
+
+
+def _take_steps(
+    run: RunComponents, step: int, stop: StopRequest, watch: Watchdog, profiler: StepProfiler, saver: RunSaver
+) -> tuple[RunComponents, int]:
+    """The run, which a rewind replaces, and the number of steps taken."""
     config, progress = run.config, run.progress
-    failures, unsaved_rewind, stopping = 0, False, stop.any_rank()
+    unsaved_rewind, stopping = False, stop.any_rank()
     if step == 0 and not stopping:
         evaluate(run, step, watch)
     while not progress.over(step) and not stopping:
@@ -128,6 +145,7 @@ def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog
         watch.enter_phase("step", step)
         if take_and_log_step(run, step, batches).rewinds:
             watch.enter_phase("rewind", step)
+            saver.finish(run)
             if rewound := rewind(run, step):
                 (run, step), unsaved_rewind = rewound, True
                 continue
@@ -136,6 +154,7 @@ def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog
         if line := profiler.advance():
             run.log.say(line)
         stopping, last = stop.any_rank(), progress.over(step)
+        saver.advance(run)
         watch.enter_phase("figures", step)
         if step % config.log.every == 0 or last:
             log_metrics(run, step)
@@ -147,21 +166,14 @@ def train_loop(run: RunComponents, step: int, stop: StopRequest, watch: Watchdog
         # the skipped packs of a rewind become durable with the next checkpoint; a run killed before rewinds again
         if step % config.checkpoint.every == 0 or last or stopping or unsaved_rewind:
             watch.enter_phase("save", step)
-            failures = save(run, step, failures, final=last or stopping)
-            unsaved_rewind = unsaved_rewind and failures > 0
-            stopping = stopping or (failures == 0 and stop.any_rank())  # the next save would have no new step
+            saver.save(run, step, final=last or stopping, at_once=unsaved_rewind)
+            unsaved_rewind = unsaved_rewind and saver.failures > 0
+            if not stopping and stop.any_rank():  # the next save would have no new step
+                saver.finish(run)
+                stopping = saver.failures == 0
         if evaluation_due and save_first:
             evaluate(run, step, watch)
-    if not progress.over(step):
-        run.log.say(f"Stopped after step {step} of {config.steps}, as requested. The same command resumes the run.")
-    elif line := progress.ending(step):
-        run.log.say(line)
-    if epochs := source_epochs(run, step):
-        run.log.say(summary.epochs_read(epochs))
-    if line := profiler.close():
-        run.log.say(line)
-    run.log.close()
-    return step
+    return run, step
 
 
 def take_and_log_step(run: RunComponents, step: int, batches: list[PackedBatch]) -> StepDecision:
@@ -266,22 +278,3 @@ def evaluate(run: RunComponents, step: int, watch: Watchdog) -> None:
                 run.log.say(line)
         if line := run.plateau.sentence(step, run.progress.at(step), result.loss, result.unigram_loss):
             run.log.say(line)
-
-
-def save(run: RunComponents, step: int, failures: int, *, final: bool) -> int:
-    """Save a checkpoint; returns how many attempts in a row have failed. Collective.
-
-    A full disk does not stop training while older checkpoints exist: StorageError is raised only at the third failure
-    in a row, or if no later attempt follows (``final``), and on all ranks.
-    """
-    with run.trainer.meters.paused():
-        run.engine.check_replicas()
-        state, tensors = collect(run, step)
-        try:
-            run.log.say(save_checkpoint(run.folder, step, tensors, state.record(), run.config.checkpoint.keep))
-        except StorageError as error:
-            if final or failures == 2:
-                raise
-            run.log.say(f"{error} Training continues; the next checkpoint is tried as usual.")
-            return failures + 1
-    return 0

@@ -93,15 +93,17 @@ _RULES = {
 """By the type of a field: the rule, and whether a value follows it."""
 
 
-def collect(run: RunComponents, step: int) -> tuple[TrainState, dict[str, Tensor]]:
+def collect(run: RunComponents, step: int, *, copy: bool = False) -> tuple[TrainState, dict[str, Tensor]]:
     """The state after ``step`` steps, and the tensors that this rank writes. Collective.
 
-    Each tensor of the engine is written by one rank, those of the learners by rank 0.
+    Each tensor of the engine is written by one rank, those of the learners by rank 0. With ``copy``, training may go on
+    while they are written: no tensor is one that it changes.
     """
     tensors = run.engine.owned_tensors()
     if ranks.is_main():
         for prefix, learner in run.trainer.learners().items():
-            tensors |= {prefix + name: tensor.cpu() for name, tensor in learner.state_dict().items()}
+            learned = {prefix + name: tensor.to("cpu", copy=copy) for name, tensor in learner.state_dict().items()}
+            tensors |= learned
     seconds = run.progress.used
     state = TrainState(
         optimizer_steps=run.engine.steps,

@@ -161,10 +161,11 @@ def slow_ranks(folder: str, whole_steps: bool) -> list[str]:
     return run.printed
 
 
-def signals(folder: str, count: int, seed: int) -> dict:
+def signals(folder: str, count: int, seed: int, points_first: list[str] | None = None, **more: object) -> dict:
     """A run that is signalled ``count`` times, each time at another point, and resumed; compared with one that is not.
 
-    The first points are all that there are, the others random; so are the signals, their number, and the ranks.
+    The first points are ``points_first``, else all that there are, the others random; so are the signals, their number,
+    and the ranks. ``more`` are settings of the signalled run.
     """
     home, draw = Path(folder), random.Random(seed)
     data = make_data(home)
@@ -174,11 +175,12 @@ def signals(folder: str, count: int, seed: int) -> dict:
     reference = launch(training(data, straight, **every), straight)
     assert reference.end() == [0, 0], reference.printed
     codes, points, seconds, second_saves, leftovers = Counter(), Counter(), [], 0, []
-    order = [*draw.sample(PHASES, min(count, len(PHASES))), *draw.choices(PHASES, k=max(0, count - len(PHASES)))]
+    first = points_first or draw.sample(PHASES, min(count, len(PHASES)))
+    order = [*first, *draw.choices(PHASES, k=max(0, count - len(first)))]
     for point in order:
         before = max(RunFolder(stopped).steps(), default=0)
         rank = draw.randint(0, 1)
-        run = launch(training(data, stopped, **every), stopped, Fault(point, rank))
+        run = launch(training(data, stopped, **every, **more), stopped, Fault(point, rank))
         assert run.wait_for_fault(), f"{point}: {run.end(0)} {run.printed}"
         # the other may not have reached its first line yet, before which a signal ends it
         targets = [rank] if point == "import" else draw.choice([[0], [1], [0, 1]])
@@ -198,7 +200,7 @@ def signals(folder: str, count: int, seed: int) -> dict:
     for point in ("save", "export"):  # of the last step, and after it: the run ends as usual
         left = steps - max(RunFolder(stopped).steps())
         saves = len([s for s in range(steps - left + 1, steps + 1) if s % 2 == 0 or s == steps])
-        run = launch(training(data, stopped, **every), stopped, Fault(point, 0, nth=max(saves, 1)))
+        run = launch(training(data, stopped, **every, **more), stopped, Fault(point, 0, nth=max(saves, 1)))
         assert run.wait_for_fault(), f"{point}: {run.end(0)} {run.printed}"
         for pid in run.pids:
             os.kill(pid, signal.SIGTERM)

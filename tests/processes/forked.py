@@ -129,6 +129,7 @@ def _be(rank: int, world: int, port: int, ends: list[Connection], act: Callable[
 
         if not port:
             ranks.gather, ranks.on_rank_zero, ranks.barrier = gather, by_main, lambda: gather(None)
+            ranks.any_rank = lambda flag: any(gather(flag))
         act(tell)
         code = 0
     except MegamaskError as error:

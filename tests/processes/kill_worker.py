@@ -22,8 +22,9 @@ from storage_worker import broken
 from megamask import pretrain
 from megamask.checkpoint.format import read_tensors, verify
 from megamask.checkpoint.run_folder import RunFolder
+from megamask.checkpoint.save import CheckpointSave
 from megamask.runtime import ranks
-from megamask.storage import file_list
+from megamask.storage import atomic_write, file_list
 from megamask.training import finish, loop
 from tests.processes.server import free_port
 from tests.system.commands import ROOT, metrics, training
@@ -33,12 +34,12 @@ PHASES = {
     "start": None,
     "build_run": loop,
     "take_step": loop,
-    "save_checkpoint": loop,
+    "save": None,
     "validate_sources": loop,
     "finish_run": finish,
 }
-"""Where each phase of a launch is a function."""
-WISHES = (*PHASES, *["save_checkpoint"] * 9)
+"""Where each phase of a launch is a function. A save is more than one call, see `_tell_saves`."""
+WISHES = (*PHASES, *["save"] * 9)
 """Two of three kills are to come in a save."""
 
 
@@ -70,7 +71,7 @@ def training_kills(folder: str, data: str, variant: str, kills: int, stages: lis
             acknowledged = max(acknowledged, *(int(word[6:]) for word in lines if word.startswith("saved-")), -1)
             if any(code < 0 for code in codes):
                 counted["kills"] += 1
-                counted["inside a save"] += lines[-1] == "save_checkpoint"
+                counted["inside a save"] += lines.count("save") > sum(word.startswith("saved-") for word in lines)
                 phases[lines[-1]] += 1
             elif codes != [0] * world:
                 lost.append(f"launch {counted['launches']}: ended with {codes}")
@@ -86,16 +87,18 @@ def _launch(
     rng: random.Random | None = None,
 ) -> tuple[str, list[int]]:  # fmt: skip
     """One launch, killed in the phase ``wish`` if it comes there: what was told, and how each rank ended."""
-    team = fork(world, partial(_train, _command(run, data, stage), run.path.with_suffix(".log"), variant), free_port())
-    words, phase, since = "", "start", time.monotonic()
-    until = 1 + (rng.randrange(STEPS - 1) if rng and wish in ("take_step", "save_checkpoint") else 0)
+    command = _command(run, data, stage, background=variant == "background")
+    team = fork(world, partial(_train, command, run.path.with_suffix(".log"), variant), free_port())
+    words, phase, since = "", "start", {"start": time.monotonic()}
+    until = 1 + (rng.randrange(STEPS - 1) if rng and wish in ("take_step", "save") else 0)
     while wish and (more := team.hear(180)):
         words += more
         for word in more.split():
             if word in PHASES:
-                phase, since = word, time.monotonic()
-            elif word == "done" or word.startswith("saved-"):
-                lasts[phase].append(time.monotonic() - since)
+                phase, since[word] = word, time.monotonic()
+            else:
+                ended = "save" if word.startswith("saved-") else phase
+                lasts[ended].append(time.monotonic() - since[ended])
             until -= word == wish
         if until <= 0 and rng:
             time.sleep(rng.uniform(0, 0.8 * median(lasts[wish] or [0.5])))
@@ -106,8 +109,9 @@ def _launch(
     return words + more, codes
 
 
-def _command(run: RunFolder, data: str, stage: int) -> list[str]:
-    command = training(Path(data), run.path, steps=STEPS, checkpoint__every=1, validation__every=3, export=True)
+def _command(run: RunFolder, data: str, stage: int, *, background: bool = False) -> list[str]:
+    how = {"checkpoint__background": True} if background else {}
+    command = training(Path(data), run.path, steps=STEPS, checkpoint__every=1, validation__every=3, export=True, **how)
     return [*command, "--deepspeed", str(ROOT / f"ds_configs/zero{stage}.json")]
 
 
@@ -122,6 +126,7 @@ def _train(command: list[str], log: Path, variant: str, tell: Tell) -> None:
         for name, module in PHASES.items():
             if module:
                 setattr(module, name, _told(name, getattr(module, name), tell))
+        _tell_saves(tell)
     ranks.exit_process(pretrain.main(command))
 
 
@@ -129,10 +134,26 @@ def _told(name: str, act, tell: Tell):
     def acts(*given, **named):
         tell(f" {name}")
         result = act(*given, **named)
-        tell(f" saved-{given[1]}" if name == "save_checkpoint" else " done")
+        tell(" done")
         return result
 
     return acts
+
+
+def _tell_saves(tell: Tell) -> None:
+    """Tell when a save begins and when it is reported, steps later if it is written in the background."""
+    begin, go_on = CheckpointSave.__init__, CheckpointSave._next
+
+    def begins(save, *given, **named):
+        tell(" save")
+        begin(save, *given, **named)
+
+    def goes_on(save):
+        if line := go_on(save):
+            tell(f" saved-{save.step}")
+        return line
+
+    CheckpointSave.__init__, CheckpointSave._next = begins, goes_on
 
 
 def _same(one: RunFolder, other: RunFolder) -> bool:
@@ -167,13 +188,26 @@ def _in_place() -> None:
     PUBLISHERS["in place"]()
 
 
-BREAK = {"sound": lambda: None, "forgetful": _forgetful, "in place": _in_place}
+def _slowly() -> None:
+    """Write so slowly that training goes on meanwhile."""
+    write = atomic_write.write_file
+
+    def slow(chunks):
+        for chunk in chunks:
+            time.sleep(0.005)
+            yield chunk
+
+    file_list.BLOCK = 1 << 14
+    atomic_write.write_file = lambda path, chunks: write(path, slow(chunks))
+
+
+BREAK = {"sound": lambda: None, "background": _slowly, "forgetful": _forgetful, "in place": _in_place}
 
 
 # ---- a disk that is full
 
 
-def training_on_a_full_disk(folder: str, data: str, world: int, stage: int) -> dict:
+def training_on_a_full_disk(folder: str, data: str, world: int, stage: int, background: bool = False) -> dict:
     """A training whose small disk is full during its second save, and again from the fourth on, until it gives up.
 
     Then somebody makes room and the same command goes on. What came of it, and what was told.
@@ -184,7 +218,7 @@ def training_on_a_full_disk(folder: str, data: str, world: int, stage: int) -> d
     straight, run = RunFolder(Path(folder) / "straight"), RunFolder(disk / "run")
     words, codes = _launch(straight, data, "sound", stage, world, defaultdict(list))
     assert codes == [0] * world, words
-    command = [str(run.path) if word == str(straight.path) else word for word in _command(straight, data, stage)]
+    command = _command(run, data, stage, background=background)
     log, ends = Path(folder) / "full.log", []
     for fills in ({2: True, 3: False, 4: True}, {}):
         words, codes = fork(world, partial(_train_full, command, log, disk / "ballast", fills), free_port()).end(300)
@@ -196,16 +230,16 @@ def training_on_a_full_disk(folder: str, data: str, world: int, stage: int) -> d
 
 
 def _train_full(command: list[str], log: Path, ballast: Path, fills: dict[int, bool], tell: Tell) -> None:
-    save = loop.save_checkpoint
+    begin = CheckpointSave.__init__
 
-    def publish(run, step, *given):
+    def begins(save, run, step, *given, **named):
         if ranks.is_main():
             ballast.unlink(missing_ok=True)
             if fills.get(step, step > 4 and bool(fills)):
                 with ballast.open("wb") as file:
                     os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ballast.parent).free)
         ranks.barrier()
-        return save(run, step, *given)
+        begin(save, run, step, *given, **named)
 
-    loop.save_checkpoint = publish
+    CheckpointSave.__init__ = begins
     _train(command, log, "sound", lambda words: None)

@@ -27,7 +27,7 @@ from megamask.checkpoint import save as publishing
 from megamask.checkpoint.format import verify
 from megamask.checkpoint.resume import RunStart, open_run
 from megamask.checkpoint.run_folder import RunFolder
-from megamask.checkpoint.save import save_checkpoint
+from megamask.checkpoint.save import CheckpointSave, save_checkpoint
 from megamask.errors import LockError, MegamaskError, StorageError
 from megamask.runtime import ranks
 from megamask.storage import atomic_write, file_list, lock
@@ -43,6 +43,13 @@ def share(step: int, size: int = 1500) -> dict[str, torch.Tensor]:
 
 def save(run: RunFolder, step: int, size: int = 1500) -> None:
     save_checkpoint(run, step, share(step, size), {"step": step}, keep=2)
+
+
+def save_in_background(run: RunFolder, step: int) -> None:
+    """`save` while the ranks do other work, as in a training."""
+    saving = CheckpointSave(run, step, share(step), {"step": step}, keep=2, background=True)
+    while saving.advance() is None:
+        pass
 
 
 def begin(folder: Path) -> RunStart:
@@ -111,9 +118,10 @@ def _publish_for_ever(folder: Path, variant: str, tell: Tell) -> None:
     BREAK[variant]()
     start = begin(folder)
     say = tell if ranks.is_main() else lambda words: None
+    publish = save_in_background if variant == "background" else save
     for step in itertools.count(start.step + 1):
         say(" save")
-        save(start.run, step)
+        publish(start.run, step)
         say(f" {step}")
 
 
@@ -153,7 +161,13 @@ def _latest_first() -> None:
     publishing._prepare = prepare_after_naming
 
 
-BREAK = {"sound": lambda: None, "in place": _in_place, "prune first": _prune_first, "latest first": _latest_first}
+BREAK = {
+    "sound": lambda: None,
+    "background": lambda: None,
+    "in place": _in_place,
+    "prune first": _prune_first,
+    "latest first": _latest_first,
+}
 
 
 # ---- a kill at each point
@@ -191,8 +205,9 @@ def at_point(nth: int, do: Callable[[], None], tell: Tell) -> None:
         setattr(atomic_write, name, around(name))
 
 
-def crash_points(folder: str) -> dict:
+def crash_points(folder: str, background: bool = False) -> dict:
     """Kill one of two ranks at each point of a save; then a new launch must save the same step."""
+    publish = save_in_background if background else save
     template = prepared(Path(folder) / "template")
     points, lost = [], []
     for rank in (0, 1):
@@ -203,7 +218,7 @@ def crash_points(folder: str) -> dict:
                 start = begin(run.path)
                 if ranks.rank() == rank:
                     at_point(nth, lambda: os.kill(os.getpid(), signal.SIGKILL), tell)
-                save(start.run, 3)
+                publish(start.run, 3)
 
             words, codes = fork(2, act).end()
             if codes == [0, 0]:

@@ -24,8 +24,9 @@ def test_ranks_agree_on_every_checkpoint_and_every_error(run_ranks, tmp_path, wo
     assert f"step-11/rank-{world - 1:05d}.safetensors has" in first["notes"][0]
 
 
-def test_no_kill_costs_a_checkpoint(apart, tmp_path, kills: int = 200) -> None:
-    report = apart("storage_worker:kill_loop", tmp_path, variant="sound", kills=kills, seed=0)
+@pytest.mark.parametrize("variant", ["sound", "background"])
+def test_no_kill_costs_a_checkpoint(apart, tmp_path, variant: str, kills: int = 200) -> None:
+    report = apart("storage_worker:kill_loop", tmp_path, variant=variant, kills=kills, seed=0)
     print(f"\nkills of the publisher: {report}")
     assert report["lost"] == []
     assert report["saves"] > 0
@@ -37,8 +38,9 @@ def test_the_kills_find_a_publisher_that_is_broken(apart, tmp_path, variant: str
     assert apart("storage_worker:kill_loop", tmp_path, variant=variant, kills=200, seed=0)["lost"]
 
 
-def test_a_kill_at_any_point_of_a_save_costs_nothing(apart, tmp_path) -> None:
-    report = apart("storage_worker:crash_points", tmp_path)
+@pytest.mark.parametrize("background", [False, True])
+def test_a_kill_at_any_point_of_a_save_costs_nothing(apart, tmp_path, background: bool) -> None:
+    report = apart("storage_worker:crash_points", tmp_path, background=background)
     print(f"\npoints of a save: {len(report['points'])}")
     assert report["lost"] == []
     for rank, name in ((0, "rename-.tmp-step-3"), (0, "middle-MANIFEST.json"), (1, "middle-rank-00001"), (1, "sync")):

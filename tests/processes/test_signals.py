@@ -11,6 +11,14 @@ def test_a_run_stopped_by_a_signal_resumes_exactly(apart: forked.Apart, tmp_path
     check(apart("faults_worker:signals", tmp_path, count=6, seed=0), 6)
 
 
+def test_a_run_that_writes_in_the_background_finishes_what_it_writes(apart: forked.Apart, tmp_path: Path) -> None:
+    """The signal arrives while a rank writes: the run publishes that checkpoint, then the one of its last step."""
+    how = {"points_first": ["save", "save", "backward"], "checkpoint__background": True}
+    report = apart("faults_worker:signals", tmp_path, count=3, seed=0, **how)
+    assert report["second saves"] > 0
+    check(report | {"second saves": 0}, 3)
+
+
 def check(report: dict, count: int) -> None:
     """Every signal led to a checkpoint and exit code 75, the end came as usual, and nothing shows in the weights."""
     slowest = max(report["seconds"])

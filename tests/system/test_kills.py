@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 
-def test_kills_of_a_training_cost_nothing(apart, data: Path, tmp_path: Path, **more: object) -> None:
+
+@pytest.mark.parametrize("variant", ["sound", "background"])
+def test_kills_of_a_training_cost_nothing(apart, data: Path, tmp_path: Path, variant: str, **more: object) -> None:
     arguments = {"data": str(data), "kills": 10, "stages": [1], "world": 1, "seed": 0} | more
-    report = apart("kill_worker:training_kills", tmp_path, variant="sound", **arguments)
+    report = apart("kill_worker:training_kills", tmp_path, variant=variant, **arguments)
     print(f"\nkills of a training: {report}")
     assert report["lost"] == []
     assert report["kills"] == arguments["kills"]

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from megamask.engine.engine import Engine
 from megamask.objectives.mlm import MLM
 from megamask.training import loop, setup
 from megamask.training.progress import Progress
+from megamask.training.saving import RunSaver
 from tests.system.commands import metrics, train
 from tests.system.test_story import assert_same_run, tensors
 
@@ -173,18 +173,18 @@ def test_a_run_that_is_to_stop_saves_before_it_evaluates(
             os.kill(os.getpid(), 15)
         return take(trainer, step, *given, **more)
 
-    def recorded(name: str) -> Callable[..., object]:
-        act = getattr(loop, name)
+    def evaluate(parts: object, step: int, *given: object) -> object:
+        order.append(("evaluate", step))
+        return evaluates(parts, step, *given)
 
-        def record(parts: object, step: int, *given: object, **more: object) -> object:
-            order.append((name, step))
-            return act(parts, step, *given, **more)
+    def save(saver: object, parts: object, step: int, **more: object) -> object:
+        order.append(("save", step))
+        return saves(saver, parts, step, **more)
 
-        return record
-
+    evaluates, saves = loop.evaluate, RunSaver.save
     monkeypatch.setattr(loop, "take_step", stopped)
-    for name in ("evaluate", "save"):
-        monkeypatch.setattr(loop, name, recorded(name))
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(RunSaver, "save", save)
     ended = train(data, tmp_path / "run", steps=6, validation__every=2, checkpoint__every=2)
     assert ended.code == 75, ended.err
     assert order == [("evaluate", 0), ("evaluate", 2), ("save", 2), ("save", 4), ("evaluate", 4)]

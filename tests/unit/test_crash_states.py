@@ -18,7 +18,7 @@ import torch
 
 from megamask.checkpoint.format import read_weights, verify
 from megamask.checkpoint.run_folder import RunFolder
-from megamask.checkpoint.save import save_checkpoint
+from megamask.checkpoint.save import CheckpointSave
 from megamask.errors import CheckpointError
 from megamask.storage import atomic_write as durable
 
@@ -99,7 +99,7 @@ def weights(step: int) -> dict[str, torch.Tensor]:
     return {"weights/a": torch.full((4,), float(step))}
 
 
-def record(run: RunFolder, monkeypatch) -> list[tuple]:
+def record(run: RunFolder, monkeypatch, background: bool = False) -> list[tuple]:
     """The operations of three saves that keep two, and their acknowledgements."""
     done: list[tuple] = []
     real = {name: getattr(durable, name) for name in ("write_file", "make_folder", "rename", "sync", "remove")}
@@ -122,7 +122,7 @@ def record(run: RunFolder, monkeypatch) -> list[tuple]:
     for name in ("make_folder", "rename", "sync", "remove"):
         monkeypatch.setattr(durable, name, other(name))
     for step in (8, 9, 10):
-        save_checkpoint(run, step, weights(step), {"step": step}, keep=2)
+        CheckpointSave(run, step, weights(step), {"step": step}, keep=2, background=background).finish()
         done.append(("acknowledged", step))
     monkeypatch.undo()
     return done
@@ -165,9 +165,10 @@ def keeps_promise(image: dict, promised: tuple[int, ...], place: Path) -> bool:
     return right and (steps or [0])[0] >= (promised or (0,))[-1] and len(steps) >= min(2, len(promised))
 
 
-def test_no_power_cut_loses_a_checkpoint(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("background", [False, True])
+def test_no_power_cut_loses_a_checkpoint(run, tmp_path, monkeypatch, background):
     number = 0
-    for number, (image, promised) in enumerate(states(record(run, monkeypatch), run.path)):
+    for number, (image, promised) in enumerate(states(record(run, monkeypatch, background), run.path)):
         assert keeps_promise(image, promised, tmp_path / str(number)), image
     assert number > 50
 

@@ -12,7 +12,7 @@ import torch
 
 from megamask.checkpoint.format import read_weights, verify
 from megamask.checkpoint.run_folder import RunFolder
-from megamask.checkpoint.save import save_checkpoint
+from megamask.checkpoint.save import CheckpointSave, save_checkpoint
 from megamask.errors import ConfigError, LockError, StorageError
 from megamask.storage import atomic_write, lock
 
@@ -21,6 +21,14 @@ OPERATIONS = ["write_file", "make_folder", "rename", "sync"]
 
 def weights(step: int) -> dict[str, torch.Tensor]:
     return {"weights/a": torch.full((5,), float(step)), "exp_avg/a": torch.full((5,), step / 3)}
+
+
+def save_in_background(run: RunFolder, step: int, tensors: dict, state: dict, keep: int = 2) -> str:
+    """`save_checkpoint` as a training does it that takes steps meanwhile."""
+    save = CheckpointSave(run, step, tensors, state, keep, background=True)
+    while (line := save.advance()) is None:
+        time.sleep(0.001)
+    return line
 
 
 def holds(run: RunFolder, step: int) -> bool:
@@ -117,10 +125,11 @@ def test_a_damaged_folder_does_not_count_as_kept(run):
     assert holds(run, 1) and holds(run, 3)
 
 
-def test_the_same_step_twice_is_saved_once(run):
+@pytest.mark.parametrize("save", [save_checkpoint, save_in_background])
+def test_the_same_step_twice_is_saved_once(run, save):
     save_checkpoint(run, 4, weights(4), {})
     before = (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns
-    assert "saved already" in save_checkpoint(run, 4, weights(4), {})
+    assert "saved already" in save(run, 4, weights(4), {})
     assert (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns == before
 
 
@@ -134,7 +143,8 @@ def test_a_leftover_without_manifest_is_renamed(run):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_storage_error_keeps_the_older_checkpoints(run, monkeypatch, operation, number):
+@pytest.mark.parametrize("save", [save_checkpoint, save_in_background])
+def test_a_storage_error_keeps_the_older_checkpoints(run, monkeypatch, save, operation, number):
     """Each operation in turn fails, the first time it is called, the second, and so on until none is left to fail."""
     save_checkpoint(run, 1, weights(1), {})
     step, failed, act = 2, 0, getattr(atomic_write, operation)
@@ -152,7 +162,7 @@ def test_a_storage_error_keeps_the_older_checkpoints(run, monkeypatch, operation
 
         monkeypatch.setattr(atomic_write, operation, fail)
         try:
-            line = save_checkpoint(run, step, weights(step), {}, keep=2)
+            line = save(run, step, weights(step), {}, keep=2)
         except StorageError as error:
             failed += 1
             assert "the disk says no" in str(error) and "bytes are free" in str(error)
@@ -172,16 +182,28 @@ def test_a_storage_error_keeps_the_older_checkpoints(run, monkeypatch, operation
     assert failed > 0
 
 
-def test_a_program_error_is_not_a_storage_error(run):
+@pytest.mark.parametrize("save", [save_checkpoint, save_in_background])
+def test_a_program_error_is_not_a_storage_error(run, save):
     with pytest.raises(RuntimeError, match="Rank 0 could not save checkpoint 1: KeyError"):
-        save_checkpoint(run, 1, {"weights/a": torch.zeros(2, dtype=torch.complex64)}, {})
+        save(run, 1, {"weights/a": torch.zeros(2, dtype=torch.complex64)}, {})
     assert list(run.checkpoints.iterdir()) == []
 
 
-def test_a_launch_that_lost_the_lock_saves_nothing(run):
+@pytest.mark.parametrize("save", [save_checkpoint, save_in_background])
+def test_a_launch_that_lost_the_lock_saves_nothing(run, save):
     save_checkpoint(run, 1, weights(1), {})
     run.lock.write_text('{"launch": "another"}')
     with pytest.raises(LockError, match="Another launch took over"):
-        save_checkpoint(run, 2, weights(2), {})
+        save(run, 2, weights(2), {})
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-1"]
     assert verify(run.checkpoint(1)).step == 1
+
+
+def test_a_launch_that_loses_the_lock_while_it_writes_publishes_nothing(run):
+    save = CheckpointSave(run, 1, weights(1), {}, background=True)
+    run.lock.write_text('{"launch": "another"}')
+    for leftover in run.checkpoints.iterdir():
+        shutil.rmtree(leftover, ignore_errors=True)  # as a launch that takes over does
+    with pytest.raises(LockError, match="Another launch took over"):
+        save.finish()
+    assert run.steps() == []

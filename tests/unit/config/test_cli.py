@@ -93,6 +93,13 @@ def test_an_audit_that_never_comes_is_refused_where_it_was_typed() -> None:
     assert parse_command([*guided, "--entropy.audit.every", "149"]).run.entropy.audit.every == 149
 
 
+def test_saving_in_the_background_is_refused_where_no_checkpoint_is_saved_so() -> None:
+    words = ["--checkpoint.background", "--steps", "100", "--checkpoint.every"]
+    assert parse_command([*words, "99"]).run.checkpoint.background
+    with pytest.raises(ConfigError, match=r"^`checkpoint.background` has no effect while `checkpoint.every` \(100\)"):
+        parse_command([*words, "100"])
+
+
 def test_problems_of_flags_file_and_deepspeed_are_reported_together(tmp_path: Path) -> None:
     file = tmp_path / "some.toml"
     file.write_text("steps = 'many'\noptimizer.rate.peak = 'x'\noptimizer.clip = -1\n")

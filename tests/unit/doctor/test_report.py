@@ -167,6 +167,14 @@ def test_checkpointing_and_late_masks_save_activations(text: Path, tmp_path: Pat
     assert step_memory.activations(late, late.place, False) < plain
 
 
+def test_a_save_in_the_background_keeps_its_copy_while_the_run_trains(text: Path, tmp_path: Path) -> None:
+    words = ("--steps", "10", "--checkpoint.every", "5")
+    at_once = memory_of(text, tmp_path / "run", *words)
+    background = memory_of(text, tmp_path / "run", *words, "--checkpoint.background")
+    peaks = [step_memory.host_peaks(plan, plan.place) for plan in (at_once, background)]
+    assert peaks[0]["training"] < peaks[1]["training"] == peaks[1]["save"] == peaks[0]["save"]
+
+
 def test_the_placement_is_that_of_the_file() -> None:
     ds = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}, "reduce_bucket_size": 5e7}}
     place = placement_of(ds | {"bf16": {"enabled": True}}, 4)
