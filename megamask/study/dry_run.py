@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from scipy import stats
 from tqdm import tqdm
 
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.model.shape import EncoderShape
 from megamask.study.plan import StudyPlan
 from megamask.study.planned_runs import PlannedRun, Texts, mean_step_flops, pack_flops
+from megamask.study.statistics import detectable_effect, expected_half_width, smallest_sign_flip_p
 from megamask.study.time_left import planned_tokens, seconds_left
 
 PARTS = ("student", "logits", "scoring", "teacher")
@@ -100,27 +100,25 @@ def count_weights(config: PretrainConfig, shape: EncoderShape) -> int:
 def power_lines(seeds: int, sd: float) -> list[str]:
     """The smallest difference that ``seeds`` paired seeds can show, for a standard deviation of ``sd`` points per arm.
 
-    The half width of the 95 % t interval of a mean difference: unpaired, and paired with a correlation of 0.5 and 0.8
-    between the scores of two arms (the standard deviation of a difference is then sd sqrt(2 (1 - correlation))).
+    A measured difference must exceed the half width of its 95 % t interval: unpaired, and paired with a correlation of
+    0.5 and 0.8 between the scores of two arms. A true difference of this size is shown by half of all studies only, so
+    the one that 80 % of them show is named too.
     """
     if seeds < 2:
         return ["With one seed no interval can be computed. Use at least 3 seeds, better 6."]
     lines = [f"smallest difference that {seeds} seeds can show, if the standard deviation of a score is {sd:g} points:"]
-    lines.append(f"  unpaired: {half_width(sd, seeds, paired=False):.2f} points")
+    lines.append(f"  unpaired: measured {expected_half_width(seeds, sd, paired=False):.2f} points")
     for correlation in (0.5, 0.8):
-        spread = sd * math.sqrt(2 * (1 - correlation))
-        lines.append(f"  paired, correlation {correlation:g}: {half_width(spread, seeds, paired=True):.2f} points")
-    smallest = 2.0 ** (1 - seeds)
+        measured = expected_half_width(seeds, sd, correlation)
+        true = detectable_effect(seeds, sd * math.sqrt(2 * (1 - correlation)))
+        lines.append(
+            f"  paired, correlation {correlation:g}: measured {measured:.2f} points; "
+            f"true {true:.2f} points, in 80 % of studies"
+        )
+    smallest = smallest_sign_flip_p(seeds)
     lines.append(f"smallest two-sided p of an exact sign-flip test: {smallest:.3g}")
     if smallest > 0.05:
         lines.append("  Fewer than 6 seeds cannot reach p < 0.05 without assumptions about the distribution.")
     if seeds < 3:
         lines.append("  Fewer than 3 seeds: the report never calls an arm better.")
     return lines
-
-
-def half_width(sd: float, seeds: int, *, paired: bool) -> float:
-    """Half of the 95 % t interval: of the mean of ``seeds`` differences, or of the difference of two means."""
-    if paired:
-        return float(stats.t.ppf(0.975, seeds - 1) * sd / math.sqrt(seeds))
-    return float(stats.t.ppf(0.975, 2 * seeds - 2) * sd * math.sqrt(2 / seeds))

@@ -181,7 +181,8 @@ def read_plan(path: Path) -> StudyPlan:
     try:
         content = read_toml(path)
     except OSError as error:
-        raise ConfigError(f"`{path}` cannot be read: {error.strerror}.") from None
+        cure = f" For the plan that megamask ships, name `{path.stem}`." if path.stem in shipped_plans() else ""
+        raise ConfigError(f"`{path}` cannot be read: {error.strerror}.{cure}") from None
     except BadRecord as error:
         raise ConfigError(f"`{path}` is not TOML: {error}.") from None
     try:

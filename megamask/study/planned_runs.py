@@ -132,7 +132,7 @@ def plan_runs(plan: StudyPlan, folder: Path, text: Path) -> list[PlannedRun]:
 
     Raises ConfigError or DataError with every problem of the arms, budgets and texts.
     """
-    shards, problems = Texts(), list[str]()
+    shards, causes = Texts(), dict[str, dict[str, None]]()
     firsts: dict[tuple[str, str], PlannedRun] = {}
     deepspeed = Path(plan.deepspeed) if plan.deepspeed else None
     for budget in plan.budgets:
@@ -141,14 +141,16 @@ def plan_runs(plan: StudyPlan, folder: Path, text: Path) -> list[PlannedRun]:
                 run = _plan_run(plan, arm, budget, folder, text, shards)
                 check_config(run.config, deepspeed, world=1)
             except MegamaskError as error:
-                problems += [f"arm {arm.name}: {problem}" for problem in error.problems]
+                for problem in error.problems:
+                    causes.setdefault(problem, {})[arm.name] = None
             else:
                 firsts[arm.name, budget] = run
     baseline = plan.arm[0].name
     for (name, budget), run in firsts.items():
         if (baseline, budget) in firsts and name != baseline:
-            problems += pairing_problems(run, firsts[baseline, budget])
-    raise_all(ConfigError, list(dict.fromkeys(problems)))
+            for problem in pairing_problems(run, firsts[baseline, budget]):
+                causes.setdefault(problem, {})[name] = None
+    raise_all(ConfigError, [f"{_of_arms(list(arms), plan)}: {problem}" for problem, arms in causes.items()])
     runs = [
         _with_seed(firsts[arm.name, budget], seed)
         for seed in plan.seeds
@@ -163,11 +165,18 @@ def pairing_problems(run: PlannedRun, baseline: PlannedRun) -> list[str]:
     of_run, of_baseline = (flatten(as_dict(each.config)) for each in (run, baseline))
     allowed = (*run.arm.unpaired, *baseline.arm.unpaired)
     return [
-        f"arm {run.arm.name}: `{name}` is {of_run.get(name)!r}, but {of_baseline.get(name)!r} for the baseline "
-        f"{baseline.arm.name}, so their runs are not paired. Make them equal, or name it in `unpaired`."
-        for name in of_run.keys() | of_baseline.keys()
+        f"`{name}` is {of_run.get(name)!r}, but {of_baseline.get(name)!r} for the baseline {baseline.arm.name}, so "
+        "their runs are not paired. Make them equal, or name it in `unpaired`."
+        for name in sorted(of_run.keys() | of_baseline.keys())
         if is_under(name, PAIRED) and not is_under(name, allowed) and of_run.get(name) != of_baseline.get(name)
     ]
+
+
+def _of_arms(names: Sequence[str], plan: StudyPlan) -> str:
+    """The arms that a problem concerns, as the beginning of its sentence."""
+    if len(names) == 1:
+        return f"arm {names[0]}"
+    return f"all {len(names)} arms" if len(names) == len(plan.arms) else f"arms {', '.join(names)}"
 
 
 def select_runs(runs: Sequence[PlannedRun], only: Sequence[str]) -> list[PlannedRun]:
@@ -178,7 +187,7 @@ def select_runs(runs: Sequence[PlannedRun], only: Sequence[str]) -> list[Planned
         if pattern not in numbers and not any(run.is_meant([pattern]) for run in runs):
             names = [run.name for run in runs] + [run.arm.name for run in runs]
             rule = f"name an arm, ARM/seed-N, ARM/BUDGET/seed-N or a number below {len(runs)}"
-            problems.append(must("only", rule, pattern, unknown(pattern, names)))
+            problems.append(must("only", rule, pattern, "" if pattern.isdecimal() else unknown(pattern, names)))
     raise_all(ConfigError, problems)
     return [run for number, run in enumerate(runs) if not only or str(number) in only or run.is_meant(only)]
 
@@ -297,7 +306,7 @@ def _with_seed(run: PlannedRun, seed: int) -> PlannedRun:
 
 def _resolve(arm: PlannedArm, values: Mapping[str, Any]) -> PretrainConfig:
     """The configuration that the command line of a run gives; ConfigError as `megamask pretrain` raises it."""
-    config = override_settings(recipes.find_recipe(arm.recipe), _nested(values), f"arm {arm.name}")
+    config = override_settings(recipes.find_recipe(arm.recipe), _nested(values), "the plan")
     config, _ = ineffective_settings.leave_out(config, set(values), arm.recipe)
     raise_all(ConfigError, [sentence for name, sentence in late_settings(config).items() if name in values])
     return resolve_phases(config)

@@ -21,7 +21,8 @@ class StudyConfig:
     """Folder of the study: runs, cells, logs, results.jsonl and the report. None: studies/NAME. The same command
     continues a study that was stopped."""
     data: Path | None = None
-    """Folder of token shards, instead of the `text` of the plan."""
+    """Folder of token shards, instead of the `text` of the plan. One folder for all arms; an axis over `data` in the
+    plan compares several texts."""
     tasks_data: Path | None = None
     """Folder of the evaluation tasks, instead of the `tasks_data` of the plan; see `megamask evaluate --data`."""
     jobs: Count | None = None

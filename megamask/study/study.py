@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megamask.errors import ConfigError, DataError, must, raise_all
+from megamask.errors import ConfigError, DataError, MegamaskError, must, raise_all
 from megamask.evaluation.cells import storage_errors
 from megamask.evaluation.read_tasks import find_tasks
 from megamask.study.collect import RESULTS, collect_results, read_results, write_results
@@ -39,13 +39,16 @@ def run_study(config: StudyConfig) -> int:
     )
     if config.data and any(axis.setting == "data" for axis in plan.axis):
         raise ConfigError(must("data", "be left out for a plan with an axis over `data`", str(config.data)))
-    runs = plan_runs(plan, folder, text)
-    chosen = select_runs(runs, config.only)
+    problems = [] if config.report else task_problems(plan, tasks_data)
+    try:
+        runs = plan_runs(plan, folder, text)
+        chosen = select_runs(runs, config.only)
+    except MegamaskError as error:
+        raise type(error)(*error.problems, *problems) from None
     slots = find_slots(config.jobs)
     if config.dry_run:
         print(describe_study(plan, runs, chosen, len(slots)))
-    if not config.report:
-        raise_all(DataError, task_problems(plan, tasks_data))
+    raise_all(DataError, problems)
     if config.dry_run:
         return 0
     for line in open_study(folder, plan, text):

@@ -13,10 +13,11 @@ from scipy import stats
 
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
-from megamask.study.dry_run import count_weights, describe_study, half_width, power_lines
+from megamask.study.dry_run import count_weights, describe_study, power_lines
 from megamask.study.jobs import CommandRecord
 from megamask.study.plan import StudyPlan
 from megamask.study.planned_runs import Texts, plan_runs
+from megamask.study.statistics import detectable_effect, expected_half_width
 from megamask.study.time_left import planned_tokens, seconds_left
 
 
@@ -26,10 +27,10 @@ def test_half_widths_are_those_of_scipy(seeds: int) -> None:
     ours, theirs = draws.normal(size=(2, seeds))
     interval = stats.ttest_1samp(ours - theirs, 0).confidence_interval(0.95)
     spread = float((ours - theirs).std(ddof=1))
-    assert half_width(spread, seeds, paired=True) == pytest.approx((interval.high - interval.low) / 2)
+    assert expected_half_width(seeds, spread, correlation=0.5) == pytest.approx((interval.high - interval.low) / 2)
     interval = stats.ttest_ind(ours, theirs).confidence_interval(0.95)
     spread = float(np.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / 2))
-    assert half_width(spread, seeds, paired=False) == pytest.approx((interval.high - interval.low) / 2)
+    assert expected_half_width(seeds, spread, paired=False) == pytest.approx((interval.high - interval.low) / 2)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 6])
@@ -40,6 +41,11 @@ def test_the_smallest_p_is_that_of_all_sign_flips(seeds: int) -> None:
     text = "\n".join(power_lines(seeds, 0.6))
     assert f"sign-flip test: {smallest:.3g}" in text
     assert ("cannot reach p < 0.05" in text) == (smallest > 0.05)
+
+
+def test_the_true_difference_that_most_studies_show_is_named() -> None:
+    (line,) = (line for line in power_lines(6, 0.6) if "correlation 0.5" in line)
+    assert f"true {detectable_effect(6, 0.6, power=0.8):.2f} points, in 80 % of studies" in line
 
 
 def test_one_seed_shows_nothing() -> None:

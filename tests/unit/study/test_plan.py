@@ -130,6 +130,8 @@ def test_budgets(budget: str, amount: tuple[str, float]) -> None:
 def test_a_plan_that_does_not_exist_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="first"):
         find_plan("frist")
+    with pytest.raises(ConfigError, match="megamask ships, name `first`"):
+        find_plan("first.toml")
 
 
 @pytest.mark.parametrize("content", ["name = ", "a = 1979-05-27", "[["])

@@ -136,6 +136,20 @@ def test_problems_of_all_arms_come_together(plan: StudyPlan, text: Path) -> None
         assert any(each.startswith(f"arm {start}: ") and word in each for each in error.value.problems)
 
 
+def test_a_cause_is_said_once_with_the_arms_that_it_concerns(plan: StudyPlan, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_runs(plan, STUDY, tmp_path / "nowhere")
+    (problem,) = error.value.problems
+    assert problem.startswith(f"all 2 arms: {tmp_path / 'nowhere'} is not a folder")
+
+    wrong = {"masking.ratoi": 0.3, "model.num_layers": 2}
+    arms = [PlannedArm(name, "random-tiny", set={"model.num_layers": 2}) for name in ("a", "b")]
+    with pytest.raises(ConfigError) as error:
+        plan_runs(replace(plan, arm=(*plan.arm, *arms, PlannedArm("c", "random-tiny", set=wrong))), STUDY, text)
+    starts = [problem.partition(" is ")[0] for problem in error.value.problems]
+    assert starts == ["arm c: `masking.ratoi`", "arms a, b: `model.num_layers`"]
+
+
 def test_budgets_in_tokens_and_flops(plan: StudyPlan, text: Path) -> None:
     plan = replace(plan, budgets=("tokens=819200", "flops=1e13"))
     by_name = {run.name: run for run in plan_runs(plan, STUDY, text)}
