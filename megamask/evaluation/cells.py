@@ -39,7 +39,7 @@ def storage_errors(output: Path) -> Iterator[None]:
         if error.errno in _NOT_A_FOLDER:
             raise StorageError(f"{what} Choose another output folder.") from None
         raise StorageError(
-            f"{what} What is finished stays in {output}. Free some space, or get the permission to write there, then "
+            f"{what} Finished work stays in {output}. Free some space, or get the permission to write there, then "
             "run the same command to continue."
         ) from None
 

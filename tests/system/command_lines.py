@@ -9,6 +9,8 @@ from pathlib import Path
 
 from megamask.__main__ import main
 from tests.system.commands import TINY, flags, run, training
+from tests.unit.evaluation.files import LINES as TASK_LINES
+from tests.unit.evaluation.files import write_lines
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ def _targets(place: Place) -> list[object]:
     return [*flags(run_flags), "--draws", 4, "--workers", 1]
 
 
+def _frozen(place: Place) -> list[object]:
+    tasks = place.folder / "tasks"
+    if not tasks.exists():
+        tasks.mkdir()
+        write_lines(tasks / "sst2.jsonl", TASK_LINES)
+    return ["--model", place.model, "--data", tasks, "--output", place.output, "--frozen"]
+
+
 SMALL_TEXT = ["--tokenizer", "wordpiece", "--vocab-size", 300, "--valid-share", 0.2, "--workers", 1]
 LINES: dict[str, Callable[[Place], list[object]]] = {
     "prepare": lambda at: ["--input", at.data.parent / "corpus.txt", "--output", at.output, *SMALL_TEXT],
@@ -60,6 +70,7 @@ LINES: dict[str, Callable[[Place], list[object]]] = {
     "inspect": lambda at: ["--run", at.run],
     "doctor": lambda at: training(at.data, at.output, steps=2),
     "replay": lambda at: ["--run", at.run, "--step", 6],
+    "evaluate": _frozen,
     "bench": lambda at: [
         *["--data", at.data, "--json", at.output, "--preset", "bert", "--precisions", "fp32"],
         *["--rounds", 1, "--steps", 1, "--length", 32, "--rows", 128],
@@ -67,5 +78,5 @@ LINES: dict[str, Callable[[Place], list[object]]] = {
 }  # fmt: skip
 """The arguments of each subcommand, with an output in a folder of its own."""
 WRITE_NOTHING = {"show-masks", "inspect", "doctor"}
-ELSEWHERE = {"evaluate", "study", "bench-gpu"}
-"""Commands whose own tests try this: one needs data of its own, the others start the commands above."""
+ELSEWHERE = {"study", "bench-gpu"}
+"""Commands that start the ones above; their own tests try this."""

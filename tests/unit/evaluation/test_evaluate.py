@@ -226,7 +226,7 @@ def test_a_full_disk_is_named_and_the_same_command_continues(
     both = config(data, tasks=("sst2", "subj"))
     with monkeypatch.context() as patch:
         patch.setattr(command, "write_cell", full)
-        with pytest.raises(StorageError, match=r"No space left on device\. What is finished stays in"):
+        with pytest.raises(StorageError, match=r"No space left on device\. Finished work stays in"):
             command.run_evaluation(both)
     evaluations.calls.clear()
     assert command.run_evaluation(both) == 0
