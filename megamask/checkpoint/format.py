@@ -1,7 +1,7 @@
 """Checkpoints: where they are, what is in them, whether they are complete. Loading one never runs code.
 
     checkpoints/step-N/
-        rank-00000.safetensors ...   what each rank wrote; every tensor whole, fp32, by name, in exactly one file
+        rank-00000.safetensors ...   what at most 64 ranks wrote; every tensor whole, fp32, by name, in exactly one file
         state.json                   counters and small state
         MANIFEST.json                format, step, launch, and the size and sha256 of every file above
 

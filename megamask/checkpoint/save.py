@@ -175,6 +175,9 @@ def _prepare(run: RunFolder, step: int) -> Path | None:
 
 
 def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: bytes) -> tuple[FileList, list[str]]:
+    """Write the file of this rank, and on rank 0 the state; returns their entries and the names of the tensors."""
+    if not tensors and not ranks.is_main():
+        return {}, []
     if not atomic_write.wait_until(lambda: atomic_write.is_visible(folder)):
         raise StorageError(
             f"{folder} did not become visible within {atomic_write.PATIENCE:g} s. Is it on a shared file system?"

@@ -61,13 +61,19 @@ class Shards:
     def open(cls, folder: Path | str, split: Split = "train", *, verify: bool = False) -> Shards:
         """Check and open the shards in ``folder``; DataError with every problem. ``verify`` compares each sha256."""
         folder = Path(folder)
-        manifest = check_shard_manifest(folder, verify=verify)
-        if not manifest["splits"].get(split, {}).get("tokens"):
+        return cls(folder, split, check_shard_manifest(folder, verify=verify))._with_text()
+
+    def of_split(self, split: Split) -> Shards:
+        """A split of this folder, which is not checked again; DataError if it contains no text."""
+        return Shards(self.folder, split, self.manifest)._with_text()
+
+    def _with_text(self) -> Shards:
+        if not self.manifest["splits"].get(self.split, {}).get("tokens"):
             raise DataError(
-                f"{folder} contains no documents in the split {split!r}. Prepare it with more text"
-                + (" or a larger `--valid-share`." if split == "valid" else ".")
+                f"{self.folder} contains no documents in the split {self.split!r}. Prepare it with more text"
+                + (" or a larger `--valid-share`." if self.split == "valid" else ".")
             )
-        return cls(folder, split, manifest)
+        return self
 
     @property
     def sources(self) -> tuple[Shards, ...]:

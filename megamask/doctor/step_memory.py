@@ -11,6 +11,7 @@ from megamask.config.pretrain_config import PretrainConfig
 from megamask.doctor import memory
 from megamask.doctor.memory import LayerSize, Lines, ModelSize, PackSize, Placement, StateMemory
 from megamask.engine.ds_file import zero_stage
+from megamask.engine.writers import MAX_WRITERS
 from megamask.model.shape import EncoderShape
 
 OFFLOADS = ("offload_optimizer", "offload_param")
@@ -211,7 +212,7 @@ def host_peaks(plan: PlannedMemory, place: Placement) -> Lines:
     """Bytes of one rank in the memory of its host, at three times; without libraries and the text."""
     steady = sum(state_memory_of(plan, place).host.values())
     moments = 8.0 * (plan.size.weights - plan.size.muon) + 4.0 * plan.size.muon
-    copy = (4.0 * plan.size.weights + moments) / place.ranks
+    copy = (4.0 * plan.size.weights + moments) / min(place.ranks, MAX_WRITERS)
     return {
         "start": 8.0 * plan.size.weights,  # the initial weights of the whole model in fp32, and a copy
         "training": steady + (copy if plan.config.checkpoint.background else 0.0),

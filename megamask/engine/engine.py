@@ -29,6 +29,7 @@ from megamask.engine.full_tensors import FullTensors
 from megamask.engine.optimizer import OptimizerConfig, build_optimizer
 from megamask.engine.replicas import check_replicas
 from megamask.engine.stopwatch import Stopwatch
+from megamask.engine.writers import writing_ranks
 from megamask.errors import NonFiniteError
 from megamask.runtime import private_api, ranks
 from megamask.runtime.accelerator import choose_accelerator
@@ -192,14 +193,14 @@ class Engine:
         return ((name, parameter.detach()) for name, parameter in self._parameters.items())
 
     def owned_tensors(self) -> dict[str, Tensor]:
-        """The weights and moments that this rank writes to a checkpoint, on the host; one rank owns each tensor.
+        """The weights and moments that this rank writes to a checkpoint, on the host; one of `writing_ranks` owns each.
 
         Raises NonFiniteError, on all ranks, if a tensor contains NaN or Inf: no checkpoint may contain them.
         """
-        sizes, owned, bad = [0] * ranks.world(), {}, []
+        sizes, owned, bad = dict.fromkeys(writing_ranks(ranks.world()), 0), {}, []
         for name, gather in self.tensors():
             tensor = gather()
-            owner = sizes.index(min(sizes))
+            owner = min(sizes, key=sizes.__getitem__)
             sizes[owner] += tensor.numel()
             if owner == ranks.rank():
                 # the sum is finite unless an element is not, or, far beyond any weight, the sum overflows

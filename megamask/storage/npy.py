@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -21,22 +23,24 @@ READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 def mapped(file: Path) -> Shaped[np.ndarray, ...]:
-    """The array in ``file``, memory-mapped and read-only. ValueError says why there is none."""
+    """The array in ``file``, memory-mapped and read-only; opens the file once. ValueError says why there is none."""
     with file.open("rb") as opened:
         version = np.lib.format.read_magic(opened)
         if version not in READERS:
             raise ValueError(f"its header is of version {version}")
         try:
-            shape, _, kind = READERS[version](opened)
+            shape, by_columns, kind = READERS[version](opened)
         except Exception as error:  # the parser raises errors of many kinds
             raise ValueError(" ".join(str(error).split())[:200]) from None
-        following = file.stat().st_size - opened.tell()
-    if kind.hasobject or not kind.itemsize:
-        raise ValueError(f"its type is {kind}, which is not numeric")
-    if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != following:
-        raise ValueError(f"its header says {kind} in the shape {shape}, but {following} bytes follow")
-    # a plain view: indexing a memmap object costs more than the read
-    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+        begin = opened.tell()
+        following = os.fstat(opened.fileno()).st_size - begin
+        if kind.hasobject or not kind.itemsize:
+            raise ValueError(f"its type is {kind}, which is not numeric")
+        if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != following:
+            raise ValueError(f"its header says {kind} in the shape {shape}, but {following} bytes follow")
+        # a plain view: indexing a memmap object costs more than the read
+        order: Literal["F", "C"] = "F" if by_columns else "C"
+        return np.asarray(np.memmap(opened, kind, mode="r", offset=begin, shape=shape, order=order))
 
 
 def rising(values: Int64[np.ndarray, " n"], *, strictly: bool = False) -> bool:

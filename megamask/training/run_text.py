@@ -17,7 +17,7 @@ from megamask.config.settings import MixtureConfig
 from megamask.config.sources import data_folders, source_names
 from megamask.data import prepare
 from megamask.data.length_phases import PhasedPacks, SourcePacks
-from megamask.data.manifest import Split, check_shard_manifest
+from megamask.data.manifest import Split
 from megamask.data.mixed_sources import MixedPacks, MixedShards, TextPacks, one_tokenizer_problems
 from megamask.data.mixture import AnnealedOrder, SourceOrder, block_quotas, smoothed_shares
 from megamask.data.packs import Packs, text_number
@@ -56,27 +56,26 @@ def open_run_text(config: PretrainConfig, early: Callable[[], AbstractContextMan
         with early():
             return prepare.local_data(prepare.CACHE)
 
-    def check() -> None:
+    def open_text(*, verify: bool) -> RunText:
         with early():
-            _each(folders, lambda folder: check_shard_manifest(folder, verify=True))
-
-    def open_text() -> RunText:
-        with early():
-            return open_sources(config, folders)
+            return open_sources(config, folders, verify=verify)
 
     folders = data_folders(config.data) or (ranks.on_rank_zero(prepare_text),)
-    if config.verify:
-        ranks.on_rank_zero(check)
-    # rank 0 makes the index of packs, then the other ranks open it
+    # rank 0 verifies the shards and makes the index of packs, then the other ranks open both
     first: list[RunText] = []
-    ranks.on_rank_zero(lambda: first.append(open_text()))
-    return ranks.all_ranks_or_none(lambda: first[0] if first else open_text())
+    ranks.on_rank_zero(lambda: first.append(open_text(verify=config.verify)))
+    return ranks.all_ranks_or_none(lambda: first[0] if first else open_text(verify=False))
 
 
-def open_sources(config: PretrainConfig, folders: tuple[Path, ...], *, store: bool = True) -> RunText:
-    """The text of a run in ``folders``. DataError with every problem. ``store`` is that of `Packs`."""
-    train = open_splits(folders, "train")
-    valid = open_splits(folders, "valid")
+def open_sources(
+    config: PretrainConfig, folders: tuple[Path, ...], *, store: bool = True, verify: bool = False
+) -> RunText:
+    """The text of a run in ``folders``. DataError with every problem. ``store`` is that of `Packs`.
+
+    Compares each folder with its manifest once; ``verify`` compares each sha256.
+    """
+    train = open_splits(folders, "train", verify=verify)
+    valid = _each(train, lambda name: train[name].of_split("valid"))
     problems: list[str] = []
     packs, held_out = None, {}
     try:
@@ -98,10 +97,10 @@ def open_sources(config: PretrainConfig, folders: tuple[Path, ...], *, store: bo
     return RunText(packs.shards, packs, held_out, unigram_surprisal(torch.from_numpy(packs.shards.unigram)))
 
 
-def open_splits(folders: tuple[Path, ...], split: Split) -> dict[str, Shards]:
+def open_splits(folders: tuple[Path, ...], split: Split, *, verify: bool = False) -> dict[str, Shards]:
     """The ``split`` of each source by its name. DataError with the problems of all, or if tokenizers differ."""
     by_name = dict(zip(source_names(folders), folders, strict=True))
-    opened = _each(by_name, lambda name: Shards.open(by_name[name], split))
+    opened = _each(by_name, lambda name: Shards.open(by_name[name], split, verify=verify))
     raise_all(DataError, one_tokenizer_problems(list(opened.values())))
     return opened
 
