@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -28,6 +29,8 @@ class RunSaver:
         self._pending: CheckpointSave | None = None
         self._run: RunComponents | None = None
         """The run that is being saved."""
+        self._waited = 0.0
+        """Seconds in which training waited for the save."""
 
     def __enter__(self) -> RunSaver:
         return self
@@ -49,9 +52,11 @@ class RunSaver:
     def save(self, run: RunComponents, step: int, *, final: bool, at_once: bool = False) -> None:
         """Save the run after ``step`` steps; in the background unless ``at_once``, or ``final``: no save follows."""
         self.finish(run)
+        self._waited = 0.0
         background = self._config.background and not (final or at_once)
 
         def begin() -> str | None:
+            run.engine.check_replicas()
             state, tensors = collect(run, step, copy=background)
             save = CheckpointSave(run.folder, step, tensors, state.record(), self._config.keep, background=background)
             if not background:
@@ -60,7 +65,6 @@ class RunSaver:
             return None
 
         with run.trainer.meters.paused():
-            run.engine.check_replicas()
             self._attempt(run, begin, final)
 
     def advance(self, run: RunComponents) -> None:
@@ -76,7 +80,7 @@ class RunSaver:
 
     def _attempt(self, run: RunComponents, act: Callable[[], str | None], final: bool = False) -> None:
         """Log the line that ``act`` returns for a checkpoint that is published, or count its failure."""
-        self._run = run
+        self._run, begun = run, time.monotonic()
         try:
             line = act()
         except Exception as error:
@@ -86,6 +90,7 @@ class RunSaver:
             run.log.say(f"{error} Training continues; the next checkpoint is tried as usual.")
             self.failures += 1
             return
+        self._waited += time.monotonic() - begun
         if line is not None:
             self._pending, self.failures = None, 0
-            run.log.say(line)
+            run.log.say(f"{line}; training waited {self._waited:.1f} s")
