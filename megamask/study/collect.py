@@ -98,7 +98,7 @@ def read_run(run: PlannedRun, record: CommandRecord) -> PretrainingRun:
         peak_memory=record.peak_memory,
         curve=tuple(curve),
         masks=_means(steps.values()),
-        settings=run.settings,
+        settings=record.settings or run.settings,
         command=shlex.join(["megamask", "pretrain", *run.pretrain_arguments()]),
     )
 

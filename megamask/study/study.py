@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megamask.errors import ConfigError, DataError, MegamaskError, must, raise_all
+from megamask.errors import ConfigError, DataError, MegamaskError, listed, must, raise_all
 from megamask.evaluation.cells import storage_errors
 from megamask.evaluation.read_tasks import find_tasks
 from megamask.study.collect import RESULTS, collect_results, read_results, write_results
@@ -51,6 +51,7 @@ def run_study(config: StudyConfig) -> int:
     raise_all(DataError, problems)
     if config.dry_run:
         return 0
+    raise_all(ConfigError, results_problems(runs, folder))
     for line in open_study(folder, plan, text):
         print(line)
     with storage_errors(folder):
@@ -82,6 +83,27 @@ def print_plans() -> int:
     width = max(map(len, plans), default=0)
     print("\n".join(f"{name:{width}}  {plan.question}" for name, plan in plans.items()))
     return 0
+
+
+def results_problems(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
+    """Sentences for runs in results.jsonl that are not those of the plan: they would be lost when it is written again.
+
+    A run with a folder of its own is compared by the command that continues it.
+    """
+    path, cure = folder / RESULTS, "They would be lost. Choose another --output, or move the file."
+    known, _, _ = read_results(path)
+    planned = {(run.arm.name, run.seed, run.budget): run for run in runs}
+    strange = [f"{arm}/{budget}/seed-{seed}" for arm, seed, budget in known if (arm, seed, budget) not in planned]
+    others = [
+        run.name
+        for key, run in planned.items()
+        if key in known and known[key].settings != run.settings and not run.record.exists()
+    ]
+    problems = [f"{path} has runs that are not in the plan: {listed(strange, 'run')}. {cure}"] if strange else []
+    if others:
+        why = "with another text, a changed plan or recipe, or an early version of megamask"
+        problems.append(f"{path} has runs of other settings, made {why}: {listed(others, 'run')}. {cure}")
+    return problems
 
 
 def without_known(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:

@@ -17,7 +17,7 @@ from megamask.study.collect import collect_results, read_results, write_results
 from megamask.study.jobs import CommandRecord
 from megamask.study.plan import StudyPlan
 from megamask.study.planned_runs import PlannedRun, plan_runs
-from megamask.study.study import without_known
+from megamask.study.study import results_problems, without_known
 
 LOG = [
     {"step": 0, "total/tokens": 0, "flops/student": 0.0, "flops/scoring": 0.0, "total/seconds": 0.1},
@@ -115,6 +115,30 @@ def test_a_study_continues_from_its_results_file(
     assert again.runs == results.runs and again.cells.keys() == results.cells.keys()
     changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), other, text)
     assert len(without_known(changed, other)) == 4
+
+
+def test_results_that_the_plan_would_not_keep_are_named(
+    plan: StudyPlan, runs: list[PlannedRun], text: Path, tmp_path: Path
+) -> None:
+    results, other = collect_results(plan, runs, tmp_path), tmp_path / "other"
+    other.mkdir()
+    write_results(results, other / "results.jsonl")
+    assert results_problems(plan_runs(plan, other, text), other) == []
+    changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), other, text)
+    (problem,) = results_problems(changed, other)
+    assert "other settings" in problem and "the run random/tokens=40960/seed-1" in problem
+    record(changed[0], CommandRecord("stopped"))  # its command compares them
+    assert results_problems(changed, other) == []
+    (problem,) = results_problems(changed[1:], other)
+    assert "not in the plan: the run random/tokens=40960/seed-1" in problem
+
+
+def test_a_result_keeps_the_settings_that_it_was_made_with(
+    plan: StudyPlan, runs: list[PlannedRun], text: Path, tmp_path: Path
+) -> None:
+    record(runs[0], CommandRecord("finished", settings=runs[0].settings))
+    changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), tmp_path, text)
+    assert collect_results(plan, changed, tmp_path).runs[0].settings == runs[0].settings != changed[0].settings
 
 
 def test_all_damaged_lines_are_named(tmp_path: Path) -> None:
