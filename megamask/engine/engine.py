@@ -14,6 +14,7 @@ numbers and the one synchronisation with the device of a step; `tensors` gathers
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,8 +67,11 @@ class Engine:
         self.steps = 0
         self._micros = 0
         self._forward = Stopwatch(ranks.device())
-        start = {name: value.detach().clone() for name, value in objective.state_dict(keep_vars=True).items()}
         names = {name for name, _ in objective.named_parameters()}
+        start = {}
+        if self.precision == "bf16" or "data_types" in ds:
+            # DeepSpeed rounds weights into new memory and makes its fp32 masters from that; these keep ours
+            start = {name: parameter.detach() for name, parameter in objective.named_parameters()}
         self._engine = deepspeed.initialize(
             model=objective.to(ranks.device()),
             optimizer=build_optimizer(objective, config),
@@ -75,13 +79,16 @@ class Engine:
             dist_init_required=False,
         )[0]
         self._parameters = {name: p for name, p in self._engine.module.named_parameters() if name in names}
+        private_api.share_memory(self._engine.optimizer, self.stage)
         self._tensors = FullTensors(self._engine.optimizer, self.stage, config.kind, self._parameters)
-        # DeepSpeed makes its fp32 masters from weights that it has rounded to bf16; ours were fp32
-        self.restore(lambda name: start.get(name.removeprefix("weights/")), steps=0)
+        self.restore(lambda name: start.pop(name.removeprefix("weights/"), None), steps=0)
 
     def close(self) -> None:
-        """Release the memory of DeepSpeed."""
+        """Release the memory of weights, gradients and moments. No other method works after it."""
         self._engine.destroy()
+        private_api.free_memory(self._engine.optimizer, self.stage, self._parameters.values())
+        del self._engine, self._tensors, self._parameters
+        gc.collect()  # DeepSpeed's objects refer to each other
 
     # ---- steps
 

@@ -16,14 +16,34 @@ LARGEST_BLOCKS = (2**27, 2**25)
 
 Larger blocks are weights, moments and copies of them: they go back when they are freed.
 """
+LARGE_MODEL = 2**27
+"""Weights from which on only blocks of up to 4 MiB stay in the heap.
+
+Until 2.38, glibc cannot put an aligned block where one of the same size was freed. With blocks of 4 to 64 MiB, the
+layers of a large model, the heap grew by 10 bytes per weight in three steps.
+"""
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(num_weights: int = 0) -> bool:
     """Let the heap of this process keep what it frees, from now on; returns whether the C library can do this.
 
-    The heap then stays at the size of the largest step until the process ends.
+    The heap then stays at the size of the largest step until the process ends. The steps are those of a model of
+    ``num_weights``.
     """
+    if num_weights >= LARGE_MODEL:
+        return _set_thresholds(mmap=2**22, trim=2**23)
     return any(_set_thresholds(mmap=size, trim=-1) for size in LARGEST_BLOCKS)
+
+
+def return_large_blocks() -> bool:
+    """Give back what is free, and from now on each block of 1 MiB or more when it is freed; before and after training.
+
+    Else copies of weights that exist only while a run is built, restored or exported would stay in the heap.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(ctypes.c_size_t(0))
+    return _set_thresholds(mmap=2**20, trim=2**20)
 
 
 def return_freed_memory() -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed import distributed_c10d
 
 # ---- torch
@@ -171,6 +171,54 @@ def state_tensors(zero: Any, stage: int, group: int) -> list[Tensor]:
         flat = enumerate(zero.fp32_partitioned_groups_flat)
         return [tensor for index, tensor in flat if zero.sub_group_to_group_id[index] == group]
     return inner_optimizer(zero, stage).param_groups[group]["params"]
+
+
+def share_memory(zero: Any, stage: int) -> None:
+    """Let masters be the weights, and gradients be kept once, where DeepSpeed copies what has the same type and place.
+
+    In fp32 DeepSpeed keeps masters beside equal weights at stages 1 and 2, and with offloads at stage 3 (without, it
+    shares them). At stage 3 with an optimizer on the host it keeps the sum of the micro-steps and a copy of it for the
+    optimizer. What the optimizer writes is then written in place, and DeepSpeed's copies copy nothing.
+    """
+    if stage in (1, 2):
+        for group, master in enumerate(zero.single_partition_of_fp32_groups):
+            partitions = zero.parallel_partitioned_bit16_groups[group]
+            _share(master, partitions[distributed.get_rank(zero.real_dp_process_group[group])])
+        zero._link_all_hp_params()  # the fragments by which DeepSpeed reads and writes masters
+    if stage != 3:
+        return
+    for weights, master in zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True):
+        if weights is not None:  # else it is on NVMe
+            _share(master, weights)
+    if zero.offload_optimizer and not zero.swap_optimizer:
+        begin = 0
+        for master, size in zip(
+            zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat_numel, strict=True
+        ):
+            _share(master.grad, zero.grad_partitions_flat_buffer.narrow(0, begin, size))
+            begin += size
+
+
+def free_memory(zero: Any, stage: int, parameters: Iterable[nn.Parameter]) -> None:
+    """Free weights, gradients and moments of a destroyed optimizer at stage 3, where DeepSpeed's objects outlive it.
+
+    A global list of modules and references between objects in C++ keep them until the process ends.
+    """
+    if stage != 3:
+        return
+    masters = zero.fp32_partitioned_groups_flat
+    tensors = [zero.grad_partitions_flat_buffer, *masters, *(master.grad for master in masters)]
+    tensors += [parameter.ds_tensor for parameter in parameters]  # type: ignore[attr-defined]
+    tensors += [value for state in zero.optimizer.state.values() for value in state.values()]
+    for tensor in tensors:
+        if torch.is_tensor(tensor) and tensor.untyped_storage().resizable():
+            tensor.untyped_storage().resize_(0)
+
+
+def _share(tensor: Tensor, other: Tensor) -> None:
+    """Let ``tensor`` have the memory of ``other``, if they have the same type, size and device."""
+    if (tensor.dtype, tensor.shape, tensor.device) == (other.dtype, other.shape, other.device):
+        tensor.data = other.data
 
 
 def link_moments(zero: Any) -> None:

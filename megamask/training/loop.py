@@ -23,7 +23,7 @@ from megamask.health.stop_signals import StoppedEarly, StopRequest
 from megamask.health.watchdog import Watchdog
 from megamask.metrics.step_profiler import StepProfiler
 from megamask.runtime import precision, ranks
-from megamask.runtime.cpu_memory import keep_freed_memory
+from megamask.runtime.cpu_memory import keep_freed_memory, return_freed_memory, return_large_blocks
 from megamask.storage.dotted import is_under
 from megamask.teacher.teacher import teacher_precision
 from megamask.training import finish, summary
@@ -59,8 +59,7 @@ def _train(command: Command, ds: dict[str, Any], stop: StopRequest, watch: Watch
     config = command.run
     early = stop.early if ranks.world() == 1 else nullcontext
     ranks.init_process_group(watch.collective_timeout)
-    if ranks.device().type == "cpu":
-        keep_freed_memory()
+    return_large_blocks()
     watch.enter_phase("reading text")
     text = open_run_text(config, stop.early)
     if stop.any_rank():
@@ -82,6 +81,7 @@ def _train(command: Command, ds: dict[str, Any], stop: StopRequest, watch: Watch
             start.delete_new_folder()
             raise
         ranks.set_collective_timeout(watch.collective_timeout)
+        keep_freed_memory(run.engine.num_weights) if ranks.device().type == "cpu" else return_freed_memory()
         lines = precision.precision_lines(weights, teacher)
         log_opening(run, start, [*lines, *start.notes], command.change)
         profiler = StepProfiler(start.run.logs, command.profile, start.step)
@@ -91,6 +91,7 @@ def _train(command: Command, ds: dict[str, Any], stop: StopRequest, watch: Watch
         run.engine.close()
         if run.teacher:
             run.teacher.close()
+        return_large_blocks()
         if finished:
             ranks.on_rank_zero(lambda: finish.finish_run(start.run, config, text.train))
     return finished
