@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from megamask.checkpoint import save as publishing
 from megamask.checkpoint.format import read_weights, verify
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import CheckpointSave, save_checkpoint
@@ -131,6 +132,15 @@ def test_the_same_step_twice_is_saved_once(run, save):
     before = (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns
     assert "saved already" in save(run, 4, weights(4), {})
     assert (run.checkpoint(4) / "MANIFEST.json").stat().st_mtime_ns == before
+
+
+def test_a_rank_without_tensors_writes_no_file(tmp_path, monkeypatch):
+    """Of a thousand ranks most have none."""
+    monkeypatch.setenv("RANK", "70")
+    monkeypatch.setenv("WORLD_SIZE", "1000")
+    assert publishing._write_share(tmp_path / "not seen yet", {}, b"{}") == ({}, [])
+    files, names = publishing._write_share(tmp_path, weights(1), b"{}")
+    assert [*files] == ["rank-00070.safetensors"] and names == [*weights(1)]
 
 
 def test_a_leftover_without_manifest_is_renamed(run):
