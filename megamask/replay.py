@@ -29,7 +29,7 @@ from megamask.runtime.progress_bar import ProgressBar
 from megamask.storage import strict_json
 from megamask.storage.dotted import is_under
 from megamask.training.components import RunComponents
-from megamask.training.loop import audit_entropies, log_metrics, take_and_log_step
+from megamask.training.loop import audit_entropies, log_metrics, next_batches, take_and_log_step
 from megamask.training.run_text import open_run_text
 from megamask.training.setup import build_run, pack_numbers
 from megamask.training.state import read_train_state
@@ -78,7 +78,7 @@ def replay_step(run: RunFolder, step: int, data: Data, folder: Path) -> int:
         )
     replayed = build_run(config, resolve_auto(ds, precision.common_support()), text, start)
     # from the newest checkpoint, so packs that a later rewind skipped are skipped here too
-    numbers = pack_numbers(config, start.step, replayed.engine.accumulate, skipped_packs)
+    numbers = pack_numbers(config, start.step, skipped_packs)
     take_steps(replace(replayed, batches=replayed.loader.batches(numbers)), start.step, end)
     replayed.engine.close()
     return ranks.on_rank_zero(lambda: compare(logged, metrics_of(RunFolder(folder), end), end))
@@ -142,7 +142,7 @@ def take_steps(run: RunComponents, first: int, end: int) -> None:
     hidden = not ranks.is_main() or sys.stdout.isatty()
     bar = None if hidden else ProgressBar("steps repeated", end - first, "step")
     for step in range(first, end):
-        batches = [next(run.batches) for _ in range(run.engine.accumulate)]
+        batches = next_batches(run)
         take_and_log_step(run, step, batches)
         if (step + 1) % run.config.log.every == 0 or step + 1 == end:
             log_metrics(run, step + 1)

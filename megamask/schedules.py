@@ -1,8 +1,13 @@
-"""Schedules: progress in [0, 1] -> a value. Pure functions, so a resumed run needs no state for them."""
+"""Schedules: progress in [0, 1] -> a value; phases: step or pack number -> the phase of the run that it is in.
+
+Pure functions, so a resumed run needs no state for them.
+"""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -165,3 +170,77 @@ class LearningRate:
         if self.kind == "wsd" and self.warmup + self.decay > 1:
             return [must(f"{name}.warmup + {name}.decay", "be at most 1", self.warmup + self.decay)]
         return []
+
+
+@dataclass(frozen=True)
+class RunPhase:
+    """Steps of a run, one after the other, that have the same number of packs, length of sequences and mixture."""
+
+    first_step: int
+    per_step: int
+    """Packs of a step."""
+    length: int
+    """Longest sequence in tokens."""
+    mask_ratio: float | None = None
+    """Share of the tokens that are targets; None: as the schedule of the run says."""
+    shares: tuple[float, ...] | None = None
+    """Share of each source of a mixture; None: as the settings of the mixture say."""
+    alpha: float | None = None
+    """The exponent that gives the shares instead."""
+
+
+class RunPhases:
+    """The phases of a run, by step, by pack number and by text number. A look-up is a bisection in their starts.
+
+    A step of a phase reads its ``per_step`` packs where the step before it ended, so a pack number belongs to one step
+    and to one phase, on any number of ranks.
+    """
+
+    def __init__(self, phases: Sequence[RunPhase], masks_per_text: int = 1):
+        """``phases`` in order, the first from step 0 on; the last has no end. Each text is in ``masks_per_text`` packs
+        of its step, which divides the packs of every step."""
+        assert phases[0].first_step == 0 and all(phase.per_step % masks_per_text == 0 for phase in phases)
+        self.phases, self.masks_per_text = tuple(phases), masks_per_text
+        self.first_steps = [phase.first_step for phase in phases]
+        self.first_packs = [0]
+        for phase, following in zip(self.phases, self.phases[1:], strict=False):
+            steps = following.first_step - phase.first_step
+            self.first_packs.append(self.first_packs[-1] + steps * phase.per_step)
+        self.first_texts = [pack // masks_per_text for pack in self.first_packs]
+
+    @classmethod
+    def single(cls, per_step: int, length: int = 0, masks_per_text: int = 1) -> RunPhases:
+        """A run in which all steps are alike."""
+        return cls([RunPhase(0, per_step, length)], masks_per_text)
+
+    def at_step(self, step: int) -> RunPhase:
+        """The phase of ``step`` (from 0)."""
+        return self.phases[bisect_right(self.first_steps, step) - 1]
+
+    def at_pack(self, number: int) -> RunPhase:
+        """The phase of pack ``number``."""
+        return self.phases[bisect_right(self.first_packs, number) - 1]
+
+    def before(self, step: int) -> tuple[RunPhase, ...]:
+        """The phases that have begun before ``step``."""
+        return tuple(phase for phase in self.phases if phase.first_step < step)
+
+    def packs_before(self, step: int) -> int:
+        """The packs of the steps below ``step``: the number of its first pack."""
+        index = bisect_right(self.first_steps, step) - 1
+        return self.first_packs[index] + (step - self.first_steps[index]) * self.phases[index].per_step
+
+    def text_of(self, number: int) -> int:
+        """The number of the text in pack ``number``: the same, unless a step shows each text several times."""
+        index = bisect_right(self.first_packs, number) - 1
+        inside = number - self.first_packs[index]
+        return self.first_texts[index] + text_number(inside, self.phases[index].per_step, self.masks_per_text)
+
+
+def text_number(number: int, per_step: int, views: int) -> int:
+    """The number of the text in pack ``number``, if the ``per_step`` packs of a step show each text ``views`` times."""
+    if views == 1:
+        return number
+    step, place = divmod(number, per_step)
+    texts = per_step // views
+    return step * texts + place % texts

@@ -8,7 +8,9 @@ from typing import Any
 
 from megamask.basic_types import TokenIds
 from megamask.config import time_budget
+from megamask.config.phases import late_phases, phase_problems
 from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
+from megamask.config.settings import PhaseConfig
 from megamask.config.sources import data_problems
 from megamask.engine import ds_file
 from megamask.errors import ConfigError, Removable, must, raise_all
@@ -35,25 +37,21 @@ def find_problems(config: PretrainConfig, deepspeed: Path | None, world: int) ->
         problems.append(
             "`entropy.ema_decay` needs whole weights on every rank, which ZeRO 3 does not keep: use stage 0, 1 or 2."
         )
-    per_step, views = config.packs.per_step, config.packs.masks_per_text
-    if per_step >= 1 and per_step % world:
-        cure = f"{per_step} packs cannot be shared evenly: use {-(-per_step // world) * world}, or {_fitting(config)}."
-        problems.append(must("packs.per_step", f"be a multiple of the number of ranks ({world})", per_step, cure))
-    if views > 1 and per_step >= 1 and per_step % (views * world):
-        rule = f"divide `packs.per_step` ({per_step}) evenly among the ranks ({world})"
-        problems.append(must("packs.masks_per_text", rule, views, f"Use {_fitting(config)}."))
-    return ds or {}, problems
+    return ds or {}, problems + _rank_problems(config, world)
 
 
 def config_problems(config: PretrainConfig) -> list[str]:
     """Sentences for what is wrong with ``config``, whatever it runs on; some of them are `Removable`."""
     config = resolve_phases(config)
     problems = [problem for name, value in flatten(as_dict(config)).items() for problem in _value_problems(name, value)]
-    problems += settings_problems(config)
+    of_settings = settings_problems(config)
+    problems += of_settings
+    in_range = not any(problem.startswith("`phases.") for problem in of_settings)
+    problems += phase_problems(config) if in_range else []
     problems += data_problems(config.data, config.mixture)
     problems += time_budget.time_budget_problems(config.time_budget)
     problems += teachers.teacher_problems(config.teacher, config.distill, config.entropy)
-    problems += _entropy_problems(config) + _objective_problems(config) + _stored_length_problems(config)
+    problems += _entropy_problems(config) + _objective_problems(config)
     problems += _stored_target_and_rewind_problems(config)
     if config.init is None:
         longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
@@ -72,8 +70,6 @@ def late_settings(config: PretrainConfig) -> dict[str, str]:
     updates = {"entropy.audit.every": (config.entropy.audit.every, "there is no audit")}
     if config.masking.score == "token_type":
         updates["masking.token_type.every"] = (config.masking.token_type.every, "all masks are random")
-    if config.packs.start_length is not None:
-        updates["packs.start_steps"] = (config.packs.start_steps, "all sequences are short")
     late = {
         name: must(name, f"be less than `steps` ({config.steps}), or {otherwise}", every)
         for name, (every, otherwise) in updates.items()
@@ -85,7 +81,7 @@ def late_settings(config: PretrainConfig) -> dict[str, str]:
             f"than `steps` ({config.steps}): the last checkpoint is never written in the background. Lower "
             "`checkpoint.every`, or remove it."
         )
-    return late
+    return late | late_phases(config)
 
 
 def _value_problems(name: str, value: object) -> list[str]:
@@ -97,10 +93,32 @@ def _value_problems(name: str, value: object) -> list[str]:
     return []
 
 
+def _rank_problems(config: PretrainConfig, world: int) -> list[str]:
+    """Sentences for steps, in any phase, whose packs ``world`` ranks cannot share evenly."""
+    steps = {f"phases.{place}.per_step": phase.per_step for place, phase in enumerate(config.phases)}
+    views, problems = config.packs.masks_per_text, []
+    for name, per_step in ({"packs.per_step": config.packs.per_step} | steps).items():
+        if per_step is None or per_step < 1:
+            continue
+        if per_step % world:
+            more = -(-per_step // world) * world
+            cure = f"{per_step} {_packs(per_step)} cannot be shared evenly: use {more}, or {_fitting(config)}."
+            problems.append(must(name, f"be a multiple of the number of ranks ({world})", per_step, cure))
+        if views > 1 and per_step % (views * world):
+            rule = f"divide `{name}` ({per_step}) evenly among the ranks ({world})"
+            problems.append(must("packs.masks_per_text", rule, views, f"Use {_fitting(config)}."))
+    return problems
+
+
+def _packs(count: int) -> str:
+    return "pack" if count == 1 else "packs"
+
+
 def _fitting(config: PretrainConfig) -> str:
-    """The numbers of ranks, up to a thousand, that can share a step evenly; as words."""
-    per_step, views = config.packs.per_step, max(config.packs.masks_per_text, 1)
-    fitting = [str(n) for n in range(1, 1001) if per_step % (n * views) == 0]
+    """The numbers of ranks, up to a thousand, that can share a step of every phase evenly; as words."""
+    views = max(config.packs.masks_per_text, 1)
+    steps = [config.packs.per_step, *(phase.per_step for phase in config.phases if phase.per_step)]
+    fitting = [str(n) for n in range(1, 1001) if all(per_step % (n * views) == 0 for per_step in steps)]
     return f"a number of ranks that fits ({', '.join(fitting)})" if fitting else "another `packs.masks_per_text`"
 
 
@@ -153,18 +171,6 @@ def _stored_target_and_rewind_problems(config: PretrainConfig) -> list[str]:
     return problems
 
 
-def _stored_length_problems(config: PretrainConfig) -> list[str]:
-    """What was stored for sequences of one length cannot be read with another."""
-    if config.packs.start_length is None:
-        return []
-    stored = {"entropy.source": config.entropy.source == "sidecar", "distill.stored": config.distill.stored is not None}
-    return [
-        f"`packs.start_length` has no packs for `{name}`, which was computed with one length. Remove one of them."
-        for name, used in stored.items()
-        if used
-    ]
-
-
 def fixed_mask_problems(config: PretrainConfig) -> list[str]:
     """A sentence if the masks of a run are not known before it starts."""
     if config.masking.score == "uniform":
@@ -175,23 +181,40 @@ def fixed_mask_problems(config: PretrainConfig) -> list[str]:
 
 def _objective_problems(config: PretrainConfig) -> list[str]:
     """Sentences for conflicts of the objective with encoder and masks; with `init`, the encoder is checked later."""
-    objective, masking, packs = config.objective, config.masking, config.packs
-    shortest, length = ("start_length", packs.start_length) if packs.start_length else ("length", packs.length)
+    objective, masking = config.objective, config.masking
     problems = [] if config.init else objective.misfits("objective", config.model.shape(TokenIds(1, 0, 0, 0, 0, ())))
     if objective.decoder.dropout and config.model.attention == "varlen":
         rule = "be 0 when `model.attention` is 'varlen'"
         problems.append(must("objective.decoder.dropout", rule, objective.decoder.dropout))
-    if not objective.late or settings_problems(masking) or length < 8:
+    if not objective.late or settings_problems(masking):
         return problems
     if masking.corruption.mask == 0:
         why = f"{objective.kind!r} has no effect while `masking.corruption.mask` is 0"
         return [*problems, Removable("objective.kind", why, "mlm", "Set it to 'mlm'.")]
-    # the shares of a sequence that are [MASK], over the run; [CLS] and [SEP] never are
-    shares = [masking.ratio(step / STEPS) * masking.corruption.mask for step in range(STEPS + 1)]
-    if max(shares) * length > length - 3:
-        rule = f"leave a token visible in a sequence of `packs.{shortest}` ({length}) tokens"
-        problems.append(must("masking.ratio", rule, max(shares), "Lower it."))
-    if min(shares) * length < 1:
-        rule = f"give a sequence of `packs.{shortest}` ({length}) tokens a target under [MASK]"
-        problems.append(must("masking.ratio", rule, min(shares), "Raise it, or lengthen sequences."))
+    problems += _budget_problems(config, PhaseConfig(), "")
+    for place, phase in enumerate(config.phases):
+        if phase.length is not None or phase.mask_ratio is not None:
+            problems += _budget_problems(config, phase, f"phases.{place}.")
+    return problems
+
+
+def _budget_problems(config: PretrainConfig, phase: PhaseConfig, section: str) -> list[str]:
+    """Sentences for too many or too few [MASK] in the sequences of ``phase``; [CLS] and [SEP] are never masked."""
+    masking, mask, problems = config.masking, config.masking.corruption.mask, []
+    name, length = f"{section}length", phase.length
+    if length is None:
+        name, length = "packs.length", config.packs.length
+    if length < 8:  # has a sentence already
+        return []
+    # the shares of a sequence that are [MASK], over the run
+    ratio, ratios = "masking.ratio", [masking.ratio(step / STEPS) for step in range(STEPS + 1)]
+    if phase.mask_ratio is not None:
+        ratio, ratios = f"{section}mask_ratio", [phase.mask_ratio]
+    most, least = max(ratios) * mask, min(ratios) * mask
+    if most * length > length - 3:
+        rule = f"leave a token visible in a sequence of `{name}` ({length}) tokens"
+        problems.append(must(ratio, rule, most, "Lower it."))
+    if least * length < 1:
+        rule = f"give a sequence of `{name}` ({length}) tokens a target under [MASK]"
+        problems.append(must(ratio, rule, least, "Raise it, or lengthen sequences."))
     return problems

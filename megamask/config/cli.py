@@ -17,6 +17,7 @@ from megamask.config import ineffective_settings, recipes, removed
 from megamask.config.checks import find_problems, late_settings
 from megamask.config.flags import corrected_flags, flags_in
 from megamask.config.overrides import override_settings, read_settings
+from megamask.config.phase_flags import phase_flag_problems
 from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
 from megamask.config.sources import has_shares
 from megamask.errors import ConfigError, must, raise_all
@@ -107,6 +108,7 @@ def parse_flags(kind: type[Flags], arguments: list[str]) -> Flags:
     """A command with the configuration of a run; ConfigError with all problems of flags, recipe and file."""
     known = _first_flags(arguments)
     problems = [*renamed_problems(flags_in(arguments)), *removed.removed_values(vars(known)).values()]
+    problems += phase_flag_problems(arguments)
     of_flags = len(problems)
     settings: dict[str, Any] = {}
     base, recipe = PretrainConfig(), known.recipe or kind.recipe

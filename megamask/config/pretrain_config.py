@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
 
+from megamask.config.phase_flags import Phase
 from megamask.config.settings import CheckpointConfig, LogConfig, MixtureConfig, PacksConfig, ValidationConfig
 from megamask.config.sources import split_shares
 from megamask.engine.settings import OptimizerConfig
@@ -36,7 +37,7 @@ MAY_DIFFER_ON_RESUME = frozenset(
 """Settings that may change on resume. None of them affects training, except that DeepSpeed files change rounding, and
 that a run may continue with another spike policy. Data and teacher are identified by hash instead of path."""
 CHANGEABLE = frozenset(
-    {"steps", "time_budget", "mixture", "masking.ratio", "masking.random_share"}
+    {"steps", "time_budget", "phases", "mixture", "masking.ratio", "masking.random_share"}
     | {"distill.weight", "distill.temperature"}
     | {
         f"optimizer.{part}"
@@ -77,6 +78,10 @@ class PretrainConfig:
     DistilBERT). None: all."""
     export: bool = True
     """Whether to export the finished model for transformers to OUTPUT/export."""
+    phases: tuple[Phase, ...] = ()
+    """Parts of the run, from its first step on, with sequences, packs of a step, masks or shares of their own, such as
+    until=0.9,length=128 (names: until or steps, length, per_step, mask_ratio, shares, alpha). The rest of the run is as
+    the other settings say."""
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     packs: PacksConfig = field(default_factory=PacksConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -124,5 +129,7 @@ def resolve_phases(config: PretrainConfig) -> PretrainConfig:
 
 
 def as_dict(config: PretrainConfig) -> dict[str, Any]:
-    """The configuration as JSON can represent it; `override_settings` is the inverse."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    """The configuration as JSON can represent it; `override_settings` is the inverse. A phase has what it names."""
+    tree = dataclasses.asdict(config)
+    phases = [{name: value for name, value in phase.items() if value is not None} for phase in tree["phases"]]
+    return json.loads(json.dumps(tree | {"phases": phases}, default=str))

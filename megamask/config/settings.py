@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated
+from math import isfinite
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge
+from pydantic import ConfigDict
 
 from megamask.errors import must
-from megamask.errors.setting_rules import Count, NotNegative, OnlyFor, Positive, Share, removable
+from megamask.errors.setting_rules import Count, NotNegative, Positive, Share, ShareInside, removable
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class MixtureConfig:
         if self.shares is None:
             same = self.alpha_end == self.alpha
             return removable(self, ["alpha_end"], name, f"has no effect: it equals `{name}.alpha`") if same else []
-        problems = [] if sum(self.shares) > 0 else [must(f"{name}.shares", "have a sum above 0", list(self.shares))]
+        total = sum(self.shares)  # a share that is not finite has a sentence already
+        wrong = isfinite(total) and total <= 0
+        problems = [must(f"{name}.shares", "have a sum above 0", list(self.shares))] if wrong else []
         return problems + removable(self, ["alpha", "alpha_end"], name, f"has no effect with `{name}.shares`")
 
 
@@ -47,28 +51,38 @@ class PacksConfig:
     masks_per_text: Count = 1
     """Packs of a step that hold the same text, each under a mask of its own: one pass of a model says how unsure it is
     for all of them. A step then holds `per_step` / `masks_per_text` different texts."""
-    start_length: Annotated[int, Ge(8)] | None = None
-    """Longest sequence in tokens in the first `start_steps` steps, shorter than `length`: most steps of BERT have 128
-    tokens, the last tenth 512. Packs keep their size."""
-    start_steps: Annotated[Count | None, OnlyFor("start_length")] = None
-    """Steps with sequences of `start_length`; then they have `length`."""
-
-    @property
-    def short_steps(self) -> int:
-        """Steps with sequences shorter than `length`; 0 for a run without them."""
-        return self.start_steps or 0
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
         problems = []
         if self.tokens < self.length:
             problems.append(must(f"{name}.tokens", f"be at least `{name}.length` ({self.length})", self.tokens))
-        if self.start_length is not None and self.start_length >= self.length:
-            rule = f"be below `{name}.length` ({self.length})"
-            problems.append(must(f"{name}.start_length", rule, self.start_length))
-        if self.start_length is not None and self.start_steps is None:
-            problems.append(f"`{name}.start_length` needs `{name}.start_steps`: name the number of short steps.")
         return problems
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """A phase of the run. It begins where the one before it ends; behind the last, the run is as its settings say.
+
+    What a phase does not name is as in the settings of the run. In a file, each phase is a table `[[phases]]`.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    until: ShareInside | None = None
+    """Where it ends, as a share of `steps`; this or `steps` of the phase."""
+    steps: Count | None = None
+    """How many steps it has; this or `until`."""
+    length: Annotated[int, Ge(8)] | None = None
+    """Longest sequence in tokens, instead of `packs.length`. Packs keep their size."""
+    per_step: Count | None = None
+    """Packs of a step, instead of `packs.per_step`."""
+    mask_ratio: ShareInside | None = None
+    """Share of the tokens that are targets, instead of `masking.ratio`."""
+    shares: tuple[NotNegative, ...] | None = None
+    """Share of each folder of `data`, instead of `mixture.shares`."""
+    alpha: Share | None = None
+    """The exponent that gives the shares, instead of `mixture.alpha`."""
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,57 @@
-"""The text of one source in two phases: first in short sequences, then in longer ones.
+"""The text of one source in phases with sequences of different length.
 
 BERT trains 90 % of its steps on sequences of 128 tokens and the rest on 512 (Devlin et al. 2019, appendix A.2). Here a
-pack has the same number of tokens in both phases, so a step costs about the same, holds the same number of masked
-tokens, and only attention gets longer. Each phase has packs of its own, in an order of its own, and reads the text from
-the beginning. The phase of a pack follows from its number alone.
+pack has the same number of tokens in all phases, so a micro-step costs about the same, and only attention gets longer.
+Each length has packs of its own, in an order of its own, which read the text from the beginning. Phases with one length
+read on where the earlier one ended. The phase of a pack follows from its number alone, by a bisection.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from megamask.batch import PackedBatch
 from megamask.data.packs import Packs
+from megamask.schedules import RunPhases
 
 
 class PhasedPacks:
-    """The packs of ``short`` below the number ``boundary``, those of ``long`` from there on; used like `Packs`."""
+    """The packs of a source in a run with ``phases``, each by its length; used like `Packs`."""
 
-    def __init__(self, short: Packs, long: Packs, boundary: int):
-        """``boundary`` is the number of the first pack of a step, if packs are opened with ``per_step``."""
-        self.short_phase, self.long_phase, self.boundary = short, long, boundary
-        self.shards, self.token_ids, self.fill = long.shards, long.token_ids, long.fill
-        self.entries = max(short.entries, long.entries)  # so that all packs have the same shapes
+    def __init__(
+        self, by_length: Mapping[int, Packs], phases: RunPhases, starts: Sequence[int], *, of_mixture: bool = False
+    ):
+        """``by_length``: packs of each length, opened without ``per_step`` and ``views``. ``starts``: the texts of this
+        source before each phase. ``of_mixture``: packs are read by the number of their text in this source, else by
+        their number in the run.
+        """
+        self._phases, self._starts, self._of_mixture = phases, tuple(starts), of_mixture
+        self._packs, self._lengths = dict(by_length), [phase.length for phase in phases.phases]
+        self._last = last = self._packs[self._lengths[-1]]
+        self._read_before: list[int] = []
+        """For each phase, the texts that earlier phases read in its length."""
+        read = dict.fromkeys(self._lengths, 0)
+        for length, start, end in zip(self._lengths, starts, [*starts[1:], starts[-1]], strict=True):
+            self._read_before.append(read[length])
+            read[length] += end - start
+        self.shards, self.token_ids, self.fill = last.shards, last.token_ids, last.fill
+        self.entries = max(packs.entries for packs in self._packs.values())  # so that all packs have the same shapes
 
     def __len__(self) -> int:
-        """Packs in an epoch of long sequences."""
-        return len(self.long_phase)
+        """Packs in an epoch of sequences as they are at the end of the run."""
+        return len(self._last)
 
     @property
     def entries(self) -> int:
-        """Boundaries of sequences in each pack of both phases."""
-        return self.long_phase.entries
+        """Boundaries of sequences in each pack of all phases."""
+        return self._last.entries
 
     @entries.setter
     def entries(self, count: int) -> None:
-        self.short_phase.entries = self.long_phase.entries = count
+        for packs in self._packs.values():
+            packs.entries = count
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -43,41 +60,42 @@ class PhasedPacks:
 
     @property
     def left_out(self) -> int:
-        """Tokens of text in no pack of long sequences."""
-        return self.long_phase.left_out
+        """Tokens of text in no pack of the last phase."""
+        return self._last.left_out
 
     @property
     def short(self) -> int:
-        """Packs of both phases that are left out because too few of their tokens can be masked."""
-        return self.short_phase.short + self.long_phase.short
+        """Packs of all lengths that are left out because too few of their tokens can be masked."""
+        return sum(packs.short for packs in self._packs.values())
 
     @property
     def short_tokens(self) -> int:
         """Tokens of text in these packs."""
-        return self.short_phase.short_tokens + self.long_phase.short_tokens
+        return sum(packs.short_tokens for packs in self._packs.values())
 
     @property
     def shortage(self) -> str:
         """Sentences about these packs; or ""."""
-        return " ".join(filter(None, (self.short_phase.shortage, self.long_phase.shortage)))
+        return " ".join(filter(None, (packs.shortage for packs in self._packs.values())))
 
     def text_of(self, number: int) -> int:
         """The number of the text in pack ``number``: the same, unless a step shows each text several times."""
-        if number < self.boundary:
-            return self.short_phase.text_of(number)
-        return self.short_phase.text_of(self.boundary) + self.long_phase.text_of(number - self.boundary)
+        return number if self._of_mixture else self._phases.text_of(number)
 
     def batch(self, number: int) -> PackedBatch:
         """Pack ``number`` (from 0) as CPU tensors; see `Packs.batch`."""
-        if number < self.boundary:
-            return self.short_phase.batch(number)
-        batch = self.long_phase.batch(number - self.boundary)
-        return replace(batch, number=number, source_pack=self.text_of(number))
+        text = self.text_of(number)
+        phase = bisect_right(self._starts, text) - 1
+        place = text - self._starts[phase] + self._read_before[phase]
+        return replace(self._packs[self._lengths[phase]].batch(place), number=number, source_pack=text)
 
     def epochs(self, number: int) -> float:
         """How often the text is read by the packs below ``number``, the first of a step."""
-        short = min(number, self.boundary)
-        return self.short_phase.epochs(short) + self.long_phase.epochs(number - short)
+        text, ends = self.text_of(number), [*self._starts[1:], None]
+        read = 0.0
+        for length, start, end in zip(self._lengths, self._starts, ends, strict=True):
+            read += max(0, (text if end is None else min(end, text)) - start) / len(self._packs[length])
+        return read
 
 
 SourcePacks = Packs | PhasedPacks

@@ -22,10 +22,10 @@ from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.length_phases import SourcePacks
 from megamask.data.manifest import Manifest, Split
 from megamask.data.mixture import AnnealedOrder, SourceOrder
-from megamask.data.packs import text_number
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import DataError
+from megamask.schedules import RunPhases
 
 
 def joined_fingerprint(sources: Sequence[Shards]) -> str:
@@ -135,13 +135,10 @@ class MixedPacks:
         shards: MixedShards,
         sources: Mapping[str, SourcePacks],
         order: SourceOrder | AnnealedOrder,
-        *,
-        per_step: int,
-        views: int = 1,
+        phases: RunPhases,
     ):
         """``sources``: the packs of each source by name, opened without ``per_step`` and ``views``."""
-        self.shards, self.sources, self.order = shards, dict(sources), order
-        self.per_step, self.views = per_step, views
+        self.shards, self.sources, self.order, self._phases = shards, dict(sources), order, phases
         self.token_ids = shards.token_ids
         self._packs = list(self.sources.values())
         # all packs have the same shapes
@@ -188,7 +185,7 @@ class MixedPacks:
 
     def text_of(self, number: int) -> int:
         """The number of the text in pack ``number``: the same, unless a step shows each text several times."""
-        return text_number(number, self.per_step, self.views)
+        return self._phases.text_of(number)
 
     def batch(self, number: int) -> PackedBatch:
         """Pack ``number`` (from 0) as CPU tensors; see `Packs.batch`."""

@@ -24,6 +24,7 @@ from megamask.data.index import FULL, cached_index, is_text
 from megamask.data.order import Permutation
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError, must, raise_all
+from megamask.schedules import text_number
 
 
 class Packs:
@@ -230,15 +231,6 @@ class Packs:
                 f"Packs of {self.tokens} tokens cannot be filled to {FULL:.0%} with pieces of at most {self.length} "
                 f"tokens of {self.shards.folder}: {lost} of {total} tokens would be left out. Make packs longer."
             )
-
-
-def text_number(number: int, per_step: int, views: int) -> int:
-    """The number of the text in pack ``number``, if the ``per_step`` packs of a step show each text ``views`` times."""
-    if views == 1:
-        return number
-    step, place = divmod(number, per_step)
-    texts = per_step // views
-    return step * texts + place % texts
 
 
 def _problems(tokens: int, length: int) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import harmonic_mean, median
 
+from megamask.config.phases import phase_ends, run_phases
 from megamask.config.pretrain_config import PretrainConfig, as_dict
 from megamask.data.loader import Loader
 from megamask.doctor.checks import existing_parent
@@ -43,7 +44,7 @@ def measure_steps(command: DoctorCommand, text: RunText, steps: int) -> Measured
     """Take ``steps`` steps of ``command`` in a process of its own, with the packs that one of its devices gets.
 
     The schedules of the run are compressed into them, so a masking rate that decays, a teacher that starts late or
-    sequences that become longer count with their share. Communication between devices is not measured. Writes a run
+    a phase with longer sequences counts with its share. Communication between devices is not measured. Writes a run
     folder with one checkpoint beside `output` and deletes it. ConfigError if the process fails, with its last lines.
     """
     config = probe_settings(command.run, command.num_ranks, steps)
@@ -56,12 +57,16 @@ def measure_steps(command: DoctorCommand, text: RunText, steps: int) -> Measured
 
 
 def probe_settings(config: PretrainConfig, num_ranks: int, steps: int) -> PretrainConfig:
-    """``config`` with the packs of one of ``num_ranks`` devices, and short sequences for their share of ``steps``."""
+    """``config`` with the packs of one of ``num_ranks`` devices, and each phase for its share of ``steps``."""
     packs = replace(config.packs, per_step=config.packs.per_step // num_ranks or 1)
-    if packs.start_length is not None:
-        short = round(packs.short_steps / config.steps * steps)
-        packs = replace(packs, start_steps=min(max(1, short), steps - 1))
-    return replace(config, packs=packs)
+    phases, begin = [], 0
+    for phase, run_end in zip(config.phases, phase_ends(config), strict=True):
+        end = min(max(begin + 1, round(run_end / config.steps * steps)), steps - 1)
+        per_step = phase.per_step and (phase.per_step // num_ranks or 1)
+        if end > begin:
+            phases.append(replace(phase, until=None, steps=end - begin, per_step=per_step))
+        begin = end
+    return replace(config, packs=packs, phases=tuple(phases))
 
 
 def measured_lines(probe: MeasuredSteps) -> list[str]:
@@ -77,7 +82,7 @@ def measured_lines(probe: MeasuredSteps) -> list[str]:
 
 
 def _loader_rate(config: PretrainConfig, text: RunText, steps: int) -> float:
-    batches = Loader(text.packs).batches(range(config.packs.per_step * steps))
+    batches = Loader(text.packs).batches(range(run_phases(config).packs_before(steps)))
     next(batches)  # starts the thread
     began, rows = time.perf_counter(), 0
     for batch in batches:

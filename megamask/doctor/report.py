@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from megamask.config import cli
+from megamask.config.phases import run_phases, run_tokens
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.mixed_sources import MixedPacks
 from megamask.doctor import memory, step_memory
@@ -27,7 +28,7 @@ from megamask.engine.optimizer import parameter_groups
 from megamask.errors import ConfigError, raise_all
 from megamask.model.padded_grids import PaddedGrids
 from megamask.runtime.versions import installed_version
-from megamask.study.planned_runs import Texts, mean_step_flops
+from megamask.study.planned_cost import Texts, mean_step_flops
 from megamask.teacher.teacher import teacher_precision
 from megamask.training import summary
 from megamask.training.flop_counter import teacher_flops
@@ -73,14 +74,14 @@ def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
     if isinstance(packs, MixedPacks):
         lines = summary.mixture_lines(config, packs)
     else:
-        epochs = packs.epochs(config.steps * config.packs.per_step)
+        epochs = packs.epochs(run_phases(config).packs_before(config.steps))
         lines = [
             f"{shards.folder}: {shards.tokens:,} tokens in {shards.documents:,} documents",
             f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full; the run reads them "
             f"{epochs:.2f} times" + (" at most" if config.time_budget else ""),
         ]
     lines += [
-        *summary.length_lines(config),
+        *summary.phase_lines(config),
         f"{packs.left_out:,} tokens of text are in no pack",
         f"vocabulary: {ids:,} tokens"
         + ("" if ids % 64 == 0 else ", not a multiple of 64: products with it are slower on GPUs"),
@@ -95,12 +96,9 @@ def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
 def planned_memory(
     command: DoctorCommand, examination: Examination, text: RunText, model: PlannedModel
 ) -> PlannedMemory:
-    """The numbers that memory depends on, with the first pack of each length of sequences as the typical ones."""
+    """The numbers that memory depends on, with the first pack of each phase as the typical ones."""
     config = command.run
-    first = [0]
-    if config.packs.start_length is not None:
-        first.append(config.packs.short_steps * config.packs.per_step)
-    packs = [_pack_size(config, text, number) for number in first]
+    packs = [_pack_size(config, text, number) for number in run_phases(config).first_packs]
     parameters = list(model.objective.parameters())
     muon = [
         p
@@ -228,12 +226,12 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
     squares = squares_per_token(text, config)
     parts = mean_step_flops(config, PackFlops.of(config, plan.shape, teacher), squares)
     step = math.fsum(parts[part] for part in ("student", "scoring", "teacher"))
-    tokens = config.packs.per_step * config.packs.tokens
+    tokens = run_tokens(config)
     shares = ", ".join(f"{part} {parts[part] / step:.0%}" for part in ("student", "scoring", "teacher") if parts[part])
     most = " at most" if config.time_budget else ""
     lines = [
-        f"{config.steps:,} steps of {tokens:,} tokens, {config.steps * tokens:,} tokens{most}",
-        f"{step / tokens:.3e} FLOPs a token, {step * config.steps:.3e} in all{most} ({shares})",
+        f"{config.steps:,} steps of {summary.tokens_per_step(config)} tokens, {tokens:,} tokens{most}",
+        f"{step * config.steps / tokens:.3e} FLOPs a token, {step * config.steps:.3e} in all{most} ({shares})",
     ]
     probe = measured_steps(command, examination, text)
     lines += measured_lines(probe) if probe else []
@@ -271,14 +269,13 @@ def measured_steps(command: DoctorCommand, examination: Examination, text: RunTe
     return measure_steps(command, text, command.machine.probe)
 
 
-def squares_per_token(text: RunText, config: PretrainConfig) -> float:
+def squares_per_token(text: RunText, config: PretrainConfig) -> dict[int, float]:
     """`Texts.squares_of` a text; of a mixture the mean of its sources by their shares."""
     packs, texts = text.packs, Texts()
     if not isinstance(packs, MixedPacks):
-        return texts.squares_of(text.train.folder, config)
-    return math.fsum(
-        share * texts.squares_of(packs.sources[name].shards.folder, config) for name, share in packs.shares.items()
-    )
+        return texts.squares_of((text.train.folder,), (1.0,), config)
+    folders = tuple(source.shards.folder for source in packs.sources.values())
+    return texts.squares_of(folders, tuple(packs.shares.values()), config)
 
 
 def machine_facts(command: DoctorCommand) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from megamask.config.phases import run_tokens
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.time_budget import parse_duration
 from megamask.doctor.settings import MachineConfig
@@ -29,7 +30,7 @@ def predict_time(
     ``step_flops`` are those of a mean step; ``probed`` is the rate of a probe on one device. With a `time_budget`, a
     run takes this time.
     """
-    tokens = config.packs.per_step * config.packs.tokens
+    tokens = run_tokens(config)
     peak = machine.peak_flops or config.log.peak_flops
     if machine.tokens_per_second is not None:
         rate, source = machine.tokens_per_second, "as stated (`tokens_per_second`)"
@@ -37,7 +38,7 @@ def predict_time(
         each = "" if devices == 1 else f", times {devices} devices, without the time of their communication"
         rate, source = probed * devices, f"of the probe{each}"
     elif peak is not None:
-        rate = machine.assumed_mfu * peak * devices / step_flops * tokens
+        rate = machine.assumed_mfu * peak * devices / step_flops * tokens / config.steps
         source = (
             f"{machine.assumed_mfu:.0%} of {peak:.3g} FLOP/s on {devices} devices: an assumption "
             "(`assumed_mfu`), not a measurement"
@@ -45,7 +46,7 @@ def predict_time(
     else:
         return None
     budget = config.time_budget and parse_duration(config.time_budget)
-    seconds = budget or config.steps * tokens / rate
+    seconds = budget or tokens / rate
     limit = machine.job_time and parse_duration(machine.job_time)
     return RunTime(rate, source, seconds, math.ceil(seconds / limit) if limit else None)
 

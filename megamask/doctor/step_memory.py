@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from megamask.config.phases import most_phase_targets, run_phases
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.doctor import memory
 from megamask.doctor.memory import LayerSize, Lines, ModelSize, PackSize, Placement, StateMemory
@@ -46,8 +47,8 @@ class PlannedMemory:
 
     @property
     def packs_per_rank(self) -> int:
-        """Packs of a step on one rank."""
-        return self.config.packs.per_step // self.place.ranks
+        """The most packs of a step on one rank."""
+        return max(phase.per_step for phase in run_phases(self.config).phases) // self.place.ranks
 
     def layer(self, place: Placement) -> LayerSize:
         """The arithmetic of a layer at ``place``."""
@@ -163,7 +164,7 @@ def _packs_of_layers(plan: PlannedMemory) -> list[PackSize]:
 def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> Lines:
     """Bytes on one device in a training step, by line; their sum is an upper bound of the peak."""
     config, layer = plan.config, plan.layer(place)
-    targets = config.masking.most_targets(config.packs.tokens, None if config.time_budget else config.steps)
+    targets = most_phase_targets(config)
     with_teacher = config.distill.active
     rows = targets + (config.packs.tokens if with_teacher and config.distill.positions == "all" else 0)
     lines = dict(state_memory_of(plan, place).device)
@@ -190,7 +191,7 @@ def _teacher_bytes(plan: PlannedMemory, teacher: TeacherSize, place: Placement) 
     weights = whole if plan.config.teacher.deepspeed is None else whole / place.ranks + table
     if not distill.active or distill.stored is not None:
         return weights
-    rows = packs.tokens if distill.positions == "all" else plan.config.masking.most_targets(packs.tokens)
+    rows = packs.tokens if distill.positions == "all" else most_phase_targets(plan.config)
     return weights + rows * teacher.width * teacher.bytes * plan.packs_per_rank
 
 

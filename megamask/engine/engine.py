@@ -83,6 +83,16 @@ class Engine:
         self._tensors = FullTensors(self._engine.optimizer, self.stage, config.kind, self._parameters)
         self.restore(lambda name: start.pop(name.removeprefix("weights/"), None), steps=0)
 
+    def set_packs_per_step(self, packs: int) -> None:
+        """Set how many packs, over all ranks, the next steps have; between two steps, which moves nothing."""
+        accumulate = packs // ranks.world()
+        if accumulate == self.accumulate:
+            return
+        assert not self._micros and packs % ranks.world() == 0
+        self.accumulate = accumulate
+        self._engine.set_train_batch_size(packs)
+        private_api.restart_micro_steps(self._engine)
+
     def close(self) -> None:
         """Release the memory of weights, gradients and moments. No other method works after it."""
         self._engine.destroy()

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from megamask.errors import Removable, must
-from megamask.errors.json_types import type_rule, union_members
+from megamask.errors import Removable, must, unknown
+from megamask.errors.json_types import bare_type, type_rule, union_members
 
 Count = Annotated[int, Ge(1)]
 """A number of things, at least one."""
@@ -95,6 +95,8 @@ def field_problem(kind: Any, error: Any, name: str) -> str:
     hint = _place(kind, error)[1]
     if error["type"] == "missing":
         return f"`{name}` is missing."
+    if error["type"] == "unexpected_keyword_argument":
+        return unknown(str(error["loc"][-1]), _hints(bare_type(hint)), f"`{name}`")
     if error["type"] == "finite_number":
         return must(name, "be finite", error["input"])
     return must(name, rule(hint) if error["type"] in RANGE_ERRORS else type_rule(hint), error["input"])

@@ -21,23 +21,35 @@ from megamask.masking.settings import Corruption, MaskingConfig
 from megamask.masking.settings import coarse as coarse
 from megamask.masking.token_type import TokenTypeScore
 from megamask.masking.units import pieces_of_unit
-from megamask.schedules import Schedule
+from megamask.schedules import RunPhases, Schedule
 
 
 class Masker:
     """Makes plans, which depend on (seed, pack number, progress), the entropy and the state of the score."""
 
-    def __init__(self, config: MaskingConfig, ids: TokenIds, score: Score | None = None, *, tags: Sequence[str] = ()):
-        """``score`` is by default the one that ``config`` names; ``tags`` are the names of the text's tags from 1.
+    def __init__(
+        self,
+        config: MaskingConfig,
+        ids: TokenIds,
+        score: Score | None = None,
+        *,
+        tags: Sequence[str] = (),
+        phases: RunPhases | None = None,
+    ):
+        """``score`` is by default the one that ``config`` names; ``tags`` are the names of the text's tags from 1. A
+        ratio of the ``phases`` of a run goes before that of ``config``.
 
         Raises ConfigError if the score needs tags and there are none.
         """
-        self.config, self.ids = config, ids
+        self.config, self.ids, self._phases = config, ids, phases
         self.score: Score = score or _score(config, tags, ids.size)
 
-    def budget(self, progress: float, rows: int) -> int:
-        """Targets in a pack of ``rows`` tokens: the same for every pack of a step, on every rank."""
-        return self.config.targets(progress, rows)
+    def budget(self, progress: float, rows: int, number: int | None = None) -> int:
+        """Targets in pack ``number`` of ``rows`` tokens: the same for every pack of a step, on every rank."""
+        if self._phases is None:
+            return self.config.targets(progress, rows)
+        assert number is not None, "the phase follows from the number of the pack"
+        return self.config.targets(progress, rows, self._phases.at_pack(number).mask_ratio)
 
     def random_share(self, progress: float) -> float:
         """Share of the targets that are chosen at random instead of by score."""
@@ -68,7 +80,7 @@ class Masker:
         if self.needs_entropy(progress):
             _check(entropy, batch)
         pieces = pieces_of_unit(self.config.unit, batch, rng)
-        budget = self.budget(progress, batch.layout.rows if rows is None else rows)
+        budget = self.budget(progress, batch.layout.rows if rows is None else rows, batch.number)
         explore = self.config.random_share(coarse(progress))
         score = None if explore == 1 else self.score(batch, entropy, pieces.numbers, rng)
         targets, probability = choose_pieces(

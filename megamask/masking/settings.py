@@ -164,9 +164,9 @@ class MaskingConfig:
     """The largest weight of a target under `correction`; larger ones are clipped and counted, which adds a bias. None:
     no limit. A `random_share` of r already limits weights to about 1 / r."""
 
-    def targets(self, progress: float, rows: int) -> int:
-        """Targets in a pack of ``rows`` at ``progress``: at least one."""
-        return max(1, round(self.ratio(coarse(progress)) * rows))
+    def targets(self, progress: float, rows: int, ratio: float | None = None) -> int:
+        """Targets in a pack of ``rows`` at ``progress``: at least one. ``ratio``: instead of that of the schedule."""
+        return max(1, round((self.ratio(coarse(progress)) if ratio is None else ratio) * rows))
 
     def most_targets(self, rows: int, steps: int | None = None) -> int:
         """The largest number of targets of a pack of ``rows`` in a run of ``steps``; None: in a run of any length."""

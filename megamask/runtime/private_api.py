@@ -139,6 +139,14 @@ def discard_step(engine: Any, stage: int) -> None:
         zero.check_grad_overflow = enabled
 
 
+def restart_micro_steps(engine: Any) -> None:
+    """Let DeepSpeed count micro-steps from 0 again, between two steps, when their number per step has changed.
+
+    It takes a step when its count since the start is a multiple of that number, and ``set_train_batch_size`` leaves it.
+    """
+    engine.micro_steps = 0
+
+
 def num_skipped_steps(engine: Any) -> int:
     """How many steps DeepSpeed has skipped by its own check; ``step`` does not tell."""
     return engine.skipped_steps

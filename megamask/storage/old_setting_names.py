@@ -28,10 +28,11 @@ RENAMED = {
 """Old name -> new name, of settings and sections. Each changes the last part of a name only."""
 REMOVED = {"masking.ratio.middle", "masking.random_share.middle", "distill.weight.middle"}
 """New names of settings that no longer exist, and that earlier runs recorded as None, without effect."""
+_OF_A_PHASE = ("packs.start_length", "packs.start_steps")
+"""Settings of a first phase, before runs had `phases`."""
 
 ADDED: dict[str, Any] = {
-    "packs.start_length": None,
-    "packs.start_steps": None,
+    "phases": [],
     "mixture.shares": None,
     "mixture.alpha": 1.0,
     "mixture.alpha_end": None,
@@ -67,7 +68,9 @@ def new_name(name: str) -> str:
 
 def renamed_problems(names: Iterable[str]) -> list[str]:
     """A sentence for each of ``names`` that is the old name of a setting."""
-    return [f"`{name}` is called `{new}` now." for name in sorted(names) if (new := new_name(name)) != name]
+    names = sorted(names)
+    phases = [f"`{name}` is part of a phase now: --phases steps=N,length=L." for name in names if name in _OF_A_PHASE]
+    return [f"`{name}` is called `{new}` now." for name in names if (new := new_name(name)) != name] + phases
 
 
 def with_new_names(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
@@ -75,6 +78,22 @@ def with_new_names(settings: dict[str, Any], section: str = "") -> dict[str, Any
 
     Raises ConfigError if a setting has both its old and its new name.
     """
+    renamed = _renamed(settings, section)
+    return renamed if section else _with_phase(renamed)
+
+
+def _with_phase(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` with a phase in place of a length and a number of steps for the beginning of the run."""
+    table, prefix = (settings["packs"], "") if isinstance(settings.get("packs"), dict) else (settings, "packs.")
+    length, steps = (table.get(f"{prefix}{name}") for name in ("start_length", "start_steps"))
+    if (length is None) != (steps is None):
+        return settings  # refused as unknown
+    rest = {name: value for name, value in table.items() if f"packs.{name.removeprefix('packs.')}" not in _OF_A_PHASE}
+    settings = settings | {"packs": rest} if table is not settings else rest
+    return settings if length is None else settings | {"phases": [{"steps": steps, "length": length}]}
+
+
+def _renamed(settings: dict[str, Any], section: str) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for key, value in settings.items():
         full = new_name(f"{section}{key}")
@@ -83,5 +102,5 @@ def with_new_names(settings: dict[str, Any], section: str = "") -> dict[str, Any
         name = full.removeprefix(new_name(section))
         if name in renamed or (name != key and name in settings):
             raise ConfigError(f"`{section}{key}` is the old name of a setting that has its new name too. Remove it.")
-        renamed[name] = with_new_names(value, f"{section}{key}.") if isinstance(value, dict) else value
+        renamed[name] = _renamed(value, f"{section}{key}.") if isinstance(value, dict) else value
     return renamed

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import as_dict
+from megamask.config.sources import data_folders
 from megamask.errors import DataError, raise_all
 from megamask.evaluation.cells import cell_from_record, read_cells, short_record, without_nan
 from megamask.evaluation.outcome import Cell
@@ -201,7 +202,7 @@ def _provenance(run: PlannedRun) -> dict[str, str]:
         facts = {f"version of {name}": str(value) for name, value in launch["versions"].items()}
         facts |= {f"machine: {name}": str(value) for name, value in launch["hardware"].items()}
         text = strict_json.read_json(folder.config).get("text")
-        folder_name = run.config.data.name if isinstance(run.config.data, Path) else None
+        folder_name = "+".join(folder.name for folder in data_folders(run.config.data))
         return facts | {"commit": str(launch["commit"]), f"text {folder_name}": str(text)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}

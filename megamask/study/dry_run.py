@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
 from tqdm import tqdm
 
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.sources import data_folders
 from megamask.model.shape import EncoderShape
 from megamask.study.plan import StudyPlan
-from megamask.study.planned_runs import PlannedRun, Texts, mean_step_flops, pack_flops
+from megamask.study.planned_cost import Texts, mean_step_flops, pack_flops
+from megamask.study.planned_runs import PlannedRun
 from megamask.study.statistics import detectable_effect, expected_half_width, smallest_sign_flip_p
 from megamask.study.time_left import planned_tokens, seconds_left
 
@@ -55,10 +56,8 @@ def _cost_table(chosen: Sequence[PlannedRun], numbers: dict[str, int]) -> list[s
 def run_flops(run: PlannedRun, texts: Texts) -> dict[str, float]:
     """FLOPs of a whole run by part; `logits` is the part of `student` in its head."""
     config = run.config
-    assert isinstance(config.data, Path)
-    shards = texts.open(config.data)
-    squares = texts.squares_of(config.data, config)
-    by_part = mean_step_flops(config, pack_flops(config, shards), squares)
+    shards = texts.open(data_folders(config.data)[0])
+    by_part = mean_step_flops(config, pack_flops(config, shards), texts.squares_of_run(config))
     return {name: value * config.steps for name, value in by_part.items()}
 
 
@@ -83,8 +82,8 @@ def _totals(plan: StudyPlan, chosen: Sequence[PlannedRun], slots: int) -> list[s
 def _disk(run: PlannedRun) -> float:
     """Bytes of the checkpoints that a run keeps, and of one exported model."""
     config = run.config
-    assert isinstance(config.data, Path)
-    weights = count_weights(config, config.model.shape(Texts().open(config.data).token_ids))
+    shards = Texts().open(data_folders(config.data)[0])
+    weights = count_weights(config, config.model.shape(shards.token_ids))
     return weights * 4.0 * (3 * (config.checkpoint.keep + 1) + 1)
 
 

@@ -71,8 +71,8 @@ class Axis:
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
 
     setting: str
-    """`recipe`, `data` (folders of shards), a setting of `megamask pretrain`, or `evaluation.` and a setting of
-    `megamask evaluate`, which repeats the evaluations instead."""
+    """`recipe`, `data` (folders of shards, or lists of folders of a mixture), a setting of `megamask pretrain`, or
+    `evaluation.` and a setting of `megamask evaluate`, which repeats the evaluations instead."""
     values: tuple[Any, ...]
     arms: tuple[str, ...] = ()
     """The arms that it varies; empty: the baseline."""
@@ -105,8 +105,8 @@ class StudyPlan:
     evaluation: tuple[dict[str, Any], ...] = ()
     """`name`, and settings of `megamask evaluate`."""
     axis: tuple[Axis, ...] = ()
-    text: str = ""
-    """Folder of token shards; `--data` overrides it."""
+    text: str | tuple[str, ...] = ""
+    """Folder of token shards, or folders of a mixture (perhaps FOLDER=SHARE); `--data` overrides it."""
     tasks_data: str = ""
     """Folder of the evaluation tasks; `--tasks-data` overrides it."""
     deepspeed: str = "zero1"
@@ -305,7 +305,7 @@ def _settings_problems(evaluation: PlannedEvaluation) -> list[str]:
 
 def _varied(arm: PlannedArm, setting: str, value: Any) -> PlannedArm:
     label = _label(setting, value)
-    title = f"{arm.title or arm.name}, {setting} {Path(value).name if setting == 'data' else value}"
+    title = f"{arm.title or arm.name}, {setting} {_folder_names(value) if setting == 'data' else value}"
     role = "control" if arm.role == "baseline" else arm.role
     arm = replace(arm, name=f"{arm.name}@{label}", title=title, role=role, unpaired=(*arm.unpaired, setting))
     return replace(arm, recipe=value) if setting == "recipe" else replace(arm, set={**arm.set, setting: value})
@@ -313,8 +313,11 @@ def _varied(arm: PlannedArm, setting: str, value: Any) -> PlannedArm:
 
 def _label(setting: str, value: Any) -> str:
     """What distinguishes a value of an axis, as part of a name."""
-    shown = Path(str(value)).name if setting == "data" else str(value)
-    return f"{setting}={re.sub(r'[^A-Za-z0-9._+-]+', '-', shown)}"
+    return f"{setting}={re.sub(r'[^A-Za-z0-9._+-]+', '-', _folder_names(value) if setting == 'data' else str(value))}"
+
+
+def _folder_names(data: Any) -> str:
+    return "+".join(Path(str(word)).name for word in (data if isinstance(data, list | tuple) else [data]))
 
 
 def _form_problem(error: Any, source: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,20 +17,20 @@ from typing import Any
 from megamask.config import ineffective_settings, recipes
 from megamask.config.checks import check_config, late_settings
 from megamask.config.overrides import override_settings
+from megamask.config.phase_flags import phase_word
 from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
-from megamask.data.shards import Shards
-from megamask.errors import ConfigError, MegamaskError, must, raise_all, unknown
+from megamask.config.sources import data_folders, data_problems
+from megamask.data.mixed_sources import joined_fingerprint, one_tokenizer_problems
+from megamask.errors import ConfigError, DataError, MegamaskError, must, raise_all, unknown
 from megamask.storage.dotted import flatten, is_under
 from megamask.storage.old_setting_names import ADDED
 from megamask.study.plan import PlannedArm, PlannedEvaluation, StudyPlan, amount_of
-from megamask.training.flops import PackFlops, forward_flops
+from megamask.study.planned_cost import MOST_STEPS, Texts, folders_of_words, planned_folders, steps_of_budget
 
-PAIRED = ("packs", "model", "init", "init_layers", "validation", "data")
+PAIRED = ("packs", "phases", "mixture", "model", "init", "init_layers", "validation", "data")
 """Settings that must equal those of the baseline, so that runs of one seed are paired and curves comparable."""
 REFERENCES = ("majority", "bag_of_words", "random_weights")
 """Scores without a pretrained encoder, as in `megamask evaluate --references`."""
-MOST_STEPS = 10_000_000
-"""Upper bound of the steps of a run with a time budget."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,11 @@ def as_flag(name: str, value: Any) -> list[str]:
         section, _, last = name.rpartition(".")
         return [f"--{name}" if value else f"--{section}{'.' if section else ''}no-{last}"]
     if isinstance(value, (list, tuple)):
-        return [f"--{name}", *map(str, value)]
+        return [f"--{name}", *(phase_word(each) if isinstance(each, Mapping) else str(each) for each in value)]
     return [f"--{name}", str(value)]
 
 
-def plan_runs(plan: StudyPlan, folder: Path, text: Path) -> list[PlannedRun]:
+def plan_runs(plan: StudyPlan, folder: Path, text: Path | Sequence[str]) -> list[PlannedRun]:
     """Every run of the plan in the order of execution: seed by seed, so that a stop leaves whole pairs.
 
     Raises ConfigError or DataError with every problem of the arms, budgets and texts.
@@ -192,106 +191,40 @@ def select_runs(runs: Sequence[PlannedRun], only: Sequence[str]) -> list[Planned
     return [run for number, run in enumerate(runs) if not only or str(number) in only or run.is_meant(only)]
 
 
-class Texts:
-    """The shards of a study by folder, opened once."""
-
-    def __init__(self) -> None:
-        self._opened: dict[Path, Shards] = {}
-
-    def open(self, folder: Path) -> Shards:
-        """The training split in ``folder``; DataError if it is not prepared text."""
-        if folder not in self._opened:
-            self._opened[folder] = Shards.open(folder)
-        return self._opened[folder]
-
-    def squares_per_token(self, folder: Path, length: int) -> float:
-        """The sum of the squared lengths of all sequences over the sum of their lengths, special tokens included."""
-        total = squares = 0
-        for offsets in self.open(folder).offsets():
-            for document in (offsets[1:] - offsets[:-1]).tolist():
-                whole, rest = divmod(document, length - 2)
-                pieces = [length] * whole + ([rest + 2] if rest else [])
-                total += sum(pieces)
-                squares += sum(piece**2 for piece in pieces)
-        return squares / max(total, 1)
-
-    def squares_of(self, folder: Path, config: PretrainConfig) -> float:
-        """`squares_per_token` in a mean step of a run with ``config``."""
-        packs = config.packs
-        squares = self.squares_per_token(folder, packs.length)
-        if packs.start_length is None:
-            return squares
-        share = min(1.0, packs.short_steps / config.steps)
-        return share * self.squares_per_token(folder, packs.start_length) + (1 - share) * squares
-
-
-def mean_step_flops(config: PretrainConfig, pack: PackFlops, squares: float) -> dict[str, float]:
-    """FLOPs of a mean step of the run by part, and `logits`, which is a part of `student`.
-
-    ``squares`` is `Texts.squares_per_token`. Schedules are averaged over the run.
-    """
-    packs, views, points = config.packs, config.packs.masks_per_text, 64
-    tokens, steps = float(packs.tokens), config.steps
-    pairs = squares * tokens
-    sums = dict.fromkeys(("student", "scoring", "teacher", "logits"), 0.0)
-    source = config.entropy.source
-    for point in range(points):
-        progress = (point + 0.5) / points
-        targets = config.masking.targets(progress, packs.tokens)
-        with_teacher = config.distill.weight(progress) > 0 and config.distill.stored is None
-        scored = source != "none" and config.masking.score == "entropy" and config.masking.random_share(progress) < 1
-        sums["student"] += pack.student(tokens, pairs, targets, with_teacher=with_teacher)
-        sums["logits"] += pack.logits(tokens if with_teacher and config.distill.positions == "all" else targets)
-        sums["teacher"] += pack.distillation(tokens, pairs, targets) if with_teacher else 0.0
-        sums["scoring"] += pack.scoring(source, tokens, pairs) / views if scored else 0.0
-        sums["scoring"] += pack.learning(int(progress * steps), tokens)
-        every = config.entropy.audit.every
-        if scored and every is not None:
-            sums["scoring"] += pack.audit(source, tokens, pairs) / every / packs.per_step
-    return {name: value / points * packs.per_step for name, value in sums.items()}
-
-
-def _plan_run(plan: StudyPlan, arm: PlannedArm, budget: str, folder: Path, text: Path, texts: Texts) -> PlannedRun:
+def _plan_run(
+    plan: StudyPlan, arm: PlannedArm, budget: str, folder: Path, text: Path | Sequence[str], texts: Texts
+) -> PlannedRun:
     own = {**plan.set, **arm.set}
-    folder_or_more = own.pop("data", text)
-    if not isinstance(folder_or_more, str | Path):
-        raise ConfigError(must("data", "be one folder in a study", folder_or_more, "A mixture cannot be studied yet."))
-    data = Path(folder_or_more)
-    problems = []
-    if str(data) == ".":
-        problems.append("`text` is missing in the plan. Name a folder of token shards there, or with --data.")
-    raise_all(ConfigError, problems)
-    values: dict[str, Any] = {"data": str(data), "export": False, **own}
+    folders = planned_folders(own.pop("data", text))
+    if not folders:
+        raise ConfigError("`text` is missing in the plan. Name folders of token shards there, or with --data.")
+    if any(is_under(name, ["mixture"]) for name in own):  # they go before shares in `data`
+        folders = [str(folder) for folder in folders_of_words(folders)]
+    values: dict[str, Any] = {"data": folders[0] if len(folders) == 1 else folders, "export": False, **own}
     if arm.teacher:
         values["teacher.path"] = str(folder / "runs" / arm.teacher)
     config, typed = _resolve(arm, values), dict(values)
-    shards = texts.open(data)
+    raise_all(ConfigError, data_problems(config.data, config.mixture))
+    shards = [texts.open(each) for each in data_folders(config.data)]
+    raise_all(DataError, one_tokenizer_problems(shards))
     kind, amount = amount_of(budget)
     amount *= arm.budget_share
     if kind == "time":
         typed |= {"steps": MOST_STEPS, "time_budget": f"{amount:g}s"}
     else:
-        per_step = float(config.packs.per_step * config.packs.tokens)
-        if kind == "flops":
-            per_step = step_flops(config, shards, texts, data)
-        typed["steps"] = max(1, round(amount / per_step))
+        typed["steps"] = steps_of_budget(config, kind, amount, texts)
     config = _resolve(arm, typed)
     return PlannedRun(
-        arm, budget, -1, config, tuple(typed.items()), folder, shards.fingerprint, plan.deepspeed, plan.evaluations
+        arm,
+        budget,
+        -1,
+        config,
+        tuple(typed.items()),
+        folder,
+        joined_fingerprint(shards),
+        plan.deepspeed,
+        plan.evaluations,
     )
-
-
-def step_flops(config: PretrainConfig, shards: Shards, texts: Texts, data: Path) -> float:
-    """FLOPs of a mean step of a run, of all parts; a teacher counts as large as the student."""
-    pack = pack_flops(config, shards)
-    by_part = mean_step_flops(config, pack, texts.squares_of(data, config))
-    return math.fsum(by_part[part] for part in ("student", "scoring", "teacher"))
-
-
-def pack_flops(config: PretrainConfig, shards: Shards) -> PackFlops:
-    """The FLOPs of the parts of a step, before the run; a teacher is assumed to be as large as the student."""
-    shape = config.model.shape(shards.token_ids)
-    return PackFlops.of(config, shape, forward_flops(shape) if config.teacher.path is not None else None)
 
 
 def _with_seed(run: PlannedRun, seed: int) -> PlannedRun:

@@ -20,9 +20,9 @@ class StudyConfig:
     output: Path | None = None
     """Folder of the study: runs, cells, logs, results.jsonl and the report. None: studies/NAME. The same command
     continues a study that was stopped."""
-    data: Path | None = None
-    """Folder of token shards, instead of the `text` of the plan. One folder for all arms; an axis over `data` in the
-    plan compares several texts."""
+    data: tuple[Path, ...] = ()
+    """Folder of token shards, or folders of a mixture, perhaps with shares (FOLDER=SHARE), instead of the `text` of the
+    plan. The same for all arms; an axis over `data` in the plan compares several texts."""
     tasks_data: Path | None = None
     """Folder of the evaluation tasks, instead of the `tasks_data` of the plan; see `megamask evaluate --data`."""
     jobs: Count | None = None

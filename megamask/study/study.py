@@ -18,6 +18,7 @@ from megamask.study.collect import RESULTS, collect_results, read_results, write
 from megamask.study.dry_run import describe_study
 from megamask.study.jobs import POLL, JobQueue, Slot, describe_end, find_slots
 from megamask.study.plan import StudyPlan, find_plan, shipped_plans
+from megamask.study.planned_cost import planned_folders
 from megamask.study.planned_runs import PlannedRun, plan_runs, select_runs
 from megamask.study.settings import StudyConfig
 from megamask.study.study_folder import open_study
@@ -33,12 +34,13 @@ def run_study(config: StudyConfig) -> int:
         return print_plans()
     plan = find_plan(config.plan)
     folder = (config.output or Path("studies") / plan.name).absolute()
-    text = Path(config.data or plan.text).absolute() if config.data or plan.text else Path()
+    text = [str(Path(word).absolute()) for word in planned_folders(config.data or plan.text)]
     tasks_data = (
         str(Path(config.tasks_data or plan.tasks_data).absolute()) if config.tasks_data or plan.tasks_data else ""
     )
     if config.data and any(axis.setting == "data" for axis in plan.axis):
-        raise ConfigError(must("data", "be left out for a plan with an axis over `data`", str(config.data)))
+        words = " ".join(map(str, config.data))
+        raise ConfigError(must("data", "be left out for a plan with an axis over `data`", words))
     problems = [] if config.report else task_problems(plan, tasks_data)
     try:
         runs = plan_runs(plan, folder, text)

@@ -10,15 +10,18 @@ results.jsonl  report.html ...  all results
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megamask.data.mixed_sources import joined_fingerprint
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError
 from megamask.evaluation.cells import storage_errors
 from megamask.storage import atomic_write, strict_json
 from megamask.storage.dotted import flatten
 from megamask.study.plan import StudyPlan, plan_record
+from megamask.study.planned_cost import folders_of_words, planned_folders
 
 PLAN = "plan.json"
 MAY_DIFFER = (
@@ -35,11 +38,12 @@ MAY_DIFFER = (
 """Parts of a plan that do not affect what is computed. Text is compared by its hash."""
 
 
-def open_study(folder: Path, plan: StudyPlan, text: Path) -> list[str]:
+def open_study(folder: Path, plan: StudyPlan, text: Path | Sequence[str]) -> list[str]:
     """Record the plan in ``folder``; returns a line for each addition to the recorded plan.
 
-    Arms, seeds, budgets and evaluations may be added. ConfigError, with every difference, if anything else differs:
-    existing results would be lost or belong to another study. Several processes may work on one study.
+    ``text`` names folders of shards, perhaps with shares. Arms, seeds, budgets and evaluations may be added.
+    ConfigError, with every difference, if anything else differs: existing results would be lost or belong to another
+    study. Several processes may work on one study.
     """
     record = _record(plan, text)
     with storage_errors(folder):
@@ -77,8 +81,9 @@ def check_plan(folder: Path, record: dict[str, Any]) -> list[str]:
     return additions
 
 
-def _record(plan: StudyPlan, text: Path) -> dict[str, Any]:
-    hashes = {"text_hash": Shards.open(text).fingerprint} if text != Path() else {}
+def _record(plan: StudyPlan, text: Path | Sequence[str]) -> dict[str, Any]:
+    shards = [Shards.open(each) for each in folders_of_words(planned_folders(text))]
+    hashes = {"text_hash": joined_fingerprint(shards)} if shards else {}
     return {**plan_record(plan), **hashes}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
+from megamask.config.phases import run_tokens
 from megamask.config.time_budget import parse_duration
 from megamask.study.jobs import PRETRAIN, CommandRecord, read_record
 from megamask.study.planned_runs import PlannedRun
@@ -13,7 +14,7 @@ from megamask.study.planned_runs import PlannedRun
 
 def planned_tokens(run: PlannedRun) -> int:
     """Tokens of a run by its plan, padding included."""
-    return run.config.steps * run.config.packs.per_step * run.config.packs.tokens
+    return run_tokens(run.config)
 
 
 def seconds_left(runs: Iterable[PlannedRun], slots: int, seconds_per_token: float | None = None) -> float | None:

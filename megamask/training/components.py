@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cached_property
 
 from megamask.batch import PackedBatch
 from megamask.checkpoint.run_folder import RunFolder
+from megamask.config.phases import RunPhases, run_phases
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.loader import Loader
 from megamask.engine.engine import Engine
@@ -40,3 +42,8 @@ class RunComponents:
     loader: Loader
     batches: Generator[PackedBatch, None, None]
     """This rank's packs, from the next step on."""
+
+    @cached_property
+    def phases(self) -> RunPhases:
+        """The phases of the run."""
+        return run_phases(self.config)

@@ -57,7 +57,7 @@ class FlopCounter:
         scored: set[int] = set()
         for batch in batches:
             tokens, pairs = _sizes(batch)
-            targets = masker.budget(progress, batch.layout.rows)
+            targets = masker.budget(progress, batch.layout.rows, batch.number)
             scoring = self.flops.learning(step, tokens)
             if scores and source_packs(batch) not in scored:  # packs with the same text share a pass
                 scored.add(source_packs(batch))

@@ -206,4 +206,4 @@ class PackFlops:
 
 def _largest(config: PretrainConfig) -> float:
     ratio = config.masking.ratio
-    return max(ratio.start, ratio.end or 0)
+    return max(ratio.start, ratio.end or 0, *(phase.mask_ratio or 0 for phase in config.phases))

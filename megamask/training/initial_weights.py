@@ -9,6 +9,7 @@ from torch import Tensor
 from megamask.batch import TokenIds
 from megamask.checkpoint.format import find_checkpoint, read_weights
 from megamask.checkpoint.run_folder import RunFolder
+from megamask.config.phases import longest_sequence
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.tokenizer import TOKENIZER
@@ -54,8 +55,8 @@ def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> t
             f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}. "
             f"Prepare the text with their tokenizer: --tokenizer {config.init / TOKENIZER}."
         )
-    if config.packs.length > shape.max_positions:
+    if longest_sequence(config) > shape.max_positions:
         rule = f"be at most {shape.max_positions}, the positions of the weights of `init`"
-        problems.append(must("packs.length", rule, config.packs.length))
+        problems.append(must("packs.length", rule, longest_sequence(config)))
     raise_all(ConfigError, problems)
     return shape, weights

@@ -142,7 +142,7 @@ def _take_steps(
         evaluate(run, step, watch)
     while not progress.over(step) and not stopping:
         watch.enter_phase("data", step)
-        batches = [next(run.batches) for _ in range(run.engine.accumulate)]
+        batches = next_batches(run)
         watch.enter_phase("step", step)
         if take_and_log_step(run, step, batches).rewinds:
             watch.enter_phase("rewind", step)
@@ -175,6 +175,13 @@ def _take_steps(
         if evaluation_due and save_first:
             evaluate(run, step, watch)
     return run, step
+
+
+def next_batches(run: RunComponents) -> list[PackedBatch]:
+    """The packs of this rank in the next step. How many they are follows from the number of the first."""
+    first = next(run.batches)
+    run.engine.set_packs_per_step(run.phases.at_pack(first.number).per_step)
+    return [first, *(next(run.batches) for _ in range(run.engine.accumulate - 1))]
 
 
 def take_and_log_step(run: RunComponents, step: int, batches: list[PackedBatch]) -> StepDecision:
@@ -235,7 +242,7 @@ def source_epochs(run: RunComponents, step: int) -> dict[str, float]:
     packs = run.text.packs
     if not isinstance(packs, MixedPacks):
         return {}
-    return packs.source_epochs((step + run.trainer.policy.skipped_packs.shift(step)) * run.config.packs.per_step)
+    return packs.source_epochs(run.phases.packs_before(step + run.trainer.policy.skipped_packs.shift(step)))
 
 
 def log_epochs(run: RunComponents, step: int) -> None:
@@ -255,7 +262,7 @@ def audit_entropies(run: RunComponents, step: int, batch: PackedBatch) -> None:
     if audit is None or not audit.due(step) or run.progress.over(step) or not trainer.masker.needs_entropy(progress):
         return
     with trainer.meters.paused():
-        share = trainer.masker.budget(progress, batch.layout.rows) / batch.layout.rows
+        share = trainer.masker.budget(progress, batch.layout.rows, batch.number) / batch.layout.rows
         run.flops.count_audit(batch, trainer.sources.in_use)
         (entropy,) = trainer.sources([batch])
         result = audit(batch, entropy, share)

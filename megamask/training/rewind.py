@@ -27,7 +27,7 @@ def rewind(run: RunComponents, step: int) -> tuple[RunComponents, int] | None:
     trainer.masker.score.figures()  # drops the metrics since the checkpoint
     policy = trainer.policy.rewound(state.spikes, to, step)
     first, end = (
-        (other + trainer.policy.skipped_packs.shift(other)) * config.packs.per_step for other in (to, step + 1)
+        run.phases.packs_before(other + trainer.policy.skipped_packs.shift(other)) for other in (to, step + 1)
     )
     for note in notes:
         run.log.say(note)
@@ -37,7 +37,7 @@ def rewind(run: RunComponents, step: int) -> tuple[RunComponents, int] | None:
     )
     run.log.close()
     run.batches.close()
-    batches = run.loader.batches(pack_numbers(config, to, run.engine.accumulate, policy.skipped_packs))
+    batches = run.loader.batches(pack_numbers(config, to, policy.skipped_packs))
     trainer = replace(trainer, policy=policy, meters=Meters(run.loader, run.engine))
     flops = FlopCounter(run.flops.flops, run.flops.state())  # the work of the steps that are lost was done
     return replace(run, trainer=trainer, log=metrics_logger(config, run.folder, to), flops=flops, batches=batches), to

@@ -8,30 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from megamask.config.phases import most_phase_targets, run_phases
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.config.settings import MixtureConfig
 from megamask.config.sources import data_folders, source_names
 from megamask.data import prepare
-from megamask.data.length_phases import PhasedPacks, SourcePacks
+from megamask.data.length_phases import PhasedPacks
 from megamask.data.manifest import Split
 from megamask.data.mixed_sources import MixedPacks, MixedShards, TextPacks, one_tokenizer_problems
-from megamask.data.mixture import AnnealedOrder, SourceOrder, block_quotas, smoothed_shares
-from megamask.data.packs import Packs, text_number
+from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.entropy.frequency import unigram_surprisal
 from megamask.errors import DataError, raise_all
 from megamask.masking.masker import EVALUATION
 from megamask.runtime import ranks
+from megamask.training.source_order import mean_shares, source_order
 from megamask.training.validation import SEED
 
 Name = TypeVar("Name")
 Result = TypeVar("Result")
-Phases = tuple[Packs | None, Packs]
-"""The packs of a source in short sequences, if a run begins with them, and in long ones."""
+ByLength = dict[int, Packs]
+"""The packs of a source for each length of sequences that a run has."""
 
 
 @dataclass(frozen=True)
@@ -110,44 +111,30 @@ def training_packs(config: PretrainConfig, sources: dict[str, Shards], *, store:
     `Packs`."""
     if config.masking.unit != "token":
         _each(sources, lambda name: sources[name].check_words())
-    sizes = config.packs
-    how = {
-        "tokens": sizes.tokens,
-        "targets": config.masking.most_targets(sizes.tokens, None if config.time_budget else config.steps),
-    }
-    step = {"per_step": sizes.per_step, "views": sizes.masks_per_text}
-    boundary = sizes.per_step * sizes.short_steps  # the first pack of long sequences
+    phases, views = run_phases(config), config.packs.masks_per_text
+    lengths = dict.fromkeys(phase.length for phase in phases.phases)
+    how = {"tokens": config.packs.tokens, "targets": most_phase_targets(config)}
 
-    def phases(shards: Shards, seed: int, **more: int) -> Phases:
-        def of(length: int) -> Packs:
-            return Packs(shards, length=length, seed=seed, **how, **more, store=store)
-
-        return of(sizes.start_length) if sizes.start_length else None, of(sizes.length)
+    def of(shards: Shards, seed: int, **more: int) -> ByLength:
+        return {length: Packs(shards, length=length, seed=seed, **how, **more, store=store) for length in lengths}
 
     if len(sources) == 1:
         (shards,) = sources.values()
-        return _in_phases(phases(shards, config.seed, **step), boundary)
+        if len(phases.phases) == 1:
+            (packs,) = of(shards, config.seed, per_step=config.packs.per_step, views=views).values()
+            return packs
+        return PhasedPacks(of(shards, config.seed), phases, phases.first_texts)
     # a permutation of its own for each source; `seed` is below 2**63
     seeds = {name: config.seed + (place << 63) for place, name in enumerate(sources)}
-    opened = _each(sources, lambda name: phases(sources[name], seeds[name]))
-    total = text_number(config.steps * sizes.per_step, **step)
-    order = _source_order(config.mixture, [len(each[-1]) for each in opened.values()], total)
-    boundaries = order.counts(text_number(boundary, **step)).tolist()
-    packs = {name: _in_phases(opened[name], count) for name, count in zip(sources, boundaries, strict=True)}
-    mean = order.counts(total) / total if isinstance(order, AnnealedOrder) else order.shares_at(0)
-    return MixedPacks(MixedShards.join(sources, mean.tolist()), packs, order, **step)
-
-
-def _source_order(mixture: MixtureConfig, sizes: list[int], total: int) -> SourceOrder | AnnealedOrder:
-    """The order of sources of ``sizes`` packs in a run of ``total`` texts."""
-    if mixture.alpha_end is not None:
-        return AnnealedOrder.by_alpha(sizes, mixture.alpha, mixture.alpha_end, total)
-    return SourceOrder(block_quotas(mixture.shares or smoothed_shares(sizes, mixture.alpha).tolist()))
-
-
-def _in_phases(packs: Phases, boundary: int) -> SourcePacks:
-    short, long = packs
-    return PhasedPacks(short, long, boundary) if short else long
+    opened = _each(sources, lambda name: of(sources[name], seeds[name]))
+    order = source_order(config, [len(each[config.packs.length]) for each in opened.values()])
+    starts = np.array([order.counts(text) for text in phases.first_texts]).T.tolist()
+    by_source = {
+        name: each[config.packs.length] if len(lengths) == 1 else PhasedPacks(each, phases, of_source, of_mixture=True)
+        for (name, each), of_source in zip(opened.items(), starts, strict=True)
+    }
+    shares = mean_shares(config, order).tolist()
+    return MixedPacks(MixedShards.join(sources, shares), by_source, order, phases)
 
 
 def _each(names: Iterable[Name], act: Callable[[Name], Result]) -> dict[Name, Result]:

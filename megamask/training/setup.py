@@ -14,6 +14,7 @@ import torch
 from megamask.checkpoint import resume
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config import predetermined_masks
+from megamask.config.phases import longest_sequence, run_phases
 from megamask.config.pretrain_config import PretrainConfig, as_dict
 from megamask.data import pos_tagger
 from megamask.data.loader import Loader
@@ -72,7 +73,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
     loader = Loader(text.packs, ranks.device())
     trainer = Trainer(
         engine=engine,
-        masker=Masker(config.masking, ids, tags=tags),
+        masker=Masker(config.masking, ids, tags=tags, phases=run_phases(config)),
         meters=Meters(loader, engine),
         policy=SpikePolicy(config.spikes, state.spikes),
         seed=config.seed,
@@ -101,7 +102,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
             state.flops,
         ),
         loader=loader,
-        batches=loader.batches(pack_numbers(config, start.step, engine.accumulate, trainer.policy.skipped_packs)),
+        batches=loader.batches(pack_numbers(config, start.step, trainer.policy.skipped_packs)),
     )
     if start.checkpoint:
         for note in states.resume_notes(state, engine):
@@ -153,16 +154,19 @@ def load_teacher(config: PretrainConfig, text: RunText, shape: EncoderShape) -> 
         config.distill,
         tokenizer=text.train.folder / TOKENIZER,
         ids=text.packs.token_ids,
-        length=config.packs.length,
+        length=longest_sequence(config),
         vocab_size=shape.vocab_size,
     )
 
 
-def pack_numbers(config: PretrainConfig, start: int, accumulate: int, skipped_packs: SkippedPacks) -> Iterator[int]:
-    """The packs of this rank from step ``start`` on: step x packs per step + place in the step.
+def pack_numbers(config: PretrainConfig, start: int, skipped_packs: SkippedPacks) -> Iterator[int]:
+    """The packs of this rank from step ``start`` on: packs of all steps before + place in the step.
 
-    After packs that ``skipped_packs`` skips, a step reads the packs of a later one.
+    After packs that ``skipped_packs`` skips, a step reads the packs of a later one, as many as that has.
     """
+    phases = run_phases(config)
     for step in range(start, config.steps):
-        for micro in range(accumulate):
-            yield (step + skipped_packs.shift(step)) * config.packs.per_step + micro * ranks.world() + ranks.rank()
+        source = step + skipped_packs.shift(step)
+        first = phases.packs_before(source)
+        for place in range(ranks.rank(), phases.at_step(source).per_step, ranks.world()):
+            yield first + place

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from megamask.batch import Learner
 from megamask.checkpoint.format import STATE, WEIGHTS, read_state, read_tensors
+from megamask.config.phase_flags import phase_word, read_phase
+from megamask.config.phases import run_phases
 from megamask.config.pretrain_config import PretrainConfig, changeable
 from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
@@ -80,7 +82,8 @@ def read_train_state(checkpoint: Path) -> TrainState:
             problems.append(must(f"{checkpoint}/{STATE}: {key}", f"be {rule}", str(values[each.name])))
     raise_all(CheckpointError, problems)
     if values.get("settings"):
-        values["settings"] = with_added(with_new_names(values["settings"]), changeable(PretrainConfig()))
+        known = changeable(PretrainConfig()).keys() - {"phases"}  # `check_derived` adds them
+        values["settings"] = with_added(with_new_names(values["settings"]), known)
     return TrainState(**values)
 
 
@@ -149,22 +152,27 @@ def derived_fields(run: RunComponents, step: int, seconds: float) -> dict[str, A
     """The fields that follow from the number of steps and the seconds of training."""
     progress, end = run.progress.then(step, seconds), run.progress.then(step + 1, seconds)
     lr = run.config.optimizer.lr
+    packs = run.phases.packs_before(step + run.trainer.policy.skipped_packs.shift(step))
     return dict(
-        packs=(step + run.trainer.policy.skipped_packs.shift(step)) * run.config.packs.per_step,
+        packs=packs,
         rate=lr(progress),
         next_rate=lr.of_step(progress, min(1.0, end)),
-        targets=run.trainer.masker.budget(progress, run.config.packs.tokens),
+        targets=run.trainer.masker.budget(progress, run.config.packs.tokens, packs),
     )
 
 
 def check_derived(run: RunComponents, step: int, state: TrainState, checkpoint: Path) -> None:
     """CheckpointError unless the derived fields of a ``checkpoint`` are those computed here.
 
-    If a setting was changed on purpose since, the learning rate and the number of targets may differ.
+    If a setting was changed on purpose since, the learning rate and the number of targets may differ. ConfigError if
+    the phases before ``step`` were changed.
     """
-    expected = derived_fields(run, step, state.seconds)
-    if state.settings not in (None, changeable(run.config)):
+    expected, now = derived_fields(run, step, state.seconds), changeable(run.config)
+    # phases of a checkpoint that does not record them are compared with config.json
+    before = now if state.settings is None else {"phases": now["phases"]} | state.settings
+    if before != now:
         expected = {"packs": expected["packs"]}
+        _check_passed_phases(run, step, before)
     problems = [
         must(f"{checkpoint}/{STATE}: {name}", f"be {value}, as computed here", saved)
         for name, value in expected.items()
@@ -174,6 +182,18 @@ def check_derived(run: RunComponents, step: int, state: TrainState, checkpoint: 
     if problems:
         problems.append("Resume with the version of megamask that wrote it, or start a new run.")
     raise_all(CheckpointError, problems)
+
+
+def _check_passed_phases(run: RunComponents, step: int, before: Mapping[str, Any]) -> None:
+    """ConfigError unless the phases of ``before``, the settings of a checkpoint, are the same up to ``step``."""
+    phases = tuple(read_phase(phase_word(each)) for each in before["phases"])
+    passed = run_phases(replace(run.config, steps=before["steps"], phases=phases)).before(step)
+    if run.phases.before(step) != passed:
+        raise ConfigError(
+            f"`phases` and `steps` may change only phases after step {step}, to which the run has come: up to it, "
+            "sequences, packs of a step, masks and shares must stay as they were. Give the phases before it by `steps` "
+            "instead of `until`, or start a new run with `init`."
+        )
 
 
 def check_teacher(state: TrainState, fingerprint: str, checkpoint: Path) -> None:

@@ -78,7 +78,7 @@ def take_step(
     NonFiniteError if it drops no more.
     """
     masker, policy, meters = trainer.masker, trainer.policy, trainer.meters
-    targets = ranks.world() * sum(masker.budget(progress, batch.layout.rows) for batch in batches)
+    targets = ranks.world() * sum(masker.budget(progress, batch.layout.rows, batch.number) for batch in batches)
     micro_batches = _mask(trainer, batches, progress)
     for micro in micro_batches:
         _train(trainer, micro, targets)

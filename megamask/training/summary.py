@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megamask import __version__
+from megamask.config.phases import run_phases
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.length_phases import SourcePacks
 from megamask.data.mixed_sources import MixedPacks, TextPacks
-from megamask.data.mixture import BLOCK, PHASES
+from megamask.data.mixture import BLOCK, PHASES, AnnealedOrder
 from megamask.data.packs import Packs
 from megamask.errors import listed
 from megamask.masking.masker import Masker
@@ -46,20 +47,20 @@ def compiling(config: PretrainConfig) -> list[str]:
 
 def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: TextPacks, weights: int, step: int) -> list[str]:
     """Lines about the model, the text and the run."""
-    per_step = config.packs.per_step * config.packs.tokens
+    tokens = tokens_per_step(config)
     if isinstance(packs, MixedPacks):
         text_lines, epochs = mixture_lines(config, packs), ""
     else:
         text_lines = [f"text: {_text_line(config, packs)}"]
-        epochs = f"({packs.epochs(config.steps * config.packs.per_step):.1f} epochs) "
+        epochs = f"({packs.epochs(run_phases(config).packs_before(config.steps)):.1f} epochs) "
     lines = [
         f"{shape.family or shape.preset} encoder, {shape.num_layers} layers of width {shape.hidden_size}: "
         f"{weights:,} parameters, {packs.token_ids.size:,} tokens in the vocabulary",
         *text_lines,
-        f"run: {config.output}: {config.steps:,} steps of {per_step:,} tokens {epochs}on {ranks.world()} x "
+        f"run: {config.output}: {config.steps:,} steps of {tokens} tokens {epochs}on {ranks.world()} x "
         f"{ranks.device().type}",
     ]
-    lines += length_lines(config)
+    lines += phase_lines(config)
     if config.time_budget:
         lines.append(
             f"time: {config.time_budget} of training. Every schedule runs on this clock, so the run cannot be repeated "
@@ -87,23 +88,44 @@ def _text_line(config: PretrainConfig, packs: SourcePacks) -> str:
     )
 
 
-def length_lines(config: PretrainConfig) -> list[str]:
-    """How long sequences are at first and later; nothing if they always have one length."""
-    packs = config.packs
-    if packs.start_length is None:
+def tokens_per_step(config: PretrainConfig) -> str:
+    """The tokens of a step, as words; of a run whose steps differ, the fewest and the most."""
+    sizes = sorted({phase.per_step * config.packs.tokens for phase in run_phases(config).phases})
+    return f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+
+
+def phase_lines(config: PretrainConfig) -> list[str]:
+    """A line for each phase of a run, with all that one of them changes; nothing for a run without phases."""
+    phases = run_phases(config).phases
+    if len(phases) == 1:
         return []
-    return [
-        f"sequences of at most {packs.start_length:,} tokens in the first {packs.short_steps:,} steps, then of "
-        f"{packs.length:,}"
-    ]
+    lines = []
+    for phase, following in zip(phases, [*phases[1:], None], strict=True):
+        end = config.steps if following is None else following.first_step
+        words = [
+            f"sequences of at most {phase.length:,} tokens",
+            f"{phase.per_step * config.packs.tokens:,} tokens a step",
+        ]
+        if phase.mask_ratio is not None:
+            words.append(f"{phase.mask_ratio:.1%} of them masked")
+        if phase.shares is not None:
+            words.append(f"shares {', '.join(f'{share / sum(phase.shares):.1%}' for share in phase.shares)}")
+        if phase.alpha is not None:
+            words.append(f"shares by alpha {phase.alpha:g}")
+        lines.append(f"steps {phase.first_step + 1:,} to {end:,}: {'; '.join(words)}")
+    return lines
 
 
 def mixture_lines(config: PretrainConfig, packs: MixedPacks) -> list[str]:
     """The share of each source and how often the whole run reads it, with a warning above `MOST_EPOCHS`."""
-    epochs = packs.source_epochs(config.steps * config.packs.per_step)
+    phases = run_phases(config)
+    total = phases.packs_before(config.steps)
+    epochs = packs.source_epochs(total)
     moves = "" if config.mixture.alpha_end is None else f", in each of {PHASES} steps of alpha"
+    if isinstance(packs.order, AnnealedOrder) and not moves:
+        moves = ", in each phase of the run"
     lines = [f"text: a mixture of {len(epochs)} sources, exact in any {BLOCK:,} packs{moves}"]
-    last = packs.shares_at(config.steps * config.packs.per_step - 1)
+    last = packs.shares_at(total - 1)
     for name, share in packs.shares_at(0).items():
         to = f" to {last[name]:.1%}" if moves else ""
         lines.append(f"  {name}: share {share:.1%}{to}, read {epochs[name]:.2f} times in {config.steps:,} steps")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.processes.training_worker import plain
+from tests.processes.training_worker import GROWING, plain
 
 FP32 = [{"zero_optimization": {"stage": stage}} for stage in range(4)]
 BF16 = [config | {"bf16": {"enabled": True, "check_grad_overflow": False}} for config in FP32[1:]]
@@ -28,6 +28,16 @@ def test_every_stage_is_one_plain_process_and_resumes_bit_for_bit(run_ranks, wor
     for answers in run_ranks(world, "training_worker:runs", cases=cases if world == 2 else cases[::3], timeout=300):
         for answer, reference in zip(answers, expected if world == 2 else expected[::3], strict=True):
             assert distance(answer["losses"], reference) < BOUND
+            assert answer["halves"] == answer["losses"]
+            assert answer["same"]
+
+
+def test_steps_of_other_sizes_are_those_of_one_plain_process(run_ranks):
+    expected = plain("modern", 1.0, "float64", sizes=GROWING)
+    cases = [{"ds": ds, "sizes": GROWING} for ds in [*FP32, *OFFLOAD]]
+    for answers in run_ranks(2, "training_worker:runs", cases=cases, timeout=300):
+        for answer in answers:
+            assert distance(answer["losses"], expected) < BOUND
             assert answer["halves"] == answer["losses"]
             assert answer["same"]
 

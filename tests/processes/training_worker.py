@@ -25,6 +25,8 @@ from tests.batches import IDS, pack
 
 PACKS = 4
 STEPS = 20
+GROWING = [2] * 3 + [4] * 4 + [8] * 2 + [2] * 5 + [4] * 6
+"""Packs of each step of a run in phases."""
 
 
 KINDS = {
@@ -49,24 +51,25 @@ def optimizer(kind: str = "adamw", clip: float = 1.0) -> OptimizerConfig:
     return OptimizerConfig(kind=kind, lr=LearningRate(peak=1e-2, warmup=0.2), max_grad_norm=clip)
 
 
-def micro(step: int, place: int):
-    """Pack and plan at a place of a step: uneven sequences, another layout in each."""
+def micro(step: int, place: int, packs: int = PACKS):
+    """Pack and plan at a place of a step of ``packs``: uneven sequences, another layout in each."""
     number = step * PACKS + place
     lengths = [9 + number % 5, 20 - number % 5, 11, 3 + number % 3]
     batch = pack(lengths, padding=50 - sum(lengths), number=number, seed=number)
     masker = Masker(MaskingConfig(Schedule("linear", 0.3, 0.15)), IDS)
     progress = step / STEPS
     plan = masker(batch, progress=progress, rng=PackRng(0, number))
-    return batch, plan, PACKS * masker.budget(progress, batch.layout.rows)
+    return batch, plan, packs * masker.budget(progress, batch.layout.rows)
 
 
-def train(engine: Engine, start: int, end: int) -> list[float]:
-    """The mean loss of each step, as hex so that no bit is lost."""
+def train(engine: Engine, start: int, end: int, sizes: list[int] | None = None) -> list[float]:
+    """The mean loss of each step. ``sizes``: the packs of each step of the run, if they differ."""
     losses = []
     for step in range(start, end):
-        total = torch.zeros(())
+        total, packs = torch.zeros(()), sizes[step] if sizes else PACKS
+        engine.set_packs_per_step(packs)
         for index in range(engine.accumulate):
-            batch, plan, targets = micro(step, index * ranks.world() + ranks.rank())
+            batch, plan, targets = micro(step, index * ranks.world() + ranks.rank(), packs)
             torch.manual_seed(batch.number)
             total += engine.train_micro(batch, plan, targets=targets).total.detach().float()
         assert engine.measure(total).finite
@@ -93,7 +96,13 @@ def runs(cases: list[dict]) -> list[dict]:
 
 
 def run(
-    ds: dict, preset: str = "modern", kind: str = "adamw", clip: float = 1.0, dropout: float = 0.0, learns: str = "mlm"
+    ds: dict,
+    preset: str = "modern",
+    kind: str = "adamw",
+    clip: float = 1.0,
+    dropout: float = 0.0,
+    learns: str = "mlm",
+    sizes: list[int] | None = None,
 ) -> dict:
     """20 steps in one go; then 10, a restore into a fresh engine, and 10 more; whether all that is kept is the same."""
 
@@ -101,18 +110,18 @@ def run(
         return Engine(objective(preset, dropout, learns), optimizer(kind, clip), ds, packs_per_step=PACKS)
 
     whole = engine()
-    losses = train(whole, 0, STEPS)
+    losses = train(whole, 0, STEPS, sizes)
     weights = kept(whole)
     clean = entropy(whole)
     whole.close()
 
     first = engine()
-    halves = train(first, 0, STEPS // 2)
+    halves = train(first, 0, STEPS // 2, sizes)
     state, steps = kept(first), first.steps
     first.close()
     second = engine()
     second.restore(state.get, steps=steps)
-    halves += train(second, STEPS // 2, STEPS)
+    halves += train(second, STEPS // 2, STEPS, sizes)
     again = kept(second)
     same = all(torch.equal(weights[name], again[name]) for name in weights)
     same = same and torch.equal(clean, entropy(second))
@@ -120,7 +129,9 @@ def run(
     return {"losses": losses, "halves": halves, "same": same, "moments": sorted({n.split("/")[0] for n in weights})}
 
 
-def plain(preset: str, clip: float, dtype: str = "float32", learns: str = "mlm") -> list[float]:
+def plain(
+    preset: str, clip: float, dtype: str = "float32", learns: str = "mlm", sizes: list[int] | None = None
+) -> list[float]:
     """The same 20 steps by one process of plain PyTorch."""
     model = objective(preset, learns=learns).to(getattr(torch, dtype))
     config = optimizer(clip=clip)
@@ -130,9 +141,9 @@ def plain(preset: str, clip: float, dtype: str = "float32", learns: str = "mlm")
     for step in range(STEPS):
         for group in adam.param_groups:
             group["lr"] = config.lr((step + 1) / STEPS)
-        total = 0.0
-        for place in range(PACKS):
-            batch, plan, targets = micro(step, place)
+        total, packs = 0.0, sizes[step] if sizes else PACKS
+        for place in range(packs):
+            batch, plan, targets = micro(step, place, packs)
             logits = model.head.logits(model.represent(batch, plan))
             loss = torch.nn.functional.cross_entropy(logits, plan.labels, reduction="sum") / targets
             loss.backward()

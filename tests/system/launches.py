@@ -245,8 +245,9 @@ def _mean_of_means() -> Change:
     return _replaced(loop, "take_step", make)
 
 
-def _in_stretches(config, start: int, accumulate: int, ledger: object) -> Iterator[int]:
+def _in_stretches(config, start: int, ledger: object) -> Iterator[int]:
     """Each rank has packs of its own that follow each other."""
+    accumulate = config.packs.per_step // ranks.world()
     for step in range(start, config.steps):
         for micro in range(accumulate):
             yield step * config.packs.per_step + ranks.rank() * accumulate + micro

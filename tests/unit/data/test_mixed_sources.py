@@ -18,7 +18,7 @@ from megamask.errors import DataError
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import EntropyScoreConfig, MaskingConfig
-from megamask.schedules import Schedule
+from megamask.schedules import RunPhases, Schedule
 
 SIZES = {"tokens": 128, "length": 48}
 SHARES = (0.5, 0.3, 0.2)
@@ -34,7 +34,8 @@ def sources(make_shards) -> dict[str, Shards]:
 def mixed(sources: dict[str, Shards], *, per_step: int = 4, views: int = 1) -> MixedPacks:
     packs = {name: Packs(shards, seed=3 + place, **SIZES) for place, (name, shards) in enumerate(sources.items())}
     shards = MixedShards.join(sources, SHARES)
-    return MixedPacks(shards, packs, SourceOrder(block_quotas(SHARES)), per_step=per_step, views=views)
+    phases = RunPhases.single(per_step, masks_per_text=views)
+    return MixedPacks(shards, packs, SourceOrder(block_quotas(SHARES)), phases)
 
 
 def test_packs_are_those_of_a_loop_over_all_numbers(sources: dict[str, Shards]) -> None:

@@ -124,18 +124,21 @@ def test_memory_is_that_of_the_longest_sequences(text: Path, tmp_path: Path, att
     always = memory_of(text, tmp_path / "run", *flags).pack
     short = memory_of(text, tmp_path / "run", *flags, "--packs.length", "16").pack
     assert short.scores < always.scores
-    phases = ("--packs.start-length", "16", "--packs.start-steps", "7")
+    phases = ("--phases", "steps=7,length=16")
     both = memory_of(text, tmp_path / "run", *flags, *phases).pack
     assert both.scores > short.scores and both.cells >= short.cells
-    assert any("at most 16 tokens in the first 7 steps" in line for line in report_of(text, tmp_path / "run", *phases))
+    assert any(
+        "steps 1 to 7: sequences of at most 16 tokens" in line for line in report_of(text, tmp_path / "run", *phases)
+    )
 
 
-def test_a_probe_gives_short_sequences_their_share(text: Path, tmp_path: Path) -> None:
-    flags = ("--steps", "1000", "--packs.start-length", "16", "--packs.start-steps")
-    for start, taken in ((900, 18), (1, 1), (999, 19)):
-        run = command(text, tmp_path / "run", *flags, str(start)).run
-        packs = probe_settings(run, 2, 20).packs
-        assert (packs.start_steps, packs.per_step) == (taken, 2)
+def test_a_probe_gives_each_phase_its_share(text: Path, tmp_path: Path) -> None:
+    for start, taken in (("steps=900", 18), ("until=0.9", 18), ("steps=1", 1), ("steps=999", 19)):
+        run = command(text, tmp_path / "run", "--steps", "1000", "--phases", f"{start},length=16,per_step=8").run
+        probe = probe_settings(run, 2, 20)
+        (phase,) = probe.phases
+        assert (phase.steps, phase.until, phase.length, phase.per_step) == (taken, None, 16, 4)
+        assert probe.packs.per_step == 2
 
 
 def test_smaller_packs_are_advised_only_where_they_fit(text: Path, tmp_path: Path) -> None:

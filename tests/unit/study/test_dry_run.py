@@ -16,7 +16,8 @@ from megamask.model.head import MaskedLMHead
 from megamask.study.dry_run import count_weights, describe_study, power_lines
 from megamask.study.jobs import CommandRecord
 from megamask.study.plan import StudyPlan
-from megamask.study.planned_runs import Texts, plan_runs
+from megamask.study.planned_cost import Texts
+from megamask.study.planned_runs import plan_runs
 from megamask.study.statistics import detectable_effect, expected_half_width
 from megamask.study.time_left import planned_tokens, seconds_left
 

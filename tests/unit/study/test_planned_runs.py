@@ -9,20 +9,17 @@ from pathlib import Path
 import pytest
 
 from megamask.config.cli import parse_command
+from megamask.config.phases import run_phases
 from megamask.config.pretrain_config import as_dict
+from megamask.config.settings import PhaseConfig
 from megamask.errors import ConfigError
+from megamask.schedules import Schedule
 from megamask.storage.dotted import flatten
 from megamask.study import planned_runs
 from megamask.study.plan import Axis, PlannedArm, StudyPlan, find_plan, read_plan, shipped_plans
-from megamask.study.planned_runs import (
-    PAIRED,
-    Texts,
-    as_flag,
-    mean_step_flops,
-    pack_flops,
-    plan_runs,
-    select_runs,
-)
+from megamask.study.planned_cost import Texts, mean_step_flops, pack_flops
+from megamask.study.planned_runs import PAIRED, as_flag, plan_runs, select_runs
+from megamask.study.time_left import planned_tokens
 from tests.unit.study.conftest import LENGTHS
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -156,7 +153,7 @@ def test_budgets_in_tokens_and_flops(plan: StudyPlan, text: Path) -> None:
     random, probe = (by_name[f"{arm}/tokens=819200/seed-1"] for arm in ("random", "probe"))
     assert random.config.steps == probe.config.steps == 819_200 / (2048 * 4)
     texts = Texts()
-    shards, squares = texts.open(text), texts.squares_per_token(text, 128)
+    shards, squares = texts.open(text), {128: texts.squares_per_token(text, 128)}
     for arm in ("random", "probe"):
         config = by_name[f"{arm}/flops=1e13/seed-1"].config
         flops = mean_step_flops(config, pack_flops(config, shards), squares)
@@ -164,6 +161,80 @@ def test_budgets_in_tokens_and_flops(plan: StudyPlan, text: Path) -> None:
         assert abs(total - 1e13) < total / config.steps + 0.02 * 1e13  # whole steps; the probe learns less often later
     steps = [by_name[f"{arm}/flops=1e13/seed-1"].config.steps for arm in ("random", "probe")]
     assert steps[0] > steps[1]
+
+
+@pytest.fixture(scope="module")
+def sources(text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two folders of a mixture; the second is a copy of the first."""
+    folder = tmp_path_factory.mktemp("sources")
+    return [str(shutil.copytree(text, folder / name)) for name in ("wiki", "books")]
+
+
+def test_a_mixture_is_a_text_and_an_arm_may_have_other_shares(plan: StudyPlan, sources: list[str]) -> None:
+    words = [f"{folder}={share}" for folder, share in zip(sources, (3, 1), strict=True)]
+    even = {"mixture.shares": [1.0, 1.0]}
+    with pytest.raises(
+        ConfigError, match=r"arm even: `mixture.shares` is \[1.0, 1.0\], but \[3.0, 1.0\] for the baseline"
+    ):
+        plan_runs(replace(plan, arm=(*plan.arm, PlannedArm("even", "random-tiny", set=even))), STUDY, words)
+    arm = PlannedArm("even", "random-tiny", set=even, unpaired=("mixture",))
+    axis = Axis("mixture.shares", ([1.0, 9.0], [9.0, 1.0]))
+    runs = plan_runs(replace(plan, seeds=(1,), arm=(*plan.arm, arm), axis=(axis,)), STUDY, words)
+    shares = {run.arm.name: run.config.mixture.shares for run in runs}
+    assert [*shares.values()] == [(3.0, 1.0), (3.0, 1.0), (1.0, 1.0), (1.0, 9.0), (9.0, 1.0)]
+    assert len({run.settings for run in runs}) == 5 and len({run.text for run in runs}) == 1
+    for run in runs:
+        assert run.config.data == tuple(map(Path, sources))
+        words_of_run = [*run.pretrain_arguments(), "--seed", str(run.config.seed), "--output", str(run.run_folder)]
+        assert as_dict(parse_command(words_of_run).run) == as_dict(run.config)
+    moved = plan_runs(plan, STUDY, [str(Path(words[0])), words[1]])
+    assert moved[0].settings == plan_runs(plan, STUDY, words)[0].settings
+
+
+def test_a_study_may_compare_mixtures_of_several_folders(plan: StudyPlan, text: Path, sources: list[str]) -> None:
+    runs = plan_runs(replace(plan, axis=(Axis("data", (sources, [str(text), *sources])),)), STUDY, text)
+    names = [run.arm.name for run in runs if run.arm.name.startswith("random@")]
+    assert names[:2] == ["random@data=wiki+books", f"random@data={text.name}+wiki+books"]
+    assert [len(run.text) for run in runs] == [64] * len(runs) and len({run.text for run in runs}) == 3
+
+
+def test_problems_of_a_mixture_are_found_before_the_study(plan: StudyPlan, text: Path, sources: list[str]) -> None:
+    with pytest.raises(ConfigError, match="`data` must have a share for each folder or for none"):
+        plan_runs(plan, STUDY, [f"{sources[0]}=1", sources[1]])
+    with pytest.raises(ConfigError, match=r"`mixture.shares` has no effect with a single folder"):
+        plan_runs(replace(plan, set={"mixture.shares": [1.0, 2.0]}), STUDY, text)
+    with pytest.raises(ConfigError, match="`text` is missing in the plan"):
+        plan_runs(plan, STUDY, [])
+
+
+def test_budgets_hold_for_runs_in_phases(plan: StudyPlan, text: Path) -> None:
+    phases = [{"steps": 10, "per_step": 8, "length": 64}, {"until": 0.5, "per_step": 2}]
+    arm = PlannedArm("phased", "random-tiny", set={"phases": phases}, unpaired=("phases",))
+    budgets = ("tokens=819200", "flops=1e13")
+    by_name = {run.name: run for run in plan_runs(replace(plan, arm=(*plan.arm, arm), budgets=budgets), STUDY, text)}
+    run = by_name["phased/tokens=819200/seed-1"]
+    most = max(phase.per_step for phase in run_phases(run.config).phases) * run.config.packs.tokens
+    assert abs(planned_tokens(run) - 819_200) < most
+    assert parse_command(run.pretrain_arguments()).run.phases == run.config.phases
+    config, texts = by_name["phased/flops=1e13/seed-1"].config, Texts()
+    parts = mean_step_flops(config, pack_flops(config, texts.open(text)), texts.squares_of_run(config))
+    step = parts["student"] + parts["scoring"] + parts["teacher"]
+    assert abs(step * config.steps - 1e13) < 8 * step
+
+
+def test_flops_of_a_run_in_phases_are_those_of_its_steps(plan: StudyPlan, text: Path) -> None:
+    texts = Texts()
+    base = plan_runs(plan, STUDY, text)[0].config
+    pack = pack_flops(base, texts.open(text))
+
+    def total(config) -> float:
+        return config.steps * mean_step_flops(config, pack, texts.squares_of_run(config))["student"]
+
+    base = replace(base, steps=100)
+    first = PhaseConfig(steps=30, length=64, per_step=8, mask_ratio=0.5)
+    alone = replace(base, steps=30, packs=replace(base.packs, length=64, per_step=8))
+    alone = replace(alone, masking=replace(alone.masking, ratio=Schedule(start=0.5)))
+    assert total(replace(base, phases=(first,))) == pytest.approx(total(alone) + total(replace(base, steps=70)))
 
 
 def test_a_budget_of_time_and_checks_of_the_harness(plan: StudyPlan, text: Path) -> None:

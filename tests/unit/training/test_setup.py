@@ -28,7 +28,7 @@ def test_all_ranks_together_read_all_packs_in_order_except_skipped_ones(
         each = []
         for rank in range(world):
             patch.setattr(ranks, "rank", lambda rank=rank: rank)
-            each.append(list(pack_numbers(config, start, accumulate, skipped_packs)))
+            each.append(list(pack_numbers(config, start, skipped_packs)))
     # micro-step by micro-step, rank by rank
     numbers = list(itertools.chain(*zip(*each, strict=True)))
     first = [(step + skipped_packs.shift(step)) * per_step for step in range(start, steps)]

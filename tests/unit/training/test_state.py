@@ -35,7 +35,7 @@ def test_a_resume_computes_the_derived_fields_of_the_checkpoint(
     resumed = bare(RunComponents, **vars(saved) | {"progress": Progress(200, budget, used)})
     check_derived(resumed, step, state, Path("step"))
     # the batches that follow are those that the number of packs says
-    first = next(pack_numbers(replace(config, steps=step + 1), step, config.packs.per_step, skipped_packs))
+    first = next(pack_numbers(replace(config, steps=step + 1), step, skipped_packs))
     assert first == state.packs
     for name, other in (("packs", 1), ("rate", 1e-6), ("targets", 1)):
         wrong = replace(state, **{name: getattr(state, name) + other})
