@@ -23,7 +23,7 @@ FEW = 10_000
 """`bad_share` is a share of at least this many documents."""
 REASONS = ("bad", "blank", "duplicate")
 """Why a document is not kept."""
-SKIP = "(`on_bad_document` skip counts it and continues.)"
+SKIP = "(`on_bad_document` skip counts it and continues, up to `bad_share`.)"
 EMPTY = "empty_files"
 """The count of files without a document."""
 CUT = "cut_files"

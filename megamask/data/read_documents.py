@@ -135,8 +135,9 @@ def _split_by_problems(sources: Sequence[InputFile], options: ReadOptions) -> li
         problems.append(f"`split_by` and `text_field` are both {options.split_by!r}. Name two fields.")
     without = [source.name for source in sources if source.kind in (".txt", ".conllu")]
     if without:
+        have = "has" if len(without) == 1 else "have"
         problems.append(
-            f"`split_by` needs records with the field {options.split_by!r}, but {listed(without, 'file')} have no "
+            f"`split_by` needs records with the field {options.split_by!r}, but {listed(without, 'file')} {have} no "
             "fields. Convert them to .jsonl, or leave them out with `exclude`."
         )
     return problems

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Lt, MinLen
 
+from megamask.errors import must
 from megamask.errors.setting_rules import Count, CountOrZero, OnlyFor, Share, ShareBelowOne, removable
 
 TokenizerKind = Literal["wordpiece", "bpe", "sentencepiece", "sentencepiece-bpe"]
@@ -74,6 +75,8 @@ class PrepareConfig:
         """Sentences for what two settings cannot do together."""
         fields = () if self.trains else ("vocab_size", "lowercase", "tokenizer_bytes", "tokenizer_alpha")
         problems = removable(self, fields, name, f"has no effect on the existing tokenizer {self.tokenizer!r}")
+        if self.split_by == "":
+            problems.append(must("split_by", "name a field", self.split_by, "Leave it out to make one source."))
         if self.split_by is not None and self.tags is not None:
             problems.append("`tags` must be left out with `split_by`: a pipeline tags one language.")
         return problems

@@ -69,7 +69,12 @@ class SubsetCounts:
             problems.append(
                 f"{self.unassigned:,} {have} no value of {self.split_by!r} (`split_by`) that can be used. The "
                 f"first: {self.first} Correct them, name another field, or skip them (`on_bad_document` skip counts "
-                "them)."
+                "them, up to `bad_share` of all documents)."
+            )
+        for names in self._same_but_for_case():
+            problems.append(
+                f"The values {', '.join(names)} of {self.split_by!r} (`split_by`) differ only in case, and would be "
+                "several sources, whose folders some file systems do not tell apart. Spell them alike."
             )
         lost = [f"{name} ({count:,})" for name, count in sorted(self.dropped.items()) if name not in self.names]
         if lost:
@@ -82,6 +87,13 @@ class SubsetCounts:
             if empty:
                 problems.append(empty_subsets_problem(self.split_by, split, self._sizes(empty), valid_share))
         return problems
+
+    def _same_but_for_case(self) -> list[list[str]]:
+        """The subsets whose names differ only in case, together."""
+        alike: dict[str, list[str]] = {}
+        for name in self.names:
+            alike.setdefault(name.casefold(), []).append(name)
+        return [names for names in alike.values() if len(names) > 1]
 
     def _sizes(self, names: Sequence[str]) -> dict[str, int]:
         return {name: self.documents[name, "train"] + self.documents[name, "valid"] for name in names}

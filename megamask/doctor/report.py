@@ -77,8 +77,8 @@ def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
         epochs = packs.epochs(run_phases(config).packs_before(config.steps))
         lines = [
             f"{shards.folder}: {shards.tokens:,} tokens in {shards.documents:,} documents",
-            f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full; the run reads them "
-            f"{epochs:.2f} times" + (" at most" if config.time_budget else ""),
+            f"{len(packs):,} pack{'s' * (len(packs) != 1)} of {config.packs.tokens:,} tokens, {packs.fill:.1%} full; "
+            f"the run reads them {epochs:.2f} times" + (" at most" if config.time_budget else ""),
         ]
     lines += [
         *summary.phase_lines(config),
@@ -161,7 +161,8 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
     limit = memory_limit(command)
     given = plan.place
     lines = [
-        f"memory of one device in GB (10^9 bytes), {given.name}, {given.ranks} ranks, packs of {config.packs.tokens:,}"
+        f"memory of one device in GB (10^9 bytes), {given.name}, {given.ranks} rank{'s' * (given.ranks != 1)}, "
+        f"packs of {config.packs.tokens:,}"
     ]
     with_and_without = [step_memory.device_lines(plan, given, checkpointing) for checkpointing in (False, True)]
     rows: list[Sequence[str]] = [("", "plain", "with activation checkpointing")]
@@ -292,7 +293,8 @@ def machine_facts(command: DoctorCommand) -> list[str]:
     lines.append(f"open files (ulimit -n): {files:,}, at most {hard:,}" if hard >= 0 else f"open files: {files:,}")
     if SHARED_MEMORY.is_dir():
         lines.append(f"{SHARED_MEMORY}: {_gb(shutil.disk_usage(SHARED_MEMORY).total)} GB")
-    lines.append(f"{len(os.sched_getaffinity(0))} cores, {_gb(psutil.virtual_memory().total)} GB of memory")
+    cores = len(os.sched_getaffinity(0))
+    lines.append(f"{cores} core{'s' * (cores != 1)}, {_gb(psutil.virtual_memory().total)} GB of memory")
     return lines
 
 

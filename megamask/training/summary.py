@@ -8,9 +8,10 @@ from pathlib import Path
 from megamask import __version__
 from megamask.config.phases import run_phases
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.settings import MixtureConfig, PhaseConfig
 from megamask.data.length_phases import SourcePacks
 from megamask.data.mixed_sources import MixedPacks, TextPacks
-from megamask.data.mixture import BLOCK, PHASES, AnnealedOrder
+from megamask.data.mixture import BLOCK, PHASES, AnnealedOrder, smoothed_shares
 from megamask.data.packs import Packs
 from megamask.errors import listed
 from megamask.masking.masker import Masker
@@ -84,7 +85,7 @@ def opening_lines(config: PretrainConfig, shape: EncoderShape, packs: TextPacks,
 def _text_line(config: PretrainConfig, packs: SourcePacks) -> str:
     return (
         f"{packs.shards.folder}: {packs.shards.tokens:,} tokens in {packs.shards.documents:,} documents, "
-        f"{len(packs):,} packs of {config.packs.tokens:,} tokens, {packs.fill:.1%} full"
+        f"{len(packs):,} pack{'s' * (len(packs) != 1)} of {config.packs.tokens:,} tokens, {packs.fill:.1%} full"
     )
 
 
@@ -130,6 +131,7 @@ def mixture_lines(config: PretrainConfig, packs: MixedPacks) -> list[str]:
         to = f" to {last[name]:.1%}" if moves else ""
         lines.append(f"  {name}: share {share:.1%}{to}, read {epochs[name]:.2f} times in {config.steps:,} steps")
         lines.append(f"    {_text_line(config, packs.sources[name])}")
+    lines += _raised_shares(config, packs)
     often = [name for name, value in epochs.items() if value > MOST_EPOCHS]
     if often:
         lines.append(
@@ -137,6 +139,25 @@ def mixture_lines(config: PretrainConfig, packs: MixedPacks) -> list[str]:
             "less. Give it a smaller share or more text, or train for fewer steps."
         )
     return lines
+
+
+def _raised_shares(config: PretrainConfig, packs: MixedPacks) -> list[str]:
+    """A line for sources whose share is raised to a pack in a block, the least that a source with a share has."""
+    sizes, mixture = [len(source) for source in packs.sources.values()], config.mixture
+    parts: list[MixtureConfig | PhaseConfig] = [mixture, *config.phases]
+    asked = [part.shares for part in parts if part.shares]
+    alphas = [part.alpha for part in parts if part.alpha is not None and not part.shares]
+    alphas += [mixture.alpha_end] if mixture.alpha_end is not None else []
+    asked += [tuple(smoothed_shares(sizes, alpha).tolist()) for alpha in alphas]
+    raised: dict[str, float] = {}
+    for shares in asked:
+        for name, share in zip(packs.sources, shares, strict=True):
+            if 0 < share < sum(shares) / BLOCK:
+                raised[name] = min(share / sum(shares), raised.get(name, 1.0))
+    if not raised:
+        return []
+    names = listed((f"{name} ({share:.2g})" for name, share in raised.items()), "source")
+    return [f"  {names}: a share below {1 / BLOCK:g} counts as {1 / BLOCK:g}, a pack in {BLOCK:,}"]
 
 
 def source_losses(by_source: Mapping[str, Validation]) -> list[str]:

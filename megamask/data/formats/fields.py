@@ -20,7 +20,8 @@ def text_field(
 ) -> str | SubsetText | BadDocument:
     """The string in ``field`` of a record; ``place`` says where the record is.
 
-    With ``split_by``, also the value of that field, which must be usable as the name of a folder.
+    With ``split_by``, also the value of that field, which must be usable as the name of a folder: text, or a whole
+    number.
     """
     text = _string(place, record, field)
     if split_by is None or isinstance(text, BadDocument):
@@ -28,7 +29,8 @@ def text_field(
     if split_by not in record:
         problem = f"{place} has no field {split_by!r}; its fields are {quoted_names(record)}."
         return BadDocument(problem, no_subset=True)
-    subset = _string(place, record, split_by)
+    value = record[split_by]
+    subset = str(value) if type(value) is int else _string(place, record, split_by)
     if isinstance(subset, BadDocument):
         return BadDocument(subset.problem, no_subset=True)
     if rule := subset_name_rule(subset):

@@ -9,8 +9,10 @@ import pytest
 
 from megamask.config.checks import config_problems
 from megamask.config.cli import parse_command, show_config
+from megamask.config.settings import MixtureConfig
 from megamask.config.sources import data_folders, source_names
 from megamask.errors import ConfigError
+from megamask.errors.setting_rules import settings_problems
 
 
 @pytest.fixture
@@ -93,3 +95,8 @@ def test_names_of_sources_differ() -> None:
     assert source_names([Path("a/wiki"), Path("b/books")]) == ["wiki", "books"]
     assert source_names([Path("wiki/shards"), Path("books/shards")]) == ["wiki/shards", "books/shards"]
     assert data_folders(None) == () and data_folders("a") == (Path("a"),) and data_folders(["a", "b"])[1] == Path("b")
+
+
+def test_a_share_that_is_not_finite_has_one_sentence() -> None:
+    problems = settings_problems(MixtureConfig(shares=(float("nan"), 1.0)), "mixture")
+    assert problems == ["`mixture.shares.0` must be finite, but is nan."]

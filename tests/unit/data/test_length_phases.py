@@ -10,12 +10,13 @@ import torch
 from megamask.batch import PackedBatch
 from megamask.config.phases import most_phase_targets, run_phases
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.config.settings import PacksConfig, PhaseConfig
+from megamask.config.settings import MixtureConfig, PacksConfig, PhaseConfig
 from megamask.data.length_phases import PhasedPacks
 from megamask.data.mixed_sources import MixedPacks
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 from megamask.training.run_text import training_packs
+from megamask.training.summary import mixture_lines
 
 CONFIG = PretrainConfig(
     steps=20,
@@ -116,6 +117,20 @@ def test_every_source_of_a_mixture_has_the_phase_and_its_shares(make_shards) -> 
     for place, name in enumerate(names):
         parts = [read[place, length] / len(alone[place, length]) for length in (16, 48)]
         assert epochs[name] == pytest.approx(sum(parts))
+
+
+def test_shares_below_a_pack_in_a_block_are_said(make_shards) -> None:
+    sources = {name: Shards.open(make_shards([60, 14] * 30, name=name)) for name in ("wiki", "books")}
+    packs = replace(CONFIG.packs, masks_per_text=1)
+    plain = replace(CONFIG, packs=packs, phases=(), mixture=MixtureConfig(shares=(1.0, 0.0004)))
+    mixed = training_packs(plain, sources)
+    assert isinstance(mixed, MixedPacks)
+    line = "  the source books (0.0004): a share below 0.001 counts as 0.001, a pack in 1,000"
+    assert line in mixture_lines(plain, mixed)
+    enough = replace(plain, mixture=MixtureConfig(shares=(1.0, 0.002)))
+    assert not any("counts as" in each for each in mixture_lines(enough, mixed))
+    phased = replace(enough, phases=(PhaseConfig(steps=3, shares=(1.0, 0.0004)),))
+    assert line in mixture_lines(phased, training_packs(phased, sources))  # type: ignore[arg-type]
 
 
 def test_a_number_belongs_to_one_step_and_one_phase() -> None:

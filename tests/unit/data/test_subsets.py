@@ -251,11 +251,32 @@ def test_records_without_the_field_are_counted_and_the_first_is_named(config: Pr
     for number in (7, 40, 90):
         del lacking[number]["lang"]
     problem = refused(config, tmp_path, lacking)
-    assert "3 records have no value of 'lang' (`split_by`)" in problem
+    assert "3 records have no value of 'lang' (`split_by`)" in problem and "up to `bad_share`" in problem
     assert "wrong.jsonl, line 8 (byte" in problem and "has no field 'lang'; its fields are 'text', 'id'" in problem
     skipping = {"on_bad_document": "skip", "bad_share": 0.01, "input": (str(tmp_path / "wrong.jsonl"),)}
     read = Shards.open(prepare(replace(config, **skipping)) / "en").manifest["read"]
     assert (read["documents"], read["bad"]) == (len(RECORDS), 3)
+
+
+def test_values_that_differ_in_case_are_refused_and_whole_numbers_are_names(
+    config: PrepareConfig, tmp_path: Path
+) -> None:
+    shouted = [dict(record) for record in RECORDS]
+    for record in [record for record in shouted if record["lang"] == "en"][::2]:
+        record["lang"] = "EN"
+    assert "The values EN, en of 'lang' (`split_by`) differ only in case" in refused(config, tmp_path, shouted)
+    numbered = [dict(record, lang=7) if record["lang"] == "en" else record for record in RECORDS]
+    file = write(tmp_path / "numbered.jsonl", numbered)
+    assert Shards.open(prepare(replace(config, input=(str(file),))) / "7").documents
+    true = [dict(record, lang=True) if record["lang"] == "en" else record for record in RECORDS]
+    assert "the field 'lang' must be a string, but is a boolean" in refused(
+        config, tmp_path, true, output=tmp_path / "b"
+    )
+
+
+def test_a_field_without_a_name_is_refused(config: PrepareConfig) -> None:
+    with pytest.raises(ConfigError, match="`split_by` must name a field, but is ''"):
+        prepare(replace(config, split_by=""))
 
 
 def test_a_field_that_no_record_has_is_refused_early(config: PrepareConfig, tmp_path: Path) -> None:
@@ -263,7 +284,7 @@ def test_a_field_that_no_record_has_is_refused_early(config: PrepareConfig, tmp_
     assert f"None of the {BLOCK:,} records read so far has a value of 'lang'" in refused(config, tmp_path, many)
 
 
-@pytest.mark.parametrize("name", ["", " de", "a/b", "..", ".hidden", "a=1", "a\nb", "x" * 201, 3, None])
+@pytest.mark.parametrize("name", ["", " de", "a/b", "..", ".hidden", "a=1", "a\nb", "x" * 201, 3.5, None])
 def test_a_value_that_names_no_folder_is_refused(name: object, config: PrepareConfig, tmp_path: Path) -> None:
     assert not isinstance(name, str) or subset_name_rule(name)
     problem = refused(config, tmp_path, [*RECORDS, {"text": "some text", "lang": name}])
@@ -327,7 +348,7 @@ def test_the_advice_is_a_command_that_can_start(
 
 def test_text_without_fields_and_other_settings_are_refused(config: PrepareConfig, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("no fields")
-    with pytest.raises(DataError, match=r"the file a\.txt have no fields"):
+    with pytest.raises(DataError, match=r"the file a\.txt has no fields"):
         prepare(replace(config, input=(*config.input, str(tmp_path / "a.txt"))))
     with pytest.raises(DataError, match="are both 'text'"):
         prepare(replace(config, split_by="text"))
