@@ -29,6 +29,7 @@ from megamask.runtime import ranks
 from megamask.runtime.entry_point import full_disk
 from megamask.storage import atomic_write, file_list, strict_json
 from megamask.storage.file_list import FileEntry, FileList
+from megamask.storage.tensor_stream import TensorStream
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -55,19 +56,20 @@ class NewerFormat(CheckpointError):
     """The checkpoint is complete, but a newer version of megamask wrote it."""
 
 
-def serialise(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def serialise(tensors: Mapping[str, Tensor] | TensorStream) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, block by block. The widest types come first, so all tensors are aligned."""
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    meta, read = (tensors.meta, tensors.read) if isinstance(tensors, TensorStream) else (tensors, tensors.__getitem__)
+    order = sorted(meta, key=lambda name: -meta[name].element_size())  # of one type in the order of a stream
     header, end = {}, 0
     for name in order:
-        begin, end = end, end + tensors[name].nbytes
-        kind, shape = _DTYPES[tensors[name].dtype], list(tensors[name].shape)
+        begin, end = end, end + meta[name].nbytes
+        kind, shape = _DTYPES[meta[name].dtype], list(meta[name].shape)
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        flat = read(name).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         data = memoryview(flat.numpy())  # type: ignore[arg-type]
         for begin in range(0, len(data), file_list.BLOCK):
             yield data[begin : begin + file_list.BLOCK]

@@ -3,8 +3,8 @@
 The order of the operations ensures that. A temporary folder; the file of every rank, synced; the manifest with every
 hash, synced; the folder, synced; one rename; the parent folder, synced. Now the checkpoint is durable. Then `latest` is
 written, which is only a hint, since the manifests decide. Last, checkpoints older than the newest ``keep`` are deleted.
-A kill, a full disk or a power cut between any two operations leaves the older checkpoints as they were. Saving streams
-one tensor at a time, so it needs no memory beyond the largest tensor.
+A kill, a full disk or a power cut between any two operations leaves the older checkpoints as they were. Of a stream of
+tensors, a save needs the memory of one window.
 
 A save in the background is the same, in threads: training goes on while they write and publish.
 """
@@ -37,6 +37,7 @@ from megamask.errors import ConfigError, LockError, StorageError, must
 from megamask.runtime import ranks
 from megamask.storage import atomic_write, lock
 from megamask.storage.file_list import FileList
+from megamask.storage.tensor_stream import TensorStream
 
 
 def save_checkpoint(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int = 2) -> str:
@@ -61,7 +62,7 @@ class CheckpointSave:
         self,
         run: RunFolder,
         step: int,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor] | TensorStream,
         state: dict,
         keep: int = 2,
         *,
@@ -70,13 +71,16 @@ class CheckpointSave:
         """Begin to save the checkpoint of ``step``.
 
         ``tensors`` are those that this rank writes: exactly one rank passes each tensor, whole. In the background they
-        must not change until they are written. ``state`` is small, can be represented in JSON, and is taken from rank
-        0, as it is now. The newest ``keep`` checkpoints stay, the others are deleted.
+        must not change until they are written, so they cannot be a stream. ``state`` is small, can be represented in
+        JSON, and is taken from rank 0, as it is now. The newest ``keep`` checkpoints stay, the others are deleted.
         """
         if keep < 2:
             raise ConfigError(must("keep", "be at least 2, since the newest checkpoint may be damaged", keep))
         self._run, self.step, self._keep, self._background = run, step, keep, background
-        self._need = sum(tensor.nbytes for tensor in tensors.values())
+        assert not (background and isinstance(tensors, TensorStream)), (
+            "the ranks gather a stream together, which threads must not do"
+        )
+        self._need = sum(tensor.nbytes for tensor in _meta(tensors).values())
         self._begun = time.monotonic()
         self._files: FileList = {}
         """Those of all ranks, once they are written."""
@@ -174,10 +178,26 @@ def _prepare(run: RunFolder, step: int) -> Path | None:
     return temporary
 
 
-def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: bytes) -> tuple[FileList, list[str]]:
-    """Write the file of this rank, and on rank 0 the state; returns their entries and the names of the tensors."""
-    if not tensors and not ranks.is_main():
-        return {}, []
+def _meta(tensors: Mapping[str, Tensor] | TensorStream) -> Mapping[str, Tensor]:
+    """The type and shape of each tensor."""
+    return tensors.meta if isinstance(tensors, TensorStream) else tensors
+
+
+def _write_share(
+    folder: Path, tensors: Mapping[str, Tensor] | TensorStream, state: bytes
+) -> tuple[FileList, list[str]]:
+    """Write the files of this rank; returns their entries and the names of the tensors."""
+    try:
+        return _write_files(folder, tensors, state), list(_meta(tensors))
+    finally:
+        if isinstance(tensors, TensorStream):
+            tensors.finish()
+
+
+def _write_files(folder: Path, tensors: Mapping[str, Tensor] | TensorStream, state: bytes) -> FileList:
+    """Write the file of this rank, unless it has no tensors, and on rank 0 the state."""
+    if not _meta(tensors) and not ranks.is_main():
+        return {}
     if not atomic_write.wait_until(lambda: atomic_write.is_visible(folder)):
         raise StorageError(
             f"{folder} did not become visible within {atomic_write.PATIENCE:g} s. Is it on a shared file system?"
@@ -187,7 +207,7 @@ def _write_share(folder: Path, tensors: Mapping[str, Tensor], state: bytes) -> t
     if ranks.is_main():
         files[STATE] = atomic_write.write_file(folder / STATE, [state])
     atomic_write.sync(folder)
-    return files, list(tensors)
+    return files
 
 
 def _check_lock(run: RunFolder) -> None:

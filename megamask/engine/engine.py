@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,10 @@ from megamask.engine.writers import writing_ranks
 from megamask.errors import NonFiniteError
 from megamask.runtime import private_api, ranks
 from megamask.runtime.accelerator import choose_accelerator
+from megamask.storage.tensor_stream import TensorStream
+
+WINDOW = 2**26
+"""Bytes of gathered tensors that each writing rank keeps at once while it saves, on average."""
 
 
 @dataclass(frozen=True)
@@ -210,28 +214,57 @@ class Engine:
         return ((name, parameter.detach()) for name, parameter in self._parameters.items())
 
     def owned_tensors(self) -> dict[str, Tensor]:
-        """The weights and moments that this rank writes to a checkpoint, on the host; one of `writing_ranks` owns each.
+        """The weights and moments that this rank writes to a checkpoint, copied to the host.
 
         Raises NonFiniteError, on all ranks, if a tensor contains NaN or Inf: no checkpoint may contain them.
         """
-        sizes, owned, bad = dict.fromkeys(writing_ranks(ranks.world()), 0), {}, []
+        self.check_finite()
+        owners, owned = self._owners(), {}
         for name, gather in self.tensors():
             tensor = gather()
-            owner = min(sizes, key=sizes.__getitem__)
-            sizes[owner] += tensor.numel()
-            if owner == ranks.rank():
-                # the sum is finite unless an element is not, or, far beyond any weight, the sum overflows
-                if not tensor.sum().isfinite() and not tensor.isfinite().all():
-                    bad.append(name)
+            if owners[name] == ranks.rank():
                 owned[name] = tensor.cpu().clone()
-        names = [name for of_rank in ranks.gather(bad) for name in of_rank]
+        return owned
+
+    def stream_tensors(self, present: Mapping[str, Tensor]) -> TensorStream:
+        """The weights and moments that this rank writes to a checkpoint, gathered when they are written; and
+        ``present``.
+
+        Raises NonFiniteError, on all ranks, if a tensor contains NaN or Inf.
+        """
+        self.check_finite()
+        owners, shapes = self._owners(), self._tensors.shapes()
+        meta = {
+            name: torch.empty(shapes[name], device="meta") for name, owner in owners.items() if owner == ranks.rank()
+        }
+        windows: list[list[tuple[str, Callable[[], Tensor]]]] = [[]]
+        size, largest = 0, WINDOW * len(writing_ranks(ranks.world()))
+        for name, gather in self.tensors():
+            size += 4 * math.prod(shapes[name])
+            if size > largest and windows[-1]:
+                windows.append([])
+                size = 4 * math.prod(shapes[name])
+            windows[-1].append((name, gather))
+        return TensorStream(meta, windows, present)
+
+    def _owners(self) -> dict[str, int]:
+        """Which of `writing_ranks` writes each weight and moment; each of them writes about as much."""
+        sizes, owners = dict.fromkeys(writing_ranks(ranks.world()), 0), {}
+        for name, shape in self._tensors.shapes().items():
+            owners[name] = min(sizes, key=sizes.__getitem__)
+            sizes[owners[name]] += math.prod(shape)
+        return owners
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteError, on all ranks, if a weight or a moment contains NaN or Inf."""
+        found = (name for of_rank in ranks.gather(self._tensors.nonfinite()) for name in of_rank)
+        names = list(dict.fromkeys(found))  # at stage 0 all ranks have all of them
         if names:
             more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
             raise NonFiniteError(
                 f"After {self.steps} optimizer steps {', '.join(names[:3])}{more} contain NaN or Inf, so no checkpoint "
                 "was written. The same command resumes from the newest checkpoint, if there is one."
             )
-        return owned
 
     def check_replicas(self) -> None:
         """Compare what every rank should hold alike. Raises WeightsDivergedError on all ranks if one differs.

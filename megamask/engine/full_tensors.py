@@ -35,6 +35,26 @@ class FullTensors:
             for moment in self._moments(parameter):
                 yield f"{moment}/{name}", partial(self._get, parameter, moment)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The full shape of every weight and moment, in the order of iteration."""
+        return {
+            f"{kind}/{name}": tuple(private_api.full_shape(parameter))
+            for name, parameter in self._parameters.items()
+            for kind in ("weights", *self._moments(parameter))
+        }
+
+    @torch.no_grad()
+    def nonfinite(self) -> list[str]:
+        """The names of those that contain NaN or Inf in this rank's partition. No rank waits for another."""
+        names = []
+        for name, parameter in self._parameters.items():
+            for kind in ("weights", *self._moments(parameter)):
+                part = self._partition(parameter, None if kind == "weights" else kind)
+                # the sum is finite unless an element is not, or, far beyond any weight, the sum overflows
+                if part is not None and not part.sum().isfinite() and not part.isfinite().all():
+                    names.append(f"{kind}/{name}")
+        return names
+
     def restore(self, read: Callable[[str], Tensor | None], *, steps: int) -> None:
         """Set every weight and moment to what ``read`` returns for its name, unless None, after ``steps`` steps."""
         for name, parameter in self._parameters.items():
@@ -91,6 +111,20 @@ class FullTensors:
             return ranks.sum(momentum)
         tensor = safe_get_full_optimizer_state(parameter, moment)
         return tensor.detach().view(private_api.full_shape(parameter))
+
+    def _partition(self, parameter: nn.Parameter, moment: str | None) -> Tensor | None:
+        """What this rank keeps of a weight or moment in fp32; None if that is nothing."""
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        if self._stage == 0:
+            return (parameter if moment is None else self._optimizer.state[parameter][moment]).detach()
+        if self._stage == 3:
+            if moment is None:
+                return safe_get_local_fp32_param(parameter).detach()
+            return safe_get_local_optimizer_state(parameter, moment).detach()
+        if moment == MOMENTUM:
+            return self._momentum(parameter)[0]
+        return private_api.fragment(parameter, moment)
 
     def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         if self._stage == 3:

@@ -247,6 +247,12 @@ def partition_parameters(zero: Any, group: int) -> list[nn.Parameter]:
     return zero.params_in_partition[group]
 
 
+def fragment(parameter: nn.Parameter, moment: str | None) -> Tensor | None:
+    """At stages 1 and 2: the part of an fp32 weight or moment that this rank keeps; the getters gather all parts."""
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    return None if mapping is None else mapping.get_hp_fragment(moment).detach()
+
+
 def starts_in_partition(zero: Any, group: int, index: int) -> bool:
     """Whether number ``index`` of ``partition_parameters`` begins in this rank's partition, not in the one before."""
     return index > 0 or zero.first_offset[group] == 0

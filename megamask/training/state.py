@@ -22,6 +22,7 @@ from megamask.engine.engine import Engine
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.runtime import ranks
 from megamask.storage.old_setting_names import with_added, with_new_names
+from megamask.storage.tensor_stream import TensorStream
 from megamask.training.components import RunComponents
 
 KEYS = {"spikes": "judge"}
@@ -96,17 +97,20 @@ _RULES = {
 """By the type of a field: the rule, and whether a value follows it."""
 
 
-def collect(run: RunComponents, step: int, *, copy: bool = False) -> tuple[TrainState, dict[str, Tensor]]:
+def collect(
+    run: RunComponents, step: int, *, copy: bool = False
+) -> tuple[TrainState, dict[str, Tensor] | TensorStream]:
     """The state after ``step`` steps, and the tensors that this rank writes. Collective.
 
     Each tensor of the engine is written by one rank, those of the learners by rank 0. With ``copy``, training may go on
-    while they are written: no tensor is one that it changes.
+    while they are written: no tensor is one that it changes. Without, tensors of the engine are gathered when they are
+    written.
     """
-    tensors = run.engine.owned_tensors()
+    learned: dict[str, Tensor] = {}
     if ranks.is_main():
         for prefix, learner in run.trainer.learners().items():
-            learned = {prefix + name: tensor.to("cpu", copy=copy) for name, tensor in learner.state_dict().items()}
-            tensors |= learned
+            learned |= {prefix + name: tensor.to("cpu", copy=copy) for name, tensor in learner.state_dict().items()}
+    tensors = run.engine.owned_tensors() | learned if copy else run.engine.stream_tensors(learned)
     seconds = run.progress.used
     state = TrainState(
         optimizer_steps=run.engine.steps,

@@ -7,7 +7,7 @@ import torch
 from megamask.batch import MaskPlan
 from megamask.checkpoint.format import read_tensors
 from megamask.checkpoint.resume import open_run
-from megamask.checkpoint.save import save_checkpoint
+from megamask.checkpoint.save import CheckpointSave
 from megamask.engine.engine import Engine
 from megamask.engine.optimizer import OptimizerConfig, parameter_groups
 from megamask.masking.masker import Masker, MaskingConfig
@@ -164,7 +164,7 @@ def elastic(folder: str, ds: dict, end: int) -> list[float]:
     if start.checkpoint:
         engine.restore(dict(read_tensors(start.checkpoint)).get, steps=start.step)
     losses = train(engine, start.step, end)
-    save_checkpoint(start.run, end, engine.owned_tensors(), {})
+    CheckpointSave(start.run, end, engine.stream_tensors({}), {}).finish()
     start.close()
     engine.close()
     ranks.destroy_process_group()

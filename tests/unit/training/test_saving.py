@@ -21,6 +21,7 @@ from megamask.health.loss_spikes import SpikePolicy
 from megamask.health.settings import SpikesConfig
 from megamask.runtime import ranks
 from megamask.storage import atomic_write
+from megamask.storage.tensor_stream import TensorStream
 from megamask.training.components import RunComponents
 from megamask.training.progress import Progress
 from megamask.training.saving import RunSaver
@@ -34,6 +35,13 @@ def fails(*_: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+def stream_of_ranks(learned: dict[str, torch.Tensor]) -> TensorStream:
+    """A tensor of each rank, for all of which the ranks wait for each other."""
+    gathers = [(f"weights/{rank}", lambda: torch.tensor(ranks.gather([1.0] * 5)[0])) for rank in range(ranks.world())]
+    own = {f"weights/{ranks.rank()}": torch.empty(5, device="meta")}
+    return TensorStream(own, [[gather] for gather in gathers], learned)
+
+
 def components(folder: RunFolder, lines: list[str]) -> RunComponents:
     """What a save uses of a run. What its probe has learned is a tensor that training changes in place."""
     config, seen = PretrainConfig(), torch.zeros(9, dtype=torch.uint8)
@@ -45,6 +53,7 @@ def components(folder: RunFolder, lines: list[str]) -> RunComponents:
         engine=SimpleNamespace(
             check_replicas=lambda: None,
             owned_tensors=lambda: {f"weights/{ranks.rank()}": torch.ones(5)},
+            stream_tensors=stream_of_ranks,
             steps=1,
             stage=0,
             precision="fp32",
