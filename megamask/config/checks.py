@@ -11,7 +11,7 @@ from megamask.config import time_budget
 from megamask.config.phases import late_phases, phase_problems
 from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
 from megamask.config.settings import PhaseConfig
-from megamask.config.sources import data_problems
+from megamask.config.sources import data_folders, data_problems
 from megamask.engine import ds_file
 from megamask.errors import ConfigError, Removable, must, raise_all
 from megamask.errors.setting_rules import settings_problems
@@ -50,6 +50,7 @@ def config_problems(config: PretrainConfig) -> list[str]:
     problems += phase_problems(config) if in_range else []
     problems += data_problems(config.data, config.mixture)
     problems += time_budget.time_budget_problems(config.time_budget)
+    problems += _random_token_problems(config)
     problems += teachers.teacher_problems(config.teacher, config.distill, config.entropy)
     problems += _entropy_problems(config) + _objective_problems(config)
     problems += _stored_target_and_rewind_problems(config)
@@ -177,6 +178,19 @@ def fixed_mask_problems(config: PretrainConfig) -> list[str]:
         return []
     rule = "be 'uniform' with `distill.stored`, because other masks are not known in advance"
     return [must("masking.score", rule, config.masking.score)]
+
+
+def _random_token_problems(config: PretrainConfig) -> list[str]:
+    """Sentences for random tokens by source where there are no sources, or where masks were stored without them."""
+    name = "masking.corruption.random_from"
+    if config.masking.corruption.random_from != "source":
+        return []
+    problems: list[str] = []
+    if len(data_folders(config.data)) < 2:
+        problems.append(Removable(name, "'source' has no effect with a single folder in `data`", "vocabulary"))
+    if config.distill.stored is not None:
+        problems.append(must(name, "be 'vocabulary' with `distill.stored`", "source"))
+    return problems
 
 
 def _objective_problems(config: PretrainConfig) -> list[str]:

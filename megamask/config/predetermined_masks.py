@@ -23,6 +23,7 @@ def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
         masking.pop(unused, None)
     if masking["ratio"]["back"] is None:  # as in folders written before this setting existed
         del masking["ratio"]["back"]
+    del masking["corruption"]["random_from"]  # always `vocabulary`
     masking["corruption"]["keep"] = masking["corruption"].pop("unchanged")  # names on disk do not change
     mixture = asdict(config.mixture)
     if mixture["alpha_end"] is None:  # as in folders written before this setting existed

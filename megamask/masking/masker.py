@@ -10,7 +10,7 @@ from torch import Tensor
 from megamask.batch import MaskPlan, PackedBatch, TokenIds
 from megamask.errors import ConfigError, DataError, NonFiniteError
 from megamask.masking.choose_within_budget import choose_pieces
-from megamask.masking.corrupt import corrupt_targets
+from megamask.masking.corrupt import SourceTokens, corrupt_targets
 from megamask.masking.entropy import EntropyScore
 from megamask.masking.loss_weights import loss_weights
 from megamask.masking.part_of_speech import PartOfSpeechScore
@@ -35,13 +35,16 @@ class Masker:
         *,
         tags: Sequence[str] = (),
         phases: RunPhases | None = None,
+        source_tokens: SourceTokens | None = None,
     ):
         """``score`` is by default the one that ``config`` names; ``tags`` are the names of the text's tags from 1. A
-        ratio of the ``phases`` of a run goes before that of ``config``.
+        ratio of the ``phases`` of a run goes before that of ``config``. ``source_tokens`` are random tokens by source.
 
-        Raises ConfigError if the score needs tags and there are none.
+        Raises ConfigError if the score needs tags and there are none, or random tokens need sources.
         """
-        self.config, self.ids, self._phases = config, ids, phases
+        self.config, self.ids, self._phases, self._source_tokens = config, ids, phases, source_tokens
+        if config.corruption.random_from == "source" and source_tokens is None:
+            raise ConfigError("`masking.corruption.random_from` 'source' needs a run on a mixture. Use 'vocabulary'.")
         self.score: Score = score or _score(config, tags, ids.size)
 
     def budget(self, progress: float, rows: int, number: int | None = None) -> int:
@@ -87,7 +90,9 @@ class Masker:
             score, pieces, budget, batch, rng, temperature=self.score.temperature, explore=explore
         )
         weights = None if score is None else loss_weights(self.config, probability, batch.on_host.maskable_tokens)
-        return corrupt_targets(batch, targets, self.config.corruption, self.ids, rng, probability, weights)
+        return corrupt_targets(
+            batch, targets, self.config.corruption, self.ids, rng, probability, weights, self._source_tokens
+        )
 
 
 def _score(config: MaskingConfig, tags: Sequence[str], vocabulary: int) -> Score:

@@ -37,12 +37,17 @@ class Corruption:
     """Share of the targets replaced by a random token that is not special."""
     unchanged: Share = 0.1
     """Share of the targets that stay unchanged in the input and are predicted too."""
+    random_from: Literal["vocabulary", "source"] = "vocabulary"
+    """Where random tokens come from: `vocabulary`: all of it, evenly; `source`: in a mixture, the train text of the
+    source of the pack, such as its language, each token as often as there."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what the settings cannot do together."""
         total = self.mask + self.random + self.unchanged
         if abs(total - 1) > 1e-9:
             return [must(f"{name}.mask + {name}.random + {name}.unchanged", "be 1", round(total, 9))]
+        if self.random == 0:
+            return removable(self, ["random_from"], name, f"has no effect while `{name}.random` is 0")
         return []
 
     def counts(self, targets: int) -> tuple[int, int]:

@@ -36,6 +36,7 @@ ADDED: dict[str, Any] = {
     "mixture.shares": None,
     "mixture.alpha": 1.0,
     "mixture.alpha_end": None,
+    "masking.corruption.random_from": "vocabulary",
     "masking.correction": 0.0,
     "masking.max_weight": None,
     "masking.entropy.effective_sample_size": None,

@@ -23,6 +23,7 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.engine.engine import Engine
 from megamask.health.loss_spikes import SkippedPacks, SpikePolicy
 from megamask.health.stragglers import StragglerDetector
+from megamask.masking.corrupt import SourceTokens
 from megamask.masking.masker import Masker
 from megamask.metrics.logger import MetricsLogger
 from megamask.metrics.mask_figures import MaskFigures
@@ -73,7 +74,9 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
     loader = Loader(text.packs, ranks.device())
     trainer = Trainer(
         engine=engine,
-        masker=Masker(config.masking, ids, tags=tags, phases=run_phases(config)),
+        masker=Masker(
+            config.masking, ids, tags=tags, phases=run_phases(config), source_tokens=build_source_tokens(config, text)
+        ),
         meters=Meters(loader, engine),
         policy=SpikePolicy(config.spikes, state.spikes),
         seed=config.seed,
@@ -120,6 +123,15 @@ def metrics_logger(config: PretrainConfig, folder: RunFolder, step: int) -> Metr
     """The log of a run, continued after ``step``."""
     project, settings = config.log.wandb, as_dict(config)
     return MetricsLogger(folder.path, step, config.steps, wandb_project=project, settings=settings)
+
+
+def build_source_tokens(config: PretrainConfig, text: RunText) -> SourceTokens | None:
+    """The random tokens of each source of a mixture, if `masking.corruption.random_from` asks for them."""
+    packs = text.packs
+    if config.masking.corruption.random_from != "source" or not isinstance(packs, MixedPacks):
+        return None
+    counts = [source.shards.unigram for source in packs.sources.values()]
+    return SourceTokens(counts, packs.source_of, packs.token_ids)
 
 
 def build_mask_figures(config: PretrainConfig, text: RunText) -> MaskFigures:

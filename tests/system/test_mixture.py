@@ -134,7 +134,7 @@ def test_languages_are_split_trained_with_moving_shares_and_resumed_to_the_bit(d
     assert made.code == 0, made.err
     assert "  megamask pretrain --data" in made.out and "/* --mixture.alpha 0.3" in made.out
     sources = [str(folder) for folder in sorted(output.glob("*"))]
-    moving = ["--mixture.alpha", 1, "--mixture.alpha-end", 0]
+    moving = ["--mixture.alpha", 1, "--mixture.alpha-end", 0, "--masking.corruption.random-from", "source"]
     ended = mix(sources, tmp_path / "run", *moving, log__every=4)
     assert ended.code == 0, ended.err
     assert "in each of 64 steps of alpha" in ended.out and " to 50.0%, read" in ended.out
@@ -148,5 +148,5 @@ def test_languages_are_split_trained_with_moving_shares_and_resumed_to_the_bit(d
     assert again.code == 0 and "resuming after step 4" in again.out, again.err
     before, after = weights(tmp_path / "run", STEPS), weights(copy, STEPS)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    refused = mix(sources, copy, *moving[:2])
+    refused = mix(sources, copy, *moving[:2], *moving[4:])
     assert refused.code == ConfigError.exit_code and "`mixture.alpha_end`" in refused.err
