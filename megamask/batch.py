@@ -113,6 +113,13 @@ def sum_by_sequence(
     return values.new_zeros(*values.shape[:-1], count).index_add_(-1, sequence, values)
 
 
+def true_rows(mask: Bool[Tensor, " n"], count: int) -> Int64[Tensor, " count"]:
+    """Where ``mask`` is true, in order; it must be true ``count`` times, so that nothing waits for the device."""
+    if mask.is_cpu:  # in a tenth of the time
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.nonzero_static(mask, size=count).squeeze(1)
+
+
 @dataclass(frozen=True)
 class HostPack:
     """What the host keeps of a pack, so that it knows all sizes and never has to ask the device for one."""
@@ -133,12 +140,17 @@ class HostPack:
         """Tokens of the pack that can be masked."""
         return int(np.count_nonzero(self.maskable))
 
-    @property
+    @cached_property
+    def sequence(self) -> Int64[np.ndarray, " T"]:
+        """The number of the sequence of each token."""
+        return np.repeat(np.arange(len(self.cu_seqlens) - 1), np.diff(self.cu_seqlens))
+
+    @cached_property
     def maskable_by_sequence(self) -> Int64[np.ndarray, " S"]:
         """Tokens of each sequence that can be masked."""
         return np.diff(np.concatenate(([0], self.maskable.cumsum(dtype=np.int64)))[self.cu_seqlens])
 
-    @property
+    @cached_property
     def begins(self) -> Bool[np.ndarray, " T"]:
         """Whether each token is the first of its sequence."""
         first = np.zeros(len(self.maskable), dtype=bool)

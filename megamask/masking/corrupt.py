@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from megamask.batch import MaskPlan, PackedBatch, TokenIds
+from megamask.batch import MaskPlan, PackedBatch, TokenIds, true_rows
 from megamask.masking.rng import PackRng, send
 from megamask.masking.settings import Corruption as Corruption
 
@@ -50,18 +50,18 @@ def corrupt_targets(
     Differs from BERT: the numbers are exact, not drawn token by token, so that all packs have the same shapes.
     """
     masks, randoms = mix.counts(len(targets))
-    order = rng.order(len(targets))
+    order = rng.order_array(len(targets))
     if source_tokens is None:
         drawn = _ordinary(ids, rng.integers(ids.size - len(ids.special), randoms))
     else:
         drawn = source_tokens.draw(batch.number, randoms, rng)
-    order, drawn = send([order, drawn], targets.device)
-    shuffled = targets.index_select(0, order)
-    hidden = shuffled[:masks].sort().values
+    places = [np.sort(order[:masks]), order[masks : masks + randoms]]  # among the targets
+    to_hide, to_replace, drawn = send([*places, drawn], targets.device)
+    hidden = targets.index_select(0, to_hide)
     inputs = batch.tokens.index_fill(0, hidden, ids.mask)
-    inputs.index_copy_(0, shuffled[masks : masks + randoms], drawn)
-    is_visible = batch.maskable.new_ones(batch.layout.rows).index_fill_(0, hidden, False)
-    visible = torch.nonzero_static(is_visible, size=len(is_visible) - masks).squeeze(1)
+    inputs.index_copy_(0, targets.index_select(0, to_replace), drawn)
+    is_visible = torch.ones_like(batch.maskable).index_fill_(0, hidden, False)
+    visible = true_rows(is_visible, len(is_visible) - masks)
     return MaskPlan(inputs, targets, batch.tokens.index_select(0, targets), hidden, visible, probability, weights)
 
 

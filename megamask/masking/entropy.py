@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, PackedBatch
@@ -58,9 +58,9 @@ class EntropyScore(Score):
         self._scored: set[int] = set()  # numbers of the packs of this step; random masks have no score
 
     def __call__(
-        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
-    ) -> Float[Tensor, " T"]:
-        """The score of each token, the same for all tokens of a piece; any finite number where it is not maskable.
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, pieces: PieceTable, rng: PackRng
+    ) -> Float[Tensor, " P"]:
+        """The score of each piece; any finite number where it is not maskable.
 
         Draws from ``rng`` only if entropies are shuffled.
         """
@@ -70,14 +70,12 @@ class EntropyScore(Score):
             self.temperature = self._log.exp()
         if self.config.shuffle != "no":
             entropy = shuffled(entropy, batch, rng, by_type=self.config.shuffle == "type")
-        # as many pieces as tokens, some of them empty: counting them would wait for the device
-        pieces = PieceTable.of(piece, batch, len(piece))
         values = pieces.mean_of_tokens(entropy)
         score = self._by_strategy(pieces, values)
         if self.config.skip_top:
             # below every score that noise and spread could reach
             score = score - (rank_from_top(pieces, values) < self.config.skip_top) * 1e4 * (1 + self.temperature)
-        return score.index_select(0, piece)
+        return score
 
     def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """Add the weights that a whole correction would give the targets of ``plan``."""
@@ -142,7 +140,7 @@ def standardized(pieces: PieceTable, values: Float[Tensor, " P"]) -> Float[Tenso
 def from_lowest(pieces: PieceTable, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
     """The values minus the lowest of the sequence where that is negative."""
     lowest = values.new_zeros(pieces.num_sequences)
-    lowest = lowest.scatter_reduce(0, pieces.sequence, torch.where(pieces.maskable, values, 0), "amin")
+    lowest = lowest.scatter_reduce(0, pieces.sequence, values.masked_fill(pieces.fixed, 0), "amin")
     return values - lowest[pieces.sequence]
 
 

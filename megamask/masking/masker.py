@@ -85,7 +85,7 @@ class Masker:
         pieces = pieces_of_unit(self.config.unit, batch, rng)
         budget = self.budget(progress, batch.layout.rows if rows is None else rows, batch.number)
         explore = self.config.random_share(coarse(progress))
-        score = None if explore == 1 else self.score(batch, entropy, pieces.numbers, rng)
+        score = None if explore == 1 else self.score(batch, entropy, pieces, rng)
         targets, probability = choose_pieces(
             score, pieces, budget, batch, rng, temperature=self.score.temperature, explore=explore
         )

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, PackedBatch
 from megamask.errors import CheckpointError, DataError
+from megamask.masking.piece_order import PieceTable
 from megamask.masking.rng import PackRng
 from megamask.masking.score import GRAIN, Score
 from megamask.masking.settings import PartOfSpeechScoreConfig as PartOfSpeechScoreConfig
@@ -52,9 +53,9 @@ class PartOfSpeechScore(Score):
             self._losses, self._own, self._all = (t.to(device) for t in (self._losses, self._own, self._all))
 
     def __call__(
-        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
-    ) -> Float[Tensor, " T"] | None:
-        """The logarithm of the weight of each token's word; None until something was learned.
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, pieces: PieceTable, rng: PackRng
+    ) -> Float[Tensor, " P"] | None:
+        """The mean of the logarithms of the weights of each piece's words; None until something was learned.
 
         Raises DataError if ``batch`` has no tags.
         """
@@ -64,7 +65,7 @@ class PartOfSpeechScore(Score):
         self._follow(tags.device)
         # 32 bits: a mean of some equal ones is then exact in 64, so equal weights are equal scores
         table = torch.cat([self._losses.new_full((1,), 0.5).log(), self.log_weights]).float()
-        return table[tags[_first_rows(pieces_of_unit("word", batch, rng).numbers)]]
+        return pieces.mean_of_tokens(table[tags[_first_rows(pieces_of_unit("word", batch, rng).piece)]])
 
     @property
     def log_weights(self) -> Float[Tensor, " K"]:

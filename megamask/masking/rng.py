@@ -16,15 +16,16 @@ from torch import Tensor
 HOST = torch.device("cpu")
 
 
-def send(numbers: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def send(numbers: Sequence[np.ndarray | Tensor], device: torch.device) -> list[Tensor]:
     """``numbers`` of 8 bytes each, which are on the host, on ``device``: by one copy that nobody waits for."""
+    tensors = [each if isinstance(each, Tensor) else torch.from_numpy(each) for each in numbers]
     if device.type == "cpu":
-        return list(numbers)
-    together = torch.cat([each.view(torch.int64) for each in numbers])
+        return tensors
+    together = torch.cat([each.view(torch.int64).flatten() for each in tensors])
     if device.type == "cuda":
         together = together.pin_memory()
-    parts = together.to(device, non_blocking=True).split([len(each) for each in numbers])
-    return [part.view(each.dtype) for part, each in zip(parts, numbers, strict=True)]
+    parts = together.to(device, non_blocking=True).split([each.numel() for each in tensors])
+    return [part.view(each.dtype).view(each.shape) for part, each in zip(parts, tensors, strict=True)]
 
 
 class PackRng:
@@ -49,7 +50,11 @@ class PackRng:
 
     def order(self, count: int, device: torch.device = HOST) -> Int64[Tensor, " count"]:
         """A random permutation of range(count)."""
-        return self._sent(self._draws.permutation(count), device)
+        return self._sent(self.order_array(count), device)
+
+    def order_array(self, count: int) -> Int64[np.ndarray, " count"]:
+        """The same as ``order``, for work that the host does."""
+        return self._draws.permutation(count)
 
     def _sent(self, drawn: np.ndarray, device: torch.device) -> Tensor:
         return send([torch.from_numpy(drawn)], device)[0]

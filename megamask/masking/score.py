@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from megamask.batch import Learner, PackedBatch
+from megamask.masking.piece_order import PieceTable
 from megamask.masking.rng import PackRng
 
 GRAIN = 2.0**-20
@@ -16,18 +17,17 @@ GRAIN = 2.0**-20
 
 @runtime_checkable
 class Score(Learner, Protocol):
-    """Which pieces are masked first: a number per token, higher ones first; None: no preference.
+    """Which pieces are masked first: a number per piece, in fp64, higher ones first; None: no preference.
 
     ``temperature`` is that of the Gumbel noise in the selection; 0 takes the highest scores. A tensor is above 0, and
-    its value stays on the device. ``piece`` is the piece of
-    each token: all tokens of a piece should have the same score.
+    its value stays on the device.
     """
 
     temperature: float | Float[Tensor, ""]
 
     def __call__(
-        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
-    ) -> Float[Tensor, " T"] | None: ...
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, pieces: PieceTable, rng: PackRng
+    ) -> Float[Tensor, " P"] | None: ...
     def figures(self) -> dict[str, float]:
         """Metrics since the last call, by name."""
         return {}
@@ -39,6 +39,6 @@ class UniformScore(Score):
     temperature = 1.0
 
     def __call__(
-        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, pieces: PieceTable, rng: PackRng
     ) -> None:
         """All pieces are equal."""

@@ -27,11 +27,12 @@ import math
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from megamask.batch import Losses, MaskPlan, PackedBatch
 from megamask.errors import CheckpointError
+from megamask.masking.piece_order import PieceTable
 from megamask.masking.rng import PackRng
 from megamask.masking.score import GRAIN, Score
 from megamask.masking.settings import TokenTypeScoreConfig as TokenTypeScoreConfig
@@ -58,13 +59,13 @@ class TokenTypeScore(Score):
             self._values, self._seen, self._own, self._all = (tensor.to(device) for tensor in state)
 
     def __call__(
-        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, piece: Int64[Tensor, " T"], rng: PackRng
-    ) -> Float[Tensor, " T"] | None:
-        """The logarithm of the value of each row's type; None before the first update."""
+        self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, pieces: PieceTable, rng: PackRng
+    ) -> Float[Tensor, " P"] | None:
+        """The mean of the logarithms of the values of each piece's types; None before the first update."""
         if self._steps < self.config.every:
             return None
         self._follow(batch.tokens.device)
-        return self._values.log().float()[batch.tokens]
+        return pieces.mean_of_tokens(self._values.log().float()[batch.tokens])
 
     def update(self, batch: PackedBatch, plan: MaskPlan, losses: Losses) -> None:
         """Add the errors or the losses at the targets to those of their types."""

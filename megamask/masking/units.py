@@ -9,43 +9,22 @@ The host finds the pieces, because it must know how many there are before it dra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from jaxtyping import Bool, Int64
-from torch import Tensor
 
 from megamask.batch import HostPack, PackedBatch
-from megamask.masking.rng import PackRng, send
+from megamask.masking.piece_order import PieceTable
+from megamask.masking.rng import PackRng
 from megamask.masking.settings import Unit as Unit
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """The number of the piece that each token belongs to, how many pieces there are, and the tokens of the largest."""
-
-    numbers: Int64[Tensor, " T"]
-    count: int
-    largest: int
-
-    @classmethod
-    def of(cls, numbers: Int64[Tensor, " T"]) -> Pieces:
-        """Pieces with these ``numbers``. Waits for the device."""
-        sizes = torch.bincount(numbers)
-        return cls(numbers, len(sizes), int(sizes.max()))
-
-
-def pieces_of_unit(unit: Unit, batch: PackedBatch, rng: PackRng) -> Pieces:
+def pieces_of_unit(unit: Unit, batch: PackedBatch, rng: PackRng) -> PieceTable:
     """The pieces of ``batch``; draws from ``rng`` only for spans."""
-    device = batch.tokens.device
     if unit == "token":
-        return Pieces(torch.arange(batch.layout.rows, device=device), batch.layout.rows, 1)
+        return PieceTable.of_tokens(batch)
     host = batch.on_host
     starts = host.starts_word | host.begins
-    numbers = _numbers(_span_starts(starts, host, rng) if unit == "span" else starts, host.maskable)
-    sizes = np.bincount(numbers)
-    return Pieces(send([torch.from_numpy(numbers)], device)[0], len(sizes), int(sizes.max()))
+    return PieceTable.of(_numbers(_span_starts(starts, host, rng) if unit == "span" else starts, host.maskable), batch)
 
 
 def _numbers(starts: Bool[np.ndarray, " T"], maskable: Bool[np.ndarray, " T"]) -> Int64[np.ndarray, " T"]:

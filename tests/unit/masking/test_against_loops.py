@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from megamask.batch import PackedBatch
-from megamask.masking.choose_within_budget import choose_pieces, first_fit
+from megamask.masking.choose_within_budget import choose_pieces, first_fit, first_fit_in_rounds
 from megamask.masking.corrupt import corrupt_targets
+from megamask.masking.piece_order import radix_argsort
 from megamask.masking.rng import PackRng, gumbel
 from megamask.masking.settings import Corruption
 from megamask.masking.units import pieces_of_unit
@@ -63,10 +64,7 @@ class Loop:
         if score is None or budget in (explored, self.available):
             taken = self.take(pieces, noise, share, budget, budget / self.available)
         else:
-            total = [0.0] * self.count
-            for row, number in enumerate(self.piece):
-                total[number] += float(score[row])
-            mean = [t / n for t, n in zip(total, self.size, strict=True)]
+            mean = score.tolist()
             priority = [m + temperature * n for m, n in zip(mean, noise, strict=True)]
             if not temperature:
                 ranks = sorted(range(self.count), key=lambda p: (mean[p], noise[p]))
@@ -107,10 +105,11 @@ def test_targets_are_those_of_a_loop(unit, temperature, explore):
             score = score.round()  # many are equal
         one, other = PackRng(3, seed), PackRng(3, seed)
         pieces = pieces_of_unit(unit, batch, one)
-        loop = Loop(batch, pieces_of_unit(unit, batch, other).numbers.tolist(), other)
-        assert (pieces.count, pieces.largest) == (loop.count, max(loop.size))
+        loop = Loop(batch, pieces_of_unit(unit, batch, other).piece.tolist(), other)
+        assert (pieces.size.tolist(), pieces.sequence.tolist()) == (loop.size, loop.sequence)
+        assert (pieces.maskable.tolist(), pieces.largest) == (loop.free, max(loop.size))
         budget = (7, 30, 60, 110, loop.available - 1, loop.available)[seed]
-        given = None if temperature is None else score
+        given = None if temperature is None else pieces.mean_of_tokens(score)
         chosen = choose_pieces(given, pieces, budget, batch, one, temperature=temperature or 0.0, explore=explore)
         assert chosen.rows.tolist() == loop.choose(given, budget, temperature or 0.0, explore)
         assert torch.equal(one.uniform(3), other.uniform(3))  # as many numbers were drawn
@@ -140,4 +139,13 @@ def test_the_first_pieces_that_fit_are_those_of_a_loop():
             for each in size.tolist():
                 expected.append(0 < each <= rest)
                 rest -= each if expected[-1] else 0
-            assert first_fit(torch.from_numpy(size), torch.tensor(left), largest).tolist() == expected
+            for fit in (first_fit, first_fit_in_rounds):
+                assert fit(torch.from_numpy(size), torch.tensor(left), largest).tolist() == expected
+
+
+def test_a_radix_sort_orders_floats_as_torch_does():
+    values = torch.randn(3000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values[::3] = values[::3].round()  # many are equal, some of them 0.0 or -0.0
+    values[::50], values[7], values[8] = -torch.inf, torch.inf, 5e-324
+    order = torch.from_numpy(radix_argsort(values.numpy()))
+    assert torch.equal(order, values.argsort(descending=True, stable=True))

@@ -15,9 +15,10 @@ from megamask.errors.setting_rules import settings_problems
 from megamask.masking.choose_within_budget import choose_pieces
 from megamask.masking.entropy import EntropyScore, EntropyScoreConfig, shuffled
 from megamask.masking.masker import STEPS, Masker, MaskingConfig
+from megamask.masking.piece_order import PieceTable
 from megamask.masking.rng import PackRng
 from megamask.masking.score import Score
-from megamask.masking.units import Pieces, pieces_of_unit
+from megamask.masking.units import pieces_of_unit
 from megamask.runtime import ranks
 from megamask.schedules import Schedule
 from tests.batches import IDS, pack
@@ -33,9 +34,9 @@ def doubts(batch, seed=0):
     return 8 * torch.rand(batch.layout.rows, generator=draws) ** 2
 
 
-def score(batch, entropy, piece=None, **settings):
-    piece = torch.arange(batch.layout.rows) if piece is None else piece
-    return EntropyScore(EntropyScoreConfig(**settings))(batch, entropy, piece, PackRng(0, batch.number))
+def score(batch, entropy, pieces=None, **settings):
+    pieces = PieceTable.of_tokens(batch) if pieces is None else pieces
+    return EntropyScore(EntropyScoreConfig(**settings))(batch, entropy, pieces, PackRng(0, batch.number))
 
 
 def masker(unit="token", ratio=0.2, explore=0.0, **settings):
@@ -79,15 +80,15 @@ def test_the_budget_is_exact_whatever_decides(
 ):
     batch = pack(lengths, padding=3, seed=seed)
     rng = PackRng(seed, 0)
-    piece = pieces_of_unit(unit, batch, rng).numbers
+    pieces = pieces_of_unit(unit, batch, rng)
     entropy = EntropyScore(
         EntropyScoreConfig(strategy, temperature or (strategy == "proportional"), True, cap, shuffle)
     )
     budget = max(1, int(share * batch.maskable.sum()))
-    scores = entropy(batch, scale * doubts(batch), piece, rng)
+    scores = entropy(batch, scale * doubts(batch), pieces, rng)
     assert scores.isfinite().all()
     rows, probability = choose_pieces(
-        scores, Pieces.of(piece), budget, batch, rng, temperature=entropy.temperature, explore=explore
+        scores, pieces, budget, batch, rng, temperature=entropy.temperature, explore=explore
     )
     assert len(rows) == budget == len(probability)
     assert (rows.diff() > 0).all()
@@ -101,7 +102,7 @@ def test_at_temperature_zero_exactly_the_top_or_bottom_of_each_sequence_is_taken
     batch = pack(LENGTHS)
     entropy = doubts(batch)
     plan = plan_of(masker(unit, strategy=strategy, temperature=0), batch, entropy)
-    piece = pieces_of_unit(unit, batch, PackRng(1, 0)).numbers
+    piece = pieces_of_unit(unit, batch, PackRng(1, 0)).piece
     for rows in maskable_of(batch):
         numbers, counts = piece[rows].unique(return_counts=True)
         means = torch.stack([entropy[piece == number].mean() for number in numbers])
@@ -131,7 +132,7 @@ def test_middle_and_both_take_the_nearest_to_and_farthest_from_the_middle_rank()
     for strategy, expected in (("middle", inside[15:25]), ("both", inside[:5] + inside[-5:])):
         chosen = choose_pieces(
             score(batch, entropy, strategy=strategy),
-            Pieces.of(torch.arange(42)),
+            PieceTable.of_tokens(batch),
             10,
             batch,
             PackRng(0, 0),
@@ -141,17 +142,18 @@ def test_middle_and_both_take_the_nearest_to_and_farthest_from_the_middle_rank()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_all_rows_of_a_piece_have_the_score_of_their_mean(strategy):
+def test_a_piece_has_the_score_of_the_mean_of_its_rows(strategy):
     batch = pack(LENGTHS)
-    piece = pieces_of_unit("word", batch, PackRng(0, 0)).numbers
+    pieces = pieces_of_unit("word", batch, PackRng(0, 0))
+    piece = pieces.piece
     entropy = doubts(batch)
     means = entropy.clone().double()
     for number in piece.unique():
         means[piece == number] = entropy[piece == number].double().mean()
-    scores = score(batch, entropy, piece, strategy=strategy)
-    again = score(batch, means, piece, strategy=strategy)
+    scores = score(batch, entropy, pieces, strategy=strategy)
+    again = score(batch, means, pieces, strategy=strategy)
     torch.testing.assert_close(scores, again)
-    assert all(len(scores[piece == number].unique()) == 1 for number in piece.unique())
+    assert len(scores) == len(piece.unique())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[:4])
@@ -197,9 +199,7 @@ def test_a_flat_sequence_is_masked_at_random(strategy, value):
     draws, hits = 300, torch.zeros(batch.layout.rows)
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
-        hits[
-            choose_pieces(scores, Pieces.of(torch.arange(len(flat))), 20, one, PackRng(0, number), temperature=0).rows
-        ] += 1
+        hits[choose_pieces(scores, PieceTable.of_tokens(batch), 20, one, PackRng(0, number), temperature=0).rows] += 1
     rates = hits[batch.maskable] / draws
     mean = float(rates.mean())
     assert (rates - mean).abs().max() < 5 * (mean * (1 - mean) / draws) ** 0.5
@@ -214,7 +214,7 @@ def test_proportional_draws_in_proportion_to_the_power_of_entropy(temperature, l
     for number in range(draws):
         one = dataclasses.replace(batch, number=number)
         hits[
-            choose_pieces(scores, Pieces.of(torch.arange(10)), 1, one, PackRng(0, number), temperature=temperature).rows
+            choose_pieces(scores, PieceTable.of_tokens(batch), 1, one, PackRng(0, number), temperature=temperature).rows
         ] += 1
     weights = (entropy[1:-1] - lowest) ** (1 / temperature)
     expected = weights / weights.sum()
@@ -228,9 +228,9 @@ def test_the_capped_are_left_to_the_last_and_taken_then():
     top = rows[entropy[rows].argsort(descending=True)]
     scores = score(batch, entropy, skip_top=0.1)
     for budget in (10, 45, 47, 50):
-        taken = choose_pieces(scores, Pieces.of(torch.arange(52)), budget, batch, PackRng(0, 0), temperature=0.5).rows
+        taken = choose_pieces(scores, PieceTable.of_tokens(batch), budget, batch, PackRng(0, 0), temperature=0.5).rows
         assert int(torch.isin(top[:5], taken).sum()) == max(0, budget - 45)
-    taken = choose_pieces(scores, Pieces.of(torch.arange(52)), 10, batch, PackRng(0, 0), temperature=0).rows
+    taken = choose_pieces(scores, PieceTable.of_tokens(batch), 10, batch, PackRng(0, 0), temperature=0).rows
     assert taken.tolist() == top[5:15].sort().values.tolist()
 
 
@@ -335,7 +335,7 @@ class Counting:
     def __init__(self):
         self.seen = torch.zeros(1)
 
-    def __call__(self, batch, entropy, piece, rng):
+    def __call__(self, batch, entropy, pieces, rng):
         return batch.tokens.double()
 
     def update(self, batch, plan, losses):

@@ -13,8 +13,9 @@ from megamask.errors import DataError
 from megamask.masking.choose_within_budget import choose_pieces
 from megamask.masking.corrupt import Corruption
 from megamask.masking.masker import Masker, MaskingConfig
+from megamask.masking.piece_order import PieceTable
 from megamask.masking.rng import PackRng
-from megamask.masking.units import Pieces, pieces_of_unit
+from megamask.masking.units import pieces_of_unit
 from megamask.schedules import Schedule
 from tests.batches import IDS, pack
 
@@ -71,26 +72,25 @@ def test_at_most_one_piece_is_cut(unit):
     for number in range(30):
         batch = pack([50, 31, 64, 20], number=number, seed=number)
         rng = PackRng(0, number)
-        piece = pieces_of_unit(unit, batch, rng).numbers
-        chosen = choose_pieces(torch.zeros(batch.layout.rows), Pieces.of(piece), 45, batch, rng).rows
-        hits = torch.bincount(piece[chosen], minlength=int(piece[-1]) + 1)
-        sizes = torch.bincount(piece)
-        assert int(((hits > 0) & (hits < sizes)).sum()) <= 1
+        pieces = pieces_of_unit(unit, batch, rng)
+        chosen = choose_pieces(torch.zeros(len(pieces.size)), pieces, 45, batch, rng).rows
+        hits = torch.bincount(pieces.piece[chosen], minlength=len(pieces.size))
+        assert int(((hits > 0) & (hits < pieces.size)).sum()) <= 1
 
 
 def test_words_stay_whole_where_single_token_words_are_left_to_fill_up():
     for number in range(30):
         batch = pack([50, 31, 64, 20], number=number, seed=number)
         rng = PackRng(0, number)
-        piece = pieces_of_unit("word", batch, rng).numbers
-        chosen = choose_pieces(torch.zeros(batch.layout.rows), Pieces.of(piece), 30, batch, rng).rows
-        hits = torch.bincount(piece[chosen], minlength=int(piece[-1]) + 1)
-        assert ((hits == 0) | (hits == torch.bincount(piece))).all()
+        pieces = pieces_of_unit("word", batch, rng)
+        chosen = choose_pieces(torch.zeros(len(pieces.size)), pieces, 30, batch, rng).rows
+        hits = torch.bincount(pieces.piece[chosen], minlength=len(pieces.size))
+        assert ((hits == 0) | (hits == pieces.size)).all()
 
 
 def test_pieces_never_join_two_sequences_and_spans_are_whole_words():
     batch = pack(LENGTHS)
-    word, span = (pieces_of_unit(unit, batch, PackRng(0, 0)).numbers for unit in ("word", "span"))
+    word, span = (pieces_of_unit(unit, batch, PackRng(0, 0)).piece for unit in ("word", "span"))
     for piece in (word, span):
         for number in piece.unique():
             assert len(batch.layout.sequence[piece == number].unique()) == 1
@@ -101,7 +101,7 @@ def test_pieces_never_join_two_sequences_and_spans_are_whole_words():
 def test_at_temperature_zero_the_top_rows_of_each_sequence_are_taken():
     batch = pack([22, 22, 22])
     score = torch.rand(66, generator=torch.Generator().manual_seed(3))
-    chosen = choose_pieces(score, Pieces.of(torch.arange(66)), 15, batch, PackRng(0, 0), temperature=0.0).rows
+    chosen = choose_pieces(score, PieceTable.of_tokens(batch), 15, batch, PackRng(0, 0), temperature=0.0).rows
     for number in range(3):
         inside = (batch.layout.sequence == number) & batch.maskable
         best = score.masked_fill(~inside, -1).topk(5).indices
@@ -134,10 +134,10 @@ def test_long_pieces_are_masked_as_often_as_short_ones(unit):
     rates = {True: [], False: []}
     for number in range(60):
         rng = PackRng(0, number)
-        piece = pieces_of_unit(unit, batch, rng).numbers
+        pieces = pieces_of_unit(unit, batch, rng)
         chosen = torch.zeros(batch.layout.rows)
-        chosen[choose_pieces(torch.zeros(batch.layout.rows), Pieces.of(piece), 2304, batch, rng).rows] = 1
-        size = torch.bincount(piece)[piece]
+        chosen[choose_pieces(torch.zeros(len(pieces.size)), pieces, 2304, batch, rng).rows] = 1
+        size = pieces.size[pieces.piece]
         long = size > size[batch.maskable].double().median()
         for which in (True, False):
             rates[which].append(float(chosen[batch.maskable & (long == which)].mean()))

@@ -17,6 +17,7 @@ from megamask.errors import CheckpointError, ConfigError, DataError
 from megamask.errors.setting_rules import settings_problems
 from megamask.masking.masker import Masker, MaskingConfig
 from megamask.masking.part_of_speech import PartOfSpeechScore, PartOfSpeechScoreConfig
+from megamask.masking.piece_order import PieceTable
 from megamask.masking.rng import PackRng
 from megamask.masking.units import Unit, pieces_of_unit
 from megamask.runtime import ranks
@@ -115,13 +116,13 @@ def test_a_temperature_is_an_exponent_of_the_weights():
     for temperature in (0.5, 2.0):
         ours = knowing(masker(1 / 40, temperature=temperature), [1.0, 3.0, 0.5, 2.0])
         whole = PackRng(0, 0)
-        score = ours.score(batch, None, pieces_of_unit("word", batch, whole).numbers, whole)
+        score = ours.score(batch, None, PieceTable.of_tokens(batch), whole)
         assert ours.score.temperature == temperature
         by_tag = torch.tensor([0.5, *weights([1.0, 3.0, 0.5, 2.0])]).log()
-        first = pieces_of_unit("word", batch, whole).numbers
+        first = pieces_of_unit("word", batch, whole).piece
         starts = torch.tensor([first.tolist().index(number) for number in first.tolist()])
         # every token counts by the tag of its word's first, those without by a half
-        assert torch.allclose(score, by_tag[batch.tags.long()[starts]], rtol=1e-6)
+        assert torch.allclose(score.float(), by_tag[batch.tags.long()[starts]], rtol=1e-6)
 
 
 @settings(max_examples=20)
@@ -135,7 +136,7 @@ def test_budgets_are_exact_and_whole_words_stay_whole(step, unit, ends):
     batch = tagged([50, 31, 64, 20], step, untagged=True)
     plan = plan_of(ours, batch, step / 100)
     assert len(plan.targets.unique()) == ours.budget(step / 100, batch.layout.rows)
-    piece = pieces_of_unit(unit, batch, PackRng(5, batch.number)).numbers
+    piece = pieces_of_unit(unit, batch, PackRng(5, batch.number)).piece
     hits, sizes = (torch.bincount(p, minlength=int(piece[-1]) + 1) for p in (piece[plan.targets], piece))
     assert int(((hits > 0) & (hits < sizes)).sum()) <= 1
 

@@ -10,7 +10,7 @@ import torch
 from megamask.batch import PackedBatch
 from megamask.masking.choose_within_budget import choose_pieces
 from megamask.masking.rng import PackRng
-from megamask.masking.units import Pieces, pieces_of_unit
+from megamask.masking.units import pieces_of_unit
 from tests.batches import pack
 
 
@@ -42,7 +42,7 @@ def test_words_are_those_of_a_loop_over_tokens():
     interrupted = 0
     for seed in range(10):
         batch = with_unknown_tokens(seed)
-        piece = pieces_of_unit("word", batch, PackRng(0, 0)).numbers
+        piece = pieces_of_unit("word", batch, PackRng(0, 0)).piece
         words = [tuple((piece == number).nonzero().squeeze(1).tolist()) for number in range(int(piece.max()) + 1)]
         assert words == words_by_loop(batch)
         interrupted += sum(word[-1] - word[0] >= len(word) for word in words)
@@ -52,7 +52,7 @@ def test_words_are_those_of_a_loop_over_tokens():
 @pytest.mark.parametrize("seed", range(5))
 def test_spans_are_whole_words_and_leave_out_unknown_tokens(seed):
     batch = with_unknown_tokens(seed)
-    word, span = (pieces_of_unit(unit, batch, PackRng(0, seed)).numbers for unit in ("word", "span"))
+    word, span = (pieces_of_unit(unit, batch, PackRng(0, seed)).piece for unit in ("word", "span"))
     assert all(len(span[word == number].unique()) == 1 for number in word.unique())
     assert int(span.max()) < int(word.max())
     for number in span.unique():
@@ -65,8 +65,9 @@ def test_spans_are_whole_words_and_leave_out_unknown_tokens(seed):
 def test_a_word_with_an_unknown_token_is_masked_whole_except_for_it(unit):
     for seed in range(20):
         batch = with_unknown_tokens(seed)
-        piece = pieces_of_unit(unit, batch, PackRng(0, seed)).numbers
-        chosen = choose_pieces(torch.zeros(batch.layout.rows), Pieces.of(piece), 20, batch, PackRng(1, seed)).rows
+        pieces = pieces_of_unit(unit, batch, PackRng(0, seed))
+        piece = pieces.piece
+        chosen = choose_pieces(torch.zeros(len(pieces.size)), pieces, 20, batch, PackRng(1, seed)).rows
         assert len(chosen.unique()) == 20 and batch.maskable[chosen].all()
         hits, sizes = torch.bincount(piece[chosen], minlength=int(piece.max()) + 1), torch.bincount(piece)
         assert int(((hits > 0) & (hits < sizes)).sum()) <= 1  # only one is cut, to fill the budget
