@@ -108,7 +108,13 @@ def gradient_norms(
         gradients = [(name, p.grad) for name, p in parameters.items() if p.grad is not None]
     elif zero.offload_optimizer if stage == 3 else zero.cpu_offload:
         by_name = {name: zero.norm_for_param_grads.get(zero.get_param_id(p)) for name, p in parameters.items()}
-        return [(name, torch.as_tensor(n).float().to(device)) for name, n in by_name.items() if n is not None]
+        known = {name: torch.as_tensor(norm).float() for name, norm in by_name.items() if norm is not None}
+        # a copy for each device that they are on, not for each weight
+        places = {norm.device for norm in known.values()}
+        moved = {
+            place: iter(torch.stack([n for n in known.values() if n.device == place]).to(device)) for place in places
+        }
+        return [(name, next(moved[norm.device])) for name, norm in known.items()]
     else:
         names = {id(p): name for name, p in parameters.items()}
         gradients = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -79,9 +79,10 @@ def take_step(
     """
     masker, policy, meters = trainer.masker, trainer.policy, trainer.meters
     targets = ranks.world() * sum(masker.budget(progress, batch.layout.rows, batch.number) for batch in batches)
-    micro_batches = _mask(trainer, batches, progress)
-    for micro in micro_batches:
+    micro_batches = []
+    for micro in _masked(trainer, batches, progress):
         _train(trainer, micro, targets)
+        micro_batches.append(micro)
     measured = trainer.engine.measure(torch.stack([_losses(m).total.float() for m in micro_batches]).sum())
     soft = micro_batches[0].soft
     regime = Regime(float(targets), masker.random_share(progress), soft.share if soft else 0.0)
@@ -107,22 +108,30 @@ def take_step(
     return decision
 
 
-def _mask(trainer: Trainer, batches: Sequence[PackedBatch], progress: float) -> list[MicroBatch]:
-    """The masks of each pack, and the soft targets under them."""
+def _masked(trainer: Trainer, batches: Sequence[PackedBatch], progress: float) -> Iterator[MicroBatch]:
+    """Each pack with its mask, and with the soft targets under it.
+
+    Without soft targets a mask is made when its pack is asked for: the device works on the pack before it meanwhile.
+    """
     entropies: list[Tensor | None] = [None] * len(batches)
     if trainer.masker.needs_entropy(progress) and trainer.sources.sources:
         entropies = [*trainer.sources(batches)]
-    micro_batches = []
-    for batch, entropy in zip(batches, entropies, strict=True):
-        rng = PackRng(trainer.seed, batch.number)
-        micro_batches.append(
-            MicroBatch(batch, trainer.masker(batch, progress=progress, rng=rng, entropy=entropy), entropy)
+    in_turn = (
+        MicroBatch(
+            batch,
+            trainer.masker(batch, progress=progress, rng=PackRng(trainer.seed, batch.number), entropy=entropy),
+            entropy,
         )
-    if trainer.distillation:
-        softs = trainer.distillation.targets(batches, [micro.plan for micro in micro_batches], progress)
-        for micro, soft in zip(micro_batches, softs, strict=True):
-            micro.soft = soft
-    return micro_batches
+        for batch, entropy in zip(batches, entropies, strict=True)
+    )
+    if not trainer.distillation:
+        yield from in_turn
+        return
+    micro_batches = [*in_turn]
+    softs = trainer.distillation.targets(batches, [micro.plan for micro in micro_batches], progress)
+    for micro, soft in zip(micro_batches, softs, strict=True):
+        micro.soft = soft
+        yield micro
 
 
 def _train(trainer: Trainer, micro: MicroBatch, targets: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from megamask.batch import Losses, MaskPlan, PackedBatch
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.engine.engine import Measured
 from megamask.entropy.exact import Exact
 from megamask.entropy.frequency import Frequency
 from megamask.entropy.probe import Probe
+from megamask.health.loss_spikes import SpikePolicy
+from megamask.health.settings import SpikesConfig
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import EntropyScoreConfig, MaskingConfig
@@ -23,10 +27,12 @@ from megamask.model.head import MaskedLMHead
 from megamask.model.shape import Backend, ModelConfig
 from megamask.objectives.objective import build_objective
 from megamask.objectives.settings import DecoderConfig, ObjectiveConfig
-from megamask.runtime import ranks
+from megamask.runtime import private_api, ranks
 from megamask.schedules import Schedule
+from megamask.training.entropy_sources import EntropySources
 from megamask.training.flop_counter import FlopCounter
 from megamask.training.flops import PackFlops
+from megamask.training.step import Trainer, take_step
 from tests.batches import IDS, pack
 from tests.stand_in import DEVICE, Copies, stand_in
 
@@ -156,6 +162,69 @@ def test_no_entropy_source_and_no_count_of_flops_waits(monkeypatch):
             source.sync()
         flops.count_step(0, [moved], 0.0, Masker(config.masking, IDS), "", False)
         assert copies.waits == []
+
+
+class QueueingEngine:
+    """An engine that notes the order of what a step asks for, and whose micro-steps are those of an objective."""
+
+    def __init__(self, objective: torch.nn.Module, events: list[str]):
+        self.objective, self.events = objective, events
+
+    def train_micro(self, batch: PackedBatch, plan: MaskPlan, soft: None = None, *, targets: int) -> Losses:
+        losses = self.objective(batch, plan)
+        losses.total.backward()
+        self.events.append(f"queue {batch.number}")
+        return losses
+
+    def measure(self, loss: torch.Tensor) -> Measured:
+        self.events.append("wait")
+        return Measured(1.0, 1.0)
+
+    def step(self, rate: float) -> None:
+        self.events.append("update")
+
+
+class NotingMasker(Masker):
+    """A masker that notes when it is asked."""
+
+    events: list[str]
+
+    def __call__(self, batch: PackedBatch, **given) -> MaskPlan:
+        self.events.append(f"mask {batch.number}")
+        return super().__call__(batch, **given)
+
+
+@pytest.mark.parametrize("name", ["uniform", "entropy"])
+def test_a_step_waits_once_and_masks_a_pack_while_the_pack_before_it_is_queued(name, monkeypatch):
+    events: list[str] = []
+    monkeypatch.setattr(ranks, "device", lambda: DEVICE)
+    batches = [dataclasses.replace(text(), number=number) for number in range(3)]
+    assert all(batch.on_host.tokens.size for batch in batches)
+    maker, objective = masker("word", name), objective_of("mlm")
+    maker.__class__, maker.events = NotingMasker, events
+    with stand_in(monkeypatch) as copies:
+        engine = QueueingEngine(objective.to(DEVICE), events)
+        sources = {"frequency": Frequency(torch.ones(IDS.size, dtype=torch.long))} if name == "entropy" else {}
+        trainer = Trainer(engine, maker, Meters(), SpikePolicy(SpikesConfig()), 0, EntropySources(sources))
+        trainer.meters._started = True  # or it reads the numbers of the first step, once in a launch
+        moved = [batch.to(DEVICE) for batch in batches]
+        [*trainer.sources(moved)] if sources else []
+        copies.waits.clear()
+        take_step(trainer, 0, moved, progress=0.5, rate=0.1)
+    assert events == ["mask 0", "queue 0", "mask 1", "queue 1", "mask 2", "queue 2", "wait", "update"]
+    assert copies.waits == []  # but for that of `measure`
+
+
+def test_the_norms_of_an_offloaded_optimizer_are_one_copy(monkeypatch):
+    weights = {name: torch.nn.Parameter(torch.ones(2)) for name in "abc"}
+    norms = {id(weights["a"]): torch.tensor(3.0), id(weights["c"]): torch.tensor(4.0)}
+    zero = SimpleNamespace(cpu_offload=True, norm_for_param_grads=norms, get_param_id=id)
+    with stand_in(monkeypatch) as copies:
+        known = private_api.gradient_norms(zero, 2, weights, DEVICE)
+        assert [(name, norm.device, norm.shape) for name, norm in known] == [("a", DEVICE, ()), ("c", DEVICE, ())]
+    assert len(copies.waits) == 1
+    known = private_api.gradient_norms(zero, 2, weights, torch.device("cpu"))
+    assert [(name, float(norm)) for name, norm in known] == [("a", 3.0), ("c", 4.0)]
 
 
 def test_the_stand_in_finds_waits(monkeypatch):
