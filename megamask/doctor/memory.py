@@ -1,9 +1,10 @@
 """The memory of a training step on one device and on its host, by line: arithmetic on a few numbers, without torch.
 
-Weights, gradients and moments are those that DeepSpeed 0.19 keeps (Rajbhandari et al. 2020, section 3, with the fp32
-masters that DeepSpeed keeps in fp32 too). Activations are counted layer by layer: what autograd saves for the backward
-pass of a layer (as Korthikanti et al. 2022, section 4.1, count it for GPT, here for our two kinds of layer). Tests
-compare the state with the measured tensors of an engine, and the activations with what autograd saves.
+Weights, gradients and moments are those that DeepSpeed 0.19 keeps (Rajbhandari et al. 2020, section 3), in fp32 without
+masters, which are the weights then (`private_api.share_memory`). Activations are counted layer by layer: what autograd
+saves for the backward pass of a layer (as Korthikanti et al. 2022, section 4.1, count it for GPT, here for our two
+kinds of layer). Tests compare the state with the measured tensors of an engine, and the activations with what autograd
+saves.
 
 Not counted: the context of CUDA, the buffers of NCCL, and memory that the allocator cannot use (`RESERVE` is kept free
 for them). What is computed but never exists at one time is taken as if it did, so sums are upper bounds.
@@ -16,6 +17,8 @@ from typing import Literal
 
 RESERVE = 0.08
 """Share of a device's memory that must stay free. An assumption."""
+LIBRARIES = 5e8
+"""Resident bytes of a process on a CPU before it has a model: Python, torch, DeepSpeed. Measured: 0.44 to 0.47 GB."""
 BLOCK = 2**25
 """Logits of one product of the loss, `model.cross_entropy_and_kl.BLOCK`."""
 Lines = dict[str, float]
@@ -46,6 +49,8 @@ class Placement:
     overlap: bool = False
     live: int = 1_000_000_000
     """`stage3_max_live_parameters`."""
+    gpu: bool = True
+    """Whether the memory of the device is not that of its host."""
 
     @property
     def name(self) -> str:
@@ -56,7 +61,8 @@ class Placement:
 
 @dataclass(frozen=True)
 class StateMemory:
-    """Bytes of weights, gradients and moments on a device, and what one rank keeps on its host."""
+    """Bytes of weights, gradients and moments on a device, and what one rank keeps on its host; on a CPU all is the
+    device's."""
 
     device: Lines
     host: Lines
@@ -70,33 +76,41 @@ def state_memory(size: ModelSize, place: Placement) -> StateMemory:
         device = {"weights": 4.0 * size.weights, "gradients": 4.0 * size.weights, "moments": moments}
         return StateMemory(device, {})
     gradients = width * size.weights * (share if place.stage > 1 else 1.0)
-    optimizer = {"fp32 masters": 4.0 * size.weights * share, "moments": moments * share}
+    sharded = place.stage == 3
+    moved = place.offload_state and place.gpu and not (sharded and place.offload_weights)
+    optimizer = {"fp32 masters": 4.0 * size.weights * share} if place.bits16 or moved else {}
+    optimizer["moments"] = moments * share
     if size.muon:
         optimizer["Muon's gradients in fp32"] = 4.0 * size.muon * share
-    if size.muon and place.stage < 3:
+    if size.muon and not sharded:
         gradients = float(width * size.weights)  # DeepSpeed keeps them whole for Muon, at stage 2 too
         # of every tensor that touches its partition a rank keeps the whole momentum
         optimizer["moments"] += 4.0 * size.largest if place.ranks > 1 else 0.0
     device, host = Lines(), Lines()
-    sharded = place.stage == 3
     weights = width * size.weights * (share if sharded else 1.0)
     if sharded and place.offload_weights:
         host["weights"] = weights
     else:
         device["weights"] = weights
-    if sharded:
+    if sharded and (place.gpu or place.ranks > 1):  # else a rank uses its partitions where they are
         device["gathered weights"] = width * float(min(size.weights, max(place.live, size.largest)))
     if place.offload_state:
         host |= optimizer
-        host["gradients"] = width * size.weights * share
         host["gradients in fp32"] = 4.0 * size.weights * share
+        if sharded and place.bits16:
+            host["gradients"] = gradients
+        if place.stage == 2:
+            host["copy of the weights to send"] = width * size.weights * share
+            host["copy of a gradient"] = device["copy of a gradient"] = float(width * size.largest)
         if place.stage == 1:
             device["gradients"] = gradients
     else:
         device["gradients"] = gradients
         device |= optimizer
     device["buckets"] = width * float(place.bucket) * (2 if place.overlap else 1)
-    return StateMemory(device, host)
+    if place.gpu:
+        return StateMemory(device, host)
+    return StateMemory({name: device.get(name, 0.0) + host.get(name, 0.0) for name in device | host}, {})
 
 
 Attention = Literal["varlen", "fused", "products"]

@@ -61,6 +61,7 @@ def report_lines(command: DoctorCommand, examination: Examination) -> list[str]:
         plan = planned_memory(command, examination, examination.text, examination.model)
         lines += ["model", *indented(model_facts(examination, examination.model, plan)), ""]
         lines += [*memory_report(command, plan), ""]
+        examination.problems += memory_problems(plan, memory_limit(command))
         lines += ["time and disk", *indented(time_facts(command, examination, examination.text, plan)), ""]
     return [*lines, "this machine", *indented(machine_facts(command))]
 
@@ -120,7 +121,7 @@ def planned_memory(
         shape=model.shape,
         size=size,
         pack=PackSize(packs[0].tokens, max(pack.cells for pack in packs), max(pack.scores for pack in packs)),
-        place=step_memory.placement_of(examination.ds, command.num_ranks),
+        place=step_memory.placement_of(examination.ds, command.num_ranks, command.machine.gpus is not None),
         gpu=command.machine.gpus is not None,
         bf16=ds_file.choose_precision(examination.ds, examination.support).precision == "bf16",
         teacher=teacher,
@@ -179,6 +180,20 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
         "of the allocator"
     )
     return [*lines, f"  {_advice(plan, limit)}"]
+
+
+def memory_problems(plan: PlannedMemory, limit: float | None) -> list[str]:
+    """A sentence if the run fits into ``limit`` bytes of a device in no stage and with no offload."""
+    if limit is None or step_memory.fastest(plan, limit) is not None:
+        return []
+    sums = {
+        place: math.fsum(step_memory.device_lines(plan, place, True).values()) for place in step_memory.placements(plan)
+    }
+    place, least = min(sums.items(), key=lambda pair: pair[1])
+    return [
+        f"{_advice(plan, limit)} The least memory of a rank is {_gb(least)} GB, with {place.name} and "
+        f"`model.activation_checkpointing`, but {_gb(limit)} GB may be used: {_gb(least - limit)} GB are missing."
+    ]
 
 
 def memory_limit(command: DoctorCommand) -> float | None:

@@ -12,7 +12,7 @@ from megamask.config.pretrain_config import PretrainConfig
 from megamask.doctor import memory
 from megamask.doctor.memory import LayerSize, Lines, ModelSize, PackSize, Placement, StateMemory
 from megamask.engine.ds_file import zero_stage
-from megamask.engine.writers import MAX_WRITERS
+from megamask.engine.writers import MAX_WRITERS, WINDOW
 from megamask.model.shape import EncoderShape
 
 OFFLOADS = ("offload_optimizer", "offload_param")
@@ -79,8 +79,8 @@ class PlannedMemory:
         return replace(self, config=replace(self.config, packs=packs), pack=pack)
 
 
-def placement_of(ds: dict[str, Any], ranks: int) -> Placement:
-    """How a DeepSpeed file, with its `auto` resolved, keeps the state of a run."""
+def placement_of(ds: dict[str, Any], ranks: int, gpu: bool = True) -> Placement:
+    """How a DeepSpeed file, with its `auto` resolved, keeps the state of a run, on GPUs or on a CPU."""
     zero, default = ds.get("zero_optimization", {}), Placement(zero_stage(ds), ranks, False)
     offloads = {key: (zero.get(key) or {}).get("device", "none") != "none" for key in OFFLOADS}
     live = zero.get("stage3_max_live_parameters", zero.get("max_live_parameters", default.live))
@@ -92,6 +92,7 @@ def placement_of(ds: dict[str, Any], ranks: int) -> Placement:
         bucket=int(zero.get("reduce_bucket_size", default.bucket)),
         overlap=bool(zero.get("overlap_comm")) and default.stage < 3,
         live=int(live),
+        gpu=gpu,
     )
 
 
@@ -168,6 +169,8 @@ def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> 
     with_teacher = config.distill.active
     rows = targets + (config.packs.tokens if with_teacher and config.distill.positions == "all" else 0)
     lines = dict(state_memory_of(plan, place).device)
+    if not plan.gpu:
+        lines["Python and libraries"] = memory.LIBRARIES
     if plan.bf16 and not place.bits16:
         lines["weights in bf16 (autocast)"] = 2.0 * plan.size.weights
     if config.entropy.ema_decay is not None:
@@ -210,14 +213,21 @@ def state_memory_of(plan: PlannedMemory, place: Placement) -> StateMemory:
 
 
 def host_peaks(plan: PlannedMemory, place: Placement) -> Lines:
-    """Bytes of one rank in the memory of its host, at three times; without libraries and the text."""
+    """Bytes of one rank in the memory of its host, at three times; without libraries and the text.
+
+    On a CPU the state is counted as the device's, so these are what comes to it.
+    """
+    weights = plan.size.weights
     steady = sum(state_memory_of(plan, place).host.values())
-    moments = 8.0 * (plan.size.weights - plan.size.muon) + 4.0 * plan.size.muon
-    copy = (4.0 * plan.size.weights + moments) / min(place.ranks, MAX_WRITERS)
+    moments = 8.0 * (weights - plan.size.muon) + 4.0 * plan.size.muon
+    copy = (4.0 * weights + moments) / min(place.ranks, MAX_WRITERS)
+    window = min(copy, WINDOW + 4.0 * plan.size.largest)
+    background = plan.config.checkpoint.background
     return {
-        "start": 8.0 * plan.size.weights,  # the initial weights of the whole model in fp32, and a copy
-        "training": steady + (copy if plan.config.checkpoint.background else 0.0),
-        "save": steady + copy,
+        # the whole model in fp32, what it is rounded to, and a partition
+        "start": (6.0 if place.bits16 else 4.0) * weights + 4.0 * weights / place.ranks,
+        "training": steady + (copy if background else 0.0),
+        "save": steady + (copy if background else window),
     }
 
 

@@ -30,14 +30,11 @@ from megamask.engine.full_tensors import FullTensors
 from megamask.engine.optimizer import OptimizerConfig, build_optimizer
 from megamask.engine.replicas import check_replicas
 from megamask.engine.stopwatch import Stopwatch
-from megamask.engine.writers import writing_ranks
+from megamask.engine.writers import WINDOW, writing_ranks
 from megamask.errors import NonFiniteError
 from megamask.runtime import private_api, ranks
 from megamask.runtime.accelerator import choose_accelerator
 from megamask.storage.tensor_stream import TensorStream
-
-WINDOW = 2**26
-"""Bytes of gathered tensors that each writing rank keeps at once while it saves, on average."""
 
 
 @dataclass(frozen=True)

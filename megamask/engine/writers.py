@@ -4,6 +4,8 @@ from __future__ import annotations
 
 MAX_WRITERS = 64
 """Most ranks that write a checkpoint. A start opens every file of one, so their number must not grow with the ranks."""
+WINDOW = 2**26
+"""Bytes of gathered tensors that each of them keeps at once while it saves, on average."""
 
 
 def writing_ranks(world: int) -> list[int]:

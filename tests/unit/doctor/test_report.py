@@ -149,6 +149,24 @@ def test_smaller_packs_are_advised_only_where_they_fit(text: Path, tmp_path: Pat
     assert "however small the packs are" in _advice(plan, 1.0)
 
 
+def test_a_run_that_fits_nowhere_is_refused(text: Path, tmp_path: Path) -> None:
+    flags = ("--gpus", "2", "--gpu-memory")
+    assert run_doctor(command(text, tmp_path / "run", *flags, "80GB")) == 0
+    with pytest.raises(ConfigError, match=r"Nothing fits.*GB are missing") as caught:
+        run_doctor(command(text, tmp_path / "run", *flags, "1MB"))
+    assert caught.value.exit_code == 2
+
+
+def test_on_a_cpu_an_offload_needs_the_same_memory(text: Path, tmp_path: Path) -> None:
+    plan = memory_of(text, tmp_path / "run")
+    assert not plan.place.gpu
+    plain, moved = (
+        replace(plan.place, stage=3, offload_state=on, offload_weights=on, bits16=False) for on in (False, True)
+    )
+    sums = [math.fsum(step_memory.device_lines(plan, place, False).values()) for place in (plain, moved)]
+    assert sums[0] == sums[1]
+
+
 def test_the_largest_pack_fits_and_the_next_does_not(text: Path, tmp_path: Path) -> None:
     plan = memory_of(text, tmp_path / "run")
     for checkpointing in (False, True):
