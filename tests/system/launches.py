@@ -228,10 +228,8 @@ def _mean_of_means() -> Change:
         budget, call = Masker.budget, Masker.__call__
 
         def take_step(trainer, step, batches, *, progress, **given):
-            due = [budget(trainer.masker, progress, uneven(b.number, b.layout.rows)) for b in batches]
-            counted = patch.object(
-                Masker, "budget", lambda self, at, rows: due.pop() if due else budget(self, at, rows)
-            )
+            due = [budget(trainer.masker, progress, uneven(b.number, b.layout.rows), b.number) for b in batches]
+            counted = patch.object(Masker, "budget", lambda self, *given: due.pop() if due else budget(self, *given))
             made = patch.object(
                 Masker,
                 "__call__",
