@@ -183,6 +183,13 @@ class QueueingEngine:
     def step(self, rate: float) -> None:
         self.events.append("update")
 
+    def drop(self) -> None:
+        self.events.append("drop")
+
+    def nonfinite_gradients(self) -> list[str]:
+        self.events.append("look for NaN")
+        return []
+
 
 class NotingMasker(Masker):
     """A masker that notes when it is asked."""
