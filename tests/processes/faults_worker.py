@@ -174,7 +174,7 @@ def signals(folder: str, count: int, seed: int, points_first: list[str] | None =
     straight, stopped = home / "straight", home / "stopped"
     reference = launch(training(data, straight, **every), straight)
     assert reference.end() == [0, 0], reference.printed
-    codes, points, seconds, second_saves, leftovers = Counter(), Counter(), [], 0, []
+    codes, points, seconds, second_saves, lost_saves, leftovers = Counter(), Counter(), [], 0, 0, []
     first = points_first or draw.sample(PHASES, min(count, len(PHASES)))
     order = [*first, *draw.choices(PHASES, k=max(0, count - len(first)))]
     for point in order:
@@ -194,8 +194,10 @@ def signals(folder: str, count: int, seed: int, points_first: list[str] | None =
         points[point] += 1
         seconds.append(run.seconds)
         assert ended == [REQUEUE, REQUEUE], f"{point}, {which.name} to {targets}: {ended} {run.printed}"
-        after = max(RunFolder(stopped).steps(), default=0)
-        second_saves += point == "save" and after != before + 2 - before % 2
+        if point == "save":
+            saves, interrupted = RunFolder(stopped).steps(), before + 2 - before % 2
+            second_saves += max(saves) != interrupted
+            lost_saves += interrupted not in saves
         leftovers += run.leftovers()
     for point in ("save", "export"):  # of the last step, and after it: the run ends as usual
         left = steps - max(RunFolder(stopped).steps())
@@ -208,7 +210,8 @@ def signals(folder: str, count: int, seed: int, points_first: list[str] | None =
         codes[f"{point} at the end: {run.end()}"] += 1
         leftovers += run.leftovers()
     return {
-        "codes": codes, "points": points, "seconds": seconds, "second saves": second_saves, "leftovers": leftovers,
+        "codes": codes, "points": points, "seconds": seconds, "second saves": second_saves, "lost saves": lost_saves,
+        "leftovers": leftovers,
         "same": _weights(stopped, steps) == _weights(straight, steps),
     }  # fmt: skip
 

@@ -12,11 +12,10 @@ def test_a_run_stopped_by_a_signal_resumes_exactly(apart: forked.Apart, tmp_path
 
 
 def test_a_run_that_writes_in_the_background_finishes_what_it_writes(apart: forked.Apart, tmp_path: Path) -> None:
-    """The signal arrives while a rank writes: the run publishes that checkpoint, then the one of its last step."""
+    """The signal arrives while a rank writes: the run publishes that checkpoint, and the one of a later last step."""
     how = {"points_first": ["save", "save", "backward"], "checkpoint__background": True}
     report = apart("faults_worker:signals", tmp_path, count=3, seed=0, **how)
-    assert report["second saves"] > 0
-    check(report | {"second saves": 0}, 3)
+    check(report | {"second saves": 0}, 3)  # whether a step came in between depends on when the signal arrived
 
 
 def check(report: dict, count: int) -> None:
@@ -28,6 +27,6 @@ def check(report: dict, count: int) -> None:
         "save at the end: [0, 0]": 1,
         "export at the end: [0, 0]": 1,
     }
-    assert report["second saves"] == 0
+    assert report["second saves"] == report["lost saves"] == 0
     assert report["leftovers"] == []
     assert report["same"]

@@ -105,7 +105,7 @@ TEXT = [
         ("a value that names no folder", b'{"text": "a", "lang": "../x"}\n', ["line 1", "'lang'", "'../x'"]),
         ("a value in one split only", b'{"text": "a", "lang": "de"}\n', ["has no text of the value de (1 document)"]),
     ),
-    *rows(DATA, source("some.txt", "--split-by", "lang"), ("text without fields", b"a\n", ["some.txt have no fields"])),
+    *rows(DATA, source("some.txt", "--split-by", "lang"), ("text without fields", b"a\n", ["some.txt has no fields"])),
     *rows(DATA, source("blank.txt"), ("no document", b" \n", ["blank.txt contains no documents"])),
     Row("a line without an end", long_line, DATA, ("long.txt, line 3 (byte 8) is longer than",)),
     Row("a folder that holds other things", occupied, DATA, ("made exists and does not contain prepared data",)),
