@@ -22,11 +22,22 @@ def describe_environment() -> dict:
     hardware = {
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
         "devices": devices,
         "ranks": ranks.world(),
     }
     return {"versions": versions, "hardware": hardware, "commit": _commit(), "command": sys.argv}
+
+
+def _processor() -> str:
+    """The model of the processor, as Linux names it; empty if it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _commit() -> str | None:

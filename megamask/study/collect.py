@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import as_dict
 from megamask.config.sources import data_folders
+from megamask.data import manifest
 from megamask.errors import DataError, raise_all
 from megamask.evaluation.cells import cell_from_record, read_cells, short_record, without_nan
 from megamask.evaluation.outcome import Cell
@@ -42,13 +43,11 @@ def collect_results(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -
     known_runs, known_cells, known_references = read_results(folder / RESULTS)
     references = {cell.key: cell for cell in known_references}
     measured, cells = list[PretrainingRun](), dict[tuple[str, int, str], tuple[Cell, ...]]()
-    provenance: dict[str, str] = {}
     for run in runs:
         key = (run.arm.name, run.seed, run.budget)
         record = read_record(run)
         if PRETRAIN in record:
             measured.append(read_run(run, record[PRETRAIN]))
-            provenance |= _provenance(run)
         elif key in known_runs and known_runs[key].settings == run.settings:
             measured.append(known_runs[key])
         computed = tuple(cells_of_run(run))
@@ -68,7 +67,7 @@ def collect_results(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -
         runs=tuple(measured),
         cells=cells,
         notes=plan.notes,
-        provenance=provenance | {"plan": hashlib.sha256(json.dumps(plan_record(plan)).encode()).hexdigest()},
+        plan_hash=hashlib.sha256(json.dumps(plan_record(plan)).encode()).hexdigest(),
     )
 
 
@@ -101,6 +100,7 @@ def read_run(run: PlannedRun, record: CommandRecord) -> PretrainingRun:
         masks=_means(steps.values()),
         settings=record.settings or run.settings,
         command=shlex.join(["megamask", "pretrain", *run.pretrain_arguments()]),
+        provenance=_launch_facts(run) | _text_facts(run),
     )
 
 
@@ -194,15 +194,27 @@ def _means(steps: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {name: sum(some) / len(some) for name, some in values.items()}
 
 
-def _provenance(run: PlannedRun) -> dict[str, str]:
-    """Versions, machine, commit and text of the last launch of a run."""
+def _launch_facts(run: PlannedRun) -> dict[str, str]:
+    """Versions, machine and commit of the last launch of a run, and the hash of its text; none if it never began."""
     folder = RunFolder(run.run_folder)
     try:
         launch = strict_json.read_json(folder.environment)["launches"][-1]
         facts = {f"version of {name}": str(value) for name, value in launch["versions"].items()}
         facts |= {f"machine: {name}": str(value) for name, value in launch["hardware"].items()}
-        text = strict_json.read_json(folder.config).get("text")
-        folder_name = "+".join(folder.name for folder in data_folders(run.config.data))
-        return facts | {"commit": str(launch["commit"]), f"text {folder_name}": str(text)}
+        return facts | {"commit": str(launch["commit"]), "text": str(strict_json.read_json(folder.config).get("text"))}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
+
+
+def _text_facts(run: PlannedRun) -> dict[str, str]:
+    """How `megamask prepare` made each folder of shards: the input files with their hashes, and the settings."""
+    facts = {}
+    for shards in data_folders(run.config.data):
+        try:
+            content = strict_json.read_json(shards / manifest.NAME)
+            files = [f"{each['name']} (sha256 {each['sha256']})" for each in content["inputs"]]
+            settings = [f"{name}={value}" for name, value in content["settings"].items()]
+            facts[f"text {shards.name}"] = f"{', '.join(files)}; {' '.join(settings)}"
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue
+    return facts

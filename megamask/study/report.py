@@ -15,13 +15,13 @@ from megamask.study.report_context import (
     ablation_section,
     comparability_section,
     mask_section,
-    provenance_section,
     reference_section,
     sensitivity_section,
 )
 from megamask.study.report_findings import curve_section, difference_section, verdict_section
 from megamask.study.report_html import render_html
 from megamask.study.report_markdown import render_markdown
+from megamask.study.report_provenance import provenance_section
 from megamask.study.report_scores import budget_section, score_section
 from megamask.study.results import StudyResults
 from megamask.study.statistics import Interval

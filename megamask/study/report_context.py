@@ -1,4 +1,4 @@
-"""The sections of a report around its findings, from the audit of masks to the command of each cell."""
+"""The sections of a report around its findings, from the audit of masks to the references."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from megamask.evaluation.outcome import Mode
 from megamask.evaluation.table import comparability_note
 from megamask.study import charts
-from megamask.study.comparison import StudyComparison, missing_runs
-from megamask.study.measures import LOSS, ArmScores, Measure, budget_title, reference_scores, scores_of, seeds_of
+from megamask.study.comparison import StudyComparison
+from megamask.study.measures import LOSS, ArmScores, Measure, budget_title, reference_scores, scores_of
 from megamask.study.report_blocks import Block, Chart, ChartGrid, Entry, ItemList, ReportTable, Section, Text
 from megamask.study.report_scores import arm_entry, chart_grid, is_empty
 from megamask.study.results import Arm, StudyResults
@@ -225,54 +225,6 @@ def comparability_section(comparison: StudyComparison) -> Section:
         "budget, head and learning rate are the same."
     )
     return Section("comparability", "Comparability", (ItemList("Differences from public protocols", tuple(notes)),))
-
-
-def provenance_section(comparison: StudyComparison) -> Section:
-    """Where each number comes from, and what is missing."""
-    results = comparison.results
-    blocks: list[Block] = []
-    missing = missing_runs(results)
-    failed = [
-        f"{arm}, seed {seed}, {budget}, {cell.key.task} ({cell.key.mode}): {cell.state}: {cell.reason or 'no reason'}"
-        for (arm, seed, budget), cells in results.cells.items()
-        for cell in cells
-        if cell.state != "ok"
-    ]
-    blocks.append(ItemList("Runs that are missing or failed", tuple(missing) or ("None.",)))
-    blocks.append(ItemList("Cells that collapsed or failed", tuple(failed) or ("None.",), folded=len(failed) > 10))
-    if results.provenance:
-        rows = tuple((Entry(name), Entry(value)) for name, value in results.provenance.items())
-        blocks.append(ReportTable("Versions, data and machine", ("What", "Value"), rows))
-    blocks.append(_settings_table(results))
-    commands = tuple(dict.fromkeys(run.command for run in results.runs))
-    blocks.append(ItemList("A command for each pretraining run", commands, folded=True, code=True))
-    of_cells = tuple(dict.fromkeys(cell.command for cells in results.cells.values() for cell in cells))
-    shown, more = of_cells[:MOST_COMMANDS], len(of_cells) - MOST_COMMANDS
-    if more > 0:
-        shown = (*shown, f"# {more} more: the column `command` of each cell in results.jsonl")
-    blocks.append(ItemList("A command for each cell", shown, folded=True, code=True))
-    return Section("provenance", "Provenance", tuple(block for block in blocks if not is_empty(block)))
-
-
-MOST_COMMANDS = 2000
-"""Commands of cells in a report, so that it stays small."""
-
-
-def _settings_table(results: StudyResults) -> ReportTable:
-    rows = []
-    for arm in results.arms:
-        runs = [run for run in results.runs if run.arm == arm.name]
-        hashes = sorted({run.settings[:12] for run in runs})
-        seeds = sorted({seed for budget in results.budgets for seed in seeds_of(results, arm.name, budget)})
-        rows.append(
-            (
-                arm_entry(arm),
-                Entry(arm.name),
-                Entry(", ".join(hashes) or "none"),
-                Entry(", ".join(map(str, seeds)) or "none"),
-            )
-        )
-    return ReportTable("Arms", ("Arm", "Name", "Hash of the settings", "Pretraining seeds"), tuple(rows))
 
 
 def _mask_means(results: StudyResults, arm: str, budget: str) -> dict[str, float]:

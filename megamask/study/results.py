@@ -50,6 +50,8 @@ class PretrainingRun:
     """SHA-256 of the settings without the seed: equal for all seeds of an arm."""
     command: str
     """A command that repeats the run."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Versions, machine, commit, and the text: its hash, and how it was prepared."""
 
 
 @dataclass(frozen=True)
@@ -88,5 +90,5 @@ class StudyResults:
     mean pooling."""
     notes: tuple[str, ...] = ()
     """What a reader must know to compare with public numbers."""
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    """Versions, hashes of data, machine, state of the source."""
+    plan_hash: str = ""
+    """SHA-256 of the plan."""

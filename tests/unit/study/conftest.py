@@ -27,7 +27,8 @@ def text(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return [EncodedDocuments(draws.integers(10, 80, sum(lengths)), np.array(lengths, np.int64))]
 
     splits = {"train": documents(LENGTHS), "valid": documents([50, 60])}
-    write_shards(folder, load_tokenizer(tokenizer), splits, facts={})
+    facts = {"inputs": [{"name": "wiki.txt", "bytes": 9, "sha256": "0f"}], "settings": {"valid_share": 0.01}}
+    write_shards(folder, load_tokenizer(tokenizer), splits, facts=facts)
     return folder
 
 

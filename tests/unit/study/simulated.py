@@ -89,7 +89,6 @@ def simulate_study(
         runs=tuple(runs),
         cells=cells,
         notes=("Local splits: CoLA, MRPC, RTE and QNLI are not the official ones of GLUE.",),
-        provenance={"version of megamask": "0.1.0", "machine: processor": "none, the numbers are simulated"},
     )
 
 
@@ -188,6 +187,7 @@ def _run(arm: Arm, seed: int, budget: str, effect: float, rng: np.random.Generat
         masks={"mask_ratio": 0.2} | {f"masks/decile_{n}": float(share) for n, share in enumerate(deciles, 1)},
         settings="0" * 58 + f"{zlib.crc32(arm.title.encode()) % 10**6:06d}",
         command=f"megamask pretrain --recipe {arm.name} --seed {seed} --output runs/{arm.name}/{budget}/seed-{seed}",
+        provenance={"version of megamask": "0.1.0", "machine: processor": "none, the numbers are simulated"},
     )
 
 

@@ -72,6 +72,22 @@ def test_a_run_is_collected_from_its_log(plan: StudyPlan, runs: list[PlannedRun]
     assert run.command.startswith("megamask pretrain --recipe random-tiny")
 
 
+def test_a_run_says_how_its_text_was_prepared_and_where_it_ran(
+    plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path
+) -> None:
+    launches = [{"versions": {"torch": "2"}, "hardware": {"processor": "X"}, "commit": "c"}]
+    for name, content in (("environment", {"launches": launches}), ("config", {"text": "abc"})):
+        (runs[0].run_folder / f"{name}.json").write_text(json.dumps(content))
+    (run,) = collect_results(plan, runs, tmp_path).runs
+    assert run.provenance == {
+        "version of torch": "2",
+        "machine: processor": "X",
+        "commit": "c",
+        "text": "abc",
+        "text shards": "wiki.txt (sha256 0f); valid_share=0.01",
+    }
+
+
 def test_cells_and_references_are_separated(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
     results = collect_results(plan, runs, tmp_path)
     ((key, (cell,)),) = results.cells.items()

@@ -13,8 +13,10 @@ import pytest
 
 from megamask.study.comparison import compare_arms
 from megamask.study.report import build_report, render_csv, write_report
+from megamask.study.report_blocks import ReportTable
 from megamask.study.report_html import render_html
 from megamask.study.report_markdown import render_markdown
+from megamask.study.report_provenance import provenance_section
 from megamask.study.results import StudyResults
 from tests.unit.study.simulated import ARMS, simulate_study
 
@@ -195,6 +197,18 @@ def test_the_report_of_a_study_without_results(results: StudyResults) -> None:
     assert text.count("not run") == 4 * 3  # arms with planned seeds x seeds
     assert render_csv(empty).count("\n") == 1
     Page(render_html(build_report(empty)))
+
+
+def test_each_machine_is_named_with_its_runs(results: StudyResults) -> None:
+    first, *others = results.runs
+    moved = replace(first, provenance={**first.provenance, "machine: processor": "another"})
+    table = provenance_section(compare_arms(replace(results, runs=(moved, *others)), draws=10)).blocks[2]
+    assert isinstance(table, ReportTable)
+    values = {name.text: value.text for name, value in table.rows}
+    count = len(results.runs)
+    assert f"another (in 1 of {count} runs)" in values["machine: processor"]
+    assert f"simulated (in {count - 1} of {count} runs)" in values["machine: processor"]
+    assert values["version of megamask"] == first.provenance["version of megamask"]
 
 
 def test_names_cannot_change_the_page(results: StudyResults) -> None:
