@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 from megamask.basic_types import TokenIds
@@ -37,6 +38,15 @@ def run_phases(config: PretrainConfig) -> RunPhases:
 def phase_ends(config: PretrainConfig) -> list[int]:
     """The number of steps after which each of `phases` ends."""
     return [end for _, end, _ in _spans(config) if end is not None]
+
+
+def reading_phases(config: PretrainConfig) -> list[tuple[int, PhaseConfig]]:
+    """The first step and the settings of each phase, the rest of the run included, as far as they decide what is read.
+
+    A phase that only changes the masking rate belongs to the phase before it.
+    """
+    parts = [(begin, replace(phase, until=None, steps=None, mask_ratio=None)) for begin, _, phase in _spans(config)]
+    return parts[:1] + [part for before, part in pairwise(parts) if part[1] != before[1]]
 
 
 def run_tokens(config: PretrainConfig) -> int:

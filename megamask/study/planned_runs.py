@@ -1,7 +1,8 @@
 """Every pretraining run of a plan, with its whole configuration and its command, checked before the first run starts.
 
 Runs of one seed start from the same weights if their shapes are equal, and read the same text in the same packs. An arm
-that breaks this rule is refused, unless it names the setting in `unpaired` or an axis varies it.
+that breaks this rule is refused, unless it names the setting in `unpaired` or an axis varies it. Masking rates may
+differ, also those of phases.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from megamask.config import ineffective_settings, recipes
 from megamask.config.checks import check_config, late_settings
 from megamask.config.overrides import override_settings
 from megamask.config.phase_flags import phase_word
+from megamask.config.phases import reading_phases
 from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
 from megamask.config.sources import data_folders, data_problems
 from megamask.data.mixed_sources import joined_fingerprint, one_tokenizer_problems
@@ -163,6 +165,8 @@ def pairing_problems(run: PlannedRun, baseline: PlannedRun) -> list[str]:
     """Sentences for settings that break the pairing of a run with that of the baseline."""
     of_run, of_baseline = (flatten(as_dict(each.config)) for each in (run, baseline))
     allowed = (*run.arm.unpaired, *baseline.arm.unpaired)
+    if reading_phases(run.config) == reading_phases(baseline.config):
+        allowed += ("phases",)
     return [
         f"`{name}` is {of_run.get(name)!r}, but {of_baseline.get(name)!r} for the baseline {baseline.arm.name}, so "
         "their runs are not paired. Make them equal, or name it in `unpaired`."

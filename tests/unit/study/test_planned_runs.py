@@ -222,6 +222,23 @@ def test_budgets_hold_for_runs_in_phases(plan: StudyPlan, text: Path) -> None:
     assert abs(step * config.steps - 1e13) < 8 * step
 
 
+def test_phases_that_only_change_the_masking_rate_keep_runs_paired(plan: StudyPlan, text: Path) -> None:
+    short, higher = {"length": 64}, {"mask_ratio": 0.4}
+
+    def planned(arm_phases: list[dict], baseline_phases: list[dict]) -> None:
+        first = replace(plan.arm[0], set={"phases": baseline_phases} if baseline_phases else {})
+        arm = PlannedArm("rates", "random-tiny", set={"phases": arm_phases})
+        plan_runs(replace(plan, arm=(first, arm), budgets=("tokens=819200",)), STUDY, text)
+
+    planned([{"until": 0.5} | higher], [])
+    planned([{"until": 0.5} | higher], [{"until": 0.3} | higher])
+    planned([{"until": 0.3} | short | higher, {"until": 0.5} | short], [{"until": 0.5} | short])
+    planned([{"until": 0.5} | short, {"until": 0.7} | higher], [{"until": 0.5} | short])
+    for phases in ([{"until": 0.6} | short | higher], [{"until": 0.3} | higher, {"until": 0.5} | short]):
+        with pytest.raises(ConfigError, match=r"arm rates: `phases` is .*not paired"):
+            planned(phases, [{"until": 0.5} | short])
+
+
 def test_flops_of_a_run_in_phases_are_those_of_its_steps(plan: StudyPlan, text: Path) -> None:
     texts = Texts()
     base = plan_runs(plan, STUDY, text)[0].config
