@@ -31,7 +31,7 @@ def pack(lengths: list[int], *, padding: int = 0, number: int = 0, seed: int = 0
 
 def text_positions(packs: Packs, number: int) -> torch.Tensor:
     """The position of each token of a pack in the text of its split; -1 for [CLS], [SEP] and padding."""
-    positions, begins, ends = packs._stream(number)
+    positions, begins, ends = packs._stream(packs.text_of(number))
     positions[begins] = positions[ends - 1] = -1
     places = torch.full((packs.tokens,), -1)
     places[: len(positions)] = torch.from_numpy(positions)

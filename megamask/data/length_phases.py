@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from megamask.batch import PackedBatch
 from megamask.data.packs import Packs
@@ -85,9 +84,13 @@ class PhasedPacks:
     def batch(self, number: int) -> PackedBatch:
         """Pack ``number`` (from 0) as CPU tensors; see `Packs.batch`."""
         text = self.text_of(number)
+        return self.read(text, number, text)
+
+    def read(self, text: int, number: int, source_pack: int) -> PackedBatch:
+        """The pack with text ``text`` of this source, under its numbers in the whole run; see `Packs.read`."""
         phase = bisect_right(self._starts, text) - 1
         place = text - self._starts[phase] + self._read_before[phase]
-        return replace(self._packs[self._lengths[phase]].batch(place), number=number, source_pack=text)
+        return self._packs[self._lengths[phase]].read(place, number, source_pack)
 
     def epochs(self, number: int) -> float:
         """How often the text is read by the packs below ``number``, the first of a step."""

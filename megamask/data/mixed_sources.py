@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
 
@@ -191,7 +191,7 @@ class MixedPacks:
         """Pack ``number`` (from 0) as CPU tensors; see `Packs.batch`."""
         text = self.text_of(number)
         source, index = self.order[text]
-        return replace(self._packs[source].batch(index), number=number, source_pack=text)
+        return self._packs[source].read(index, number, text)
 
     def source_epochs(self, number: int) -> dict[str, float]:
         """How often each source is read by the packs below ``number``, the first of a step."""

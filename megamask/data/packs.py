@@ -123,12 +123,17 @@ class Packs:
         return self.text_of(number) / len(self)
 
     def batch(self, number: int) -> PackedBatch:
-        """Pack ``number`` (from 0, over all epochs) as CPU tensors.
+        """Pack ``number`` (from 0, over all epochs) as CPU tensors."""
+        text = self.text_of(number)
+        return self.read(text, number, text)
+
+    def read(self, text: int, number: int, source_pack: int) -> PackedBatch:
+        """The pack with text ``text`` (from 0, over all epochs) of this source, under its numbers in the whole run.
 
         The rest of a pack is sequences of at most ``length`` [PAD]. Special tokens are not maskable. [CLS], [SEP] and
         [PAD] begin words, as does the first token of each piece. Sidecars are 0 at special tokens.
         """
-        places, begins, ends = self._stream(number)
+        places, begins, ends = self._stream(text)
         used = len(places)
 
         tokens = np.full(self.tokens, self.token_ids.pad, np.int64)
@@ -150,7 +155,7 @@ class Packs:
         tags, entropy = (self._sidecar_values(parts, places, maskable) for parts in self._sidecars)
         return PackedBatch(
             number, torch.from_numpy(tokens), layout, torch.from_numpy(starts_word), torch.from_numpy(maskable),
-            tags, entropy, self.text_of(number),
+            tags, entropy, source_pack,
         )  # fmt: skip
 
     def _begin(self, epoch: int) -> Permutation:
@@ -158,12 +163,12 @@ class Packs:
         self.shards.check_sizes()
         return Permutation(len(self), seed=self.seed, epoch=epoch)
 
-    def _stream(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _stream(self, text: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The place in the stream of each token up to the padding; where the pieces of the pack begin and end.
 
         [CLS] and [SEP] have the place of the first token of their piece.
         """
-        epoch, place = divmod(self.text_of(number), len(self))
+        epoch, place = divmod(text, len(self))
         pack = self._replacement(self._order(epoch)[place], epoch)
         pieces = slice(self._index.first[pack], self._index.first[pack + 1])
         sizes, starts = self._index.sizes[pieces].astype(np.int64), self._index.starts[pieces]
