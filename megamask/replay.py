@@ -76,6 +76,8 @@ def replay_step(run: RunFolder, step: int, data: Data, folder: Path) -> int:
             f"The settings of {run.path} changed at step {changed}, and the replay would start at step {start.step}, "
             f"so step {step} cannot be repeated under one configuration."
         )
+    if (note := moved_since(run, end)) and ranks.is_main():
+        print(note)
     replayed = build_run(config, resolve_auto(ds, precision.common_support()), text, start)
     # from the newest checkpoint, so packs that a later rewind skipped are skipped here too
     numbers = pack_numbers(config, start.step, skipped_packs)
@@ -117,6 +119,21 @@ def last_change(run: RunFolder) -> int:
     """The step at which a launch last changed settings that decide how far a step goes; 0 if none did."""
     changes = [(launch["step"], name) for launch in launches_of(run) for name in launch.get("changes", ())]
     return max((step for step, name in changes if is_under(name, CHANGEABLE)), default=0)
+
+
+def moved_since(run: RunFolder, step: int) -> str:
+    """A sentence if ``step`` was taken on another number of ranks than the replay, or under another DeepSpeed file."""
+    launches = launches_of(run)
+    taken = max((number for number, launch in enumerate(launches) if launch["step"] < step), default=None)
+    if taken is None:
+        return ""
+    count = launches[taken].get("hardware", {}).get("ranks", ranks.world())
+    changed = {name for launch in launches[taken + 1 :] for name in launch.get("changes", ())}
+    causes = [f"{count} rank{'s' * (count != 1)} instead of {ranks.world()}"] if count != ranks.world() else []
+    causes += [f"another `{name}`" for name in sorted(changed) if is_under(name, ["deepspeed"])]
+    if not causes:
+        return ""
+    return f"Step {step} was taken with {' and '.join(causes)}, so its metrics may differ in the last digits."
 
 
 def window_starts(run: RunFolder, skipped_packs: SkippedPacks) -> list[int]:
