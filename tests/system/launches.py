@@ -52,13 +52,15 @@ def launch(
     arguments: list[str],
     *,
     stop: int | None = None,
+    kill: int | None = None,
     fault: str = "",
     plant: Mapping[str, float] | None = None,
     drop: Sequence[int] = (),
 ) -> dict[str, Any]:
     """What pretrain.py does with ``arguments``, on this rank.
 
-    With ``stop``, a signal to the last rank asks the run to stop after that many steps; ``fault`` is one of `FAULTS`.
+    With ``stop``, a signal to the last rank asks the run to stop after that many steps. With ``kill``, every rank gets
+    SIGKILL in that step (from 1), before its weights change. ``fault`` is one of `FAULTS`.
     Whenever a pack of ``plant`` is trained on, its loss counts so many times; the steps ``drop`` (from 0) are dropped
     whatever they are.
 
@@ -71,7 +73,7 @@ def launch(
     torch.seed()
     seen: dict[str, Any] = {"packs": [], "rates": {}, "began": {}}
     with ExitStack() as stack:
-        for change in (*FAULTS[fault](), *_watched(seen, stop), _planted(plant or {}), _decreed(drop)):
+        for change in (*FAULTS[fault](), *_watched(seen, stop, kill), _planted(plant or {}), _decreed(drop)):
             stack.enter_context(change)
         ended = run(pretrain.main, *arguments)
     return {"code": ended.code, "out": ended.out, "err": ended.err} | seen
@@ -104,7 +106,7 @@ def _decreed(drop: Sequence[int]) -> Change:
     return _replaced(SpikePolicy, "decide", make)
 
 
-def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
+def _watched(seen: dict[str, Any], stop: int | None, kill: int | None) -> Iterator[Change]:
     def train_micro(real: Callable) -> Callable:
         def watched(engine, batch, plan, *rest, **given):
             made = [plan.inputs, plan.targets, plan.labels, plan.hidden]
@@ -116,6 +118,8 @@ def _watched(seen: dict[str, Any], stop: int | None) -> Iterator[Change]:
     def step(real: Callable) -> Callable:
         def watched(engine, rate):
             number = engine.steps
+            if kill == number + 1:
+                os.kill(os.getpid(), signal.SIGKILL)
             if stop == number + 1 and ranks.rank() == ranks.world() - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             real(engine, rate)
