@@ -103,8 +103,9 @@ def empty_subsets_problem(split_by: str, split: Split, documents: Mapping[str, i
     """The sentence for subsets without text in a split; ``documents`` counts those of each."""
     which = listed((f"{name} ({count:,} document{'s' * (count != 1)})" for name, count in documents.items()), "value")
     sentence = f"The split {split!r} has no text of {which} of {split_by!r} (`split_by`), but a run needs some of each."
-    # with such a share, a split without documents is unlikely
-    share = min(0.5, math.ceil(500 / max(1, min(documents.values()))) / 100)
+    # with such a share a split without documents is unlikely, but if it has happened, more is needed
+    likely = math.ceil(500 / max(1, min(documents.values()))) / 100
+    share = min(0.5, likely if likely > valid_share else 2 * valid_share)
     rest = "Remove their documents, join them under another value, or give more text."
     if split == "valid" and share > valid_share and min(documents.values()) > 1:
         cure = f"Try `--valid-share {share:g}`. Or: {rest}"

@@ -26,7 +26,7 @@ from megamask.data.read_documents import ReadOptions, read_documents
 from megamask.data.report import prepare_and_report
 from megamask.data.settings import PrepareConfig
 from megamask.data.shards import Shards
-from megamask.data.subsets import SubsetCounts, TextSample, tokenizer_quotas
+from megamask.data.subsets import SubsetCounts, TextSample, empty_subsets_problem, tokenizer_quotas
 from megamask.data.tokenizer import load_tokenizer
 from megamask.errors import ConfigError, DataError
 
@@ -315,6 +315,12 @@ def test_a_language_without_text_in_a_split_is_refused(config: PrepareConfig, tm
     file = write(tmp_path / "whole.jsonl", RECORDS + rare)
     output = prepare(replace(config, input=(str(file),), valid_share=0.0))
     assert len(prepared_folders(output)) == 4
+
+
+def test_the_share_that_is_advised_is_always_larger() -> None:
+    assert "Try `--valid-share 0.04`" in empty_subsets_problem("lang", "valid", {"el": 127}, 0.005)
+    assert "Try `--valid-share 0.08`" in empty_subsets_problem("lang", "valid", {"el": 127}, 0.04)
+    assert "--valid-share" not in empty_subsets_problem("lang", "valid", {"el": 127}, 0.5)
 
 
 def test_a_single_document_is_not_in_both_splits(config: PrepareConfig, tmp_path: Path) -> None:
