@@ -10,7 +10,8 @@ The tokens that the tokenizer adds around a sentence are visible and not scored;
 other. The temperature is 1, and the sum is not divided by the length.
 
 Cost: a forward pass for each scored token of a sentence, and for each variant where the masks differ. Equal inputs are
-computed once. Inputs of equal length form a batch, so there is no padding, and logits are computed at [MASK] alone.
+computed once. Inputs of equal length form a batch, so there is no padding. The last layer of our own encoder and the
+logits are computed at [MASK] alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 
 from megamask.batch import Layout
 from megamask.hf import lazy_transformers
-from megamask.teacher.frozen_lm import MaskedLM
+from megamask.teacher.frozen_lm import HiddenStatesFn, MaskedLM
 
 Variant = Literal["original", "within_word"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -116,6 +117,7 @@ def _predict(model: MaskedLM, batch: Sequence[MaskedToken]) -> Float[Tensor, " n
     layout = Layout.of(ends, tokens.numel(), length)
     flat = torch.tensor([numbers[token.inputs] * length + token.position for token in batch], device=device)
     rows, which = flat.unique(return_inverse=True)
-    logits = F.linear(model.states(tokens.flatten(), layout, rows).float(), model.weight, model.bias)
+    compute = model.states.at_few_rows if isinstance(model.states, HiddenStatesFn) else model.states
+    logits = F.linear(compute(tokens.flatten(), layout, rows).float(), model.weight, model.bias)
     targets = torch.tensor([token.target for token in batch], device=device)
     return logits[which, targets] - logits.logsumexp(-1)[which]
