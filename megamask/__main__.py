@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -126,12 +126,18 @@ def find_subcommand(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def _read_settings(command: Subcommand, arguments: list[str]) -> Any:
     import tyro  # `megamask --help` needs none of these
 
-    from megamask.errors.setting_help import with_help
+    from megamask.errors.setting_help import has_positional, with_help
     from megamask.errors.setting_rules import settings_problems
 
     kind = _load(command.settings)
     if not is_dataclass(kind):
         return kind(arguments)
+    if arguments and not arguments[0].startswith("-") and not has_positional(kind):
+        command_name, flag = Path(sys.argv[0]).name, fields(kind)[0].name
+        raise ConfigError(
+            f"{arguments[0]!r} has no flag before it. Write `--{flag}` before the value of `{flag}`; "
+            f"`{command_name} --help` lists all flags."
+        )
     settings = tyro.cli(with_help(kind), args=arguments, prog=Path(sys.argv[0]).name)
     raise_all(ConfigError, settings_problems(settings))
     return settings

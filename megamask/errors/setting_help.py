@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import partial
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 from docstring_parser import parse_from_object
@@ -27,6 +27,12 @@ def with_help(kind: Any) -> Any:
     for section, name in sections:
         _annotate(section, name if uses[section] == 1 else "")
     return kind
+
+
+def has_positional(kind: Any) -> bool:
+    """Whether ``kind``, a dataclass of settings, has a setting that is typed without a flag."""
+    marker = get_args(tyro.conf.Positional[str])[1]
+    return any(marker in metadata(hint) for hint in get_type_hints(kind, include_extras=True).values())
 
 
 def _sections(kind: Any, name: str) -> Iterator[tuple[Any, str]]:

@@ -128,7 +128,7 @@ def _locate(model: str, cache: Path) -> tuple[str, Path]:
         folder = path.resolve()
         in_run = folder.name == "export" and (folder.parent / "checkpoints").is_dir()
         return folder.parent.name if in_run else folder.name, folder
-    if path.is_absolute() or model.startswith("."):
+    if not path.exists() and (path.is_absolute() or model.startswith(".")):
         raise CheckpointError(problem)
     return model, _cached(model) or fetch_model(model, "model")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megamask.errors import CheckpointError, listed, raise_all
+from megamask.errors import CheckpointError, listed, must, raise_all
 from megamask.hf import lazy_transformers
 from megamask.hf.tensor_names import TOKENIZER_FILES
 from megamask.hf.weights import check_finite, read_hf_tensors
@@ -32,9 +32,11 @@ def fetch_model(source: str | Path, setting: str) -> Path:
 
     Raises CheckpointError with the name of the ``setting``.
     """
+    name, expected = str(source), "a folder or the name of a model on the Hugging Face Hub"
     if Path(source).is_dir():
         return Path(source)
-    name = str(source)
+    if Path(source).is_file():
+        raise CheckpointError(must(setting, f"be {expected}", name, "It is a file: name the folder of the model."))
     from huggingface_hub import snapshot_download
 
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES]
@@ -42,10 +44,7 @@ def fetch_model(source: str | Path, setting: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # no such name, no network, no permission: one sentence for all
         reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"`{setting}` must be a folder or the name of a model on the Hugging Face Hub, but {name!r} is "
-            f"neither: {reason}"
-        ) from None
+        raise CheckpointError(f"`{setting}` must be {expected}, but {name!r} is neither: {reason}") from None
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:

@@ -41,7 +41,10 @@ class StudyConfig:
         """Sentences for flags that exclude each other."""
         problems = []
         if not self.plan and not self.list_plans:
-            problems.append("`plan` must name a TOML file or a plan that megamask ships: --list-plans prints them.")
+            cure = " Write it first: a flag such as --data takes all words after it." if self.data or self.only else ""
+            problems.append(
+                f"`plan` must name a TOML file or a plan that megamask ships: --list-plans prints them.{cure}"
+            )
         if self.dry_run and self.report:
             problems.append(must("report", "be left out with `dry_run`", self.report))
         return problems

@@ -48,6 +48,19 @@ def test_a_mistyped_subcommand_gets_the_nearest(typed: str, nearest: str, capsys
     assert capsys.readouterr().err == f"`{typed}` is not known. Did you mean `{nearest}`?\n"
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("evaluate exp", "'exp' has no flag before it. Write `--model`"),
+        ("inspect runs/mine --json", "'runs/mine' has no flag before it. Write `--run`"),
+        ("study --data shards first", "Write it first: a flag such as --data takes all words after it."),
+    ],
+)
+def test_a_word_without_its_flag_gets_the_cure(typed: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(typed.split()) == ConfigError.exit_code
+    assert words in capsys.readouterr().err
+
+
 def test_a_subcommand_is_found_by_its_whole_words() -> None:
     assert find_subcommand(["annotate", "entropy", "--data", "x"]) == ("annotate entropy", ["--data", "x"])
     assert find_subcommand(["exporter"]) == (None, ["exporter"])

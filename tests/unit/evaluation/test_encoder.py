@@ -103,6 +103,13 @@ def test_a_name_that_is_nowhere_is_refused(tmp_path: Path, name: str) -> None:
         open_encoder(name, tmp_path)
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_file_is_refused_as_a_file(folder: Path, absolute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(CheckpointError, match="It is a file: name the folder of the model"):
+        open_encoder(str(folder / WEIGHTS if absolute else WEIGHTS), folder)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     assert "neither a run or checkpoint of megamask nor a model" in refusal(tmp_path)
 
