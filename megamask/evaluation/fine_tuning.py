@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -233,29 +234,35 @@ def _train(
     def collate(rows: list[int]) -> dict[str, Tensor]:
         return {**pad_texts(texts, rows, pad), "labels": labels[rows]}
 
-    assert tuning.learning_rate is not None
     loader: DataLoader = DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="megamask-fine-tuning-") as folder:
-        arguments = TrainingArguments(
-            folder,
-            max_steps=plan.updates,
-            per_device_train_batch_size=plan.batch_size,
-            learning_rate=tuning.learning_rate,
-            weight_decay=tuning.weight_decay,
-            adam_epsilon=1e-6,
-            max_grad_norm=1.0,
-            lr_scheduler_type="linear",
-            warmup_steps=round(WARMUP * plan.updates),
-            seed=seed,
-            bf16=bf16,
-            use_cpu=ranks.device().type == "cpu",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
+        arguments = trainer_arguments(folder, plan, tuning, seed, bf16=bf16, remove_unused_columns=False)
         _OrderedTrainer(model, arguments, loader).train()
+
+
+def trainer_arguments(
+    folder: str, plan: UpdatePlan, tuning: FineTuningConfig, seed: int, **more: Any
+) -> TrainingArguments:
+    """What the Trainer of a run must know, with ``more`` of its arguments; ``folder`` stays empty."""
+    assert tuning.learning_rate is not None
+    return TrainingArguments(
+        folder,
+        max_steps=plan.updates,
+        per_device_train_batch_size=plan.batch_size,
+        learning_rate=tuning.learning_rate,
+        weight_decay=tuning.weight_decay,
+        adam_epsilon=1e-6,
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        warmup_steps=round(WARMUP * plan.updates),
+        seed=seed,
+        use_cpu=ranks.device().type == "cpu",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **more,
+    )
 
 
 @torch.inference_mode()

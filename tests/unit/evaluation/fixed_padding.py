@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer
 
 from megamask.evaluation.encoder import EncoderFolder, open_encoder
-from megamask.evaluation.fine_tuning import WARMUP, UpdatePlan, fine_tune
+from megamask.evaluation.fine_tuning import UpdatePlan, fine_tune, trainer_arguments
 from megamask.evaluation.formats.rows import limit_train
 from megamask.evaluation.read_tasks import find_tasks, read_task
 from megamask.evaluation.scores import compute_scores, task_score
@@ -37,7 +37,6 @@ def score_with_fixed_padding(encoder: EncoderFolder, data: TaskData, config: Eva
     """The score after as many updates as `fine_tune` makes."""
     tuning, plan = config.fine_tuning, UpdatePlan.of(len(data.train), config.fine_tuning)
     tokenizer = load_hf_tokenizer(encoder.folder)
-    assert tuning.learning_rate is not None
 
     def padded(examples: Examples) -> list[dict[str, Any]]:
         columns = [list(column) for column in zip(*examples.texts, strict=True)]
@@ -48,24 +47,7 @@ def score_with_fixed_padding(encoder: EncoderFolder, data: TaskData, config: Eva
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(encoder.folder, num_labels=len(data.task.labels))
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            max_steps=plan.updates,
-            per_device_train_batch_size=plan.batch_size,
-            per_device_eval_batch_size=TEST_BATCH,
-            learning_rate=tuning.learning_rate,
-            weight_decay=tuning.weight_decay,
-            adam_epsilon=1e-6,
-            max_grad_norm=1.0,
-            lr_scheduler_type="linear",
-            warmup_steps=round(WARMUP * plan.updates),
-            seed=seed,
-            use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
+        arguments = trainer_arguments(folder, plan, tuning, seed, per_device_eval_batch_size=TEST_BATCH)
         trainer = Trainer(model, arguments, train_dataset=padded(data.train))  # type: ignore[arg-type]
         trainer.remove_callback(PrinterCallback)
         trainer.train()
