@@ -20,12 +20,17 @@ from megamask.study.time_left import planned_tokens, seconds_left
 PARTS = ("student", "logits", "scoring", "teacher")
 
 
-def describe_study(plan: StudyPlan, runs: Sequence[PlannedRun], chosen: Sequence[PlannedRun], slots: int) -> str:
-    """The runs of a plan, their cost, and the smallest effect that the seeds can show, as a text."""
+def describe_study(
+    plan: StudyPlan, runs: Sequence[PlannedRun], chosen: Sequence[PlannedRun], left: Sequence[PlannedRun], slots: int
+) -> str:
+    """The runs of a plan, their cost, and the smallest effect that the seeds can show, as a text.
+
+    ``chosen`` are the runs of this call, and ``left`` those of them that results.jsonl does not have yet.
+    """
     numbers = {run.name: number for number, run in enumerate(runs)}
     lines = [f"{plan.name}: {plan.question}", ""]
     lines += _cost_table(chosen, numbers)
-    lines += ["", *_totals(plan, chosen, slots), "", *power_lines(len(plan.seeds), plan.score_sd)]
+    lines += ["", *_totals(plan, chosen, left, slots), "", *power_lines(len(plan.seeds), plan.score_sd)]
     return "\n".join(lines)
 
 
@@ -61,17 +66,18 @@ def run_flops(run: PlannedRun, texts: Texts) -> dict[str, float]:
     return {name: value * config.steps for name, value in by_part.items()}
 
 
-def _totals(plan: StudyPlan, chosen: Sequence[PlannedRun], slots: int) -> list[str]:
+def _totals(plan: StudyPlan, chosen: Sequence[PlannedRun], left: Sequence[PlannedRun], slots: int) -> list[str]:
     tokens = sum(planned_tokens(run) for run in chosen if not run.config.time_budget)
     rate = 1 / plan.tokens_per_second if plan.tokens_per_second else None
-    seconds = seconds_left(chosen, slots, rate)
+    seconds = seconds_left(left, slots, rate)
     calls = sum(len(run.evaluations) for run in chosen)
     time = "unknown: set `tokens_per_second` in the plan, or repeat `--dry-run` after the first run"
     if seconds is not None:
         time = f"{tqdm.format_interval(seconds)} with {slots} at a time, without evaluations that were not timed yet"
-    disk = sum(_disk(run) for run in chosen)
+    disk, done = sum(_disk(run) for run in left), len(chosen) - len(left)
     return [
         f"{len(chosen)} runs of {tokens:,} tokens in all, and {calls} evaluations",
+        *([f"{done} of these runs are done: time and disk are those of the others"] if done else []),
         f"time: {time}",
         f"disk: {disk / 1e9:.2f} GB of checkpoints and models",
         "FLOPs: `logits` is part of `student`. A teacher is assumed to be as large as the student; its own training "

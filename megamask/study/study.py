@@ -17,7 +17,8 @@ from megamask.evaluation.read_tasks import find_tasks
 from megamask.study.collect import RESULTS, collect_results, read_results, write_results
 from megamask.study.dry_run import describe_study
 from megamask.study.jobs import POLL, JobQueue, Slot, describe_end, find_slots
-from megamask.study.plan import StudyPlan, find_plan, shipped_plans
+from megamask.study.plan import StudyPlan
+from megamask.study.plan_file import find_plan, shipped_plans
 from megamask.study.planned_cost import planned_folders
 from megamask.study.planned_runs import PlannedRun, plan_runs, select_runs
 from megamask.study.settings import StudyConfig
@@ -48,16 +49,17 @@ def run_study(config: StudyConfig) -> int:
     except MegamaskError as error:
         raise type(error)(*error.problems, *problems) from None
     slots = find_slots(config.jobs)
+    left = without_known(chosen, folder)
     if config.dry_run:
-        print(describe_study(plan, runs, chosen, len(slots)))
+        print(describe_study(plan, runs, chosen, left, len(slots)))
     raise_all(DataError, problems)
+    raise_all(ConfigError, results_problems(runs, folder))
+    for line in open_study(folder, plan, text, write=not config.dry_run):
+        print(line)
     if config.dry_run:
         return 0
-    raise_all(ConfigError, results_problems(runs, folder))
-    for line in open_study(folder, plan, text):
-        print(line)
     with storage_errors(folder):
-        failed = [] if config.report else run_jobs(without_known(chosen, folder), slots, tasks_data)
+        failed = [] if config.report else run_jobs(left, slots, tasks_data)
         publish(plan, runs, folder)
     for line in failed:
         print(line)

@@ -38,14 +38,16 @@ MAY_DIFFER = (
 """Parts of a plan that do not affect what is computed. Text is compared by its hash."""
 
 
-def open_study(folder: Path, plan: StudyPlan, text: Path | Sequence[str]) -> list[str]:
-    """Record the plan in ``folder``; returns a line for each addition to the recorded plan.
+def open_study(folder: Path, plan: StudyPlan, text: Path | Sequence[str], *, write: bool = True) -> list[str]:
+    """Record the plan in ``folder``, or only compare it; returns a line for each addition to the recorded plan.
 
     ``text`` names folders of shards, perhaps with shares. Arms, seeds, budgets and evaluations may be added.
     ConfigError, with every difference, if anything else differs: existing results would be lost or belong to another
     study. Several processes may work on one study.
     """
     record = _record(plan, text)
+    if not write:
+        return check_plan(folder, record)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         additions = check_plan(folder, record)

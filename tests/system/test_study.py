@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megamask.__main__ import main
 from megamask.study.collect import read_results
-from tests.system.commands import ADAMW, ROOT, TINY, Ended, clean, shell
+from tests.system.commands import ADAMW, ROOT, TINY, Ended, clean, run
 
 pytestmark = pytest.mark.slow
 PLAN = """
@@ -70,9 +71,8 @@ def plan(folder: Path, data: Path) -> Path:
 
 
 def study(plan: Path, data: Path, output: Path, *more: object) -> Ended:
-    """A call of the command."""
-    words = ["study", plan, "--data", data, "--tasks-data", plan.parent / "tasks", "--output", output, *more]
-    return shell(sys.executable, "-m", "megamask", *words)
+    """A call of the command in this process. Its runs and evaluations have processes of their own."""
+    return run(main, "study", plan, "--data", data, "--tasks-data", plan.parent / "tasks", "--output", output, *more)
 
 
 def test_a_study_runs_resumes_and_reports(plan: Path, data: Path, tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_a_study_runs_resumes_and_reports(plan: Path, data: Path, tmp_path: Path
     assert set(runs) == set(cells) == {(arm, seed, "tokens=2048") for arm in ("random", "entropy") for seed in (1, 2)}
     assert all({cell.key.task for cell in some} == {"sst2", "blimp"} for some in cells.values())
     assert {cell.key.variant for cell in references} >= {"majority"}
-    for (arm, _, _), run in runs.items():
-        assert (run.state, run.steps, run.curve[-1].tokens) == ("finished", 4, run.tokens)
-        assert (run.flops["scoring"] > 0) == (arm == "entropy")
+    for (arm, _, _), result in runs.items():
+        assert (result.state, result.steps, result.curve[-1].tokens) == ("finished", 4, result.tokens)
+        assert (result.flops["scoring"] > 0) == (arm == "entropy")
     first, other = runs["random", 1, "tokens=2048"], runs["entropy", 1, "tokens=2048"]
     assert first.curve[0].loss == other.curve[0].loss  # the same start
     assert first.tokens == other.tokens
@@ -119,7 +119,7 @@ def test_a_failed_run_is_recorded_and_the_others_continue(plan: Path, data: Path
     assert ended.code == 1
     assert "random/tokens=2048/seed-1: pretrain failed" in ended.out
     runs, _, _ = read_results(output / "results.jsonl")
-    assert {key[0]: run.state for key, run in runs.items()} == {"random": "failed", "entropy": "finished"}
+    assert {key[0]: result.state for key, result in runs.items()} == {"random": "failed", "entropy": "finished"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -43,6 +43,15 @@ def runs(plan: StudyPlan, text: Path, tmp_path: Path) -> list[PlannedRun]:
     return runs
 
 
+@pytest.fixture
+def copied(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> Path:
+    """The folder of another study, with a copy of the results alone."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    write_results(collect_results(plan, runs, tmp_path), folder / "results.jsonl")
+    return folder
+
+
 def record(run: PlannedRun, pretrain: CommandRecord) -> None:
     """Write how its first command ended."""
     run.record.parent.mkdir(parents=True, exist_ok=True)
@@ -120,32 +129,24 @@ def test_results_are_read_as_they_were_written(plan: StudyPlan, runs: list[Plann
 
 
 def test_a_study_continues_from_its_results_file(
-    plan: StudyPlan, runs: list[PlannedRun], text: Path, tmp_path: Path
+    plan: StudyPlan, runs: list[PlannedRun], text: Path, tmp_path: Path, copied: Path
 ) -> None:
-    results, other = collect_results(plan, runs, tmp_path), tmp_path / "other"
-    other.mkdir()
-    write_results(results, other / "results.jsonl")
-    moved = plan_runs(plan, other, text)
-    assert [run.name for run in without_known(moved, other)] == [run.name for run in runs[1:]]
-    again = collect_results(plan, moved, other)
+    moved, results = plan_runs(plan, copied, text), collect_results(plan, runs, tmp_path)
+    assert [run.name for run in without_known(moved, copied)] == [run.name for run in runs[1:]]
+    again = collect_results(plan, moved, copied)
     assert again.runs == results.runs and again.cells.keys() == results.cells.keys()
-    changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), other, text)
-    assert len(without_known(changed, other)) == 4
+    changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), copied, text)
+    assert len(without_known(changed, copied)) == 4
 
 
-def test_results_that_the_plan_would_not_keep_are_named(
-    plan: StudyPlan, runs: list[PlannedRun], text: Path, tmp_path: Path
-) -> None:
-    results, other = collect_results(plan, runs, tmp_path), tmp_path / "other"
-    other.mkdir()
-    write_results(results, other / "results.jsonl")
-    assert results_problems(plan_runs(plan, other, text), other) == []
-    changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), other, text)
-    (problem,) = results_problems(changed, other)
+def test_results_that_the_plan_would_not_keep_are_named(plan: StudyPlan, text: Path, copied: Path) -> None:
+    assert results_problems(plan_runs(plan, copied, text), copied) == []
+    changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), copied, text)
+    (problem,) = results_problems(changed, copied)
     assert "other settings" in problem and "the run random/tokens=40960/seed-1" in problem
     record(changed[0], CommandRecord("stopped"))  # its command compares them
-    assert results_problems(changed, other) == []
-    (problem,) = results_problems(changed[1:], other)
+    assert results_problems(changed, copied) == []
+    (problem,) = results_problems(changed[1:], copied)
     assert "not in the plan: the run random/tokens=40960/seed-1" in problem
 
 

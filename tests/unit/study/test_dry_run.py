@@ -56,9 +56,13 @@ def test_one_seed_shows_nothing() -> None:
 def test_the_description_names_costs_and_runs(plan: StudyPlan, text: Path, tmp_path: Path) -> None:
     plan = replace(plan, tokens_per_second=1000.0)
     runs = plan_runs(plan, tmp_path, text)
-    shown = describe_study(plan, runs, runs, 2)
+    shown = describe_study(plan, runs, runs, runs, 2)
     assert "4 runs of 163,840 tokens in all, and 4 evaluations" in shown
     assert "01:21 with 2 at a time" in shown
+    assert "are done" not in shown
+    half = describe_study(plan, runs, runs, runs[2:], 2)
+    assert "4 runs of 163,840 tokens in all" in half and "2 of these runs are done" in half
+    assert "00:40 with 2 at a time" in half
     assert [line.split()[2:4] for line in shown.splitlines()[3:5]] == [["0,", "2"], ["1,", "3"]]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from megamask.errors import ConfigError
-from megamask.study.plan import amount_of, find_plan, plan_problems, read_plan, shipped_plans
+from megamask.study.plan import amount_of
+from megamask.study.plan_file import find_plan, plan_problems, read_plan, shipped_plans
 
 PLAN = """
 name = "p"

@@ -16,7 +16,8 @@ from megamask.errors import ConfigError
 from megamask.schedules import Schedule
 from megamask.storage.dotted import flatten
 from megamask.study import planned_runs
-from megamask.study.plan import Axis, PlannedArm, StudyPlan, find_plan, read_plan, shipped_plans
+from megamask.study.plan import Axis, PlannedArm, StudyPlan
+from megamask.study.plan_file import find_plan, read_plan, shipped_plans
 from megamask.study.planned_cost import Texts, mean_step_flops, pack_flops
 from megamask.study.planned_runs import PAIRED, as_flag, plan_runs, select_runs
 from megamask.study.time_left import planned_tokens

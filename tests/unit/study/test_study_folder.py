@@ -69,3 +69,11 @@ def test_tasks_without_files_are_named_before_any_run(plan: StudyPlan, tmp_path:
     assert "blimp" in problem and "Set `tasks_data`" in problem
     write_lines(tmp_path / "sst2.jsonl", LINES)
     assert task_problems(plan, str(tmp_path)) == task_problems(replace(plan, evaluation=()), "") == []
+
+
+def test_a_comparison_alone_writes_nothing(plan: StudyPlan, text: Path, tmp_path: Path) -> None:
+    assert open_study(tmp_path / "study", plan, text, write=False) == []
+    assert not (tmp_path / "study").exists()
+    open_study(tmp_path, plan, text)
+    with pytest.raises(ConfigError, match="another plan"):
+        open_study(tmp_path, replace(plan, seeds=(1,)), text, write=False)
