@@ -12,7 +12,8 @@ from tests.system.commands import metrics, train
 from tests.system.families import initial_weights_of
 
 STEPS = 3
-STARTS = {"from random weights": {}} | {f"from {name}": {"init": name} for name in ("roberta", "distilbert", "electra")}
+IMPORTED = ("roberta", "distilbert", "electra", "albert")
+STARTS = {"from random weights": {}} | {f"from {name}": {"init": name} for name in IMPORTED}
 CHOICES = FACTORS | {"start": STARTS}
 
 
