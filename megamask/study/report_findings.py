@@ -74,8 +74,8 @@ def verdict_section(comparison: StudyComparison) -> Section:
     else:
         blocks.append(
             Text(
-                "The study has no arm that repeats the baseline with other seeds or with half of its steps, "
-                "so nothing confirms its method.",
+                "No finished run repeats the baseline with other seeds or with half of its steps, so nothing confirms "
+                "the method of this study.",
                 "warning",
             )
         )

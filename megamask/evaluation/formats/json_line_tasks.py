@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megamask.evaluation.formats.files import existing_file, json_objects_of
+from megamask.evaluation.formats.glue_on_hub import HUB_TASKS
 from megamask.evaluation.formats.rows import Row
 from megamask.evaluation.tasks import Answer, Task
 
@@ -19,9 +20,11 @@ def find_json_lines(folder: Path, task: Task) -> Path | None:
 
 
 def file_names(task: Task) -> tuple[str, ...]:
-    """Names that the file of ``task`` may have."""
-    names = [f"glue_{task.name}.jsonl", f"{task.name}.jsonl"]
-    return tuple(names if task.name != "squad" else [*names[1:], "squad_slice.jsonl"])
+    """Names that the file of ``task`` may have, the usual one first."""
+    plain, with_glue = f"{task.name}.jsonl", f"glue_{task.name}.jsonl"
+    if task.name == "squad":
+        return plain, "squad_slice.jsonl"
+    return (with_glue, plain) if task.name in HUB_TASKS else (plain, with_glue)
 
 
 def read_json_line_task(path: Path, task: Task) -> Iterator[Row | str]:

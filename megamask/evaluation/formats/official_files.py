@@ -50,7 +50,7 @@ _TABLES = {
 }
 _SNLI = ("snli_1.0_train.jsonl", "snli_1.0_test.jsonl")
 _SQUAD = ("train-v1.1.json", "dev-v1.1.json")
-_FOLDERS = {"snli": ("SNLI", "snli_1.0", "snli", "."), "squad": ("SQuAD", "squad", "."), "blimp": ("blimp", "BLiMP")}
+_FOLDERS = {"snli": ("snli_1.0", "SNLI", "snli", "."), "squad": ("SQuAD", "squad", "."), "blimp": ("blimp", "BLiMP")}
 
 
 def find_official_files(folder: Path, task: Task) -> tuple[tuple[Path, str], ...]:

@@ -204,6 +204,8 @@ def test_a_missing_task_is_named_and_one_that_is_there_twice_refused(tmp_path: P
     write_lines(tmp_path / "sst2.jsonl", LINES)
     tasks = find_tasks(tmp_path, ("rte", "sst2"))
     assert [files.task.name for files in tasks.tasks] == ["sst2"]
+    files = "snli.jsonl or snli_1.0/snli_1.0_train.jsonl and snli_1.0/snli_1.0_test.jsonl"
+    assert find_tasks(tmp_path, ("sst2", "snli")).missing == {"snli": f"snli: put {files} into {tmp_path}."}
     assert tasks.missing == {"rte": f"rte: put glue_rte.jsonl or RTE/train.tsv and RTE/dev.tsv into {tmp_path}."}
     with pytest.raises(DataError, match="none of these tasks"):
         find_tasks(tmp_path, ("rte",))
