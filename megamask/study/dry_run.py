@@ -15,7 +15,7 @@ from megamask.study.plan import StudyPlan
 from megamask.study.planned_cost import Texts, mean_step_flops, pack_flops
 from megamask.study.planned_runs import PlannedRun
 from megamask.study.statistics import detectable_effect, expected_half_width, smallest_sign_flip_p
-from megamask.study.time_left import planned_tokens, seconds_left
+from megamask.study.time_left import planned_tokens, seconds_left, untimed_part
 
 PARTS = ("student", "logits", "scoring", "teacher")
 
@@ -73,7 +73,7 @@ def _totals(plan: StudyPlan, chosen: Sequence[PlannedRun], left: Sequence[Planne
     calls = sum(len(run.evaluations) for run in chosen)
     time = "unknown: set `tokens_per_second` in the plan, or repeat `--dry-run` after the first run"
     if seconds is not None:
-        time = f"{tqdm.format_interval(seconds)} with {slots} at a time, without evaluations that were not timed yet"
+        time = f"{tqdm.format_interval(seconds)} with {slots} at a time{untimed_part(left)}"
     disk, done = sum(_disk(run) for run in left), len(chosen) - len(left)
     return [
         f"{len(chosen)} runs of {tokens:,} tokens in all, and {calls} evaluations",

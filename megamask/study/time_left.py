@@ -59,11 +59,15 @@ def describe_left(runs: Iterable[PlannedRun], slots: int) -> str:
     seconds = seconds_left(runs, slots)
     if seconds is None:
         return "time left unknown"
+    return f"about {tqdm.format_interval(seconds)} left{untimed_part(runs)}"
+
+
+def untimed_part(runs: Iterable[PlannedRun]) -> str:
+    """The end of a sentence about `seconds_left`: whether it leaves evaluations of ``runs`` out."""
+    runs = list(runs)
     names = {each.name for run in runs for each in run.evaluations}
-    records = map(read_record, runs)
-    timed = {step for record in records for step in record if _is_finished(record, step)}
-    untimed = ", without evaluations that were not timed yet" if names - timed else ""
-    return f"about {tqdm.format_interval(seconds)} left{untimed}"
+    timed = {step for record in map(read_record, runs) for step in record if _is_finished(record, step)}
+    return ", without evaluations that were not timed yet" if names - timed else ""
 
 
 def _is_finished(record: dict[str, CommandRecord], step: str) -> bool:
