@@ -29,7 +29,7 @@ from megamask.runtime import ranks
 from megamask.runtime.entry_point import full_disk
 from megamask.storage import atomic_write, file_list, strict_json
 from megamask.storage.file_list import FileEntry, FileList
-from megamask.storage.tensor_stream import TensorStream
+from megamask.storage.tensor_stream import TensorStream, as_stream
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -58,7 +58,8 @@ class NewerFormat(CheckpointError):
 
 def serialise(tensors: Mapping[str, Tensor] | TensorStream) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, block by block. The widest types come first, so all tensors are aligned."""
-    meta, read = (tensors.meta, tensors.read) if isinstance(tensors, TensorStream) else (tensors, tensors.__getitem__)
+    stream = as_stream(tensors)
+    meta = stream.meta
     order = sorted(meta, key=lambda name: -meta[name].element_size())  # of one type in the order of a stream
     header, end = {}, 0
     for name in order:
@@ -69,7 +70,7 @@ def serialise(tensors: Mapping[str, Tensor] | TensorStream) -> Iterator[bytes | 
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        flat = read(name).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        flat = stream.read(name).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         data = memoryview(flat.numpy())  # type: ignore[arg-type]
         for begin in range(0, len(data), file_list.BLOCK):
             yield data[begin : begin + file_list.BLOCK]

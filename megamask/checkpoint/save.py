@@ -37,7 +37,7 @@ from megamask.errors import ConfigError, LockError, StorageError, must
 from megamask.runtime import ranks
 from megamask.storage import atomic_write, lock
 from megamask.storage.file_list import FileList
-from megamask.storage.tensor_stream import TensorStream
+from megamask.storage.tensor_stream import TensorStream, as_stream
 
 
 def save_checkpoint(run: RunFolder, step: int, tensors: Mapping[str, Tensor], state: dict, keep: int = 2) -> str:
@@ -80,7 +80,8 @@ class CheckpointSave:
         assert not (background and isinstance(tensors, TensorStream)), (
             "the ranks gather a stream together, which threads must not do"
         )
-        self._need = sum(tensor.nbytes for tensor in _meta(tensors).values())
+        stream = as_stream(tensors)
+        self._need = sum(tensor.nbytes for tensor in stream.meta.values())
         self._begun = time.monotonic()
         self._files: FileList = {}
         """Those of all ranks, once they are written."""
@@ -98,7 +99,7 @@ class CheckpointSave:
         with self._cleaning_up():
             self._folder = folder = ranks.on_rank_zero(prepare)
             if folder is not None:
-                self._part = _start(lambda: _write_share(folder, tensors, content), background)
+                self._part = _start(lambda: _write_share(folder, stream, content), background)
 
     def advance(self) -> str | None:
         """Go on with the save if all ranks have done their part; the line for the log once it is published."""
@@ -178,25 +179,17 @@ def _prepare(run: RunFolder, step: int) -> Path | None:
     return temporary
 
 
-def _meta(tensors: Mapping[str, Tensor] | TensorStream) -> Mapping[str, Tensor]:
-    """The type and shape of each tensor."""
-    return tensors.meta if isinstance(tensors, TensorStream) else tensors
-
-
-def _write_share(
-    folder: Path, tensors: Mapping[str, Tensor] | TensorStream, state: bytes
-) -> tuple[FileList, list[str]]:
+def _write_share(folder: Path, tensors: TensorStream, state: bytes) -> tuple[FileList, list[str]]:
     """Write the files of this rank; returns their entries and the names of the tensors."""
     try:
-        return _write_files(folder, tensors, state), list(_meta(tensors))
+        return _write_files(folder, tensors, state), list(tensors.meta)
     finally:
-        if isinstance(tensors, TensorStream):
-            tensors.finish()
+        tensors.finish()
 
 
-def _write_files(folder: Path, tensors: Mapping[str, Tensor] | TensorStream, state: bytes) -> FileList:
+def _write_files(folder: Path, tensors: TensorStream, state: bytes) -> FileList:
     """Write the file of this rank, unless it has no tensors, and on rank 0 the state."""
-    if not _meta(tensors) and not ranks.is_main():
+    if not tensors.meta and not ranks.is_main():
         return {}
     if not atomic_write.wait_until(lambda: atomic_write.is_visible(folder)):
         raise StorageError(

@@ -26,11 +26,10 @@ class SourceTokens:
         self._sums = [np.cumsum(each * ordinary) for each in counts]
         assert all(sums[-1] > 0 for sums in self._sums), "text without an ordinary token has no packs"
 
-    def draw(self, number: int, count: int, rng: PackRng) -> Int64[Tensor, " N"]:
+    def draw(self, number: int, count: int, rng: PackRng) -> Int64[np.ndarray, " N"]:
         """``count`` ids for pack ``number``."""
         sums = self._sums[self._source_of(number)]
-        places = rng.integers(int(sums[-1]), count).numpy()
-        return torch.from_numpy(np.searchsorted(sums, places, side="right"))
+        return np.searchsorted(sums, rng.integers_array(int(sums[-1]), count), side="right")
 
 
 def corrupt_targets(
@@ -52,20 +51,20 @@ def corrupt_targets(
     masks, randoms = mix.counts(len(targets))
     order = rng.order_array(len(targets))
     if source_tokens is None:
-        drawn = _ordinary(ids, rng.integers(ids.size - len(ids.special), randoms))
+        drawn = _ordinary(ids, rng.integers_array(ids.size - len(ids.special), randoms))
     else:
         drawn = source_tokens.draw(batch.number, randoms, rng)
     places = [np.sort(order[:masks]), order[masks : masks + randoms]]  # among the targets
-    to_hide, to_replace, drawn = send([*places, drawn], targets.device)
+    to_hide, to_replace, replacements = send([*places, drawn], targets.device)
     hidden = targets.index_select(0, to_hide)
     inputs = batch.tokens.index_fill(0, hidden, ids.mask)
-    inputs.index_copy_(0, targets.index_select(0, to_replace), drawn)
+    inputs.index_copy_(0, targets.index_select(0, to_replace), replacements)
     is_visible = torch.ones_like(batch.maskable).index_fill_(0, hidden, False)
     visible = true_rows(is_visible, len(is_visible) - masks)
     return MaskPlan(inputs, targets, batch.tokens.index_select(0, targets), hidden, visible, probability, weights)
 
 
-def _ordinary(ids: TokenIds, index: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
+def _ordinary(ids: TokenIds, index: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
     """The ``index``-th id that is not special, without a table of the vocabulary."""
     for special in sorted(ids.special):
         index = index + (index >= special)

@@ -46,7 +46,11 @@ class PackRng:
 
     def integers(self, below: int, count: int, device: torch.device = HOST) -> Int64[Tensor, " count"]:
         """Integers in [0, below)."""
-        return self._sent(self._draws.integers(below, size=count), device)
+        return self._sent(self.integers_array(below, count), device)
+
+    def integers_array(self, below: int, count: int) -> Int64[np.ndarray, " count"]:
+        """The same as ``integers``, for work that the host does."""
+        return self._draws.integers(below, size=count)
 
     def order(self, count: int, device: torch.device = HOST) -> Int64[Tensor, " count"]:
         """A random permutation of range(count)."""

@@ -47,3 +47,8 @@ class TensorStream:
         except BaseException:  # the ranks are no longer at the same place
             self._windows = iter(())
             raise
+
+
+def as_stream(tensors: Mapping[str, Tensor] | TensorStream) -> TensorStream:
+    """``tensors`` as a stream; those that are in memory already need no gathering."""
+    return tensors if isinstance(tensors, TensorStream) else TensorStream({}, (), tensors)

@@ -16,6 +16,7 @@ from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.save import CheckpointSave, save_checkpoint
 from megamask.errors import ConfigError, LockError, StorageError
 from megamask.storage import atomic_write, lock
+from megamask.storage.tensor_stream import as_stream
 
 OPERATIONS = ["write_file", "make_folder", "rename", "sync"]
 
@@ -138,8 +139,8 @@ def test_a_rank_without_tensors_writes_no_file(tmp_path, monkeypatch):
     """Of a thousand ranks most have none."""
     monkeypatch.setenv("RANK", "70")
     monkeypatch.setenv("WORLD_SIZE", "1000")
-    assert publishing._write_share(tmp_path / "not seen yet", {}, b"{}") == ({}, [])
-    files, names = publishing._write_share(tmp_path, weights(1), b"{}")
+    assert publishing._write_share(tmp_path / "not seen yet", as_stream({}), b"{}") == ({}, [])
+    files, names = publishing._write_share(tmp_path, as_stream(weights(1)), b"{}")
     assert [*files] == ["rank-00070.safetensors"] and names == [*weights(1)]
 
 
