@@ -61,10 +61,15 @@ def longest_sequence(config: PretrainConfig) -> int:
 
 def most_phase_targets(config: PretrainConfig) -> int:
     """The largest number of targets in a pack of the run, in any phase."""
+    return max(phase_targets(config))
+
+
+def phase_targets(config: PretrainConfig) -> set[int]:
+    """The numbers of targets that packs of the run have, in any phase."""
     masking, rows = config.masking, config.packs.tokens
     ratios = [phase.mask_ratio for phase in config.phases if phase.mask_ratio is not None]
-    most = masking.most_targets(rows, None if config.time_budget else config.steps)
-    return max([most, *(masking.targets(0.0, rows, ratio) for ratio in ratios)])
+    numbers = masking.numbers_of_targets(rows, None if config.time_budget else config.steps)
+    return numbers.union(masking.targets(0.0, rows, ratio) for ratio in ratios)
 
 
 def phase_problems(config: PretrainConfig) -> list[str]:
@@ -131,14 +136,16 @@ def _content(phase: PhaseConfig, config: PretrainConfig) -> tuple[object, ...]:
 
 
 def _size_problems(name: str, phase: PhaseConfig, config: PretrainConfig) -> list[str]:
-    problems = []
-    if phase.length is not None:
-        if phase.length > config.packs.tokens:
-            problems.append(must(f"{name}.length", f"be at most `packs.tokens` ({config.packs.tokens})", phase.length))
-        longest = None if config.init else config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
-        if longest is not None and phase.length > longest:
-            problems.append(must(f"{name}.length", f"be at most `model.max_positions` ({longest})", phase.length))
-    return problems
+    if phase.length is None:
+        return []
+    limits = {"packs.tokens": config.packs.tokens}
+    if not config.init:
+        limits["model.max_positions"] = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
+    return [
+        must(f"{name}.length", f"be at most `{setting}` ({limit})", phase.length)
+        for setting, limit in limits.items()
+        if phase.length > limit
+    ]
 
 
 def _mixture_problems(name: str, phase: PhaseConfig, config: PretrainConfig) -> list[str]:

@@ -175,9 +175,13 @@ class MaskingConfig:
 
     def most_targets(self, rows: int, steps: int | None = None) -> int:
         """The largest number of targets of a pack of ``rows`` in a run of ``steps``; None: in a run of any length."""
+        return max(self.numbers_of_targets(rows, steps))
+
+    def numbers_of_targets(self, rows: int, steps: int | None = None) -> set[int]:
+        """The numbers of targets that packs of ``rows`` have in a run of ``steps``; None: in a run of any length."""
         if steps is None or steps >= 2 * STEPS:  # then every value is reached
-            return max(self.targets(stage / STEPS, rows) for stage in range(STEPS + 1))
-        return max(self.targets(step / steps, rows) for step in range(steps))
+            return {self.targets(stage / STEPS, rows) for stage in range(STEPS + 1)}
+        return {self.targets(step / steps, rows) for step in range(steps)}
 
     def problems(self, name: str) -> list[str]:
         """Sentences for schedules whose values are out of range."""

@@ -305,8 +305,9 @@ def initialise(module: nn.Module, std: float) -> None:
 @functools.cache
 def compiled(function: Callable) -> Callable:
     """``function`` compiled once for all layers: parameters are inputs of its graph, not constants in it."""
-    # a graph per kind of layer, length of input, and with and without gradients
-    private_api.allow_recompiles(64)
+    # a graph for each kind of layer, length of the input (65 where [MASK] enters late and the masking rate moves), with
+    # and without gradients
+    private_api.allow_recompiles(1024)
     # PyTorch's compiler calls a function of PyTorch that is deprecated
     warnings.filterwarnings("ignore", message=r"`torch\._prims_common\.check` is deprecated", category=FutureWarning)
     return torch.compile(function, dynamic=False)

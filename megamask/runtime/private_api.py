@@ -56,8 +56,12 @@ def cpu_has_amx() -> bool:
 
 
 def allow_recompiles(limit: int) -> None:
-    """Let torch.compile make up to ``limit`` graphs of a function; torch 2.11 has no documented setting for it."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    """Let torch.compile make up to ``limit`` graphs of a function; torch 2.11 has no documented setting for it.
+
+    Beyond its limits (8 and, of graphs that are no longer used too, 256) it goes on without compiling, with a warning.
+    """
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, name, max(getattr(torch._dynamo.config, name), limit))
 
 
 # ---- DeepSpeed: messages and compilation

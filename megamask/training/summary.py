@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megamask import __version__
-from megamask.config.phases import run_phases
+from megamask.config.phases import phase_targets, run_phases
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.settings import MixtureConfig, PhaseConfig
 from megamask.data.length_phases import SourcePacks
@@ -42,7 +42,19 @@ def compiling(config: PretrainConfig) -> list[str]:
         return []
     return [
         f"torch.compile compiles {' and '.join(parts)} during the first evaluation and step. This takes a minute or "
-        "more without output. It does not count for tokens/s and the time left."
+        "more without output. It does not count for tokens/s and the time left.",
+        *compiling_again(config),
+    ]
+
+
+def compiling_again(config: PretrainConfig) -> list[str]:
+    """A line if the layers are compiled again whenever the masking rate moves, as where [MASK] enters late."""
+    numbers = len(phase_targets(config))
+    if not (config.model.compile and config.objective.late and numbers > 1):
+        return []
+    return [
+        f"The masking rate moves through {numbers} values, and the layers before [MASK] are compiled again for each: "
+        "after every change a step takes a minute or more. A constant `masking.ratio` compiles once."
     ]
 
 

@@ -60,6 +60,7 @@ METHODS = {
 """Methods of DeepSpeed's objects, and their parameters."""
 TORCH = {
     "torch._dynamo.config.recompile_limit": "int",
+    "torch._dynamo.config.accumulated_recompile_limit": "int",
     "torch._foreach_copy_": "builtin_function_or_method",
     "torch._foreach_norm": "builtin_function_or_method",
     "torch.cpu._is_amx_tile_supported": "()",

@@ -9,8 +9,11 @@ import torch
 
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.engine.optimizer import OptimizerConfig
+from megamask.masking.settings import MaskingConfig
 from megamask.model.shape import ModelConfig
+from megamask.objectives.settings import ObjectiveConfig
 from megamask.runtime import ranks
+from megamask.schedules import Schedule
 from megamask.training import summary
 from megamask.training.validation import Validation
 
@@ -45,3 +48,18 @@ def test_a_line_names_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         config = PretrainConfig(optimizer=optimizer, model=ModelConfig(compile=compiled))
         output = " ".join(summary.compiling(config))
         assert [word for word in ("layers", "Muon") if word in output] == words
+
+
+def test_a_line_warns_of_compiling_again_where_mask_enters_late_at_a_rate_that_moves() -> None:
+    late, moving = ObjectiveConfig("three_ml", depth=1), Schedule("linear", 0.3, 0.15)
+    for compiled, objective, ratio, warns in (
+        (True, late, moving, True),
+        (False, late, moving, False),
+        (True, ObjectiveConfig(), moving, False),
+        (True, late, Schedule(start=0.3), False),
+    ):
+        config = PretrainConfig(
+            model=ModelConfig(compile=compiled), objective=objective, masking=MaskingConfig(ratio), steps=1000
+        )
+        lines = summary.compiling(config)
+        assert any("through 65 values" in line for line in lines) == warns
