@@ -318,9 +318,9 @@ def _has_async_io() -> bool:
 
 
 def complete_ds_config(
-    ds: dict[str, Any], config: OptimizerConfig, accumulate: int, packs_per_step: int
+    ds: dict[str, Any], config: OptimizerConfig, accumulate: int, packs_per_step: int, num_weights: int
 ) -> dict[str, Any]:
-    """The DeepSpeed file, completed with what the settings of the run decide."""
+    """The DeepSpeed file, completed with what the settings and the model of the run decide."""
     complete = {
         **ds,
         "train_batch_size": packs_per_step,
@@ -331,6 +331,16 @@ def complete_ds_config(
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
     }
+    if zero_stage(ds) == 0:
+        return complete
+    zero = ds["zero_optimization"]
+    # DeepSpeed gives a bucket all of its memory, also where the model has fewer gradients
+    complete["zero_optimization"] = {**zero, "reduce_bucket_size": min(bucket_size(ds), num_weights)}
     if config.kind == "muon" and zero_stage(ds) == 3:
-        complete["zero_optimization"] = {**ds["zero_optimization"], "reduce_scatter": False}
+        complete["zero_optimization"]["reduce_scatter"] = False
     return complete
+
+
+def bucket_size(ds: dict[str, Any]) -> int:
+    """The gradients that DeepSpeed reduces together at stages 1 to 3, in numbers."""
+    return int(ds.get("zero_optimization", {}).get("reduce_bucket_size", 500_000_000))

@@ -69,6 +69,7 @@ class Engine:
         self._micros = 0
         self._forward = Stopwatch(ranks.device())
         names = {name for name, _ in objective.named_parameters()}
+        num_weights = sum(parameter.numel() for parameter in objective.parameters())
         start = {}
         if self.precision == "bf16" or "data_types" in ds:
             # DeepSpeed rounds weights into new memory and makes its fp32 masters from that; these keep ours
@@ -76,7 +77,7 @@ class Engine:
         self._engine = deepspeed.initialize(
             model=objective.to(ranks.device()),
             optimizer=build_optimizer(objective, config),
-            config=complete_ds_config(ds, config, self.accumulate, packs_per_step),
+            config=complete_ds_config(ds, config, self.accumulate, packs_per_step, num_weights),
             dist_init_required=False,
         )[0]
         self._parameters = {name: p for name, p in self._engine.module.named_parameters() if name in names}

@@ -60,7 +60,7 @@ class Teacher:
         """
         self.config, self.distill, self.ids, self.fingerprint = config, distill, ids, fingerprint
         dtype, device = DTYPES[teacher_precision(config, common_support()).precision], ranks.device()
-        self.bias = model.bias.to(device)
+        self.bias = model.bias.to(device, copy=True)  # a view would keep the whole file in memory
         self.module = model.states
         partitioned = config.deepspeed is not None
         if partitioned:

@@ -126,8 +126,8 @@ def test_nvme_needs_libaio_and_stage_3(there: bool, monkeypatch: pytest.MonkeyPa
 
 def test_settings_of_the_run_complete_the_file() -> None:
     ds = {"zero_optimization": {"stage": 2}}
-    full = complete_ds_config(ds, OptimizerConfig(max_grad_norm=0.5), 3, 12)
-    assert full["zero_optimization"] == {"stage": 2}
+    full = complete_ds_config(ds, OptimizerConfig(max_grad_norm=0.5), 3, 12, 1000)
+    assert full["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert full["gradient_clipping"] == 0.5
     assert (full["train_batch_size"], full["gradient_accumulation_steps"]) == (12, 3)
     assert ds == {"zero_optimization": {"stage": 2}}
@@ -268,12 +268,19 @@ def test_keys_that_the_run_decides_are_refused(name: str, written) -> None:
         assert len(sentences) == 1 and f"must not set `{name}`" in sentences[0]
 
 
+def test_a_bucket_has_at_most_the_size_of_the_model() -> None:
+    for stage, given, completed in ((1, 100, 100), (3, 5000, 1000), (0, 5000, 5000)):
+        ds = {"zero_optimization": {"stage": stage, "reduce_bucket_size": given}}
+        full = complete_ds_config(ds, OptimizerConfig(), 3, 12, 1000)
+        assert full["zero_optimization"]["reduce_bucket_size"] == completed
+
+
 def test_all_completed_keys_are_refused_in_a_file(written) -> None:
     """What `complete_ds_config` sets, no file can have set."""
-    muon = complete_ds_config({"zero_optimization": {"stage": 3}}, OptimizerConfig("muon"), 3, 12)
+    muon = complete_ds_config({"zero_optimization": {"stage": 3}}, OptimizerConfig("muon"), 3, 12, 1000)
     for name in muon.keys() - {"zero_optimization"}:
         assert parse_ds_config(written({name: muon[name]}))[1]
-    assert muon["zero_optimization"] == {"stage": 3, "reduce_scatter": False}
+    assert muon["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 1000, "reduce_scatter": False}
     twice = {"zero_optimization": {"stage": 3, "reduce_scatter": True}}
     assert "`zero_optimization.reduce_scatter` false" in ds_problems(OptimizerConfig("muon"), twice)[0]
     assert ds_problems(OptimizerConfig("adamw"), twice) == []
