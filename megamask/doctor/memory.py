@@ -17,8 +17,14 @@ from typing import Literal
 
 RESERVE = 0.08
 """Share of a device's memory that must stay free. An assumption."""
-LIBRARIES = 5e8
-"""Resident bytes of a process on a CPU before it has a model: Python, torch, DeepSpeed. Measured: 0.44 to 0.47 GB."""
+LIBRARIES = 5.6e8
+"""Resident bytes of a process on a CPU that trains a model of almost no size: Python, torch, DeepSpeed, and what a
+first step loads. Measured: 0.51 GB at stage 0, 0.56 GB at stages 1 to 3."""
+GAPS = 0.4
+"""What the heap of a process on a CPU keeps at stages 1 to 3 between blocks in use, below `LARGE_MODEL` weights, as a
+share of the memory that only a step needs. Measured: 0.1 to 1.0."""
+ALL_REDUCED = 500_000_000
+"""Gradients that DeepSpeed copies into one message at stage 0, in numbers."""
 BLOCK = 2**25
 """Logits of one product of the loss, `model.cross_entropy_and_kl.BLOCK`."""
 Lines = dict[str, float]
@@ -49,6 +55,10 @@ class Placement:
     overlap: bool = False
     live: int = 1_000_000_000
     """`stage3_max_live_parameters`."""
+    prefetched: int = 50_000_000
+    """`stage3_prefetch_bucket_size`, in numbers."""
+    together: int = 1_000_000_000
+    """`sub_group_size`: weights that the optimizer moves at once at stage 3."""
     gpu: bool = True
     """Whether the memory of the device is not that of its host."""
 
@@ -92,8 +102,6 @@ def state_memory(size: ModelSize, place: Placement) -> StateMemory:
         host["weights"] = weights
     else:
         device["weights"] = weights
-    if sharded and (place.gpu or place.ranks > 1):  # else a rank uses its partitions where they are
-        device["gathered weights"] = width * float(min(size.weights, max(place.live, size.largest)))
     if place.offload_state:
         host |= optimizer
         host["gradients in fp32"] = 4.0 * size.weights * share
@@ -107,10 +115,50 @@ def state_memory(size: ModelSize, place: Placement) -> StateMemory:
     else:
         device["gradients"] = gradients
         device |= optimizer
-    device["buckets"] = width * float(place.bucket) * (2 if place.overlap else 1)
+    if sharded:
+        device["bucket"] = width * float(min(place.bucket, size.weights))
     if place.gpu:
         return StateMemory(device, host)
     return StateMemory({name: device.get(name, 0.0) + host.get(name, 0.0) for name in device | host}, {})
+
+
+def passing_memory(size: ModelSize, place: Placement, packs: int) -> Lines:
+    """What DeepSpeed needs on a device for a part of a step only: gathered weights, messages, copies of gradients.
+
+    ``packs`` is the number of packs of a step on a rank.
+    """
+    width, share = (2 if place.bits16 and place.stage else 4), 1 / place.ranks
+    lines = Lines()
+    if place.stage in (1, 2):
+        bucket = min(place.bucket, size.weights)
+        # a second one has no memory on a CPU where nothing was written to it
+        second = (bucket if place.gpu else size.weights - bucket) if place.overlap else 0
+        lines["buckets"] = width * float(bucket + min(bucket, second))
+    if place.stage == 3:
+        if place.gpu or place.ranks > 1:  # else a rank uses its partitions where they are
+            lines["gathered weights"] = width * float(min(size.weights, max(place.live, size.largest)))
+        if place.ranks > 1:
+            message = min(size.weights, max(place.prefetched, size.largest))
+            lines["message of gathered weights"] = width * float(message)
+        lines["partitions of a bucket"] = width * float(min(place.bucket, size.weights))
+    if place.stage == 2 and packs > 1 and not place.offload_state:
+        lines["gradients of the packs before"] = width * size.weights * share
+    return lines
+
+
+def optimizer_copies(size: ModelSize, place: Placement) -> float:
+    """Bytes of the copies of gradients that DeepSpeed makes after the last backward pass of a step.
+
+    At stage 0 they are copied into one message; above, those of a rank into one tensor, and that into fp32.
+    """
+    if place.stage == 0:
+        return 4.0 * min(size.weights, ALL_REDUCED)
+    if place.offload_state:
+        return 0.0
+    numbers = size.weights / place.ranks
+    if place.stage == 3:
+        numbers = min(numbers, place.together)
+    return numbers * (6 if place.bits16 else 4)
 
 
 Attention = Literal["varlen", "fused", "products"]

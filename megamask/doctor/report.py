@@ -153,7 +153,7 @@ def model_facts(examination: Examination, model: PlannedModel, plan: PlannedMemo
         lines.append(f"Muon trains {plan.size.muon:,} of them, AdamW the rest")
     if plan.teacher:
         lines.append(f"teacher: {plan.teacher.weights:,} parameters of {plan.teacher.bytes} bytes")
-    return lines
+    return [*lines, *summary.compiling_again(plan.config)]
 
 
 def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
@@ -168,8 +168,9 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
     with_and_without = [step_memory.device_lines(plan, given, checkpointing) for checkpointing in (False, True)]
     rows: list[Sequence[str]] = [("", "plain", "with activation checkpointing")]
     rows += [(name, *(_gb(column[name]) for column in with_and_without)) for name in with_and_without[0]]
-    rows.append(("sum (an upper bound)", *(_gb(math.fsum(column.values())) for column in with_and_without)))
+    rows.append(("sum", *(_gb(math.fsum(column.values())) for column in with_and_without)))
     lines += indented(table(rows))
+    lines.append(f"  the start, when every rank builds the whole model, needs {_gb(step_memory.start(plan, given))}")
     if before := step_memory.entropy_pass(plan, given):
         lines.append(f"  the pass that finds entropies needs {_gb(before)} before a step, at another time")
     lines += ["", *indented(table(_stages(plan, limit)))]
@@ -186,10 +187,8 @@ def memory_problems(plan: PlannedMemory, limit: float | None) -> list[str]:
     """A sentence if the run fits into ``limit`` bytes of a device in no stage and with no offload."""
     if limit is None or step_memory.fastest(plan, limit) is not None:
         return []
-    sums = {
-        place: math.fsum(step_memory.device_lines(plan, place, True).values()) for place in step_memory.placements(plan)
-    }
-    place, least = min(sums.items(), key=lambda pair: pair[1])
+    peaks = {place: step_memory.peak(plan, place, True) for place in step_memory.placements(plan)}
+    place, least = min(peaks.items(), key=lambda pair: pair[1])
     return [
         f"{_advice(plan, limit)} The least memory of a rank is {_gb(least)} GB, with {place.name} and "
         f"`model.activation_checkpointing`, but {_gb(limit)} GB may be used: {_gb(least - limit)} GB are missing."
@@ -206,17 +205,18 @@ def memory_limit(command: DoctorCommand) -> float | None:
 
 def _stages(plan: PlannedMemory, limit: float | None) -> list[Sequence[str]]:
     """A row for each placement: memory of a device and of the host, and the largest pack."""
-    head = ("", "state", "step", "sum", "with checkpointing", "host of a rank: start", "training", "save")
+    head = ("", "state", "step", "peak", "with checkpointing", "host of a rank: start", "training", "save")
     fits = () if limit is None else ("fits", "largest packs.tokens", "with checkpointing")
     rows: list[Sequence[str]] = [(*head, *fits)]
     for place in step_memory.placements(plan):
         state = math.fsum(step_memory.state_memory_of(plan, place).device.values())
-        sums = [math.fsum(step_memory.device_lines(plan, place, on).values()) for on in (False, True)]
+        peaks = [step_memory.peak(plan, place, on) for on in (False, True)]
+        step = math.fsum(step_memory.device_lines(plan, place, False).values()) - state
         host = step_memory.host_peaks(plan, place)
         name = f"{place.name} (as given)" if place == plan.place else place.name
-        row = [name, _gb(state), _gb(sums[0] - state), _gb(sums[0]), _gb(sums[1]), *map(_gb, host.values())]
+        row = [name, _gb(state), _gb(step), *map(_gb, peaks), *map(_gb, host.values())]
         if limit is not None:
-            row.append("yes" if sums[0] <= limit else "with checkpointing" if sums[1] <= limit else "no")
+            row.append("yes" if peaks[0] <= limit else "with checkpointing" if peaks[1] <= limit else "no")
             row += [f"{step_memory.largest_pack(plan, place, on, limit):,}" for on in (False, True)]
         rows.append(row)
     return rows

@@ -11,9 +11,10 @@ from megamask.config.phases import most_phase_targets, run_phases
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.doctor import memory
 from megamask.doctor.memory import LayerSize, Lines, ModelSize, PackSize, Placement, StateMemory
-from megamask.engine.ds_file import zero_stage
+from megamask.engine.ds_file import bucket_size, zero_stage
 from megamask.engine.writers import MAX_WRITERS, WINDOW
 from megamask.model.shape import EncoderShape
+from megamask.runtime.cpu_memory import LARGE_MODEL
 
 OFFLOADS = ("offload_optimizer", "offload_param")
 MOST_TOKENS = 2**21
@@ -83,15 +84,20 @@ def placement_of(ds: dict[str, Any], ranks: int, gpu: bool = True) -> Placement:
     """How a DeepSpeed file, with its `auto` resolved, keeps the state of a run, on GPUs or on a CPU."""
     zero, default = ds.get("zero_optimization", {}), Placement(zero_stage(ds), ranks, False)
     offloads = {key: (zero.get(key) or {}).get("device", "none") != "none" for key in OFFLOADS}
-    live = zero.get("stage3_max_live_parameters", zero.get("max_live_parameters", default.live))
+
+    def stage_3(name: str, otherwise: int) -> int:
+        return int(zero.get(f"stage3_{name}", zero.get(name, otherwise)))
+
     return replace(
         default,
         bits16=ds.get("bf16", {}).get("enabled") is True,
         offload_state=offloads["offload_optimizer"],
         offload_weights=offloads["offload_param"],
-        bucket=int(zero.get("reduce_bucket_size", default.bucket)),
+        bucket=bucket_size(ds),
         overlap=bool(zero.get("overlap_comm")) and default.stage < 3,
-        live=int(live),
+        live=stage_3("max_live_parameters", default.live),
+        prefetched=stage_3("prefetch_bucket_size", default.prefetched),
+        together=int(zero.get("sub_group_size", default.together)),
         gpu=gpu,
     )
 
@@ -127,7 +133,7 @@ def fastest(plan: PlannedMemory, limit: float) -> tuple[Placement, bool] | None:
         listed = [place for place in listed if place.stage > 0]
     for checkpointing in (False, True):
         for place in listed:
-            if math.fsum(device_lines(plan, place, checkpointing).values()) <= limit:
+            if peak(plan, place, checkpointing) <= limit:
                 return place, checkpointing
     return None
 
@@ -162,8 +168,27 @@ def _packs_of_layers(plan: PlannedMemory) -> list[PackSize]:
     return [visible] * depth + [plan.pack] * (layers - depth)
 
 
+def peak(plan: PlannedMemory, place: Placement, checkpointing: bool) -> float:
+    """The most bytes on one device: in a training step or, of a model that many ranks share, at the start."""
+    return max(math.fsum(device_lines(plan, place, checkpointing).values()), start(plan, place))
+
+
+def start(plan: PlannedMemory, place: Placement) -> float:
+    """Bytes on one device while the engine is built: every rank builds the whole model in fp32.
+
+    A GPU gets it whole, before DeepSpeed rounds it and keeps a part. On a CPU, its weights in fp32 are kept beside the
+    state until masters are exact.
+    """
+    whole = 4.0 * plan.size.weights
+    if plan.gpu:
+        return whole
+    state = state_memory_of(plan, place).device
+    built = math.fsum(value for name, value in state.items() if name != "gradients" or place.stage == 3)
+    return memory.LIBRARIES + built + (whole if place.bits16 else 0.0)
+
+
 def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> Lines:
-    """Bytes on one device in a training step, by line; their sum is an upper bound of the peak."""
+    """Bytes on one device in a training step, by line."""
     config, layer = plan.config, plan.layer(place)
     targets = most_phase_targets(config)
     with_teacher = config.distill.active
@@ -171,17 +196,26 @@ def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> 
     lines = dict(state_memory_of(plan, place).device)
     if not plan.gpu:
         lines["Python and libraries"] = memory.LIBRARIES
-    if plan.bf16 and not place.bits16:
-        lines["weights in bf16 (autocast)"] = 2.0 * plan.size.weights
     if config.entropy.ema_decay is not None:
         lines["moving average"] = 4.0 * plan.size.weights
     if plan.teacher is not None:
         lines["teacher"] = float(_teacher_bytes(plan, plan.teacher, place))
-    lines["activations"] = activations(plan, place, checkpointing)
-    lines["head and loss"] = memory.head_activations(layer, rows, plan.shape.table_width) + memory.loss_chunk(
-        layer, rows, plan.shape.vocab_size, plan.shape.table_width, teacher=with_teacher
-    )
-    lines["backward pass"] = memory.backward_working_set(layer, plan.pack)
+    passing = memory.passing_memory(plan.size, place, plan.packs_per_rank)
+    if plan.bf16 and not place.bits16:
+        passing["weights in bf16 (autocast)"] = 2.0 * plan.size.weights
+    compute = {
+        "activations": activations(plan, place, checkpointing),
+        "head and loss": memory.head_activations(layer, rows, plan.shape.table_width)
+        + memory.loss_chunk(layer, rows, plan.shape.vocab_size, plan.shape.table_width, teacher=with_teacher),
+        "backward pass": memory.backward_working_set(layer, plan.pack),
+    }
+    copies = memory.optimizer_copies(plan.size, place)
+    if plan.gpu:  # they take the memory that the backward pass freed
+        copies = max(0.0, copies - sum(compute.values()))
+    passing |= compute | {"copies for the optimizer": copies}
+    lines |= passing
+    if not plan.gpu and place.stage > 0 and plan.size.weights < LARGE_MODEL:
+        lines["gaps of the heap"] = memory.GAPS * sum(passing.values())
     return lines
 
 
@@ -224,8 +258,8 @@ def host_peaks(plan: PlannedMemory, place: Placement) -> Lines:
     window = min(copy, WINDOW + 4.0 * plan.size.largest)
     background = plan.config.checkpoint.background
     return {
-        # the whole model in fp32, what it is rounded to, and a partition
-        "start": (6.0 if place.bits16 else 4.0) * weights + 4.0 * weights / place.ranks,
+        # the whole model in fp32
+        "start": steady + (4.0 * weights if plan.gpu or place.bits16 else 0.0),
         "training": steady + (copy if background else 0.0),
         "save": steady + (copy if background else window),
     }
@@ -236,7 +270,7 @@ def largest_pack(plan: PlannedMemory, place: Placement, checkpointing: bool, lim
     length = plan.config.packs.length
 
     def fits(count: int) -> bool:
-        return math.fsum(device_lines(plan.with_tokens(count * length), place, checkpointing).values()) <= limit
+        return peak(plan.with_tokens(count * length), place, checkpointing) <= limit
 
     low, high = 0, MOST_TOKENS // length
     while low < high:

@@ -99,6 +99,17 @@ def test_offloading_moves_bytes_and_drops_none() -> None:
             assert name not in after.device
 
 
+def test_a_step_holds_messages_and_copies_of_what_its_stage_partitions() -> None:
+    def passing(stage: int, ranks: int, packs: int = 1, bucket: int = 400) -> dict[str, float]:
+        return memory.passing_memory(SIZE, Placement(stage, ranks, True, bucket=bucket, gpu=False), packs)
+
+    assert passing(0, 4) == {}
+    assert passing(1, 4) == {"buckets": 2 * 400}
+    assert passing(2, 4, packs=2) == {"buckets": 2 * 400, "gradients of the packs before": 2 * 250}
+    assert passing(1, 4, bucket=10**9) == {"buckets": 2 * 1000}  # no more than the model has
+    assert "message of gathered weights" in passing(3, 4) and "gathered weights" not in passing(3, 1)
+
+
 def test_muon_keeps_one_moment_of_its_weights() -> None:
     one = Placement(1, 1, True, bucket=0)
     moments = [memory.state_memory(ModelSize(1000, muon, 100), one).device["moments"] for muon in (0, 600)]
@@ -114,7 +125,7 @@ def test_the_state_is_that_of_a_real_engine(
         stage, 2, bits16, offload_state=offload, offload_weights=offload and stage == 3, bucket=100_000, gpu=False
     )
     lines = memory.state_memory(size, place).device
-    later = {"gathered weights", *(["gradients", "Muon's gradients in fp32", "buckets"] if stage < 3 else [])}
+    later = {"gradients", "Muon's gradients in fp32"} if stage < 3 else set()
     counted = sum(value for name, value in lines.items() if name not in later) / size.weights
     # under Muon a partition touches whole tensors: at most one tensor more than its share
     spare = 4 * size.largest / size.weights if size.muon else 0.0

@@ -144,7 +144,7 @@ def test_a_probe_gives_each_phase_its_share(text: Path, tmp_path: Path) -> None:
 def test_smaller_packs_are_advised_only_where_they_fit(text: Path, tmp_path: Path) -> None:
     plan = memory_of(text, tmp_path / "run")
     places = step_memory.placements(plan)
-    least = min(math.fsum(step_memory.device_lines(plan, place, True).values()) for place in places)
+    least = min(step_memory.peak(plan, place, True) for place in places)
     assert "use smaller packs" in _advice(plan, least - 1)
     assert "however small the packs are" in _advice(plan, 1.0)
 
@@ -157,27 +157,41 @@ def test_a_run_that_fits_nowhere_is_refused(text: Path, tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_on_a_cpu_an_offload_needs_the_same_memory(text: Path, tmp_path: Path) -> None:
+def test_on_a_cpu_the_state_of_an_offload_needs_the_same_memory(text: Path, tmp_path: Path) -> None:
     plan = memory_of(text, tmp_path / "run")
     assert not plan.place.gpu
     plain, moved = (
         replace(plan.place, stage=3, offload_state=on, offload_weights=on, bits16=False) for on in (False, True)
     )
-    sums = [math.fsum(step_memory.device_lines(plan, place, False).values()) for place in (plain, moved)]
+    sums = [math.fsum(step_memory.state_memory_of(plan, place).device.values()) for place in (plain, moved)]
     assert sums[0] == sums[1]
 
 
 def test_the_largest_pack_fits_and_the_next_does_not(text: Path, tmp_path: Path) -> None:
     plan = memory_of(text, tmp_path / "run")
     for checkpointing in (False, True):
-        limit = 5 * math.fsum(step_memory.device_lines(plan, plan.place, checkpointing).values())
+        limit = 5 * step_memory.peak(plan, plan.place, checkpointing)
         tokens = step_memory.largest_pack(plan, plan.place, checkpointing, limit)
-        sums = [
-            math.fsum(step_memory.device_lines(plan.with_tokens(size), plan.place, checkpointing).values())
-            for size in (tokens, tokens + 64)
-        ]
+        sums = [step_memory.peak(plan.with_tokens(size), plan.place, checkpointing) for size in (tokens, tokens + 64)]
         assert sums[0] <= limit < sums[1]
     assert step_memory.largest_pack(plan, plan.place, False, 0.0) == 0
+
+
+def test_a_model_that_many_ranks_share_needs_the_most_at_the_start(text: Path, tmp_path: Path) -> None:
+    """Every rank builds the whole model, however small its share is."""
+    plan = memory_of(text, tmp_path / "run", "--gpus", "4")
+    starts = [step_memory.start(plan, replace(plan.place, stage=3, ranks=ranks)) for ranks in (4, 400)]
+    assert starts == [4.0 * plan.size.weights] * 2
+    huge = replace(plan, size=replace(plan.size, weights=10**12))
+    assert step_memory.peak(huge, replace(plan.place, stage=3, ranks=4000), True) == 4e12
+
+
+def test_copies_for_the_optimizer_take_what_the_backward_pass_freed_on_a_gpu(text: Path, tmp_path: Path) -> None:
+    name = "copies for the optimizer"
+    for flags, begins in (((), True), (("--gpus", "1"), False)):
+        plan = memory_of(text, tmp_path / "run", *flags)
+        size = replace(plan.size, weights=1000)  # far fewer than activations
+        assert (step_memory.device_lines(replace(plan, size=size), plan.place, False)[name] > 0) == begins
 
 
 def test_checkpointing_and_late_masks_save_activations(text: Path, tmp_path: Path) -> None:
