@@ -7,7 +7,7 @@ kinds of layer). Tests compare the state with the measured tensors of an engine,
 saves.
 
 Not counted: the context of CUDA, the buffers of NCCL, and memory that the allocator cannot use (`RESERVE` is kept free
-for them). What is computed but never exists at one time is taken as if it did, so sums are upper bounds.
+for them). What is computed but never exists at one time is taken as if it did.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RESERVE = 0.08
 LIBRARIES = 5.6e8
 """Resident bytes of a process on a CPU that trains a model of almost no size: Python, torch, DeepSpeed, and what a
 first step loads. Measured: 0.51 GB at stage 0, 0.56 GB at stages 1 to 3."""
-GAPS = 0.4
+GAPS = 0.5
 """What the heap of a process on a CPU keeps at stages 1 to 3 between blocks in use, below `LARGE_MODEL` weights, as a
 share of the memory that only a step needs. Measured: 0.1 to 1.0."""
 ALL_REDUCED = 500_000_000
@@ -59,6 +59,9 @@ class Placement:
     """`stage3_prefetch_bucket_size`, in numbers."""
     together: int = 1_000_000_000
     """`sub_group_size`: weights that the optimizer moves at once at stage 3."""
+    files: bool = False
+    """Whether what is offloaded is in files, which are counted as memory of the host: what DeepSpeed keeps of them in
+    memory was not measured."""
     gpu: bool = True
     """Whether the memory of the device is not that of its host."""
 
@@ -66,7 +69,8 @@ class Placement:
     def name(self) -> str:
         """The stage and what is offloaded, as words."""
         parts = [what for what, there in (("moments", self.offload_state), ("weights", self.offload_weights)) if there]
-        return f"ZeRO {self.stage}" + (f", {' and '.join(parts)} on the host" if parts else "")
+        where = "in files" if self.files else "on the host"
+        return f"ZeRO {self.stage}" + (f", {' and '.join(parts)} {where}" if parts else "")
 
 
 @dataclass(frozen=True)

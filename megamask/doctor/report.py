@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from megamask.config import cli
-from megamask.config.phases import run_phases, run_tokens
+from megamask.config.phases import phase_targets, run_phases, run_tokens
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.mixed_sources import MixedPacks
 from megamask.doctor import memory, step_memory
@@ -23,6 +23,7 @@ from megamask.doctor.memory import ModelSize, PackSize
 from megamask.doctor.run_time import predict_disk, predict_time
 from megamask.doctor.settings import DoctorCommand, parse_memory
 from megamask.doctor.step_memory import PlannedMemory, TeacherSize
+from megamask.doctor.tables import duration, in_gb, indented, table
 from megamask.engine import ds_file
 from megamask.engine.optimizer import parameter_groups
 from megamask.errors import ConfigError, raise_all
@@ -84,6 +85,7 @@ def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
     lines += [
         *summary.phase_lines(config),
         f"{packs.left_out:,} tokens of text are in no pack",
+        _targets(config),
         f"vocabulary: {ids:,} tokens"
         + ("" if ids % 64 == 0 else ", not a multiple of 64: products with it are slower on GPUs"),
         f"loss of a uniform guess (ln V): {math.log(ids):.3f} nats; of a guess by frequency: {guess:.3f}, where a run "
@@ -92,6 +94,15 @@ def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
     if packs.short:
         lines.append(f"{packs.shortage} They are left out.")
     return lines
+
+
+def _targets(config: PretrainConfig) -> str:
+    """How many tokens of a pack are predicted, over the run."""
+    numbers = phase_targets(config)
+    least, most = min(numbers), max(numbers)
+    if least == most:
+        return f"targets in a pack: {most:,}"
+    return f"targets in a pack: {least:,} to {most:,}; their number moves through {len(numbers)} values"
 
 
 def planned_memory(
@@ -167,31 +178,33 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
     ]
     with_and_without = [step_memory.device_lines(plan, given, checkpointing) for checkpointing in (False, True)]
     rows: list[Sequence[str]] = [("", "plain", "with activation checkpointing")]
-    rows += [(name, *(_gb(column[name]) for column in with_and_without)) for name in with_and_without[0]]
-    rows.append(("sum", *(_gb(math.fsum(column.values())) for column in with_and_without)))
+    rows += [(name, *(in_gb(column[name]) for column in with_and_without)) for name in with_and_without[0]]
+    rows.append(("sum", *(in_gb(math.fsum(column.values())) for column in with_and_without)))
     lines += indented(table(rows))
-    lines.append(f"  the start, when every rank builds the whole model, needs {_gb(step_memory.start(plan, given))}")
+    lines.append(f"  the start, when every rank builds the whole model, needs {in_gb(step_memory.start(plan, given))}")
     if before := step_memory.entropy_pass(plan, given):
-        lines.append(f"  the pass that finds entropies needs {_gb(before)} before a step, at another time")
+        lines.append(f"  the pass that finds entropies needs {in_gb(before)} before a step, at another time")
+    if given.files:
+        lines.append("  what is in files is counted as memory of the host, so a run with files needs less than stated")
     lines += ["", *indented(table(_stages(plan, limit)))]
     if limit is None:
         return [*lines, "  Without `gpu_memory` it is not known what fits."]
     lines.append(
-        f"  fits: at most {_gb(limit)} GB, {1 - memory.RESERVE:.0%} of the memory; the rest is for CUDA, NCCL and gaps "
-        "of the allocator"
+        f"  fits: at most {in_gb(limit)} GB, {1 - memory.RESERVE:.0%} of the memory; the rest is for CUDA, NCCL and "
+        "gaps of the allocator"
     )
     return [*lines, f"  {_advice(plan, limit)}"]
 
 
 def memory_problems(plan: PlannedMemory, limit: float | None) -> list[str]:
-    """A sentence if the run fits into ``limit`` bytes of a device in no stage and with no offload."""
-    if limit is None or step_memory.fastest(plan, limit) is not None:
+    """A sentence if the run fits into ``limit`` bytes of a device in no stage and with no offload to the host."""
+    if limit is None or plan.place.files or step_memory.fastest(plan, limit) is not None:
         return []
     peaks = {place: step_memory.peak(plan, place, True) for place in step_memory.placements(plan)}
     place, least = min(peaks.items(), key=lambda pair: pair[1])
     return [
-        f"{_advice(plan, limit)} The least memory of a rank is {_gb(least)} GB, with {place.name} and "
-        f"`model.activation_checkpointing`, but {_gb(limit)} GB may be used: {_gb(least - limit)} GB are missing."
+        f"{_advice(plan, limit)} The least memory of a rank is {in_gb(least)} GB, with {place.name} and "
+        f"`model.activation_checkpointing`, but {in_gb(limit)} GB may be used: {in_gb(least - limit)} GB are missing."
     ]
 
 
@@ -214,7 +227,7 @@ def _stages(plan: PlannedMemory, limit: float | None) -> list[Sequence[str]]:
         step = math.fsum(step_memory.device_lines(plan, place, False).values()) - state
         host = step_memory.host_peaks(plan, place)
         name = f"{place.name} (as given)" if place == plan.place else place.name
-        row = [name, _gb(state), _gb(step), *map(_gb, peaks), *map(_gb, host.values())]
+        row = [name, in_gb(state), in_gb(step), *map(in_gb, peaks), *map(in_gb, host.values())]
         if limit is not None:
             row.append("yes" if peaks[0] <= limit else "with checkpointing" if peaks[1] <= limit else "no")
             row += [f"{step_memory.largest_pack(plan, place, on, limit):,}" for on in (False, True)]
@@ -263,10 +276,10 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
     folder = existing_parent(config.output)
     free, inodes = shutil.disk_usage(folder).free, os.statvfs(folder)
     lines.append(
-        f"checkpoint: {_gb(disk.checkpoint)} GB, {disk.written:,} in the run, {config.checkpoint.keep} kept; "
-        f"disk: {_gb(disk.most)} GB at most"
+        f"checkpoint: {in_gb(disk.checkpoint)} GB, {disk.written:,} in the run, {config.checkpoint.keep} kept; "
+        f"disk: {in_gb(disk.most)} GB at most"
     )
-    lines.append(f"{folder}: {_gb(free)} GB free" + (f", {inodes.f_favail:,} inodes free" if inodes.f_files else ""))
+    lines.append(f"{folder}: {in_gb(free)} GB free" + (f", {inodes.f_favail:,} inodes free" if inodes.f_files else ""))
     if free < disk.most:
         examination.problems.append(
             f"`output` needs {disk.most:,.0f} bytes for {config.checkpoint.keep} checkpoints, the next one and the "
@@ -307,36 +320,7 @@ def machine_facts(command: DoctorCommand) -> list[str]:
     files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lines.append(f"open files (ulimit -n): {files:,}, at most {hard:,}" if hard >= 0 else f"open files: {files:,}")
     if SHARED_MEMORY.is_dir():
-        lines.append(f"{SHARED_MEMORY}: {_gb(shutil.disk_usage(SHARED_MEMORY).total)} GB")
+        lines.append(f"{SHARED_MEMORY}: {in_gb(shutil.disk_usage(SHARED_MEMORY).total)} GB")
     cores = len(os.sched_getaffinity(0))
-    lines.append(f"{cores} core{'s' * (cores != 1)}, {_gb(psutil.virtual_memory().total)} GB of memory")
+    lines.append(f"{cores} core{'s' * (cores != 1)}, {in_gb(psutil.virtual_memory().total)} GB of memory")
     return lines
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows in aligned columns, the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def indented(lines: Iterable[str]) -> list[str]:
-    """``lines``, each two columns further to the right."""
-    return [f"  {line}" for line in lines]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as days, hours or minutes."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.0f} seconds"
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:,.2f}" if count >= 1e7 or not count else f"{count / 1e9:.4f}"

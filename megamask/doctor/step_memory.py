@@ -83,7 +83,7 @@ class PlannedMemory:
 def placement_of(ds: dict[str, Any], ranks: int, gpu: bool = True) -> Placement:
     """How a DeepSpeed file, with its `auto` resolved, keeps the state of a run, on GPUs or on a CPU."""
     zero, default = ds.get("zero_optimization", {}), Placement(zero_stage(ds), ranks, False)
-    offloads = {key: (zero.get(key) or {}).get("device", "none") != "none" for key in OFFLOADS}
+    offloads = {key: (zero.get(key) or {}).get("device", "none") for key in OFFLOADS}
 
     def stage_3(name: str, otherwise: int) -> int:
         return int(zero.get(f"stage3_{name}", zero.get(name, otherwise)))
@@ -91,8 +91,9 @@ def placement_of(ds: dict[str, Any], ranks: int, gpu: bool = True) -> Placement:
     return replace(
         default,
         bits16=ds.get("bf16", {}).get("enabled") is True,
-        offload_state=offloads["offload_optimizer"],
-        offload_weights=offloads["offload_param"],
+        offload_state=offloads["offload_optimizer"] != "none",
+        offload_weights=offloads["offload_param"] != "none",
+        files="nvme" in offloads.values(),
         bucket=bucket_size(ds),
         overlap=bool(zero.get("overlap_comm")) and default.stage < 3,
         live=stage_3("max_live_parameters", default.live),
@@ -114,12 +115,13 @@ def _placements(plan: PlannedMemory) -> Iterator[Placement]:
     stages = {"lamb": [0], "muon": [1, 2, 3]}.get(kind, [0, 1, 2, 3])
     for stage in stages:
         yield replace(
-            own, stage=stage, bits16=bits16 and stage > 0, offload_state=False, offload_weights=False,
+            own, stage=stage, bits16=bits16 and stage > 0, offload_state=False, offload_weights=False, files=False,
             overlap=own.overlap and stage < 3,
         )  # fmt: skip
     if kind == "adamw":
-        yield replace(own, stage=2, bits16=bits16, offload_state=True, offload_weights=False)
-        yield replace(own, stage=3, bits16=bits16, offload_state=True, offload_weights=True, overlap=False)
+        host = replace(own, bits16=bits16, offload_state=True, files=False)
+        yield replace(host, stage=2, offload_weights=False)
+        yield replace(host, stage=3, offload_weights=True, overlap=False)
 
 
 def fastest(plan: PlannedMemory, limit: float) -> tuple[Placement, bool] | None:

@@ -15,7 +15,7 @@ from megamask.config.pretrain_config import as_dict
 from megamask.doctor import step_memory
 from megamask.doctor.checks import examine
 from megamask.doctor.measured_steps import probe_settings
-from megamask.doctor.report import _advice, planned_memory, report_lines, run_doctor
+from megamask.doctor.report import _advice, memory_problems, planned_memory, report_lines, run_doctor
 from megamask.doctor.settings import DoctorCommand, parse_doctor_command
 from megamask.doctor.step_memory import PlannedMemory, placement_of
 from megamask.errors import ConfigError
@@ -215,6 +215,22 @@ def test_the_placement_is_that_of_the_file() -> None:
     place = placement_of(ds | {"bf16": {"enabled": True}}, 4)
     assert (place.stage, place.bits16, place.offload_weights, place.offload_state) == (3, True, True, False)
     assert place.bucket == 50_000_000
+
+
+def test_the_report_says_how_many_tokens_of_a_pack_are_predicted(text: Path, tmp_path: Path) -> None:
+    ratio = ("--masking.ratio.kind", "linear", "--masking.ratio.start", "0.5", "--masking.ratio.end", "0.25")
+    for flags, words in ((("--masking.ratio.start", "0.25"), "a pack: 64"), (ratio, "a pack: 64 to 128; ")):
+        assert any(words in line for line in report_of(text, tmp_path / "run", *flags))
+
+
+def test_a_run_with_state_in_files_is_not_refused(text: Path, tmp_path: Path) -> None:
+    """The doctor does not know how much of the files DeepSpeed keeps in memory."""
+    plan = memory_of(text, tmp_path / "run")
+    files = {"stage": 3, "offload_optimizer": {"device": "nvme"}, "offload_param": {"device": "cpu"}}
+    place = placement_of({"zero_optimization": files}, 1, gpu=False)
+    assert place.files and place.name.endswith("in files")
+    assert memory_problems(plan, 1.0) and not memory_problems(replace(plan, place=place), 1.0)
+    assert [listed.files for listed in step_memory.placements(replace(plan, place=place))].count(True) == 1
 
 
 def test_the_report_mentions_missing_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
