@@ -77,7 +77,7 @@ def _totals(plan: StudyPlan, chosen: Sequence[PlannedRun], left: Sequence[Planne
     disk, done = sum(_disk(run) for run in left), len(chosen) - len(left)
     return [
         f"{len(chosen)} runs of {tokens:,} tokens in all, and {calls} evaluations",
-        *([f"{done} of these runs are done: time and disk are those of the others"] if done else []),
+        *([f"done: {done} of these runs; time and disk are those of the others"] if done else []),
         f"time: {time}",
         f"disk: {disk / 1e9:.2f} GB of checkpoints and models",
         "FLOPs: `logits` is part of `student`. A teacher is assumed to be as large as the student; its own training "

@@ -79,6 +79,7 @@ def test_a_study_runs_resumes_and_reports(plan: Path, data: Path, tmp_path: Path
     output = tmp_path / "study"
     part = study(plan, data, output, "--only", "random/seed-1", "--jobs", "2")
     assert part.code == 0, part.out + part.err
+    assert "done: 1 of these runs" in study(plan, data, output, "--dry-run").out
     ended = study(plan, data, output, "--jobs", "2")
     assert ended.code == 0, ended.out + ended.err
     assert "random/tokens=2048/seed-1: pretrain started" not in ended.out  # it was finished before

@@ -59,9 +59,9 @@ def test_the_description_names_costs_and_runs(plan: StudyPlan, text: Path, tmp_p
     shown = describe_study(plan, runs, runs, runs, 2)
     assert "4 runs of 163,840 tokens in all, and 4 evaluations" in shown
     assert "01:21 with 2 at a time" in shown
-    assert "are done" not in shown
+    assert "done:" not in shown
     half = describe_study(plan, runs, runs, runs[2:], 2)
-    assert "4 runs of 163,840 tokens in all" in half and "2 of these runs are done" in half
+    assert "4 runs of 163,840 tokens in all" in half and "done: 2 of these runs" in half
     assert "00:40 with 2 at a time, without evaluations that were not timed yet" in half
     assert "00:00 with 2 at a time\n" in describe_study(plan, runs, runs, [], 2)
     assert [line.split()[2:4] for line in shown.splitlines()[3:5]] == [["0,", "2"], ["1,", "3"]]
