@@ -32,9 +32,12 @@ def dash_pattern(arm: Arm) -> tuple[str, str]:
 
 
 def arm_legend(results: StudyResults) -> tuple[LegendEntry, ...]:
-    """An entry for each arm."""
+    """An entry for each arm that has a run."""
+    drawn = {run.arm for run in results.runs if run.state != "failed"}
     return tuple(
-        LegendEntry(arm.title, number % COLORS, dash_pattern(arm)[1]) for number, arm in enumerate(results.arms)
+        LegendEntry(arm.title, number % COLORS, dash_pattern(arm)[1])
+        for number, arm in enumerate(results.arms)
+        if arm.name in drawn
     )
 
 

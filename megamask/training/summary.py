@@ -54,7 +54,7 @@ def compiling_again(config: PretrainConfig) -> list[str]:
         return []
     return [
         f"The masking rate moves through {numbers} values, and the layers before [MASK] are compiled again for each: "
-        "after every change a step takes a minute or more. A constant `masking.ratio` compiles once."
+        "the first step after a change takes as long as the first of the run. A constant `masking.ratio` compiles once."
     ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from megamask.study.charts import arm_legend
 from megamask.study.comparison import compare_arms
 from megamask.study.report import build_report, render_csv, write_report
 from megamask.study.report_blocks import ReportTable
@@ -209,6 +210,13 @@ def test_each_machine_is_named_with_its_runs(results: StudyResults) -> None:
     assert f"another (in 1 of {count} runs)" in values["machine: processor"]
     assert f"simulated (in {count - 1} of {count} runs)" in values["machine: processor"]
     assert values["version of megamask"] == first.provenance["version of megamask"]
+
+
+def test_legends_name_the_arms_that_have_runs(results: StudyResults) -> None:
+    assert [entry.title for entry in arm_legend(results)] == [arm.title for arm in results.arms]
+    first, *others = results.arms
+    begun = replace(results, runs=tuple(run for run in results.runs if run.arm != first.name))
+    assert [entry.title for entry in arm_legend(begun)] == [arm.title for arm in others]
 
 
 def test_names_cannot_change_the_page(results: StudyResults) -> None:
