@@ -299,14 +299,17 @@ def ds_problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimi
     offloads = [str((section.get(key) or {}).get("device")) for key in ("offload_optimizer", "offload_param")]
     if config.kind == "muon" and any(device in ("cpu", "nvme") for device in offloads):
         problems.append(f"`{name}.kind` 'muon' does not support offloading. Use another DeepSpeed file, or 'adamw'.")
+    if offloads[0] == "nvme":
+        problems.append(
+            "The DeepSpeed file sets `zero_optimization.offload_optimizer.device` to 'nvme', which does not work: the "
+            "moments are still in their files when a step needs them. Use 'cpu'; `offload_param` may be 'nvme'."
+        )
     if "nvme" in offloads and stage != 3:
         problems.append(
             f"Offloading to NVMe needs ZeRO stage 3, but the DeepSpeed file says {stage}: DeepSpeed would ignore it."
         )
     if "nvme" in offloads and not _has_async_io():
-        problems.append(
-            "Offloading to NVMe needs libaio (Debian: libaio-dev) and a C++ compiler, which are not found here."
-        )
+        problems.append("Offloading to NVMe needs libaio (Debian: libaio-dev) and a C++ compiler, which are missing.")
     return problems
 
 

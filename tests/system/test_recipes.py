@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -16,7 +17,7 @@ from megamask.errors.setting_rules import settings_problems
 from megamask.model.shape import SIZES, ModelConfig
 from megamask.pretrain import main
 from tests.batches import IDS
-from tests.system.commands import ROOT, metrics, run, train
+from tests.system.commands import ROOT, metrics, run, shell, train, training
 
 FILES = sorted(set((ROOT / "ds_configs").glob("*.json")) - set((ROOT / "ds_configs").glob("teacher_*.json")))
 
@@ -56,7 +57,12 @@ def test_a_deepspeed_file_trains(file: Path, data: Path, tmp_path: Path) -> None
     if sentences:
         assert "nvme" in file.stem
         pytest.skip(sentences[0])
-    trained(data, tmp_path / "run", "--deepspeed", file)
+    if "nvme" in file.stem:  # DeepSpeed finds libaio only where standard output is a file
+        words = (*training(data, tmp_path / "run", steps=3), "--deepspeed", file)
+        ended = shell(sys.executable, ROOT / "megamask" / "pretrain.py", *words, timeout=1200)
+        assert ended.code == 0, ended.err
+    else:
+        trained(data, tmp_path / "run", "--deepspeed", file)
 
 
 def test_without_a_deepspeed_file_it_trains(data: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def no_libaio(ground: Ground) -> Command:
 
 GUIDED = {"masking.score": "entropy", "entropy.source": "exact"}
 TWICE = '{"bf16": {"enabled": true, "enabled": false}, "bf16": {}}'
-OFFLOADED = '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}}'
+OFFLOADED = '{"zero_optimization": {"stage": 2, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}}}'
 SETTINGS = [
     *rows(
         CONFIG, typed,

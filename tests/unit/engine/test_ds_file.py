@@ -22,7 +22,7 @@ from megamask.runtime.precision import PrecisionSupport
 
 ROOT = Path(__file__).parent.parent.parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
-NVME = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}}
+NVME = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}}}
 
 
 @pytest.fixture
@@ -122,6 +122,8 @@ def test_nvme_needs_libaio_and_stage_3(there: bool, monkeypatch: pytest.MonkeyPa
     assert bool(ds_problems(OptimizerConfig(), NVME)) != there
     lower = {"zero_optimization": NVME["zero_optimization"] | {"stage": 2}}
     assert "stage 3" in ds_problems(OptimizerConfig(), lower)[0]
+    moments = {"zero_optimization": NVME["zero_optimization"] | {"offload_optimizer": {"device": "nvme"}}}
+    assert "`offload_param` may be 'nvme'" in ds_problems(OptimizerConfig(), moments)[0]
 
 
 def test_settings_of_the_run_complete_the_file() -> None:
