@@ -25,7 +25,7 @@ def describe_study(
 ) -> str:
     """The runs of a plan, their cost, and the smallest effect that the seeds can show, as a text.
 
-    ``chosen`` are the runs of this call, and ``left`` those of them that results.jsonl does not have yet.
+    ``chosen`` are the runs of this call, and ``left`` those of them that are not finished.
     """
     numbers = {run.name: number for number, run in enumerate(runs)}
     lines = [f"{plan.name}: {plan.question}", ""]

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -127,11 +127,16 @@ def next_command(run: PlannedRun, record: dict[str, CommandRecord]) -> str:
     return ""
 
 
+def unfinished_runs(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Those of ``runs`` that have a command to run."""
+    return [run for run in runs if next_command(run, read_record(run))]
+
+
 class JobQueue:
     """A queue of runs, and the commands that are running."""
 
     def __init__(self, runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str):
-        self._waiting = [run for run in runs if next_command(run, read_record(run))]
+        self._waiting = unfinished_runs(runs)
         self._free, self._tasks_data = list(slots), tasks_data
         self._launch, self._busy = secrets.token_hex(4), list[PlannedRun]()
         self._started = list[RunningCommand]()

@@ -16,7 +16,7 @@ from megamask.evaluation.cells import storage_errors
 from megamask.evaluation.read_tasks import find_tasks
 from megamask.study.collect import RESULTS, collect_results, read_results, write_results
 from megamask.study.dry_run import describe_study
-from megamask.study.jobs import POLL, JobQueue, Slot, describe_end, find_slots, next_command, read_record
+from megamask.study.jobs import POLL, JobQueue, Slot, describe_end, find_slots, unfinished_runs
 from megamask.study.plan import StudyPlan
 from megamask.study.plan_file import find_plan, shipped_plans
 from megamask.study.planned_cost import planned_folders
@@ -51,8 +51,7 @@ def run_study(config: StudyConfig) -> int:
     slots = find_slots(config.jobs)
     left = without_known(chosen, folder)
     if config.dry_run:
-        unfinished = [run for run in left if next_command(run, read_record(run))]
-        print(describe_study(plan, runs, chosen, unfinished, len(slots)))
+        print(describe_study(plan, runs, chosen, unfinished_runs(left), len(slots)))
     raise_all(DataError, problems)
     raise_all(ConfigError, results_problems(runs, folder))
     for line in open_study(folder, plan, text, write=not config.dry_run):
