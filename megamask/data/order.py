@@ -1,17 +1,15 @@
 """The order of an epoch: a permutation of range(n) that is computed, not stored.
 
 A Feistel network is a bijection of 2^(2k) numbers. Applying it until the result is below n makes it a bijection of
-range(n) (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It needs O(1)
-memory, any place is computed directly, and the key is (seed, epoch). A number takes about a microsecond in Python and
-less than 0.3 in numpy. The order is well mixed but not cryptographically secure.
+range(n) (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Any place is computed
+directly, and the key is (seed, epoch). The network is applied up to 4 times on average, depending on n, and takes half
+a microsecond. It remembers the results of its rounds, at most 6 x 2^k numbers: 24,576 for 16 million packs. The order
+is well mixed but not cryptographically secure.
 """
 
 from __future__ import annotations
 
 import hashlib
-
-import numpy as np
-from jaxtyping import Int64
 
 ROUNDS = 6
 _WORD = 2**64 - 1
@@ -25,10 +23,9 @@ class Permutation:
         self.size = size
         # half of the bits of a number, at least one
         self.half = max(1, ((size - 1).bit_length() + 1) // 2)
-        self.keys = [
-            int.from_bytes(hashlib.blake2b(f"{seed} {epoch} {turn}".encode(), digest_size=8).digest(), "little")
-            for turn in range(ROUNDS)
-        ]
+        self.mask = (1 << self.half) - 1
+        keys = (hashlib.blake2b(f"{seed} {epoch} {turn}".encode(), digest_size=8).digest() for turn in range(ROUNDS))
+        self.rounds = [_Round(int.from_bytes(key, "little"), self.mask) for key in keys]
 
     def __len__(self) -> int:
         return self.size
@@ -37,31 +34,30 @@ class Permutation:
         """The number at ``place``, in range(size)."""
         if not 0 <= place < self.size:
             raise IndexError(f"place {place} of a permutation of {self.size}")
-        number = self._mix(int(place), int)
+        number = self._mix(int(place))
         while number >= self.size:
-            number = self._mix(number, int)
+            number = self._mix(number)
         return number
 
-    def many(self, places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The numbers at all ``places``: the same as ``self[place]`` for each."""
-        assert len(places) == 0 or (places.min() >= 0 and places.max() < self.size)
-        numbers = self._mix(places.astype(np.uint64), np.uint64)
-        while len(outside := np.flatnonzero(numbers >= self.size)):
-            numbers[outside] = self._mix(numbers[outside], np.uint64)
-        return numbers.astype(np.int64)
-
-    def _mix(self, numbers, word: type):
-        """The Feistel network on Python integers or arrays of uint64; ``word`` is the type of its constants."""
-        shift, mask = word(self.half), word((1 << self.half) - 1)
-        left, right = numbers >> shift, numbers & mask
-        for key in self.keys:
-            left, right = right, left ^ (_scramble(right, key, word) & mask)
-        return (left << shift) | right
+    def _mix(self, number: int) -> int:
+        """The Feistel network."""
+        left, right = number >> self.half, number & self.mask
+        for scrambled in self.rounds:
+            left, right = right, left ^ scrambled[right]
+        return (left << self.half) | right
 
 
-def _scramble(numbers, key: int, word: type):
-    """The finaliser of MurmurHash3 (Appleby, public domain) after the key is added."""
-    x = (numbers + word(key)) & word(_WORD)
-    x = ((x ^ (x >> word(33))) * word(0xFF51AFD7ED558CCD)) & word(_WORD)
-    x = ((x ^ (x >> word(33))) * word(0xC4CEB9FE1A85EC53)) & word(_WORD)
-    return x ^ (x >> word(33))
+class _Round(dict[int, int]):
+    """The function of a round, with its results so far: the finaliser of MurmurHash3 (Appleby, public domain) after the
+    key is added. Python takes ten times as long to compute a result as to look it up."""
+
+    def __init__(self, key: int, mask: int):
+        super().__init__()
+        self.key, self.mask = key, mask
+
+    def __missing__(self, number: int) -> int:
+        x = (number + self.key) & _WORD
+        x = ((x ^ (x >> 33)) * 0xFF51AFD7ED558CCD) & _WORD
+        x = ((x ^ (x >> 33)) * 0xC4CEB9FE1A85EC53) & _WORD
+        self[number] = result = (x ^ (x >> 33)) & self.mask
+        return result
