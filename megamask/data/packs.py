@@ -67,9 +67,9 @@ class Packs:
         self.entries = int(sequences.max()) + 1
         """Boundaries of sequences in each pack; those that a pack does not need are repeats of its end."""
         self._order = lru_cache(maxsize=2)(self._begin)
-        self._rows = np.arange(tokens)
-        self._starts_word, self._word_parts = shards.starts_word, shards.word_parts
-        self._is_text = is_text(shards)
+        self._rows = _shared(np.arange(tokens))
+        self._starts_word, self._is_text = _shared(shards.starts_word), _shared(is_text(shards))
+        self._word_parts = shards.word_parts
         self._sidecars = shards.sidecar("tags"), shards.sidecar("entropy")
 
     def __len__(self) -> int:
@@ -236,6 +236,16 @@ class Packs:
                 f"Packs of {self.tokens} tokens cannot be filled to {FULL:.0%} with pieces of at most {self.length} "
                 f"tokens of {self.shards.folder}: {lost} of {total} tokens would be left out. Make packs longer."
             )
+
+
+def _shared(table: np.ndarray) -> np.ndarray:
+    """``table``, as one read-only array for all that are equal: the sources of a mixture then share the CPU's cache."""
+    return _array(table.dtype.str, table.tobytes())
+
+
+@lru_cache(maxsize=8)
+def _array(kind: str, content: bytes) -> np.ndarray:
+    return np.frombuffer(content, kind)
 
 
 def _problems(tokens: int, length: int) -> list[str]:
