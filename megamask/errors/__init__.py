@@ -43,6 +43,12 @@ class ConfigError(MegamaskError):
     everywhere = True
 
 
+class LaunchError(ConfigError):
+    """Environment variables of a launcher that cannot be used. Each rank prints its own."""
+
+    everywhere = False
+
+
 class DataError(MegamaskError):
     """Text, a tokenizer or shards that are missing, damaged or do not fit together."""
 

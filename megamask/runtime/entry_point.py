@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from megamask.errors import MegamaskError, StorageError
+from megamask.errors import LaunchError, MegamaskError, StorageError
 from megamask.runtime import launch_environment, versions
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -144,9 +144,16 @@ def full_disk(error: Exception) -> str:
 
 def print_error(error: MegamaskError) -> None:
     """Print an error to stderr. Only rank 0 prints an error that all ranks have."""
-    if str(error) and (launch_environment.is_main() or not error.everywhere):
+    if str(error) and (not error.everywhere or _is_main()):
         with suppress(OSError, ValueError):
             print(error, file=sys.stderr, flush=True)
+
+
+def _is_main() -> bool:
+    try:
+        return launch_environment.is_main()
+    except LaunchError:  # it is not known which process is rank 0
+        return True
 
 
 # ---- output

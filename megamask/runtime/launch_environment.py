@@ -7,12 +7,34 @@ from __future__ import annotations
 
 import os
 
+from megamask.errors import LaunchError, raise_all
+
+CURE = "Start the ranks with `deepspeed`, `torchrun` or `srun`, which set it, or a single process without it."
+SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID")
+"""What a rank reads of the environment that `srun` gives it."""
+LEAST = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 0}
+"""The least value of each variable that is an integer."""
+
 
 def launch_variables() -> dict[str, str]:
     """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of this process.
 
-    From the launcher if it sets them, else from Slurm, else those of a single process.
+    From the launcher if it sets them, else from Slurm, else those of a single process. LaunchError if one is missing or
+    is not an integer in its range.
     """
+    variables = _given_variables()
+    problems = [
+        f"The environment variable {name} must be an integer of at least {least}, but is {variables[name]!r}. {CURE}"
+        for name, least in LEAST.items()
+        if name in variables and not (variables[name].isdecimal() and int(variables[name]) >= least)
+    ]
+    raise_all(LaunchError, problems)
+    if int(port := variables.get("MASTER_PORT", "0")) > 65535:
+        raise LaunchError(f"The environment variable MASTER_PORT must be at most 65535, but is {port}. {CURE}")
+    return variables
+
+
+def _given_variables() -> dict[str, str]:
     if "RANK" in os.environ:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         variables = {name: os.environ[name] for name in names if name in os.environ}
@@ -21,6 +43,11 @@ def launch_variables() -> dict[str, str]:
         return {"LOCAL_RANK": "0", "WORLD_SIZE": "1"} | variables
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
         slurm = os.environ
+        if absent := [name for name in SLURM_VARIABLES if name not in slurm]:
+            raise LaunchError(
+                f"`srun` gives a task the environment variables {', '.join(absent)}, but they are not set. {CURE}"
+            )
+        job = slurm["SLURM_JOB_ID"]
         return {
             "RANK": slurm["SLURM_PROCID"],
             "LOCAL_RANK": slurm["SLURM_LOCALID"],
@@ -28,7 +55,7 @@ def launch_variables() -> dict[str, str]:
             "LOCAL_WORLD_SIZE": slurm["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0],
             "MASTER_ADDR": slurm.get("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),
             # below the ephemeral ports, and different for jobs that share a node
-            "MASTER_PORT": slurm.get("MASTER_PORT", str(12000 + int(slurm["SLURM_JOB_ID"]) % 20000)),
+            "MASTER_PORT": slurm.get("MASTER_PORT", str(12000 + int(job) % 20000) if job.isdecimal() else job),
         }
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 

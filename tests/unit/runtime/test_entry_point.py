@@ -120,6 +120,18 @@ def test_an_error_of_all_ranks_is_printed_once(
     assert capsys.readouterr().err == "One.\n"
 
 
+def test_an_error_is_printed_where_no_rank_is_known(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @entry_point.command
+    def main() -> int:
+        raise ConfigError("One.")
+
+    monkeypatch.setenv("RANK", "x")
+    assert main() == ConfigError.exit_code
+    assert capsys.readouterr().err == "One.\n"
+
+
 # ---- signals
 
 STUCK = """

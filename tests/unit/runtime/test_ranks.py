@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
 
+from megamask.errors import LaunchError
 from megamask.runtime import ranks
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -75,6 +77,24 @@ def test_python_in_a_slurm_batch_script_is_one_process(read_environment) -> None
     """There the job has tasks, but this process is not a step of it."""
     batch = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
     assert read_environment(**batch)["WORLD_SIZE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "-1"}, ("RANK must .*'x'", "WORLD_SIZE must .*'-1'")),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, ("MASTER_PORT must .*70000",)),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, ("SLURM_LOCALID, SLURM_NTASKS, .* not set",)),
+        (SLURM | {"SLURM_JOB_ID": "a"}, ("MASTER_PORT must .*'a'",)),
+        (SLURM | {"SLURM_NTASKS": ""}, ("WORLD_SIZE must .*''",)),
+    ],
+)
+def test_a_wrong_environment_is_an_error_for_each_variable(read_environment, variables, words) -> None:
+    with pytest.raises(LaunchError) as caught:
+        read_environment(**variables)
+    assert caught.value.exit_code == 2
+    assert len(caught.value.problems) == len(words)
+    assert all(re.search(part, problem) for part, problem in zip(words, caught.value.problems, strict=True))
 
 
 @pytest.mark.parametrize("job", [0, 1, 19_999, 20_000, 4_294_967_295])
