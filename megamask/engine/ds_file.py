@@ -7,6 +7,8 @@ that DeepSpeed would silently ignore.
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stderr
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -305,9 +307,7 @@ def ds_problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimi
             "moments are still in their files when a step needs them. Use 'cpu'; `offload_param` may be 'nvme'."
         )
     if "nvme" in offloads and stage != 3:
-        problems.append(
-            f"Offloading to NVMe needs ZeRO stage 3, but the DeepSpeed file says {stage}: DeepSpeed would ignore it."
-        )
+        problems.append(f"Offloading to NVMe needs ZeRO stage 3, but the DeepSpeed file says {stage}. Set stage 3.")
     if "nvme" in offloads and not _has_async_io():
         problems.append("Offloading to NVMe needs libaio (Debian: libaio-dev) and a C++ compiler, which are missing.")
     return problems
@@ -317,7 +317,8 @@ def _has_async_io() -> bool:
     choose_accelerator()
     from deepspeed.accelerator import get_accelerator
 
-    return get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible()
+    with redirect_stderr(sys.__stderr__):  # DeepSpeed needs its file descriptor; that of a notebook has none
+        return get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible()
 
 
 def complete_ds_config(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -124,6 +127,19 @@ def test_nvme_needs_libaio_and_stage_3(there: bool, monkeypatch: pytest.MonkeyPa
     assert "stage 3" in ds_problems(OptimizerConfig(), lower)[0]
     moments = {"zero_optimization": NVME["zero_optimization"] | {"offload_optimizer": {"device": "nvme"}}}
     assert "`offload_param` may be 'nvme'" in ds_problems(OptimizerConfig(), moments)[0]
+
+
+def test_libaio_is_looked_for_where_stderr_is_not_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed redirects its file descriptor, which the stderr of a notebook does not have."""
+
+    class Builder:
+        def is_compatible(self) -> bool:
+            return sys.stderr.fileno() >= 0
+
+    monkeypatch.setattr("deepspeed.accelerator.get_accelerator", lambda: SimpleNamespace(create_op_builder=builder))
+    builder = {"AsyncIOBuilder": Builder()}.get
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert ds_file._has_async_io()
 
 
 def test_settings_of_the_run_complete_the_file() -> None:
