@@ -45,6 +45,8 @@ class StudyConfig:
             problems.append(
                 f"`plan` must name a TOML file or a plan that megamask ships: --list-plans prints them.{cure}"
             )
+        if self.output is not None and self.output.exists() and not self.output.is_dir():
+            problems.append(must("output", "be a folder, or a path where nothing is yet", self.output))
         if self.dry_run and self.report:
             problems.append(must("report", "be left out with `dry_run`", self.report))
         return problems
