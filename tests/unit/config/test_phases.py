@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -54,16 +55,18 @@ def test_files_flags_and_records_give_the_same_phases(tmp_path: Path) -> None:
 
 
 @given(
-    st.builds(
-        PhaseConfig,
-        until=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
-        steps=st.none() | st.integers(1, 10**9),
-        length=st.none() | st.integers(8, 10**6),
-        shares=st.none() | st.lists(st.floats(0, 1e6), max_size=3).map(tuple),
-        alpha=st.none() | st.floats(0, 1),
+    st.fixed_dictionaries(
+        {
+            "until": st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
+            "steps": st.none() | st.integers(1, 10**9),
+            "length": st.none() | st.integers(8, 10**6),
+            "shares": st.none() | st.lists(st.floats(0, 1e6), max_size=3).map(tuple),
+            "alpha": st.none() | st.floats(0, 1),
+        }
     )
 )
-def test_a_word_gives_back_its_phase(phase: PhaseConfig) -> None:
+def test_a_word_gives_back_its_phase(settings: dict[str, Any]) -> None:
+    phase = PhaseConfig(**settings)  # not in the strategy: the check of types uses Python's random numbers
     assert read_phase(phase_word(vars(phase))) == phase
 
 
