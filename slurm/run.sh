@@ -120,9 +120,10 @@ set_master() {
 examine() {
     local ranks=$((WANT * ${SLURM_NTASKS_PER_NODE:-1})) gpus=()
     [[ -z ${SLURM_GPUS_ON_NODE:-} ]] || gpus=(--gpus "$ranks" --nodes "$WANT")
-    # the doctor is a single process that plans for all ranks
+    # the doctor is a single process that plans for all ranks, and asks the nodes of the run, not the spare ones
     srun --nodes=1 --ntasks=1 --nodelist="${GOOD[0]}" "${STEP[@]}" "${INSIDE[@]}" \
-        env RANK=0 WORLD_SIZE="$ranks" python -m megamask doctor "$@" "${gpus[@]}" >"$LOGS/doctor.log" 2>&1
+        env RANK=0 WORLD_SIZE="$ranks" SLURM_JOB_NODELIST="$(commas "${GOOD[@]}")" SLURM_JOB_NUM_NODES="$WANT" \
+        python -m megamask doctor "$@" "${gpus[@]}" >"$LOGS/doctor.log" 2>&1
     CODE=$?
     cat "$LOGS/doctor.log"
     ((CODE != 2)) || exit 2

@@ -7,7 +7,6 @@ for the index of packs unless it is stored beside the shards), of the initial we
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 
 from megamask.checkpoint.inspect import inspect_folder
-from megamask.checkpoint.resume import space_problems
 from megamask.checkpoint.resume_decision import has_begun
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings_changes import find_changes
@@ -90,9 +88,7 @@ def examine(command: DoctorCommand) -> Examination:
         with examination.collect():
             examination.model = planned_model(config, examination.text)
         _check_folder(command, ds, examination, examination.text)
-    if examination.model is not None:
-        weights = sum(p.numel() for p in examination.model.objective.parameters())
-        examination.problems += output_problems(config.output, 12 * weights)
+    examination.problems += output_problems(config.output)
     return examination
 
 
@@ -178,11 +174,11 @@ def existing_parent(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def output_problems(output: Path, checkpoint_bytes: int) -> list[str]:
-    """Sentences if ``output`` cannot be written, or has no room for three checkpoints; writes nothing."""
+def output_problems(output: Path) -> list[str]:
+    """A sentence if ``output`` cannot be written; writes nothing."""
     folder = existing_parent(output)
     if not folder.is_dir():
         return [f"`output` is {output}, but {folder} is not a folder. Choose another output folder."]
     if not os.access(folder, os.W_OK | os.X_OK):
         return [f"`output` is {output}, but {folder} cannot be written. Choose another output folder."]
-    return space_problems(folder, shutil.disk_usage(folder).free, checkpoint_bytes)
+    return []

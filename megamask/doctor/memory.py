@@ -126,6 +126,16 @@ def state_memory(size: ModelSize, place: Placement) -> StateMemory:
     return StateMemory({name: device.get(name, 0.0) + host.get(name, 0.0) for name in device | host}, {})
 
 
+def gathered_weights(size: ModelSize, place: Placement) -> Lines:
+    """Bytes of the weights that stage 3 gathers for a pass, and of the message that gathers them."""
+    width, lines = (2 if place.bits16 else 4), Lines()
+    if place.gpu or place.ranks > 1:  # else a rank uses its partitions where they are
+        lines["gathered weights"] = width * float(min(size.weights, max(place.live, size.largest)))
+    if place.ranks > 1:
+        lines["message of gathered weights"] = width * float(min(size.weights, max(place.prefetched, size.largest)))
+    return lines
+
+
 def passing_memory(size: ModelSize, place: Placement, packs: int) -> Lines:
     """What DeepSpeed needs on a device for a part of a step only: gathered weights, messages, copies of gradients.
 
@@ -139,11 +149,7 @@ def passing_memory(size: ModelSize, place: Placement, packs: int) -> Lines:
         second = (bucket if place.gpu else size.weights - bucket) if place.overlap else 0
         lines["buckets"] = width * float(bucket + min(bucket, second))
     if place.stage == 3:
-        if place.gpu or place.ranks > 1:  # else a rank uses its partitions where they are
-            lines["gathered weights"] = width * float(min(size.weights, max(place.live, size.largest)))
-        if place.ranks > 1:
-            message = min(size.weights, max(place.prefetched, size.largest))
-            lines["message of gathered weights"] = width * float(message)
+        lines |= gathered_weights(size, place)
         lines["partitions of a bucket"] = width * float(min(place.bucket, size.weights))
     if place.stage == 2 and packs > 1 and not place.offload_state:
         lines["gradients of the packs before"] = width * size.weights * share

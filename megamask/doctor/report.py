@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import shutil
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import psutil
 import torch
@@ -20,23 +19,23 @@ from megamask.doctor import memory, step_memory
 from megamask.doctor.checks import Examination, PlannedModel, examine, existing_parent
 from megamask.doctor.measured_steps import MeasuredSteps, measure_steps, measured_lines
 from megamask.doctor.memory import ModelSize, PackSize
-from megamask.doctor.run_time import predict_disk, predict_time
+from megamask.doctor.nodes import ask_nodes, node_facts, node_problems
+from megamask.doctor.run_time import disk_problems, predict_disk, predict_time
 from megamask.doctor.settings import DoctorCommand, parse_memory
 from megamask.doctor.step_memory import PlannedMemory, TeacherSize
 from megamask.doctor.tables import duration, in_gb, indented, table
+from megamask.doctor.this_machine import machine_facts, port_facts, port_problems
 from megamask.engine import ds_file
 from megamask.engine.optimizer import parameter_groups
 from megamask.errors import ConfigError, raise_all
 from megamask.model.padded_grids import PaddedGrids
-from megamask.runtime.versions import installed_version
 from megamask.study.planned_cost import Texts, mean_step_flops
+from megamask.teacher.frozen_lm import MaskedLM
 from megamask.teacher.teacher import teacher_precision
 from megamask.training import summary
 from megamask.training.flop_counter import teacher_flops
 from megamask.training.flops import PackFlops
 from megamask.training.run_text import RunText
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def run_doctor(command: DoctorCommand) -> int:
@@ -64,7 +63,16 @@ def report_lines(command: DoctorCommand, examination: Examination) -> list[str]:
         lines += [*memory_report(command, plan), ""]
         examination.problems += memory_problems(plan, memory_limit(command))
         lines += ["time and disk", *indented(time_facts(command, examination, examination.text, plan)), ""]
-    return [*lines, "this machine", *indented(machine_facts(command))]
+    nodes = ask_nodes()
+    examination.problems += [*node_problems(nodes), *port_problems()]
+    return [
+        *lines,
+        "this machine",
+        *indented(machine_facts()),
+        "",
+        "nodes",
+        *indented([*port_facts(), *node_facts(nodes)]),
+    ]
 
 
 def text_facts(command: DoctorCommand, text: RunText) -> list[str]:
@@ -119,14 +127,6 @@ def planned_memory(
         for p in group["params"]
     ]
     size = ModelSize(_count(parameters), _count(muon), max(p.numel() for p in parameters))
-    teacher = None
-    if examination.teacher is not None:
-        weight = examination.teacher.weight
-        numbers = {id(p): p for p in examination.teacher.states.parameters()}
-        inside = any(p.data_ptr() == weight.data_ptr() for p in numbers.values())
-        total = _count(numbers.values()) + (0 if inside else weight.numel())
-        precision = teacher_precision(config.teacher, examination.support).precision
-        teacher = TeacherSize(total, weight.shape[1], 2 if precision == "bf16" else 4)
     return PlannedMemory(
         config=config,
         shape=model.shape,
@@ -135,8 +135,23 @@ def planned_memory(
         place=step_memory.placement_of(examination.ds, command.num_ranks, command.machine.gpus is not None),
         gpu=command.machine.gpus is not None,
         bf16=ds_file.choose_precision(examination.ds, examination.support).precision == "bf16",
-        teacher=teacher,
+        teacher=None if examination.teacher is None else _teacher_size(command, examination, examination.teacher),
     )
+
+
+def _teacher_size(command: DoctorCommand, examination: Examination, teacher: MaskedLM) -> TeacherSize:
+    weight, file = teacher.weight, command.run.teacher.deepspeed
+    numbers = {id(p): p for p in teacher.states.parameters()}
+    inside = any(p.data_ptr() == weight.data_ptr() for p in numbers.values())
+    total = _count(numbers.values()) + (0 if inside else weight.numel())
+    size = ModelSize(total, 0, max(weight.numel(), *(p.numel() for p in numbers.values())))
+    in_bf16 = teacher_precision(command.run.teacher, examination.support).precision == "bf16"
+    place = None
+    if file is not None:
+        ds, _ = ds_file.teacher_ds_problems("teacher.deepspeed", file)
+        given = step_memory.placement_of(ds, command.num_ranks, command.machine.gpus is not None)
+        place = replace(given, bits16=in_bf16)
+    return TeacherSize(size, weight.shape[1], 2 if in_bf16 else 4, place)
 
 
 def _pack_size(config: PretrainConfig, text: RunText, number: int) -> PackSize:
@@ -163,7 +178,7 @@ def model_facts(examination: Examination, model: PlannedModel, plan: PlannedMemo
     if plan.size.muon:
         lines.append(f"Muon trains {plan.size.muon:,} of them, AdamW the rest")
     if plan.teacher:
-        lines.append(f"teacher: {plan.teacher.weights:,} parameters of {plan.teacher.bytes} bytes")
+        lines.append(f"teacher: {plan.teacher.size.weights:,} parameters of {plan.teacher.bytes} bytes")
     return [*lines, *summary.compiling_again(plan.config)]
 
 
@@ -280,11 +295,7 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
         f"disk: {in_gb(disk.most)} GB at most"
     )
     lines.append(f"{folder}: {in_gb(free)} GB free" + (f", {inodes.f_favail:,} inodes free" if inodes.f_files else ""))
-    if free < disk.most:
-        examination.problems.append(
-            f"`output` needs {disk.most:,.0f} bytes for {config.checkpoint.keep} checkpoints, the next one and the "
-            f"export, but {folder} has {free:,} free. Lower `checkpoint.keep` or choose another folder."
-        )
+    examination.problems += disk_problems(config.output, free, disk)
     return lines
 
 
@@ -305,22 +316,3 @@ def squares_per_token(text: RunText, config: PretrainConfig) -> dict[int, float]
         return texts.squares_of((text.train.folder,), (1.0,), config)
     folders = tuple(source.shards.folder for source in packs.sources.values())
     return texts.squares_of(folders, tuple(packs.shares.values()), config)
-
-
-def machine_facts(command: DoctorCommand) -> list[str]:
-    """Limits and versions of this machine, which may be the login node of the run's."""
-    names = ("torch", "deepspeed", "transformers", "numpy")
-    versions = ", ".join(f"{name} {installed_version(name) or 'absent'}" for name in names)
-    lines = [versions, f"CUDA of torch: {torch.version.cuda or 'none, this torch is for CPUs'}"]
-    if torch.cuda.is_available():
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))
-        lines.append(f"GPU here: {torch.cuda.get_device_name()}; NCCL {nccl}")
-    elif command.machine.gpus:
-        lines.append("no GPU here: driver and NCCL are those of the nodes, not checked")
-    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lines.append(f"open files (ulimit -n): {files:,}, at most {hard:,}" if hard >= 0 else f"open files: {files:,}")
-    if SHARED_MEMORY.is_dir():
-        lines.append(f"{SHARED_MEMORY}: {in_gb(shutil.disk_usage(SHARED_MEMORY).total)} GB")
-    cores = len(os.sched_getaffinity(0))
-    lines.append(f"{cores} core{'s' * (cores != 1)}, {in_gb(psutil.virtual_memory().total)} GB of memory")
-    return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from megamask.config.phases import run_tokens
 from megamask.config.pretrain_config import PretrainConfig
@@ -58,6 +59,8 @@ class DiskUse:
     checkpoint: float
     written: int
     most: float
+    start: float
+    """Bytes that must be free at the start: three checkpoints with two moments."""
 
 
 def predict_disk(config: PretrainConfig, weights: int, muon: int) -> DiskUse:
@@ -66,4 +69,17 @@ def predict_disk(config: PretrainConfig, weights: int, muon: int) -> DiskUse:
     size = 12.0 * weights - 4.0 * muon
     written = math.ceil(config.steps / config.checkpoint.every)
     kept = min(written, config.checkpoint.keep + 1)
-    return DiskUse(size, written, kept * size + (4.0 * weights if config.export else 0.0))
+    return DiskUse(size, written, kept * size + (4.0 * weights if config.export else 0.0), 3 * 12.0 * weights)
+
+
+def disk_problems(output: Path, free: int, disk: DiskUse) -> list[str]:
+    """A sentence if a run in ``output`` would not start, or fill the disk; checkpoints that are there count as free."""
+    own = sum(file.stat().st_size for file in (output / "checkpoints").rglob("*") if file.is_file())
+    needed = max(disk.most - own, disk.start)
+    if free >= needed:
+        return []
+    return [
+        f"`output` ({output}) needs {needed:,.0f} bytes, for checkpoints and the export ({disk.most:,.0f}) and at the "
+        f"start for three checkpoints ({disk.start:,.0f}), but has {free:,} free. Free some space, lower "
+        "`checkpoint.keep`, or choose another folder."
+    ]

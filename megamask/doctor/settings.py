@@ -65,7 +65,8 @@ class MachineConfig:
 class DoctorCommand(Command):
     """Predict what a run needs: memory by ZeRO stage, FLOPs, time and disk; and report everything that is wrong.
 
-    Takes all flags of `megamask pretrain`. Needs no GPU; without `probe`, it starts no process and writes nothing.
+    Takes all flags of `megamask pretrain`. Needs no GPU, and writes nothing without `probe`. Inside a Slurm job, `srun`
+    asks every node for its clock, its GPUs and what runs on them.
     """
 
     machine: Annotated[MachineConfig, tyro.conf.arg(name="")] = field(default_factory=MachineConfig)

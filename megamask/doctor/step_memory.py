@@ -23,11 +23,13 @@ MOST_TOKENS = 2**21
 
 @dataclass(frozen=True)
 class TeacherSize:
-    """A teacher's weights, the width of its states, and the bytes of its numbers."""
+    """A teacher's weights, the width of its states, the bytes of its numbers, and how its DeepSpeed file keeps it."""
 
-    weights: int
+    size: ModelSize
     width: int
     bytes: int
+    place: Placement | None = None
+    """None: whole on every device."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> 
     if config.entropy.ema_decay is not None:
         lines["moving average"] = 4.0 * plan.size.weights
     if plan.teacher is not None:
-        lines["teacher"] = float(_teacher_bytes(plan, plan.teacher, place))
+        lines["teacher"] = _teacher_bytes(plan, plan.teacher)
     passing = memory.passing_memory(plan.size, place, plan.packs_per_rank)
     if plan.bf16 and not place.bits16:
         passing["weights in bf16 (autocast)"] = 2.0 * plan.size.weights
@@ -221,13 +223,14 @@ def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> 
     return lines
 
 
-def _teacher_bytes(plan: PlannedMemory, teacher: TeacherSize, place: Placement) -> float:
-    """A teacher's weights on one device, and its states for all packs of a step."""
-    distill, packs = plan.config.distill, plan.config.packs
-    whole = teacher.weights * teacher.bytes
-    table = plan.shape.vocab_size * teacher.width * teacher.bytes
-    # partitioned or offloaded, the output matrix is whole on every rank, and layers pass through the device
-    weights = whole if plan.config.teacher.deepspeed is None else whole / place.ranks + table
+def _teacher_bytes(plan: PlannedMemory, teacher: TeacherSize) -> float:
+    """A teacher's weights on one device, what a pass of it gathers, and its states for all packs of a step."""
+    distill, packs, place = plan.config.distill, plan.config.packs, teacher.place
+    weights = float(teacher.size.weights * teacher.bytes)
+    if place is not None:
+        # the output matrix is whole on every rank
+        gathered = math.fsum(memory.gathered_weights(teacher.size, place).values())
+        weights = weights / place.ranks + plan.shape.vocab_size * teacher.width * teacher.bytes + gathered
     if not distill.active or distill.stored is not None:
         return weights
     rows = packs.tokens if distill.positions == "all" else most_phase_targets(plan.config)

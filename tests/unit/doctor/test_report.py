@@ -15,9 +15,10 @@ from megamask.config.pretrain_config import as_dict
 from megamask.doctor import step_memory
 from megamask.doctor.checks import examine
 from megamask.doctor.measured_steps import probe_settings
+from megamask.doctor.memory import ModelSize
 from megamask.doctor.report import _advice, memory_problems, planned_memory, report_lines, run_doctor
 from megamask.doctor.settings import DoctorCommand, parse_doctor_command
-from megamask.doctor.step_memory import PlannedMemory, placement_of
+from megamask.doctor.step_memory import PlannedMemory, TeacherSize, placement_of
 from megamask.errors import ConfigError
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
@@ -202,6 +203,20 @@ def test_checkpointing_and_late_masks_save_activations(text: Path, tmp_path: Pat
     assert step_memory.activations(late, late.place, False) < plain
 
 
+def test_a_partitioned_teacher_counts_its_part_and_what_a_pass_gathers(text: Path, tmp_path: Path) -> None:
+    plan = memory_of(text, tmp_path / "run")
+    whole = TeacherSize(ModelSize(10**9, 0, 10**6), 64, 4)
+    few = {"stage": 3, "stage3_max_live_parameters": 1, "stage3_prefetch_bucket_size": 1}
+    place = placement_of({"zero_optimization": few}, 4)
+    placed = [replace(whole, place=place), replace(whole, place=replace(place, live=10**9))]
+    needed = [
+        step_memory.device_lines(replace(plan, teacher=teacher), plan.place, False)["teacher"]
+        for teacher in (whole, *placed)
+    ]
+    table = 4 * plan.shape.vocab_size * 64
+    assert needed == [4e9, 1e9 + table + 2 * 4e6, 1e9 + table + 4e9 + 4e6]
+
+
 def test_a_save_in_the_background_keeps_its_copy_while_the_run_trains(text: Path, tmp_path: Path) -> None:
     words = ("--steps", "10", "--checkpoint.every", "5")
     at_once = memory_of(text, tmp_path / "run", *words)
@@ -238,4 +253,5 @@ def test_the_report_mentions_missing_text(tmp_path: Path, monkeypatch: pytest.Mo
     parsed = parse_doctor_command(["--output", str(tmp_path / "run")])
     lines = report_lines(parsed, examine(parsed))
     assert any("not prepared yet" in line for line in lines)
+    assert any("not a Slurm job" in line for line in lines)
     assert not list(tmp_path.iterdir())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.settings import CheckpointConfig
-from megamask.doctor.run_time import predict_disk, predict_time
+from megamask.doctor.run_time import disk_problems, predict_disk, predict_time
 from megamask.doctor.settings import MachineConfig, parse_memory
 from megamask.errors.setting_rules import settings_problems
 
@@ -44,6 +45,18 @@ def test_disk_holds_the_kept_checkpoints_and_the_next() -> None:
     assert (disk.checkpoint, disk.written, disk.most) == (120, 10, 480)
     short = predict_disk(replace(CONFIG, steps=1, export=False), weights=10, muon=0)
     assert (short.written, short.most) == (1, 120)
+
+
+def test_a_full_disk_is_one_problem_and_checkpoints_that_are_there_count(tmp_path: Path) -> None:
+    disk = predict_disk(CONFIG, weights=10, muon=0)
+    assert disk.most > disk.start
+    (problem,) = disk_problems(tmp_path, 0, disk)
+    assert f"{disk.most:.0f}" in problem
+    assert disk_problems(tmp_path, int(disk.most) - 1, disk) and not disk_problems(tmp_path, int(disk.most), disk)
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-1" / "weights").write_bytes(b"0" * 100)
+    assert not disk_problems(tmp_path, int(disk.most) - 100, disk)
+    assert disk_problems(tmp_path, int(disk.start) - 1, disk)
 
 
 @pytest.mark.parametrize(("amount", "size"), [("80GB", 80e9), ("40GiB", 40 * 2**30), ("1.5TB", 1.5e12)])

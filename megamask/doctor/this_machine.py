@@ -1,0 +1,72 @@
+"""Limits and versions of this machine, which may be a login node, and the port where the ranks of a run meet."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import socket
+from pathlib import Path
+
+import psutil
+import torch
+
+from megamask.doctor.tables import in_gb
+from megamask.runtime.launch_environment import is_main, launch_variables
+from megamask.runtime.versions import installed_version
+
+SHARED_MEMORY = Path("/dev/shm")
+LAUNCHER_PORT = "29500"
+"""The port of `deepspeed` and `torchrun` unless their flags name another one."""
+
+
+def machine_facts() -> list[str]:
+    """Versions, limits of files and memory, and cores."""
+    names = ("torch", "deepspeed", "transformers", "numpy")
+    versions = ", ".join(f"{name} {installed_version(name) or 'absent'}" for name in names)
+    lines = [versions, f"CUDA of torch: {torch.version.cuda or 'none, this torch is for CPUs'}"]
+    if torch.version.cuda:
+        lines.append(f"NCCL of torch: {'.'.join(map(str, torch.cuda.nccl.version()))}")
+    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lines.append(f"open files (ulimit -n): {files:,}, at most {hard:,}" if hard >= 0 else f"open files: {files:,}")
+    if SHARED_MEMORY.is_dir():
+        lines.append(f"{SHARED_MEMORY}: {in_gb(shutil.disk_usage(SHARED_MEMORY).total)} GB")
+    cores = len(os.sched_getaffinity(0))
+    lines.append(f"{cores} core{'s' * (cores != 1)}, {in_gb(psutil.virtual_memory().total)} GB of memory")
+    return lines
+
+
+def master_address() -> tuple[str, str]:
+    """Name and port of rank 0: those of the launch, else those that a launcher on this machine would take."""
+    variables = launch_variables()
+    return variables.get("MASTER_ADDR", "127.0.0.1"), variables.get("MASTER_PORT", LAUNCHER_PORT)
+
+
+def port_state(address: str, port: str) -> str:
+    """Whether rank 0 could open its port: "free", "taken", or why that cannot be seen from here."""
+    try:
+        with socket.create_server((address, int(port))):
+            return "free"
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return "taken"
+        return f"not looked at from here ({error.strerror})"
+
+
+def port_facts() -> list[str]:
+    """The port where the ranks meet, and whether it is free."""
+    address, port = master_address()
+    return [f"port {port} of {address}, where the ranks meet: {port_state(address, port)}"]
+
+
+def port_problems() -> list[str]:
+    """A sentence if the port of this launch is taken by another one; that of a later launch may be free by then."""
+    address, port = master_address()
+    own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # `torchrun` itself has opened it
+    if own or not is_main() or "MASTER_PORT" not in launch_variables() or port_state(address, port) != "taken":
+        return []
+    return [
+        f"MASTER_PORT {port} is taken on {address}. Choose another one with `deepspeed --master_port N`, "
+        "`torchrun --master-port N` or the variable MASTER_PORT of a Slurm job."
+    ]
