@@ -22,6 +22,11 @@ from megamask.storage import strict_json
 from megamask.storage.atomic_write import atomic_folder
 
 INDEX = "model.safetensors.index.json"
+CONVERSION = (
+    "python -c 'from transformers import AutoModelForMaskedLM as M, AutoTokenizer as T; "
+    """[part.from_pretrained("MODEL").save_pretrained("NEW") for part in (M, T)]'"""
+)
+"""The command with which users save a model of another format as safetensors."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types of tensors that are accepted as weights."""
 
@@ -95,8 +100,9 @@ def _files(folder: Path, index: Mapping[str, str]) -> list[Path]:
         if single.exists():
             return [single]
         raise CheckpointError(
-            f"{folder} has no {WEIGHTS}. Other formats can run code when they are loaded. Load the model with "
-            "transformers where you trust it, and save it with `save_pretrained`."
+            f"{folder} has no {WEIGHTS}. Other formats can run code when they are loaded. If you trust the model, "
+            f"convert it once, with its name or folder for MODEL, and use the folder NEW: {CONVERSION} (with AutoModel "
+            "instead of AutoModelForMaskedLM if it has no masked-language-model head)"
         )
     if single.exists() and shards != [WEIGHTS]:
         raise CheckpointError(

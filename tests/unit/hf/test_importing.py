@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +20,7 @@ from megamask.hf import export_model as export
 from megamask.hf import import_model, save_start
 from megamask.hf.masked_lm import load_hf_masked_lm
 from megamask.hf.tensor_names import WEIGHTS
+from megamask.hf.weights import CONVERSION
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
@@ -22,6 +28,8 @@ from megamask.objectives.mlm import MLM
 from megamask.objectives.objective import load_objective_weights
 from tests.tolerances import assert_close
 from tests.unit.hf.models import CARD, in_64_bits, transformers_model
+
+RECIPES = Path(__file__).parents[3] / "docs" / "recipes.md"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +164,23 @@ def test_other_models_formats_and_damage_are_refused(saved, tmp_path):
         import_model(tmp_path)
     with pytest.raises(CheckpointError, match="must be a folder or the name of a model"):
         import_model("no/such-model")
+
+
+def test_a_pickle_is_refused_with_a_command_that_converts_it(saved, tmp_path):
+    folder, new = saved(transformers_model("bert")), tmp_path / "new"
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError) as refused:
+        import_model(folder)
+    assert CONVERSION in str(refused.value)
+    documented = re.findall(r"^python -c .*save_pretrained.*$", RECIPES.read_text(), re.MULTILINE)
+    assert documented == [CONVERSION]
+    command = shlex.split(CONVERSION.replace("MODEL", str(folder)).replace("NEW", str(new)))
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    converted = load_file(new / WEIGHTS)
+    assert all(torch.equal(converted[name], weight) for name, weight in weights.items())
+    import_model(new)
 
 
 def test_initial_weights_contain_all_that_pretraining_needs(saved, tmp_path):
