@@ -58,7 +58,8 @@ def _problem(error: Any, word: str) -> str:
     if error["type"] == "unexpected_keyword_argument":
         known = [each.name for each in fields(PhaseConfig)]
         return unknown(str(error["loc"][-1]), known, f"`phases` ({word})")
-    return field_problem(PhaseConfig, error, f"{setting_of(PhaseConfig, error)}` of `phases` ({word})")
+    name = setting_of(PhaseConfig, error)
+    return f"`phases` ({word}): {field_problem(PhaseConfig, error, name)}"
 
 
 @cache

@@ -74,7 +74,7 @@ def test_a_word_gives_back_its_phase(settings: dict[str, Any]) -> None:
     ("word", "sentence"),
     [
         ("until=0.5,lenght=128", "`lenght` is not known in `phases` (until=0.5,lenght=128). Did you mean `length`?"),
-        ("until=1.5", "`until` of `phases` (until=1.5)` must lie in (0, 1), but is 1.5."),
+        ("until=1.5", "`phases` (until=1.5): `until` must lie in (0, 1), but is 1.5."),
         ("steps=2.5", "must be a whole number or null, but is 2.5."),
         ("length", "`phases` must contain names with their values"),
         ("until=2020-01-01", "`phases` must contain names with their values"),
