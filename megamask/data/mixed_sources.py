@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
@@ -20,6 +20,7 @@ from jaxtyping import Int64
 from megamask.batch import PackedBatch
 from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.length_phases import SourcePacks
+from megamask.data.lost_text.coverage import Coverage, sum_coverage
 from megamask.data.manifest import Manifest, Split
 from megamask.data.mixture import AnnealedOrder, SourceOrder
 from megamask.data.shards import Shards
@@ -117,14 +118,22 @@ def _joined_manifest(sources: Mapping[str, Shards]) -> Manifest:
     manifests = {name: shards.manifest for name, shards in sources.items()}
     first = next(iter(manifests.values()))
     splits = {split: _sums(split, list(manifests.values())) for split in get_args(Split)}
+    lost = {split: counts for split in get_args(Split) if (counts := _lost(split, manifests.values()))}
     files = {f"{name}/{file}": entry for name, each in manifests.items() for file, entry in each["files"].items()}
     kept = ("format", "version", "tokenizer", "token_ids", "dtype")
-    return {key: first[key] for key in kept} | {"splits": splits, "files": files, "sources": list(manifests)}
+    joined = {"splits": splits, "coverage": lost, "files": files, "sources": list(manifests)}
+    return {key: first[key] for key in kept} | joined
 
 
 def _sums(split: Split, manifests: list[Manifest]) -> dict[str, Any]:
     parts = [manifest["splits"].get(split, {}) for manifest in manifests]
     return {unit: sum(part.get(unit, 0) for part in parts) for unit in ("documents", "tokens")} | {"shards": []}
+
+
+def _lost(split: Split, manifests: Iterable[Manifest]) -> dict[str, Any] | None:
+    """What the tokenizer lost in ``split`` of all sources; None if shards of an earlier version did not count it."""
+    records = [manifest.get("coverage", {}).get(split) for manifest in manifests]
+    return sum_coverage(map(Coverage.of_record, records)).record() if all(records) else None
 
 
 class MixedPacks:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megamask.data.loader import Loader
+from megamask.data.lost_text.coverage import Coverage
 from megamask.data.mixed_sources import MixedPacks, MixedShards, joined_fingerprint, one_tokenizer_problems
 from megamask.data.mixture import SourceOrder, block_quotas
 from megamask.data.packs import Packs
@@ -93,6 +94,14 @@ def test_counts_of_the_text_are_sums_and_shares(sources: dict[str, Shards]) -> N
     expected = text.tokens * np.average(frequencies, axis=0, weights=SHARES)
     assert np.abs(text.unigram - expected).max() <= 0.5
     assert [text.sources, next(iter(sources.values())).sources] == [(*sources.values(),), (sources["wiki"],)]
+
+
+def test_what_the_tokenizer_lost_is_summed_where_every_source_counted_it(sources: dict[str, Shards]) -> None:
+    for number, shards in enumerate(sources.values(), 1):
+        counts = Coverage(tokens=100, characters=300, unknown_tokens=number)
+        shards.manifest["coverage"] = {"train": counts.record()} | ({"valid": counts.record()} if number > 1 else {})
+    coverage = mixed(sources).shards.manifest["coverage"]
+    assert coverage == {"train": Coverage(tokens=300, characters=900, unknown_tokens=6).record()}
 
 
 def test_the_fingerprint_depends_only_on_the_texts_and_their_order(sources: dict[str, Shards]) -> None:
