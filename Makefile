@@ -3,7 +3,7 @@
 # Tests run in one process per core, at most eight; ARGS="-n 0" runs them in one process, for a debugger.
 # `make soak` runs the long versions of the fault tests, for a night, and prints its counts.
 #   make soak ARGS="-k kills"
-# `make gpu` measures all that only a GPU can show, in an hour or less: docs/gpu.md.
+# `make gpu` measures everything that needs a GPU, in an hour or less: docs/gpu.md.
 #   make gpu ARGS="--limit 9m"
 
 SHELL := /bin/bash

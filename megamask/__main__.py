@@ -67,7 +67,7 @@ SUBCOMMANDS = {
         "analysis.rank_analysis:analyze_rank", "analysis.settings:RankConfig",
     ),
     "inspect": Subcommand(
-        "Report what a run folder holds and what a resume would do.",
+        "Report what a run folder contains and what a resume would do.",
         "checkpoint.inspect:print_report", "checkpoint.settings:InspectConfig",
     ),
     "replay": Subcommand(
@@ -83,7 +83,7 @@ SUBCOMMANDS = {
         "bench.benchmark:bench", "bench.settings:BenchConfig", exits_at_once=True,
     ),
     "bench-gpu": Subcommand(
-        "Measure all that only a GPU can show, in an hour or less.",
+        "Measure everything that needs a GPU, in an hour or less.",
         "bench.gpu.hour:bench_gpu", "bench.gpu.settings:GpuBenchConfig", exits_at_once=True,
     ),
     "study": Subcommand(

@@ -31,15 +31,15 @@ class Schedule:
     start: FiniteFloat = 0.15
     """The value at progress 0."""
     end: Annotated[FiniteFloat | None, OnlyFor("kind", "linear", "cosine", "step", "ramp")] = None
-    """The value after the move, to progress 1 or to `back`."""
+    """The value after the move, until progress 1 or `back`."""
     at: Annotated[float | Phase | None, OnlyFor("kind", "step", "ramp")] = None
-    """Progress of the step, in (0, 1), or where the ramp begins, in (0, 1]; or a phase of the learning rate: `warmup`
-    is the end of its warm-up, `decay` the beginning of its decay."""
+    """Progress at which the value changes (`step`, in (0, 1)) or begins to change (`ramp`, in (0, 1]); or a phase of
+    the learning rate: `warmup` is the end of its warm-up, `decay` the beginning of its decay."""
     until: Annotated[float | Phase | None, OnlyFor("kind", "ramp")] = None
-    """Progress at which the ramp ends, in (0, 1] and behind `at`, or a phase."""
+    """Progress at which the ramp ends, in (0, 1] and after `at`, or a phase."""
     back: Annotated[float | Phase | None, OnlyFor("kind", "step", "ramp")] = None
-    """Progress from which the value is `start` again, at once, in (0, 1) and behind the move, or a phase; None: it
-    stays at `end`."""
+    """Progress at which the value returns to `start` at once, in (0, 1) and after the move, or a phase; None: it stays
+    at `end`."""
 
     def __call__(self, progress: float) -> float:
         """The value at ``progress`` in [0, 1]. A schedule that names phases must be ``resolved`` first."""
@@ -111,7 +111,7 @@ class Schedule:
         return problems + self._back_problems(name)
 
     def _back_problems(self, name: str) -> list[str]:
-        """Sentences for a return that is not behind the move."""
+        """Sentences for a return that is not after the move."""
         move = {"step": "at", "ramp": "until"}.get(self.kind)
         if self.back is None or move is None:
             return []
@@ -119,7 +119,7 @@ class Schedule:
             return [must(f"{name}.back", "lie in (0, 1)", self.back)]
         moved = getattr(self, move)
         if _is_progress(moved) and self.back <= moved:  # type: ignore[operator]
-            return [must(f"{name}.back", f"lie behind `{name}.{move}` ({moved})", self.back)]
+            return [must(f"{name}.back", f"lie after `{name}.{move}` ({moved})", self.back)]
         return []
 
 

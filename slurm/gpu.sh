@@ -1,7 +1,7 @@
 #!/bin/bash
-# All that only a GPU can show, in an hour:   sbatch [options of sbatch] slurm/gpu.sh [flags of megamask bench-gpu]
+# Everything that needs a GPU, in an hour:   sbatch [options of sbatch] slurm/gpu.sh [flags of megamask bench-gpu]
 #
-# Figures, the page beside the goals and the log are in --output, by default runs/gpu. What gives most comes first; the
+# Figures, report and log are in --output, by default runs/gpu. The most important parts are measured first; the
 # same command again measures what is missing. Environment: that of job.sh, and MEGAMASK_ROOT as in run.sh.
 #
 #SBATCH --job-name=megamask-gpu

@@ -32,19 +32,19 @@ class RankConfig:
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Folder or name of an encoder for transformers, such as an exported run; may be given several times."""
     data: Path | None = None
-    """Folder of token shards, whose validation split is read; by default that which the first run was trained on."""
+    """Folder of token shards, whose validation split is read; by default the shards of the first run."""
     text: Path | None = None
-    """A text file instead, in the tokens of each encoder's own tokenizer."""
+    """A text file to read instead of shards, with the tokenizer of each encoder."""
     step: Annotated[int | None, OnlyFor("run")] = None
     """The checkpoint of each run; by default its newest."""
     ratio: ShareInside = 0.15
     """Share of the tokens that are replaced by [MASK]."""
     tokens: Count = 100_000
-    """Tokens of text that are read, at least."""
+    """Smallest number of tokens of text to read."""
     length: Annotated[int, Ge(3)] | None = None
     """Longest sequence in tokens, with [CLS] and [SEP]; by default 512, or less if an encoder cannot read as many."""
     energy: ShareInside = 0.9
-    """The energy rank counts the directions that hold this share of the squared norm."""
+    """The energy rank is the number of directions that contain this share of the squared norm."""
     threshold: Annotated[float, Ge(SMALLEST), Lt(1)] = 0.01
     """The numerical rank counts singular values above this share of the largest; smaller ones are rounding."""
     centred: bool = False

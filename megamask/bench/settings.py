@@ -28,26 +28,26 @@ class BenchConfig:
     data: Path | None = None
     """Folder of token shards (`megamask prepare` makes it); without it, English text found on this machine."""
     text: Path | None = None
-    """The raw text of the shards (.txt, .jsonl, .parquet): its lines are what is padded. Without it whole documents
-    are, or, of the text that this machine holds, paragraphs."""
+    """The raw text of the shards (.txt, .jsonl, .parquet), whose lines the padded Trainer reads. Without it, it reads
+    whole documents, or paragraphs if the text was found on this machine."""
     preset: tuple[Literal["bert", "modern"], ...] = ("bert", "modern")
     """Presets of megamask; the Trainer has BERT."""
     size: Literal["tiny", "small", "base", "large"] = "tiny"
-    """Layers and width, of both sides."""
+    """Layers and width, for both."""
     precisions: Annotated[tuple[Precision, ...], MinLen(1)] | None = None
-    """Precisions of both sides; without it fp32, and bf16 where the device multiplies in it."""
+    """Precisions to measure, for both. None: fp32, and bf16 if the device multiplies in it."""
     length: Annotated[int, Ge(8)] = 128
     """Longest sequence in tokens."""
     rows: int = 4096
-    """Token positions of a step: one pack, or as many sequences as fill them."""
+    """Tokens of a step, padding included: one pack of megamask, or `rows` / `length` sequences of the Trainer."""
     ratio: ShareInside = 0.15
     """Share of the tokens that are masked."""
     dropout: ShareBelowOne | None = None
-    """Dropout of both sides; without it each has its own: 0.1 in the Trainer, 0 in megamask."""
+    """Dropout, for both. None: their defaults, 0.1 in the Trainer and 0 in megamask."""
     rounds: Count = 5
-    """Rounds whose median is shown, after one that is not measured."""
+    """Number of rounds, whose median is shown; one more round before them is not measured."""
     steps: Count = 3
-    """Steps of a round, after one that is not measured."""
+    """Steps in a round; one more step before them is not measured."""
     threads: Count = 1
     """Threads of PyTorch."""
     compile: bool = False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Report what a run folder holds, which checkpoints are intact, and what a resume would do.
+    """Report what a run folder contains, which checkpoints are intact, and what a resume would do.
 
     Changes nothing and takes no lock. The exit code is that of a resume that is refused, else 0.
     """

@@ -79,9 +79,9 @@ class PretrainConfig:
     export: bool = True
     """Whether to export the finished model for transformers to OUTPUT/export."""
     phases: tuple[Phase, ...] = ()
-    """Parts of the run, from its first step on, with sequences, packs of a step, masks or shares of their own, such as
-    until=0.9,length=128 (names: until or steps, length, per_step, mask_ratio, shares, alpha). The rest of the run is as
-    the other settings say."""
+    """The first parts of the run, each with its own longest sequence, packs per step, masking rate or shares, such as
+    until=0.9,length=128 (names: until or steps, length, per_step, mask_ratio, shares, alpha). After them, the other
+    settings apply."""
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     packs: PacksConfig = field(default_factory=PacksConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

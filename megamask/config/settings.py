@@ -22,10 +22,10 @@ class MixtureConfig:
     """Share of each folder of `data`, in their order, in any unit; `--data FOLDER=SHARE FOLDER=SHARE` sets them too.
     Rounded to a thousandth. None: by `alpha`."""
     alpha: Share = 1.0
-    """Without shares: that of a source is proportional to (its packs / all packs) to the power of this. 1 reads all
-    sources equally often; less reads small sources more often, 0.3 is usual for languages."""
+    """Without `shares`, the share of a source is proportional to (its packs / all packs) to the power of `alpha`. 1
+    reads all sources equally often; smaller values read small sources more often, 0.3 is usual for languages."""
     alpha_end: Share | None = None
-    """`alpha` at the end of the run, to which it moves linearly, in 64 steps; None: it stays."""
+    """The value to which `alpha` moves linearly, in 64 steps, until the end of the run; None: it stays constant."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
@@ -40,7 +40,7 @@ class MixtureConfig:
 
 @dataclass(frozen=True)
 class PacksConfig:
-    """How much text a micro-step and a step hold."""
+    """How much text a micro-step and a step read."""
 
     tokens: int = 8192
     """Tokens of a pack; a micro-batch is one pack."""
@@ -49,8 +49,8 @@ class PacksConfig:
     per_step: Count = 8
     """Packs of one optimizer step, over all ranks and micro-steps."""
     masks_per_text: Count = 1
-    """Packs of a step that hold the same text, each under a mask of its own: one pass of a model says how unsure it is
-    for all of them. A step then holds `per_step` / `masks_per_text` different texts."""
+    """Number of packs in a step that have the same text under different masks, so that one pass of a model gives the
+    entropies for all of them. A step then reads `per_step` / `masks_per_text` different texts."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
@@ -62,17 +62,17 @@ class PacksConfig:
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """A phase of the run. It begins where the one before it ends; behind the last, the run is as its settings say.
+    """A phase of the run. It begins where the previous one ends; after the last, the settings of the run apply.
 
-    What a phase does not name is as in the settings of the run. In a file, each phase is a table `[[phases]]`.
+    Settings that a phase does not name are those of the run. In a file, each phase is a table `[[phases]]`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     until: ShareInside | None = None
-    """Where it ends, as a share of `steps`; this or `steps` of the phase."""
+    """Where it ends, as a share of the run's `steps`; give either this or the phase's own `steps`."""
     steps: Count | None = None
-    """How many steps it has; this or `until`."""
+    """How many steps it has; give either this or `until`."""
     length: Annotated[int, Ge(8)] | None = None
     """Longest sequence in tokens, instead of `packs.length`. Packs keep their size."""
     per_step: Count | None = None
@@ -92,7 +92,7 @@ class ValidationConfig:
     every: Count = 200
     """Steps between two validations; the last step has one too."""
     packs: Count = 16
-    """Most packs of the validation split that are read; in a mixture, of each source."""
+    """Largest number of packs of the validation split to read; in a mixture, of each source."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from megamask.schedules import LearningRate
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How gradients move the weights."""
+    """The optimizer, which updates the weights from their gradients."""
 
     kind: Literal["adamw", "lamb", "muon"] = "adamw"
     """AdamW (fused); LAMB (ZeRO stage 0: its trust ratio needs whole tensors); Muon for the matrices inside layers
@@ -24,7 +24,7 @@ class OptimizerConfig:
     muon_lr_scale: Annotated[FiniteFloat, OnlyFor("kind", "muon")] = 20.0
     """Muon's learning rate as a multiple of `lr`."""
     beta1: ShareBelowOne = 0.9
-    """Decay of the first moment (Muon: 0.95, its own)."""
+    """Decay of the first moment. The momentum of Muon is always 0.95."""
     beta2: ShareBelowOne = 0.98
     """Decay of the second moment."""
     eps: Positive = 1e-6

@@ -23,7 +23,7 @@ TASK_NAMES = (
 
 @dataclass(frozen=True)
 class FineTuningConfig:
-    """Fine-tuning: one recipe for all tasks. The weights after the last update are evaluated."""
+    """Fine-tuning, with the same settings for all tasks. The weights after the last update are evaluated."""
 
     learning_rate: Positive | None = None
     """Peak learning rate. None: the best of `learning_rates` on a held-out tenth of the training examples."""
@@ -32,11 +32,11 @@ class FineTuningConfig:
     )  # fmt: skip
     """Peak learning rates to try if `learning_rate` is None, with a separate seed."""
     batch_size: Count | None = None
-    """Texts of an update. None: 32, or 16 for a task with fewer than 4,000 training examples."""
+    """Examples in one update. None: 32, or 16 for a task with fewer than 4,000 training examples."""
     epochs: Count | None = None
     """Passes over the training examples. None: 10 for a task with fewer than 10,000 of them, else 3."""
     min_updates: Count = 600
-    """Least number of updates: a shorter training is extended to it."""
+    """Smallest number of updates: training on a small task is extended to it."""
     dropout: Share = 0.1
     """Dropout before the classifier, and in the encoder where it has dropout."""
     weight_decay: Share = 0.01
@@ -64,8 +64,9 @@ class EvaluateConfig:
     frozen: bool = False
     """Train a linear model on the features of the frozen encoder instead of fine-tuning all weights."""
     references: tuple[Reference, ...] = ("majority", "bag_of_words")
-    """Results to compare with: the largest class, a linear model on the words of the text (for minimal pairs the
-    frequency of the words), and the same encoder with random weights, which takes as long as the model itself."""
+    """Results to compare with: the largest class as a constant answer; a linear model on the words of the text (for
+    minimal pairs, the frequencies of the words); and the same encoder with random weights, which takes as long as the
+    model itself."""
     seeds: Count = 1
     """Fine-tuning runs of each task, with the seeds `first_seed`, `first_seed` + 1, ..."""
     first_seed: Count = 1
@@ -74,12 +75,12 @@ class EvaluateConfig:
     """The vector of a text: the state of its first token, or the mean over its tokens. With `frozen`, both are
     reported."""
     max_length: Annotated[int, Ge(8)] = 128
-    """Most tokens of a text or a pair; longer ones are truncated and counted. Questions with contexts have 384 tokens,
-    in overlapping windows."""
+    """Largest number of tokens of a text or a pair; longer ones are truncated and counted. Questions with contexts have
+    384 tokens, in overlapping windows."""
     max_train: Count | None = None
-    """Most training examples of each task, drawn once with a fixed seed. None: all."""
+    """Largest number of training examples of each task, drawn once with a fixed seed. None: all."""
     max_pairs: Count | None = None
-    """Most minimal pairs of each paradigm. None: all."""
+    """Largest number of minimal pairs of each paradigm. None: all."""
     workers: Count = 1
     """Number of processes, each of which computes one cell at a time with an equal share of the cores."""
     list_tasks: bool = False

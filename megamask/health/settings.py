@@ -39,16 +39,16 @@ class SpikesConfig:
     """What to do about steps with NaN or Inf, and about steps whose loss is far above the others."""
 
     policy: Literal["log", "skip", "rewind"] = "log"
-    """What a spike leads to. `log`: a line. `skip`: the step is dropped, its weights do not move. `rewind`: back to an
-    older checkpoint, then on with other text."""
+    """What to do at a spike. `log`: write a line to the log. `skip`: drop the step, so that no weight changes.
+    `rewind`: return to an older checkpoint and continue with other text."""
     sigma: Annotated[FiniteFloat, Gt(1)] = 6.0
     """A spike lies this many standard deviations above the mean, in its loss or the norm of its gradient."""
     window: Annotated[int, Ge(8)] = 128
-    """Steps in the mean; half of them must be there before the first spike is logged."""
+    """Number of past steps in the mean. Spikes are detected as soon as half of them have been made."""
     rewind_steps: Annotated[Count, OnlyFor("policy", "rewind")] = 100
-    """A checkpoint must be this many steps older than a spike to go back to it."""
+    """A rewind returns to a checkpoint that is at least this many steps older than the spike."""
     max_rewinds: Annotated[Count, OnlyFor("policy", "rewind")] = 3
-    """Most rewinds of a run; later spikes are dropped as by `skip`."""
+    """Largest number of rewinds in a run; later spikes are dropped as by `skip`."""
     max_nonfinite_in_row: Count = 5
     """A step whose loss or gradient is NaN or Inf is dropped; this many in a row end the run (exit code 5)."""
     max_nonfinite_in_100: Annotated[int, Ge(1), Le(100)] = 10

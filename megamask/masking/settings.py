@@ -38,8 +38,8 @@ class Corruption:
     unchanged: Share = 0.1
     """Share of the targets that stay unchanged in the input and are predicted too."""
     random_from: Literal["vocabulary", "source"] = "vocabulary"
-    """Where random tokens come from: `vocabulary`: all of it, evenly; `source`: in a mixture, the train text of the
-    source of the pack, such as its language, each token as often as there."""
+    """How random tokens are drawn. `vocabulary`: every token with the same probability. `source`: in a mixture, as
+    often as they occur in the train text of the pack's source, such as its language."""
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what the settings cannot do together."""

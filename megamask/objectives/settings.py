@@ -18,8 +18,7 @@ class DecoderConfig:
     """Number of layers. The released code has 4, after 12 of the encoder."""
     attention: Literal["self", "cross"] = "self"
     """`self`: all tokens are updated, as in the encoder. `cross`: only the [MASK] tokens are; they attend to each other
-    and to the encoder's states of the visible tokens, which do not change. This costs about a sixth, and all layers are
-    global."""
+    and to the encoder's states of the visible tokens, which do not change. This costs less; all layers are global."""
     positions: Literal["masks", "all"] = "masks"
     """`masks`: a [MASK] token gets its position from the encoder's embedding; the visible tokens have theirs already.
     `all`: the decoder adds learned positions of its own to all tokens, and a norm follows, as in the released code;
@@ -34,8 +33,8 @@ class ObjectiveConfig:
 
     kind: Literal["mlm", "three_ml", "mae_lm"] = "mlm"
     """`mlm`: at the embedding. `three_ml`: before layer `depth` of the encoder, so that the layers below it have fewer
-    tokens. `mae_lm`: in a small decoder after the encoder, which an export leaves out; 3ML with a separate decoder is
-    this too."""
+    tokens. `mae_lm`: in a small decoder after the encoder, which an export leaves out; use it also for 3ML with a
+    separate decoder."""
     depth: Annotated[int | None, OnlyFor("kind", "three_ml")] = None
     """Number of layers, from the first, that [MASK] skips; required for `three_ml`. 0 equals `mlm`."""
     decoder: Annotated[DecoderConfig, OnlyFor("kind", "mae_lm")] = field(default_factory=DecoderConfig)

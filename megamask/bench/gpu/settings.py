@@ -20,25 +20,26 @@ PartName = Literal[
 
 @dataclass(frozen=True)
 class GpuBenchConfig:
-    """Measure all that only a GPU can show, in an order that gives the most if it is cut off.
+    """Measure everything that needs a GPU, the most important parts first.
 
-    Each part runs in a process of its own, so a part that fails or hangs costs only its figures. Each figure is a line
-    of `figures.jsonl` the moment it is there; `report.html` shows them beside the goals, and `log.txt` has the output.
-    The same command again measures what is missing and what failed. Exit codes: 0 if every part is finished, 1 if one
-    failed, 75 if the time ended before.
+    Each part runs in a process of its own, so a part that fails or hangs costs only its figures. Each figure becomes a
+    line of `figures.jsonl` as soon as it is measured; `report.html` shows the figures beside the goals, and `log.txt`
+    has the output. The same command again measures what is missing and what failed. Exit codes: 0 if every part is
+    finished, 1 if one failed, 75 if the time ended before.
     """
 
     output: Path = Path("runs/gpu")
-    """Folder of the figures. It may contain figures of other machines, which count for those alone."""
+    """Folder of the figures. It may contain figures of other machines; a part counts as finished only if this machine
+    measured it."""
     parts: Annotated[tuple[PartName, ...], MinLen(1)] | None = None
     """Parts to measure, in the usual order; without it all of them."""
     limit: str = "55m"
-    """Time for all parts together: a number with one of the units s, m, h, d. No part starts that is unlikely to give
-    anything in the time left, and a part that is running then ends."""
+    """Time for all parts together: a number with one of the units s, m, h, d. A part does not start if the remaining
+    time is probably too short for it, and a part that is running at the end is stopped."""
     run_time: str = "5m"
     """Training time of the part `run-base`."""
     size: Literal["full", "tiny"] = "full"
-    """`full` needs CUDA; `tiny` tries every part with very little work on any machine, and its figures say nothing."""
+    """`full` needs CUDA; `tiny` tries every part with very little work on any machine, and its figures mean nothing."""
     data: Path | None = None
     """Folder of token shards (`megamask prepare` makes it); without it, English text found on this machine."""
     again: bool = False

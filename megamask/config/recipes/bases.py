@@ -38,7 +38,7 @@ def tiny() -> PretrainConfig:
 
 
 def small() -> PretrainConfig:
-    """A small modern encoder at sequence length 128, for an hour of two cores or minutes of a GPU; Muon."""
+    """A small modern encoder at sequence length 128, for an hour on two cores or minutes on a GPU; Muon."""
     return PretrainConfig(
         output=Path("runs/small"),
         steps=1100,
@@ -52,7 +52,7 @@ def small() -> PretrainConfig:
 
 
 def bert() -> PretrainConfig:
-    """BERT at base size on a GPU: 15 % of the tokens at random, 80/10/10 (Devlin et al. 2019), with a higher rate."""
+    """BERT at base size on a GPU: 15 % random tokens, 80/10/10 (Devlin et al. 2019), with a higher learning rate."""
     return PretrainConfig(
         output=Path("runs/bert"),
         steps=100_000,

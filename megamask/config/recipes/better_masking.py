@@ -10,7 +10,7 @@ from megamask.schedules import Schedule
 
 
 def mrd_linear(base: PretrainConfig) -> PretrainConfig:
-    """Masking ratio decay, linear (`desc` of the released code): 30 % of the tokens down to none (then one a pack)."""
+    """Masking ratio decay, linear (`desc` of the released code): 30 % of the tokens down to 0 (then one per pack)."""
     return replace(base, masking=replace(base.masking, ratio=Schedule("linear", 0.3, 0.0)))
 
 
@@ -20,7 +20,7 @@ def mrd_cosine(base: PretrainConfig) -> PretrainConfig:
 
 
 def ptw(base: PretrainConfig) -> PretrainConfig:
-    """Whole words, those of the tags with high loss more often (PTW); give --data with tags.
+    """Whole words; parts of speech with a high loss are masked more often (PTW); give --data with tags.
 
     Differs: an exact budget, drawn in proportion to the weights; losses are means over all ranks.
     """
@@ -31,7 +31,7 @@ def ptw(base: PretrainConfig) -> PretrainConfig:
 
 
 def mrd_ptw(base: PretrainConfig) -> PretrainConfig:
-    """ptw under the cosine decay of mrd-cosine, with a cosine learning rate, as their code then takes."""
+    """ptw under the cosine decay of mrd-cosine, with a cosine learning rate, as in the released code."""
     config = mrd_cosine(ptw(base))
     rate = replace(config.optimizer.lr, kind="cosine")
     return replace(config, optimizer=replace(config.optimizer, lr=rate))

@@ -36,7 +36,7 @@ def random_kd(base: PretrainConfig) -> PretrainConfig:
 
 
 def adaptive(base: PretrainConfig) -> PretrainConfig:
-    """Control: tokens of the types that were predicted worst so far (AMLM, Edman and Fraser 2025), at no cost.
+    """Control: mask the token types that were predicted worst so far (AMLM, Edman and Fraser 2025), at no cost.
 
     Differs: the rate of the base instead of 40 % down to 15 %; updates after a tenth of the run at the latest.
     """
@@ -71,22 +71,22 @@ def shuffled_entropy(base: PretrainConfig) -> PretrainConfig:
 
 
 def entropy_teacher(base: PretrainConfig) -> PretrainConfig:
-    """Masks where a teacher that reads the clean text is least sure; give --teacher.path."""
+    """Mask the tokens of which a teacher that reads the clean text is least sure; give --teacher.path."""
     return _guided(base, EntropyConfig("teacher", signal="clean"), Schedule(start=0.0), temperature=0.0)
 
 
 def entropy_self(base: PretrainConfig) -> PretrainConfig:
-    """Self-masking: where the model itself, reading the clean text, is least sure, after a random phase."""
+    """Self-masking: mask the tokens of which the model itself is least sure (clean text), after a random phase."""
     return _guided(base, EntropyConfig("exact", signal="clean"), COLD, temperature=0.0)
 
 
 def entropy_self_probe(base: PretrainConfig) -> PretrainConfig:
-    """Self-masking at next to no cost: a probe predicts how unsure the model will be of a masked token."""
+    """Self-masking at little cost: a probe predicts how unsure the model will be of a masked token."""
     return _guided(base, EntropyConfig("probe", audit=AuditConfig(every=min(200, base.steps // 3))), COLD)
 
 
 def entropy_self_probe_corrected(base: PretrainConfig) -> PretrainConfig:
-    """entropy-self-probe, softer, with losses weighted by inverse probability: hard tokens, no shifted prior."""
+    """entropy-self-probe with weaker preference, and losses weighted by inverse probability: no shifted prior."""
     config = entropy_self_probe(base)
     # an effective sample of about 0.8 of the targets
     score = replace(config.masking.entropy, temperature=CORRECTED_TEMPERATURE)
@@ -106,7 +106,7 @@ def entropy_kd_complete(base: PretrainConfig) -> PretrainConfig:
 
 
 def entropy_kd_after_init(base: PretrainConfig) -> PretrainConfig:
-    """entropy-self-probe with distillation after the first fifth ("transfer after initialization"); --teacher.path."""
+    """entropy-self-probe with distillation after a fifth ("transfer after initialization"); give --teacher.path."""
     later = Schedule("step", start=0.0, end=0.5, at=0.2)
     return replace(entropy_self_probe(base), distill=DistillConfig(weight=later))
 

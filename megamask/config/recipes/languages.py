@@ -12,7 +12,7 @@ ALPHA = 0.3
 
 
 def multilingual(base: PretrainConfig) -> PretrainConfig:
-    """Languages of unequal size, small ones more often than their size: shares by alpha 0.3, as XLM-R.
+    """Languages of unequal size as sources; small ones are read more often: shares by alpha 0.3, as in XLM-R.
 
     XLM-R (Conneau et al. 2020): RoBERTa on 100 languages, a sentencepiece vocabulary of 250,000, 15 % of the tokens,
     80/10/10. Differs: steps and learning rate are those of the base; no dropout; single documents. The vocabulary is

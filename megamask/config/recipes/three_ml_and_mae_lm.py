@@ -37,7 +37,7 @@ def mae_lm(base: PretrainConfig) -> PretrainConfig:
 
 
 def combine_papers(base: PretrainConfig) -> PretrainConfig:
-    """All at once: the probe's entropies, 3ML from 50 % down to 15 %, a teacher after a fifth; give --teacher.path."""
+    """All methods: the probe's entropies, 3ML from 50 % down to 15 %, a teacher after a fifth; give --teacher.path."""
     config = three_ml(entropy_kd_after_init(base))
     return replace(config, masking=replace(config.masking, ratio=Schedule("linear", start=0.5, end=0.15)))
 
