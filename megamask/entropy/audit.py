@@ -86,7 +86,7 @@ def _unless_zero(value: Tensor) -> Tensor:
 class AuditResult:
     """Metrics by their name in the log, and the source that takes over from now on, if any."""
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     fall_back: str | None = None
     sentence: str | None = None
     """A message for the user if the audit failed."""
@@ -142,32 +142,32 @@ class Audit(Learner):
         others = {"": entropy, "frequency_": self.frequency([batch])[0], "ceiling_": ceiling}
         sums = {name: _sums(other.cpu(), exact.cpu(), share, host) for name, other in others.items()}
         total = ranks.sum(torch.stack(list(sums.values())).to(entropy.device) * ranks.is_main()).cpu()
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name, (same, same_of, gain, gain_of, rank, rank_of) in zip(sums, total.tolist(), strict=True):
             if gain_of > 0 and same_of and rank_of:
-                figures |= {f"{name}overlap": same / same_of, f"{name}gain": gain / gain_of}
-                figures |= {f"{name}spearman": rank / rank_of}
-        figures["ceiling"] = figures.pop("ceiling_gain", 1.0)
-        verdict = self._judge(figures)
-        named = {f"audit/{name}": value for name, value in (*figures.items(), ("failures", float(self._failures)))}
+                metrics |= {f"{name}overlap": same / same_of, f"{name}gain": gain / gain_of}
+                metrics |= {f"{name}spearman": rank / rank_of}
+        metrics["ceiling"] = metrics.pop("ceiling_gain", 1.0)
+        verdict = self._judge(metrics)
+        named = {f"audit/{name}": value for name, value in (*metrics.items(), ("failures", float(self._failures)))}
         return AuditResult(named, *verdict)
 
     def _exact(self, batch: PackedBatch, drawing: str) -> Float[Tensor, " T"]:
         rng = PackRng(self.seed, source_packs(batch), drawing)
         return measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng)
 
-    def _judge(self, figures: dict[str, float]) -> tuple[str | None, str | None]:
+    def _judge(self, metrics: dict[str, float]) -> tuple[str | None, str | None]:
         """The next source, if it takes over now, and a message. Flat entropies count neither as failure nor success."""
-        if "gain" not in figures:
+        if "gain" not in metrics:
             return None, "The exact entropies of the audited text are all alike, so the source cannot be judged."
-        least = self.config.threshold * figures["ceiling"]
-        if figures["gain"] >= least:
+        least = self.config.threshold * metrics["ceiling"]
+        if metrics["gain"] >= least:
             self._failures = 0
             return None, None
         self._failures += 1
         sentence = (
-            f"The entropy source {self.source!r} captured {figures['gain']:.2f} of the gain, under "
-            f"{least:.2f} ({self.config.threshold:g} of the ceiling {figures['ceiling']:.2f}): "
+            f"The entropy source {self.source!r} captured {metrics['gain']:.2f} of the gain, under "
+            f"{least:.2f} ({self.config.threshold:g} of the ceiling {metrics['ceiling']:.2f}): "
             f"audit {self._failures} in a row."
         )
         if self._failures < self.config.patience or self._place + 1 == len(self._sources):

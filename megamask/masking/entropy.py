@@ -99,7 +99,7 @@ class EntropyScore(Score):
         self._own = torch.zeros_like(self._own)
         self._scored.clear()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The temperature, if it moves. Waits for the device."""
         return {"masking/temperature": math.exp(float(self._log))} if self._moves else {}
 

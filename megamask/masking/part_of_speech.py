@@ -44,7 +44,7 @@ class PartOfSpeechScore(Score):
         self.config, self.names, self.temperature = config, tuple(names), config.temperature
         self._losses = torch.zeros(len(names), dtype=torch.float64)
         self._steps = 0
-        # loss and number of targets, by tag: of this step on this rank, of all since the last figures
+        # loss and number of targets, by tag: of this step on this rank, of all since the last metrics
         self._own = torch.zeros(2, len(names) + 1, dtype=torch.float64)
         self._all = torch.zeros_like(self._own)
 
@@ -93,7 +93,7 @@ class PartOfSpeechScore(Score):
         self._losses = torch.where((count > 0) & total.isfinite(), moved, self._losses)
         self._steps += 1
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Since the last call, over all ranks: of each tag the mean loss, the share of the targets, and the weight.
 
         Waits for the device.
@@ -102,11 +102,11 @@ class PartOfSpeechScore(Score):
         weights = self.log_weights.exp().tolist()
         targets = max(1.0, float(self._all[1].sum()))
         self._all = torch.zeros_like(self._all)
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name, loss, number, weight in zip(self.names, total, count, weights, strict=True):
-            figures |= {f"tags/{name}/share": number / targets, f"tags/{name}/weight": weight}
-            figures |= {f"tags/{name}/loss": loss / number} if number else {}
-        return figures
+            metrics |= {f"tags/{name}/share": number / targets, f"tags/{name}/weight": weight}
+            metrics |= {f"tags/{name}/loss": loss / number} if number else {}
+        return metrics
 
     def state_dict(self) -> dict[str, Tensor]:
         """The running loss of each tag, and the number of steps that it was learned from."""

@@ -28,7 +28,7 @@ class Score(Learner, Protocol):
     def __call__(
         self, batch: PackedBatch, entropy: Float[Tensor, " T"] | None, pieces: PieceTable, rng: PackRng
     ) -> Float[Tensor, " P"] | None: ...
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Metrics since the last call, by name."""
         return {}
 

@@ -93,7 +93,7 @@ class TokenTypeScore(Score):
         self._seen = self._seen | learned
         self._all = torch.zeros_like(self._all)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Of the types that were targets: their share of all types, their mean value, and the share at `floor`.
 
         Waits for the device.

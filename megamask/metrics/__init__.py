@@ -1,1 +1,1 @@
-"""What a run measures, and where the figures go."""
+"""What a run measures, and where the metrics go."""

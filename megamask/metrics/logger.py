@@ -73,7 +73,7 @@ class MetricsLogger:
 
         ``limit`` is the number of seconds after which the run ends, if it has a time budget.
         """
-        metrics = window.figures(lr) | dict(extra or {})
+        metrics = window.metrics(lr) | dict(extra or {})
         if self._writes:
             loss, speed = metrics["train/loss"], metrics.get("tokens_per_second")
             shown = f"loss {loss:.3f}" + (f", {speed:,.0f} tokens/s" if speed else "")
@@ -90,7 +90,7 @@ class MetricsLogger:
             return ""
         return f"ETA {tqdm.format_interval(left if limit is None else min(left, limit))}"
 
-    def figures(self, step: int, metrics: dict[str, float]) -> None:
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Write other metrics."""
         self._write(step, metrics)
 

@@ -94,7 +94,7 @@ class Window:
         mean = self.entropy / self.num_scored_tokens
         return math.sqrt(self.spread / self.num_scored_tokens) < FLAT * max(abs(mean), 1)
 
-    def figures(self, lr: float) -> dict[str, float]:
+    def metrics(self, lr: float) -> dict[str, float]:
         """The metrics by name. Without a timed step there are no rates."""
         timed = self.timed
         metrics = {

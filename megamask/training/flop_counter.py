@@ -77,7 +77,7 @@ class FlopCounter:
         self._before = {name: self._before[name] + more for name, more in zip(self._before, totals, strict=True)}
         return dict(self._before)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The totals as metrics. Collective."""
         totals = self.state()
         return {"total/tokens": totals["tokens"]} | {f"flops/{part}": float(totals[part] * UNIT) for part in PARTS}

@@ -34,7 +34,7 @@ from megamask.training.run_text import open_run_text
 from megamask.training.saving import RunSaver
 from megamask.training.setup import build_run
 from megamask.training.step import take_step
-from megamask.training.validation import source_figures, validate_sources
+from megamask.training.validation import source_metrics, validate_sources
 
 
 def train(command: Command, ds: dict[str, Any], stop: StopRequest) -> bool:
@@ -110,7 +110,7 @@ def log_opening(run: RunComponents, start: RunStart, notes: list[str], changed: 
     for line in filter(None, (*notes, *changes, *opening, without_bytes, *summary.compiling(config))):
         run.log.say(line)
     if packs.short and start.step == 0:
-        run.log.figures(0, {"data/packs_left_out": packs.short, "data/tokens_left_out": packs.short_tokens})
+        run.log.metrics(0, {"data/packs_left_out": packs.short, "data/tokens_left_out": packs.short_tokens})
 
 
 # ---- the loop
@@ -156,7 +156,7 @@ def _take_steps(
             run.log.say(line)
         stopping, last = stop.any_rank(), progress.over(step)
         saver.advance(run)
-        watch.enter_phase("figures", step)
+        watch.enter_phase("metrics", step)
         if step % config.log.every == 0 or last:
             log_metrics(run, step)
         audit_entropies(run, step, batches[0])
@@ -205,15 +205,15 @@ def log_metrics(run: RunComponents, step: int) -> None:
     """Write the metrics since the last call. Raises NonFiniteError if entropies were NaN or Inf. Collective."""
     trainer, progress = run.trainer, run.progress
     window = trainer.meters.take()
-    extra = summary.mask_figures(run.config, trainer.masker, progress.at(step - 1)) | mfu(run.config, run.shape, window)
+    extra = summary.mask_metrics(run.config, trainer.masker, progress.at(step - 1)) | mfu(run.config, run.shape, window)
     if trainer.masks:
         extra |= trainer.masks.take()
     run.log.train(step, window, learning_rate(run, step - 1), progress.left, extra)
     log_totals(run, step)
     if progress.budget:
-        run.log.figures(step, {"progress": progress.at(step)})
-    if metrics := trainer.masker.score.figures():
-        run.log.figures(step, metrics)
+        run.log.metrics(step, {"progress": progress.at(step)})
+    if metrics := trainer.masker.score.metrics():
+        run.log.metrics(step, metrics)
     for line in run.stragglers(window.busy_seconds):
         run.log.say(line)
     source = trainer.sources.in_use
@@ -233,7 +233,7 @@ def log_totals(run: RunComponents, step: int) -> None:
     """Write tokens, FLOPs and seconds of training since the first step, once for each ``step``. Collective."""
     if run.flops.logged != step:
         run.flops.logged = step
-        run.log.figures(step, run.flops.figures() | {"total/seconds": run.progress.used})
+        run.log.metrics(step, run.flops.metrics() | {"total/seconds": run.progress.used})
         log_epochs(run, step)
 
 
@@ -249,7 +249,7 @@ def log_epochs(run: RunComponents, step: int) -> None:
     """Write how often each source of a mixture was read, and a line for each that has begun again."""
     epochs = source_epochs(run, step)
     if epochs:
-        run.log.figures(step, {f"total/epochs/{name}": value for name, value in epochs.items()})
+        run.log.metrics(step, {f"total/epochs/{name}": value for name, value in epochs.items()})
     for name, value in epochs.items():
         if value >= 1:
             run.log.say_once(f"The source {name} was read {int(value)} times in full and begins again.")
@@ -266,7 +266,7 @@ def audit_entropies(run: RunComponents, step: int, batch: PackedBatch) -> None:
         run.flops.count_audit(batch, trainer.sources.in_use)
         (entropy,) = trainer.sources([batch])
         result = audit(batch, entropy, share)
-        run.log.figures(step, result.figures)
+        run.log.metrics(step, result.metrics)
         if result.sentence:
             run.log.say(result.sentence)
 
@@ -281,7 +281,7 @@ def evaluate(run: RunComponents, step: int, watch: Watchdog) -> None:
         result, by_source = validate_sources(run.engine, text.held_out, count, ids, text.unigram)
         run.log.validation(step, result.loss, result.accuracy, result.unigram_loss, result.nats_per_byte)
         if len(by_source) > 1:
-            run.log.figures(step, source_figures(by_source))
+            run.log.metrics(step, source_metrics(by_source))
             for line in summary.source_losses(by_source):
                 run.log.say(line)
         if line := run.plateau.sentence(step, run.progress.at(step), result.loss, result.unigram_loss):

@@ -24,7 +24,7 @@ def rewind(run: RunComponents, step: int) -> tuple[RunComponents, int] | None:
         return None
     state = read_train_state(checkpoint)
     restore(checkpoint, state, run.engine, trainer.learners())
-    trainer.masker.score.figures()  # drops the metrics since the checkpoint
+    trainer.masker.score.metrics()  # drops the metrics since the checkpoint
     policy = trainer.policy.rewound(state.spikes, to, step)
     first, end = (
         run.phases.packs_before(other + trainer.policy.skipped_packs.shift(other)) for other in (to, step + 1)

@@ -26,7 +26,7 @@ from megamask.health.stragglers import StragglerDetector
 from megamask.masking.corrupt import SourceTokens
 from megamask.masking.masker import Masker
 from megamask.metrics.logger import MetricsLogger
-from megamask.metrics.mask_figures import MaskFigures
+from megamask.metrics.mask_metrics import MaskMetrics
 from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
@@ -82,7 +82,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
         seed=config.seed,
         sources=build_entropy_sources(config, engine, text.packs, teacher),
         distillation=(stored or teacher) if config.distill.active else None,
-        masks=build_mask_figures(config, text),
+        masks=build_mask_metrics(config, text),
     )
     if start.checkpoint:
         states.check_teacher(state, teacher.fingerprint if teacher else "", start.checkpoint)
@@ -134,9 +134,9 @@ def build_source_tokens(config: PretrainConfig, text: RunText) -> SourceTokens |
     return SourceTokens(counts, packs.source_of, packs.token_ids)
 
 
-def build_mask_figures(config: PretrainConfig, text: RunText) -> MaskFigures:
-    """Figures about the targets by the frequency of their type, by source of a mixture, and by tag unless the score has
-    figures of each."""
+def build_mask_metrics(config: PretrainConfig, text: RunText) -> MaskMetrics:
+    """Metrics about the targets by the frequency of their type, by source of a mixture, and by tag unless the score has
+    metrics of each."""
     counts = torch.from_numpy(text.train.unigram.copy())
     counts[list(text.packs.token_ids.special)] = 0
     tagged = text.train.sidecar("tags") is not None and config.masking.score != "part_of_speech"
@@ -145,7 +145,7 @@ def build_mask_figures(config: PretrainConfig, text: RunText) -> MaskFigures:
     sources: dict[str, Any] = {}
     if isinstance(packs, MixedPacks):
         sources = {"sources": [*packs.sources], "source_of": packs.source_of}
-    return MaskFigures(counts, tags=tags, max_weight=config.masking.max_weight, **sources)
+    return MaskMetrics(counts, tags=tags, max_weight=config.masking.max_weight, **sources)
 
 
 def open_stored_targets(config: PretrainConfig, text: RunText) -> StoredTargets:

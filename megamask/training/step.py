@@ -15,7 +15,7 @@ from megamask.engine.engine import Measured
 from megamask.health.loss_spikes import Regime, SpikePolicy, StepDecision
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
-from megamask.metrics.mask_figures import MaskFigures
+from megamask.metrics.mask_metrics import MaskMetrics
 from megamask.metrics.meters import Meters
 from megamask.runtime import ranks
 from megamask.teacher.target_source import TargetSource
@@ -46,7 +46,7 @@ class Trainer:
     seed: int
     sources: EntropySources = field(default_factory=EntropySources)
     distillation: TargetSource | None = None
-    masks: MaskFigures | None = None
+    masks: MaskMetrics | None = None
 
     def learners(self) -> dict[str, Learner]:
         """All that learn beside the weights, by the prefix of their tensors in a checkpoint."""

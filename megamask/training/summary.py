@@ -196,7 +196,7 @@ def epochs_read(epochs: Mapping[str, float]) -> str:
     return "times each source was read: " + ", ".join(f"{name} {value:.2f}" for name, value in epochs.items())
 
 
-def mask_figures(config: PretrainConfig, masker: Masker, progress: float) -> dict[str, float]:
+def mask_metrics(config: PretrainConfig, masker: Masker, progress: float) -> dict[str, float]:
     """The share of random targets if a score is used, and the weight of the teacher if there is one."""
     metrics = {}
     if config.masking.score != "uniform":

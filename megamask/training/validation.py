@@ -104,7 +104,7 @@ def _sums(engine: Engine, packs: Packs, count: int, ids: TokenIds, unigram: Floa
     return ranks.sum(sums)
 
 
-def source_figures(by_source: Mapping[str, Validation]) -> dict[str, float]:
+def source_metrics(by_source: Mapping[str, Validation]) -> dict[str, float]:
     """The metrics of each source, such as ``valid/wiki/loss``."""
     metrics: dict[str, float] = {}
     for name, result in by_source.items():

@@ -59,7 +59,7 @@ class Ran:
             "model": model, "tokenizer": tokenizer, "loader": self.loader,
             "optimizer": torch.optim.AdamW(model.parameters(), lr=5e-3),
             "counts": torch.bincount(ids, minlength=len(tokenizer)),
-            "print": lambda step, figures: self.audits.update({step: figures}),
+            "print": lambda step, metrics: self.audits.update({step: metrics}),
         }  # fmt: skip
         self.audits: dict[int, dict[str, float]] = {}
         self.steps: list[tuple[MaskPlan, Losses]] = []
@@ -97,11 +97,11 @@ def test_the_loss_falls(ran: Ran) -> None:
     assert sum(means[-50:]) < sum(means[:50])
 
 
-def test_every_audit_gives_finite_figures_and_the_probe_beats_chance(ran: Ran) -> None:
+def test_every_audit_gives_finite_metrics_and_the_probe_beats_chance(ran: Ran) -> None:
     assert sorted(ran.audits) == [100, 200]
-    for figures in ran.audits.values():
-        assert {"audit/overlap", "audit/gain", "audit/spearman", "audit/ceiling"} <= figures.keys()
-        assert torch.tensor(list(figures.values())).isfinite().all()
+    for metrics in ran.audits.values():
+        assert {"audit/overlap", "audit/gain", "audit/spearman", "audit/ceiling"} <= metrics.keys()
+        assert torch.tensor(list(metrics.values())).isfinite().all()
     # a random choice gains nothing over the mean
     assert ran.audits[200]["audit/gain"] > 0
 

@@ -1,4 +1,4 @@
-"""A step never waits for the device before the one place where it must: no masks, losses, gradients or figures do."""
+"""A step never waits for the device before the one place where it must: no masks, losses, gradients or metrics do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megamask.health.settings import SpikesConfig
 from megamask.masking.masker import Masker
 from megamask.masking.rng import PackRng
 from megamask.masking.settings import EntropyScoreConfig, MaskingConfig
-from megamask.metrics.mask_figures import MaskFigures
+from megamask.metrics.mask_metrics import MaskMetrics
 from megamask.metrics.meters import Meters
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
@@ -78,11 +78,11 @@ def objective_of(name: str, attention: Backend = "varlen") -> torch.nn.Module:
 
 
 class MicroStep:
-    """What a step does with one pack, from the masks to the figures."""
+    """What a step does with one pack, from the masks to the metrics."""
 
     def __init__(self, maker: Masker, objective: torch.nn.Module):
         self.maker, self.objective, self.meters = maker, objective, Meters()
-        self.figures = MaskFigures(torch.ones(IDS.size, dtype=torch.long), tags=TAGS, max_weight=2.0)
+        self.metrics = MaskMetrics(torch.ones(IDS.size, dtype=torch.long), tags=TAGS, max_weight=2.0)
 
     def __call__(self, batch: PackedBatch, entropy: torch.Tensor) -> MaskPlan:
         plan = self.maker(batch, progress=0.5, rng=PackRng(0, batch.number), entropy=entropy)
@@ -92,7 +92,7 @@ class MicroStep:
         self.maker.score.update(batch, plan, losses)
         self.maker.score.sync()
         self.meters.add(batch, plan, losses, entropy)
-        self.figures.add(batch, plan, losses, entropy)
+        self.metrics.add(batch, plan, losses, entropy)
         return plan
 
 

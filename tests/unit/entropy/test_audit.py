@@ -1,4 +1,4 @@
-"""The figures of an audit against brute force, and the watch that counts failures."""
+"""The metrics of an audit against brute force, and the watch that counts failures."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ def drawn(batch, levels, seed):
 
 @example([12], 3, 0.05000000000000001, 0)  # half a row and a little more: in 32 bits it is half a row
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=6), LEVELS, st.floats(0.05, 0.9), st.integers(0, 1000))
-def test_figures_are_those_of_the_plainest_code(lengths, levels, share, seed):
+def test_metrics_are_those_of_the_plainest_code(lengths, levels, share, seed):
     batch = pack(lengths, padding=6)
     predicted, exact = drawn(batch, levels, seed)
-    figures = overlap(predicted, exact, share, batch), spearman(predicted, exact, batch)
+    metrics = overlap(predicted, exact, share, batch), spearman(predicted, exact, batch)
     captured = possible = 0.0
     for number, rows in enumerate(sequences(batch)):
         best, chosen = top(exact.tolist(), rows, share), top(predicted.tolist(), rows, share)
         expected = len(best & chosen) / len(best) if best else math.nan
-        assert_close(figures[0][number], torch.tensor(expected, dtype=torch.float64)) if best else None
-        assert best or figures[0][number].isnan()
+        assert_close(metrics[0][number], torch.tensor(expected, dtype=torch.float64)) if best else None
+        assert best or metrics[0][number].isnan()
         mean = float(exact[rows].double().mean()) if rows else 0.0
         captured += sum(float(exact[row]) - mean for row in chosen)
         possible += sum(float(exact[row]) - mean for row in best)
         a, b = (np.array(average_ranks(value[rows].tolist())) for value in (predicted, exact))
         if len(rows) > 1 and a.std() and b.std():
-            assert_close(figures[1][number], torch.tensor(np.corrcoef(a, b)[0, 1]))
+            assert_close(metrics[1][number], torch.tensor(np.corrcoef(a, b)[0, 1]))
         else:
-            assert figures[1][number].isnan()
+            assert metrics[1][number].isnan()
     if possible > 1e-9:
         assert_close(
             captured_gain(predicted, exact, share, batch), torch.tensor(captured / possible, dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_only_maskable_rows_and_only_order_inside_a_sequence_count():
     assert torch.equal(spearman(predicted, exact, batch).nan_to_num(), spearman(other, exact, batch).nan_to_num())
 
 
-def test_flat_entropies_have_no_figures():
+def test_flat_entropies_have_no_metrics():
     batch = pack([30, 20])
     flat, rising = torch.ones(50), torch.arange(50.0)
     assert captured_gain(rising, flat, 0.2, batch).isnan() and spearman(rising, flat, batch).isnan().all()
@@ -107,23 +107,23 @@ def make_audit(signal="masked", ask=None, **config):
 BATCH = pack([40, 60, 30], padding=5)
 
 
-def test_figures_and_the_ceiling():
+def test_metrics_and_the_ceiling():
     exact = Asked()
     predicted = make_audit("clean", exact)._exact(BATCH, "audit")
-    audited = make_audit("clean")(BATCH, predicted, 0.2).figures
+    audited = make_audit("clean")(BATCH, predicted, 0.2).metrics
     assert audited["audit/ceiling"] == audited["audit/gain"] == audited["audit/overlap"] == 1
     assert_close(torch.tensor(audited["audit/spearman"]), torch.tensor(1.0))
-    audited = make_audit()(BATCH, predicted, 0.2).figures
+    audited = make_audit()(BATCH, predicted, 0.2).metrics
     assert 0 < audited["audit/ceiling"] < 1  # another drawing of the groups
     names = {"overlap", "gain", "spearman"}
     expected = names | {f"frequency_{n}" for n in names} | {"ceiling_overlap", "ceiling_spearman", "ceiling"}
     assert set(audited) == {f"audit/{name}" for name in expected | {"failures"}}
 
 
-def test_the_figures_of_frequency_are_those_of_the_functions():
+def test_the_metrics_of_frequency_are_those_of_the_functions():
     audit = make_audit("clean")
     exact, frequency = audit._exact(BATCH, "audit"), Frequency(counts())([BATCH])[0]
-    audited = audit(BATCH, torch.rand(BATCH.layout.rows), 0.2).figures
+    audited = audit(BATCH, torch.rand(BATCH.layout.rows), 0.2).metrics
     assert math.isclose(audited["audit/frequency_overlap"], overlap(frequency, exact, 0.2, BATCH).nanmean())
     assert math.isclose(audited["audit/frequency_gain"], captured_gain(frequency, exact, 0.2, BATCH))
     assert math.isclose(audited["audit/frequency_spearman"], spearman(frequency, exact, BATCH).nanmean())
@@ -131,12 +131,12 @@ def test_the_figures_of_frequency_are_those_of_the_functions():
 
 def test_only_rank_zero_decides(monkeypatch):
     predicted = torch.rand(BATCH.layout.rows)
-    one = make_audit()(BATCH, predicted, 0.2).figures
+    one = make_audit()(BATCH, predicted, 0.2).metrics
     sums: list[torch.Tensor] = []
     for rank in (1, 0):
         monkeypatch.setattr(ranks, "is_main", lambda rank=rank: rank == 0)
         monkeypatch.setattr(ranks, "sum", lambda values: sums.append(values) or torch.stack(sums).sum(0))
-        several = make_audit()(BATCH, predicted if rank == 0 else -predicted, 0.2).figures
+        several = make_audit()(BATCH, predicted if rank == 0 else -predicted, 0.2).metrics
     assert not sums[0].any() and several == one
 
 
@@ -155,7 +155,7 @@ def test_flat_text_neither_fails_nor_passes():
     audit = make_audit("clean", ask=lambda batch, plan: torch.ones(len(plan.targets)), fall_back=("exact",), patience=1)
     verdict = audit(BATCH, torch.rand(BATCH.layout.rows), 0.2)
     assert verdict.fall_back is None and "alike" in verdict.sentence
-    assert all(math.isfinite(value) for value in verdict.figures.values())
+    assert all(math.isfinite(value) for value in verdict.metrics.values())
 
 
 def test_it_resumes_where_it_was():

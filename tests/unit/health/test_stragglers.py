@@ -78,7 +78,7 @@ def test_all_ranks_know_the_own_work_of_each(monkeypatch):
     monkeypatch.setattr("megamask.runtime.ranks.sum", lambda values: torch.stack(own).sum(0))
     window: Window = whole.take()
     assert window.busy_seconds == (2.0, 3.0, 4.0)
-    assert window.figures(1e-3)["slowest_rank"] == 4 / 3
+    assert window.metrics(1e-3)["slowest_rank"] == 4 / 3
 
 
 def test_a_stopwatch_only_counts_time_inside_of_its_blocks(monkeypatch):

@@ -66,7 +66,7 @@ def test_the_requested_size_is_reached_from_either_side(size: float, temperature
 def test_without_a_size_there_is_no_state() -> None:
     maker = masker(None)
     steps(maker, range(2))
-    assert maker.score.state_dict() == maker.score.figures() == {} and maker.score.temperature == 1.0
+    assert maker.score.state_dict() == maker.score.metrics() == {} and maker.score.temperature == 1.0
 
 
 def test_random_masks_do_not_move_the_temperature() -> None:
@@ -75,7 +75,7 @@ def test_random_masks_do_not_move_the_temperature() -> None:
         batch, plan = plan_of(maker, number, progress=0.0)
         maker.score.update(batch, plan, losses_of(len(plan.targets)))
         maker.score.sync()
-    assert maker.score.figures() == {"masking/temperature": 1.0}
+    assert maker.score.metrics() == {"masking/temperature": 1.0}
 
 
 def test_a_resumed_run_is_bitwise_equal() -> None:

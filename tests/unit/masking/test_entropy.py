@@ -39,13 +39,13 @@ def score(batch, entropy, pieces=None, **settings):
     return EntropyScore(EntropyScoreConfig(**settings))(batch, entropy, pieces, PackRng(0, batch.number))
 
 
-def masker(unit="token", ratio=0.2, explore=0.0, **settings):
+def masker(unit="token", ratio=0.2, random_share=0.0, **settings):
     config = MaskingConfig(
         Schedule(start=ratio),
         unit,
         "entropy",
         entropy=EntropyScoreConfig(**settings),
-        random_share=Schedule(start=explore),
+        random_share=Schedule(start=random_share),
     )
     assert settings_problems(config, "masking") == []
     return Masker(config, IDS)
@@ -68,7 +68,7 @@ def maskable_of(batch):
     unit=st.sampled_from(UNITS),
     strategy=st.sampled_from(STRATEGIES),
     temperature=st.sampled_from([0.0, 0.01, 0.5, 3.0]),
-    explore=st.sampled_from([0.0, 0.1, 0.5, 0.97, 1.0]),
+    random_share=st.sampled_from([0.0, 0.1, 0.5, 0.97, 1.0]),
     cap=st.sampled_from([0.0, 0.02, 0.6, 0.99]),
     shuffle=st.sampled_from(["no", "pack", "type"]),
     share=st.floats(0.01, 1.0),
@@ -76,7 +76,7 @@ def maskable_of(batch):
     seed=st.integers(0, 2**31),
 )
 def test_the_budget_is_exact_whatever_decides(
-    lengths, unit, strategy, temperature, explore, cap, shuffle, share, scale, seed
+    lengths, unit, strategy, temperature, random_share, cap, shuffle, share, scale, seed
 ):
     batch = pack(lengths, padding=3, seed=seed)
     rng = PackRng(seed, 0)
@@ -88,7 +88,7 @@ def test_the_budget_is_exact_whatever_decides(
     scores = entropy(batch, scale * doubts(batch), pieces, rng)
     assert scores.isfinite().all()
     rows, probability = choose_pieces(
-        scores, pieces, budget, batch, rng, temperature=entropy.temperature, explore=explore
+        scores, pieces, budget, batch, rng, temperature=entropy.temperature, random_share=random_share
     )
     assert len(rows) == budget == len(probability)
     assert (rows.diff() > 0).all()
@@ -267,7 +267,7 @@ def test_a_random_share_of_one_is_bitwise_uniform_masking(unit):
     batch = pack(LENGTHS)
     plain = plan_of(Masker(MaskingConfig(Schedule(start=0.2), unit), IDS), batch)
     for entropy in (None, doubts(batch), doubts(batch, seed=1)):
-        plan = plan_of(masker(unit, explore=1.0, shuffle="pack"), batch, entropy)
+        plan = plan_of(masker(unit, random_share=1.0, shuffle="pack"), batch, entropy)
         assert torch.equal(plan.inputs, plain.inputs)
         assert torch.equal(plan.targets, plain.targets)
         assert torch.equal(plan.probability, plain.probability)
@@ -276,7 +276,7 @@ def test_a_random_share_of_one_is_bitwise_uniform_masking(unit):
 def test_what_is_explored_does_not_depend_on_entropy_and_the_rest_does():
     batch = pack([202, 102])
     entropy = doubts(batch)
-    some = masker(explore=0.5, temperature=0)
+    some = masker(random_share=0.5, temperature=0)
     explored, top = torch.zeros(304), torch.zeros(304)
     by_score = plan_of(masker(ratio=0.1, temperature=0), batch, entropy).targets
     draws = 400
@@ -296,7 +296,7 @@ def test_what_is_explored_does_not_depend_on_entropy_and_the_rest_does():
 def test_a_plan_with_entropy_is_a_function_of_its_arguments():
     batch = pack(LENGTHS)
     entropy = doubts(batch)
-    maker = masker("span", shuffle="type", explore=0.3)
+    maker = masker("span", shuffle="type", random_share=0.3)
     assert torch.equal(plan_of(maker, batch, entropy).inputs, plan_of(maker, batch, entropy).inputs)
     other = dataclasses.replace(batch, number=1)
     assert not torch.equal(plan_of(maker, batch, entropy).inputs, plan_of(maker, other, entropy).inputs)
@@ -323,7 +323,7 @@ def test_an_entropy_that_does_not_fit_is_refused_where_it_is_needed(spoil, error
     spoilt = spoil(doubts(batch))
     with pytest.raises(error, match=words):
         plan_of(masker(), batch, spoilt)
-    plan_of(masker(explore=1.0), batch, spoilt)
+    plan_of(masker(random_share=1.0), batch, spoilt)
     plan_of(Masker(MaskingConfig(), IDS), batch, spoilt)
 
 
@@ -341,7 +341,7 @@ class Counting:
     def update(self, batch, plan, losses):
         self.seen += losses.nll.sum()
 
-    def figures(self):
+    def metrics(self):
         return {}
 
     def sync(self):

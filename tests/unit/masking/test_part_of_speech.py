@@ -221,7 +221,7 @@ def test_a_nonfinite_loss_does_not_change_its_tag():
     assert losses[1] == 0 and (losses[[0, 2, 3]] > 0).all()
 
 
-def test_figures_tell_of_every_tag_since_the_last_ones():
+def test_metrics_cover_every_tag_since_the_last_call():
     ours = masker()
     for number in range(2):
         batch = tagged([60, 30], number)
@@ -229,14 +229,14 @@ def test_figures_tell_of_every_tag_since_the_last_ones():
         nll = torch.full((len(plan.targets),), 1.0 + number)
         ours.score.update(batch, plan, of_nll(nll))
         ours.score.sync()
-        by_name = ours.score.figures()
+        by_name = ours.score.metrics()
         tags = batch.tags[plan.targets].tolist()
         for place, name in enumerate(NAMES, start=1):
             assert by_name[f"tags/{name}/share"] == pytest.approx(tags.count(place) / len(tags))
             assert by_name.get(f"tags/{name}/loss", 1.0 + number) == 1.0 + number
         shares = [value for name, value in by_name.items() if name.endswith("/share")]
         assert sum(shares) == pytest.approx(1.0)
-    quiet = ours.score.figures()
+    quiet = ours.score.metrics()
     assert not any(name.endswith("/loss") for name in quiet) and quiet["tags/NOUN/share"] == 0
 
 

@@ -159,15 +159,15 @@ def test_a_nan_loss_leaves_the_value_of_its_type() -> None:
     assert values[label] == math.log(IDS.size) and values.isfinite().all()
 
 
-def test_figures_are_about_the_types_that_were_targets() -> None:
+def test_metrics_are_about_the_types_that_were_targets() -> None:
     ours = masker(every=1, floor=0.25)
-    assert ours.score.figures() == {}
+    assert ours.score.metrics() == {}
     learn(ours, range(6))
-    state, figures = ours.score.state_dict(), ours.score.figures()
+    state, metrics = ours.score.state_dict(), ours.score.metrics()
     seen = state["values"][state["seen"]]
-    assert figures["token_types/seen"] == pytest.approx(len(seen) / IDS.size)
-    assert figures["token_types/error"] == pytest.approx(float(seen.mean()))
-    assert figures["token_types/at_floor"] == pytest.approx(float((seen == 0.25).double().mean())) != 0
+    assert metrics["token_types/seen"] == pytest.approx(len(seen) / IDS.size)
+    assert metrics["token_types/error"] == pytest.approx(float(seen.mean()))
+    assert metrics["token_types/at_floor"] == pytest.approx(float((seen == 0.25).double().mean())) != 0
 
 
 @pytest.mark.parametrize("state", [{}, {"values": torch.zeros(3)}])

@@ -36,15 +36,15 @@ def events(folder) -> dict[str, list[tuple[int, float]]]:
 
 def test_every_metric_goes_to_file_board_and_console(tmp_path, capsys):
     log = MetricsLogger(tmp_path, 0, 100)
-    figures = log.train(10, WINDOW, 1e-3, extra={"mfu": 0.3, "masking/random_share": 0.15, "distill/weight": 0.5})
+    metrics = log.train(10, WINDOW, 1e-3, extra={"mfu": 0.3, "masking/random_share": 0.15, "distill/weight": 0.5})
     log.validation(10, 2.0, 0.25, 7.0, 0.5)
     log.close()
     valid = {"valid/loss": 2.0, "valid/perplexity": math.exp(2), "valid/accuracy": 0.25, "valid/unigram_loss": 7.0}
     valid |= {"valid/nats_per_byte": 0.5}
-    assert read_metrics(log.path) == [{"step": 10, **figures}, {"step": 10, **valid}]
+    assert read_metrics(log.path) == [{"step": 10, **metrics}, {"step": 10, **valid}]
     board = events(tmp_path)
-    assert board.keys() == (figures | valid).keys()
-    for name, value in (figures | valid).items():
+    assert board.keys() == (metrics | valid).keys()
+    for name, value in (metrics | valid).items():
         assert board[name] == [(10, pytest.approx(value, rel=1e-6))]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all(line.startswith("step 10/100  ") for line in lines)
@@ -135,7 +135,7 @@ def test_a_storage_failure_at_a_resume_stops_nothing(tmp_path, monkeypatch, caps
     def fails(*_):
         raise OSError(number, os.strerror(number))
 
-    # neither the file of figures nor anything else can be made: the launch goes on from step 10 all the same
+    # neither the file of metrics nor anything else can be made: the launch goes on from step 10 all the same
     with monkeypatch.context() as patch:
         patch.setattr(atomic_write, "write_file", fails)
         log = MetricsLogger(tmp_path, 10, 100)

@@ -57,9 +57,9 @@ def test_rates_exclude_the_first_step_of_a_launch(monkeypatch):
     step(60.0)  # compiles
     only = meters.take()
     assert only.steps == 1 and only.targets == 10 and only.timed.steps == 0
-    assert not {"tokens_per_second", "masked_per_second", "data_wait", "mfu"} & only.figures(1e-3).keys()
+    assert not {"tokens_per_second", "masked_per_second", "data_wait", "mfu"} & only.metrics(1e-3).keys()
     step(2.0)
-    assert meters.take().figures(1e-3)["tokens_per_second"] == 25.0
+    assert meters.take().metrics(1e-3)["tokens_per_second"] == 25.0
 
     meters = Meters()
     for seconds in (60.0, 2.0, 2.0):
@@ -67,12 +67,12 @@ def test_rates_exclude_the_first_step_of_a_launch(monkeypatch):
     window = meters.take()
     assert (window.steps, window.targets, window.tokens, window.seconds) == (3, 30, 150, 64.0)
     assert (window.timed.steps, window.timed.targets, window.timed.seconds) == (2, 20, 4.0)
-    assert window.figures(1e-3)["tokens_per_second"] == 25.0
-    assert window.figures(1e-3)["train/loss"] == window.nll / 30
+    assert window.metrics(1e-3)["tokens_per_second"] == 25.0
+    assert window.metrics(1e-3)["train/loss"] == window.nll / 30
 
 
 def test_distillation_from_samples_has_its_own_name():
-    computed, stored = (dataclasses.replace(WINDOW, sampled=sampled).figures(1e-3) for sampled in (False, True))
+    computed, stored = (dataclasses.replace(WINDOW, sampled=sampled).metrics(1e-3) for sampled in (False, True))
     assert computed["train/distill"] == stored["train/distill_sampled"]
     assert "train/distill_sampled" not in computed and "train/distill" not in stored
 
@@ -98,9 +98,9 @@ def test_meters_count_what_is_in_the_packs(monkeypatch):
     assert (window.targets, window.tokens) == (3 * 12, 3 * sum(lengths))
     assert window.pairs == 3 * sum(n * n for n in lengths)
     assert (window.steps, window.skipped, window.ranks, window.grad_norm) == (3, 1, 3, 3.0)
-    figures = window.figures(0.1)
-    assert figures["train/loss"] == pytest.approx(nll.mean().item())
-    assert figures["mask_ratio"] == 12 / sum(lengths)
+    metrics = window.metrics(0.1)
+    assert metrics["train/loss"] == pytest.approx(nll.mean().item())
+    assert metrics["mask_ratio"] == 12 / sum(lengths)
     meters.step(1.0)
     assert meters.take().nll == 0  # and all began again
 
@@ -136,7 +136,7 @@ def test_the_spread_within_sequences_shows_flat_entropies():
         return meters.take()
 
     entropy = torch.rand(len(free), generator=torch.Generator().manual_seed(4)) * 5
-    by_name = window(entropy).figures(1e-3)
+    by_name = window(entropy).metrics(1e-3)
     inside = [entropy[(home == n) & free] for n in home[free].unique()]
     apart = torch.cat([values - values.mean() for values in inside])
     assert by_name["entropy/mean"] == pytest.approx(float(entropy[free].mean()))
@@ -144,7 +144,7 @@ def test_the_spread_within_sequences_shows_flat_entropies():
     assert not window(entropy).flat
     # documents may differ as they like: masks are chosen inside each
     assert window(home.float()).flat
-    assert "entropy/mean" not in WINDOW_WITHOUT.figures(1e-3) and not WINDOW_WITHOUT.flat
+    assert "entropy/mean" not in WINDOW_WITHOUT.metrics(1e-3) and not WINDOW_WITHOUT.flat
 
 
 WINDOW_WITHOUT = Window(1, 0, 1.0, 1.0, 0.0, 1, nll=1.0, correct=0.0, targets=1, tokens=2, pairs=4)

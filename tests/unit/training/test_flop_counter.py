@@ -33,10 +33,10 @@ EXACT = replace(PretrainConfig(), masking=ALWAYS, entropy=EntropyConfig("exact",
 def count(
     config: PretrainConfig, source: str, *, with_teacher: bool = False, teacher: ForwardFlops | None = None
 ) -> dict:
-    """The figures after one step with a pack of two sequences of 10 and 6 tokens."""
+    """The metrics after one step with a pack of two sequences of 10 and 6 tokens."""
     counter = FlopCounter(PackFlops.of(config, SHAPE, teacher))
     counter.count_step(0, [pack([10, 6])], 0.0, Masker(config.masking, IDS), source, with_teacher)
-    return counter.figures()
+    return counter.metrics()
 
 
 def test_one_step_by_hand() -> None:
@@ -48,15 +48,15 @@ def test_one_step_by_hand() -> None:
     scoring = 16 * per_token + attention + 16 * head  # a forward pass, with the head at every token
     teacher = 16 * per_token + attention + 4 * head
     distill = replace(EXACT, distill=DistillConfig(weight=Schedule(start=0.5)))
-    figures = count(distill, "exact", with_teacher=True, teacher=forward_flops(SHAPE))
-    assert figures["total/tokens"] == 16
+    metrics = count(distill, "exact", with_teacher=True, teacher=forward_flops(SHAPE))
+    assert metrics["total/tokens"] == 16
     expected = {"flops/student": student, "flops/scoring": scoring, "flops/teacher": teacher}
-    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=UNIT / 2)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=UNIT / 2)
 
 
 def test_a_run_without_entropies_and_teacher_counts_only_the_student() -> None:
-    figures = count(replace(PretrainConfig(), masking=replace(ALWAYS, score="uniform")), "")
-    assert figures["flops/scoring"] == figures["flops/teacher"] == 0 < figures["flops/student"]
+    metrics = count(replace(PretrainConfig(), masking=replace(ALWAYS, score="uniform")), "")
+    assert metrics["flops/scoring"] == metrics["flops/teacher"] == 0 < metrics["flops/student"]
 
 
 def test_packs_with_the_same_text_share_a_scoring_pass() -> None:
@@ -65,7 +65,7 @@ def test_packs_with_the_same_text_share_a_scoring_pass() -> None:
     for batches in (views[:1], views):
         counter = FlopCounter(PackFlops.of(EXACT, SHAPE))
         counter.count_step(0, batches, 0.0, Masker(ALWAYS, IDS), "exact", False)
-        sums.append(counter.figures())
+        sums.append(counter.metrics())
     assert sums[1]["flops/scoring"] == sums[0]["flops/scoring"] > 0
     assert sums[1]["flops/student"] == 3 * sums[0]["flops/student"]
 
@@ -75,7 +75,7 @@ def test_an_audit_of_the_masked_signal_costs_twice_its_passes() -> None:
     counter = FlopCounter(PackFlops.of(replace(EXACT, entropy=entropy), SHAPE))
     counter.count_audit(pack([16]), "frequency")
     once = forward_flops(SHAPE).forward(16, 16**2, 4, 4)
-    assert counter.figures()["flops/scoring"] == pytest.approx(2 * 4 * once, abs=UNIT / 2)
+    assert counter.metrics()["flops/scoring"] == pytest.approx(2 * 4 * once, abs=UNIT / 2)
 
 
 def test_sums_do_not_depend_on_when_they_are_read_or_where_the_run_resumes() -> None:
@@ -87,10 +87,10 @@ def test_sums_do_not_depend_on_when_they_are_read_or_where_the_run_resumes() -> 
         for step, batch in enumerate(packs):
             counter.count_step(step, [batch], step / len(packs), masker, "probe", False)
             if step in readings:
-                counter.figures()
+                counter.metrics()
             if step == resume:
                 counter = FlopCounter(PackFlops.of(config, SHAPE), counter.state())
-        return counter.figures()
+        return counter.metrics()
 
     assert counted(set()) == counted({0, 1, 7}) == counted({3}, resume=6)
 

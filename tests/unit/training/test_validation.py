@@ -16,7 +16,7 @@ from megamask.masking.rng import PackRng
 from megamask.objectives.mlm import MLM
 from megamask.runtime import ranks
 from megamask.training import validation
-from megamask.training.validation import SEED, Validation, source_figures, validate_sources
+from megamask.training.validation import SEED, Validation, source_metrics, validate_sources
 from tests.batches import IDS, pack
 from tests.tolerances import TOLERANCES
 from tests.unit.model.models import objective
@@ -130,8 +130,8 @@ def test_each_source_is_evaluated_and_the_total_is_the_mean_over_targets() -> No
     for name in ("loss", "accuracy", "unigram_loss", "unigram_accuracy"):
         total = getattr(wiki, name) * wiki.targets + getattr(code, name) * code.targets
         assert getattr(whole, name) == pytest.approx(total / whole.targets)
-    figures = source_figures(by_source)
-    assert (figures["valid/code/loss"], figures["valid/wiki/accuracy"]) == (code.loss, wiki.accuracy)
+    metrics = source_metrics(by_source)
+    assert (metrics["valid/code/loss"], metrics["valid/wiki/accuracy"]) == (code.loss, wiki.accuracy)
 
 
 def test_nats_per_byte_are_the_loss_times_tokens_over_bytes() -> None:
@@ -141,7 +141,7 @@ def test_nats_per_byte_are_the_loss_times_tokens_over_bytes() -> None:
     for name, packs in held_out.items():
         # tokens / bytes of the split, whatever part of it was evaluated
         assert by_source[name].nats_per_byte == pytest.approx(by_source[name].loss / packs.bytes_per_token)
-        assert source_figures(by_source)[f"valid/{name}/nats_per_byte"] == by_source[name].nats_per_byte
+        assert source_metrics(by_source)[f"valid/{name}/nats_per_byte"] == by_source[name].nats_per_byte
     nats = sum(each.loss * each.targets for each in by_source.values())
     sizes = sum(each.targets * held_out[name].bytes_per_token for name, each in by_source.items())
     assert whole.nats_per_byte == pytest.approx(nats / sizes)
@@ -152,7 +152,7 @@ def test_unknown_bytes_of_one_source_leave_those_of_the_others() -> None:
     whole, by_source = validate_sources(engine, {"de": HeldOut(5, 4.5), "old": HeldOut(2)}, 4, IDS, GUESS)
     assert (whole.nats_per_byte, by_source["old"].nats_per_byte) == (None, None)
     assert by_source["de"].nats_per_byte is not None
-    assert "valid/old/nats_per_byte" not in source_figures(by_source)
+    assert "valid/old/nats_per_byte" not in source_metrics(by_source)
 
 
 def test_the_total_of_a_single_source_is_bitwise_equal() -> None:

@@ -37,7 +37,7 @@ def frequency_deciles(counts: Int64[Tensor, " V"]) -> Float[Tensor, "V 10"]:
     return torch.empty_like(shares).index_copy_(0, order, shares)
 
 
-class MaskFigures:
+class MaskMetrics:
     """Running sums over the targets of a rank."""
 
     def __init__(
@@ -94,7 +94,7 @@ class MaskFigures:
             self._largest = self._largest.maximum(weights.max())
 
     def take(self) -> dict[str, float]:
-        """The figures since the last call, over all ranks, by name; none of what was not seen. Collective.
+        """The metrics since the last call, over all ranks, by name; none of what was not seen. Collective.
 
         `masks/decile_1` (the most frequent types) to `masks/decile_10` and `masks/tags/NAME`: shares of the targets.
         `masks/rate/NAME`: of each source of a mixture, the targets as a share of the tokens that can be masked.
@@ -120,20 +120,20 @@ class MaskFigures:
         deciles, tags, (entropy, scored), weights, rates, (total,), maxima = (part.tolist() for part in sums)
         if not total:
             return {}
-        figures = {f"masks/decile_{n}": share / total for n, share in enumerate(deciles, 1)}
-        figures |= {f"masks/tags/{name}": count / total for name, count in zip(self._tags, tags[1:], strict=True)}
+        metrics = {f"masks/decile_{n}": share / total for n, share in enumerate(deciles, 1)}
+        metrics |= {f"masks/tags/{name}": count / total for name, count in zip(self._tags, tags[1:], strict=True)}
         for name, chosen, maskable in zip(self._sources, rates[::2], rates[1::2], strict=True):
             if maskable:
-                figures[f"masks/rate/{name}"] = chosen / maskable
+                metrics[f"masks/rate/{name}"] = chosen / maskable
         if scored:
-            figures["entropy/targets"] = entropy / scored
-        return figures | _weight_figures(*weights, largest=max(maxima))
+            metrics["entropy/targets"] = entropy / scored
+        return metrics | _weight_metrics(*weights, largest=max(maxima))
 
 
-def _weight_figures(
+def _weight_metrics(
     targets: float, weight: float, square: float, loss: float, clipped: float, *, largest: float
 ) -> dict[str, float]:
-    """The figures of weighted targets, from sums over them; none if there were none."""
+    """The metrics of weighted targets, from sums over them; none if there were none."""
     if not targets:
         return {}
     return {
