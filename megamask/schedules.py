@@ -237,10 +237,10 @@ class RunPhases:
         return self.first_texts[index] + text_number(inside, self.phases[index].per_step, self.masks_per_text)
 
 
-def text_number(number: int, per_step: int, views: int) -> int:
-    """The number of the text in pack ``number``, if the ``per_step`` packs of a step show each text ``views`` times."""
-    if views == 1:
+def text_number(number: int, per_step: int, masks_per_text: int) -> int:
+    """The number of the text in pack ``number``: each step has ``per_step`` packs, ``masks_per_text`` of each text."""
+    if masks_per_text == 1:
         return number
     step, place = divmod(number, per_step)
-    texts = per_step // views
+    texts = per_step // masks_per_text
     return step * texts + place % texts

@@ -85,7 +85,7 @@ class MegamaskVariant:
         sizes = config.packs
         self._packs = Packs(
             shards, tokens=sizes.tokens, length=sizes.length, seed=0, per_step=sizes.per_step,
-            views=sizes.masks_per_text,
+            masks_per_text=sizes.masks_per_text,
             targets=config.masking.most_targets(sizes.tokens),
         )  # fmt: skip
         ids = self._packs.token_ids

@@ -1,7 +1,7 @@
 """What entropy sources and teachers cost: the time of a step with them as a multiple of a plain step.
 
-A step has `VIEWS` packs in all variants, so that one pass can serve that many masks of one text. Teachers are untrained
-copies of the student: their predictions are useless, but their cost is real.
+A step has `MASKS_PER_TEXT` packs in all variants, so that one pass can serve that many masks of one text. Teachers are
+untrained copies of the student: their predictions are useless, but their cost is real.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from megamask.schedules import Schedule
 from megamask.teacher.frozen_lm import HiddenStatesFn, MaskedLM
 from megamask.teacher.teacher import DistillConfig, Teacher, TeacherConfig
 
-VIEWS = 4
+MASKS_PER_TEXT = 4
 PLAIN = "plain"
 GOALS = {
-    "frequency": 1.01, "probe": 1.02, "sidecar": 1.01, "exact, clean": 1.40, f"exact, clean, {VIEWS} views": 1.12,
+    "frequency": 1.01, "probe": 1.02, "sidecar": 1.01, "exact, clean": 1.40,
+    f"exact, clean, {MASKS_PER_TEXT} masks per text": 1.12,
 }  # fmt: skip
 """Goals for the time of a step, as a multiple of a plain one, from base size up."""
 
@@ -51,7 +52,7 @@ def overhead_variants(
     """
     preset = config.preset[0]
     plain = PretrainConfig(
-        packs=PacksConfig(tokens=config.rows, length=config.length, per_step=VIEWS),
+        packs=PacksConfig(tokens=config.rows, length=config.length, per_step=MASKS_PER_TEXT),
         model=config.model(preset, compiled=config.compile),
         masking=MaskingConfig(Schedule(start=config.ratio)),
         seed=0,
@@ -61,7 +62,7 @@ def overhead_variants(
     )
     guided = replace(plain, masking=score)
     clean = EntropyConfig("exact", signal="clean")
-    with_views = replace(guided, packs=replace(plain.packs, masks_per_text=VIEWS))
+    with_shared_pass = replace(guided, packs=replace(plain.packs, masks_per_text=MASKS_PER_TEXT))
     by_teacher = replace(guided, entropy=EntropyConfig("teacher", signal="clean"))
     distilled = replace(plain, distill=DistillConfig(weight=Schedule(start=0.5)))
     beside = annotated(shards, scratch, config.length)
@@ -72,7 +73,7 @@ def overhead_variants(
         "probe": replace(guided, entropy=EntropyConfig("probe")),
         "sidecar": replace(guided, entropy=EntropyConfig("sidecar")),
         "exact, clean": replace(guided, entropy=clean),
-        f"exact, clean, {VIEWS} views": replace(with_views, entropy=clean),
+        f"exact, clean, {MASKS_PER_TEXT} masks per text": replace(with_shared_pass, entropy=clean),
         "exact, clean, head at 2 x budget": replace(guided, entropy=replace(clean, candidates=2.0)),
         "teacher, clean": by_teacher,
         "distillation": distilled,

@@ -97,7 +97,7 @@ def _value_problems(name: str, value: object) -> list[str]:
 def _rank_problems(config: PretrainConfig, world: int) -> list[str]:
     """Sentences for steps, in any phase, whose packs ``world`` ranks cannot share evenly."""
     steps = {f"phases.{place}.per_step": phase.per_step for place, phase in enumerate(config.phases)}
-    views, problems = config.packs.masks_per_text, []
+    masks_per_text, problems = config.packs.masks_per_text, []
     for name, per_step in ({"packs.per_step": config.packs.per_step} | steps).items():
         if per_step is None or per_step < 1:
             continue
@@ -105,9 +105,9 @@ def _rank_problems(config: PretrainConfig, world: int) -> list[str]:
             more = -(-per_step // world) * world
             cure = f"{per_step} {_packs(per_step)} cannot be shared evenly: use {more}, or {_fitting(config)}."
             problems.append(must(name, f"be a multiple of the number of ranks ({world})", per_step, cure))
-        if views > 1 and per_step % (views * world):
+        if masks_per_text > 1 and per_step % (masks_per_text * world):
             rule = f"divide `{name}` ({per_step}) evenly among the ranks ({world})"
-            problems.append(must("packs.masks_per_text", rule, views, f"Use {_fitting(config)}."))
+            problems.append(must("packs.masks_per_text", rule, masks_per_text, f"Use {_fitting(config)}."))
     return problems
 
 
@@ -117,9 +117,9 @@ def _packs(count: int) -> str:
 
 def _fitting(config: PretrainConfig) -> str:
     """The numbers of ranks, up to a thousand, that can share a step of every phase evenly; as words."""
-    views = max(config.packs.masks_per_text, 1)
+    masks_per_text = max(config.packs.masks_per_text, 1)
     steps = [config.packs.per_step, *(phase.per_step for phase in config.phases if phase.per_step)]
-    fitting = [str(n) for n in range(1, 1001) if all(per_step % (n * views) == 0 for per_step in steps)]
+    fitting = [str(n) for n in range(1, 1001) if all(per_step % (n * masks_per_text) == 0 for per_step in steps)]
     return f"a number of ranks that fits ({', '.join(fitting)})" if fitting else "another `packs.masks_per_text`"
 
 

@@ -29,13 +29,13 @@ def facts(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
     if mixture["alpha_end"] is None:  # as in folders written before this setting existed
         del mixture["alpha_end"]
     moves = config.masking.ratio.kind != "constant" or "alpha_end" in mixture
-    views = config.packs.masks_per_text
     return {
         "text": fingerprint,
         "seed": config.seed,
-        "packs": {"tokens": config.packs.tokens, "length": config.packs.length, "views": views}
+        # "views": names on disk do not change
+        "packs": {"tokens": config.packs.tokens, "length": config.packs.length, "views": config.packs.masks_per_text}
         # the text of a pack, and the progress, depend on the position of the pack in its step
-        | ({"per_step": config.packs.per_step} if moves or views > 1 else {})
+        | ({"per_step": config.packs.per_step} if moves or config.packs.masks_per_text > 1 else {})
         | ({"mixture": mixture} if len(data_folders(config.data)) > 1 else {}),
         "masking": masking,
         "distill": {"temperature": config.distill.temperature},

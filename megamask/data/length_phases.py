@@ -22,9 +22,9 @@ class PhasedPacks:
     def __init__(
         self, by_length: Mapping[int, Packs], phases: RunPhases, starts: Sequence[int], *, of_mixture: bool = False
     ):
-        """``by_length``: packs of each length, opened without ``per_step`` and ``views``. ``starts``: the texts of this
-        source before each phase. ``of_mixture``: packs are read by the number of their text in this source, else by
-        their number in the run.
+        """``by_length``: packs of each length, opened without ``per_step`` and ``masks_per_text``. ``starts``: the
+        texts of this source before each phase. ``of_mixture``: packs are read by the number of their text in this
+        source, else by their number in the run.
         """
         self._phases, self._starts, self._of_mixture = phases, tuple(starts), of_mixture
         self._packs, self._lengths = dict(by_length), [phase.length for phase in phases.phases]

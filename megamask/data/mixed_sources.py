@@ -146,7 +146,7 @@ class MixedPacks:
         order: SourceOrder | AnnealedOrder,
         phases: RunPhases,
     ):
-        """``sources``: the packs of each source by name, opened without ``per_step`` and ``views``."""
+        """``sources``: the packs of each source by name, opened without ``per_step`` and ``masks_per_text``."""
         self.shards, self.sources, self.order, self._phases = shards, dict(sources), order, phases
         self.token_ids = shards.token_ids
         self._packs = list(self.sources.values())

@@ -38,20 +38,20 @@ class Packs:
         length: int,
         seed: int,
         per_step: int = 1,
-        views: int = 1,
+        masks_per_text: int = 1,
         targets: int = 0,
         store: bool = True,
     ) -> None:
         """Packs of ``tokens`` tokens, from pieces of at most ``length`` tokens. Raises ConfigError, DataError.
 
-        With ``views``, the ``per_step`` packs of a step contain ``per_step / views`` texts, each ``views`` times.
+        The ``per_step`` packs of a step contain ``per_step / masks_per_text`` texts, each ``masks_per_text`` times.
         ``targets`` is the largest number of targets in a pack: packs with fewer tokens that can be masked are left
         out. If they are more than a quarter, DataError says why. ``store``: a new index is stored beside the shards.
         """
         raise_all(ConfigError, _problems(tokens, length))
-        assert per_step % views == 0
+        assert per_step % masks_per_text == 0
         self.shards, self.tokens, self.length, self.seed = shards, tokens, length, seed
-        self.per_step, self.views = per_step, views
+        self.per_step, self.masks_per_text = per_step, masks_per_text
         self.token_ids = shards.token_ids
         self._index = index = cached_index(shards, tokens, length, store=store)
         self._check()
@@ -116,7 +116,7 @@ class Packs:
 
     def text_of(self, number: int) -> int:
         """The number of the text in pack ``number``: the same, unless a step shows each text several times."""
-        return text_number(number, self.per_step, self.views)
+        return text_number(number, self.per_step, self.masks_per_text)
 
     def epochs(self, number: int) -> float:
         """How often the text is read by the packs below ``number``, the first of a step."""

@@ -40,7 +40,7 @@ def choose_pieces(
     rng: PackRng,
     *,
     temperature: float | Float[Tensor, ""] = 1.0,
-    explore: float = 0.0,
+    random_share: float = 0.0,
 ) -> ChosenPieces:
     """Choose exactly ``budget`` tokens: whole pieces, those with the highest ``score`` first in each sequence.
 
@@ -48,8 +48,8 @@ def choose_pieces(
     2. Each sequence takes its best pieces up to its share. The piece that would exceed the share is accepted or
        rejected so that its size does not bias the selection. The remaining error is corrected with whole pieces of the
        pack.
-    3. round(``explore`` x ``budget``) tokens, subtracted from the shares before and rounded at random too, go to pieces
-       drawn at random from those that the score did not take, all with the same probability.
+    3. round(``random_share`` x ``budget``) tokens, subtracted from the shares before and rounded at random too, go to
+       pieces drawn at random from those that the score did not take, all with the same probability.
     4. If the budget is still not reached, because no whole piece fits, one piece is cut.
 
     A ``score`` of None means that all pieces are equal, whatever the temperature. If everything is explored, or the
@@ -68,7 +68,7 @@ def choose_pieces(
             f"Pack {batch.number} has {host.maskable_tokens} tokens that can be masked, but the mask ratio asks for "
             f"{budget}. Lower `masking.ratio` or raise `packs.length`: very short documents are mostly special tokens."
         )
-    draw = Draw(budget, round(explore * budget), host.maskable_by_sequence, pieces.largest, temperature)
+    draw = Draw(budget, round(random_share * budget), host.maskable_by_sequence, pieces.largest, temperature)
     drawn, offset = rng.uniform(len(pieces.size)), rng.uniform_array(1)
     share = split_budget(draw.maskable, budget, offset)
     # single tokens fill their shares, unless these lost some of the budget, or are all that there is

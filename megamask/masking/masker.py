@@ -84,10 +84,10 @@ class Masker:
             _check(entropy, batch)
         pieces = pieces_of_unit(self.config.unit, batch, rng)
         budget = self.budget(progress, batch.layout.rows if rows is None else rows, batch.number)
-        explore = self.config.random_share(coarse(progress))
-        score = None if explore == 1 else self.score(batch, entropy, pieces, rng)
+        random_share = self.config.random_share(coarse(progress))
+        score = None if random_share == 1 else self.score(batch, entropy, pieces, rng)
         targets, probability = choose_pieces(
-            score, pieces, budget, batch, rng, temperature=self.score.temperature, explore=explore
+            score, pieces, budget, batch, rng, temperature=self.score.temperature, random_share=random_share
         )
         weights = None if score is None else loss_weights(self.config, probability, batch.on_host.maskable_tokens)
         return corrupt_targets(

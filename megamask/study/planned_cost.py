@@ -102,7 +102,7 @@ def _phase_flops(
     config: PretrainConfig, pack: PackFlops, phase: RunPhase, span: tuple[float, float], squares: float
 ) -> dict[str, float]:
     """FLOPs of a mean step of ``phase``, which lasts over the ``span`` of progress."""
-    packs, views, points = config.packs, config.packs.masks_per_text, 64
+    packs, masks_per_text, points = config.packs, config.packs.masks_per_text, 64
     tokens, steps = float(packs.tokens), config.steps
     pairs = squares * tokens
     sums = dict.fromkeys(("student", "scoring", "teacher", "logits"), 0.0)
@@ -115,7 +115,7 @@ def _phase_flops(
         sums["student"] += pack.student(tokens, pairs, targets, with_teacher=with_teacher)
         sums["logits"] += pack.logits(tokens if with_teacher and config.distill.positions == "all" else targets)
         sums["teacher"] += pack.distillation(tokens, pairs, targets) if with_teacher else 0.0
-        sums["scoring"] += pack.scoring(source, tokens, pairs) / views if scored else 0.0
+        sums["scoring"] += pack.scoring(source, tokens, pairs) / masks_per_text if scored else 0.0
         sums["scoring"] += pack.learning(int(progress * steps), tokens)
         every = config.entropy.audit.every
         if scored and every is not None:

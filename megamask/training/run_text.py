@@ -111,7 +111,7 @@ def training_packs(config: PretrainConfig, sources: dict[str, Shards], *, store:
     `Packs`."""
     if config.masking.unit != "token":
         _each(sources, lambda name: sources[name].check_words())
-    phases, views = run_phases(config), config.packs.masks_per_text
+    phases, masks_per_text = run_phases(config), config.packs.masks_per_text
     lengths = dict.fromkeys(phase.length for phase in phases.phases)
     how = {"tokens": config.packs.tokens, "targets": most_phase_targets(config)}
 
@@ -121,7 +121,7 @@ def training_packs(config: PretrainConfig, sources: dict[str, Shards], *, store:
     if len(sources) == 1:
         (shards,) = sources.values()
         if len(phases.phases) == 1:
-            (packs,) = of(shards, config.seed, per_step=config.packs.per_step, views=views).values()
+            (packs,) = of(shards, config.seed, per_step=config.packs.per_step, masks_per_text=masks_per_text).values()
             return packs
         return PhasedPacks(of(shards, config.seed), phases, phases.first_texts)
     # a permutation of its own for each source; `seed` is below 2**63

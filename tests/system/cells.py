@@ -156,8 +156,8 @@ def change(config: PretrainConfig) -> int:
 
     def at(step: int) -> tuple[float, ...]:
         masking, progress = config.masking, step / config.steps
-        explored = masking.random_share(progress) if masking.score != "uniform" else 1
-        return masking.ratio(progress), explored, config.distill.weight(progress)
+        random_share = masking.random_share(progress) if masking.score != "uniform" else 1
+        return masking.ratio(progress), random_share, config.distill.weight(progress)
 
     moved = [step for step in range(2, config.steps - 1) if at(step) != at(step - 1)]
     return (moved[0] if moved else math.ceil(config.optimizer.lr.warmup * config.steps)) + 1

@@ -32,10 +32,10 @@ def sources(make_shards) -> dict[str, Shards]:
     return {name: Shards.open(make_shards(some, name=name)) for name, some in lengths.items()}
 
 
-def mixed(sources: dict[str, Shards], *, per_step: int = 4, views: int = 1) -> MixedPacks:
+def mixed(sources: dict[str, Shards], *, per_step: int = 4, masks_per_text: int = 1) -> MixedPacks:
     packs = {name: Packs(shards, seed=3 + place, **SIZES) for place, (name, shards) in enumerate(sources.items())}
     shards = MixedShards.join(sources, SHARES)
-    phases = RunPhases.single(per_step, masks_per_text=views)
+    phases = RunPhases.single(per_step, masks_per_text=masks_per_text)
     return MixedPacks(shards, packs, SourceOrder(block_quotas(SHARES)), phases)
 
 
@@ -59,7 +59,7 @@ def test_packs_are_those_of_a_loop_over_all_numbers(sources: dict[str, Shards]) 
 
 
 def test_the_source_of_a_pack_is_that_of_its_text(sources: dict[str, Shards]) -> None:
-    packs = mixed(sources, per_step=6, views=3)
+    packs = mixed(sources, per_step=6, masks_per_text=3)
     for number in range(60):
         assert packs.source_of(number) == packs.order[packs.text_of(number)][0]
     assert packs.shares == packs.shares_at(17) == dict(zip(sources, SHARES, strict=True))
@@ -78,7 +78,7 @@ def test_two_ranks_read_what_one_reads(sources: dict[str, Shards]) -> None:
 
 
 def test_a_step_shows_each_text_as_often_as_it_has_views(sources: dict[str, Shards]) -> None:
-    plain, viewed = mixed(sources), mixed(sources, per_step=6, views=3)
+    plain, viewed = mixed(sources), mixed(sources, per_step=6, masks_per_text=3)
     for number in range(24):
         batch = viewed.batch(number)
         assert batch.source_pack == viewed.text_of(number)

@@ -81,11 +81,11 @@ def test_the_tokens_of_a_pack_are_consistent(make_shards, number):
 
 
 @pytest.mark.parametrize("shard_tokens", [2**27, 1500])
-@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("masks_per_text", [1, 2])
 @pytest.mark.parametrize("number", [0, 3, 1000])
-def test_packs_hold_the_tokens_at_their_positions_in_the_text(make_shards, shard_tokens, views, number):
+def test_packs_hold_the_tokens_at_their_positions_in_the_text(make_shards, shard_tokens, masks_per_text, number):
     shards = Shards.open(make_shards(LENGTHS, shard_tokens=shard_tokens))
-    packs = Packs(shards, tokens=128, length=48, seed=0, per_step=4, views=views)
+    packs = Packs(shards, tokens=128, length=48, seed=0, per_step=4, masks_per_text=masks_per_text)
     batch, positions = packs.batch(number), text_positions(packs, number)
     stream = torch.from_numpy(np.concatenate(shards.parts).astype(np.int64))
     assert torch.equal(positions >= 0, batch.maskable)
@@ -169,7 +169,7 @@ def test_packs_with_too_few_maskable_tokens_are_replaced(make_shards):
 def test_views_of_a_text_have_the_same_replacement(make_shards):
     folder = make_shards([62] * 200)
     make_unknown(folder, range(20, 28))
-    packs = Packs(Shards.open(folder), tokens=256, length=64, seed=5, per_step=4, views=2, targets=200)
+    packs = Packs(Shards.open(folder), tokens=256, length=64, seed=5, per_step=4, masks_per_text=2, targets=200)
     for step in range(len(packs)):
         for place in range(2):
             one, two = (packs.batch(4 * step + place + 2 * view) for view in range(2))
@@ -317,7 +317,7 @@ def test_too_little_text_for_validation_names_the_share(make_shards):
 def test_a_step_with_views_has_each_text_several_times(make_shards):
     shards = Shards.open(make_shards([62] * 160))
     sizes = {"tokens": 256, "length": 64, "seed": 0}
-    plain, viewed = Packs(shards, **sizes), Packs(shards, **sizes, per_step=6, views=3)
+    plain, viewed = Packs(shards, **sizes), Packs(shards, **sizes, per_step=6, masks_per_text=3)
     for step in range(3):
         texts = [viewed.batch(6 * step + place).source_pack for place in range(6)]
         assert sorted(texts) == sorted(3 * [2 * step, 2 * step + 1])

@@ -57,8 +57,8 @@ class Loop:
                 taken.add(p)
         return taken
 
-    def choose(self, score: torch.Tensor | None, budget: int, temperature: float, explore: float) -> list[int]:
-        pieces, explored = [p for p in range(self.count) if self.free[p]], round(explore * budget)
+    def choose(self, score: torch.Tensor | None, budget: int, temperature: float, random_share: float) -> list[int]:
+        pieces, explored = [p for p in range(self.count) if self.free[p]], round(random_share * budget)
         noise = priority = gumbel(self.rng.uniform(self.count)).tolist()
         share = self.split([self.tokens(pieces, s) for s in range(self.sequences)], budget)
         if score is None or budget in (explored, self.available):
@@ -94,10 +94,10 @@ def text(seed: int) -> PackedBatch:
     return dataclasses.replace(batch, maskable=batch.maskable & ~unknown, starts_word=starts)
 
 
-@pytest.mark.parametrize("explore", [0.0, 0.2, 0.7])
+@pytest.mark.parametrize("random_share", [0.0, 0.2, 0.7])
 @pytest.mark.parametrize("temperature", [None, 0.0, 0.5])
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
-def test_targets_are_those_of_a_loop(unit, temperature, explore):
+def test_targets_are_those_of_a_loop(unit, temperature, random_share):
     for seed in range(6):
         batch = text(seed)
         score = torch.randn(batch.layout.rows, generator=torch.Generator().manual_seed(seed))
@@ -110,8 +110,10 @@ def test_targets_are_those_of_a_loop(unit, temperature, explore):
         assert (pieces.maskable.tolist(), pieces.largest) == (loop.free, max(loop.size))
         budget = (7, 30, 60, 110, loop.available - 1, loop.available)[seed]
         given = None if temperature is None else pieces.mean_of_tokens(score)
-        chosen = choose_pieces(given, pieces, budget, batch, one, temperature=temperature or 0.0, explore=explore)
-        assert chosen.rows.tolist() == loop.choose(given, budget, temperature or 0.0, explore)
+        chosen = choose_pieces(
+            given, pieces, budget, batch, one, temperature=temperature or 0.0, random_share=random_share
+        )
+        assert chosen.rows.tolist() == loop.choose(given, budget, temperature or 0.0, random_share)
         assert torch.equal(one.uniform(3), other.uniform(3))  # as many numbers were drawn
 
 
