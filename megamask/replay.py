@@ -67,10 +67,10 @@ def replay_step(run: RunFolder, step: int, data: Data, folder: Path) -> int:
     if text.train.fingerprint != fingerprint:
         folders = " ".join(str(shards.folder) for shards in text.train.sources)
         raise DataError(f"{folders} is not the text of the run in {run.path}. Name that text with --data.")
-    newest, _ = ranks.on_rank_zero(lambda: newest_whole(run, max(run.steps(), default=0)))
+    newest, _ = ranks.on_rank_zero(lambda: newest_intact(run, max(run.steps(), default=0)))
     skipped_packs = SpikePolicy(config.spikes, read_train_state(newest).spikes if newest else {}).skipped_packs
     begin = max((at for at in (*window_starts(run, skipped_packs), (end - 1) // every * every) if at < end), default=0)
-    start = RunStart(RunFolder(folder), *ranks.on_rank_zero(lambda: newest_whole(run, begin)), (), None)
+    start = RunStart(RunFolder(folder), *ranks.on_rank_zero(lambda: newest_intact(run, begin)), (), None)
     if (changed := last_change(run)) > start.step:
         raise ConfigError(
             f"The settings of {run.path} changed at step {changed}, and the replay would start at step {start.step}, "
@@ -141,8 +141,8 @@ def window_starts(run: RunFolder, skipped_packs: SkippedPacks) -> list[int]:
     return [*(launch["step"] for launch in launches_of(run)), *(first for first, _ in skipped_packs.entries)]
 
 
-def newest_whole(run: RunFolder, most: int) -> tuple[Path | None, int]:
-    """The newest whole checkpoint of at most ``most`` steps, and its step; (None, 0) if there is none."""
+def newest_intact(run: RunFolder, most: int) -> tuple[Path | None, int]:
+    """The newest intact checkpoint of at most ``most`` steps, and its step; (None, 0) if there is none."""
     for step in (step for step in run.steps() if step <= most):
         try:
             verify(run.checkpoint(step))

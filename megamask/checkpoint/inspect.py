@@ -1,4 +1,4 @@
-"""Inspect a run folder: what it holds, what is whole, and what a resume would do.
+"""Inspect a run folder: what it contains, what is intact, and what a resume would do.
 
 Takes no lock and writes nothing, so it is safe while the run trains. Costs one reading of every checkpoint, or, with
 ``hashes=False``, a look at the sizes.
@@ -117,7 +117,7 @@ def _checkpoint(folder: Path, step: int, hashes: bool) -> CheckpointReport:
         return CheckpointReport(folder, step, "damaged", error.problems)
     size = sum(entry.bytes for entry in manifest.files.values())
     writers = sum(name.startswith("rank-") for name in manifest.files)
-    state: Literal["whole", "damaged"] = "damaged" if problems else "whole"
+    state: Literal["intact", "damaged"] = "damaged" if problems else "intact"
     return CheckpointReport(folder, step, state, problems, size, writers, manifest.launch)
 
 

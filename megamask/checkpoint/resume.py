@@ -1,4 +1,4 @@
-"""Open the run folder: for a new run, or to resume from the newest whole checkpoint.
+"""Open the run folder: for a new run, or to resume from the newest intact checkpoint.
 
     config.json  environment.json  run.lock  latest     settings, environment of each launch, writer, newest checkpoint
     text.json                                           the manifest of the shards
@@ -92,7 +92,7 @@ def open_run(
 ) -> RunStart:
     """Lock the run folder ``path`` and choose where to start. Collective.
 
-    ``resume`` is ``auto`` (the newest whole checkpoint, or step 0 if there never was one), ``must`` (an error if there
+    ``resume`` is ``auto`` (the newest intact checkpoint, or step 0 if there never was one), ``must`` (an error if there
     is none), ``never`` (an error if there is one), or a checkpoint or run folder to start from; starting from an older
     checkpoint of this run renames the newer ones. ``config`` must be JSON and equal to that of the run in the folder,
     except under the dotted keys ``may_differ`` (``"output"``, ``"log"`` for all of ``log.*``). Differences are recorded
@@ -100,7 +100,7 @@ def open_run(
 
     Raises, on all ranks alike: ConfigError for the folder of another run, with each field that differs; DataError if
     only the text differs, with the shards that changed; CheckpointError if the wanted checkpoint is missing or damaged,
-    or if none of several is whole; LockError if another launch writes here; StorageError.
+    or if none of several is intact; LockError if another launch writes here; StorageError.
     """
     # rank 0's clock, working folder and random name, for all
     run = ranks.on_rank_zero(lambda: RunFolder(Path(path), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"))
@@ -135,10 +135,10 @@ def open_run(
 
 
 def go_back(run: RunFolder, step: int) -> tuple[Path | None, int, list[str]]:
-    """The newest whole checkpoint of at most ``step`` steps of an open run, its step, and notes. Collective.
+    """The newest intact checkpoint of at most ``step`` steps of an open run, its step, and notes. Collective.
 
     Newer and damaged ones are renamed, with a sentence for each. (None, 0, []) if no checkpoint is old enough. Raises
-    CheckpointError if none of them is whole, StorageError.
+    CheckpointError if none of them is intact, StorageError.
     """
     folders = _on_rank_zero(run, lambda: [run.checkpoint(other) for other in run.steps() if other <= step])
     if not folders:
@@ -163,7 +163,7 @@ def _verified(folders: Iterable[Path]) -> Iterator[CheckpointState]:
         except CheckpointError as error:
             yield CheckpointState(folder, 0, "damaged", error.problems)
         else:
-            yield CheckpointState(folder, manifest.step, "whole")
+            yield CheckpointState(folder, manifest.step, "intact")
 
 
 def _carry_out(run: RunFolder, decision: Decision, own: bool) -> list[str]:

@@ -35,7 +35,7 @@ class CheckpointState:
     folder: Path
     step: int
     """0 if unknown."""
-    state: Literal["whole", "damaged", "newer"]
+    state: Literal["intact", "damaged", "newer"]
     """``newer``: of a format that this version of megamask does not know."""
     problems: tuple[str, ...] = ()
 
@@ -52,7 +52,7 @@ class Decision:
 
 
 def decide(folder: FolderState, checkpoints: Iterable[CheckpointState], resume: str = "auto") -> Decision:
-    """Choose the newest whole checkpoint, or refuse. Depends only on its arguments.
+    """Choose the newest intact checkpoint, or refuse. Depends only on its arguments.
 
     ``checkpoints`` are the candidates, newest first; no more of them are read than needed. ``resume`` is ``auto``,
     ``must``, ``never``, or anything else if the candidates were named.
@@ -68,15 +68,15 @@ def decide(folder: FolderState, checkpoints: Iterable[CheckpointState], resume: 
         return _without_checkpoint(folder, resume)
     damaged: list[CheckpointState] = []
     for checkpoint in checkpoints:
-        if checkpoint.state == "newer":  # whole, and newer than any that we could read
+        if checkpoint.state == "newer":  # intact, and newer than any that we could read
             return _refuse(NewerFormat(*checkpoint.problems))
-        if checkpoint.state == "whole":
+        if checkpoint.state == "intact":
             return Decision(checkpoint, tuple(damaged))
         damaged.append(checkpoint)
     if not damaged:
         return Decision()
     problems = [problem for checkpoint in damaged for problem in checkpoint.problems]
-    sentence = "There is no checkpoint that is whole, so nothing was started:"
+    sentence = "There is no intact checkpoint, so nothing was started:"
     return Decision(None, tuple(damaged), CheckpointError(sentence, *problems))
 
 
@@ -99,7 +99,7 @@ def _without_checkpoint(folder: FolderState, resume: str) -> Decision:
     if folder.damaged:
         return _refuse(
             CheckpointError(
-                f"{folder.path} holds no checkpoint that is whole, only damaged ones ({', '.join(folder.damaged)}). "
+                f"{folder.path} holds no intact checkpoint, only damaged ones ({', '.join(folder.damaged)}). "
                 "Restore one from a copy, or choose another output folder for a new run."
             )
         )
@@ -125,7 +125,7 @@ def _config_state(path: Path) -> Literal["readable", "damaged", "missing"]:
 
 
 def has_begun(run: RunFolder) -> bool:
-    """Whether ``run`` has taken steps that left something: a checkpoint, whole or not, or a metric.
+    """Whether ``run`` has taken steps that left something: a checkpoint, intact or not, or a metric.
 
     Otherwise its launch failed before the first step, and another run may use the folder.
     """

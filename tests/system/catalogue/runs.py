@@ -141,7 +141,7 @@ RUNS = [
     Row(
         "damaged checkpoints", resumed(damage_all), CHECKPOINT,
         (
-            "There is no checkpoint that is whole",
+            "There is no intact checkpoint",
             *(f"step-{step}/rank-00000.safetensors is damaged" for step in (12, 8, 4)),
         ),
     ),

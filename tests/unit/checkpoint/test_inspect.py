@@ -185,8 +185,8 @@ def test_a_writer_on_another_host_is_reported(made):
 
 def test_sizes_do_not_show_a_flipped_bit(made):
     flip(made, 3)
-    assert [each.state for each in inspect_folder(made.path, hashes=False).checkpoints] == ["whole"] * 3
-    assert [each.state for each in inspect_folder(made.path).checkpoints] == ["damaged", "whole", "whole"]
+    assert [each.state for each in inspect_folder(made.path, hashes=False).checkpoints] == ["intact"] * 3
+    assert [each.state for each in inspect_folder(made.path).checkpoints] == ["damaged", "intact", "intact"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -91,7 +91,7 @@ def test_without_an_intact_checkpoint_every_resume_is_refused(tmp_path, resume):
     damage(run, 1)
     shutil.rmtree(run.checkpoint(2))
     run.checkpoint(2).mkdir()
-    with pytest.raises(CheckpointError, match="no checkpoint that is whole") as caught:
+    with pytest.raises(CheckpointError, match="no intact checkpoint") as caught:
         begin(tmp_path, resume=resume)
     assert "step-1/rank-00000" in str(caught.value) and "step-2 has no MANIFEST" in str(caught.value)
     with pytest.raises(CheckpointError, match="only damaged ones"):
