@@ -176,5 +176,5 @@ def compare(logged: dict[str, Any], repeated: dict[str, Any], step: int) -> int:
     for name in names:
         print(f"step {step}: {name} is {logged.get(name)} in the log, but {repeated.get(name)} when repeated")
     same = len(logged | repeated) - 1 - len(names)
-    print(f"step {step}: {same} metrics are the same to the bit, {len(names)} differ")
+    print(f"step {step}: {same} metrics are the same bit for bit, {len(names)} differ")
     return 1 if names else 0

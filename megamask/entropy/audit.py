@@ -102,7 +102,7 @@ class Audit(Learner):
         self,
         config: AuditConfig,
         source: str,
-        ask: EntropyFn,
+        entropy_fn: EntropyFn,
         frequency: Frequency,
         *,
         signal: Signal,
@@ -111,7 +111,7 @@ class Audit(Learner):
         seed: int,
     ):
         """The run starts with ``source``; ``config.fall_back`` are the next ones."""
-        self.config, self.ask, self.frequency = config, ask, frequency
+        self.config, self.entropy_fn, self.frequency = config, entropy_fn, frequency
         self.signal, self.passes, self.mask_id, self.seed = signal, passes, mask_id, seed
         self._sources: Sequence[str] = (source, *config.fall_back)
         self._place = self._failures = 0
@@ -131,9 +131,10 @@ class Audit(Learner):
         entropy: Float[Tensor, " T"],
         share: float,
     ) -> AuditResult:
-        """Audit what the source ``found`` for ``batch``, if ``share`` of the maskable rows were chosen. Collective.
+        """Audit the ``entropy`` that the source gave for ``batch``, as a choice of ``share`` of its maskable tokens.
 
-        Rank 0's batch alone counts, whatever the number of ranks; the others pass too, since ZeRO 3 needs all of them.
+        Collective. Only rank 0's batch counts, for any number of ranks; the others run the passes too, because ZeRO 3
+        needs all ranks.
         """
         exact = self._exact(batch, "audit")
         # nothing is random for clean text
@@ -154,7 +155,7 @@ class Audit(Learner):
 
     def _exact(self, batch: PackedBatch, drawing: str) -> Float[Tensor, " T"]:
         rng = PackRng(self.seed, source_packs(batch), drawing)
-        return measure_entropy(self.ask, batch, self.signal, self.passes, self.mask_id, rng)
+        return measure_entropy(self.entropy_fn, batch, self.signal, self.passes, self.mask_id, rng)
 
     def _judge(self, metrics: dict[str, float]) -> tuple[str | None, str | None]:
         """The next source, if it takes over now, and a message. Flat entropies count neither as failure nor success."""

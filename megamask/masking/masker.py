@@ -38,7 +38,7 @@ class Masker:
         source_tokens: SourceTokens | None = None,
     ):
         """``score`` is by default the one that ``config`` names; ``tags`` are the names of the text's tags from 1. A
-        ratio of the ``phases`` of a run goes before that of ``config``. ``source_tokens`` are random tokens by source.
+        ratio of the ``phases`` of a run overrides that of ``config``. ``source_tokens`` are random tokens by source.
 
         Raises ConfigError if the score needs tags and there are none, or random tokens need sources.
         """

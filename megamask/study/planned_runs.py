@@ -202,7 +202,7 @@ def _plan_run(
     folders = planned_folders(own.pop("data", text))
     if not folders:
         raise ConfigError("`text` is missing in the plan. Name folders of token shards there, or with --data.")
-    if any(is_under(name, ["mixture"]) for name in own):  # they go before shares in `data`
+    if any(is_under(name, ["mixture"]) for name in own):  # they override shares in `data`
         folders = [str(folder) for folder in folders_of_words(folders)]
     values: dict[str, Any] = {"data": folders[0] if len(folders) == 1 else folders, "export": False, **own}
     if arm.teacher:

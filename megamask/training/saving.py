@@ -36,7 +36,7 @@ class RunSaver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        """Finish the save that is in work, if all ranks are here; otherwise say that it is lost."""
+        """Finish the save that is being written, if all ranks are here; otherwise say that it is lost."""
         if self._pending is None or self._run is None:
             return
         if error is None:

@@ -111,7 +111,7 @@ def take_step(
 def _masked(trainer: Trainer, batches: Sequence[PackedBatch], progress: float) -> Iterator[MicroBatch]:
     """Each pack with its mask, and with the soft targets under it.
 
-    Without soft targets a mask is made when its pack is asked for: the device works on the pack before it meanwhile.
+    Without soft targets a mask is made when its pack is asked for: meanwhile the device works on the previous pack.
     """
     entropies: list[Tensor | None] = [None] * len(batches)
     if trainer.masker.needs_entropy(progress) and trainer.sources.sources:

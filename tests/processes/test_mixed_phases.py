@@ -66,7 +66,7 @@ def test_two_killed_ranks_go_on_as_one_in_another_stage(run_ranks, sources: list
     assert losses[0].keys() == losses[1].keys() == set(range(1, STEPS + 1))
     assert apart(*losses) <= BOUND
 
-    # the end was computed on one rank, as here, so it is repeated to the bit
+    # the end was computed on one rank, as here, so it is repeated bit for bit
     replayed = run(main, "replay", "--run", killed, "--step", KILLED + 2)
     assert replayed.code == 0 and ", 0 differ" in replayed.out, replayed.err + replayed.out
     assert "was taken with" not in replayed.out

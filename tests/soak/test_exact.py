@@ -1,4 +1,4 @@
-"""Every recipe, and every pair of choices with every engine and every place to stop, resumed to the bit."""
+"""Every recipe, and every pair of choices with every engine and every place to stop, resumed bit for bit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Runs that must be the same to the bit whether they were stopped or not: recipes and combinations, and where to stop.
+"""Runs that must be the same bit for bit whether they were stopped or not: recipes and combinations, and where to stop.
 
 A cell is a run, a DeepSpeed file and a place to stop. The sizes are such that the text restarts in the middle of the
-fifth of seven steps: four steps end an epoch but for a pack, and the sixth finds another file of entropies.
+fifth of seven steps: four steps end an epoch except for a pack, and the sixth finds another file of entropies.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LATER = {
     "distill.weight.at": 0.3,
 }
 TEACHERS = FACTORS["teacher"] | {"later": TAUGHT | LATER}
-STOPS = ("in the midst of an epoch", "before its last packs", "after its last pack", "after a change of schedule")
+STOPS = ("in the middle of an epoch", "before its last packs", "after its last pack", "after a change of schedule")
 RUNS = FACTORS | {"score": SCORES, "teacher": TEACHERS}
 CHOICES: dict[str, list[str]] = {"engine": [*ENGINES], "stop": [*STOPS]} | {f: [*names] for f, names in RUNS.items()}
 NEVER = [("zero 3", "average"), ("zero 3, bf16", "average"), *APART]
@@ -147,7 +147,7 @@ def place(cell: Cell, text: Text, words: list[str]) -> int:
     config = cli.parse_command(words).run
     packs = Packs(Shards.open(text.data, "train"), tokens=config.packs.tokens, length=config.packs.length, seed=1)
     before = len(packs) // config.packs.per_step
-    assert len(packs) % config.packs.per_step and 2 < before < STEPS - 2, "the epoch ends in the midst of a step"
+    assert len(packs) % config.packs.per_step and 2 < before < STEPS - 2, "the epoch ends in the middle of a step"
     return dict(zip(STOPS, (2, before, before + 1, change(config)), strict=True))[cell.stop]
 
 

@@ -1,4 +1,4 @@
-"""``killed.py SIGNAL STEP ARGUMENTS...``: pretrain.py, to whose last rank the signal comes in the midst of a step."""
+"""``killed.py SIGNAL STEP ARGUMENTS...``: pretrain.py, to whose last rank the signal comes in the middle of a step."""
 
 from __future__ import annotations
 

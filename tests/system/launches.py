@@ -1,4 +1,4 @@
-"""Launches of pretrain.py in this process that are watched to the bit, stopped in the midst, or broken on purpose.
+"""Launches of pretrain.py in this process that are compared bit for bit, stopped in the middle, or broken on purpose.
 
 What a launch is like in a process of its own holds here too: every generator of this process is put into a state that
 nobody knows before it begins.

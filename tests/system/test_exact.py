@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was not, to the bit; and what that rests on."""
+"""A run that was stopped and resumed is bit for bit the run that was not; and what that rests on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run on a mixture: it resumes to the bit, and refuses another mixture or tokenizer."""
+"""A run on a mixture: it resumes bit for bit, and refuses another mixture or tokenizer."""
 
 from __future__ import annotations
 

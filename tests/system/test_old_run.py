@@ -37,7 +37,7 @@ def figures(lines: Path, names: tuple[str, ...]) -> dict[tuple[int, str], float]
 
 
 def test_a_run_with_old_names_resumes_as_its_own_commit_did(old: Path) -> None:
-    """Not to the bit: other processors, and a later commit in how it lays out logits, round losses differently."""
+    """Not bit for bit: other processors, and a later commit in how it lays out logits, round losses differently."""
     ended = resume(old)
     assert ended.code == 0, ended.err
     assert "resuming after step 4 of 8" in ended.out and "is called" not in ended.err

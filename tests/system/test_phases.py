@@ -1,4 +1,4 @@
-"""A run in phases: stopped in each of them it resumes to the bit, and up to its first change it is a run without."""
+"""A run in phases: stopped in each of them it resumes bit for bit, and up to its first change it is a run without."""
 
 from __future__ import annotations
 

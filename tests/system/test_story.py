@@ -35,7 +35,7 @@ def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(actual: Path, expected: Path, step: int) -> None:
-    """Every weight, moment and figure, to the bit."""
+    """Every weight, moment and metric is the same, bit for bit."""
     ours, theirs = tensors(actual, step), tensors(expected, step)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -39,6 +39,11 @@ REFUSED = {
     r"(be|was|were|is|are) had\b": "is available",
     r"come to\b": "reach",
     r"says? of\b": "says about, predicts",
+    r"to the bit\b": "bit for bit",
+    r"in the midst\b": "in the middle of, during",
+    r"goe?s? before\b": "overrides",
+    r"the moment it is\b": "as soon as",
+    r"(is|was|were|are) not at hand\b": "is not available",
     r"(the|a|this|that) (house|door|floor)s?\b": "package, module, layer, boundary",
 }
 """A construction, and what to write instead."""

@@ -1,11 +1,11 @@
-"""What only a GPU can show, in one command: `megamask bench-gpu`. Not run on a GPU yet.
+"""Everything that needs a GPU, in one command: `megamask bench-gpu`. Not run on a GPU yet.
 
 settings.py   the flags and the names of the parts
 parts.py      the parts in their order, their time limits and their functions
 hour.py       runs the parts, each in a process of its own, until the time limit
 child.py      the processes of the parts
 machine.py    the machine and its versions
-figures.py    the file of figures: one JSON line for each, written the moment it is there
+figures.py    the file of figures: one JSON line for each, written as soon as it is measured
 sizes.py      how large everything is, on a GPU and tiny
 timing.py     seconds and bytes of work on a device
 kernels.py    ceilings, attention, statistics of predictions

@@ -85,7 +85,7 @@ def base_run(config: GpuBenchConfig) -> Iterator[Figure]:
 
 
 def run_flags(config: GpuBenchConfig) -> list[str]:
-    """Flags of `megamask pretrain`, but for the text and the output."""
+    """Flags of `megamask pretrain`, except the text and the output."""
     flags = {"recipe": "bert", "deepspeed": "zero1", "resume": "never", "model.dropout": 0}
     if config.size == "full":
         flags |= {"time-budget": config.run_time, "validation.every": 100}

@@ -1,4 +1,4 @@
-"""The file of figures: a JSON line for each, appended and synced the moment it is there. Without torch.
+"""The file of figures: a JSON line for each, appended and synced as soon as it is measured. Without torch.
 
 A line has the part, the name, the value (null without one), its unit, the setting it holds for, an error if there is
 no value, the seconds since its part began, the time, the machine with its versions, and the sizes of the measurement.

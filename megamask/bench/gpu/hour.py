@@ -80,7 +80,7 @@ def measure_part(name: PartName, config: GpuBenchConfig, file: FigureFile, left:
 
 
 def run_in_process(name: PartName, config: GpuBenchConfig, file: FigureFile) -> None:
-    """Measure the part ``name`` here, and write each figure the moment it is there."""
+    """Measure the part ``name`` here, and write each figure as soon as it is measured."""
     begin = time.monotonic()
     figures: list[Figure] = []
     try:

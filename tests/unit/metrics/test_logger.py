@@ -106,7 +106,7 @@ STRANGE = [
 
 
 @pytest.mark.parametrize("strange", STRANGE, ids=range(len(STRANGE)))
-@pytest.mark.parametrize("whole", [True, False], ids=["in the midst", "last"])
+@pytest.mark.parametrize("whole", [True, False], ids=["in the middle", "last"])
 def test_damaged_lines_do_not_affect_the_others(tmp_path, strange: bytes, whole: bool):
     log = MetricsLogger(tmp_path, 0, 100)
     for step in (10, 20):
