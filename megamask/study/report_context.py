@@ -59,14 +59,14 @@ def mask_section(comparison: StudyComparison) -> Section:
         )
         blocks.append(
             ReportTable(
-                f"Mask figures at {budget_title(budget)}: means over steps and seeds",
+                f"Mask metrics at {budget_title(budget)}: means over steps and seeds",
                 ("Arm", *names),
                 rows,
                 folded=True,
             )
         )
     if not blocks:
-        blocks = [Text("The logs of the runs have no figures about masks.", "warning")]
+        blocks = [Text("The logs of the runs have no metrics of masks.", "warning")]
     elif not any(isinstance(block, ChartGrid) and block.charts for block in blocks):
         blocks.append(Text("The logs have no shares by frequency or part of speech.", "warning"))
     return Section("masks", "Mask audit", tuple(block for block in blocks if not is_empty(block)))

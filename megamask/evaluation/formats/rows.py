@@ -88,7 +88,9 @@ def build_task_data(
         elif task.kind == "minimal_pairs":
             splits[split].groups.append(row.values["UID"])
     if len(misplaced) > MISPLACED_SHARE * max(answered, 1):
-        problems += [f"{place}: an answer must stand in the context at its start, but does not." for place in misplaced]
+        problems += [
+            f"{place}: an answer must occur in the context at its `answer_start`, but does not." for place in misplaced
+        ]
     reported = "test" if splits["test"].texts else "dev"
     if reported == "test" and splits["dev"].texts:
         left_out["unused_dev_examples"] += len(splits["dev"].texts)

@@ -195,7 +195,7 @@ def test_squad_has_several_answers_at_their_places(tmp_path: Path) -> None:
     assert data.test.texts == (("What froze?", "The river froze."),)
     assert data.test.answers == ((Answer("The river", 0), Answer("river", 4)),)
     (tmp_path / "dev-v1.1.json").write_text(squad([{"text": "river", "answer_start": 5}]))
-    assert "an answer must stand in the context at its start" in problems(tmp_path, "squad")[0]
+    assert "an answer must occur in the context at its `answer_start`" in problems(tmp_path, "squad")[0]
     (tmp_path / "dev-v1.1.json").write_text(json.dumps({"data": [{}]}))
     assert "is not a file of SQuAD 1.1" in problems(tmp_path, "squad")[0]
 
