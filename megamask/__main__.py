@@ -84,7 +84,7 @@ SUBCOMMANDS = {
     ),
     "bench-gpu": Subcommand(
         "Measure everything that needs a GPU, in an hour or less.",
-        "bench.gpu.hour:bench_gpu", "bench.gpu.settings:GpuBenchConfig", exits_at_once=True,
+        "bench.gpu.run_parts:bench_gpu", "bench.gpu.settings:GpuBenchConfig", exits_at_once=True,
     ),
     "study": Subcommand(
         "Train and evaluate every arm of a plan with every seed, and report the differences.",

@@ -34,7 +34,7 @@ from megamask.study.results import Arm, CurvePoint, PretrainingRun, StudyResults
 from megamask.training.flops import PARTS
 
 RESULTS = "results.jsonl"
-MASK_FIGURES = ("mask_ratio", "masking/", "masks/", "entropy/", "audit/")
+MASK_METRICS = ("mask_ratio", "masking/", "masks/", "entropy/", "audit/")
 """Metrics of a run whose means show what was masked, by the beginning of their names."""
 
 
@@ -79,12 +79,12 @@ def read_run(run: PlannedRun, record: CommandRecord) -> PretrainingRun:
         steps.setdefault(line["step"], {}).update(line)
     totals: dict[str, Any] = {}
     curve = []
-    for step, figures in sorted(steps.items()):
-        totals |= {name: value for name, value in figures.items() if name.startswith(("total/", "flops/"))}
-        if figures.get("valid/loss") is not None:
+    for step, metrics in sorted(steps.items()):
+        totals |= {name: value for name, value in metrics.items() if name.startswith(("total/", "flops/"))}
+        if metrics.get("valid/loss") is not None:
             flops = sum(totals.get(f"flops/{part}", 0.0) for part in PARTS)
             seconds, tokens = totals.get("total/seconds", 0.0), int(totals.get("total/tokens", 0))
-            curve.append(CurvePoint(step, tokens, flops, seconds, figures["valid/loss"], figures["valid/accuracy"]))
+            curve.append(CurvePoint(step, tokens, flops, seconds, metrics["valid/loss"], metrics["valid/accuracy"]))
     return PretrainingRun(
         arm=run.arm.name,
         seed=run.seed,
@@ -187,9 +187,9 @@ def _arms(plan: StudyPlan, runs: Sequence[PlannedRun]) -> Iterable[Arm]:
 
 def _means(steps: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
-    for figures in steps:
-        for name, value in figures.items():
-            if name.startswith(MASK_FIGURES) and isinstance(value, (int, float)):
+    for metrics in steps:
+        for name, value in metrics.items():
+            if name.startswith(MASK_METRICS) and isinstance(value, (int, float)):
                 values.setdefault(name, []).append(float(value))
     return {name: sum(some) / len(some) for name, some in values.items()}
 

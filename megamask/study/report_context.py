@@ -36,7 +36,7 @@ def mask_section(comparison: StudyComparison) -> Section:
     """What was masked: arms must differ only where they should."""
     results, blocks = comparison.results, list[Block]()
     for number, budget in enumerate(results.budgets):
-        means = {arm.name: figures for arm in results.arms if (figures := _mask_means(results, arm.name, budget))}
+        means = {arm.name: metrics for arm in results.arms if (metrics := _mask_means(results, arm.name, budget))}
         if not means:
             continue
         made = _decile_charts(results, means, number)
@@ -45,7 +45,7 @@ def mask_section(comparison: StudyComparison) -> Section:
             f"by tag at {budget_title(budget)}. The dotted line is the share under uniform masks."
         )
         blocks.append(ChartGrid(caption, tuple(made), charts.arm_legend(results)))
-        names = sorted({name for figures in means.values() for name in figures}, key=_natural)
+        names = sorted({name for metrics in means.values() for name in metrics}, key=_natural)
         rows = tuple(
             (
                 arm_entry(arm),
@@ -240,7 +240,7 @@ def _mask_means(results: StudyResults, arm: str, budget: str) -> dict[str, float
 def _decile_charts(results: StudyResults, means: Mapping[str, Mapping[str, float]], number: int) -> list[Chart]:
     made = []
     deciles = {
-        arm: {int(m[1]): v for n, v in figures.items() if (m := DECILE.fullmatch(n))} for arm, figures in means.items()
+        arm: {int(m[1]): v for n, v in metrics.items() if (m := DECILE.fullmatch(n))} for arm, metrics in means.items()
     }
     deciles = {arm: shares for arm, shares in deciles.items() if len(shares) == 10}
     if deciles:
@@ -250,7 +250,7 @@ def _decile_charts(results: StudyResults, means: Mapping[str, Mapping[str, float
             charts.profile_chart(f"deciles-{number}", "decile of token frequency", shares, results, labels, 0.1)
         )
     tags = {
-        arm: {n.removeprefix(TAG): v for n, v in figures.items() if n.startswith(TAG)} for arm, figures in means.items()
+        arm: {n.removeprefix(TAG): v for n, v in metrics.items() if n.startswith(TAG)} for arm, metrics in means.items()
     }
     names = sorted({name for some in tags.values() for name in some})
     with_tags = {arm: [some.get(name, 0.0) for name in names] for arm, some in tags.items() if some}

@@ -45,7 +45,7 @@ class PretrainingRun:
     """Peak memory of the largest process, in bytes."""
     curve: tuple[CurvePoint, ...]
     masks: Mapping[str, float]
-    """Means over the run of the mask figures in its log: realised rate, share of each decile of frequency, ..."""
+    """Means over the run of the mask metrics in its log: realised rate, share of each decile of frequency, ..."""
     settings: str
     """SHA-256 of the settings without the seed: equal for all seeds of an arm."""
     command: str

@@ -1,4 +1,4 @@
-"""A simulated study, with known effects: predictions, curves and mask figures without any training.
+"""A simulated study, with known effects: predictions, curves and mask metrics without any training.
 
 `python -m tests.unit.study.simulated FOLDER` writes its report.
 """

@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from megamask.bench.gpu import hour
+from megamask.bench.gpu import run_parts
 from megamask.bench.gpu.child import run_limited
 from megamask.bench.gpu.figures import END, Figure, FigureFile
 from megamask.bench.gpu.parts import PARTS, figures_of
@@ -32,7 +32,7 @@ def test_the_parts_are_those_that_can_be_named_and_their_functions_exist() -> No
 
 
 def test_what_starts_the_parts_imports_no_torch() -> None:
-    source = "import sys, megamask.bench.gpu.hour; sys.exit('torch' in sys.modules)"
+    source = "import sys, megamask.bench.gpu.run_parts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", source]).returncode == 0
 
 
@@ -43,9 +43,9 @@ def test_times_that_are_not_times_are_named() -> None:
 
 
 def test_full_size_without_cuda_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hour, "_machine", lambda config: MACHINE)
+    monkeypatch.setattr(run_parts, "_machine", lambda config: MACHINE)
     with pytest.raises(ConfigError, match=r"needs a CUDA device.*--size tiny"):
-        hour.bench_gpu(GpuBenchConfig(output=tmp_path / "out"))
+        run_parts.bench_gpu(GpuBenchConfig(output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -66,47 +66,47 @@ class Measured:
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Measured:
     measured = Measured()
-    monkeypatch.setattr(hour, "figures_of", measured)
-    monkeypatch.setattr(hour, "_machine", lambda config: MACHINE)
+    monkeypatch.setattr(run_parts, "figures_of", measured)
+    monkeypatch.setattr(run_parts, "_machine", lambda config: MACHINE)
     return measured
 
 
 def test_a_failure_costs_one_part_and_a_second_call_repeats_only_that(tmp_path: Path, parts: Measured) -> None:
     config = GpuBenchConfig(output=tmp_path, size="tiny", in_process=True)
-    assert hour.bench_gpu(config) == 1
+    assert run_parts.bench_gpu(config) == 1
     assert parts.names == list(PARTS)
-    file = FigureFile(tmp_path / hour.FILE, MACHINE, config)
+    file = FigureFile(tmp_path / run_parts.FILE, MACHINE, config)
     failure = file.latest()["zero", "zero"].figure
     assert failure.error == "RuntimeError: CUDA error: an illegal memory access"
     assert file.finished() == PARTS.keys() - {"zero"}
-    assert "an illegal memory access" in (tmp_path / hour.PAGE).read_text()
+    assert "an illegal memory access" in (tmp_path / run_parts.PAGE).read_text()
     parts.names.clear()
     parts.broken = False
-    assert hour.bench_gpu(config) == 0
-    assert parts.names == ["zero"] and "illegal" not in (tmp_path / hour.PAGE).read_text()
+    assert run_parts.bench_gpu(config) == 0
+    assert parts.names == ["zero"] and "illegal" not in (tmp_path / run_parts.PAGE).read_text()
 
 
 def test_named_parts_keep_the_usual_order_and_again_repeats_them(tmp_path: Path, parts: Measured) -> None:
     config = GpuBenchConfig(tmp_path, parts=("trainer", "ceilings"), size="tiny", in_process=True, again=True)
-    assert [hour.bench_gpu(config) for _ in range(2)] == [0, 0]
+    assert [run_parts.bench_gpu(config) for _ in range(2)] == [0, 0]
     assert parts.names == ["ceilings", "trainer"] * 2
 
 
 def test_a_part_that_the_time_does_not_allow_is_not_started(
     tmp_path: Path, parts: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hour, "_run_apart", lambda name, config, seconds: parts.names.append(name) or "")
-    assert hour.bench_gpu(GpuBenchConfig(tmp_path, size="tiny", limit="29s")) == REQUEUE
+    monkeypatch.setattr(run_parts, "_run_apart", lambda name, config, seconds: parts.names.append(name) or "")
+    assert run_parts.bench_gpu(GpuBenchConfig(tmp_path, size="tiny", limit="29s")) == REQUEUE
     assert parts.names == [name for name, part in PARTS.items() if part.least < 29]
 
 
 def test_a_process_that_ends_without_a_result_leaves_its_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hour, "_run_apart", lambda name, config, seconds: "Segmentation fault (exit code -11)")
+    monkeypatch.setattr(run_parts, "_run_apart", lambda name, config, seconds: "Segmentation fault (exit code -11)")
     config = GpuBenchConfig(tmp_path, size="tiny")
-    file = FigureFile(tmp_path / hour.FILE, MACHINE, config)
-    assert hour.measure_part("zero", config, file, left=10_000)
+    file = FigureFile(tmp_path / run_parts.FILE, MACHINE, config)
+    assert run_parts.measure_part("zero", config, file, left=10_000)
     assert [one.figure.name for one in file.records()] == ["zero", END]
     assert "Segmentation fault" in file.records()[0].figure.error and not file.finished()
 
