@@ -37,7 +37,9 @@ def test_a_run_resumes_in_another_stage_on_another_number_of_ranks(run_ranks, te
     assert [outcome_of for outcome_of in moved(run_ranks, text, tmp_path, MOVES) if not outcome_of.exact] == []
 
 
-def test_two_ranks_resume_to_the_bit_and_what_a_move_gets_wrong_is_found(run_ranks, text: Text, tmp_path: Path) -> None:
+def test_two_ranks_resume_bit_for_bit_and_what_a_move_gets_wrong_is_found(
+    run_ranks, text: Text, tmp_path: Path
+) -> None:
     jobs, one, two = Jobs(text, tmp_path), Place("zero 0", 1), Place("zero 2", 2)
     whole = jobs.add("whole", one)
     jobs.add("half", one, stop=HALF)

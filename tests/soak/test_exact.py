@@ -28,7 +28,7 @@ def test_the_cells_hold_every_pair_of_an_engine_and_a_score() -> None:
     assert pairs == wanted
 
 
-def test_two_ranks_resume_to_the_bit(run_ranks, text: Text, tmp_path: Path) -> None:
+def test_two_ranks_resume_bit_for_bit(run_ranks, text: Text, tmp_path: Path) -> None:
     jobs = Jobs(text, tmp_path)
     # of two ranks each step has two packs for each, so that micro-steps are accumulated too
     twice = [Twice.added(cell, jobs) for cell in cells.combined(1)]

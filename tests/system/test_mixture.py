@@ -70,7 +70,7 @@ def test_a_run_logs_shares_epochs_and_losses_of_each_source(finished_mixture, da
         assert losses[step, "valid/other/nats_per_byte"] == pytest.approx(parts[1] * split.tokens / size, rel=1e-9)
 
 
-def test_a_stopped_run_resumes_to_the_bit(finished_mixture, data: Path, other: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_bit_for_bit(finished_mixture, data: Path, other: Path, tmp_path: Path) -> None:
     finished, _ = finished_mixture
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     for step in (8, 12):
@@ -121,7 +121,7 @@ def test_problems_of_sources_are_found_together(data: Path, other: Path, tmp_pat
     assert all(words in ended.err for words in ("a finite number behind =", "has none", "`seed`")), ended.err
 
 
-def test_languages_are_split_trained_with_moving_shares_and_resumed_to_the_bit(data: Path, tmp_path: Path) -> None:
+def test_languages_are_split_trained_with_moving_shares_and_resumed_bit_for_bit(data: Path, tmp_path: Path) -> None:
     records = [
         {"lang": language, "text": document}
         for seed, (language, count) in enumerate({"de": 240, "fr": 60}.items())

@@ -59,7 +59,7 @@ def stopped(whole: Path, step: int, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("step", [2, 3, 5, 8])
-def test_a_run_stopped_in_any_phase_resumes_to_the_bit(whole: Path, data: Path, tmp_path: Path, step: int) -> None:
+def test_a_run_stopped_in_any_phase_resumes_bit_for_bit(whole: Path, data: Path, tmp_path: Path, step: int) -> None:
     copy = stopped(whole, step, tmp_path / "copy")
     ended = phased(data, copy)
     assert ended.code == 0 and f"resuming after step {step}" in ended.out, ended.err

@@ -87,7 +87,7 @@ def test_a_resumed_run_is_bitwise_equal() -> None:
     assert torch.equal(resumed.score.state_dict()["log_temperature"], whole.score.state_dict()["log_temperature"])
 
 
-def test_several_ranks_move_as_one_does_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_ranks_move_as_one_does_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     one, several = masker(0.7), [masker(0.7) for _ in range(3)]
     for step in range(4):
         for place in range(6):

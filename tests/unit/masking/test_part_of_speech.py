@@ -77,7 +77,7 @@ def test_before_the_first_update_it_is_bitwise_random_masking(unit):
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
 @given(loss=st.floats(0.001, 20), number=st.integers(0, 1000), temperature=st.sampled_from([0.5, 1.0, 3.0]))
 @settings(max_examples=20)
-def test_equal_losses_are_random_masking_to_the_bit(unit, loss, number, temperature):
+def test_equal_losses_are_random_masking_bit_for_bit(unit, loss, number, temperature):
     batch = tagged([50, 31, 64, 20], number, untagged=True)
     ours = knowing(masker(0.3, unit, temperature=temperature), [loss] * 4)
     actual, expected = plan_of(ours, batch), plan_of(Masker(MaskingConfig(Schedule(start=0.3), unit), IDS), batch)
@@ -163,7 +163,7 @@ def test_running_losses_are_those_of_a_loop_in_plain_python():
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_several_ranks_learn_what_one_learns_to_the_bit(world, monkeypatch):
+def test_several_ranks_learn_what_one_learns_bit_for_bit(world, monkeypatch):
     one, several = masker(), [masker() for _ in range(world)]
     for step in range(4):
         for place in range(6):
@@ -188,7 +188,7 @@ def test_several_ranks_learn_what_one_learns_to_the_bit(world, monkeypatch):
             maker.score.load_state_dict(one.score.state_dict())
 
 
-def test_a_resumed_run_draws_and_learns_on_to_the_bit():
+def test_a_resumed_run_draws_and_learns_on_bit_for_bit():
     def steps(maker: Masker, some: range) -> list[torch.Tensor]:
         results = []
         for step in some:

@@ -53,7 +53,7 @@ def learn(maker: Masker, steps: range) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("signal", SIGNALS)
-def test_before_the_first_update_it_is_random_masking_to_the_bit(signal: str) -> None:
+def test_before_the_first_update_it_is_random_masking_bit_for_bit(signal: str) -> None:
     ours, plain = masker(signal=signal, every=3), Masker(MaskingConfig(Schedule(start=0.3)), IDS)
     for step in range(3):
         (_, plan), (_, expected) = plan_of(ours, step), plan_of(plain, step)
@@ -113,7 +113,7 @@ def test_types_that_were_never_targets_stay_among_the_hardest() -> None:
 
 
 @pytest.mark.parametrize("signal", SIGNALS)
-def test_several_ranks_learn_what_one_learns_to_the_bit(signal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_ranks_learn_what_one_learns_bit_for_bit(signal: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one, several = masker(signal=signal, every=2), [masker(signal=signal, every=2) for _ in range(3)]
     for step in range(6):
         for place in range(6):
@@ -136,7 +136,7 @@ def test_several_ranks_learn_what_one_learns_to_the_bit(signal: str, monkeypatch
 
 
 @pytest.mark.parametrize("signal", SIGNALS)
-def test_a_resumed_run_draws_and_learns_on_to_the_bit(signal: str) -> None:
+def test_a_resumed_run_draws_and_learns_on_bit_for_bit(signal: str) -> None:
     whole, stopped, resumed = (masker(signal=signal, every=3) for _ in range(3))
     expected = learn(whole, range(10))
     first = learn(stopped, range(5))  # between two updates
