@@ -30,6 +30,7 @@ class PlateauAlarm:
         self._reported = True
         return (
             f"The validation loss has been at the unigram loss ({unigram_loss:.2f}) since step {first}: the model "
-            "predicts how frequent tokens are and nothing more. What usually helps: `optimizer.kind` muon; with AdamW "
-            "a longer warm-up, and a lower peak if layers share weights; less text per step; a longer run."
+            "predicts how frequent tokens are and nothing more. What usually helps: `optimizer.kind` muon; in the "
+            "preset modern, local attention in most layers (`model.global_every`, `model.local_window`); otherwise a "
+            "much longer run."
         )
