@@ -117,7 +117,7 @@ def open_run(
         state = read_folder_state(run)
         comparable = state.begun and state.config == "readable"
         changes = find_changes(run, config, tuple(may_differ), text) if comparable else {}
-        return state, changes, _candidates(run, resume)
+        return state, changes, checkpoint_candidates(run, resume)
 
     try:
         _on_rank_zero(run, take)
@@ -230,8 +230,8 @@ def _on_rank_zero(run: RunFolder, act: Callable[[], Answer]) -> Answer:
     return ranks.on_rank_zero(guarded)
 
 
-def _candidates(run: RunFolder, resume: str | Path) -> _Candidates:
-    """The checkpoints to choose from."""
+def checkpoint_candidates(run: RunFolder, resume: str | Path) -> _Candidates:
+    """The checkpoints that ``resume`` allows; CheckpointError if it is a path without one, or of another run."""
     own = [run.checkpoint(step) for step in run.steps()]
     if resume in ("auto", "must", "never"):
         return _Candidates(own)

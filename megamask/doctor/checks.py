@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from megamask.checkpoint.inspect import inspect_folder
+from megamask.checkpoint.resume import checkpoint_candidates
 from megamask.checkpoint.resume_decision import has_begun
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.checkpoint.settings_changes import find_changes
@@ -35,6 +36,7 @@ from megamask.objectives import objective as objectives
 from megamask.objectives.mlm import MLM
 from megamask.runtime.precision import device_support
 from megamask.runtime.precision_choice import PrecisionSupport
+from megamask.storage import strict_json
 from megamask.teacher.frozen_lm import MaskedLM, read_masked_lm
 from megamask.teacher.teacher import teacher_misfits
 from megamask.training.entropy_sources import sidecar_facts
@@ -85,8 +87,9 @@ def examine(command: DoctorCommand) -> Examination:
     _read_text(config, examination)
     if examination.text is not None:
         _check_parts(config, examination, examination.text)
-        with examination.collect():
-            examination.model = planned_model(config, examination.text)
+        if not any(problem.startswith("`model.") for problem in problems):
+            with examination.collect():
+                examination.model = planned_model(config, examination.text)
         _check_folder(command, ds, examination, examination.text)
     examination.problems += output_problems(config.output)
     return examination
@@ -155,15 +158,23 @@ def _check_parts(config: PretrainConfig, examination: Examination, text: RunText
 def _check_folder(command: DoctorCommand, ds: dict[str, Any], examination: Examination, text: RunText) -> None:
     """Check a run folder that exists: whether this is its run, and what a resume would do."""
     run = RunFolder(command.run.output)
-    if not (run.config.is_file() and has_begun(run)):
+    with examination.collect():
+        checkpoint_candidates(run, command.resume)
+    if command.resume == "never" and run.steps():
+        examination.problems.append(
+            f"{run.path} holds a run with checkpoints, and `resume` is 'never'. Choose another folder, or 'auto'."
+        )
+    if not has_begun(run):
         if command.resume == "must":
             examination.problems.append(
                 f"{run.path} holds no checkpoint, and `resume` is 'must'. Use 'auto' for a new run."
             )
         return
     identity = as_dict(command.run) | {"recipe": command.recipe, "deepspeed": ds, "text": text.train.fingerprint}
-    with examination.collect():
+    # a config.json that cannot be read is a problem of the folder
+    with examination.collect(), suppress(strict_json.BadRecord, OSError):
         find_changes(run, identity, tuple(MAY_DIFFER_ON_RESUME.union(command.change)), text.train)
+    with examination.collect():
         report = inspect_folder(run.path, hashes=False)
         (examination.problems if report.exit_code else examination.notes).extend(report.resume)
 
@@ -176,7 +187,7 @@ def existing_parent(path: Path) -> Path:
 
 def output_problems(output: Path) -> list[str]:
     """A sentence if ``output`` cannot be written; writes nothing."""
-    folder = existing_parent(output)
+    folder = existing_parent(output / "checkpoints")
     if not folder.is_dir():
         return [f"`output` is {output}, but {folder} is not a folder. Choose another output folder."]
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -277,6 +277,10 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
         f"{config.steps:,} steps of {summary.tokens_per_step(config)} tokens, {tokens:,} tokens{most}",
         f"{step * config.steps / tokens:.3e} FLOPs a token, {step * config.steps:.3e} in all{most} ({shares})",
     ]
+    disk = predict_disk(config, plan.size.weights, plan.size.muon)
+    folder = existing_parent(config.output)
+    free, inodes = shutil.disk_usage(folder).free, os.statvfs(folder)
+    examination.problems += disk_problems(config.output, free, disk)
     probe = measured_steps(command, examination, text)
     lines += measured_lines(probe) if probe else []
     time = predict_time(config, machine, command.num_ranks, step, probe.tokens_per_second if probe else None)
@@ -287,15 +291,11 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
         lines.append(f"time: {duration(time.seconds)}, without validation and checkpoints")
         if time.jobs is not None:
             lines.append(f"jobs of {machine.job_time}: {time.jobs:,}, one after the other")
-    disk = predict_disk(config, plan.size.weights, plan.size.muon)
-    folder = existing_parent(config.output)
-    free, inodes = shutil.disk_usage(folder).free, os.statvfs(folder)
     lines.append(
         f"checkpoint: {in_gb(disk.checkpoint)} GB, {disk.written:,} in the run, {config.checkpoint.keep} kept; "
         f"disk: {in_gb(disk.most)} GB at most"
     )
     lines.append(f"{folder}: {in_gb(free)} GB free" + (f", {inodes.f_favail:,} inodes free" if inodes.f_files else ""))
-    examination.problems += disk_problems(config.output, free, disk)
     return lines
 
 

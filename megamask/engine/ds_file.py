@@ -104,7 +104,7 @@ def parse_ds_config(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
         problems += of_key
     if ds.get("torch_autocast", {}).get("dtype", "bfloat16") not in ("bfloat16", "bf16"):
         problems.append(must(f"torch_autocast.dtype` in `{path}", "be 'bfloat16'", str(ds["torch_autocast"]["dtype"])))
-    if zero_stage(ds) == 0 and ds.get("bf16", {}).get("enabled"):
+    if ds.get("bf16", {}).get("enabled") and zero_stage(ds) == 0 and not any("`zero_" in each for each in problems):
         problems.append(
             f"`{path}` sets `bf16` at ZeRO stage 0, where DeepSpeed's first Adam step is 0.744 of what it should be. "
             'Use `"torch_autocast": {"enabled": true, "dtype": "bfloat16"}` or stage 1.'
@@ -238,7 +238,7 @@ def teacher_ds_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str
         for key in TEACHERS
         if key in ds
     ]
-    if zero_stage(ds) != 3:
+    if zero_stage(ds) != 3 and not any("`zero_" in each for each in problems):
         problems.append(
             f"`{name}` needs ZeRO stage 3, the only one that DeepSpeed runs without an optimizer, but {path} says "
             f"{zero_stage(ds)}. Use teacher_shard, or remove `{name}` to hold the whole teacher on each device."

@@ -191,5 +191,5 @@ def _either(values: tuple[object, ...]) -> str:
 
 def _number(value: Any) -> str:
     """A bound as a reader writes it: 0.5, 2**31."""
-    large = isinstance(value, int) and value > 2**20 and value & (value - 1) == 0
+    large = isinstance(value, int) and value >= 2**20 and value & (value - 1) == 0
     return f"2**{value.bit_length() - 1}" if large else f"{value:g}"

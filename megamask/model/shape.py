@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MultipleOf
+from annotated_types import Ge, Le, MultipleOf
 
 from megamask.basic_types import TokenIds
 from megamask.errors import CheckpointError, Removable, must
@@ -27,6 +27,9 @@ HEAD_WIDTH = 64
 LARGEST = 2**40
 """Largest number of elements of a matrix."""
 MOST_LAYERS = 4096
+Layers = Annotated[int, Ge(1), Le(MOST_LAYERS)]
+Width = Annotated[int, Ge(1), Le(2**20)]
+"""Rows or columns of a matrix that the settings size: at most the root of `LARGEST`."""
 # layers and width; base and large are BERT's (Devlin et al. 2019), xl and xxl are Megatron-LM's 1.3B and 3.9B BERT
 # (Shoeybi et al. 2020). Heads are 64 wide everywhere.
 SIZES = {
@@ -171,16 +174,16 @@ class ModelConfig:
     size: Literal["tiny", "small", "base", "large", "xl", "xxl"] = "tiny"
     """Layers x width: tiny 4x256 (11M parameters with 30,522 tokens), small 6x384 (23M), base 12x768 (109M),
     large 24x1024 (335M), xl 24x2048 (1.3B), xxl 48x2560 (3.9B)."""
-    num_layers: Count | None = None
+    num_layers: Layers | None = None
     """Layers; from `size` if not given."""
-    hidden_size: Count | None = None
+    hidden_size: Width | None = None
     """Width of the hidden states; from `size` if not given."""
     num_heads: Count | None = None
     """Attention heads; if not given, as many as a head width of 64 allows."""
-    intermediate_size: Count | None = None
+    intermediate_size: Width | None = None
     """Width inside the feed-forward block; 4 times the width if not given, in `modern` 8/3 times, up to a multiple of
     64, which costs the same."""
-    max_positions: Count | None = None
+    max_positions: Width | None = None
     """Longest sequence in tokens; 1024 in `modern` and 512 in the others if not given."""
     layer_groups: Annotated[Count | None, OnlyFor("preset", "bert")] = None
     """Groups of consecutive layers that share their weights, as in ALBERT, whose models have 1; exported as ALBERT. If

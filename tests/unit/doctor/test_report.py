@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +92,51 @@ def test_damaged_text_is_a_problem_of_the_plan(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         run_doctor(command(tmp_path / "missing", tmp_path / "run"))
     assert "is not a folder" in str(caught.value)
+
+
+def test_a_resume_from_a_path_needs_a_checkpoint_there(text: Path, tmp_path: Path) -> None:
+    (problem,) = examine(command(text, tmp_path / "run", "--resume", str(tmp_path / "none"))).problems
+    assert "`resume` must be" in problem and "none holds no checkpoint" in problem
+
+
+def test_a_damaged_run_folder_is_a_problem_and_no_probe_starts(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-3").mkdir(parents=True)
+    (run / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+        run_doctor(command(text, run, "--probe", "4"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "checkpoints").touch()
+    with pytest.raises(ConfigError, match="checkpoints is not a folder"):
+        run_doctor(command(text, tmp_path / "other", "--probe", "4"))
+
+
+def test_a_full_disk_starts_no_probe(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megamask.doctor.report.shutil.disk_usage", lambda path: SimpleNamespace(free=0, total=1))
+    with pytest.raises(ConfigError) as caught:
+        run_doctor(command(text, tmp_path / "run", "--probe", "4"))
+    (problem,) = caught.value.problems
+    assert "for three checkpoints" in problem
+
+
+def test_no_model_of_an_absurd_size_is_built(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_doctor(
+            command(text, tmp_path / "run", "--model.hidden-size", str(64 * 10**9), "--model.num-layers", "9999")
+        )
+    assert any("`model.hidden_size` must lie in [1, 2**20]" in problem for problem in caught.value.problems)
+
+
+def test_a_file_with_a_wrong_section_has_no_stage(text: Path, tmp_path: Path) -> None:
+    """Nothing is said about a stage that the file does not have."""
+    file = tmp_path / "ds.json"
+    wrong = {"stage": 3, "reduce_bucket_size": "auto"}
+    file.write_text(json.dumps({"bf16": {"enabled": True}, "zero_optimization": wrong}))
+    flags = ("--optimizer.kind", "muon", "--deepspeed", str(file))
+    with pytest.raises(ConfigError) as caught:
+        run_doctor(command(text, tmp_path / "run", *flags))
+    (problem,) = caught.value.problems
+    assert "reduce_bucket_size" in problem
 
 
 def test_the_folder_of_another_run_is_refused(text: Path, tmp_path: Path) -> None:

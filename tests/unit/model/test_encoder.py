@@ -250,7 +250,8 @@ def test_parameters_are_used_only_in_calls_of_their_own_module(preset):
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"num_layers": 0}, "`model.num_layers` must be at least 1, but is 0."),
+        ({"num_layers": 0}, "`model.num_layers` must lie in [1, 4096], but is 0."),
+        ({"hidden_size": 2**30}, "`model.hidden_size` must lie in [1, 2**20], but is 1073741824."),
         (
             {"hidden_size": 100},
             "`model.hidden_size` must be divisible by 64, but is 100. Or set `model.num_heads` too.",
