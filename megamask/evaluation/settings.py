@@ -28,9 +28,10 @@ class FineTuningConfig:
     learning_rate: Positive | None = None
     """Peak learning rate. None: the best of `learning_rates` on a held-out tenth of the training examples."""
     learning_rates: Annotated[tuple[Positive, ...], MinLen(1), OnlyFor("learning_rate", None)] = (
-        3e-5, 5e-5, 1e-4, 2e-4,
+        3e-5, 1e-4, 3e-4, 1e-3,
     )  # fmt: skip
-    """Peak learning rates to try if `learning_rate` is None, with a separate seed."""
+    """Peak learning rates to try if `learning_rate` is None, with a separate seed. 2e-5 to 5e-5 are usual for
+    published models of base size; small models from scratch need more (docs/measurements.md)."""
     batch_size: Count | None = None
     """Examples in one update. None: 32, or 16 for a task with fewer than 4,000 training examples."""
     epochs: Count | None = None
