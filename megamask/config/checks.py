@@ -31,10 +31,9 @@ def find_problems(config: PretrainConfig, deepspeed: Path | None, world: int) ->
     """What `check_config` returns, and the sentences that it raises."""
     default = ds_file.default_ds_config(config.optimizer), list[str]()
     ds, problems = ds_file.parse_ds_config(deepspeed) if deepspeed else default
-    # a section with problems is left out, and then the stage is not known
-    stage_is_known = not any("`zero_optimization" in problem for problem in problems)
     problems += config_problems(config)
-    problems += ds_file.ds_problems(config.optimizer, ds) if ds is not None and stage_is_known else []
+    if ds is not None and ds_file.stage_is_known(ds):
+        problems += ds_file.ds_problems(config.optimizer, ds)
     if config.entropy.ema_decay is not None and ds_file.zero_stage(ds or {}) == 3:
         problems.append(
             "`entropy.ema_decay` needs whole weights on every rank, which ZeRO 3 does not keep: use stage 0, 1 or 2."

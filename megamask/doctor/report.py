@@ -27,6 +27,7 @@ from megamask.doctor.tables import duration, in_gb, indented, table
 from megamask.doctor.this_machine import machine_facts, port_facts, port_problems
 from megamask.engine import ds_file
 from megamask.engine.optimizer import parameter_groups
+from megamask.engine.teacher_ds_file import teacher_ds_problems
 from megamask.errors import ConfigError, raise_all
 from megamask.model.padded_grids import PaddedGrids
 from megamask.study.planned_cost import Texts, mean_step_flops
@@ -148,7 +149,7 @@ def _teacher_size(command: DoctorCommand, examination: Examination, teacher: Mas
     in_bf16 = teacher_precision(command.run.teacher, examination.support).precision == "bf16"
     place = None
     if file is not None:
-        ds, _ = ds_file.teacher_ds_problems("teacher.deepspeed", file)
+        ds, _ = teacher_ds_problems("teacher.deepspeed", file)
         given = step_memory.placement_of(ds, command.num_ranks, command.machine.gpus is not None)
         place = replace(given, bits16=in_bf16)
     return TeacherSize(size, weight.shape[1], 2 if in_bf16 else 4, place)

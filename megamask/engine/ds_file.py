@@ -35,8 +35,6 @@ OURS = {
 }
 """Keys that a DeepSpeed file must not set, and which setting decides instead."""
 
-TEACHERS = ("bf16", "torch_autocast", "data_types")
-"""Keys that a teacher's DeepSpeed file must not set."""
 Float = Literal["fp32", "bf16", "fp16"]
 SECTIONS: dict[str, dict[str, Any]] = {
     "zero_optimization": {},
@@ -88,7 +86,8 @@ def packaged_names() -> list[str]:
 def parse_ds_config(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The content of a DeepSpeed file, and a sentence for each of its problems.
 
-    ``path`` may be the name of a packaged file. Sections with problems are left out. None: not a JSON object.
+    ``path`` may be the name of a packaged file. Sections with problems are left out; of `zero_optimization`, the stage
+    remains (`stage_is_known`). None: not a JSON object.
     """
     problems: list[str] = []
     ds = _read_object(path, problems)
@@ -99,12 +98,16 @@ def parse_ds_config(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     for name in [name for name in ds if name in KNOWN]:
         of_key = _section_problems(path, name, ds[name]) if name in SECTIONS else []
         of_key += _type_problems(path, name, SINGLE[name], ds[name]) if name in SINGLE else []
-        if of_key:
+        if of_key and name == "zero_optimization":
+            ds[name] = _stage_alone(path, ds[name])
+        elif of_key:
             del ds[name]
         problems += of_key
+    if "zero_optimization" not in ds and any(get_close_matches(key, ["zero_optimization"]) for key in ds):
+        ds["zero_optimization"] = {"stage": None}  # the section has a misspelt name
     if ds.get("torch_autocast", {}).get("dtype", "bfloat16") not in ("bfloat16", "bf16"):
         problems.append(must(f"torch_autocast.dtype` in `{path}", "be 'bfloat16'", str(ds["torch_autocast"]["dtype"])))
-    if ds.get("bf16", {}).get("enabled") and zero_stage(ds) == 0 and not any("`zero_" in each for each in problems):
+    if ds.get("bf16", {}).get("enabled") and stage_is_known(ds) and zero_stage(ds) == 0:
         problems.append(
             f"`{path}` sets `bf16` at ZeRO stage 0, where DeepSpeed's first Adam step is 0.744 of what it should be. "
             'Use `"torch_autocast": {"enabled": true, "dtype": "bfloat16"}` or stage 1.'
@@ -176,6 +179,12 @@ def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     return []
 
 
+def _stage_alone(path: Path, section: Any) -> dict[str, Any]:
+    """The section with nothing but its stage; None if the stage is wrong, or missing: its key may be misspelt."""
+    alone = {"stage": section.get("stage") if isinstance(section, dict) else None}
+    return {"stage": None} if _section_problems(path, "zero_optimization", alone) else alone
+
+
 def _model_problem(path: Path, name: str, types: dict[str, Any], error: Any) -> str:
     """The sentence for one of pydantic's errors about the section ``name``."""
     bounds = {"ge": "be at least", "gt": "be above", "le": "be at most", "lt": "be below"}
@@ -228,29 +237,14 @@ def _type_problems(path: Path, name: str, expected: Any, value: Any) -> list[str
     return []
 
 
-def teacher_ds_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The content of the DeepSpeed file of the setting ``name``, and sentences for its problems as a teacher's file."""
-    ds, problems = parse_ds_config(path)
-    if ds is None:
-        return {}, problems
-    problems += [
-        f"`{path}` must not set `{key}`: the teacher's `precision` decides it. Remove it."
-        for key in TEACHERS
-        if key in ds
-    ]
-    if zero_stage(ds) != 3 and not any("`zero_" in each for each in problems):
-        problems.append(
-            f"`{name}` needs ZeRO stage 3, the only one that DeepSpeed runs without an optimizer, but {path} says "
-            f"{zero_stage(ds)}. Use teacher_shard, or remove `{name}` to hold the whole teacher on each device."
-        )
-    if "offload_optimizer" in ds.get("zero_optimization", {}):
-        problems.append(f"`{path}` has `offload_optimizer`, but a teacher has no optimizer. Remove it.")
-    return ds, problems
+def stage_is_known(ds: dict[str, Any]) -> bool:
+    """Whether `parse_ds_config` could tell the ZeRO stage of this content, as given or by default."""
+    return ds.get("zero_optimization", {}).get("stage", 0) is not None
 
 
 def zero_stage(ds: dict[str, Any]) -> int:
-    """The ZeRO stage of a DeepSpeed file."""
-    return int(ds.get("zero_optimization", {}).get("stage", 0))
+    """The ZeRO stage of a DeepSpeed file; 0 if it is not known."""
+    return int(ds.get("zero_optimization", {}).get("stage") or 0)
 
 
 def precision(ds: dict[str, Any]) -> Setting:

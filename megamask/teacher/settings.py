@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from megamask.engine import ds_file
+from megamask.engine.teacher_ds_file import teacher_ds_problems
 from megamask.entropy.settings import EntropyConfig
 from megamask.errors import Removable, must
 from megamask.errors.setting_rules import Count, OnlyFor, Positive, removable
@@ -35,7 +35,7 @@ class TeacherConfig:
         """Sentences for what is wrong with its DeepSpeed file."""
         if self.path is None or self.deepspeed is None:
             return []
-        return ds_file.teacher_ds_problems(f"{name}.deepspeed", self.deepspeed)[1]
+        return teacher_ds_problems(f"{name}.deepspeed", self.deepspeed)[1]
 
 
 @dataclass(frozen=True)

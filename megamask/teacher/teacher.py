@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch, SoftTargets, TokenIds
 from megamask.data.compare_tokenizers import tokenizer_differences
-from megamask.engine import ds_file
 from megamask.engine.frozen_teacher import FrozenEngine
+from megamask.engine.teacher_ds_file import teacher_ds_problems
 from megamask.entropy import exact
 from megamask.entropy.source import EntropyConfig, EntropySource, Signal, source_packs
 from megamask.errors import ConfigError, must, raise_all
@@ -68,7 +68,7 @@ class Teacher:
             self.weight = model.weight.to(device, dtype, copy=True)
         if isinstance(model.states, HFMaskedLM):
             model.states.one_batch = partitioned
-        ds = ds_file.teacher_ds_problems("teacher.deepspeed", config.deepspeed)[0] if config.deepspeed else None
+        ds = teacher_ds_problems("teacher.deepspeed", config.deepspeed)[0] if config.deepspeed else None
         table = next((n for n, p in model.states.named_parameters() if p.data_ptr() == model.weight.data_ptr()), None)
         self._states = FrozenEngine(model.states, ds, dtype)
         if not partitioned and table:

@@ -17,9 +17,20 @@ from deepspeed.runtime.precision_config import DeepSpeedBF16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import BaseModel
 
+from megamask.config.checks import find_problems
+from megamask.config.pretrain_config import PretrainConfig
 from megamask.engine import ds_file
-from megamask.engine.ds_file import OURS, complete_ds_config, ds_problems, parse_ds_config, read_ds_config, zero_stage
+from megamask.engine.ds_file import (
+    OURS,
+    complete_ds_config,
+    ds_problems,
+    parse_ds_config,
+    read_ds_config,
+    stage_is_known,
+    zero_stage,
+)
 from megamask.engine.optimizer import OptimizerConfig
+from megamask.engine.teacher_ds_file import teacher_ds_problems
 from megamask.errors import ConfigError
 from megamask.runtime.precision import PrecisionSupport
 
@@ -100,6 +111,34 @@ def test_all_problems_are_reported_and_the_rest_is_kept(written) -> None:
     with pytest.raises(ConfigError) as caught:
         read_ds_config(written(wrong))
     assert list(caught.value.problems) == sentences
+
+
+@pytest.mark.parametrize(
+    ("content", "stage"),
+    [
+        ({}, 0),
+        ({"zero_optimization": {}}, 0),
+        ({"bf17": {}}, 0),
+        ({"zero_optimization": {"stage": 3}}, 3),
+        ({"zero_optimization": {"stage": 3, "bucket": 1}}, 3),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": -1}}, 3),
+        ({"zero_optimization": {"stage": 4}}, None),
+        ({"zero_optimization": {"stag": 3}}, None),
+        ({"zero_optimization": 3}, None),
+        ({"zero_optimisation": {"stage": 3}}, None),
+    ],
+)
+def test_the_stage_is_known_unless_it_is_itself_wrong(content: dict, stage: int | None, written) -> None:
+    ds, _ = parse_ds_config(written(content))
+    assert stage_is_known(ds) == (stage is not None)
+    assert zero_stage(ds) == (stage or 0)
+    # nothing is said about a stage that is not known
+    _, sentences = parse_ds_config(written(content | {"bf16": {"enabled": True}}))
+    assert any("ZeRO stage 0" in sentence for sentence in sentences) == (stage == 0)
+    _, sentences = teacher_ds_problems("teacher.deepspeed", written(content))
+    assert any("needs ZeRO stage 3" in sentence for sentence in sentences) == (stage == 0)
+    _, sentences = find_problems(PretrainConfig(optimizer=OptimizerConfig("muon")), written(content), 1)
+    assert any("'muon' needs ZeRO stage" in sentence for sentence in sentences) == (stage == 0)
 
 
 @pytest.mark.parametrize("section", [name for name in ds_file.SECTIONS])
@@ -252,7 +291,7 @@ def test_a_value_of_the_wrong_type_at_any_level_is_refused(path: str, written) -
             ds, sentences = parse_ds_config(written(at(path, {name: value})))
             where = f"{path}.{name}" if path else name
             assert len(sentences) == 1 and where in sentences[0], (where, value, sentences)
-            assert name not in ds
+            assert name not in ds or ds == {"zero_optimization": {"stage": None}}
         tried += len(wrong)
     assert tried >= 4 * len(TABLES[path])
 
@@ -307,7 +346,8 @@ def test_all_completed_keys_are_refused_in_a_file(written) -> None:
 def test_old_and_new_names_of_one_thing_are_refused(written) -> None:
     section = {"stage": 2, "cpu_offload": True, "offload_optimizer": {"device": "cpu"}}
     ds, sentences = parse_ds_config(written({"zero_optimization": section}))
-    assert len(sentences) == 1 and "cpu_offload" in sentences[0] and not ds
+    assert len(sentences) == 1 and "cpu_offload" in sentences[0]
+    assert ds == {"zero_optimization": {"stage": 2}}
 
 
 def test_without_the_type_check_strings_are_taken_for_numbers(written, monkeypatch: pytest.MonkeyPatch) -> None:

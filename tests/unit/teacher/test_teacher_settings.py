@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from megamask.engine.ds_file import teacher_ds_problems as file_problems
+from megamask.engine.teacher_ds_file import teacher_ds_problems as file_problems
 from megamask.entropy.source import AuditConfig, EntropyConfig
 from megamask.errors.setting_rules import settings_problems
 from megamask.schedules import Schedule
