@@ -24,7 +24,7 @@ from megamask.doctor.run_time import disk_problems, predict_disk, predict_time
 from megamask.doctor.settings import DoctorCommand, parse_memory
 from megamask.doctor.step_memory import PlannedMemory, TeacherSize
 from megamask.doctor.tables import duration, in_gb, indented, table
-from megamask.doctor.this_machine import machine_facts, port_facts, port_problems
+from megamask.doctor.this_machine import check_port, machine_facts, port_facts, port_problems
 from megamask.engine import ds_file
 from megamask.engine.optimizer import parameter_groups
 from megamask.engine.teacher_ds_file import teacher_ds_problems
@@ -64,15 +64,15 @@ def report_lines(command: DoctorCommand, examination: Examination) -> list[str]:
         lines += [*memory_report(command, plan), ""]
         examination.problems += memory_problems(plan, memory_limit(command))
         lines += ["time and disk", *indented(time_facts(command, examination, examination.text, plan)), ""]
-    nodes = ask_nodes()
-    examination.problems += [*node_problems(nodes), *port_problems()]
+    nodes, port = ask_nodes(), check_port()
+    examination.problems += [*node_problems(nodes), *port_problems(port)]
     return [
         *lines,
         "this machine",
         *indented(machine_facts()),
         "",
         "nodes",
-        *indented([*port_facts(), *node_facts(nodes)]),
+        *indented([*port_facts(port), *node_facts(nodes)]),
     ]
 
 

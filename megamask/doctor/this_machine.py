@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -54,19 +55,33 @@ def port_state(address: str, port: str) -> str:
         return f"not looked at from here ({error.strerror})"
 
 
-def port_facts() -> list[str]:
+@dataclass(frozen=True)
+class MasterPort:
+    """The port where the ranks meet, and whether rank 0 could open it."""
+
+    address: str
+    port: str
+    state: str
+    """As `port_state` returns it."""
+
+
+def check_port() -> MasterPort:
+    """Try to open the port where the ranks meet, and close it again."""
+    address, port = master_address()
+    return MasterPort(address, port, port_state(address, port))
+
+
+def port_facts(master: MasterPort) -> list[str]:
     """The port where the ranks meet, and whether it is free."""
-    address, port = master_address()
-    return [f"port {port} of {address}, where the ranks meet: {port_state(address, port)}"]
+    return [f"port {master.port} of {master.address}, where the ranks meet: {master.state}"]
 
 
-def port_problems() -> list[str]:
+def port_problems(master: MasterPort) -> list[str]:
     """A sentence if the port of this launch is taken by another one; that of a later launch may be free by then."""
-    address, port = master_address()
     own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # `torchrun` itself has opened it
-    if own or not is_main() or "MASTER_PORT" not in launch_variables() or port_state(address, port) != "taken":
+    if own or not is_main() or "MASTER_PORT" not in launch_variables() or master.state != "taken":
         return []
     return [
-        f"MASTER_PORT {port} is taken on {address}. Choose another one with `deepspeed --master_port N`, "
+        f"MASTER_PORT {master.port} is taken on {master.address}. Choose another one with `deepspeed --master_port N`, "
         "`torchrun --master-port N` or the variable MASTER_PORT of a Slurm job."
     ]

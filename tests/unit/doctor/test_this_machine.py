@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megamask.doctor.this_machine import LAUNCHER_PORT, machine_facts, port_facts, port_problems
+from megamask.doctor.this_machine import LAUNCHER_PORT, check_port, machine_facts, port_facts, port_problems
 
 
 @pytest.fixture
@@ -28,36 +28,36 @@ def launch(monkeypatch: pytest.MonkeyPatch, address: str, port: str, rank: str =
 
 def test_a_taken_port_of_this_launch_is_a_problem(taken_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, "127.0.0.1", taken_port)
-    (problem,) = port_problems()
+    (problem,) = port_problems(check_port())
     assert f"MASTER_PORT {taken_port} is taken on 127.0.0.1" in problem
-    assert port_facts() == [f"port {taken_port} of 127.0.0.1, where the ranks meet: taken"]
+    assert port_facts(check_port()) == [f"port {taken_port} of 127.0.0.1, where the ranks meet: taken"]
 
 
 def test_only_rank_0_needs_the_port_and_not_if_torchrun_serves_it(taken_port: str, monkeypatch) -> None:
     launch(monkeypatch, "127.0.0.1", taken_port, rank="1")
-    assert port_problems() == []
+    assert port_problems(check_port()) == []
     launch(monkeypatch, "127.0.0.1", taken_port)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    assert port_problems() == []
+    assert port_problems(check_port()) == []
 
 
 def test_a_free_port_is_a_fact(taken_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = str(listener.getsockname()[1])
     launch(monkeypatch, "127.0.0.1", free)
-    assert port_problems() == []
-    assert port_facts() == [f"port {free} of 127.0.0.1, where the ranks meet: free"]
+    assert port_problems(check_port()) == []
+    assert port_facts(check_port()) == [f"port {free} of 127.0.0.1, where the ranks meet: free"]
 
 
 def test_the_port_of_another_machine_is_not_looked_at(taken_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, "192.0.2.1", taken_port)  # an address of documentation (RFC 5737)
-    assert port_problems() == []
-    assert "not looked at from here" in port_facts()[0]
+    assert port_problems(check_port()) == []
+    assert "not looked at from here" in port_facts(check_port())[0]
 
 
 def test_without_a_launch_the_port_is_that_of_the_launchers(taken_port: str) -> None:
-    assert f"port {LAUNCHER_PORT} of 127.0.0.1" in port_facts()[0]
-    assert port_problems() == []
+    assert f"port {LAUNCHER_PORT} of 127.0.0.1" in port_facts(check_port())[0]
+    assert port_problems(check_port()) == []
 
 
 def test_nccl_is_named_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
