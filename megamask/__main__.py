@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megamask.errors import ConfigError, raise_all, unknown
+from megamask.errors import ConfigError, LaunchError, raise_all, unknown
 from megamask.runtime import entry_point, launch_environment
 
 
@@ -182,6 +182,11 @@ def run_subcommand(subcommand: str = "") -> NoReturn:
 def _pretrain(arguments: list[str]) -> NoReturn:
     """Run `megamask pretrain`. A signal asks it to save and stop, so it is handled before torch is imported."""
     entry_point.begin(stop_on_signals=False)
+    try:
+        launch_environment.launch_variables()
+    except LaunchError as error:
+        entry_point.print_error(error)
+        sys.exit(error.exit_code)
     if not arguments:
         arguments = FIRST_RUN
         sys.argv += arguments  # for the record of the launch

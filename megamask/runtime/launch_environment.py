@@ -5,6 +5,7 @@ Does not import torch, so that a command line can be parsed first. `ranks` commu
 
 from __future__ import annotations
 
+import math
 import os
 
 from megamask.errors import LaunchError, raise_all
@@ -12,26 +13,34 @@ from megamask.errors import LaunchError, raise_all
 CURE = "Start the ranks with `deepspeed`, `torchrun` or `srun`, which set it, or a single process without it."
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID")
 """What a rank reads of the environment that `srun` gives it."""
-LEAST = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 0}
-"""The least value of each variable that is an integer."""
+RANGES = {
+    "RANK": (0, math.inf),
+    "LOCAL_RANK": (0, math.inf),
+    "WORLD_SIZE": (1, math.inf),
+    "LOCAL_WORLD_SIZE": (1, math.inf),
+    "MASTER_PORT": (0, 65535),
+}
+"""The least and the largest value of each variable that is an integer."""
 
 
 def launch_variables() -> dict[str, str]:
     """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of this process.
 
-    From the launcher if it sets them, else from Slurm, else those of a single process. LaunchError if one is missing or
-    is not an integer in its range.
+    From the launcher if it sets them, else from Slurm, else those of a single process. LaunchError names each
+    variable that is missing or is not an integer in its range.
     """
     variables = _given_variables()
     problems = [
-        f"The environment variable {name} must be an integer of at least {least}, but is {variables[name]!r}. {CURE}"
-        for name, least in LEAST.items()
-        if name in variables and not (variables[name].isdecimal() and int(variables[name]) >= least)
+        f"The environment variable {name} must be an integer {_bounds(least, most)}, but is {variables[name]!r}. {CURE}"
+        for name, (least, most) in RANGES.items()
+        if name in variables and not (variables[name].isdecimal() and least <= int(variables[name]) <= most)
     ]
     raise_all(LaunchError, problems)
-    if int(port := variables.get("MASTER_PORT", "0")) > 65535:
-        raise LaunchError(f"The environment variable MASTER_PORT must be at most 65535, but is {port}. {CURE}")
     return variables
+
+
+def _bounds(least: float, most: float) -> str:
+    return f"of at least {least}" if most == math.inf else f"from {least} to {most}"
 
 
 def _given_variables() -> dict[str, str]:
@@ -57,6 +66,11 @@ def _given_variables() -> dict[str, str]:
             # below the ephemeral ports, and different for jobs that share a node
             "MASTER_PORT": slurm.get("MASTER_PORT", str(12000 + int(job) % 20000) if job.isdecimal() else job),
         }
+    if (world_size := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise LaunchError(
+            f"The environment variable WORLD_SIZE is {world_size!r}, but RANK, the number of this process, is not set. "
+            "Start the ranks with `deepspeed`, `torchrun` or `srun`, which set both, or one process without either."
+        )
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
 

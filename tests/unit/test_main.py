@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import is_dataclass
@@ -80,3 +81,12 @@ def test_a_flag_of_the_deepspeed_launcher_may_come_first() -> None:
     command = [sys.executable, "-m", "megamask", "--local_rank=0", "pretrain", "--list-recipes"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "tiny" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["pretrain", "--list-recipes"], ["pretrain"], ["doctor", "--list-recipes"]])
+def test_a_wrong_launch_is_a_message_and_not_a_traceback(arguments: list[str]) -> None:
+    environment = os.environ | {"RANK": "x", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}
+    command = [sys.executable, "-m", "megamask", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.split()[3] for line in done.stderr.splitlines()] == ["RANK", "MASTER_PORT"]

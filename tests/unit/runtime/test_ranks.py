@@ -44,6 +44,10 @@ def test_one_process_without_a_launcher(read_environment) -> None:
     assert (ranks.rank(), ranks.world()) == (0, 1)
 
 
+def test_a_world_of_one_needs_no_rank(read_environment) -> None:
+    assert read_environment(WORLD_SIZE="1") == read_environment()
+
+
 def test_torchrun(read_environment) -> None:
     given = {
         "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
@@ -83,7 +87,10 @@ def test_python_in_a_slurm_batch_script_is_one_process(read_environment) -> None
     ("variables", "words"),
     [
         ({"RANK": "x", "WORLD_SIZE": "-1"}, ("RANK must .*'x'", "WORLD_SIZE must .*'-1'")),
-        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, ("MASTER_PORT must .*70000",)),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, ("MASTER_PORT must .* 0 to 65535, .*'70000'",)),
+        ({"RANK": "-1", "MASTER_PORT": "65536"}, ("RANK must .*'-1'", "MASTER_PORT must .*'65536'")),
+        ({"WORLD_SIZE": "2"}, ("WORLD_SIZE is '2', but RANK, .* is not set",)),
+        ({"WORLD_SIZE": "two", "LOCAL_RANK": "0"}, ("WORLD_SIZE is 'two', but RANK, .* is not set",)),
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, ("SLURM_LOCALID, SLURM_NTASKS, .* not set",)),
         (SLURM | {"SLURM_JOB_ID": "a"}, ("MASTER_PORT must .*'a'",)),
         (SLURM | {"SLURM_NTASKS": ""}, ("WORLD_SIZE must .*''",)),
