@@ -197,7 +197,7 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
     rows += [(name, *(in_gb(column[name]) for column in with_and_without)) for name in with_and_without[0]]
     rows.append(("sum", *(in_gb(math.fsum(column.values())) for column in with_and_without)))
     lines += indented(table(rows))
-    lines.append(f"  the start, when every rank builds the whole model, needs {in_gb(step_memory.start(plan, given))}")
+    lines.append(f"  the start, which makes one tensor after the other, needs {in_gb(step_memory.start(plan, given))}")
     if before := step_memory.entropy_pass(plan, given):
         lines.append(f"  the pass that finds entropies needs {in_gb(before)} before a step, at another time")
     if given.files:

@@ -173,22 +173,15 @@ def _packs_of_layers(plan: PlannedMemory) -> list[PackSize]:
 
 
 def peak(plan: PlannedMemory, place: Placement, checkpointing: bool) -> float:
-    """The most bytes on one device: in a training step or, of a model that many ranks share, at the start."""
+    """The most bytes on one device: in a training step or, with a large token table, at the start."""
     return max(math.fsum(device_lines(plan, place, checkpointing).values()), start(plan, place))
 
 
 def start(plan: PlannedMemory, place: Placement) -> float:
-    """Bytes on one device while the engine is built: every rank builds the whole model in fp32.
-
-    A GPU gets it whole, before DeepSpeed rounds it and keeps a part. On a CPU, its weights in fp32 are kept beside the
-    state until masters are exact.
-    """
-    whole = 4.0 * plan.size.weights
-    if plan.gpu:
-        return whole
+    """Bytes on one device while the engine is built: its state, and one tensor as a value and as a parameter."""
     state = state_memory_of(plan, place).device
     built = math.fsum(value for name, value in state.items() if name != "gradients" or place.stage == 3)
-    return memory.LIBRARIES + built + (whole if place.bits16 else 0.0)
+    return built + 8.0 * plan.size.largest + (0.0 if plan.gpu else memory.LIBRARIES)
 
 
 def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> Lines:
@@ -263,8 +256,8 @@ def host_peaks(plan: PlannedMemory, place: Placement) -> Lines:
     window = min(copy, WINDOW + 4.0 * plan.size.largest)
     background = plan.config.checkpoint.background
     return {
-        # the whole model in fp32
-        "start": steady + (4.0 * weights if plan.gpu or place.bits16 else 0.0),
+        # the value of one tensor
+        "start": steady + (4.0 * plan.size.largest if plan.gpu else 0.0),
         "training": steady + (copy if background else 0.0),
         "save": steady + (copy if background else window),
     }

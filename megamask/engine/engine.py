@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine.ds_file import complete_ds_config, precision, zero_stage
 from megamask.engine.full_tensors import FullTensors
+from megamask.engine.meta_weights import FirstValue, materialise
 from megamask.engine.optimizer import OptimizerConfig, build_optimizer
 from megamask.engine.replicas import check_replicas
 from megamask.engine.stopwatch import Stopwatch
@@ -53,8 +54,20 @@ class Measured:
 class Engine:
     """An objective under DeepSpeed. Every method is collective: all ranks call it alike."""
 
-    def __init__(self, objective: nn.Module, config: OptimizerConfig, ds: dict[str, Any], *, packs_per_step: int):
-        """``ds`` is the content of a DeepSpeed file."""
+    def __init__(
+        self,
+        objective: nn.Module,
+        config: OptimizerConfig,
+        ds: dict[str, Any],
+        *,
+        packs_per_step: int,
+        first_value: FirstValue | None = None,
+    ):
+        """``ds`` is the content of a DeepSpeed file.
+
+        An ``objective`` on the device ``meta`` gets its weights from ``first_value``, one at a time; any other
+        has its weights.
+        """
         choose_accelerator()
         import deepspeed
 
@@ -70,20 +83,27 @@ class Engine:
         self._forward = Stopwatch(ranks.device())
         names = {name for name, _ in objective.named_parameters()}
         num_weights = sum(parameter.numel() for parameter in objective.parameters())
-        start = {}
-        if self.precision == "bf16" or "data_types" in ds:
-            # DeepSpeed rounds weights into new memory and makes its fp32 masters from that; these keep ours
-            start = {name: parameter.detach() for name, parameter in objective.named_parameters()}
+        ds_config = complete_ds_config(ds, config, self.accumulate, packs_per_step, num_weights)
+        # DeepSpeed rounds weights into new memory and makes its fp32 masters from that; then they are set once more
+        rounds = self.precision == "bf16" or "data_types" in ds
+        if first_value is None:
+            start = {name: parameter.detach() for name, parameter in objective.named_parameters()} if rounds else {}
+            first_value = start.pop
+            objective.to(ranks.device())
+        else:
+            dtype = torch.bfloat16 if ds.get("bf16", {}).get("enabled") else torch.float32
+            materialise(objective, first_value, ds_config, dtype, ranks.device())
         self._engine = deepspeed.initialize(
-            model=objective.to(ranks.device()),
+            model=objective,
             optimizer=build_optimizer(objective, config),
-            config=complete_ds_config(ds, config, self.accumulate, packs_per_step, num_weights),
+            config=ds_config,
             dist_init_required=False,
         )[0]
         self._parameters = {name: p for name, p in self._engine.module.named_parameters() if name in names}
         private_api.share_memory(self._engine.optimizer, self.stage)
         self._tensors = FullTensors(self._engine.optimizer, self.stage, config.kind, self._parameters)
-        self.restore(lambda name: start.pop(name.removeprefix("weights/"), None), steps=0)
+        own = {f"weights/{name}": name for name in names if rounds}
+        self.restore(lambda name: first_value(own[name]) if name in own else None, steps=0)
 
     def set_packs_per_step(self, packs: int) -> None:
         """Set how many packs, over all ranks, the next steps have; between two steps, which moves nothing."""

@@ -22,7 +22,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        decayed = parameter.ndim >= 2
+        decayed = len(private_api.full_shape(parameter)) >= 2
         muon = config.kind == "muon" and decayed and ".layers." in name
         setattr(parameter, "use_muon", muon)  # noqa: B010  DeepSpeed's ZeRO reads it
         groups.setdefault((muon, decayed), []).append(parameter)

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megamask.batch import Layout
 from megamask.model.attention import QueryKeyLayout, attend
+from megamask.model.initialisation import initialise, scale_initial
 from megamask.model.shape import EncoderShape, ModelConfig
 from megamask.model.sums import LayerNorm, Table
 from megamask.runtime import private_api
@@ -55,12 +56,11 @@ class LayerStack(nn.Module):
         if shape.preset == "modern":
             self._scale_outputs()
 
-    @torch.no_grad()
     def _scale_outputs(self) -> None:
         # what each layer adds is scaled so that the sum keeps its size with depth, as in Megatron-LM and ModernBERT
         for name, parameter in self.named_parameters():
             if name.endswith(("attention_out.weight", "mlp_out.weight")):
-                parameter.mul_(1 / math.sqrt(2 * self.shape.num_layers))
+                scale_initial(parameter, 1 / math.sqrt(2 * self.shape.num_layers))
 
     def run(
         self,
@@ -290,16 +290,6 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     one.addcmul_(second, sin, value=-sign)
     other.addcmul_(first, sin, value=sign)
     return turned
-
-
-@torch.no_grad()
-def initialise(module: nn.Module, std: float) -> None:
-    """Tables and matrices from a normal distribution truncated at two ``std``, as in BERT's code; biases 0, norms 1."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
-        if isinstance(part, nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
 
 
 @functools.cache

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from megamask.batch import Measure, SoftTargets
 from megamask.model.cross_entropy_and_kl import Scores, chunked_cross_entropy
-from megamask.model.encoder import Encoder, gelu_of, initialise, norm
+from megamask.model.encoder import Encoder, gelu_of, norm
+from megamask.model.initialisation import initialise
 from megamask.model.shape import ModelConfig
 
 

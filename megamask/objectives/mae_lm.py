@@ -22,8 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch
-from megamask.model.encoder import Encoder, LayerStack, initialise, norm
+from megamask.model.encoder import Encoder, LayerStack, norm
 from megamask.model.head import MaskedLMHead
+from megamask.model.initialisation import initialise
 from megamask.model.shape import EncoderShape
 from megamask.model.sums import Table
 from megamask.objectives.mlm import MLM

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megamask.batch import MaskPlan, PackedBatch
 from megamask.model.encoder import Encoder
+from megamask.model.initialisation import initialise
 from megamask.model.shape import EncoderShape
 from megamask.model.sums import Table
 
@@ -23,7 +24,7 @@ class MaskVector(nn.Module):
     def __init__(self, shape: EncoderShape, std: float):
         super().__init__()
         self.table = Table(1, shape.table_width)
-        nn.init.trunc_normal_(self.table.weight, std=std, a=-2 * std, b=2 * std)
+        initialise(self, std)
 
     def forward(self, plan: MaskPlan) -> Float[Tensor, "1 E"]:
         # a copy, which outlives this call: ZeRO-3 frees the parameter itself after it

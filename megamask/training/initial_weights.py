@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from megamask.batch import TokenIds
 from megamask.checkpoint.format import find_checkpoint, read_weights
@@ -16,6 +17,7 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import ConfigError, must, raise_all
 from megamask.hf.layer_subset import pick_layers
 from megamask.hf.weights import read_hf_tensors as read_safetensors
+from megamask.model.initialisation import initial_value
 from megamask.model.shape import EncoderShape
 
 
@@ -60,3 +62,20 @@ def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> t
         problems.append(must("packs.length", rule, longest_sequence(config)))
     raise_all(ConfigError, problems)
     return shape, weights
+
+
+def first_values(
+    objective: nn.Module, weights: Mapping[str, Tensor], seed: int, *, restored: bool
+) -> Callable[[str], Tensor | None]:
+    """The first value of each weight of an ``objective`` by its name: of ``weights``, or drawn from ``seed``.
+
+    None for all of them if they are ``restored`` from a checkpoint later.
+    """
+    parameters = dict(objective.named_parameters())
+
+    def first_value(name: str) -> Tensor | None:
+        if restored:
+            return None
+        return weights[name] if name in weights else initial_value(name, parameters[name], seed)
+
+    return first_value

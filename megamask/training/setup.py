@@ -41,7 +41,7 @@ from megamask.training.entropy_sources import build_entropy_sources
 from megamask.training.export import write_description
 from megamask.training.flop_counter import FlopCounter, teacher_flops
 from megamask.training.flops import PackFlops
-from megamask.training.initial_weights import initial_weights
+from megamask.training.initial_weights import first_values, initial_weights
 from megamask.training.plateau import PlateauAlarm
 from megamask.training.progress import Progress
 from megamask.training.run_text import RunText
@@ -56,12 +56,13 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
     ids = text.packs.token_ids
     torch.manual_seed(config.seed)
     shape, weights = initial_weights(config, ids, text.train.folder / TOKENIZER)
-    encoder = Encoder(shape, config.model)
-    objective = objectives.build_objective(
-        config.objective, encoder, MaskedLMHead(encoder, config.model), config.entropy.measure
-    )
-    if weights:
-        objectives.load_objective_weights(objective, weights)
+    with torch.device("meta"):
+        encoder = Encoder(shape, config.model)
+        objective = objectives.build_objective(
+            config.objective, encoder, MaskedLMHead(encoder, config.model), config.entropy.measure
+        )
+        if weights:
+            objectives.load_objective_weights(objective, weights)  # compares names and shapes
     # a weight and two moments, 4 bytes each
     resume.check_space(config.output, 12 * sum(p.numel() for p in objective.parameters()))
     ranks.on_rank_zero(lambda: write_description(start.run, encoder.shape, text.train))
@@ -69,7 +70,13 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
     teacher = load_teacher(config, text, encoder.shape) if config.teacher.path is not None else None
     stored = open_stored_targets(config, text) if config.distill.stored else None
     tags = pos_tagger.tag_names(text.train) if config.masking.score == "part_of_speech" else ()
-    engine = Engine(objective, config.optimizer, ds, packs_per_step=config.packs.per_step)
+    engine = Engine(
+        objective,
+        config.optimizer,
+        ds,
+        packs_per_step=config.packs.per_step,
+        first_value=first_values(objective, weights, config.seed, restored=start.checkpoint is not None),
+    )
     state = states.read_train_state(start.checkpoint) if start.checkpoint else states.TrainState(0)
     loader = Loader(text.packs, ranks.device())
     trainer = Trainer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from megamask.batch import MaskPlan
@@ -104,22 +106,29 @@ def run(
     learns: str = "mlm",
     sizes: list[int] | None = None,
 ) -> dict:
-    """20 steps in one go; then 10, a restore into a fresh engine, and 10 more; whether all that is kept is the same."""
+    """20 steps in one go; then 10, a restore into a fresh engine, and 10 more; whether all that is kept is the same.
 
-    def engine() -> Engine:
-        return Engine(objective(preset, dropout, learns), optimizer(kind, clip), ds, packs_per_step=PACKS)
+    The second and third engine get their weights one by one; the third gets zeros, before the restore.
+    """
 
-    whole = engine()
+    def engine(first_value: Callable[[str], torch.Tensor | None]) -> Engine:
+        with torch.device("meta"):
+            model = objective(preset, dropout, learns)
+        return Engine(model, optimizer(kind, clip), ds, packs_per_step=PACKS, first_value=first_value)
+
+    model = objective(preset, dropout, learns)
+    values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    whole = Engine(model, optimizer(kind, clip), ds, packs_per_step=PACKS)
     losses = train(whole, 0, STEPS, sizes)
     weights = kept(whole)
     clean = entropy(whole)
     whole.close()
 
-    first = engine()
+    first = engine(values.get)
     halves = train(first, 0, STEPS // 2, sizes)
     state, steps = kept(first), first.steps
     first.close()
-    second = engine()
+    second = engine(lambda name: None)
     second.restore(state.get, steps=steps)
     halves += train(second, STEPS // 2, STEPS, sizes)
     again = kept(second)

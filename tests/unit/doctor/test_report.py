@@ -224,13 +224,15 @@ def test_the_largest_pack_fits_and_the_next_does_not(text: Path, tmp_path: Path)
     assert step_memory.largest_pack(plan, plan.place, False, 0.0) == 0
 
 
-def test_a_model_that_many_ranks_share_needs_the_most_at_the_start(text: Path, tmp_path: Path) -> None:
-    """Every rank builds the whole model, however small its share is."""
+def test_the_start_needs_the_share_of_a_rank_and_one_tensor(text: Path, tmp_path: Path) -> None:
     plan = memory_of(text, tmp_path / "run", "--gpus", "4")
-    starts = [step_memory.start(plan, replace(plan.place, stage=3, ranks=ranks)) for ranks in (4, 400)]
-    assert starts == [4.0 * plan.size.weights] * 2
-    huge = replace(plan, size=replace(plan.size, weights=10**12))
-    assert step_memory.peak(huge, replace(plan.place, stage=3, ranks=4000), True) == 4e12
+    one_tensor = 8.0 * plan.size.largest  # its value and the parameter, in fp32
+    for ranks in (4, 400):
+        place = replace(plan.place, stage=3, ranks=ranks)
+        built = sum(step_memory.state_memory_of(plan, place).device.values())
+        assert step_memory.start(plan, place) == pytest.approx(built + one_tensor)
+    table = replace(plan, size=replace(plan.size, largest=10**12))
+    assert step_memory.peak(table, plan.place, True) >= 8e12
 
 
 def test_copies_for_the_optimizer_take_what_the_backward_pass_freed_on_a_gpu(text: Path, tmp_path: Path) -> None:
