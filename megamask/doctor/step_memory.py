@@ -221,13 +221,22 @@ def _teacher_bytes(plan: PlannedMemory, teacher: TeacherSize) -> float:
     distill, packs, place = plan.config.distill, plan.config.packs, teacher.place
     weights = float(teacher.size.weights * teacher.bytes)
     if place is not None:
-        # the output matrix is whole on every rank
         gathered = math.fsum(memory.gathered_weights(teacher.size, place).values())
-        weights = weights / place.ranks + plan.shape.vocab_size * teacher.width * teacher.bytes + gathered
+        share = 0.0 if plan.gpu and place.offload_weights else weights / place.ranks
+        # the output matrix is whole on every rank
+        weights = share + plan.shape.vocab_size * teacher.width * teacher.bytes + gathered
     if not distill.active or distill.stored is not None:
         return weights
     rows = packs.tokens if distill.positions == "all" else most_phase_targets(plan.config)
     return weights + rows * teacher.width * teacher.bytes * plan.packs_per_rank
+
+
+def _teacher_on_host(plan: PlannedMemory) -> float:
+    """Bytes of a rank's share of a teacher that is offloaded from a GPU to its host; 0 if it is not."""
+    teacher = plan.teacher
+    if not plan.gpu or teacher is None or teacher.place is None or not teacher.place.offload_weights:
+        return 0.0
+    return teacher.size.weights * teacher.bytes / teacher.place.ranks
 
 
 def entropy_pass(plan: PlannedMemory, place: Placement) -> float:
@@ -250,7 +259,7 @@ def host_peaks(plan: PlannedMemory, place: Placement) -> Lines:
     On a CPU the state is counted as the device's, so these are what comes to it.
     """
     weights = plan.size.weights
-    steady = sum(state_memory_of(plan, place).host.values())
+    steady = sum(state_memory_of(plan, place).host.values()) + _teacher_on_host(plan)
     moments = 8.0 * (weights - plan.size.muon) + 4.0 * plan.size.muon
     copy = (4.0 * weights + moments) / min(place.ranks, MAX_WRITERS)
     window = min(copy, WINDOW + 4.0 * plan.size.largest)

@@ -265,6 +265,21 @@ def test_a_partitioned_teacher_counts_its_part_and_what_a_pass_gathers(text: Pat
     assert needed == [4e9, 1e9 + table + 2 * 4e6, 1e9 + table + 4e9 + 4e6]
 
 
+def test_an_offloaded_teacher_is_memory_of_the_host_on_gpus_only(text: Path, tmp_path: Path) -> None:
+    flags = ("--distill.weight.start", "0.5", "--teacher.path", "x", "--teacher.deepspeed", "teacher_shard")
+    for gpus, moved in (((), False), (("--gpus", "4"), True)):
+        plan = memory_of(text, tmp_path / "run", *gpus)
+        config = command(text, tmp_path / "run", *gpus, *flags).run
+        placed = replace(plan.place, stage=3, ranks=4, offload_weights=False)
+        teacher = step_memory.TeacherSize(plan.size, 128, 4, placed)
+        shard = replace(plan, config=config, teacher=teacher)
+        offloaded = replace(shard, teacher=replace(teacher, place=replace(placed, offload_weights=True)))
+        device = [step_memory.device_lines(one, plan.place, False)["teacher"] for one in (shard, offloaded)]
+        host = [step_memory.host_peaks(one, plan.place)["training"] for one in (shard, offloaded)]
+        share = plan.size.weights * 4 / 4 if moved else 0.0
+        assert device[0] - device[1] == pytest.approx(share) and host[1] - host[0] == pytest.approx(share)
+
+
 def test_a_save_in_the_background_keeps_its_copy_while_the_run_trains(text: Path, tmp_path: Path) -> None:
     words = ("--steps", "10", "--checkpoint.every", "5")
     at_once = memory_of(text, tmp_path / "run", *words)
