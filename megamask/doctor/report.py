@@ -23,7 +23,7 @@ from megamask.doctor.nodes import ask_nodes, node_facts, node_problems
 from megamask.doctor.run_time import disk_problems, predict_disk, predict_time
 from megamask.doctor.settings import DoctorCommand, parse_memory
 from megamask.doctor.step_memory import PlannedMemory, TeacherSize
-from megamask.doctor.tables import duration, in_gb, indented, table
+from megamask.doctor.tables import duration, in_gb, indented, readable_number, table
 from megamask.doctor.this_machine import check_port, machine_facts, port_facts, port_problems
 from megamask.engine import ds_file
 from megamask.engine.optimizer import parameter_groups
@@ -288,7 +288,7 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
     if time is None:
         lines.append("time: not known. Give `tokens_per_second` or `probe`, which measures it, or `peak_flops`.")
     else:
-        lines.append(f"rate: {time.rate:,.0f} tokens/s, {time.source}")
+        lines.append(f"rate: {readable_number(time.rate)} tokens/s, {time.source}")
         lines.append(f"time: {duration(time.seconds)}, without validation and checkpoints")
         if time.jobs is not None:
             lines.append(f"jobs of {machine.job_time}: {time.jobs:,}, one after the other")

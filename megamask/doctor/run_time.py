@@ -10,6 +10,7 @@ from megamask.config.phases import run_tokens
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.time_budget import parse_duration
 from megamask.doctor.settings import MachineConfig
+from megamask.doctor.tables import LONGEST
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class RunTime:
     source: str
     seconds: float
     jobs: int | None = None
-    """Jobs that the run needs, one after the other; None without a time limit."""
+    """Jobs that the run needs, one after the other; None without a time limit, or after more than `LONGEST` seconds."""
 
 
 def predict_time(
@@ -47,9 +48,9 @@ def predict_time(
     else:
         return None
     budget = config.time_budget and parse_duration(config.time_budget)
-    seconds = budget or tokens / rate
+    seconds = budget or (tokens / rate if rate else math.inf)  # a tiny peak gives a rate of 0
     limit = machine.job_time and parse_duration(machine.job_time)
-    return RunTime(rate, source, seconds, math.ceil(seconds / limit) if limit else None)
+    return RunTime(rate, source, seconds, math.ceil(seconds / limit) if limit and seconds <= LONGEST else None)
 
 
 @dataclass(frozen=True)

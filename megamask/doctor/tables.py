@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+YEAR = 365.25 * 86400
+"""Seconds of a year."""
+LONGEST = 10_000 * YEAR
+"""The longest time, in seconds, that a report states as a number."""
+
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows in aligned columns, the first to the left, the others to the right."""
@@ -23,11 +28,18 @@ def indented(lines: Iterable[str]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as days, hours or minutes."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+    """Seconds as years, days, hours or minutes."""
+    if seconds > LONGEST:
+        return "more than 10,000 years"
+    for unit, size in (("years", YEAR), ("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.0f} seconds"
+
+
+def readable_number(value: float) -> str:
+    """A whole number with commas; with three digits and an exponent, where that would be 0 or very long."""
+    return f"{value:,.0f}" if value == 0 or 1 <= value < 1e15 else f"{value:.3g}"
 
 
 def in_gb(count: float) -> str:

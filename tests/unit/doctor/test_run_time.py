@@ -11,6 +11,7 @@ from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.settings import CheckpointConfig
 from megamask.doctor.run_time import disk_problems, predict_disk, predict_time
 from megamask.doctor.settings import MachineConfig, parse_memory
+from megamask.doctor.tables import LONGEST, YEAR, duration, readable_number
 from megamask.errors.setting_rules import settings_problems
 
 CONFIG = PretrainConfig(steps=1000, checkpoint=CheckpointConfig(every=100, keep=3))
@@ -29,6 +30,21 @@ def test_an_assumed_rate_spends_the_share_of_the_peak_of_all_devices() -> None:
     assert time is not None
     assert time.seconds * 0.5 * 1e14 * 8 == pytest.approx(1000 * 1e12)
     assert "assumption" in time.source
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-300, 1e300])
+@pytest.mark.parametrize("name", ["tokens_per_second", "peak_flops"])
+def test_absurd_rates_give_short_lines(name: str, rate: float) -> None:
+    time = predict_time(CONFIG, MachineConfig(**{name: rate}, job_time="1h"), 8, step_flops=1e12)
+    assert time is not None
+    assert len(duration(time.seconds)) < 30 and len(readable_number(time.rate)) < 30 and len(str(time.jobs)) < 30
+    assert (time.jobs is None) == (rate < 1) == (duration(time.seconds) == "more than 10,000 years")
+
+
+def test_a_time_is_in_the_largest_unit_of_which_there_are_two() -> None:
+    for unit, size in (("minutes", 60), ("hours", 3600), ("days", 86400), ("years", YEAR)):
+        assert duration(2 * size) == f"2.0 {unit}" and unit not in duration(1.9 * size)
+    assert duration(LONGEST) == "10,000.0 years"
 
 
 def test_without_a_rate_there_is_no_time() -> None:
