@@ -114,7 +114,7 @@ def conditions(config: BenchConfig, shards: Shards) -> list[str]:
         f"{machine['load']} at the start; {machine['threads']} thread(s)",
         f"- versions: Python {machine['python']}, {versions}",
         f"- text: {shards.folder.name}, {shards.token_ids.size:,} tokens in the vocabulary",
-        f"- model: {config.size}; {config.rows:,} positions a step in sequences of at most {config.length}; "
+        f"- model: {config.size}; {config.pack_tokens:,} positions a step in sequences of at most {config.length}; "
         f"{config.ratio:.0%} masked",
         f"- medians of {config.rounds} rounds of {config.steps} steps, in turn; only text counts as tokens",
     ]

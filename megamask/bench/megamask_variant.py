@@ -57,7 +57,7 @@ def ds_config() -> DsFile:
 
 def megamask_variants(config: BenchConfig, shards: Shards, files: Mapping[Precision, DsFile]) -> list[Variant]:
     """Every preset in the precisions of ``files``, `bert` in bf16 also in plain PyTorch; if set, compiled as well."""
-    packs = PacksConfig(tokens=config.rows, length=config.length, per_step=1)
+    packs = PacksConfig(tokens=config.pack_tokens, length=config.length, per_step=1)
     masking = MaskingConfig(Schedule(start=config.ratio))
     engines: dict[str, DsFile | None] = {str(name): ds for name, ds in files.items()}
     plain: dict[str, DsFile | None] = {"bf16, plain PyTorch": None} if "bf16" in files else {}

@@ -48,7 +48,7 @@ def objective_variants(config: BenchConfig, shards: Shards, ds: DsFile, ratio: f
     """All objectives at one share of masked tokens."""
     model = config.model(config.preset[0], compiled=config.compile)
     plain = PretrainConfig(
-        packs=PacksConfig(tokens=config.rows, length=config.length, per_step=1),
+        packs=PacksConfig(tokens=config.pack_tokens, length=config.length, per_step=1),
         model=model,
         masking=MaskingConfig(Schedule(start=ratio), corruption=Corruption(1.0, 0.0, 0.0)),
         seed=0,

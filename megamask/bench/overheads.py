@@ -52,7 +52,7 @@ def overhead_variants(
     """
     preset = config.preset[0]
     plain = PretrainConfig(
-        packs=PacksConfig(tokens=config.rows, length=config.length, per_step=MASKS_PER_TEXT),
+        packs=PacksConfig(tokens=config.pack_tokens, length=config.length, per_step=MASKS_PER_TEXT),
         model=config.model(preset, compiled=config.compile),
         masking=MaskingConfig(Schedule(start=config.ratio)),
         seed=0,

@@ -38,8 +38,9 @@ class BenchConfig:
     """Precisions to measure, for both. None: fp32, and bf16 if the device multiplies in it."""
     length: Annotated[int, Ge(8)] = 128
     """Longest sequence in tokens."""
-    rows: int = 4096
-    """Tokens of a step, padding included: one pack of megamask, or `rows` / `length` sequences of the Trainer."""
+    pack_tokens: int = 4096
+    """Tokens of a pack, padding included. A step is one pack, or `pack_tokens` / `length` sequences of the Trainer;
+    of `overheads`, four packs."""
     ratio: ShareInside = 0.15
     """Share of the tokens that are masked."""
     dropout: ShareBelowOne | None = None
@@ -59,8 +60,8 @@ class BenchConfig:
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
-        if self.length >= 8 and (self.rows < self.length or self.rows % self.length):
-            return [must("rows", f"be a multiple of `length` ({self.length})", self.rows)]
+        if self.length >= 8 and (self.pack_tokens < self.length or self.pack_tokens % self.length):
+            return [must("pack_tokens", f"be a multiple of `length` ({self.length})", self.pack_tokens)]
         return []
 
     def model(self, preset: Literal["bert", "modern"], *, compiled: bool = False) -> ModelConfig:

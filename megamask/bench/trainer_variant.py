@@ -40,7 +40,7 @@ def trainer_variants(
     config: BenchConfig, shards: Shards, texts: Iterable[np.ndarray], precisions: Sequence[Precision]
 ) -> list[Variant]:
     """Both forms of input in each of ``precisions``; ``texts`` are those to pad."""
-    batch_size, ids = config.rows // config.length, shards.token_ids
+    batch_size, ids = config.pack_tokens // config.length, shards.token_ids
     count = config.needed * batch_size
     examples = {
         "concatenated": _examples(concatenated(bench_documents(shards), ids, config.length), ids, count),

@@ -73,7 +73,7 @@ LINES: dict[str, Callable[[Place], list[object]]] = {
     "evaluate": _frozen,
     "bench": lambda at: [
         *["--data", at.data, "--json", at.output, "--preset", "bert", "--precisions", "fp32"],
-        *["--rounds", 1, "--steps", 1, "--length", 32, "--rows", 128],
+        *["--rounds", 1, "--steps", 1, "--length", 32, "--pack-tokens", 128],
     ],
 }  # fmt: skip
 """The arguments of each subcommand, with an output in a folder of its own."""

@@ -16,7 +16,7 @@ from megamask.data.settings import PrepareConfig
 from megamask.runtime.precision import device_support
 
 ROOT = Path(__file__).parent.parent.parent
-ROWS, STEPS, ROUNDS = 128, 2, 3
+PACK_TOKENS, STEPS, ROUNDS = 128, 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def measured(tmp_path_factory) -> tuple[list[str], dict]:
     raw.write_text("".join(json.dumps({"text": one}) + "\n" for one in local_text.collect_local_text(60_000)))
     data = prepare(PrepareConfig((str(raw),), folder / "shards", vocab_size=600, valid_share=0.2, workers=1))
     command = [sys.executable, "tools/bench.py", "--data", data, "--text", raw, "--json", folder / "found.json"]
-    sizes = ["--length", "32", "--rows", str(ROWS), "--steps", str(STEPS), "--rounds", str(ROUNDS)]
+    sizes = ["--length", "32", "--pack-tokens", str(PACK_TOKENS), "--steps", str(STEPS), "--rounds", str(ROUNDS)]
     done = subprocess.run(list(map(str, [*command, *sizes])), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), json.loads((folder / "found.json").read_text())
@@ -50,8 +50,8 @@ def test_rounds_have_the_requested_steps(measured):
     for one in record["variants"]:
         assert len(one["rounds"]) == ROUNDS
         for part in one["rounds"]:
-            assert 0 < part["targets"] < part["tokens"] <= part["rows"] <= STEPS * ROWS
-            assert "padded" in one["name"] or part["rows"] == STEPS * ROWS
+            assert 0 < part["targets"] < part["tokens"] <= part["rows"] <= STEPS * PACK_TOKENS
+            assert "padded" in one["name"] or part["rows"] == STEPS * PACK_TOKENS
             assert part["wall"] > 0 and part["cpu"] > 0
 
 

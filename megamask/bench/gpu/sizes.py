@@ -109,7 +109,7 @@ def bench_config(config: GpuBenchConfig, size: str, *, compiled: bool = False) -
         size=model_size(config, size),
         precisions=("bf16",) if config.size == "full" else ("fp32",),
         length=chosen.length,
-        rows=chosen.compared_pack,
+        pack_tokens=chosen.compared_pack,
         dropout=0.0,
         rounds=chosen.rounds,
         steps=chosen.steps,

@@ -71,7 +71,7 @@ def test_every_line_of_the_table_has_every_column(peak):
     ("wrong", "named"),
     [
         ({"length": 4}, ["length"]),
-        ({"rows": 100}, ["rows"]),
+        ({"pack_tokens": 100}, ["pack_tokens"]),
         ({"rounds": 0, "steps": 0, "threads": 0}, ["rounds", "steps", "threads"]),
         ({"precisions": ()}, ["precisions"]),
         ({"ratio": 1.0, "dropout": 1.0, "peak_flops": 0.0}, ["ratio", "dropout", "peak_flops"]),
