@@ -104,10 +104,12 @@ def short_record(cell: Cell) -> dict[str, Any]:
 def cell_from_record(record: Mapping[str, Any]) -> Cell:
     """The cell of a record as JSON holds it, with NaN where it has null. Raises pydantic's ValidationError."""
     values = dict(record)
+    if "figures" in values:  # older records call the metrics so
+        values.setdefault("metrics", values.pop("figures"))
     for name in _LISTS:
         if isinstance(values.get(name), list):
             values[name] = [math.nan if value is None else value for value in values[name]]
-    for name in ("figures", "scores"):
+    for name in ("metrics", "scores"):
         if isinstance(values.get(name), dict):
             values[name] = {each: math.nan if value is None else value for each, value in values[name].items()}
     return _CELL.validate_python(values)

@@ -66,7 +66,7 @@ def fine_tune(encoder: EncoderFolder, data: TaskData, config: EvaluateConfig, se
         tuning = replace(tuning, learning_rate=max(choice, key=lambda rate: (choice[rate], -rate)))
     outcome = _train_and_predict(encoder, data, replace(config, fine_tuning=tuning), seed)
     tried = {f"held_out_score/{rate:g}": score for rate, score in choice.items()}
-    return replace(outcome, figures={**outcome.figures, **tried})
+    return replace(outcome, metrics={**outcome.metrics, **tried})
 
 
 def held_out_scores(encoder: EncoderFolder, data: TaskData, config: EvaluateConfig) -> dict[float, float]:
@@ -167,7 +167,7 @@ def _train_and_predict(encoder: EncoderFolder, data: TaskData, config: EvaluateC
     model.to(ranks.device())
     bf16 = precision_here("auto", "precision").precision == "bf16"
     batches = grouped_batches(train.lengths, plan, np.random.default_rng(seed + ORDER_SEEDS))
-    figures: dict[str, float] = {
+    metrics: dict[str, float] = {
         "learning_rate": tuning.learning_rate,
         "batch_size": plan.batch_size,
         "updates": plan.updates,
@@ -187,11 +187,11 @@ def _train_and_predict(encoder: EncoderFolder, data: TaskData, config: EvaluateC
     else:
         predictions = _predict(model, test, bf16) * scale + center
     last = model.losses[-max(1, plan.updates // 10) :]
-    figures["final_loss"] = float(torch.stack(last).mean()) if last and not stopped else math.nan
-    figures["train_seconds"] = time.perf_counter() - begin
+    metrics["final_loss"] = float(torch.stack(last).mean()) if last and not stopped else math.nan
+    metrics["train_seconds"] = time.perf_counter() - begin
     scores = compute_scores(data.task, predictions, data.test.labels)
     reason = stopped or collapse_reason(data.task, predictions, data.test.labels, labels)
-    return Outcome(predictions, scores, reason, figures)
+    return Outcome(predictions, scores, reason, metrics)
 
 
 def grouped_batches(lengths: Sequence[int], plan: UpdatePlan, order: np.random.Generator) -> list[list[int]]:

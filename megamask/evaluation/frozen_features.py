@@ -57,14 +57,14 @@ def fit_frozen(encoder: EncoderFolder, data: TaskData, config: EvaluateConfig) -
         for part in (data.train, data.test)
     )
     train_features, test_features = _features(model, train), _features(model, test)
-    figures = {
+    metrics = {
         "max_length": longest,
         "truncated_train": sum(texts.truncated for texts in train),
         "truncated_test": sum(texts.truncated for texts in test),
         "feature_seconds": time.perf_counter() - begin,
     }
     return {
-        pooling: _outcome(data, train_features[pooling], test_features[pooling], figures) for pooling in train_features
+        pooling: _outcome(data, train_features[pooling], test_features[pooling], metrics) for pooling in train_features
     }
 
 
@@ -113,12 +113,12 @@ class _Fit:
         return float(log_loss(labels[known], self.model.predict_proba(inputs[known]), labels=self.model.classes_))
 
 
-def _outcome(data: TaskData, train: np.ndarray, test: np.ndarray, figures: dict[str, float]) -> Outcome:
+def _outcome(data: TaskData, train: np.ndarray, test: np.ndarray, metrics: dict[str, float]) -> Outcome:
     begin, labels = time.perf_counter(), data.train.labels
     if not (np.isfinite(train).all() and np.isfinite(test).all()):
         predictions = np.full(len(test), np.nan)
         scores = compute_scores(data.task, predictions, data.test.labels)
-        return Outcome(predictions, scores, "features of the encoder are NaN or Inf", figures)
+        return Outcome(predictions, scores, "features of the encoder are NaN or Inf", metrics)
     fit, choose = held_out_split(data.task, data.train)
     losses = {
         penalty: _fit(data.task, train[fit], labels[fit], penalty).loss(train[choose], labels[choose])
@@ -132,7 +132,7 @@ def _outcome(data: TaskData, train: np.ndarray, test: np.ndarray, figures: dict[
         predictions,
         compute_scores(data.task, predictions, data.test.labels),
         collapse_reason(data.task, predictions, data.test.labels, labels),
-        figures | chosen | {"fit_seconds": time.perf_counter() - begin},
+        metrics | chosen | {"fit_seconds": time.perf_counter() - begin},
     )
 
 

@@ -131,7 +131,7 @@ def build_cell(
         dict(outcome.scores),
         tuple(float(value) for value in outcome.predictions),
         tuple(float(value) for value in labels),
-        {name: float(value) for name, value in (dict(data.counts) | dict(outcome.figures)).items()},
+        {name: float(value) for name, value in (dict(data.counts) | dict(outcome.metrics)).items()},
         cell_settings(data.task, key, config),
         dict(data.files),
         encoder.weights if encoder and job.method != "reference" else "",

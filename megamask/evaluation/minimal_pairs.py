@@ -46,7 +46,7 @@ def score_pairs(encoder: EncoderFolder, data: TaskData, config: EvaluateConfig) 
     """The accuracy of the masked language model in ``encoder.folder`` on the pairs of ``data.test``, by variant.
 
     With ``config.max_pairs``, the first pairs of each paradigm alone, in their order. `within_word` is left out, and
-    ``figures["without_words"]`` is 1, if the tokenizer does not separate words. Raises CheckpointError for a folder
+    ``metrics["without_words"]`` is 1, if the tokenizer does not separate words. Raises CheckpointError for a folder
     without a complete masked language model or without a mask token, DataError for sentences that it cannot read.
     """
     pairs = first_of_each_group(data.test, config.max_pairs)
@@ -59,13 +59,13 @@ def score_pairs(encoder: EncoderFolder, data: TaskData, config: EvaluateConfig) 
     separated = any(len({word for word in sentence.words if word is not None}) > 1 for sentence in sentences)
     variants = VARIANTS if separated else VARIANTS[:1]
     scores, inputs = _scores(model, pairs, sentences, variants, tokenizer.mask_token_id)
-    figures = {
+    metrics = {
         "tokens": sum(not added for sentence in sentences for added in sentence.added),
         "unknown_tokens": sum(sentence.ids.count(tokenizer.unk_token_id) for sentence in sentences),
         "inputs": inputs,
         "without_words": float(not separated),
     }
-    return {variant: pair_outcome(values, pairs.groups, figures) for variant, values in scores.items()}
+    return {variant: pair_outcome(values, pairs.groups, metrics) for variant, values in scores.items()}
 
 
 def first_of_each_group(examples: Examples, count: int | None) -> Examples:
@@ -80,7 +80,7 @@ def first_of_each_group(examples: Examples, count: int | None) -> Examples:
 
 
 def pair_outcome(
-    scores: Float[np.ndarray, "n 2"], groups: Sequence[str], figures: Mapping[str, float] | None = None
+    scores: Float[np.ndarray, "n 2"], groups: Sequence[str], metrics: Mapping[str, float] | None = None
 ) -> Outcome:
     """The outcome for pairs with ``scores`` of the acceptable and the other sentence; ``groups`` are their paradigms.
 
@@ -101,7 +101,7 @@ def pair_outcome(
         predictions,
         {"pair_accuracy": float(np.mean(list(accuracies.values())))},
         collapsed,
-        {**(figures or {}), **counts, **{f"paradigm/{group}": value for group, value in accuracies.items()}},
+        {**(metrics or {}), **counts, **{f"paradigm/{group}": value for group, value in accuracies.items()}},
     )
 
 

@@ -28,8 +28,9 @@ class Outcome:
     """The value of each metric, as a fraction: accuracy 0.74, correlations in [-1, 1]."""
     collapsed: str = ""
     """Why the run counts as collapsed; empty if it does not."""
-    figures: Mapping[str, float] = field(default_factory=dict)
-    """Counts and measurements: texts that were truncated, updates, the learning rate, the final loss."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Counts and measurements that are not scores: texts that were truncated, updates, the learning rate, the final
+    loss."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Cell:
     """As in `Outcome`."""
     labels: tuple[float, ...]
     """Labels of the same examples, so that a report can resample them; all 1 for pairs and spans."""
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
+    """As in `Outcome`, with the counts of the examples of the task."""
     settings: Mapping[str, Any]
     """Everything that affects the result: hyperparameters, head, lengths."""
     data: Mapping[str, str]

@@ -55,11 +55,12 @@ def fine_tune_spans(encoder: EncoderFolder, data: TaskData, config: EvaluateConf
     if rate is None:
         rate = _choose_learning_rate(encoder, tokenizer, data, config.fine_tuning, length, types)
     model, loss, updates = _train(encoder, train, replace(config.fine_tuning, learning_rate=rate), seed)
-    figures = {**train.figures(), **_figures(test, length), "learning_rate": rate, "updates": updates, "loss": loss}
+    fit = {"learning_rate": rate, "updates": updates, "loss": loss}
+    metrics = {**train.metrics(), **_window_metrics(test, length), **fit}
     if not math.isfinite(loss):
-        return _outcome([""] * len(data.test), data.test, figures, "The loss became NaN or Inf.")
+        return _outcome([""] * len(data.test), data.test, metrics, "The loss became NaN or Inf.")
     return _outcome(
-        predicted_answers(test, data.test, window_logits(model.encoder, test, model.weights())), data.test, figures
+        predicted_answers(test, data.test, window_logits(model.encoder, test, model.weights())), data.test, metrics
     )
 
 
@@ -76,10 +77,10 @@ def frozen_spans(encoder: EncoderFolder, data: TaskData, config: EvaluateConfig)
     test = make_windows(tokenizer, data.test, length, token_types=types)
     features = SpanFeatures.of(model, train.windows, train.tokens)
     layer, fit = fit_span_layer(features, _held_out(data.train)[train.windows.example])
-    figures = {**train.figures(), **_figures(test, length), **fit}
+    metrics = {**train.metrics(), **_window_metrics(test, length), **fit}
     if not np.isfinite(layer).all():
-        return _outcome([""] * len(data.test), data.test, figures, "The features are NaN or Inf.")
-    return _outcome(predicted_answers(test, data.test, window_logits(model, test, layer)), data.test, figures)
+        return _outcome([""] * len(data.test), data.test, metrics, "The features are NaN or Inf.")
+    return _outcome(predicted_answers(test, data.test, window_logits(model, test, layer)), data.test, metrics)
 
 
 # ---- training data and scores
@@ -98,7 +99,7 @@ class _Training:
         windows = make_windows(tokenizer, examples, length, token_types=types)
         return cls(windows, answer_tokens(windows, [answers[0] for answers in examples.answers]), len(examples))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What was counted; an answer in no window is longer than the overlap of two."""
         answered = self.tokens[:, 1] > 0
         return {
@@ -109,7 +110,7 @@ class _Training:
         }
 
 
-def _figures(test: Windows, length: int) -> dict[str, float]:
+def _window_metrics(test: Windows, length: int) -> dict[str, float]:
     return {
         "max_length": length,
         "overlap": test.overlap,
@@ -118,14 +119,14 @@ def _figures(test: Windows, length: int) -> dict[str, float]:
     }
 
 
-def _outcome(answers: Sequence[str], examples: Examples, figures: dict[str, float], collapsed: str = "") -> Outcome:
+def _outcome(answers: Sequence[str], examples: Examples, metrics: dict[str, float], collapsed: str = "") -> Outcome:
     right = [[answer.text for answer in each] for each in examples.answers]
     pairs = list(zip(answers, right, strict=True))
     f1 = np.array([answer_f1(*pair) for pair in pairs])
     scores = {"exact_match": float(np.mean([exact_match(*pair) for pair in pairs])), "span_f1": float(f1.mean())}
     if not collapsed and not f1.any():
         collapsed = "No predicted answer shares a word with a right one."
-    return Outcome(f1, scores, collapsed, figures)
+    return Outcome(f1, scores, collapsed, metrics)
 
 
 def _held_out(examples: Examples) -> Bool[np.ndarray, " n"]:

@@ -87,7 +87,7 @@ class SpanFeatures:
 def fit_span_layer(
     features: SpanFeatures, held_out: Bool[np.ndarray, " w"]
 ) -> tuple[Float[np.ndarray, "D 2"], dict[str, float]]:
-    """The layer for states as they are, and figures: the penalty with the least loss on windows that are held out."""
+    """The layer for states as they are, and metrics: the penalty with the least loss on windows that are held out."""
     # a constant per feature does not change a softmax over tokens, so features are scaled and not centred
     with np.errstate(invalid="ignore"):
         scale = np.asarray(features.states.std(0, dtype=np.float64)).clip(1e-6)[:, None]
@@ -115,5 +115,5 @@ def fit_span_layer(
         losses[penalty] = float(features.losses(weights / scale)[0][held_out].mean())
     penalty = min(losses, key=losses.__getitem__)
     weights, converged = fit(np.ones(len(held_out), bool), penalty, fitted[penalty])
-    figures = {"penalty": penalty, "held_out_loss": losses[penalty], "converged": converged}
-    return weights / scale, figures
+    metrics = {"penalty": penalty, "held_out_loss": losses[penalty], "converged": converged}
+    return weights / scale, metrics

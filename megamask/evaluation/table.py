@@ -39,7 +39,7 @@ def comparability_note(cells: Sequence[Cell]) -> str:
     if not local:
         return ""
     sizes = ", ".join(
-        f"{TASKS[name].title} {int(cell.figures.get('train_examples', 0)):,} / {len(cell.predictions):,}"
+        f"{TASKS[name].title} {int(cell.metrics.get('train_examples', 0)):,} / {len(cell.predictions):,}"
         for name, cell in sorted(local.items(), key=lambda item: list(TASKS).index(item[0]))
     )
     return (
@@ -58,7 +58,7 @@ def _notes(cells: Sequence[Cell]) -> list[str]:
     if failed:
         notes.append(f"{FAILED} {len(failed)} of {len(cells)} cells failed; the same command tries them again:")
         notes.append("\n".join(f"- {_name(cell)}: {cell.reason}" for cell in failed))
-    overlaps = {cell.key.task: cell.figures.get("test_examples_in_train", 0) for cell in cells if cell.figures}
+    overlaps = {cell.key.task: cell.metrics.get("test_examples_in_train", 0) for cell in cells if cell.metrics}
     shared = ", ".join(f"{TASKS[name].title} {int(count)}" for name, count in sorted(overlaps.items()) if count)
     if shared:
         notes.append(f"Reported examples that are in train too, ignoring case and punctuation: {shared}.")

@@ -108,7 +108,7 @@ NOT_EQUAL = "a score differs from that of its stored predictions, so only seeds 
 
 
 def _units_of(cell: Cell) -> _Units:
-    paradigms = [share for name, share in sorted(cell.figures.items()) if name.startswith(PARADIGM)]
+    paradigms = [share for name, share in sorted(cell.metrics.items()) if name.startswith(PARADIGM)]
     if paradigms:
         return _Units(np.array(paradigms, dtype=float), np.ones(len(paradigms)), ("pair_accuracy",))
     values, labels = np.array(cell.predictions, dtype=float), np.array(cell.labels, dtype=float)

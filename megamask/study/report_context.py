@@ -138,7 +138,7 @@ def sensitivity_section(comparison: StudyComparison) -> Section:
             ]
             by_rate: dict[float, list[float]] = {}
             for cell in of_arm:
-                by_rate.setdefault(cell.figures.get("learning_rate", float("nan")), []).append(100 * (cell.score or 0))
+                by_rate.setdefault(cell.metrics.get("learning_rate", float("nan")), []).append(100 * (cell.score or 0))
             for rate, scores in sorted(by_rate.items()):
                 shown = "unknown" if rate != rate else f"{rate:g}"
                 row = (
@@ -171,7 +171,7 @@ def _held_out_table(results: StudyResults) -> list[ReportTable]:
     tried: dict[tuple[str, str], dict[float, list[float]]] = {}
     for (arm, _, _), cells in results.cells.items():
         for cell in (cell for cell in cells if cell.key.mode == "fine_tuned"):
-            for name, score in cell.figures.items():
+            for name, score in cell.metrics.items():
                 if name.startswith(HELD_OUT):
                     rate = float(name.removeprefix(HELD_OUT))
                     tried.setdefault((arm, cell.key.task), {}).setdefault(rate, []).append(100 * score)

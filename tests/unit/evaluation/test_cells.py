@@ -40,11 +40,23 @@ def test_every_part_of_the_key_has_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_nan_survives_in_a_file_that_is_json(tmp_path: Path) -> None:
-    cell = replace(CELL, predictions=(math.nan, 1.0), figures={"loss": math.inf, "texts": 3.0}, state="collapsed")
+    cell = replace(CELL, predictions=(math.nan, 1.0), metrics={"loss": math.inf, "texts": 3.0}, state="collapsed")
     write_cell(tmp_path, cell)
     assert "NaN" not in cell_path(tmp_path, KEY).read_text()
     back = read_cell(cell_path(tmp_path, KEY))
-    assert math.isnan(back.predictions[0]) and math.isnan(back.figures["loss"]) and back.figures["texts"] == 3
+    assert math.isnan(back.predictions[0]) and math.isnan(back.metrics["loss"]) and back.metrics["texts"] == 3
+
+
+def test_a_record_that_calls_metrics_figures_is_read(tmp_path: Path) -> None:
+    cell = replace(CELL, metrics={"loss": math.nan, "texts": 3.0})
+    write_cell(tmp_path, cell)
+    path = cell_path(tmp_path, KEY)
+    written = path.read_text()
+    assert '"metrics"' in written and '"figures"' not in written
+    path.write_text(written.replace('"metrics"', '"figures"'))
+    old = read_cell(path)
+    assert math.isnan(old.metrics["loss"]) and old.metrics["texts"] == 3
+    assert replace(old, metrics=CELL.metrics) == CELL
 
 
 def test_damaged_cells_are_all_named(tmp_path: Path) -> None:
@@ -73,7 +85,7 @@ def test_results_have_no_lists_of_examples() -> None:
 
 def test_the_table_shows_means_spreads_collapses_and_failures() -> None:
     second = replace(CELL, key=replace(KEY, seed=2), score=0.5, state="collapsed", reason="all predictions are 1")
-    failed = replace(CELL, key=replace(KEY, task="rte"), score=None, state="failed", reason="no memory", figures={})
+    failed = replace(CELL, key=replace(KEY, task="rte"), score=None, state="failed", reason="no memory", metrics={})
     majority = replace(CELL, key=CellKey("reference", "sst2", "reference", 0, "majority"), score=0.5)
     table = results_table([majority, CELL, second, failed])
     assert "| run | fine tuned first | 62.5 ± 17.7 (2)† | ‡ |" in table

@@ -53,7 +53,7 @@ def test_other_families_are_trained(tmp_path: Path, family: str) -> None:
     outcome = fine_tune(
         open_encoder(str(folder), folder), word_task(8, 4, "qqp"), replace(CONFIG, fine_tuning=tuning), 1
     )
-    assert np.isfinite(outcome.predictions).all() and outcome.figures["updates"] == 2
+    assert np.isfinite(outcome.predictions).all() and outcome.metrics["updates"] == 2
 
 
 @pytest.mark.parametrize("name", ["sst2", "stsb"])
@@ -104,7 +104,7 @@ def test_predictions_are_those_of_a_plain_loop(encoder: EncoderFolder, fp32, nam
         outputs = logits(data.test.texts)
     expected = outputs[:, 0] * spread + mean if name == "stsb" else outputs.argmax(1)
     assert_close(torch.from_numpy(outcome.predictions), expected, torch.float32)
-    assert loss.item() == pytest.approx(outcome.figures["final_loss"], rel=1e-3)
+    assert loss.item() == pytest.approx(outcome.metrics["final_loss"], rel=1e-3)
 
 
 def test_equal_seeds_give_equal_results_and_others_do_not(encoder: EncoderFolder) -> None:
@@ -112,7 +112,7 @@ def test_equal_seeds_give_equal_results_and_others_do_not(encoder: EncoderFolder
     first, again, other = (fine_tune(encoder, data, config, seed) for seed in (1, 1, 2))
     assert np.array_equal(first.predictions, again.predictions)
     assert not np.array_equal(first.predictions, other.predictions)
-    assert first.figures["weights_seed"] != first.figures["order_seed"] != other.figures["order_seed"]
+    assert first.metrics["weights_seed"] != first.metrics["order_seed"] != other.metrics["order_seed"]
 
 
 def test_an_epoch_has_every_text_once_in_batches_of_similar_length() -> None:
@@ -173,7 +173,7 @@ def test_the_learning_rate_is_chosen_on_a_tenth_of_the_training_examples(encoder
     for fit, choose, _, _ in runs[:3]:
         assert len(choose) == 10 and sorted(fit + choose) == sorted(data.train.texts)
     assert runs[3][:2] == (data.train.texts, data.test.texts)
-    tried = {name: value for name, value in outcome.figures.items() if name.startswith("held_out_score")}
+    tried = {name: value for name, value in outcome.metrics.items() if name.startswith("held_out_score")}
     assert tried == {"held_out_score/1e-05": 0.7, "held_out_score/0.0001": 0.9, "held_out_score/0.0003": 0.9}
     fine_tune(encoder, replace(data, test=data.train), config, 2)
     assert [run[2:] for run in runs[4:]] == [(1e-4, 2)]  # chosen once for all seeds
@@ -185,8 +185,8 @@ def test_long_texts_are_counted(encoder: EncoderFolder) -> None:
     outcome = fine_tune(
         encoder, replace(data, test=long), replace(CONFIG, fine_tuning=replace(TUNING, min_updates=1)), 1
     )
-    assert (outcome.figures["truncated_train"], outcome.figures["truncated_test"]) == (0, 1)
-    assert outcome.figures["max_length"] == 64
+    assert (outcome.metrics["truncated_train"], outcome.metrics["truncated_test"]) == (0, 1)
+    assert outcome.metrics["max_length"] == 64
 
 
 def test_a_nonfinite_output_predicts_none_of_the_classes(encoder: EncoderFolder) -> None:

@@ -81,8 +81,8 @@ def test_a_long_text_is_truncated_and_counted(encoder: EncoderFolder) -> None:
     assert texts.ids[0] == expected["input_ids"] and texts.types[0] == expected["token_type_ids"]
     data = TaskData(TASKS["sst2"], *(Examples(((short,), (long,)) * 10, np.arange(20) % 2.0) for _ in range(2)))
     outcome = fit_frozen(encoder, data, replace(CONFIG, max_length=16))["first"]
-    assert (outcome.figures["truncated_train"], outcome.figures["max_length"]) == (10, 16)
-    assert fit_frozen(encoder, data, CONFIG)["first"].figures["max_length"] == encoder.max_length == 64
+    assert (outcome.metrics["truncated_train"], outcome.metrics["max_length"]) == (10, 16)
+    assert fit_frozen(encoder, data, CONFIG)["first"].metrics["max_length"] == encoder.max_length == 64
 
 
 def test_batches_hold_every_row_once_within_the_limit() -> None:
@@ -100,14 +100,14 @@ def test_the_linear_model_is_that_of_scikit_learn(encoder: EncoderFolder, name: 
     for pooling, outcome in fit_frozen(encoder, data, CONFIG).items():
         train, test = (features[part][pooling].astype(np.float64) for part in ("train", "test"))
         center, scale = train.mean(0), train.std(0)
-        penalty = outcome.figures["penalty"]
+        penalty = outcome.metrics["penalty"]
         model = Ridge(penalty) if name == "stsb" else LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=10_000)
         expected = model.fit((train - center) / scale, data.train.labels).predict((test - center) / scale)
         if name == "stsb":
             np.testing.assert_allclose(outcome.predictions, expected, rtol=1e-3, atol=1e-3)
         else:
             assert np.mean(outcome.predictions == expected) >= 0.96  # close decisions may differ in fp32
-        assert outcome.figures["converged"] == 1
+        assert outcome.metrics["converged"] == 1
 
 
 @pytest.mark.parametrize("name", ["sst2", "stsb"])
@@ -123,7 +123,7 @@ def test_labels_without_relation_choose_a_strong_penalty(encoder: EncoderFolder)
     labels = np.random.default_rng(3).integers(0, 2, 200).astype(float)
     noise = replace(data, train=replace(data.train, labels=labels))
     learned, random = (fit_frozen(encoder, each, CONFIG)["mean"] for each in (data, noise))
-    assert random.figures["penalty"] > 10 * learned.figures["penalty"] and random.collapsed
+    assert random.metrics["penalty"] > 10 * learned.metrics["penalty"] and random.collapsed
 
 
 def test_the_held_out_tenth_is_fixed_and_in_proportion() -> None:
@@ -149,4 +149,4 @@ def test_features_that_are_not_finite_are_a_collapse(encoder: EncoderFolder, mon
 def test_without_two_classes_to_choose_on_the_penalty_is_one(encoder: EncoderFolder) -> None:
     data = word_task(2, 10)
     data = replace(data, train=replace(data.train, labels=np.array([0.0, 1.0])))
-    assert {outcome.figures["penalty"] for outcome in fit_frozen(encoder, data, CONFIG).values()} == {1.0}
+    assert {outcome.metrics["penalty"] for outcome in fit_frozen(encoder, data, CONFIG).values()} == {1.0}

@@ -48,7 +48,7 @@ def test_accuracy_is_the_mean_over_paradigms_and_a_tie_is_half():
     outcome = pairs.pair_outcome(scores, ("a", "a", "a", "b"))
     assert outcome.predictions.tolist() == [1, 0, 0.5, 1]
     assert outcome.scores == {"pair_accuracy": (0.5 + 1) / 2}
-    assert outcome.figures["paradigm/a"] == 0.5 and outcome.figures["paradigm/b"] == 1 and outcome.figures["ties"] == 1
+    assert outcome.metrics["paradigm/a"] == 0.5 and outcome.metrics["paradigm/b"] == 1 and outcome.metrics["ties"] == 1
     assert not outcome.collapsed
 
 
@@ -72,7 +72,7 @@ def test_a_constant_scorer_gets_half_of_the_pairs(model):
     # as many tokens in both sentences, so that the sums of a constant are equal
     order = [n for n, group in enumerate(GROUPS) if group == "order"]
     outcome = pairs.score_pairs(model, blimp([TEXTS[n] for n in order], ["order"] * 2), EvaluateConfig())["original"]
-    assert outcome.scores == {"pair_accuracy": 0.5} and outcome.figures["ties"] == 2
+    assert outcome.scores == {"pair_accuracy": 0.5} and outcome.metrics["ties"] == 2
     assert "ties" in outcome.collapsed
 
 
@@ -86,7 +86,7 @@ def test_a_scorer_that_counts_words_ties_on_other_orders_of_the_same_words(model
 
     change(model, only_frequencies)
     outcome = pairs.score_pairs(model, blimp(TEXTS, GROUPS), EvaluateConfig())["original"]
-    assert outcome.figures["paradigm/order"] == 0.5 and outcome.figures["ties"] == 2 and not outcome.collapsed
+    assert outcome.metrics["paradigm/order"] == 0.5 and outcome.metrics["ties"] == 2 and not outcome.collapsed
 
 
 def test_the_first_pairs_of_each_paradigm_are_taken(model):
@@ -94,21 +94,21 @@ def test_the_first_pairs_of_each_paradigm_are_taken(model):
     same = pairs.score_pairs(model, blimp(TEXTS[:2], GROUPS[:2]), EvaluateConfig())
     for variant, outcome in some.items():
         np.testing.assert_array_equal(outcome.predictions, same[variant].predictions)
-        assert outcome.figures == same[variant].figures
+        assert outcome.metrics == same[variant].metrics
 
 
 def test_inputs_of_both_sentences_are_shared(model):
     """Where one token differs, its [MASK] input is the same; a pair of equal sentences costs as much as one."""
     texts = [("The lazy dog.", "The lazy dog.")]
     outcome = pairs.score_pairs(model, blimp(texts, ["same"]), EvaluateConfig())["original"]
-    assert outcome.figures["ties"] == 1
-    assert 2 * outcome.figures["inputs"] >= outcome.figures["tokens"] > outcome.figures["inputs"]
+    assert outcome.metrics["ties"] == 1
+    assert 2 * outcome.metrics["inputs"] >= outcome.metrics["tokens"] > outcome.metrics["inputs"]
 
 
 def test_overflow_counts_as_a_tie_and_a_collapse(model):
     change(model, lambda tensors: tensors["cls.predictions.transform.dense.bias"].fill_(3e38))
     outcome = pairs.score_pairs(model, blimp(TEXTS, GROUPS), EvaluateConfig())["original"]
-    assert "NaN or Inf" in outcome.collapsed and outcome.figures["not_finite"] == len(TEXTS)
+    assert "NaN or Inf" in outcome.collapsed and outcome.metrics["not_finite"] == len(TEXTS)
     assert outcome.scores == {"pair_accuracy": 0.5}
 
 

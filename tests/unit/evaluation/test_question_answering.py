@@ -135,7 +135,7 @@ def test_fine_tuning_learns_where_the_answer_is(encoder):
     before = qa.fine_tune_spans(encoder, task(8), EvaluateConfig(fine_tuning=untrained), seed=1)
     assert outcome.scores["span_f1"] > 0.8 > before.scores["span_f1"] and not outcome.collapsed
     assert outcome.scores["span_f1"] == outcome.predictions.mean()
-    assert outcome.figures["updates"] == 60 and outcome.figures["train_answers_in_no_window"] == 0
+    assert outcome.metrics["updates"] == 60 and outcome.metrics["train_answers_in_no_window"] == 0
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(bert):
@@ -149,11 +149,11 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(bert):
 def test_the_learning_rate_does_not_depend_on_the_test_examples(bert):
     recipe = replace(RECIPE, learning_rate=None, learning_rates=(1e-9, 3e-3), min_updates=25)
     data = task(20, 4)
-    figures = [
-        qa.fine_tune_spans(bert, replace(data, test=test), EvaluateConfig(fine_tuning=recipe), seed=1).figures
+    metrics = [
+        qa.fine_tune_spans(bert, replace(data, test=test), EvaluateConfig(fine_tuning=recipe), seed=1).metrics
         for test in (data.test, questions(2, 5))
     ]
-    assert figures[0]["learning_rate"] == figures[1]["learning_rate"] == 3e-3
+    assert metrics[0]["learning_rate"] == metrics[1]["learning_rate"] == 3e-3
 
 
 def test_a_loss_that_is_not_finite_is_a_collapse(bert):

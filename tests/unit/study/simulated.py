@@ -102,20 +102,20 @@ def _labels(task: str, examples: int, rng: np.random.Generator) -> np.ndarray:
 
 def _cell(key: CellKey, chance: float, difficulty: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Cell:
     right = 0.7 * difficulty + 0.3 * rng.random(len(difficulty)) < np.clip(chance, 0.02, 0.98)
-    figures = {"truncated": 0.0}
+    metrics = {"truncated": 0.0}
     if key.mode == "fine_tuned":
         held_out = {f"held_out_score/{rate:g}": chance - 1e3 * abs(rate - 1e-4) for rate in (3e-5, 1e-4, 2e-4)}
-        figures |= {"learning_rate": 1e-4, **held_out}
+        metrics |= {"learning_rate": 1e-4, **held_out}
     if key.task == "blimp":
         predictions = right.astype(float)
         by_paradigm = predictions.reshape(PARADIGMS, -1).mean(1)
-        figures |= {f"paradigm/paradigm_{number}": float(share) for number, share in enumerate(by_paradigm)}
+        metrics |= {f"paradigm/paradigm_{number}": float(share) for number, share in enumerate(by_paradigm)}
     elif TASKS[key.task].kind == "regression":
         predictions = np.where(right, labels + rng.normal(0, 1, len(labels)), rng.uniform(0, 5, len(labels)))
     else:
         classes = len(TASKS[key.task].labels)
         predictions = np.where(right, labels, (labels + rng.integers(1, classes, len(labels))) % classes)
-    return make_cell(key, predictions, labels, figures=figures)
+    return make_cell(key, predictions, labels, metrics=metrics)
 
 
 def make_cell(
@@ -124,7 +124,7 @@ def make_cell(
     labels: np.ndarray,
     state: State = "ok",
     reason: str = "",
-    figures: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> Cell:
     """A cell with the scores of its predictions."""
     ones, metrics = np.ones((len(labels), 1), dtype=np.float32), TASKS[key.task].metrics
@@ -138,7 +138,7 @@ def make_cell(
         scores={} if failed else scores,
         predictions=() if failed else tuple(predictions.tolist()),
         labels=tuple(labels.tolist()),
-        figures=figures or {},
+        metrics=metrics or {},
         settings={},
         data={},
         weights="",

@@ -66,6 +66,12 @@ def cell(mode: str) -> Cell:
     )  # fmt: skip
 
 
+def test_the_recorded_study_is_read() -> None:
+    runs, cells, references = read_results(Path(__file__).parents[3] / "docs" / "studies" / "first.jsonl")
+    assert runs and references and cells and cells.keys() <= runs.keys()
+    assert all(one.metrics for some in (references, *cells.values()) for one in some if one.state != "failed")
+
+
 def test_a_run_is_collected_from_its_log(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
     results = collect_results(plan, runs, tmp_path)
     (run,) = results.runs
