@@ -42,12 +42,14 @@ def collect_results(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -
     """The results of the ``runs`` that have begun, failed ones too. Raises DataError for a damaged file."""
     known_runs, known_cells, known_references = read_results(folder / RESULTS)
     references = {cell.key: cell for cell in known_references}
+    folders = {shards for run in runs for shards in data_folders(run.config.data)}
+    texts = {shards: _text_facts(shards) for shards in folders}
     measured, cells = list[PretrainingRun](), dict[tuple[str, int, str], tuple[Cell, ...]]()
     for run in runs:
         key = (run.arm.name, run.seed, run.budget)
         record = read_record(run)
         if PRETRAIN in record:
-            measured.append(read_run(run, record[PRETRAIN]))
+            measured.append(read_run(run, record[PRETRAIN], texts))
         elif key in known_runs and known_runs[key].settings == run.settings:
             measured.append(known_runs[key])
         computed = tuple(cells_of_run(run))
@@ -71,8 +73,11 @@ def collect_results(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -
     )
 
 
-def read_run(run: PlannedRun, record: CommandRecord) -> PretrainingRun:
-    """What the log of a run says about it."""
+def read_run(run: PlannedRun, record: CommandRecord, texts: Mapping[Path, Mapping[str, str]]) -> PretrainingRun:
+    """What the log of a run says about it, with the facts in ``texts`` about its folders of shards."""
+    provenance = _launch_facts(run)
+    for shards in data_folders(run.config.data):
+        provenance |= texts[shards]
     lines = read_metrics(RunFolder(run.run_folder).logs / "metrics.jsonl")
     steps: dict[int, dict[str, Any]] = {}
     for line in lines:
@@ -100,7 +105,7 @@ def read_run(run: PlannedRun, record: CommandRecord) -> PretrainingRun:
         masks=_means(steps.values()),
         settings=record.settings or run.settings,
         command=shlex.join(["megamask", "pretrain", *run.pretrain_arguments()]),
-        provenance=_launch_facts(run) | _text_facts(run),
+        provenance=provenance,
     )
 
 
@@ -206,15 +211,12 @@ def _launch_facts(run: PlannedRun) -> dict[str, str]:
         return {}
 
 
-def _text_facts(run: PlannedRun) -> dict[str, str]:
-    """How `megamask prepare` made each folder of shards: the input files with their hashes, and the settings."""
-    facts = {}
-    for shards in data_folders(run.config.data):
-        try:
-            content = strict_json.read_json(shards / manifest.NAME)
-            files = [f"{each['name']} (sha256 {each['sha256']})" for each in content["inputs"]]
-            settings = [f"{name}={value}" for name, value in content["settings"].items()]
-            facts[f"text {shards.name}"] = f"{', '.join(files)}; {' '.join(settings)}"
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue
-    return facts
+def _text_facts(shards: Path) -> dict[str, str]:
+    """How `megamask prepare` made a folder of shards: the input files with their hashes, and the settings."""
+    try:
+        content = strict_json.read_json(shards / manifest.NAME)
+        files = [f"{each['name']} (sha256 {each['sha256']})" for each in content["inputs"]]
+        settings = [f"{name}={value}" for name, value in content["settings"].items()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return {f"text {shards.name}": f"{', '.join(files)}; {' '.join(settings)}"}

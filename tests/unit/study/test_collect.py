@@ -6,13 +6,15 @@ import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megamask.data import manifest
 from megamask.errors import DataError
 from megamask.evaluation.cells import write_cell
 from megamask.evaluation.outcome import Cell, CellKey
-from megamask.storage import atomic_write
+from megamask.storage import atomic_write, strict_json
 from megamask.study.collect import collect_results, read_results, write_results
 from megamask.study.jobs import CommandRecord
 from megamask.study.plan import StudyPlan
@@ -101,6 +103,23 @@ def test_a_run_says_how_its_text_was_prepared_and_where_it_ran(
         "text": "abc",
         "text shards": "wiki.txt (sha256 0f); valid_share=0.01",
     }
+
+
+def test_the_manifest_of_a_text_is_read_once(
+    plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in runs:
+        record(run, CommandRecord("finished"))
+    read_json, manifests = strict_json.read_json, list[Path]()
+
+    def count_manifests(path: Path, *limits: int) -> Any:
+        manifests.extend([path] if path.name == manifest.NAME else [])
+        return read_json(path, *limits)
+
+    monkeypatch.setattr(strict_json, "read_json", count_manifests)
+    results = collect_results(plan, runs, tmp_path)
+    assert len(results.runs) == len(runs) > 1 and len(manifests) == 1
+    assert len({run.provenance["text shards"] for run in results.runs}) == 1
 
 
 def test_cells_and_references_are_separated(plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path) -> None:
