@@ -32,8 +32,8 @@ from megamask.storage import atomic_write
 from megamask.storage import workdir as working
 
 UNIT_BYTES = 2**22
-HELD_BYTES = 2**27
-"""Text of unfinished units of all subsets; above it, the largest unit ends early."""
+MAX_WAITING_BYTES = 2**27
+"""Characters in the unfinished units of all subsets; above it, the largest unit ends early."""
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, workers: int, tags: str | None) -> None:
@@ -59,7 +59,7 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, work: Path, work
     with working.processes(workers, _start, work, tags) as pool:
         for number, unit in missing:
             pending.append(pool.submit(_encode_unit, work, number, unit))
-            if len(pending) > 2 * workers:  # limits what is read ahead
+            if len(pending) > 2 * workers:  # limits how many units are in memory
                 pending.popleft().result()
         for future in pending:
             future.result()
@@ -69,16 +69,16 @@ def _units(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """Runs of documents of one subset with about ``UNIT_BYTES`` of text."""
     units: dict[str, list[Document]] = {}
     sizes: Counter[str] = Counter()
-    held = 0
+    waiting = 0
     for document in documents:
         subset = document.subset
         units.setdefault(subset, []).append(document)
         sizes[subset] += len(document.text)
-        held += len(document.text)
-        if held > HELD_BYTES:
+        waiting += len(document.text)
+        if waiting > MAX_WAITING_BYTES:
             subset = max(sizes, key=sizes.__getitem__)
-        if sizes[subset] >= UNIT_BYTES or held > HELD_BYTES:
-            held -= sizes.pop(subset)
+        if sizes[subset] >= UNIT_BYTES or waiting > MAX_WAITING_BYTES:
+            waiting -= sizes.pop(subset)
             yield units.pop(subset)
     yield from units.values()
 
@@ -123,7 +123,7 @@ def _encode_unit(work: Path, number: int, unit: Sequence[Document]) -> None:
         encodings = _encoder.encodings(texts) if needs_encodings else None
         encoded = [np.array(e.ids, np.int64) for e in encodings] if encodings is not None else _encoder.encode(texts)
     except DataError as error:
-        raise _at_fault(unit, error) from None
+        raise _with_place(unit, error) from None
     tags: list[np.ndarray] = []
     if _tags:
         assert encodings is not None
@@ -166,7 +166,7 @@ def _word_sizes(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.bincount(np.diff(np.flatnonzero(starts), append=len(starts)))
 
 
-def _at_fault(unit: Sequence[Document], error: DataError) -> DataError:
+def _with_place(unit: Sequence[Document], error: DataError) -> DataError:
     """The ``error`` of the tokenizer, with the first document and character that it cannot encode."""
     assert _encoder is not None
     for document in unit:

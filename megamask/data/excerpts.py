@@ -19,7 +19,7 @@ _ENDS = re.compile(r"(?<=[.!?।؟])\s+|(?<=[。！？])|\s*\n\s*")  # noqa: RUF
 
 
 @dataclass(frozen=True)
-class Question:
+class FillMaskExample:
     """A sentence in which the mask token replaces one word, and that word."""
 
     sentence: str
@@ -44,20 +44,20 @@ def excerpts(text: Shards, tokenizer: Tokenizer, count: int = 8) -> list[str]:
     return [excerpt for excerpt in dict.fromkeys(decoded) if excerpt]
 
 
-def questions(excerpts: Sequence[str], tokenizer: Tokenizer, count: int = 4) -> list[Question]:
+def fill_mask_examples(excerpts: Sequence[str], tokenizer: Tokenizer, count: int = 4) -> list[FillMaskExample]:
     """A sentence with one masked word from each of the first ``count`` excerpts that have one."""
-    chosen: list[Question] = []
+    chosen: list[FillMaskExample] = []
     for excerpt in excerpts:
         sentences = [sentence.strip() for sentence in _ENDS.split(excerpt) if sentence.strip()]
         beginning = tokenizer.decode(tokenizer.encode([excerpt])[0][:LONG]).strip()
         candidates = [*(sentences[:-1] or sentences), beginning]  # the last sentence may be cut off
-        chosen += [question for sentence in candidates if (question := _mask_word(sentence, tokenizer))][:1]
+        chosen += [example for sentence in candidates if (example := _mask_word(sentence, tokenizer))][:1]
         if len(chosen) == count:
             break
     return chosen
 
 
-def _mask_word(sentence: str, tokenizer: Tokenizer) -> Question | None:
+def _mask_word(sentence: str, tokenizer: Tokenizer) -> FillMaskExample | None:
     """The sentence with one token masked, a whole word if possible; None if its length or content is unsuitable."""
     if any(role.lower() in sentence.lower() for role in tokenizer.roles.values()):
         return None
@@ -71,7 +71,7 @@ def _mask_word(sentence: str, tokenizer: Tokenizer) -> Question | None:
         return None
     begin, end = candidates[len(candidates) // 2]
     begin += len(sentence[begin:end]) - len(sentence[begin:end].lstrip())  # a token may include the space before it
-    return Question(sentence[:begin] + tokenizer.roles["mask"] + sentence[end:], sentence[begin:end])
+    return FillMaskExample(sentence[:begin] + tokenizer.roles["mask"] + sentence[end:], sentence[begin:end])
 
 
 def _is_whole(sentence: str, begin: int, end: int) -> bool:

@@ -72,7 +72,7 @@ def cached_index(shards: Shards, tokens: int, length: int, *, store: bool = True
     return index
 
 
-def _load(folder: Path, text: int, tokens: int, length: int) -> PackIndex:
+def _load(folder: Path, text_tokens: int, tokens: int, length: int) -> PackIndex:
     """The index in ``folder``, after a check of every hash and value. ValueError or OSError if it is not valid."""
     hashes = strict_json.read_json(folder / HASHES)
     arrays = []
@@ -88,7 +88,7 @@ def _load(folder: Path, text: int, tokens: int, length: int) -> PackIndex:
     if not (
         len(starts) == len(sizes) == first[-1] and first[0] == 0 and rising(first, strictly=True)
         and sizes.min() > 0 and sizes.max() <= length - 2
-        and starts.min() >= 0 and (starts <= np.int64(text) - sizes).all() and index.rows.max() <= tokens
+        and starts.min() >= 0 and (starts <= np.int64(text_tokens) - sizes).all() and index.rows.max() <= tokens
         and len(maskable) == len(first) - 1
         and maskable.min() >= 0 and (maskable <= index.rows - 2 * np.diff(first)).all()
     ):  # fmt: skip
@@ -97,7 +97,7 @@ def _load(folder: Path, text: int, tokens: int, length: int) -> PackIndex:
 
 
 def _store(index: PackIndex, folder: Path) -> None:
-    # if the folder cannot be written, the index in memory serves as well
+    # if the folder cannot be written, the run uses the index in memory
     with suppress(OSError), atomic_folder(folder) as temporary:
         hashes = {name: save_array(temporary / f"{name}.npy", getattr(index, name)).sha256 for name in KINDS}
         write_atomic(temporary / HASHES, strict_json.to_json(hashes))
@@ -120,7 +120,7 @@ def make_index(shards: Shards, *, tokens: int, length: int) -> PackIndex:
         in_order = in_order[full[pack[in_order]]]
         kept.append((starts[in_order], sizes[in_order], np.bincount(pack, minlength=len(rows))[full]))
         again = ~full[pack]
-        # pieces that do not fit together in one window will not fit in the next: do not collect them without end
+        # pieces that do not fit together in one window will not fit in the next: keeping all would fill the memory
         over = (starts[again], sizes[again]) if rows[~full].sum() < window_rows / 2 else (starts[:0], sizes[:0])
     starts, sizes, counts = (np.concatenate(column) for column in zip(*kept, strict=True))
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -139,7 +139,7 @@ def _maskable(shards: Shards, length: int) -> tuple[Int64[np.ndarray, " n"], Int
         try:
             free = table[shards.parts[shard][first:end]]  # pieces follow each other without a gap
         except IndexError:
-            raise shards.stray(np.arange(starts[0], starts[-1] + sizes[-1])) from None
+            raise shards.invalid_id_error(np.arange(starts[0], starts[-1] + sizes[-1])) from None
         begins.append(starts)
         counts.append(np.add.reduceat(free, starts - starts[0], dtype=np.int32))
     return np.concatenate(begins), np.concatenate(counts)

@@ -2,8 +2,8 @@
 
 BERT trains 90 % of its steps on sequences of 128 tokens and the rest on 512 (Devlin et al. 2019, appendix A.2). Here a
 pack has the same number of tokens in all phases, so a micro-step costs about the same, and only attention gets longer.
-Each length has packs of its own, in an order of its own, which read the text from the beginning. Phases with one length
-read on where the earlier one ended. The phase of a pack follows from its number alone, by a bisection.
+Each length has its own packs in their own order, which read the text from the beginning. A phase continues where the
+earlier phase with the same length ended. The phase of a pack follows from its number alone, by a bisection.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from torch import Tensor
 from megamask.batch import PackedBatch
 from megamask.data.mixed_sources import TextPacks
 
-AHEAD = 4
+QUEUE_SIZE = 4
+"""Packs that are read before they are requested."""
 
 
 class Loader:
@@ -34,7 +35,7 @@ class Loader:
 
     def batches(self, numbers: Iterable[int]) -> Generator[PackedBatch, None, None]:
         """The packs of ``numbers``, in order. An error in the thread is raised here, at its batch."""
-        ready: queue.Queue = queue.Queue(AHEAD)
+        ready: queue.Queue = queue.Queue(QUEUE_SIZE)
         stop = threading.Event()
         thread = threading.Thread(target=self._read, args=(iter(numbers), ready, stop), name="loader", daemon=True)
         thread.start()

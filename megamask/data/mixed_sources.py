@@ -2,7 +2,7 @@
 
 Costs an array look-up for each pack. Pack n is pack k of one source, where k counts the packs of that source before n
 (`data.mixture`). Each source has its own permutation for each of its epochs, so it begins again when it is exhausted,
-whatever the others do.
+independently of the others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def joined_fingerprint(sources: Sequence[Shards]) -> str:
 
 
 def one_tokenizer_problems(sources: Sequence[Shards]) -> list[str]:
-    """Sentences for sources whose tokenizer is not that of the first. Compares what they do only if a hash differs."""
+    """Sentences for sources whose tokenizer is not that of the first. Compares contents only if a hash differs."""
     first, *others = sources
     problems = []
     for other in others:
@@ -45,7 +45,7 @@ def one_tokenizer_problems(sources: Sequence[Shards]) -> list[str]:
             one, two = first.folder / TOKENIZER, other.folder / TOKENIZER
             problems += tokenizer_differences(one, str(one), two, str(two))
         elif other.token_ids != first.token_ids:
-            problems.append(f"{first.folder} and {other.folder} have other ids of special tokens in their manifests.")
+            problems.append(f"The manifests of {first.folder} and {other.folder} have different ids of special tokens.")
     if not problems:
         return []
     cure = f"Prepare every source with `megamask prepare --tokenizer {first.folder / TOKENIZER}`."
@@ -181,7 +181,7 @@ class MixedPacks:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of each source, rounded to a pack in a block; the mean over the run if shares move."""
+        """The share of each source, rounded to a pack in a block; the mean over the run if shares change."""
         return dict(zip(self.sources, self.shards.shares, strict=True))
 
     def shares_at(self, number: int) -> dict[str, float]:

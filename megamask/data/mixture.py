@@ -1,11 +1,11 @@
-"""Mixtures: which source stands at a number, and how much of each source was read before it, in O(1).
+"""Mixtures: the source of the pack with a number, and how much of each source was read before it, in O(1).
 
 The order repeats after `BLOCK` numbers. A block has a whole number of packs of each source, evenly spaced, so any
 window of `BLOCK` numbers, wherever it begins, has exactly these. Shares are rounded to one pack of a block. The order
 depends on the shares alone; a seed orders the packs inside each source.
 
-Shares that move over a run move in `PHASES` steps: in each phase an order of its own is in use, at the numbers as they
-are, and a table of the counts before each phase gives the index inside a source. So a look-up is still O(1).
+Shares that change over a run change in `PHASES` steps. Each phase has its own order, which the numbers of the run index
+unchanged, and a table of the counts before each phase gives the index inside a source. So a look-up is still O(1).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 BLOCK = 1000
 """Packs after which the order of sources repeats."""
 PHASES = 64
-"""Steps in which shares move over a run."""
+"""Steps in which shares change over a run."""
 
 
 def block_quotas(shares: Sequence[float]) -> Int64[np.ndarray, " S"]:
@@ -58,7 +58,7 @@ class SourceOrder:
         self.quotas = quotas
         sources = np.repeat(np.arange(len(quotas)), quotas)
         first = np.cumsum(quotas) - quotas
-        # pack i of k stands at the middle of the part i of k equal parts
+        # pack i of k is in the middle of part i of k equal parts
         middles = (2 * (np.arange(BLOCK) - first[sources]) + 1) / quotas[sources]
         order = np.lexsort([sources, middles])
         self._sources = sources[order]
@@ -81,14 +81,14 @@ class SourceOrder:
 
 
 class AnnealedOrder:
-    """As `SourceOrder`, with another order in each phase; used alike.
+    """As `SourceOrder`, with another order in each phase; used in the same way.
 
     A window inside a phase has exact shares. An order does not begin again with its phase, so that short phases, too,
     reach the sources with small shares.
     """
 
     def __init__(self, orders: Sequence[SourceOrder], starts: Sequence[int]):
-        """``orders`` of the phases, and the number at which each begins: rising, from 0 on."""
+        """``orders`` of the phases, and the number at which each begins: increasing, from 0."""
         assert starts[0] == 0 and len(orders) == len(starts)
         self._orders, self._starts = tuple(orders), tuple(starts)
         before = np.zeros_like(orders[0].quotas)
@@ -101,10 +101,10 @@ class AnnealedOrder:
 
     @classmethod
     def by_alpha(cls, sizes: Sequence[int], start: float, end: float, total: int) -> AnnealedOrder:
-        """Shares by `smoothed_shares`, whose alpha moves linearly from ``start`` to ``end`` over ``total`` numbers.
+        """Shares by `smoothed_shares`, whose alpha changes linearly from ``start`` to ``end`` over ``total`` numbers.
 
         mmBERT anneals the exponent from 0.7 to 0.5 and 0.3, in three phases with other languages in each (Marone et al.
-        2025); here all sources are in every phase. Numbers from ``total`` on are of the last phase.
+        2025); here all sources are in every phase. Numbers from ``total`` on belong to the last phase.
         """
         shares = [smoothed_shares(sizes, alpha) for alpha in np.linspace(start, end, PHASES).tolist()]
         orders = [SourceOrder(block_quotas(each.tolist())) for each in shares]

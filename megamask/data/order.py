@@ -3,7 +3,7 @@
 A Feistel network is a bijection of 2^(2k) numbers. Applying it until the result is below n makes it a bijection of
 range(n) (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Any place is computed
 directly, and the key is (seed, epoch). The network is applied up to 4 times on average, depending on n, and takes half
-a microsecond. It remembers the results of its rounds, at most 6 x 2^k numbers: 24,576 for 16 million packs. The order
+a microsecond. It caches the results of its rounds, at most 6 x 2^k numbers: 24,576 for 16 million packs. The order
 is well mixed but not cryptographically secure.
 """
 

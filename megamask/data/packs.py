@@ -106,12 +106,13 @@ class Packs:
         pieces = slice(index.first[least], index.first[least + 1])
         sequences, text = pieces.stop - pieces.start, int(index.sizes[pieces].sum())
         free, spare = int(index.maskable[least]), self.tokens - text - 2 * sequences
+        document = self.shards.document(int(index.starts[pieces][self._least_maskable_piece(least)]))
         return (
             f"{self.short:,} of {len(self):,} packs of the split {self.shards.split!r} of {self.shards.folder} have "
-            f"fewer than {self.targets} tokens that can be masked, the number of targets. The least has "
-            f"{free}: it contains {self.shards.document(int(index.starts[pieces][self._poorest(least)]))}, and of its "
-            f"{self.tokens} tokens {text - free} are [UNK] or another special token of the text, {2 * sequences} are "
-            f"[CLS] and [SEP] of {sequences} pieces of documents, {spare} are padding."
+            f"fewer than {self.targets} tokens that can be masked, the number of targets. The pack with the fewest has "
+            f"{free}: it contains {document}, and of its {self.tokens} tokens {text - free} are [UNK] or another "
+            f"special token of the text, {2 * sequences} are [CLS] and [SEP] of {sequences} pieces of documents, "
+            f"{spare} are padding."
         )
 
     def text_of(self, number: int) -> int:
@@ -142,7 +143,7 @@ class Packs:
         try:
             starts_word, maskable = self._starts_word[tokens], self._is_text[tokens]
         except IndexError:
-            raise self.shards.stray(places) from None
+            raise self.shards.invalid_id_error(places) from None
         if self._word_parts is not None:
             starts_word[:used] = self.shards.read(self._word_parts, places)
         starts_word[begins] = starts_word[begins + 1] = starts_word[ends - 1] = True
@@ -186,7 +187,7 @@ class Packs:
         stride = len(self._kept) // self.short
         return int(self._kept[(rank * max(1, stride) + epoch) % len(self._kept)])
 
-    def _poorest(self, pack: int) -> int:
+    def _least_maskable_piece(self, pack: int) -> int:
         """The place in ``pack`` of the piece with the smallest share of tokens that can be masked; for a message."""
         index = self._index
         shares = []
@@ -239,7 +240,7 @@ class Packs:
 
 
 def _shared(table: np.ndarray) -> np.ndarray:
-    """``table``, as one read-only array for all that are equal: the sources of a mixture then share the CPU's cache."""
+    """``table`` as a read-only array, one for all equal tables: so the sources of a mixture share the CPU's cache."""
     return _array(table.dtype.str, table.tobytes())
 
 

@@ -27,10 +27,13 @@ TAG_IDS = {name: number for number, name in enumerate(TAGS, start=1)}
 CONLLU = "conllu"
 """The name for tags that the text itself has."""
 PIECE = 10_000
-"""Maximum number of characters that a pipeline gets at once: some do not accept long texts."""
-AT_ONCE = 16
-"""Batch size of a pipeline. spaCy's default of 1000 would be millions of words with gigabytes of activations."""
-NEEDLESS = ("parser", "ner", "lemmatizer", "trainable_lemmatizer", "entity_linker", "entity_ruler", "textcat", "senter")
+"""Maximum number of characters of a text that a pipeline gets: some do not accept long texts."""
+BATCH_SIZE = 16
+"""Pieces that a pipeline gets at once. The default of spaCy, 1000, would be millions of words and gigabytes of
+activations."""
+UNUSED_COMPONENTS = (
+    "parser", "ner", "lemmatizer", "trainable_lemmatizer", "entity_linker", "entity_ruler", "textcat", "senter",
+)  # fmt: skip
 """Components of pipelines that do not affect tags."""
 PROBE = "The first small words of a text are in this one, and they should have tags."
 # part of the identity of a result: change it with the bytes that are written
@@ -85,7 +88,7 @@ class Tagger:
                 "pip install 'megamask[tags]'."
             ) from None
         try:
-            pipeline = spacy.load(name, exclude=list(NEEDLESS))
+            pipeline = spacy.load(name, exclude=list(UNUSED_COMPONENTS))
         except Exception as error:  # no such pipeline, a corrupt one, one of another version: one message for all
             installed = ", ".join(spacy.util.get_installed_models()) or "none"
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -105,7 +108,7 @@ class Tagger:
     def words(self, texts: Sequence[str]) -> list[TaggedWords]:
         """The words of each text, without those that have no universal tag, such as spaces."""
         pieces = [piece for text in texts for piece in split_text(text)]
-        tagged = iter(zip(pieces, self._pipeline.pipe(pieces, batch_size=AT_ONCE), strict=True))
+        tagged = iter(zip(pieces, self._pipeline.pipe(pieces, batch_size=BATCH_SIZE), strict=True))
         result = []
         for text in texts:
             words, at = [], 0
@@ -127,7 +130,7 @@ def conllu_facts() -> dict[str, Any]:
 
 
 def split_text(text: str) -> Iterator[str]:
-    """Split ``text`` into pieces of at most ``PIECE`` characters, behind the last newline, else the last space."""
+    """Split ``text`` into pieces of at most ``PIECE`` characters, after the last newline, else after the last space."""
     at = 0
     while at < len(text):
         end = at + PIECE

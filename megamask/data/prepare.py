@@ -79,7 +79,7 @@ def prepare(config: PrepareConfig) -> Path:
         "versions": {name: version(name) for name in ("tokenizers", "sentencepiece")} | {"method": METHOD},
     }
     identity = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    if _is_there(config, identity, tags):
+    if _is_prepared(config, identity, tags):
         return config.output
     try:
         partial = config.output.parent / f".{config.output.name}.partial"
@@ -122,7 +122,7 @@ def _tag_facts(config: PrepareConfig, sources: list[InputFile]) -> dict | None:
     return pos_tagger.conllu_facts()
 
 
-def _is_there(config: PrepareConfig, identity: str, tags: dict | None) -> bool:
+def _is_prepared(config: PrepareConfig, identity: str, tags: dict | None) -> bool:
     """Whether ``config.output`` is exactly this result. Raises DataError if it contains anything else."""
     output = config.output
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -164,7 +164,7 @@ def _tokenizer(config: PrepareConfig, corpus: Corpus, work: Path) -> Tokenizer:
             tokenizer = train_tokenizer(kind, texts, size=config.vocab_size or VOCAB_SIZE, lowercase=config.lowercase)
         with atomic_folder(folder) as temporary:
             tokenizer.save(temporary)
-    # load it also in the run that trained it, so that a resumed run encodes with the same
+    # load it in the run that trained it too, so that a resumed run encodes with the same tokenizer
     return load_tokenizer(folder)
 
 

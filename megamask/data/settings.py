@@ -31,7 +31,7 @@ class PrepareConfig:
     vocab_size: Annotated[int, Ge(16), Lt(2**31)] | None = None
     """Tokens of a new tokenizer, 32,768 if not given."""
     split_by: str | None = None
-    """The field of JSON records, or the column of tables and data sets, such as lang, by whose value documents are
+    """The field of JSON records, or the column of tables and datasets, such as lang, by whose value documents are
     split into folders: OUTPUT/VALUE, each a source of a mixture, with one tokenizer."""
     tokenizer_alpha: Annotated[Share, OnlyFor("split_by")] = 0.3
     """In the text for a new tokenizer, the share of a value of `split_by` is proportional to (its bytes / all bytes) to

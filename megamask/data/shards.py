@@ -100,7 +100,7 @@ class Shards:
     def bytes_per_token(self) -> float | None:
         """UTF-8 bytes of the split's text per token, without special tokens; None if the shards do not record bytes.
 
-        The text is that of `prepare` before the tokenizer: with whitespace, and with what the tokenizer loses.
+        The text is counted before the tokenizer reads it, so whitespace and what the tokenizer loses count too.
         """
         counted = self.manifest.get("coverage", {}).get(self.split, {}).get("bytes", 0)
         return counted / self.tokens if counted else None
@@ -220,7 +220,7 @@ class Shards:
             values[here] = parts[number][places[here] - self.starts[number]]
         return values
 
-    def stray(self, places: Int64[np.ndarray, " T"]) -> DataError:
+    def invalid_id_error(self, places: Int64[np.ndarray, " T"]) -> DataError:
         """The error for a token at ``places`` whose id is outside of the vocabulary."""
         ids = self.read(self.parts, places).astype(np.int64)
         at = int(np.argmax(ids >= self.token_ids.size))

@@ -1,6 +1,7 @@
 """Subsets: the documents with one value of the field `split_by`, such as a language; each becomes a source of shards.
 
-They have one tokenizer, for which each is sampled by an exponent of its own, so that small ones get tokens too.
+All subsets have one tokenizer. An exponent decides the share of each in its training text, so that small subsets get
+tokens too.
 """
 
 from __future__ import annotations
@@ -71,10 +72,10 @@ class SubsetCounts:
                 f"first: {self.first} Correct them, name another field, or skip them (`on_bad_document` skip counts "
                 "them, up to `bad_share` of all documents)."
             )
-        for names in self._same_but_for_case():
+        for names in self._names_that_differ_in_case():
             problems.append(
                 f"The values {', '.join(names)} of {self.split_by!r} (`split_by`) differ only in case, and would be "
-                "several sources, whose folders some file systems do not tell apart. Spell them alike."
+                "several sources, whose folders some file systems do not distinguish. Use one spelling."
             )
         lost = [f"{name} ({count:,})" for name, count in sorted(self.dropped.items()) if name not in self.names]
         if lost:
@@ -88,7 +89,7 @@ class SubsetCounts:
                 problems.append(empty_subsets_problem(self.split_by, split, self._sizes(empty), valid_share))
         return problems
 
-    def _same_but_for_case(self) -> list[list[str]]:
+    def _names_that_differ_in_case(self) -> list[list[str]]:
         """The subsets whose names differ only in case, together."""
         alike: dict[str, list[str]] = {}
         for name in self.names:

@@ -68,17 +68,18 @@ class Tokenizer:
 
         "[MASK]" and the names of other roles in a text are text. An added token is one token.
         """
-        with _refusing("The tokenizer cannot encode the text"):
+        with _as_data_error("The tokenizer cannot encode the text"):
             encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """The library's encoding of each text: the ``ids`` of ``encode``, ``offsets`` and ``word_ids``.
 
-        Offsets count characters of the text. They include the space that a token carries; tokens of parts of a
-        character have the whole one. Takes 5 to 20 % longer than ``encode``; reading the offsets takes as much again.
+        Offsets count characters of the text. They include the space that is part of a token; tokens of parts of a
+        character have the offsets of the whole character. Takes 5 to 20 % longer than ``encode``; reading the offsets
+        takes as much again.
         """
-        with _refusing("The tokenizer cannot encode the text"):
+        with _as_data_error("The tokenizer cannot encode the text"):
             return self._encoder.encode_batch(list(texts), add_special_tokens=False)
 
     def encode_with_offsets(
@@ -123,7 +124,7 @@ def token_offsets(encoding: Encoding) -> Int64[np.ndarray, "n 2"]:
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def _as_data_error(what: str) -> Iterator[None]:
     """Turn any error of the library into a DataError that begins with ``what``."""
     try:
         yield
@@ -140,7 +141,7 @@ def tokenizer_hash(folder: Path) -> str:
 
 def _canonical_hash(source: str | dict) -> str:
     content = json.loads(source) if isinstance(source, str) else source
-    # temporary settings do not make another tokenizer
+    # a tokenizer with other temporary settings is the same tokenizer
     content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
     if isinstance(model := content.get("model"), dict) and model.get("dropout"):
         content["model"] = model | {"dropout": None}
@@ -203,7 +204,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if not folder.is_dir():
         folder = _from_hub(str(source))
     _read_json(folder / "tokenizer.json", folder)
-    with _refusing(f"{folder / 'tokenizer.json'} is not a tokenizer"):
+    with _as_data_error(f"{folder / 'tokenizer.json'} is not a tokenizer"):
         backend = Backend.from_file(str(folder / "tokenizer.json"))
     raise_all(DataError, list(_vocabulary_problems(backend, folder / "tokenizer.json")))
     switched_off = switch_off(backend)

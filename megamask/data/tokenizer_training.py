@@ -37,7 +37,7 @@ def train_tokenizer(kind: TokenizerKind, texts: Sequence[str], *, size: int, low
         algorithm = "bpe" if kind == "sentencepiece-bpe" else "unigram"
         model = train_sentencepiece(texts, size=size, lowercase=lowercase, algorithm=algorithm)
         backend = convert_sentencepiece(model, lowercase=lowercase)
-    # the space before a written [MASK] belongs to the hidden word, where tokens carry their space
+    # where tokens include the space before them, the space before a written [MASK] belongs to the hidden word
     strips = kind != "wordpiece"
     backend.add_special_tokens(
         [AddedToken(t, special=True, normalized=False, lstrip=strips and t == "[MASK]") for t in SPECIAL]
@@ -170,10 +170,10 @@ def train_sentencepiece(texts: Sequence[str], *, size: int, lowercase: bool, alg
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"`vocab_size` {size} does not fit this text. sentencepiece reports: {reason}") from None
-    return _coarse(model.getvalue())
+    return _with_rounded_scores(model.getvalue())
 
 
-def _coarse(model: bytes) -> bytes:
+def _with_rounded_scores(model: bytes) -> bytes:
     """The model with scores rounded to 1/256 nat.
 
     Sums of such scores are exact in single and in double precision, so two segmentations of a word with the same score
@@ -209,7 +209,7 @@ def convert_sentencepiece(model: bytes, *, lowercase: bool) -> Backend:
         vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
         backend = Backend(models.BPE(vocabulary, _merges(pieces), unk_token="[UNK]", fuse_unk=True, byte_fallback=True))
     backend.normalizer = sentencepiece_normalizer(lowercase)
-    # "first": no space is added behind a [MASK] in the middle of a text
+    # "first": no space is added after a [MASK] in the middle of a text
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=METASPACE, prepend_scheme="first")
     backend.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(replacement=METASPACE, prepend_scheme="first")]

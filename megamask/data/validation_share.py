@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-Manifest = dict[str, Any]
+from megamask.data.manifest import Manifest
+
 MEASURABLE = 16_384
 """Tokens that a validation split should have: one pack of the largest recipes. The losses of 15 % of them have a
 standard deviation of about 3 nats, so their mean has a standard error of 0.06 nats."""

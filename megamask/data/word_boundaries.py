@@ -6,7 +6,7 @@ A tokenizer has one of three rules (``WordRule``):
   marks the tokens that continue a word; sentencepiece and Metaspace mark the space before a word.
 - ``pre_tokenizer``: tokens do not show it. Words are then the pieces of the pre-tokenizer, the same as ``word_ids`` of
   transformers, and are known only while text is encoded (``piece_starts``). This is the rule of byte-level BPE, whose
-  tokens mark spaces but not the letters behind a "(" or an added token; of BPE and Unigram after Whitespace; of
+  tokens mark spaces but not the letters after a "(" or an added token; of BPE and Unigram after Whitespace; of
   WordLevel.
 - ``unknown``: neither, for example BPE without a pre-tokenizer, whose tokens cross the spaces between words.
 """
@@ -44,7 +44,7 @@ def word_starts(tokenizer: Tokenizer) -> Bool[np.ndarray, " V"]:
     """For each id, whether a token of that id begins a word. All true unless the rule is ``marks``.
 
     WordPiece: every token without the prefix of a continuation. Sentencepiece and Metaspace: tokens with the mark of a
-    space and, as in WordPiece, tokens that begin with punctuation or a symbol, so that a comma behind a word is a word
+    space and, as in WordPiece, tokens that begin with punctuation or a symbol, so that a comma after a word is a word
     of its own. A table by id does not see the token before: letters that follow punctuation without a space ("t" in
     "don't"), and an unknown token inside a word, belong to the word before them. Other special tokens, and added
     tokens, begin words.
@@ -171,5 +171,5 @@ def _begins_word(piece: bytes) -> bool:
     text = piece.decode(errors="ignore")
     if not text or not piece.startswith(text[0].encode()):
         return False
-    # a combining mark carries on the letter before it
+    # a combining mark belongs to the letter before it
     return not (text[0].isalnum() or unicodedata.category(text[0]).startswith("M"))

@@ -8,7 +8,7 @@ from megamask import hf
 from megamask.checkpoint.format import storage_sentence
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.data.excerpts import excerpts, questions
+from megamask.data.excerpts import excerpts, fill_mask_examples
 from megamask.data.shards import Shards
 from megamask.data.tokenizer import TOKENIZER, load_tokenizer
 from megamask.errors import CheckpointError, MegamaskError, StorageError
@@ -66,7 +66,9 @@ def _show(run: RunFolder, text: Shards) -> None:
     sources = [Shards.open(shards.folder, "valid") for shards in text.sources]
     each = max(1, 4 // len(sources))
     examples = [
-        example for shards in sources for example in questions(excerpts(shards, tokenizer, 16), tokenizer, each)
+        example
+        for shards in sources
+        for example in fill_mask_examples(excerpts(shards, tokenizer, 16), tokenizer, each)
     ]
     guess = ", ".join(hf.common_words(run.export, text.unigram, 3))
     answers = hf.fill_masks(run.export, [example.sentence for example in examples], 3)

@@ -73,7 +73,7 @@ CONTROLS = {
     "text": (compression, "DAMAGED", KeyboardInterrupt),
     "model": (weights, "SafetensorError", KeyboardInterrupt),
     "first weights": (weights, "SafetensorError", KeyboardInterrupt),
-    "tokenizer": (tokenizer, "_refusing", lambda what: nullcontext()),
+    "tokenizer": (tokenizer, "_as_data_error", lambda what: nullcontext()),
     "stored samples": (strict_json, "parse_json", json.loads),
 }
 """For each target a check, and what stands in its place."""

@@ -1,6 +1,6 @@
 """CoNLL-U files: documents of tagged words, as Universal Dependencies publishes them.
 
-The text consists of the words, with a space behind each word without `SpaceAfter=No` and a line for each paragraph
+The text consists of the words, with a space after each word without `SpaceAfter=No` and a line for each paragraph
 (`# newpar`). A document ends at the next `# newdoc` or at the end of the file. Of the ten columns, the first two, the
 fourth (the universal tag) and the last are read. Memory: one document.
 """
@@ -60,7 +60,7 @@ def read_conllu(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: boo
     ``whole_file`` joins them to one document.
     """
     document = _Document()
-    surface: tuple[int, str, bool] | None = None  # of a token of several words: last number, form, space behind it
+    surface: tuple[int, str, bool] | None = None  # of a token of several words: last number, form, space after it
     inside: list[tuple[str, int]] = []
     for number, line in lines:
         line = line.rstrip("\r\n")
@@ -91,10 +91,10 @@ def read_conllu(path: Path, lines: Iterable[tuple[int, str]], *, whole_file: boo
             continue
         inside.append((form, tag))
         if int(name) >= surface[0]:
-            _, written, behind = surface
+            _, written, space = surface
             # "don't" is "do" and "n't", but French "au" is "à" and "le": then all of it has the tag of the first
             parts = inside if "".join(f for f, _ in inside) == written else [(written, inside[0][1])]
-            document.add(parts, behind)
+            document.add(parts, space)
             surface = None
     if document.length or document.fault:
         yield document.whole()

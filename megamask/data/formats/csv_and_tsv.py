@@ -39,15 +39,15 @@ def read_delimited(
     csv.field_size_limit(reading.MAX_DOCUMENT_BYTES)
     rows = csv.reader(texts(), delimiter=separator, strict=True)
     header: list[str] | None = None
-    has_remark = False
+    has_warned = False
     while True:
         begin = rows.line_num + 1
         row, fault = _next(rows)
         problem = faults[0] if faults else f"{path}, line {begin} {fault}" if fault else ""
         faults.clear()
         count = rows.line_num - begin + 1
-        if count > MANY_LINES and fault != OPEN and not has_remark:
-            has_remark = True
+        if count > MANY_LINES and fault != OPEN and not has_warned:
+            has_warned = True
             yield FileWarning(
                 f"{path}, line {begin} starts a row of {count:,} lines: a quoted field contains them, or a quote is "
                 "unbalanced, so that many rows are read as one. If so, put each field that holds quotes in quotes and "
@@ -72,7 +72,7 @@ def read_delimited(
 
 
 def _next(rows: Iterator[list[str]]) -> tuple[list[str] | None, str]:
-    """The next row, or None behind the last one; and the error, or ""."""
+    """The next row, or None after the last one; and the error, or ""."""
     try:
         return next(rows, None), ""
     except csv.Error as error:

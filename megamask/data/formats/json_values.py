@@ -83,7 +83,7 @@ class _Text:
         self.at = to
 
     def skip(self, gap: re.Pattern[str]) -> bool:
-        """Move behind the gap; False if the file ends there."""
+        """Move past the gap; False if the file ends there."""
         while True:
             match = gap.match(self.text, self.at)
             assert match is not None

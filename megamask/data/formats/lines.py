@@ -30,7 +30,7 @@ class BadDocument:
     ends_file: bool = False
     """Whether the rest of its file is not read, so that more documents may be lost."""
     no_subset: bool = False
-    """Whether only its field `split_by` is at fault."""
+    """Whether only its field `split_by` cannot be used."""
 
 
 @dataclass(frozen=True)

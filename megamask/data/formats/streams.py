@@ -1,6 +1,6 @@
 """Read .bz2 and .xz files of one or more streams.
 
-``bz2.BZ2File`` and ``lzma.LZMAFile`` silently drop a corrupt stream behind the first one.
+``bz2.BZ2File`` and ``lzma.LZMAFile`` silently drop a corrupt stream after the first one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ BLOCK = 2**14
 
 
 class StreamCorrupt(Exception):
-    """The bytes behind a stream are neither another stream nor padding."""
+    """The bytes after a stream are neither another stream nor padding."""
 
 
 class StreamReader(io.RawIOBase):

@@ -12,7 +12,7 @@ SHOWN = 10
 KEPT = 1000
 """Number of different examples that are kept of a part of the text; counts of rarer ones are lower bounds."""
 REMOVED = 0.05
-"""A warning says so if the normalizer removes a larger share of the characters."""
+"""If the normalizer removes a larger share of the characters, a warning says so."""
 MAX_EXAMPLE = 40
 """Characters of an example."""
 EXAMPLES = ("examples", "removed_examples")

@@ -1,7 +1,7 @@
 """Characters that get no token: BPE without an unknown token drops them, or the pre-tokenizer does.
 
-Only words with a character that the tokenizer may drop are examined, and each different word once. A pre-tokenizer that
-drops more than whitespace has every word examined. Characters are judged within words between whitespace.
+Only words with a character that the tokenizer may drop are examined, and each different word once. If the
+pre-tokenizer drops more than whitespace, every word is examined. Words are the text between whitespace.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megamask.data.excerpts import excerpts, questions
+from megamask.data.excerpts import excerpts, fill_mask_examples
 from megamask.data.prepare import prepare
 from megamask.data.settings import PrepareConfig
 from megamask.data.shard_writer import EncodedDocuments, write_shards
@@ -55,18 +55,18 @@ def test_excerpts_have_no_gaps_at_unknown_words(tmp_path):
 def test_the_masked_word_is_one_of_the_text(text):
     tokenizer = load_tokenizer(text.folder / TOKENIZER)
     held_out = excerpts(text, tokenizer, 8)
-    examples = questions(held_out, tokenizer, 3)
+    examples = fill_mask_examples(held_out, tokenizer, 3)
     assert len(examples) == 3
-    for question in examples:
-        assert question.sentence.count("[MASK]") == 1
-        assert question.answer.isalpha()
-        whole = question.sentence.replace("[MASK]", question.answer)
+    for example in examples:
+        assert example.sentence.count("[MASK]") == 1
+        assert example.answer.isalpha()
+        whole = example.sentence.replace("[MASK]", example.answer)
         assert any(whole in excerpt for excerpt in held_out)
 
 
-def test_sentences_with_special_tokens_or_without_words_give_no_question(text):
+def test_sentences_with_special_tokens_or_without_words_give_no_example(text):
     tokenizer = load_tokenizer(text.folder / TOKENIZER)
-    assert not questions(["a b c [MASK] d e f g.", "1 2 3 4 5 6 7 8 9.", "...", ""], tokenizer)
+    assert not fill_mask_examples(["a b c [MASK] d e f g.", "1 2 3 4 5 6 7 8 9.", "...", ""], tokenizer)
 
 
 def test_blank_tokens_are_printed_as_the_vocabulary_spells_them(tmp_path: Path):

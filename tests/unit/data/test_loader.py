@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from megamask.data.loader import AHEAD, Loader
+from megamask.data.loader import QUEUE_SIZE, Loader
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
 
@@ -52,7 +52,7 @@ def test_reading_ahead_is_bounded_and_ends_with_the_caller(packs, monkeypatch):
     before = threading.active_count()
     batches = Loader(packs).batches(iter(range(1_000_000)))
     next(batches)
-    assert len(requested) <= AHEAD + 3
+    assert len(requested) <= QUEUE_SIZE + 3
     batches.close()
     assert threading.active_count() == before
 

@@ -162,7 +162,7 @@ def test_packs_with_too_few_maskable_tokens_are_replaced(make_shards):
     short = {at for n in range(len(plain)) if free[n] < 200 for at in text_positions(plain, n).tolist() if at >= 0}
     assert packs.short_tokens == len(short)
     assert "have fewer than 200 tokens that can be masked" in packs.shortage
-    assert "The least has 0" in packs.shortage and "document 21 of train-00000" in packs.shortage
+    assert "The pack with the fewest has 0" in packs.shortage and "document 21 of train-00000" in packs.shortage
     assert (plain.short, plain.short_tokens, plain.shortage) == (0, 0, "")
 
 
@@ -180,8 +180,18 @@ def test_views_of_a_text_have_the_same_replacement(make_shards):
 @pytest.mark.parametrize(
     ("lengths", "unknown", "reason", "cure"),
     [
-        ([3] * 3000, [], r"The least has 15\d: .* 0 are \[UNK\] .* 102 are \[CLS\] and", "^Join short documents"),
-        ([62] * 200, range(100), r"The least has 0: .* 248 are \[UNK\] .* 8 are \[CLS\] and", "^Prepare the text with"),
+        (
+            [3] * 3000,
+            [],
+            r"the fewest has 15\d: .* 0 are \[UNK\] .* 102 are \[CLS\] and",
+            "^Join short documents",
+        ),
+        (
+            [62] * 200,
+            range(100),
+            r"the fewest has 0: .* 248 are \[UNK\] .* 8 are \[CLS\] and",
+            "^Prepare the text with",
+        ),
     ],
 )
 def test_a_text_with_too_few_targets_is_refused_with_a_working_cure(make_shards, lengths, unknown, reason, cure):

@@ -99,7 +99,7 @@ def test_bytes_do_not_depend_on_workers_units_or_stops(
     whole = contents(prepare(config))
     assert contents(prepare(replace(config, output=tmp_path / "two", workers=2))) == whole
     monkeypatch.setattr(encoding, "UNIT_BYTES", 3000)
-    monkeypatch.setattr(encoding, "HELD_BYTES", 4000)
+    monkeypatch.setattr(encoding, "MAX_WAITING_BYTES", 4000)
     stopped, encode, left = replace(config, output=tmp_path / "stopped"), encoding._encode_unit, [3]
 
     def some(*given) -> None:
@@ -117,7 +117,7 @@ def test_bytes_do_not_depend_on_workers_units_or_stops(
 
 def test_units_hold_little_text_and_one_subset_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "UNIT_BYTES", 3000)
-    monkeypatch.setattr(encoding, "HELD_BYTES", 4000)
+    monkeypatch.setattr(encoding, "MAX_WAITING_BYTES", 4000)
     read = [Document(b"", "train", record["text"], None, "a", record["lang"]) for record in RECORDS]
     in_memory, largest, units = 0, 0, []
 

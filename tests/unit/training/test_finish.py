@@ -90,7 +90,7 @@ def test_predictions_of_a_hardly_trained_model_are_announced_as_noise(run, monke
     lines = [{"step": 1, "valid/loss": 6.5, "valid/unigram_loss": 7.25}, {"step": 3, "train/loss": 1.0}]
     lines.insert(1, {"step": 2, "valid/loss": loss, "valid/unigram_loss": 7.25})
     (run.logs / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    acts = {"load_tokenizer": lambda *_: None, "excerpts": lambda *_: [], "questions": lambda *_: []}
+    acts = {"load_tokenizer": lambda *_: None, "excerpts": lambda *_: [], "fill_mask_examples": lambda *_: []}
     for name, act in acts.items():
         monkeypatch.setattr(finish, name, act)
     monkeypatch.setattr(finish.hf, "common_words", lambda *_: [])
