@@ -193,7 +193,8 @@ def _write_files(folder: Path, tensors: TensorStream, state: bytes) -> FileList:
         return {}
     if not atomic_write.wait_until(lambda: atomic_write.is_visible(folder)):
         raise StorageError(
-            f"{folder} did not become visible within {atomic_write.PATIENCE:g} s. Is it on a shared file system?"
+            f"{folder} did not become visible within {atomic_write.VISIBILITY_TIMEOUT:g} s. Is it on a shared file "
+            "system?"
         )
     name = f"rank-{ranks.rank():05d}.safetensors"
     files = {name: atomic_write.write_file(folder / name, serialise(tensors))}

@@ -21,7 +21,7 @@ from megamask.runtime import ranks
 from megamask.storage import strict_json
 from megamask.storage.atomic_write import atomic_folder, write_atomic
 from megamask.storage.file_list import sha256
-from megamask.storage.npy import mapped, rising, save_array
+from megamask.storage.npy import is_increasing, map_array, save_array
 
 FULL = 0.9
 """Packs with a smaller share of text are left out: they have too few tokens for an exact budget of targets."""
@@ -79,14 +79,14 @@ def _load(folder: Path, text_tokens: int, tokens: int, length: int) -> PackIndex
     for name, kind in KINDS.items():
         if sha256(folder / f"{name}.npy") != hashes[name]:
             raise ValueError(name)
-        array = mapped(folder / f"{name}.npy")
+        array = map_array(folder / f"{name}.npy")
         if array.dtype != kind or array.ndim != 1:
             raise ValueError(name)
         arrays.append(array)
     index = PackIndex(*arrays)
     starts, sizes, first, maskable = arrays
     if not (
-        len(starts) == len(sizes) == first[-1] and first[0] == 0 and rising(first, strictly=True)
+        len(starts) == len(sizes) == first[-1] and first[0] == 0 and is_increasing(first, strictly=True)
         and sizes.min() > 0 and sizes.max() <= length - 2
         and starts.min() >= 0 and (starts <= np.int64(text_tokens) - sizes).all() and index.rows.max() <= tokens
         and len(maskable) == len(first) - 1

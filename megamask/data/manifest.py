@@ -23,7 +23,7 @@ from megamask.errors import DataError, listed, must, raise_all
 from megamask.errors.setting_rules import field_problem, setting_of
 from megamask.storage import file_list, strict_json
 from megamask.storage.file_list import FileList
-from megamask.storage.npy import mapped
+from megamask.storage.npy import map_array
 
 FORMAT, VERSION = "megamask shards", 1
 NAME = "manifest.json"
@@ -219,7 +219,7 @@ def _expected(facts: _Facts) -> Iterator[tuple[str, tuple[str, int]]]:
 
 def _array_problems(file: Path, dtype: str, length: int) -> Iterator[str]:
     try:
-        array = mapped(file)
+        array = map_array(file)
     except (ValueError, OSError) as error:
         yield f"{file} is not an array: {error}. {CURE}"
         return

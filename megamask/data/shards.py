@@ -35,7 +35,7 @@ from megamask.data.tokenizer import TOKENIZER, load_tokenizer
 from megamask.data.word_boundaries import WordLengths, WordRule, unknown_words_problem, word_rule
 from megamask.errors import DataError, must, raise_all
 from megamask.storage import strict_json
-from megamask.storage.npy import mapped, rising
+from megamask.storage.npy import is_increasing, map_array
 
 SPLITS = ("train", "valid")
 
@@ -173,7 +173,7 @@ class Shards:
         """For each shard, the positions where its documents begin, counted from the start of the shard."""
         for name, part in zip(self.names, self.parts, strict=True):
             offsets = self._map(f"{name}.offsets.npy")
-            if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(part) or not rising(offsets):
+            if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(part) or not is_increasing(offsets):
                 raise DataError(f"{self.folder / name}.offsets.npy does not fit its tokens. {CURE}")
             yield offsets
 
@@ -231,4 +231,4 @@ class Shards:
         )
 
     def _map(self, name: str) -> Shaped[np.ndarray, " n"]:
-        return mapped(self.folder / name)
+        return map_array(self.folder / name)

@@ -1,9 +1,9 @@
-"""Durable files: every write and rename on which the safety of a run rests goes through this module.
+"""Durable files: this module does every write and rename that must survive a crash.
 
 `write_file`, `make_folder`, `rename`, `sync` and `remove` are the only operations, so that a test can record them, let
-one of them fail, or cut the power between any two. `write_atomic` and `atomic_folder` combine them. A file is durable
-once it and the folder that contains it are synced. This costs one fsync for each file and folder. A thread hashes while
-the bytes are written, so the slower of the two sets the speed.
+one of them fail, or simulate a power cut between any two. `write_atomic` and `atomic_folder` combine them. A file is
+durable once it and the folder that contains it are synced. This costs one fsync for each file and folder. A thread
+hashes while the bytes are written, so the slower of the two sets the speed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 
 from megamask.storage.file_list import FileEntry
 
-AHEAD = 64
+MAX_UNHASHED = 64
 """Blocks that may be written before they are hashed."""
-PATIENCE = 60.0
+VISIBILITY_TIMEOUT = 60.0
 """Seconds that a rank waits until it sees what another rank has written."""
 
 
@@ -34,7 +34,7 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
     with open(path, "xb") as file, ThreadPoolExecutor(1) as hasher:
         for chunk in chunks:
             hashing.append(hasher.submit(digest.update, chunk))
-            if len(hashing) > AHEAD:  # a block that waits to be hashed takes memory
+            if len(hashing) > MAX_UNHASHED:  # a block that waits to be hashed takes memory
                 hashing.popleft().result()
             file.write(chunk)
             size += len(chunk)
@@ -136,8 +136,8 @@ def is_visible(folder: Path) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    """Wait until ``condition()`` is true; False after ``PATIENCE`` seconds. Shared file systems show changes late."""
-    end = time.monotonic() + PATIENCE
+    """Wait until ``condition()`` is true; False after `VISIBILITY_TIMEOUT`. Shared file systems show changes late."""
+    end = time.monotonic() + VISIBILITY_TIMEOUT
     while not condition():
         if time.monotonic() > end:
             return False

@@ -22,8 +22,8 @@ from megamask.storage.file_list import BLOCK, FileEntry
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def mapped(file: Path) -> Shaped[np.ndarray, ...]:
-    """The array in ``file``, memory-mapped and read-only; opens the file once. ValueError says why there is none."""
+def map_array(file: Path) -> Shaped[np.ndarray, ...]:
+    """The array in ``file``, memory-mapped and read-only; opens the file once. Raises ValueError with the reason."""
     with file.open("rb") as opened:
         version = np.lib.format.read_magic(opened)
         if version not in READERS:
@@ -43,8 +43,8 @@ def mapped(file: Path) -> Shaped[np.ndarray, ...]:
         return np.asarray(np.memmap(opened, kind, mode="r", offset=begin, shape=shape, order=order))
 
 
-def rising(values: Int64[np.ndarray, " n"], *, strictly: bool = False) -> bool:
-    """Whether each value is at least the one before, or ``strictly`` above it. A difference could overflow."""
+def is_increasing(values: Int64[np.ndarray, " n"], *, strictly: bool = False) -> bool:
+    """Whether each value is at least the one before, or ``strictly`` above it. Differences could overflow."""
     before, after = values[:-1], values[1:]
     return bool((after > before).all() if strictly else (after >= before).all())
 

@@ -52,7 +52,7 @@ ADDED: dict[str, Any] = {
     "distill.weight.back": None,
     "checkpoint.background": False,
 }
-"""Settings that earlier runs did not record, and the value of each at which a run goes on as it did without it."""
+"""Settings that earlier runs did not record, each with the value that changes nothing in such a run."""
 
 
 def with_added(settings: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:

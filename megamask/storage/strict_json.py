@@ -1,6 +1,6 @@
 """JSON files, read whole or refused with a reason.
 
-This module refuses what a parser would silently accept or fail on: a key that appears twice, NaN and Inf, endless
+This module refuses what a parser would silently accept or fail on: a key that appears twice, NaN and Inf, very deep
 nesting, a pipe or a device instead of a file, a file that is too large. It reads 50 MB a second.
 """
 
@@ -34,7 +34,7 @@ def read_json(path: Path, most: int = LARGEST) -> Any:
 
 
 def read_object(path: Path, error: type[MegamaskError], missing: str, cure: str = "") -> dict[str, Any]:
-    """The JSON object at ``path``. Raises ``error`` with a sentence; ``missing`` is that for a file that is missing.
+    """The JSON object at ``path``. Raises ``error`` with a sentence; ``missing`` is the one for a missing file.
 
     ``cure`` says what to do about a file that is not such an object.
     """
@@ -72,7 +72,9 @@ def read_text(path: Path, most: int) -> str:
 def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """The content of the JSON ``text``; raises BadRecord. ``pairs`` makes a table of its keys and values."""
     try:
-        content = json.loads(text, object_pairs_hook=pairs or _unique, parse_constant=finite, parse_float=finite)
+        content = json.loads(
+            text, object_pairs_hook=pairs or _unique, parse_constant=parse_finite, parse_float=parse_finite
+        )
     except RecursionError:
         raise BadRecord(f"it is nested more than {DEEPEST} levels deep") from None
     except BadRecord:
@@ -88,7 +90,7 @@ def to_json(tree: Any) -> bytes:
     return json.dumps(tree).encode()
 
 
-def finite(number: str) -> float:
+def parse_finite(number: str) -> float:
     """The value of a number; BadRecord for NaN and Inf."""
     value = float(number)
     if not math.isfinite(value):

@@ -63,7 +63,7 @@ def folder(work: Path, identity: str, output: Path) -> Iterator[Path]:
 
 
 def _something_finished(work: Path) -> bool:
-    """Whether there is a file besides those of every request and those that were being written."""
+    """Whether there is a finished file: not the lock, the request or a file that was being written."""
     inside = (file.relative_to(work) for file in work.rglob("*") if file.is_file())
     return any(not file.parts[0].startswith(".tmp-") and file.parts[0] not in ("lock", "request") for file in inside)
 
@@ -103,7 +103,7 @@ def processes(count: int, start: Callable[..., None], *arguments: Any) -> Iterat
     """``count`` worker processes, each of which first calls ``start(*arguments)``.
 
     After an error in one of them or in the caller, all are killed. DataError if one is killed. They end when this
-    process ends, for whatever reason.
+    process ends, even if it is killed.
     """
     with ProcessPoolExecutor(count, SPAWN, _start, (os.getpid(), start, *arguments)) as pool:
         try:

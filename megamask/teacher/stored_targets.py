@@ -37,7 +37,7 @@ from megamask.runtime import ranks
 from megamask.storage import strict_json
 from megamask.storage.dotted import flatten
 from megamask.storage.file_list import FileList
-from megamask.storage.npy import mapped, rising
+from megamask.storage.npy import is_increasing, map_array
 from megamask.teacher.settings import DistillConfig
 from megamask.teacher.target_source import distill_scale
 
@@ -163,14 +163,14 @@ class StoredTargets:
     def _open(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         files = (self.folder / name for name in target_file_names(part))
         try:
-            tokens, counts, offsets = (mapped(file) for file in files)
+            tokens, counts, offsets = (map_array(file) for file in files)
         except (ValueError, OSError) as error:
             raise DataError(f"{self.folder}: the arrays of part {part} cannot be read: {error}. {CURE}") from None
         packs = min(PART, self.manifest.packs - part * PART)
         if not (
             tokens.dtype in (np.uint16, np.uint32) and counts.dtype == np.uint8 and offsets.dtype == np.int64
             and tokens.ndim == 2 and tokens.shape == counts.shape and offsets.shape == (packs + 1,)
-            and offsets[0] == 0 and offsets[-1] == len(tokens) and rising(offsets)
+            and offsets[0] == 0 and offsets[-1] == len(tokens) and is_increasing(offsets)
         ):  # fmt: skip
             raise DataError(f"{self.folder}: the arrays of part {part} do not fit together. {CURE}")
         return tokens, counts, offsets

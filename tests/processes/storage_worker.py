@@ -459,7 +459,7 @@ def views(folder: str) -> dict:
                 return look(path)
 
             if ranks.rank() and kind in ("late", "never"):
-                Path.lstat, atomic_write.PATIENCE = lstat, 0.2
+                Path.lstat, atomic_write.VISIBILITY_TIMEOUT = lstat, 0.2
             if ranks.rank() and kind == "another byte":
                 file_list.sha256 = lambda path: read(path)[::-1]
             try:

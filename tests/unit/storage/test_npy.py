@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from megamask.storage.file_list import list_files
-from megamask.storage.npy import mapped, rising, save_array
+from megamask.storage.npy import is_increasing, map_array, save_array
 
 DEADLY = {"descr": "|S0", "fortran_order": False, "shape": (-1,)}
 
@@ -35,7 +35,7 @@ def test_an_array_is_saved_like_numpy_and_mapped(tmp_path: Path, kind: str, shap
     entry = save_array(tmp_path / "a.npy", array)
     assert (tmp_path / "a.npy").read_bytes() == saved(array)
     assert {"a.npy": entry} == list_files(tmp_path, ["a.npy"])
-    loaded = mapped(tmp_path / "a.npy")
+    loaded = map_array(tmp_path / "a.npy")
     assert loaded.dtype == array.dtype and np.array_equal(loaded, array)
     assert not loaded.flags.writeable
 
@@ -43,7 +43,7 @@ def test_an_array_is_saved_like_numpy_and_mapped(tmp_path: Path, kind: str, shap
 def test_a_transposed_array_keeps_its_values(tmp_path: Path) -> None:
     array = np.arange(12).reshape(3, 4)
     save_array(tmp_path / "a.npy", array.T)
-    assert np.array_equal(mapped(tmp_path / "a.npy"), array.T)
+    assert np.array_equal(map_array(tmp_path / "a.npy"), array.T)
 
 
 def test_a_byte_more_or_less_is_named(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_byte_more_or_less_is_named(tmp_path: Path) -> None:
     for wrong in (raw + b"\0", *(raw[:size] for size in range(len(raw)))):
         (tmp_path / "a.npy").write_bytes(wrong)
         with pytest.raises(ValueError, match=r"."):
-            mapped(tmp_path / "a.npy")
+            map_array(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_byte_more_or_less_is_named(tmp_path: Path) -> None:
 def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, raw: bytes, sentence: str) -> None:
     (tmp_path / "a.npy").write_bytes(raw)
     with pytest.raises(ValueError, match=sentence):
-        mapped(tmp_path / "a.npy")
+        map_array(tmp_path / "a.npy")
 
 
 def test_numpy_crashes_without_the_check(tmp_path: Path) -> None:
@@ -83,6 +83,6 @@ def test_values_that_wrap_around_are_not_rising() -> None:
     """Each difference of neighbours overflows to a positive one."""
     wrapping = np.array([0, 2**63 - 1, -2, 5])
     assert (np.diff(wrapping) > 0).all()
-    assert not rising(wrapping)
-    assert rising(np.array([0, 0, 3])) and not rising(np.array([0, 0, 3]), strictly=True)
-    assert rising(np.array([0, 2, 3]), strictly=True) and rising(np.array([], np.int64))
+    assert not is_increasing(wrapping)
+    assert is_increasing(np.array([0, 0, 3])) and not is_increasing(np.array([0, 0, 3]), strictly=True)
+    assert is_increasing(np.array([0, 2, 3]), strictly=True) and is_increasing(np.array([], np.int64))
