@@ -12,6 +12,6 @@ ROOT = Path(megamask.__file__).parent.parent
 
 
 def child_environment() -> dict[str, str]:
-    """That of this process, for a Python that imports megamask from where this one did."""
+    """The environment of this process, in which a new Python imports megamask from the same folder."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}

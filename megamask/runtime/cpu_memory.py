@@ -38,7 +38,7 @@ def keep_freed_memory(num_weights: int = 0) -> bool:
 def return_large_blocks() -> bool:
     """Give back what is free, and from now on each block of 1 MiB or more when it is freed; before and after training.
 
-    Else copies of weights that exist only while a run is built, restored or exported would stay in the heap.
+    Otherwise copies of weights that exist only while a run is built, restored or exported would stay in the heap.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
@@ -47,9 +47,9 @@ def return_large_blocks() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """Undo `keep_freed_memory`: what glibc does in a process that has freed a large block and was told nothing.
+    """Undo `keep_freed_memory`: set the thresholds that glibc itself chooses after a process has freed a large block.
 
-    By then it takes blocks of up to 32 MiB from the heap and gives back the end of the heap beyond 64 MiB.
+    It then takes blocks of up to 32 MiB from the heap and gives back the end of the heap beyond 64 MiB.
     """
     return _set_thresholds(mmap=2**25, trim=2**26)
 

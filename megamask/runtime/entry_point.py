@@ -29,10 +29,10 @@ from megamask.runtime import launch_environment, versions
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that stop a command."""
-PATIENCE = 3.0
+CLEAN_UP_SECONDS = 3.0
 """Seconds that a command has to clean up after a signal before the process ends."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-STORAGE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+STORAGE = (*DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 """Error numbers of the operating system that mean a storage problem."""
 NO_TEMPORARY_FOLDER = "No usable temporary directory found"
 """What Python's `tempfile` says, which torch and other libraries need when they are imported."""
@@ -137,9 +137,9 @@ def as_problem(error: Exception) -> MegamaskError | None:
 def full_disk(error: Exception) -> str:
     """The operating system's message for a full disk, if ``error`` means that, else an empty string."""
     if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno) if error.errno in FULL else ""
+        return os.strerror(error.errno) if error.errno in DISK_FULL else ""
     # libraries in Rust and C++ pass on only the message
-    return next((message for number in FULL if (message := os.strerror(number)) in str(error)), "")
+    return next((message for number in DISK_FULL if (message := os.strerror(number)) in str(error)), "")
 
 
 def print_error(error: MegamaskError) -> None:
@@ -211,7 +211,7 @@ def _stop_on_signals() -> None:
     for each in SIGNALS:
         if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:  # nohup
             signal.signal(each, _stop)
-    threading.Thread(target=_end_late, args=(reader,), name="stop", daemon=True).start()
+    threading.Thread(target=_end_after_clean_up, args=(reader,), name="stop", daemon=True).start()
 
 
 def _stop(number: int, frame: object) -> NoReturn:
@@ -224,11 +224,11 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise _stopped
 
 
-def _end_late(reader: int) -> NoReturn:
+def _end_after_clean_up(reader: int) -> NoReturn:
     number = 0
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]
-    time.sleep(PATIENCE)
+    time.sleep(CLEAN_UP_SECONDS)
     end_process(_report_stop(Stopped(number)))
 
 

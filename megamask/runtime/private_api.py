@@ -1,6 +1,6 @@
 """Every use of torch and DeepSpeed beyond their documented interfaces. Written for torch 2.13.0 and DeepSpeed 0.19.8.
 
-Each function says why the documented interface is not enough. Read this file again before either version moves:
+Each function says why the documented interface is not enough. Read this file again before you change either version:
 tests/unit/runtime/test_private_api.py names each attribute that is gone or has another signature, and
 tests/unit/test_architecture.py refuses such uses elsewhere. DeepSpeed's objects are passed in, because only ``engine``
 imports DeepSpeed. In signatures, ``zero`` is DeepSpeed's ZeRO optimizer, and ``stage`` is its stage.
@@ -41,7 +41,7 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def onednn_supports_bf16() -> bool:
-    """Whether oneDNN multiplies in bf16 on this CPU; no documented function tells."""
+    """Whether oneDNN multiplies in bf16 on this CPU; no documented function reports it."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -58,7 +58,7 @@ def cpu_has_amx() -> bool:
 def allow_recompiles(limit: int) -> None:
     """Let torch.compile make up to ``limit`` graphs of a function; torch 2.11 has no documented setting for it.
 
-    Beyond its limits (8 and, of graphs that are no longer used too, 256) it goes on without compiling, with a warning.
+    Beyond its limits (8 and, of graphs that are no longer used too, 256) it does not compile, and prints a warning.
     """
     for name in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(torch._dynamo.config, name, max(getattr(torch._dynamo.config, name), limit))
@@ -89,8 +89,8 @@ COMPILED_BY_MUON = ("muon_update", "zeropower_via_gram_newtonschulz", "zeropower
 def run_muon_uncompiled(modules: Iterable[ModuleType]) -> None:
     """Replace the compiled functions in the ``modules`` of DeepSpeed's Muon by the functions they wrap.
 
-    On a CPU compiling does not pay: for the tiny preset (16 matrices, one thread, AVX-512) an update takes 154 ms of
-    CPU time as it is written and 143 ms compiled, and compiling takes 40 s, as much as the gain of 3,600 steps.
+    On a CPU compilation costs more than it saves: for the tiny preset (16 matrices, one thread, AVX-512) an update
+    takes 154 ms of CPU time as it is written and 143 ms compiled. Compiling takes 40 s, as much as 3,600 steps save.
     """
     for module in modules:
         for name in COMPILED_BY_MUON:
@@ -106,7 +106,7 @@ def gradient_norms(
 ) -> list[tuple[str, Float[Tensor, ""]]]:
     """The norm of each part of a gradient that this rank has after the last micro-step, by the name of its weight.
 
-    DeepSpeed computes a norm only inside of ``step``, when weights or Muon's momentum already move.
+    DeepSpeed computes a norm only inside of ``step``, where it already changes weights or Muon's momentum.
     """
     if stage == 0:
         gradients = [(name, p.grad) for name, p in parameters.items() if p.grad is not None]
@@ -132,7 +132,7 @@ def discard_step(engine: Any, stage: int) -> None:
     """Discard the gradients of the micro-steps; weights and moments stay what they are. ``engine`` is DeepSpeed's.
 
     DeepSpeed only discards a step that overflowed, so at stages 1 to 3 its check is replaced, for one call, by one that
-    finds an overflow: then DeepSpeed itself clears all that it must.
+    finds an overflow: then DeepSpeed itself clears all that it must clear.
     """
     zero = engine.optimizer
     if stage == 0:
@@ -158,7 +158,7 @@ def restart_micro_steps(engine: Any) -> None:
 
 
 def num_skipped_steps(engine: Any) -> int:
-    """How many steps DeepSpeed has skipped by its own check; ``step`` does not tell."""
+    """How many steps DeepSpeed has skipped by its own check; ``step`` does not report it."""
     return engine.skipped_steps
 
 
@@ -181,7 +181,7 @@ def inner_optimizer(zero: Any, stage: int) -> torch.optim.Optimizer:
 
 
 def state_tensors(zero: Any, stage: int, group: int) -> list[Tensor]:
-    """The tensors by which the inner optimizer files its state of parameter group number ``group``.
+    """The tensors that are the keys of the inner optimizer's state of parameter group number ``group``.
 
     At stage 3 these are flat partitions; before its first step DeepSpeed does not put them into the groups.
     """

@@ -23,8 +23,8 @@ from megamask.runtime.launch_environment import launch_variables as environment
 from megamask.runtime.launch_environment import rank as rank
 from megamask.runtime.launch_environment import world as world
 
-Answer = TypeVar("Answer")
-MEETING = timedelta(minutes=10)
+Result = TypeVar("Result")
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 """How long rank 0 waits for the other ranks at the start."""
 
 
@@ -46,7 +46,7 @@ def init_process_group(timeout: timedelta = timedelta(hours=24)) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=MEETING))
+        store, rank, count = next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         if "EADDRINUSE" not in str(error) and "in use" not in str(error):
@@ -67,10 +67,10 @@ def is_peer_failure(error: BaseException | None) -> bool:
     """Whether ``error`` only means that another rank has ended, as the error of a collective does."""
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _PEER_FAILURES)
 
 
-_LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+_PEER_FAILURES = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 
 
 def destroy_process_group() -> None:
@@ -91,7 +91,7 @@ def exit_process(code: int) -> NoReturn:
 
 def is_distributed() -> bool:
     """Whether there are several ranks; if so, `init_process_group` must have been called."""
-    assert world() == 1 or dist.is_initialized(), "ranks.init_process_group() comes before anything collective"
+    assert world() == 1 or dist.is_initialized(), "call ranks.init_process_group() before any collective"
     return world() > 1
 
 
@@ -122,11 +122,11 @@ def any_rank(flag: bool) -> bool:
     return bool(maximum(torch.tensor(float(flag))).item())
 
 
-def gather(value: Answer) -> list[Answer]:
+def gather(value: Result) -> list[Result]:
     """The values of all ranks, in the order of the ranks, on every rank."""
     if not is_distributed():
         return [value]
-    values: list[Answer] = [value] * world()
+    values: list[Result] = [value] * world()
     dist.all_gather_object(values, value)
     return values
 
@@ -137,25 +137,25 @@ def barrier() -> None:
         dist.barrier()
 
 
-def on_rank_zero(act: Callable[[], Answer]) -> Answer:
+def on_rank_zero(act: Callable[[], Result]) -> Result:
     """Call ``act`` on rank 0 and return its result on every rank. If it raises, every rank raises the same error.
 
     That includes KeyboardInterrupt and its subclasses, which stop a run.
     """
-    answer: list = [None, None]
+    result: list = [None, None]
     if is_main():
         try:
-            answer[0] = act()
+            result[0] = act()
         except (Exception, KeyboardInterrupt) as error:  # every rank must get it, or the others would wait forever
-            answer[1] = error
+            result[1] = error
     if is_distributed():
-        dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        _raise_everywhere(answer[1])
-    return answer[0]
+        dist.broadcast_object_list(result, src=0)
+    if result[1] is not None:
+        _raise_everywhere(result[1])
+    return result[0]
 
 
-def all_ranks_or_none(act: Callable[[], Answer]) -> Answer:
+def all_ranks_or_none(act: Callable[[], Result]) -> Result:
     """The result of ``act`` on this rank. A MegamaskError or KeyboardInterrupt on any rank is raised on all ranks."""
     result: list = [None, None]
     try:
