@@ -73,7 +73,7 @@ def attend(
     evaluation.
     """
     if backend == "auto":
-        backend = "varlen" if _varlen_can(q, window, dropout) else "padded"
+        backend = "varlen" if _varlen_supports(q, window, dropout) else "padded"
     assert layout.query_rows is None or window is None, "tokens that were left out have no distance"
     if backend == "padded":
         return _padded(q, k, v, layout, window, dropout)
@@ -172,10 +172,10 @@ def _by_fused_kernel(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-def _varlen_can(q: Tensor, window: int | None, dropout: float) -> bool:
+def _varlen_supports(q: Tensor, window: int | None, dropout: float) -> bool:
     if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16) or dropout:
         return False
-    # torch 2.11 may come without windows
+    # some builds of torch 2.11 have no windows
     return window is None or "window_size" in inspect.signature(varlen_attn).parameters
 
 

@@ -44,7 +44,7 @@ BLOCK = 2**25
 
 
 class Scores(NamedTuple):
-    """``total`` carries the gradient; the rest is detached. Nats. The fields are those of `Losses`.
+    """``total`` has the gradient; the rest is detached. In nats. The fields are those of `Losses`.
 
     ``correct``: no token is more likely than the label.
     """
@@ -146,20 +146,20 @@ class _Tally:
         self.nll, self.entropy = bias.new_empty(2, len(labels))
         self.correct = torch.empty_like(labels, dtype=torch.bool)
         self.distill, self.weighted_distill = bias.new_zeros(()), bias.new_zeros(())
-        self.hard, self.gentle, self.temperature = 1.0, 0.0, 1.0
+        self.label_factor, self.teacher_factor, self.temperature = 1.0, 0.0, 1.0
         if soft is not None:
-            self.hard, self.gentle = 1 - soft.share, soft.share * soft.scale * soft.temperature**2
+            self.label_factor, self.teacher_factor = 1 - soft.share, soft.share * soft.scale * soft.temperature**2
             self.temperature = soft.temperature
 
     def total(self) -> Tensor:
         """The loss to differentiate."""
-        return self.hard * _weighted_sum(self.nll, self.weights) + self.gentle * self.weighted_distill
+        return self.label_factor * _weighted_sum(self.nll, self.weights) + self.teacher_factor * self.weighted_distill
 
     def blocks(self, rows: int, step: int) -> Iterator[slice]:
         """Blocks of up to ``step`` of the ``rows``, each either wholly labelled or wholly not."""
         return itertools.chain(spans(0, len(self.labels), step), spans(len(self.labels), rows, step))
 
-    def teacher(self, block: slice) -> Callable[[slice], _Known | _Sampled] | None:
+    def teacher(self, block: slice) -> Callable[[slice], _FullDistribution | _SampledDistribution] | None:
         """The teacher's predictions for the parts of a block, if there are any."""
         soft, dtype = self.soft, self.nll.dtype
         if soft is None or (soft.rows is not None and block.start < len(self.labels)):
@@ -170,13 +170,15 @@ class _Tally:
             assert soft.counts is not None
             tokens, counts = soft.tokens[rows], soft.counts[rows].to(dtype)
             shares = counts / counts.sum(-1, keepdim=True)
-            return lambda piece: _Sampled(tokens[piece], shares[piece])
+            return lambda piece: _SampledDistribution(tokens[piece], shares[piece])
         assert soft.hidden is not None and soft.weight is not None
         logits = products(soft.hidden[rows].to(soft.weight.dtype), soft.weight)
         bias = 0 if soft.bias is None else soft.bias.to(dtype)
-        return lambda piece: _Known(softmax(logits[piece].to(dtype).add_(bias).div_(soft.temperature)))
+        return lambda piece: _FullDistribution(softmax(logits[piece].to(dtype).add_(bias).div_(soft.temperature)))
 
-    def add(self, values: Tensor, at: slice, teacher: _Known | _Sampled | None, learn: bool) -> Tensor | None:
+    def add(
+        self, values: Tensor, at: slice, teacher: _FullDistribution | _SampledDistribution | None, learn: bool
+    ) -> Tensor | None:
         """Add the losses of the rows ``at``, whose logits are ``values`` (overwritten), and compute their gradient if
         needed."""
         labelled = at.start < len(self.labels)
@@ -194,23 +196,24 @@ class _Tally:
             self.weighted_distill += _weighted_sum(divergence, weights)
         if not learn:
             return None
-        hard, gentle = self.hard if labelled else 0.0, self.gentle / self.temperature if teacher else 0.0
+        label_factor = self.label_factor if labelled else 0.0
+        teacher_factor = self.teacher_factor / self.temperature if teacher else 0.0
         gradient = p.probs
         if q is not p:
-            gradient.mul_(hard).add_(q.probs, alpha=gentle)
-        elif hard + gentle != 1:
-            gradient *= hard + gentle
+            gradient.mul_(label_factor).add_(q.probs, alpha=teacher_factor)
+        elif label_factor + teacher_factor != 1:
+            gradient *= label_factor + teacher_factor
         if labelled:
-            gradient.scatter_add_(1, self.labels[at][:, None], gradient.new_full((len(gradient), 1), -hard))
+            gradient.scatter_add_(1, self.labels[at][:, None], gradient.new_full((len(gradient), 1), -label_factor))
         if teacher:
-            teacher.subtract(gradient, gentle)
+            teacher.subtract(gradient, teacher_factor)
         if weights is not None:
             gradient.mul_(weights[:, None])
         return gradient
 
 
-class _Known:
-    """A teacher's distribution of some rows, whole."""
+class _FullDistribution:
+    """A teacher's distribution over the whole vocabulary, for some rows."""
 
     def __init__(self, p: Softmax):
         self.p = p
@@ -225,8 +228,8 @@ class _Known:
         gradient.add_(self.p.probs, alpha=-factor)
 
 
-class _Sampled:
-    """A sample of a teacher's distribution of some rows."""
+class _SampledDistribution:
+    """A sample of a teacher's distribution, for some rows."""
 
     def __init__(self, tokens: Tensor, shares: Tensor):
         self.tokens, self.shares = tokens, shares

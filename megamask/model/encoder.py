@@ -38,8 +38,8 @@ class LayerStack(nn.Module):
     """A stack of layers; in `modern`, a final norm follows. Layers of a group are one module, called repeatedly.
 
     ``config`` decides how they run (dropout, attention, checkpointing, compilation) and how they are initialised;
-    ``shape`` decides all else. ``below`` is the module below the layers, if there is one. ``first`` is the position of
-    the first layer in the pattern of local and global layers of ``shape``.
+    ``shape`` decides everything else. ``below`` is the module below the layers, if there is one. ``first`` is the
+    position of the first layer in the pattern of local and global layers of ``shape``.
     """
 
     def __init__(self, shape: EncoderShape, config: ModelConfig, below: Embedding | None = None, first: int = 0):
@@ -172,7 +172,7 @@ class EncoderLayer(nn.Module):
         width, inner = shape.hidden_size, shape.intermediate_size
         self.heads, self.backend, self.window = shape.num_heads, config.attention, shape.window(place)
         self.compile_sides = config.compile
-        # ModernBERT's first layer has no norm here, for the embedding ends in one
+        # ModernBERT's first layer has no norm here, because the embedding ends with one
         self.attention_norm = nn.Identity() if entry and not bert else norm(shape)
         self.width = width // shape.num_heads
         self.qkv = QKV(width, 3 * width, bias=bert)
@@ -195,7 +195,7 @@ class EncoderLayer(nn.Module):
             return after(self, x, attended)
         return x.index_copy(0, rows, after(self, x.index_select(0, rows), attended))
 
-    # From here on no shapes in signatures: tests check those with code that the compiler cannot read.
+    # Signatures from here on have no shapes: tests would check them with code that torch.compile cannot read.
 
     def _heads(self, x: Tensor) -> Tensor:
         """(N, n H E) -> (N, n, H, E), where n is how many of queries, keys and values there are."""

@@ -1,6 +1,6 @@
 """The head: from the hidden states at the targets to predictions of their tokens.
 
-The decoder's weight *is* the encoder's token table, one parameter registered in both places.
+The decoder's weight is the encoder's token table: one parameter, registered in both modules.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """Statistics of predictions on a GPU: a Triton kernel that multiplies and sums up, so that no logit is ever stored.
 
-The vocabulary is split over programs, since there are often too few rows to keep a GPU busy. Each program walks over
-the tiles of its share and keeps running sums per row under a running maximum (online softmax, Milakov and Gimelshein
-2018); a few lines of torch then join the shares. Everything beyond a bound, of rows, tokens or width, is masked: tokens
-that do not exist have a logit of ``NOTHING``, not of 0.
+The vocabulary is split over programs, since there are often too few rows to keep a GPU busy. Each program reads the
+tiles of its share and keeps running sums per row under a running maximum (online softmax, Milakov and Gimelshein 2018);
+a few lines of torch then join the shares. Rows, tokens and columns beyond the last one are masked: tokens that do not
+exist have the logit ``PADDING_LOGIT``, not 0.
 
 Cost for M rows: 2 M V D multiply-adds, and the reading of the weight once per tile of rows; memory 6 numbers per row
 and share. Sums are in 32 bits; products of 32-bit inputs are too (``ieee``), not in TF32.
 
 This kernel is compared with 64 bits in Triton's interpreter (which cannot multiply bfloat16, so in float16 and 32 bits)
-and compiles for compute capabilities 8.0 and 9.0, that in 16 bits without a register spilled. It has never
-run on a GPU: tile sizes are reasoned, not measured.
+and compiles for compute capabilities 8.0 and 9.0, in 16 bits without spilling registers. It has never run on a GPU:
+tile sizes are estimates, not measured.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from megamask.model.token_stats import TokenStats
 
 TILES = {2: (128, 128, 64, 8, 3), 4: (64, 64, 32, 4, 2)}
 """By bytes of the inputs: rows, tokens and width of a tile, warps and stages."""
-NOTHING = tl.constexpr(-1e30)
+PADDING_LOGIT = tl.constexpr(-1e30)
 """The logit of padding: finite, so that the difference of two of them is not NaN."""
-KEPT = 6
-"""Numbers kept of each row: maximum, sums of e, e z and e^2, second maximum and the label's logit."""
+NUM_SUMS = 6
+"""What a program returns for each row: maximum, sums of e, e z and e^2, second maximum and the label's logit."""
 
 
 def fused_token_stats(
@@ -53,10 +53,10 @@ def fused_token_stats(
         shares = triton.cdiv(2 * torch.cuda.get_device_properties(rows.device).multi_processor_count, max(1, row_tiles))
     each = triton.cdiv(token_tiles, max(1, min(shares, token_tiles)))
     shares = triton.cdiv(token_tiles, each)
-    kept = torch.empty(KEPT, shares, m, dtype=torch.float32, device=rows.device)
+    kept = torch.empty(NUM_SUMS, shares, m, dtype=torch.float32, device=rows.device)
     if m:
         with torch.cuda.device_of(rows):
-            # programs that read the same tokens stand next to each other
+            # programs that read the same tokens are next to each other
             _sum_up[(row_tiles, shares)](
                 rows.contiguous(), weight.contiguous(), bias.contiguous(), labels, kept, m, v, d, each * sizes[1],
                 *sizes, num_warps=warps, num_stages=stages,
@@ -72,16 +72,16 @@ def _join(top: Tensor, total: Tensor, mean: Tensor, square: Tensor, second: Tens
     log_square = (square * down * down).sum(0).log()
     total = (total * down).sum(0)
     log_total = total.log()
-    # the runner-up is the best of all but one of the maxima, or of the second maxima
+    # second is the highest of all maxima but one, or of the second maxima
     first = top.argmax(0, keepdim=True)
-    second = torch.maximum(second.amax(0), top.scatter(0, first, NOTHING.value).amax(0))
+    second = torch.maximum(second.amax(0), top.scatter(0, first, PADDING_LOGIT.value).amax(0))
     return TokenStats(
         logsumexp=highest + log_total,
         entropy=(log_total - mean / total).clamp_min_(0),
         log_prob=label.amax(0) - highest - log_total,
         renyi=(2 * log_total - log_square).clamp_min_(0),
         min=log_total,
-        margin=torch.where(second > NOTHING.value, second - highest, -torch.inf),
+        margin=torch.where(second > PADDING_LOGIT.value, second - highest, -torch.inf),
     )
 
 
@@ -97,12 +97,12 @@ def _sum_up(
     start = tl.program_id(1) * share
     label = tl.load(labels + row_at, mask=real, other=-1)
 
-    top = tl.full((ROWS,), NOTHING, tl.float32)
-    second = tl.full((ROWS,), NOTHING, tl.float32)
+    top = tl.full((ROWS,), PADDING_LOGIT, tl.float32)
+    second = tl.full((ROWS,), PADDING_LOGIT, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mean = tl.zeros((ROWS,), tl.float32)
     square = tl.zeros((ROWS,), tl.float32)
-    at_label = tl.full((ROWS,), NOTHING, tl.float32)
+    at_label = tl.full((ROWS,), PADDING_LOGIT, tl.float32)
 
     for first in range(start, min(start + share, v), TOKENS):
         token = first + tl.arange(0, TOKENS)
@@ -118,13 +118,13 @@ def _sum_up(
             w = tl.load(weight + token_at[None, :] * d + column[:, None], mask=there, other=0.0)
             z = tl.dot(x, w, z, input_precision="ieee")
         z += tl.load(bias + token_at, mask=exists, other=0.0)[None, :]
-        z = tl.where(exists[None, :], z, NOTHING)
+        z = tl.where(exists[None, :], z, PADDING_LOGIT)
 
-        at_label = tl.maximum(at_label, tl.max(tl.where(token[None, :] == label[:, None], z, NOTHING), 1))
+        at_label = tl.maximum(at_label, tl.max(tl.where(token[None, :] == label[:, None], z, PADDING_LOGIT), 1))
         highest = tl.max(z, 1)
-        # one of the highest put aside, the next is the runner-up, which may be as high
+        # without one of the highest, the highest of the rest is second, and may be equal
         place = tl.argmax(z, 1)
-        others = tl.max(tl.where(tl.arange(0, TOKENS)[None, :] == place[:, None], NOTHING, z), 1)
+        others = tl.max(tl.where(tl.arange(0, TOKENS)[None, :] == place[:, None], PADDING_LOGIT, z), 1)
         second = tl.maximum(tl.maximum(second, others), tl.minimum(top, highest))
 
         new = tl.maximum(top, highest)

@@ -50,8 +50,8 @@ class PaddedGrids:
         """
         lengths = (like or layout).host_lengths
         # the n with 2^(n-1) < length <= 2^n
-        octave = np.where(lengths > 0, np.frexp(lengths - 0.5)[1], -1)
-        return cls.of_groups(layout, [np.flatnonzero(octave == n) for n in np.unique(octave) if n >= 0])
+        exponent = np.where(lengths > 0, np.frexp(lengths - 0.5)[1], -1)
+        return cls.of_groups(layout, [np.flatnonzero(exponent == n) for n in np.unique(exponent) if n >= 0])
 
     @classmethod
     def single(cls, layout: Layout) -> PaddedGrids:
@@ -60,7 +60,7 @@ class PaddedGrids:
 
     @classmethod
     def of_groups(cls, layout: Layout, groups: Sequence[Int64[np.ndarray, " _G"]]) -> PaddedGrids:
-        """A grid for each group of sequences, given by their numbers. Sizes come from the host, so nothing waits."""
+        """A grid for each group of sequences, given by their numbers. Sizes come from the host, which does not wait."""
         numbers = torch.from_numpy(np.concatenate(groups))
         device = layout.positions.device
         if device.type == "cuda":

@@ -69,7 +69,7 @@ class EncoderShape:
     global_every: int = 1
     """Every n-th layer, from the first, attends to the whole sequence; `modern` only."""
     local_window: int = 128
-    """Rows that the other layers attend to, half on each side; `modern` only."""
+    """Tokens that the other layers attend to, half on each side; `modern` only."""
     rope_theta: float = 10_000.0
     """Base of the rotary wave lengths in global layers; `modern` only."""
     local_rope_theta: float = 10_000.0
@@ -103,7 +103,7 @@ class EncoderShape:
         return self.embedding_size or self.hidden_size
 
     def window(self, layer: int) -> int | None:
-        """How far to either side ``layer`` attends; None is the whole sequence."""
+        """How many tokens to either side ``layer`` attends to; None: the whole sequence."""
         return self.local_window // 2 if layer % self.global_every else None
 
     def theta(self, layer: int) -> float:
@@ -111,7 +111,7 @@ class EncoderShape:
         return self.local_rope_theta if layer % self.global_every else self.rope_theta
 
     def save(self, folder: Path) -> None:
-        """Write ``shape.json``, which lies beside weights."""
+        """Write ``shape.json`` beside the weights."""
         (folder / SHAPE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
@@ -236,7 +236,7 @@ class ModelConfig:
 
     def problems(self, name: str) -> list[str]:
         """Sentences for what two settings cannot do together."""
-        problems = self._division(name)
+        problems = self._division_problems(name)
         layers = self.num_layers or SIZES[self.size][0]
         if self.layer_groups and layers % self.layer_groups:
             problems.append(must(f"{name}.layer_groups", f"divide the number of layers ({layers})", self.layer_groups))
@@ -247,7 +247,7 @@ class ModelConfig:
             problems.append(must(f"{name}.dropout", f"be 0 when `{name}.attention` is 'varlen'", self.dropout))
         return problems
 
-    def _division(self, name: str) -> list[str]:
+    def _division_problems(self, name: str) -> list[str]:
         width = self.hidden_size or SIZES[self.size][1]
         if self.num_heads is None and width % HEAD_WIDTH:
             return [

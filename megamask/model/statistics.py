@@ -8,9 +8,10 @@ Cost for M rows: 2 M V D multiply-adds; memory ``BLOCK`` logits in the precision
 32 bits. Besides the product, a piece is read about ten times from cache; ``margin`` is the most expensive measure.
 
 Logits and sums are in 32 bits (64 for 64-bit input), and the maximum is subtracted before anything is multiplied or
-exponentiated, since heads drift by large constants; matrix products take their inputs as they are. On a CPU a bfloat16
-product rounds its result before it is widened: with logits of standard deviation 4 and 30,522 tokens, this changes the
-entropy of a row by 0.02 nats on average and by at most 0.1; the mean over rows does not change.
+exponentiated, since all logits of a head may drift by a large constant; matrix products take their inputs as they are.
+On a CPU a bfloat16 product rounds its result before it is widened: with logits of standard deviation 4 and 30,522
+tokens, this changes the entropy of a row by 0.02 nats on average and by at most 0.1; the mean over rows does not
+change.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Softmax(NamedTuple):
     top: Float[Tensor, " m"]
 
     def at(self, labels: Int64[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """``shifted`` at ``labels``: 0 where no token is likelier."""
+        """``shifted`` at ``labels``: 0 where no token is more likely."""
         return self.shifted.gather(1, labels[:, None]).squeeze(1)
 
     def uncertainty(self, measure: Measure) -> Float[Tensor, " m"]:
@@ -141,7 +142,7 @@ def products(rows: Tensor, weight: Tensor) -> Float[Tensor, "m V"]:
     if rows.is_cuda and rows.dtype.itemsize < 4:
         return torch.mm(rows, weight.t(), out_dtype=torch.float32)
     if rows.is_cpu and rows.dtype == torch.float32:
-        # each row begins a cache line, an odd number of lines behind the one before: MKL is up to 1.6 times slower for
+        # each row begins a cache line, an odd number of lines after the one before: MKL is up to 1.6 times slower for
         # 30,522 tokens if it does not, and 1.1 times for a power of two
         stride = (-(-len(weight) // LINE) | 1) * LINE
         return torch.mm(rows, weight.t(), out=rows.new_empty(len(rows), stride)[:, : len(weight)])

@@ -1,8 +1,8 @@
 """Norms and tables whose gradients, sums over all rows, keep 32 bits.
 
 In 16 bits on a CPU torch 2.13 adds the rows up in 16 bits. A sum of bfloat16 stops growing at 256 times its summands,
-so the gradient of a norm's bias comes out up to half too small over 4096 rows, and that of [MASK]'s row is off by
-percents. On CUDA and in 32 bits both modules are torch's own. Here they cost about 1 % of a step.
+so over 4096 rows the gradient of a norm's bias may be half of what it should be, and that of [MASK]'s row differs by
+several percent. On CUDA and in 32 bits both modules are torch's own. Here they cost about 1 % of a step.
 """
 
 from __future__ import annotations
