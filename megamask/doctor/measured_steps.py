@@ -1,4 +1,4 @@
-"""Take the steps of a planned run for real, on one device of this machine, and time the loader alone."""
+"""Run some steps of a planned run on one device of this machine, and time the loader alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megamask.runtime.child_process import child_environment
 from megamask.training.run_text import RunText
 
 WINDOWS = 4
-"""Lines of the log in a probe. The first is left out: caches are cold in it."""
+"""Lines of the log in a probe. The first is left out, because it includes the first use of everything."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class MeasuredSteps:
 
 
 def measure_steps(command: DoctorCommand, text: RunText, steps: int) -> MeasuredSteps:
-    """Take ``steps`` steps of ``command`` in a process of its own, with the packs that one of its devices gets.
+    """Run ``steps`` steps of ``command`` in a process of its own, with the packs that one of its devices gets.
 
     The schedules of the run are compressed into them, so a masking rate that decays, a teacher that starts late or
     a phase with longer sequences counts with its share. Communication between devices is not measured. Writes a run
@@ -50,8 +50,8 @@ def measure_steps(command: DoctorCommand, text: RunText, steps: int) -> Measured
     config = probe_settings(command.run, command.num_ranks, steps)
     loader = _loader_rate(config, text, steps)
     with tempfile.TemporaryDirectory(prefix="probe-", dir=existing_parent(config.output)) as folder:
-        figures, peak = _train(command, config, steps, Path(folder))
-    windows = [line for line in figures if "tokens_per_second" in line][1:]
+        metrics, peak = _train(command, config, steps, Path(folder))
+    windows = [line for line in metrics if "tokens_per_second" in line][1:]
     rates = [line["tokens_per_second"] for line in windows]
     return MeasuredSteps(steps, harmonic_mean(rates), median(line["data_wait"] for line in windows), loader, peak)
 
@@ -93,7 +93,7 @@ def _loader_rate(config: PretrainConfig, text: RunText, steps: int) -> float:
 def _train(
     command: DoctorCommand, config: PretrainConfig, steps: int, folder: Path
 ) -> tuple[list[dict[str, float]], int]:
-    """The figures of a run of ``steps``, and the peak of its resident memory in bytes."""
+    """The metrics in the log of a run of ``steps``, and the peak of its resident memory in bytes."""
     config = replace(
         config,
         output=folder / "run",

@@ -7,7 +7,7 @@ kinds of layer). Tests compare the state with the measured tensors of an engine,
 saves.
 
 Not counted: the context of CUDA, the buffers of NCCL, and memory that the allocator cannot use (`RESERVE` is kept free
-for them). What is computed but never exists at one time is taken as if it did.
+for them). Tensors that never exist at the same time are counted as if they did.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GAPS = 0.5
 """What the heap of a process on a CPU keeps at stages 1 to 3 between blocks in use, below `LARGE_MODEL` weights, as a
 share of the memory that only a step needs. Measured: 0.1 to 1.0."""
 ALL_REDUCED = 500_000_000
-"""Gradients that DeepSpeed copies into one message at stage 0, in numbers."""
+"""Gradients that DeepSpeed copies into one message at stage 0, in elements."""
 BLOCK = 2**25
 """Logits of one product of the loss, `model.cross_entropy_and_kl.BLOCK`."""
 Lines = dict[str, float]
@@ -51,13 +51,13 @@ class Placement:
     offload_state: bool = False
     offload_weights: bool = False
     bucket: int = 500_000_000
-    """`reduce_bucket_size`, in numbers."""
+    """`reduce_bucket_size`, in elements."""
     overlap: bool = False
-    live: int = 1_000_000_000
+    max_live: int = 1_000_000_000
     """`stage3_max_live_parameters`."""
-    prefetched: int = 50_000_000
-    """`stage3_prefetch_bucket_size`, in numbers."""
-    together: int = 1_000_000_000
+    prefetch_bucket: int = 50_000_000
+    """`stage3_prefetch_bucket_size`, in elements."""
+    sub_group: int = 1_000_000_000
     """`sub_group_size`: weights that the optimizer moves at once at stage 3."""
     files: bool = False
     """Whether what is offloaded is in files, which are counted as memory of the host: what DeepSpeed keeps of them in
@@ -130,13 +130,15 @@ def gathered_weights(size: ModelSize, place: Placement) -> Lines:
     """Bytes of the weights that stage 3 gathers for a pass, and of the message that gathers them."""
     width, lines = (2 if place.bits16 else 4), Lines()
     if place.gpu or place.ranks > 1:  # else a rank uses its partitions where they are
-        lines["gathered weights"] = width * float(min(size.weights, max(place.live, size.largest)))
+        lines["gathered weights"] = width * float(min(size.weights, max(place.max_live, size.largest)))
     if place.ranks > 1:
-        lines["message of gathered weights"] = width * float(min(size.weights, max(place.prefetched, size.largest)))
+        lines["message of gathered weights"] = width * float(
+            min(size.weights, max(place.prefetch_bucket, size.largest))
+        )
     return lines
 
 
-def passing_memory(size: ModelSize, place: Placement, packs: int) -> Lines:
+def transient_memory(size: ModelSize, place: Placement, packs: int) -> Lines:
     """What DeepSpeed needs on a device for a part of a step only: gathered weights, messages, copies of gradients.
 
     ``packs`` is the number of packs of a step on a rank.
@@ -165,10 +167,10 @@ def optimizer_copies(size: ModelSize, place: Placement) -> float:
         return 4.0 * min(size.weights, ALL_REDUCED)
     if place.offload_state:
         return 0.0
-    numbers = size.weights / place.ranks
+    elements = size.weights / place.ranks
     if place.stage == 3:
-        numbers = min(numbers, place.together)
-    return numbers * (6 if place.bits16 else 4)
+        elements = min(elements, place.sub_group)
+    return elements * (6 if place.bits16 else 4)
 
 
 Attention = Literal["varlen", "fused", "products"]
@@ -178,7 +180,7 @@ softmax on padded grids."""
 
 @dataclass(frozen=True)
 class LayerSize:
-    """The numbers of a layer and of its arithmetic that activations depend on."""
+    """What the activations of a layer depend on: its sizes and the precision of its arithmetic."""
 
     width: int
     inner: int
@@ -187,9 +189,9 @@ class LayerSize:
     """`modern`: gated feed-forward blocks, norms at the entry of each branch, rotated queries and keys."""
     attention: Attention
     bytes: int
-    """Of a number in matrix products."""
+    """Of an element in matrix products."""
     residual_bytes: int
-    """Of a number between layers; under autocast they stay in fp32."""
+    """Of an element between layers; under autocast these stay in fp32."""
     split_norms: bool = False
     """Whether norms save their normalised input too, as in bf16 on a CPU."""
     dropout: bool = False
@@ -234,7 +236,7 @@ def layer_activations(layer: LayerSize, pack: PackSize, *, entry: bool = False) 
 
 
 def outside_layers(layer: LayerSize, pack: PackSize) -> float:
-    """Bytes that autograd saves for the norm of the embedding; in `modern` also for that behind the last layer, and
+    """Bytes that autograd saves for the norm of the embedding; in `modern` also for the norm after the last layer, and
     the cosines and sines of the positions."""
     row = float(pack.tokens * layer.width * (layer.residual_bytes + (layer.bytes if layer.split_norms else 0)))
     if not layer.gated:
@@ -243,10 +245,10 @@ def outside_layers(layer: LayerSize, pack: PackSize) -> float:
 
 
 def _attention(layer: LayerSize, pack: PackSize) -> float:
-    """Numbers saved for attention: queries, keys, values, the weights or their sums, and the input of the product."""
+    """Elements saved for attention: queries, keys, values, the weights or their sums, and the input of the product."""
     tokens, width = pack.tokens, layer.width
     if layer.attention == "products":
-        copies = 3 if pack.dense else 6  # a grid of one sequence keeps the cells of all grids alive
+        copies = 3 if pack.dense else 6  # a grid of one sequence keeps the cells of all grids in memory
         return (copies * pack.cells + tokens) * width + layer.heads * pack.scores
     sums = 4 / layer.bytes * layer.heads  # log-sum-exp in fp32
     if layer.attention == "varlen":

@@ -12,9 +12,9 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-SECONDS = 120
-"""How long the nodes may take to answer."""
-CLOCKS = 1.0
+ANSWER_TIMEOUT = 120
+"""Seconds that the nodes may take to answer."""
+MAX_CLOCK_DIFFERENCE = 1.0
 """Seconds by which clocks may differ, beside the time that the answers take."""
 QUESTION = """
 node=${SLURMD_NODENAME:-this machine} only=
@@ -73,10 +73,10 @@ def ask_nodes() -> NodeAnswers:
         ]
     begun = time.time()
     try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS)
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_TIMEOUT)
         out, err = done.stdout, done.stderr
     except subprocess.TimeoutExpired as late:
-        out, err = late.stdout or b"", (late.stderr or b"") + f"no answer within {SECONDS} s".encode()
+        out, err = late.stdout or b"", (late.stderr or b"") + f"no answer within {ANSWER_TIMEOUT} s".encode()
     lines = err.decode(errors="replace").strip().splitlines()
     return NodeAnswers(begun, time.time(), read_answers(out.decode(errors="replace")), lines[-1] if lines else "")
 
@@ -84,9 +84,9 @@ def ask_nodes() -> NodeAnswers:
 def why_not_all() -> str | None:
     """Why only this machine can answer, as a sentence; None inside of a Slurm job with `srun`."""
     if not {"SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST"} <= os.environ.keys():
-        return "This is not a Slurm job: the clocks, drivers and GPU processes of other nodes were not looked at."
+        return "This is not a Slurm job: the clocks, drivers and GPU processes of other nodes were not checked."
     if shutil.which("srun") is None:
-        return "There is no `srun` here: the clocks, drivers and GPU processes of the job's nodes were not looked at."
+        return "There is no `srun` here: the clocks, drivers and GPU processes of the job's nodes were not checked."
     return None
 
 
@@ -143,11 +143,11 @@ def node_problems(nodes: NodeAnswers) -> list[str]:
             f"{nodes.error or 'no reason is given'}. Leave the others out with `sbatch --exclude`."
         )
     for node in nodes.answers:
-        if abs(wrong := nodes.clock_error(node)) > CLOCKS:
+        if abs(wrong := nodes.clock_error(node)) > MAX_CLOCK_DIFFERENCE:
             problems.append(
                 f"The clock of {node.name} is {abs(wrong):,.1f} s {'ahead of' if wrong > 0 else 'behind'} that of this "
-                f"node, but clocks may differ by {CLOCKS:.0f} s, because heartbeats compare them. Synchronise the "
-                "clocks (chrony, NTP), or leave the node out with `sbatch --exclude`."
+                f"node, but clocks may differ by {MAX_CLOCK_DIFFERENCE:.0f} s, because heartbeats compare them. "
+                "Synchronise the clocks (chrony, NTP), or leave the node out with `sbatch --exclude`."
             )
         if node.processes:
             problems.append(

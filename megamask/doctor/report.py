@@ -111,7 +111,7 @@ def _targets(config: PretrainConfig) -> str:
     least, most = min(numbers), max(numbers)
     if least == most:
         return f"targets in a pack: {most:,}"
-    return f"targets in a pack: {least:,} to {most:,}; their number moves through {len(numbers)} values"
+    return f"targets in a pack: {least:,} to {most:,}; their number changes over {len(numbers)} values"
 
 
 def planned_memory(
@@ -197,7 +197,8 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
     rows += [(name, *(in_gb(column[name]) for column in with_and_without)) for name in with_and_without[0]]
     rows.append(("sum", *(in_gb(math.fsum(column.values())) for column in with_and_without)))
     lines += indented(table(rows))
-    lines.append(f"  the start, which makes one tensor after the other, needs {in_gb(step_memory.start(plan, given))}")
+    startup = step_memory.startup_memory(plan, given)
+    lines.append(f"  the start, which makes one tensor after the other, needs {in_gb(startup)}")
     if before := step_memory.entropy_pass(plan, given):
         lines.append(f"  the pass that finds entropies needs {in_gb(before)} before a step, at another time")
     if given.files:
@@ -214,9 +215,9 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
 
 def memory_problems(plan: PlannedMemory, limit: float | None) -> list[str]:
     """A sentence if the run fits into ``limit`` bytes of a device in no stage and with no offload to the host."""
-    if limit is None or plan.place.files or step_memory.fastest(plan, limit) is not None:
+    if limit is None or plan.place.files or step_memory.fastest_placement(plan, limit) is not None:
         return []
-    peaks = {place: step_memory.peak(plan, place, True) for place in step_memory.placements(plan)}
+    peaks = {place: step_memory.peak_memory(plan, place, True) for place in step_memory.placements(plan)}
     place, least = min(peaks.items(), key=lambda pair: pair[1])
     return [
         f"{_advice(plan, limit)} The least memory of a rank is {in_gb(least)} GB, with {place.name} and "
@@ -239,7 +240,7 @@ def _stages(plan: PlannedMemory, limit: float | None) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [(*head, *fits)]
     for place in step_memory.placements(plan):
         state = math.fsum(step_memory.state_memory_of(plan, place).device.values())
-        peaks = [step_memory.peak(plan, place, on) for on in (False, True)]
+        peaks = [step_memory.peak_memory(plan, place, on) for on in (False, True)]
         step = math.fsum(step_memory.device_lines(plan, place, False).values()) - state
         host = step_memory.host_peaks(plan, place)
         name = f"{place.name} (as given)" if place == plan.place else place.name
@@ -253,7 +254,7 @@ def _stages(plan: PlannedMemory, limit: float | None) -> list[Sequence[str]]:
 
 def _advice(plan: PlannedMemory, limit: float) -> str:
     """A sentence about the placement to use."""
-    if (chosen := step_memory.fastest(plan, limit)) is None:
+    if (chosen := step_memory.fastest_placement(plan, limit)) is None:
         if not any(step_memory.largest_pack(plan, place, True, limit) for place in step_memory.placements(plan)):
             return "Nothing fits, however small the packs are: use more GPUs, or a smaller model."
         return "Nothing fits: use smaller packs (`packs.tokens`), more GPUs, or a smaller model."

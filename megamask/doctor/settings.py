@@ -31,7 +31,7 @@ class MachineConfig:
     gpu_memory: Annotated[str | None, OnlyFor("gpus")] = None
     """Memory of a GPU, such as 80GB (10^9 bytes) or 40GiB. Without it, the report does not say what fits."""
     gpu_bf16: Annotated[bool, OnlyFor("gpus")] = True
-    """Whether the GPUs multiply in bf16, as those since compute capability 8.0 do: decides `auto` in the DeepSpeed
+    """Whether the GPUs multiply in bf16, as those from compute capability 8.0 do: decides `auto` in the DeepSpeed
     file."""
     tokens_per_second: Positive | None = None
     """Measured rate of the whole run, over all devices, such as that of a probe job."""
@@ -40,7 +40,7 @@ class MachineConfig:
     assumed_mfu: Annotated[ShareInside, OnlyFor("peak_flops")] = MFU
     """Share of `peak_flops` that the run is assumed to reach. An assumption: a probe job measures it."""
     probe: Annotated[int, Ge(4)] | None = None
-    """Take this many steps for real, on one device of this machine, such as 20: measures their rate, the loader and the
+    """Run this many steps, such as 20, on one device of this machine: measures their rate, the loader and the
     memory. `tokens_per_second`, if given, still decides the time."""
     job_time: str | None = None
     """Time limit of a job, such as 24h (s, m, h, d): the report says how many jobs the run needs."""

@@ -98,9 +98,9 @@ def placement_of(ds: dict[str, Any], ranks: int, gpu: bool = True) -> Placement:
         files="nvme" in offloads.values(),
         bucket=bucket_size(ds),
         overlap=bool(zero.get("overlap_comm")) and default.stage < 3,
-        live=stage_3("max_live_parameters", default.live),
-        prefetched=stage_3("prefetch_bucket_size", default.prefetched),
-        together=int(zero.get("sub_group_size", default.together)),
+        max_live=stage_3("max_live_parameters", default.max_live),
+        prefetch_bucket=stage_3("prefetch_bucket_size", default.prefetch_bucket),
+        sub_group=int(zero.get("sub_group_size", default.sub_group)),
         gpu=gpu,
     )
 
@@ -126,10 +126,10 @@ def _placements(plan: PlannedMemory) -> Iterator[Placement]:
         yield replace(host, stage=3, offload_weights=True, overlap=False)
 
 
-def fastest(plan: PlannedMemory, limit: float) -> tuple[Placement, bool] | None:
+def fastest_placement(plan: PlannedMemory, limit: float) -> tuple[Placement, bool] | None:
     """The lowest stage that fits into ``limit`` bytes, and whether with activation checkpointing; None: none does.
 
-    By its communication the lowest stage is the fastest, but not stage 0 in bf16, which casts fp32 weights in each
+    The lowest stage communicates least, so it is the fastest; except stage 0 in bf16, which casts fp32 weights in each
     pass.
     """
     listed = sorted(placements(plan), key=lambda place: (place.offload_weights, place.offload_state, place.stage))
@@ -137,7 +137,7 @@ def fastest(plan: PlannedMemory, limit: float) -> tuple[Placement, bool] | None:
         listed = [place for place in listed if place.stage > 0]
     for checkpointing in (False, True):
         for place in listed:
-            if peak(plan, place, checkpointing) <= limit:
+            if peak_memory(plan, place, checkpointing) <= limit:
                 return place, checkpointing
     return None
 
@@ -172,12 +172,12 @@ def _packs_of_layers(plan: PlannedMemory) -> list[PackSize]:
     return [visible] * depth + [plan.pack] * (layers - depth)
 
 
-def peak(plan: PlannedMemory, place: Placement, checkpointing: bool) -> float:
+def peak_memory(plan: PlannedMemory, place: Placement, checkpointing: bool) -> float:
     """The most bytes on one device: in a training step or, with a large token table, at the start."""
-    return max(math.fsum(device_lines(plan, place, checkpointing).values()), start(plan, place))
+    return max(math.fsum(device_lines(plan, place, checkpointing).values()), startup_memory(plan, place))
 
 
-def start(plan: PlannedMemory, place: Placement) -> float:
+def startup_memory(plan: PlannedMemory, place: Placement) -> float:
     """Bytes on one device while the engine is built: its state, and one tensor as a value and as a parameter."""
     state = state_memory_of(plan, place).device
     built = math.fsum(value for name, value in state.items() if name != "gradients" or place.stage == 3)
@@ -197,9 +197,9 @@ def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> 
         lines["moving average"] = 4.0 * plan.size.weights
     if plan.teacher is not None:
         lines["teacher"] = _teacher_bytes(plan, plan.teacher)
-    passing = memory.passing_memory(plan.size, place, plan.packs_per_rank)
+    transient = memory.transient_memory(plan.size, place, plan.packs_per_rank)
     if plan.bf16 and not place.bits16:
-        passing["weights in bf16 (autocast)"] = 2.0 * plan.size.weights
+        transient["weights in bf16 (autocast)"] = 2.0 * plan.size.weights
     compute = {
         "activations": activations(plan, place, checkpointing),
         "head and loss": memory.head_activations(layer, rows, plan.shape.table_width)
@@ -209,10 +209,10 @@ def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> 
     copies = memory.optimizer_copies(plan.size, place)
     if plan.gpu:  # they take the memory that the backward pass freed
         copies = max(0.0, copies - sum(compute.values()))
-    passing |= compute | {"copies for the optimizer": copies}
-    lines |= passing
+    transient |= compute | {"copies for the optimizer": copies}
+    lines |= transient
     if not plan.gpu and place.stage > 0 and plan.size.weights < LARGE_MODEL:
-        lines["gaps of the heap"] = memory.GAPS * sum(passing.values())
+        lines["gaps of the heap"] = memory.GAPS * sum(transient.values())
     return lines
 
 
@@ -256,7 +256,7 @@ def state_memory_of(plan: PlannedMemory, place: Placement) -> StateMemory:
 def host_peaks(plan: PlannedMemory, place: Placement) -> Lines:
     """Bytes of one rank in the memory of its host, at three times; without libraries and the text.
 
-    On a CPU the state is counted as the device's, so these are what comes to it.
+    On a CPU the state is counted as memory of the device, so these bytes are added to it.
     """
     weights = plan.size.weights
     steady = sum(state_memory_of(plan, place).host.values()) + _teacher_on_host(plan)
@@ -277,7 +277,7 @@ def largest_pack(plan: PlannedMemory, place: Placement, checkpointing: bool, lim
     length = plan.config.packs.length
 
     def fits(count: int) -> bool:
-        return peak(plan.with_tokens(count * length), place, checkpointing) <= limit
+        return peak_memory(plan.with_tokens(count * length), place, checkpointing) <= limit
 
     low, high = 0, MOST_TOKENS // length
     while low < high:

@@ -45,14 +45,14 @@ def master_address() -> tuple[str, str]:
 
 
 def port_state(address: str, port: str) -> str:
-    """Whether rank 0 could open its port: "free", "taken", or why that cannot be seen from here."""
+    """Whether rank 0 could open its port: "free", "taken", or why this machine cannot check that."""
     try:
         with socket.create_server((address, int(port))):
             return "free"
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return "taken"
-        return f"not looked at from here ({error.strerror})"
+        return f"not checked from here ({error.strerror})"
 
 
 @dataclass(frozen=True)

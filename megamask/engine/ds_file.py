@@ -340,5 +340,5 @@ def complete_ds_config(
 
 
 def bucket_size(ds: dict[str, Any]) -> int:
-    """The gradients that DeepSpeed reduces together at stages 1 to 3, in numbers."""
+    """The gradients that DeepSpeed reduces together at stages 1 to 3, in elements."""
     return int(ds.get("zero_optimization", {}).get("reduce_bucket_size", 500_000_000))

@@ -79,7 +79,7 @@ def test_activations_are_what_autograd_saves_within_a_tenth(preset, dtype, lengt
 
 def test_a_higher_stage_keeps_no_more_and_one_more_rank_less() -> None:
     def state(stage: int, ranks: int, bits16: bool) -> float:
-        place = Placement(stage, ranks, bits16, bucket=0, live=0)
+        place = Placement(stage, ranks, bits16, bucket=0, max_live=0)
         return sum(memory.state_memory(SIZE, place).device.values())
 
     for bits16, ranks in itertools.product((False, True), (2, 8)):
@@ -101,7 +101,7 @@ def test_offloading_moves_bytes_and_drops_none() -> None:
 
 def test_a_step_holds_messages_and_copies_of_what_its_stage_partitions() -> None:
     def passing(stage: int, ranks: int, packs: int = 1, bucket: int = 400) -> dict[str, float]:
-        return memory.passing_memory(SIZE, Placement(stage, ranks, True, bucket=bucket, gpu=False), packs)
+        return memory.transient_memory(SIZE, Placement(stage, ranks, True, bucket=bucket, gpu=False), packs)
 
     assert passing(0, 4) == {}
     assert passing(1, 4) == {"buckets": 2 * 400}

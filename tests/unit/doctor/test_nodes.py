@@ -83,7 +83,7 @@ def test_an_srun_that_fails_is_a_problem(job: pytest.MonkeyPatch, programs: Path
 
 
 def test_an_srun_that_never_ends_is_a_problem(job: pytest.MonkeyPatch, programs: Path) -> None:
-    job.setattr("megamask.doctor.nodes.SECONDS", 1)
+    job.setattr("megamask.doctor.nodes.ANSWER_TIMEOUT", 1)
     install(programs, "srun", "#!/bin/sh\nexec sleep 60\n")
     (problem,) = node_problems(ask_nodes())
     assert "no answer within 1 s" in problem

@@ -191,7 +191,7 @@ def test_a_probe_gives_each_phase_its_share(text: Path, tmp_path: Path) -> None:
 def test_smaller_packs_are_advised_only_where_they_fit(text: Path, tmp_path: Path) -> None:
     plan = memory_of(text, tmp_path / "run")
     places = step_memory.placements(plan)
-    least = min(step_memory.peak(plan, place, True) for place in places)
+    least = min(step_memory.peak_memory(plan, place, True) for place in places)
     assert "use smaller packs" in _advice(plan, least - 1)
     assert "however small the packs are" in _advice(plan, 1.0)
 
@@ -217,9 +217,11 @@ def test_on_a_cpu_the_state_of_an_offload_needs_the_same_memory(text: Path, tmp_
 def test_the_largest_pack_fits_and_the_next_does_not(text: Path, tmp_path: Path) -> None:
     plan = memory_of(text, tmp_path / "run")
     for checkpointing in (False, True):
-        limit = 5 * step_memory.peak(plan, plan.place, checkpointing)
+        limit = 5 * step_memory.peak_memory(plan, plan.place, checkpointing)
         tokens = step_memory.largest_pack(plan, plan.place, checkpointing, limit)
-        sums = [step_memory.peak(plan.with_tokens(size), plan.place, checkpointing) for size in (tokens, tokens + 64)]
+        sums = [
+            step_memory.peak_memory(plan.with_tokens(size), plan.place, checkpointing) for size in (tokens, tokens + 64)
+        ]
         assert sums[0] <= limit < sums[1]
     assert step_memory.largest_pack(plan, plan.place, False, 0.0) == 0
 
@@ -230,9 +232,9 @@ def test_the_start_needs_the_share_of_a_rank_and_one_tensor(text: Path, tmp_path
     for ranks in (4, 400):
         place = replace(plan.place, stage=3, ranks=ranks)
         built = sum(step_memory.state_memory_of(plan, place).device.values())
-        assert step_memory.start(plan, place) == pytest.approx(built + one_tensor)
+        assert step_memory.startup_memory(plan, place) == pytest.approx(built + one_tensor)
     table = replace(plan, size=replace(plan.size, largest=10**12))
-    assert step_memory.peak(table, plan.place, True) >= 8e12
+    assert step_memory.peak_memory(table, plan.place, True) >= 8e12
 
 
 def test_copies_for_the_optimizer_take_what_the_backward_pass_freed_on_a_gpu(text: Path, tmp_path: Path) -> None:
@@ -256,7 +258,7 @@ def test_a_partitioned_teacher_counts_its_part_and_what_a_pass_gathers(text: Pat
     whole = TeacherSize(ModelSize(10**9, 0, 10**6), 64, 4)
     few = {"stage": 3, "stage3_max_live_parameters": 1, "stage3_prefetch_bucket_size": 1}
     place = placement_of({"zero_optimization": few}, 4)
-    placed = [replace(whole, place=place), replace(whole, place=replace(place, live=10**9))]
+    placed = [replace(whole, place=place), replace(whole, place=replace(place, max_live=10**9))]
     needed = [
         step_memory.device_lines(replace(plan, teacher=teacher), plan.place, False)["teacher"]
         for teacher in (whole, *placed)

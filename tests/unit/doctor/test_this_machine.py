@@ -49,10 +49,10 @@ def test_a_free_port_is_a_fact(taken_port: str, monkeypatch: pytest.MonkeyPatch)
     assert port_facts(check_port()) == [f"port {free} of 127.0.0.1, where the ranks meet: free"]
 
 
-def test_the_port_of_another_machine_is_not_looked_at(taken_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_port_of_another_machine_is_not_checked(taken_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, "192.0.2.1", taken_port)  # an address of documentation (RFC 5737)
     assert port_problems(check_port()) == []
-    assert "not looked at from here" in port_facts(check_port())[0]
+    assert "not checked from here" in port_facts(check_port())[0]
 
 
 def test_without_a_launch_the_port_is_that_of_the_launchers(taken_port: str) -> None:
