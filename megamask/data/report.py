@@ -15,6 +15,7 @@ from megamask.data.settings import PrepareConfig
 from megamask.data.shards import Shards
 from megamask.data.subsets import tokenizer_quotas
 from megamask.errors import listed
+from megamask.runtime.text_table import aligned_table
 
 ALPHA = 0.3
 """The exponent of the printed mixture: that of XLM-R for languages (Conneau et al. 2020)."""
@@ -92,7 +93,7 @@ def subset_lines(output: Path, subsets: Sequence[Shards], config: PrepareConfig)
     return [
         *_reading_lines(output, manifest),
         *_switched_off(manifest),
-        *(f"  {line}" for line in _table([head, *rows])),
+        *(f"  {line}" for line in aligned_table([head, *rows])),
         "  tokens/byte: fertility of the tokenizer, in UTF-8; unknown: share of the tokens; longest word: in tokens.",
         *how,
     ]
@@ -127,14 +128,4 @@ def _row(shards: Shards) -> list[str]:
         f"{lost.tokens / lost.bytes:.3f}",
         f"{lost.unknown_tokens / max(1, lost.tokens):.2%}",
         f"{longest:,}" if manifest["words"] != "unknown" else "not known",
-    ]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows with columns of one width: the first aligned to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first, *others = widths
-    return [
-        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
-        for row in rows
     ]

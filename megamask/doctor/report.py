@@ -20,16 +20,17 @@ from megamask.doctor.checks import Examination, PlannedModel, examine, existing_
 from megamask.doctor.measured_steps import MeasuredSteps, measure_steps, measured_lines
 from megamask.doctor.memory import ModelSize, PackSize
 from megamask.doctor.nodes import ask_nodes, node_facts, node_problems
+from megamask.doctor.report_text import duration, in_gb, indented, readable_number
 from megamask.doctor.run_time import disk_problems, predict_disk, predict_time
 from megamask.doctor.settings import DoctorCommand, parse_memory
 from megamask.doctor.step_memory import PlannedMemory, TeacherSize
-from megamask.doctor.tables import duration, in_gb, indented, readable_number, table
 from megamask.doctor.this_machine import check_port, machine_facts, port_facts, port_problems
 from megamask.engine import ds_file
 from megamask.engine.optimizer import parameter_groups
 from megamask.engine.teacher_ds_file import teacher_ds_problems
 from megamask.errors import ConfigError, raise_all
 from megamask.model.padded_grids import PaddedGrids
+from megamask.runtime.text_table import aligned_table
 from megamask.study.planned_cost import Texts, mean_step_flops
 from megamask.teacher.frozen_lm import MaskedLM
 from megamask.teacher.teacher import teacher_precision
@@ -196,14 +197,14 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
     rows: list[Sequence[str]] = [("", "plain", "with activation checkpointing")]
     rows += [(name, *(in_gb(column[name]) for column in with_and_without)) for name in with_and_without[0]]
     rows.append(("sum", *(in_gb(math.fsum(column.values())) for column in with_and_without)))
-    lines += indented(table(rows))
+    lines += indented(aligned_table(rows))
     startup = step_memory.startup_memory(plan, given)
     lines.append(f"  the start, which makes one tensor after the other, needs {in_gb(startup)}")
     if before := step_memory.entropy_pass(plan, given):
         lines.append(f"  the pass that finds entropies needs {in_gb(before)} before a step, at another time")
     if given.files:
         lines.append("  what is in files is counted as memory of the host, so a run with files needs less than stated")
-    lines += ["", *indented(table(_stages(plan, limit)))]
+    lines += ["", *indented(aligned_table(_stages(plan, limit)))]
     if limit is None:
         return [*lines, "  Without `gpu_memory` it is not known what fits."]
     lines.append(

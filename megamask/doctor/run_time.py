@@ -9,8 +9,8 @@ from pathlib import Path
 from megamask.config.phases import run_tokens
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.time_budget import parse_duration
+from megamask.doctor.report_text import LONGEST
 from megamask.doctor.settings import MachineConfig
-from megamask.doctor.tables import LONGEST
 
 
 @dataclass(frozen=True)

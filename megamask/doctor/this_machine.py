@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from megamask.doctor.tables import in_gb
+from megamask.doctor.report_text import in_gb
 from megamask.runtime.launch_environment import is_main, launch_variables
 from megamask.runtime.versions import installed_version
 

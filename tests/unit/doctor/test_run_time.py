@@ -9,9 +9,9 @@ import pytest
 
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.settings import CheckpointConfig
+from megamask.doctor.report_text import LONGEST, YEAR, duration, readable_number
 from megamask.doctor.run_time import disk_problems, predict_disk, predict_time
 from megamask.doctor.settings import MachineConfig, parse_memory
-from megamask.doctor.tables import LONGEST, YEAR, duration, readable_number
 from megamask.errors.setting_rules import settings_problems
 
 CONFIG = PretrainConfig(steps=1000, checkpoint=CheckpointConfig(every=100, keep=3))

@@ -1,25 +1,13 @@
-"""Numbers of a report as text, and rows in columns."""
+"""Numbers of the report as text, and indented lines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 YEAR = 365.25 * 86400
 """Seconds of a year."""
 LONGEST = 10_000 * YEAR
 """The longest time, in seconds, that a report states as a number."""
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows in aligned columns, the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def indented(lines: Iterable[str]) -> list[str]:
