@@ -185,7 +185,7 @@ def model_facts(examination: Examination, model: PlannedModel, plan: PlannedMemo
 
 
 def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
-    """Memory of a device by line for the asked placement, and the sums of all placements, with what fits."""
+    """Memory of a device by line for the requested placement, and the sums of all placements, with what fits."""
     config = command.run
     limit = memory_limit(command)
     given = plan.place
@@ -261,7 +261,7 @@ def _advice(plan: PlannedMemory, limit: float) -> str:
         return "Nothing fits: use smaller packs (`packs.tokens`), more GPUs, or a smaller model."
     place, checkpointing = chosen
     how = " with `model.activation_checkpointing`" if checkpointing else ""
-    return f"fastest of those that fit, by its communication: {place.name}{how}"
+    return f"fastest of those that fit, because it communicates least: {place.name}{how}"
 
 
 def time_facts(command: DoctorCommand, examination: Examination, text: RunText, plan: PlannedMemory) -> list[str]:
@@ -303,7 +303,7 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
 
 
 def measured_steps(command: DoctorCommand, examination: Examination, text: RunText) -> MeasuredSteps | None:
-    """The asked probe, if the run could start and this machine has its devices; otherwise a problem says why not."""
+    """The requested probe, if the run could start and this machine has its devices; else a problem says why not."""
     if command.machine.probe is None or examination.problems:
         return None
     if command.machine.gpus is not None and not torch.cuda.is_available():

@@ -21,7 +21,7 @@ MFU = 0.4
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """The machines of a planned run, which need not be this one."""
+    """The machines of a planned run, which may be others than this one."""
 
     gpus: Count | None = None
     """GPUs of the run, over all nodes, with one process each. Without it, the run is planned for the CPU of this
