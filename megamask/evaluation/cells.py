@@ -6,7 +6,7 @@ import errno
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
-from megamask.errors import DataError, StorageError, raise_all
+from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 from megamask.evaluation.outcome import Cell, CellKey
 from megamask.runtime.entry_point import STORAGE
 from megamask.storage.atomic_write import write_atomic
-from megamask.storage.strict_json import read_object
+from megamask.storage.strict_json import parse_json, read_object
 
 FOLDER = "cells"
 """The folder of the cells within the output folder."""
+RESULTS_FILE = "results.jsonl"
+"""The file within it with a line for each cell."""
 _LISTS = ("predictions", "labels")
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 """Error numbers of the operating system if a part of a path is a file, or cannot be made."""
@@ -91,6 +93,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"`{name}` was {_shown(old, name)} and is {_shown(new, name)}" for name in names if _differ(old, new, name)]
 
 
+def check_output(output: Path) -> None:
+    """Raise ConfigError if ``output`` has a results.jsonl that `megamask evaluate` did not write: it would be lost."""
+    path = output / RESULTS_FILE
+    lines = [line for line in path.read_text(errors="replace").split("\n") if line.strip()] if path.is_file() else []
+    if lines and not any(map(_is_line_of_cell, lines)):
+        rule = f"be a folder without the {path.name} of a study or of another program, which would be lost"
+        raise ConfigError(must("output", rule, str(output), "Choose another folder, or move the file."))
+
+
 def results_lines(cells: Iterable[Cell]) -> str:
     """The content of `results.jsonl`: a line for each cell, without the predictions and labels of single examples."""
     return "".join(f"{json.dumps(without_nan(short_record(cell)))}\n" for cell in cells)
@@ -125,6 +136,14 @@ def without_nan(tree: Any) -> Any:
 
 
 _CELL = TypeAdapter(Cell)
+
+
+def _is_line_of_cell(line: str) -> bool:
+    """Whether `results_lines` wrote ``line``. The lines of a study have a `kind` too."""
+    with suppress(ValueError):
+        record = parse_json(line)
+        return isinstance(record, dict) and "key" in record and "kind" not in record
+    return False
 
 
 def _escape(name: str) -> str:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from megamask.errors import CheckpointError, ConfigError, DataError, StorageError, raise_all
 from megamask.evaluation.cells import (
     FOLDER,
+    RESULTS_FILE,
     cell_path,
+    check_output,
     differences,
     read_cells,
     results_lines,
@@ -60,6 +62,7 @@ def run_evaluation(config: EvaluateConfig) -> int:
     if config.list_tasks:
         print(task_list(available), end="")
         return 0
+    check_output(config.output)
     for sentence in available.missing.values():
         print(f"Skipped {sentence}", file=sys.stderr)
     choose_accelerator()
@@ -233,7 +236,7 @@ def _report(config: EvaluateConfig, jobs: Sequence[Job], encoder: EncoderFolder 
     """Write results.jsonl and the table of all cells in the folder, print the table, and return the exit code."""
     cells = read_cells(config.output)
     table = results_table(list(cells.values()))
-    write_atomic(config.output / "results.jsonl", results_lines(cells.values()))
+    write_atomic(config.output / RESULTS_FILE, results_lines(cells.values()))
     write_atomic(config.output / "results.md", table)
     print(f"\n{table}", end="")
     keys = {key for job in jobs for key in job_keys(job, encoder.label if encoder else "", config)}

@@ -138,21 +138,32 @@ def write_results(results: StudyResults, path: Path) -> None:
 def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey, tuple[Cell, ...]], list[Cell]]:
     """The runs and cells in a ``results.jsonl``, by arm, seed and budget, and the references; none without the file.
 
-    Raises DataError with each line that is damaged.
+    Raises DataError with each line that is damaged, or if the file has the results of an evaluation.
     """
     runs: dict[tuple[str, int, str], PretrainingRun] = {}
     cells: dict[tuple[str, int, str], list[Cell]] = {}
     references: list[Cell] = []
     problems: list[str] = []
     lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    numbers: dict[str | RunKey, int] = {}  # of the first line with this text, or with this run
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if not line.strip() or numbers.setdefault(line, number) != number:
             continue
         try:
             content = dict(strict_json.parse_json(line))
+            if "kind" not in content and "key" in content:
+                foreign = (
+                    "has results of `megamask evaluate`, not of a study. Choose another --output, or move the file."
+                )
+                raise DataError(f"{path} {foreign}")
             kind = content.pop("kind")
             if kind == "run":
                 run = _RUN.validate_python(content)
+                first = numbers.setdefault((run.arm, run.seed, run.budget), number)
+                if first != number:
+                    problems.append(
+                        f"{path}, line {number}, has another result of the run in line {first}. Delete one of them."
+                    )
                 runs[run.arm, run.seed, run.budget] = run
             elif kind == "reference":
                 references.append(cell_from_record({"predictions": [], "labels": []} | content))

@@ -215,6 +215,17 @@ def test_an_output_that_cannot_be_a_folder_is_named_before_any_computation(
     assert not evaluations.calls
 
 
+def test_the_results_of_a_study_are_not_overwritten(data: Path, evaluations: Evaluations) -> None:
+    asked = config(data, tasks=("sst2",))
+    asked.output.mkdir()
+    (results := asked.output / "results.jsonl").write_text('{"kind": "cell", "key": {}}\n')
+    with pytest.raises(ConfigError, match=r"`output` must be a folder without the results\.jsonl of a study"):
+        command.run_evaluation(asked)
+    assert json.loads(results.read_text())["kind"] == "cell" and not evaluations.calls
+    results.unlink()
+    assert command.run_evaluation(asked) == command.run_evaluation(asked) == 0
+
+
 def test_a_full_disk_is_named_and_the_same_command_continues(
     data: Path, evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
 ) -> None:

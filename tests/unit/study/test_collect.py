@@ -190,3 +190,27 @@ def test_all_damaged_lines_are_named(tmp_path: Path) -> None:
         read_results(path)
     places = [f"{path}, line {number}, is damaged" in str(error.value) for number in range(1, 8)]
     assert places == [False, True, False, True, True, True, True]
+
+
+def test_the_results_of_an_evaluation_are_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"key": {"task": "sst2"}}\n' * 2)
+    with pytest.raises(DataError) as error:
+        read_results(path)
+    (problem,) = error.value.problems
+    assert "has results of `megamask evaluate`, not of a study" in problem and "--output" in problem
+
+
+def test_a_line_that_is_there_twice_counts_once_and_two_results_of_a_run_are_refused(
+    plan: StudyPlan, runs: list[PlannedRun], tmp_path: Path
+) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results(collect_results(plan, runs, tmp_path), path)
+    once = read_results(path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, *lines]))
+    assert read_results(path) == once
+    (line,) = (line for line in lines if '"kind": "run"' in line)
+    path.write_text("\n".join([*lines, line.replace('"finished"', '"failed"')]))
+    with pytest.raises(DataError, match=f"line {len(lines) + 1}, .* line {lines.index(line) + 1}"):
+        read_results(path)
