@@ -160,7 +160,7 @@ def _varied(arm: PlannedArm, setting: str, value: Any) -> PlannedArm:
     title = f"{arm.title or arm.name}, {setting} {_folder_names(value) if setting == 'data' else value}"
     role = "control" if arm.role == "baseline" else arm.role
     arm = replace(arm, name=f"{arm.name}@{label}", title=title, role=role, unpaired=(*arm.unpaired, setting))
-    return replace(arm, recipe=value) if setting == "recipe" else replace(arm, set={**arm.set, setting: value})
+    return replace(arm, recipe=str(value)) if setting == "recipe" else replace(arm, set={**arm.set, setting: value})
 
 
 def _label(setting: str, value: Any) -> str:

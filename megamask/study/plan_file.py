@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -129,6 +130,18 @@ def _axis_problems(plan: StudyPlan) -> list[str]:
         for axis in plan.axis
         if not axis.values
     ]
+    problems += [
+        f"`axis` names the setting `{axis.setting}`, which the study decides for every run. Remove it."
+        for axis in plan.axis
+        if axis.setting in OF_THE_STUDY and axis.setting != "data"
+    ]
+    problems += [
+        must("axis recipe: values", "be names of recipes", value)
+        for axis in plan.axis
+        if axis.setting == "recipe"
+        for value in axis.values
+        if not isinstance(value, str)
+    ]
     return problems
 
 
@@ -136,20 +149,30 @@ def _evaluation_problems(plan: StudyPlan) -> list[str]:
     problems = []
     known = {name for name in flatten(dataclasses.asdict(EvaluateConfig()))} - set(OF_EVALUATE)
     for each in plan.evaluations:
-        strange = [name for name in each.set if name not in known]
-        problems += [unknown(name, known, f"`evaluation {each.name}`") for name in strange]
-        problems += [] if strange else [f"evaluation {each.name}: {line}" for line in _settings_problems(each)]
-        tasks = each.set.get("tasks", ())
+        place = f"evaluation {each.name}"
         problems += [
-            unknown(str(task), TASKS, f"`evaluation {each.name}: tasks`") for task in tasks if task not in TASKS
+            f"`{place}` names `{name}`, which the study decides for every run. Remove it."
+            if name in OF_EVALUATE
+            else unknown(name, known, f"`{place}`")
+            for name in each.set
+            if name not in known
         ]
-    evaluated = [task for each in plan.evaluations for task in each.set.get("tasks", TASKS)]
+        known_part = {name: value for name, value in each.set.items() if name in known}
+        problems += [f"{place}: {line}" for line in _settings_problems(replace(each, set=known_part))]
+    evaluated = [task for each in plan.evaluations for task in _tasks_of(each)]
     problems += [
         must("mean_tasks", "name tasks of an evaluation, other than blimp", task)
         for task in plan.mean_tasks
         if task not in evaluated or task == "blimp"
     ]
     return problems
+
+
+def _tasks_of(evaluation: PlannedEvaluation) -> Sequence[str]:
+    """The tasks that an evaluation names; all of them if it names none, or something other than a list of names."""
+    tasks = evaluation.set.get("tasks")
+    is_list = isinstance(tasks, list | tuple) and all(isinstance(task, str) for task in tasks)
+    return tasks if tasks and is_list else tuple(TASKS)
 
 
 def _settings_problems(evaluation: PlannedEvaluation) -> list[str]:

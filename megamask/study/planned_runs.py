@@ -24,7 +24,7 @@ from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_pha
 from megamask.config.sources import data_folders, data_problems
 from megamask.data.mixed_sources import joined_fingerprint, one_tokenizer_problems
 from megamask.errors import ConfigError, DataError, MegamaskError, must, raise_all, unknown
-from megamask.storage.dotted import flatten, is_under
+from megamask.storage.dotted import flatten, is_under, names_in
 from megamask.storage.old_setting_names import ADDED
 from megamask.study.plan import PlannedArm, PlannedEvaluation, StudyPlan, amount_of
 from megamask.study.planned_cost import MOST_STEPS, Texts, folders_of_words, planned_folders, steps_of_budget
@@ -151,6 +151,13 @@ def plan_runs(plan: StudyPlan, folder: Path, text: Path | Sequence[str]) -> list
         if (baseline, budget) in firsts and name != baseline:
             for problem in pairing_problems(run, firsts[baseline, budget]):
                 causes.setdefault(problem, {})[name] = None
+        for problem in _equal_runs(run, firsts.values()):
+            causes.setdefault(problem, {})[name] = None
+    known = names_in(as_dict(PretrainConfig()))
+    for arm in plan.arm:
+        for name in arm.unpaired:
+            if name not in known:
+                causes.setdefault(unknown(name, known, "`unpaired`"), {})[arm.name] = None
     raise_all(ConfigError, [f"{_of_arms(list(arms), plan)}: {problem}" for problem, arms in causes.items()])
     runs = [
         _with_seed(firsts[arm.name, budget], seed)
@@ -173,6 +180,26 @@ def pairing_problems(run: PlannedRun, baseline: PlannedRun) -> list[str]:
         for name in sorted(of_run.keys() | of_baseline.keys())
         if is_under(name, PAIRED) and not is_under(name, allowed) and of_run.get(name) != of_baseline.get(name)
     ]
+
+
+def _equal_runs(run: PlannedRun, runs: Iterable[PlannedRun]) -> Iterable[str]:
+    """A sentence if an arm before that of ``run`` has equal runs, so that nothing would be compared."""
+    if run.arm.role == "check":
+        return
+    for other in runs:
+        if other is run:
+            return
+        if (other.settings, other.budget, other.arm.seed_offset, other.arm.teacher) == (
+            run.settings,
+            run.budget,
+            run.arm.seed_offset,
+            run.arm.teacher,
+        ):
+            yield (
+                f"its settings and seeds are those of the arm {other.arm.name}, so their runs would be equal. Change a "
+                "setting, remove the arm or the value of an axis, or give it the role 'check' to repeat the runs."
+            )
+            return
 
 
 def _of_arms(names: Sequence[str], plan: StudyPlan) -> str:
@@ -243,7 +270,15 @@ def _with_seed(run: PlannedRun, seed: int) -> PlannedRun:
 
 def _resolve(arm: PlannedArm, values: Mapping[str, Any]) -> PretrainConfig:
     """The configuration that the command line of a run gives; ConfigError as `megamask pretrain` raises it."""
-    config = override_settings(recipes.find_recipe(arm.recipe), _nested(values), "the plan")
+    try:
+        recipe = recipes.find_recipe(arm.recipe)
+    except ConfigError as error:
+        try:  # the names of settings are the same in all recipes
+            override_settings(PretrainConfig(), _nested(values), "the plan")
+        except ConfigError as more:
+            raise ConfigError(*error.problems, *more.problems) from None
+        raise
+    config = override_settings(recipe, _nested(values), "the plan")
     config, _ = ineffective_settings.leave_out(config, set(values), arm.recipe)
     raise_all(ConfigError, [sentence for name, sentence in late_settings(config).items() if name in values])
     return resolve_phases(config)

@@ -110,6 +110,7 @@ def test_every_problem_of_the_content_is_named(write) -> None:
         ('"tokens=1e5"', '"tokens=1e5", "tokens=1e5"', "each budget once"),
         ("[1, 2]", "[1, 4611686018427387904]", "2**62"),
         ("[1, 2]", "[1, true]", "`seeds.1`"),
+        ("frozen = true", 'frozen = true\nmodel = "x"', "`evaluation frozen` names `model`, which the study decides"),
         ('role = "baseline"', 'role = "baseline"\nseed_offset = 1', "other seeds than those of the plan, which have 2"),
         ('question = "q"', 'question = "q"\nmean_variant = "last"', "must be '', 'first' or 'mean', but is 'last'"),
     ],
@@ -118,6 +119,33 @@ def test_what_would_repeat_a_run_or_fail_later_is_refused(old: str, new: str, wo
     with pytest.raises(ConfigError) as error:
         read_plan(write(text=PLAN.replace(old, new)))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("tasks", ['"sst2"', "3", '[["sst2"], 3]'])
+def test_tasks_that_are_not_a_list_of_names_are_one_problem(tasks: str, write) -> None:
+    text = PLAN.replace('tasks = ["sst2"]', f"tasks = {tasks}").replace("seeds =", 'mean_tasks = ["sst2"]\nseeds =')
+    with pytest.raises(ConfigError) as error:
+        read_plan(write(text=text))
+    assert {each.partition("` ")[0] for each in error.value.problems} <= {
+        "evaluation frozen: `tasks", "evaluation frozen: `tasks.0", "evaluation frozen: `tasks.1",
+        "`mean_tasks",
+    }  # fmt: skip
+
+
+def test_the_axes_of_a_plan_are_checked(write) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_plan(
+            write(
+                '[[axis]]\nsetting = "steps"\nvalues = [3]\n[[axis]]\nsetting = "recipe"\nvalues = [3]\n'
+                '[[axis]]\nsetting = "evaluation.tasks"\nvalues = [3]\n'
+            )
+        )
+    for words in (
+        "`axis` names the setting `steps`",
+        "`axis recipe: values` must be names of",
+        "`tasks` must be a list",
+    ):
+        assert words in str(error.value)
 
 
 @pytest.mark.parametrize(

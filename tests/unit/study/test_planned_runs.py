@@ -25,6 +25,7 @@ from tests.unit.study.conftest import LENGTHS
 
 ROOT = Path(__file__).parent.parent.parent.parent
 STUDY = Path("/study")
+UNITS = ("token", "span")
 
 
 @pytest.mark.parametrize("name", shipped_plans())
@@ -55,16 +56,19 @@ AXES = {
 def test_axes_of_the_papers(setting: str, plan: StudyPlan, text: Path) -> None:
     name, values = AXES[setting]
     arm = PlannedArm(name, f"{name}-tiny", teacher="base" if "kd" in name else "")
-    base = replace(plan.arm[0], name="base")
+    base = replace(plan.arm[0], name="base", set={"masking.ratio.start": 0.25})
     runs = plan_runs(replace(plan, arm=(base, arm), axis=(Axis(setting, tuple(values), (name,)),)), STUDY, text)
     assert len(runs) == len(plan.seeds) * (2 + len(values))
     assert len({run.settings for run in runs if run.arm.name != "base"}) >= len(values)
 
 
-def test_an_axis_over_texts(plan: StudyPlan, text: Path) -> None:
-    runs = plan_runs(replace(plan, axis=(Axis("data", (str(text),)),)), STUDY, text)
-    assert runs[2].arm.name == f"random@data={text.name}"
-    assert runs[2].config.data == text
+def test_an_axis_over_texts(plan: StudyPlan, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(text, other)
+    (other / "manifest.json").write_text((text / "manifest.json").read_text().replace("wiki.txt", "books.txt"))
+    runs = plan_runs(replace(plan, axis=(Axis("data", (str(other),)),)), STUDY, text)
+    assert runs[2].arm.name == "random@data=other"
+    assert runs[2].config.data == other
 
 
 def test_commands_give_the_planned_configuration(plan: StudyPlan, text: Path) -> None:
@@ -122,7 +126,7 @@ def test_settings_that_break_pairs_are_refused_unless_they_are_declared(name: st
 
 def test_problems_of_all_arms_come_together(plan: StudyPlan, text: Path) -> None:
     arms = (
-        PlannedArm("a", "randon-tiny"),
+        PlannedArm("a", "randon-tiny", set={"masking.ratio.strt": 0.3}, unpaired=("pakcs", "model")),
         PlannedArm("b", "random-tiny", set={"masking.ratoi": 0.3}),
         PlannedArm("c", "random-tiny", set={"masking.ratio.start": 1.5}),
         PlannedArm("d", "random-tiny", set={"entropy.audit.every": 3}),
@@ -132,6 +136,24 @@ def test_problems_of_all_arms_come_together(plan: StudyPlan, text: Path) -> None
         plan_runs(replace(plan, arm=(*plan.arm, *arms)), STUDY, text)
     for start, word in zip("abcde", ("random-tiny", "masking.ratio", "1.5", "audit", "teacher.path"), strict=True):
         assert any(each.startswith(f"arm {start}: ") and word in each for each in error.value.problems)
+    of_a = [each for each in error.value.problems if each.startswith("arm a: ")]
+    assert [each.split("`")[1] for each in of_a] == ["randon-tiny", "masking.ratio.strt", "pakcs"]
+
+
+def test_an_arm_that_repeats_another_is_refused_unless_it_is_a_check(plan: StudyPlan, text: Path) -> None:
+    rate = plan_runs(plan, STUDY, text)[0].config.masking.ratio.start
+    same = PlannedArm("same", "random-tiny", set={"masking.ratio.start": rate})
+    axis = Axis("masking.ratio.start", (rate,))
+    for changed, name in (
+        (replace(plan, arm=(*plan.arm, same)), "same"),
+        (replace(plan, axis=(axis,)), f"random@masking.ratio.start={rate}"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            plan_runs(changed, STUDY, text)
+        (problem,) = error.value.problems
+        assert problem.startswith(f"arm {name}: its settings and seeds are those of the arm random")
+    for other in (replace(same, role="check"), replace(same, seed_offset=9), replace(same, budget_share=0.5)):
+        assert len(plan_runs(replace(plan, arm=(*plan.arm, other)), STUDY, text)) == 6
 
 
 def test_a_cause_is_said_once_with_the_arms_that_it_concerns(plan: StudyPlan, text: Path, tmp_path: Path) -> None:
@@ -141,11 +163,11 @@ def test_a_cause_is_said_once_with_the_arms_that_it_concerns(plan: StudyPlan, te
     assert problem.startswith(f"all 2 arms: {tmp_path / 'nowhere'} is not a folder")
 
     wrong = {"masking.ratoi": 0.3, "model.num_layers": 2}
-    arms = [PlannedArm(name, "random-tiny", set={"model.num_layers": 2}) for name in ("a", "b")]
+    arms = [PlannedArm(f"{unit}s", "random-tiny", set={"model.num_layers": 2, "masking.unit": unit}) for unit in UNITS]
     with pytest.raises(ConfigError) as error:
         plan_runs(replace(plan, arm=(*plan.arm, *arms, PlannedArm("c", "random-tiny", set=wrong))), STUDY, text)
     starts = [problem.partition(" is ")[0] for problem in error.value.problems]
-    assert starts == ["arm c: `masking.ratoi`", "arms a, b: `model.num_layers`"]
+    assert starts == ["arm c: `masking.ratoi`", "arms tokens, spans: `model.num_layers`"]
 
 
 def test_budgets_in_tokens_and_flops(plan: StudyPlan, text: Path) -> None:
