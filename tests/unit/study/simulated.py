@@ -127,8 +127,11 @@ def make_cell(
     metrics: Mapping[str, float] | None = None,
 ) -> Cell:
     """A cell with the scores of its predictions."""
-    ones, metrics = np.ones((len(labels), 1), dtype=np.float32), TASKS[key.task].metrics
-    scores = {metric: float(resampled_score([metric], predictions[None], labels, ones)[0, 0]) for metric in metrics}
+    ones = np.ones((len(labels), 1), dtype=np.float32)
+    scores = {
+        metric: float(resampled_score([metric], predictions[None], labels, ones)[0, 0])
+        for metric in TASKS[key.task].metrics
+    }
     failed = state == "failed"
     return Cell(
         key,
