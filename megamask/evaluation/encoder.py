@@ -61,9 +61,10 @@ def open_encoder(model: str, cache: Path) -> EncoderFolder:
     """
     label, folder = _locate(model, cache)
     if not (folder / "config.json").is_file():
+        in_run = folder.name == "checkpoints"
         raise CheckpointError(
             f"`model` is {folder}, which is neither a run or checkpoint of megamask nor a model of transformers "
-            "(it has no config.json)."
+            "(it has no config.json)." + f" Name the run, {folder.parent}, or one of its checkpoints." * in_run
         )
     length = _check(folder)
     return EncoderFolder(label, folder, _hash_weights(folder), length)

@@ -38,10 +38,14 @@ def fetch_model(source: str | Path, setting: str) -> Path:
     if Path(source).is_file():
         raise CheckpointError(must(setting, f"be {expected}", name, "It is a file: name the folder of the model."))
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
+    except HFValidationError:
+        cure = "There is no such folder, and names on the Hub have at most one slash."
+        raise CheckpointError(must(setting, f"be {expected}", name, cure)) from None
     except Exception as error:  # no such name, no network, no permission: one sentence for all
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"`{setting}` must be {expected}, but {name!r} is neither: {reason}") from None

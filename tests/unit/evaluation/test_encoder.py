@@ -110,8 +110,17 @@ def test_a_file_is_refused_as_a_file(folder: Path, absolute: bool, monkeypatch: 
         open_encoder(str(folder / WEIGHTS if absolute else WEIGHTS), folder)
 
 
+def test_a_missing_path_is_not_taken_for_a_name_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="There is no such folder") as caught:
+        open_encoder("runs/tiny/checkpoints/step-5", tmp_path)
+    assert "Repo id" not in str(caught.value)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     assert "neither a run or checkpoint of megamask nor a model" in refusal(tmp_path)
+    (checkpoints := tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert f"Name the run, {tmp_path / 'run'}, or one of its checkpoints." in refusal(checkpoints)
+    assert "Name the run" not in refusal(tmp_path)
 
 
 def test_all_problems_are_named_at_once(folder: Path) -> None:
