@@ -222,7 +222,7 @@ def _teacher_bytes(plan: PlannedMemory, teacher: TeacherSize) -> float:
     weights = float(teacher.size.weights * teacher.bytes)
     if place is not None:
         gathered = math.fsum(memory.gathered_weights(teacher.size, place).values())
-        share = 0.0 if plan.gpu and place.offload_weights else weights / place.ranks
+        share = weights / place.ranks - _teacher_on_host(plan)
         # the output matrix is whole on every rank
         weights = share + plan.shape.vocab_size * teacher.width * teacher.bytes + gathered
     if not distill.active or distill.stored is not None:

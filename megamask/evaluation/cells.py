@@ -102,6 +102,11 @@ def check_output(output: Path) -> None:
         raise ConfigError(must("output", rule, str(output), "Choose another folder, or move the file."))
 
 
+def is_of_evaluation(record: Mapping[str, Any]) -> bool:
+    """Whether a line of a `results.jsonl` is a cell of `megamask evaluate`. The lines of a study have a `kind` too."""
+    return "key" in record and "kind" not in record
+
+
 def results_lines(cells: Iterable[Cell]) -> str:
     """The content of `results.jsonl`: a line for each cell, without the predictions and labels of single examples."""
     return "".join(f"{json.dumps(without_nan(short_record(cell)))}\n" for cell in cells)
@@ -139,10 +144,10 @@ _CELL = TypeAdapter(Cell)
 
 
 def _is_line_of_cell(line: str) -> bool:
-    """Whether `results_lines` wrote ``line``. The lines of a study have a `kind` too."""
+    """Whether `results_lines` wrote ``line``."""
     with suppress(ValueError):
         record = parse_json(line)
-        return isinstance(record, dict) and "key" in record and "kind" not in record
+        return isinstance(record, dict) and is_of_evaluation(record)
     return False
 
 

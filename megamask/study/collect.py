@@ -22,7 +22,7 @@ from megamask.config.pretrain_config import as_dict
 from megamask.config.sources import data_folders
 from megamask.data import manifest
 from megamask.errors import DataError, raise_all
-from megamask.evaluation.cells import cell_from_record, read_cells, short_record, without_nan
+from megamask.evaluation.cells import cell_from_record, is_of_evaluation, read_cells, short_record, without_nan
 from megamask.evaluation.outcome import Cell
 from megamask.metrics.metrics_file import read_metrics
 from megamask.storage import atomic_write, strict_json
@@ -151,7 +151,7 @@ def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey,
             continue
         try:
             content = dict(strict_json.parse_json(line))
-            if "kind" not in content and "key" in content:
+            if is_of_evaluation(content):
                 foreign = (
                     "has results of `megamask evaluate`, not of a study. Choose another --output, or move the file."
                 )
