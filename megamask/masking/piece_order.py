@@ -114,12 +114,13 @@ class PieceOrder:
         Without it, equal priorities are in reading order.
         """
         best = _descending(priority.masked_fill(pieces.fixed, -torch.inf), tie_break)
-        return cls(pieces, priority, best, best[_by_sequence(pieces.sequence[best], pieces.num_sequences)])
+        by_sequence = _by_sequence(pieces.sequence.index_select(0, best), pieces.num_sequences)
+        return cls(pieces, priority, best, best.index_select(0, by_sequence))
 
     @cached_property
     def size(self) -> Int64[Tensor, " Q"]:
         """Tokens that may be chosen of the piece at each place."""
-        return self.pieces.free[self.order]
+        return self.pieces.free.index_select(0, self.order)
 
     @cached_property
     def tokens_before(self) -> Int64[Tensor, " Q1"]:
@@ -178,14 +179,16 @@ def _descending(values: Float[Tensor, " P"], tie_break: Float[Tensor, " P"] | No
 
 
 def radix_argsort(values: Float[np.ndarray, " P"]) -> Int64[np.ndarray, " P"]:
-    """The order from the highest value to the lowest, equal ones as they come, in a quarter of the time of torch's."""
+    """The order from the highest value to the lowest, equal ones as they come, in a fifth of the time of torch's.
+
+    Two radix sorts bring the numbers almost in order, in which the last sort, a merge of ordered runs, is fast.
+    """
     bits = (values + 0.0).view(np.int64)  # -0.0 becomes 0.0
     # the bits of floats are ordered like integers of sign and magnitude
-    keys = np.where(bits < 0, bits, ~bits & np.int64(2**63 - 1)).view(np.uint16).reshape(-1, 4)
-    order = np.argsort(keys[:, 0], kind="stable")
-    for digit in range(1, 4):
-        order = order[np.argsort(keys[order, digit], kind="stable")]
-    return order
+    keys = np.where(bits < 0, bits & np.int64(2**63 - 1), ~bits)
+    order = np.argsort((keys >> 32).astype(np.uint16), kind="stable")
+    order = order[np.argsort((keys >> 48).astype(np.int16)[order], kind="stable")]
+    return order[np.argsort(keys[order], kind="stable")]
 
 
 def _by_sequence(sequence: Int64[Tensor, " P"], num_sequences: int) -> Int64[Tensor, " P"]:

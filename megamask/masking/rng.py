@@ -42,7 +42,7 @@ class PackRng:
 
     def uniform_array(self, count: int) -> Float[np.ndarray, " count"]:
         """The same as ``uniform``, for work that the host does."""
-        return np.clip(self._draws.random(count, dtype=np.float64), 1e-12, None)
+        return np.maximum(self._draws.random(count), 1e-12)
 
     def integers(self, below: int, count: int, device: torch.device = HOST) -> Int64[Tensor, " count"]:
         """Integers in [0, below)."""
