@@ -63,8 +63,7 @@ def data_problems(data: Data, mixture: MixtureConfig) -> list[str]:
     if has_shares(data):
         problems += _share_problems(data)
     else:
-        missing = [folder for folder in data if not folder.is_dir()]
-        problems += [f"`data`: {folder} is not a folder. Prepare it with `megamask prepare`." for folder in missing]
+        problems += [_no_folder(folder) for folder in data if not folder.is_dir()]
     seen: dict[Path, Path] = {}
     for folder in data:
         first = seen.setdefault(folder.resolve(), folder)
@@ -87,9 +86,14 @@ def _single_problems(data: Path | None, mixture: MixtureConfig) -> list[str]:
     if mixture.alpha_end is not None and mixture.shares is None:
         problems.append(Removable("mixture.alpha_end", why, None))
     folder, _, share = str(data).rpartition("=")
-    if data is not None and not data.is_dir() and folder and _is_finite(share):
-        problems.append(f"`data` is {data}, and a share {why}. Name {folder} alone.")
+    if data is not None and not data.is_dir():
+        is_share = folder and _is_finite(share)
+        problems.append(f"`data` is {data}, and a share {why}. Name {folder} alone." if is_share else _no_folder(data))
     return problems
+
+
+def _no_folder(folder: Path) -> str:
+    return f"`data`: {folder} is not a folder. Prepare it with `megamask prepare`."
 
 
 def _share_problems(data: tuple[Path, ...]) -> list[str]:

@@ -105,11 +105,12 @@ def planned_support(command: DoctorCommand) -> PrecisionSupport:
 
 def _read_text(config: PretrainConfig, examination: Examination) -> None:
     folders = data_folders(config.data) or (prepare.local_folder(prepare.CACHE),)
-    if config.data is None and not folders[0].is_dir():
-        examination.notes.append(
-            "`data` is not given, and the text of this machine is not prepared yet: the first run does that. Its model "
-            "is not known before."
-        )
+    if not all(folder.is_dir() for folder in folders):  # `check_config` names those in `data`
+        if config.data is None:
+            examination.notes.append(
+                "`data` is not given, and the text of this machine is not prepared yet: the first run does that. Its "
+                "model is not known before."
+            )
         return
     if config.verify:
         before = len(examination.problems)

@@ -124,13 +124,20 @@ def _phase_flops(
 
 
 def steps_of_budget(config: PretrainConfig, kind: str, amount: float, texts: Texts) -> int:
-    """The number of steps that cost ``amount`` tokens or FLOPs."""
+    """The number of steps that cost ``amount`` tokens or FLOPs.
+
+    ConfigError if that is less than one, or more than `MOST_STEPS`.
+    """
 
     def mean(steps: int) -> float:
         """The cost of a mean step in a run of ``steps``."""
         of_steps = replace(config, steps=steps)
         return run_tokens(of_steps) / steps if kind == "tokens" else step_flops(of_steps, texts)
 
+    first = mean(1 if config.phases else config.steps)
+    if not first <= amount <= first * MOST_STEPS:
+        rule = f"be worth 1 to {MOST_STEPS:,} steps of this arm, each of about {first:,.0f} {kind}"
+        raise ConfigError(must("budgets", rule, f"{kind}={amount:g}"))
     if not config.phases:
         return max(1, round(amount / mean(config.steps)))
     # phases of a number of steps have a smaller share of a longer run

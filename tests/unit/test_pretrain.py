@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megamask import pretrain
-from megamask.errors import DataError
+from megamask.errors import ConfigError
 from megamask.health.stop_signals import StopRequest
 
 
@@ -27,5 +27,5 @@ def test_a_signal_is_recorded_inside_and_handled_as_before_outside(name: signal.
 
 
 def test_print_config_looks_for_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert pretrain.main(["--print-config", "--data", str(tmp_path / "absent")]) == DataError.exit_code
+    assert pretrain.main(["--print-config", "--data", str(tmp_path / "absent")]) == ConfigError.exit_code
     assert "absent is not a folder" in capsys.readouterr().err

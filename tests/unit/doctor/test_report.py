@@ -91,7 +91,7 @@ def test_everything_wrong_is_reported_at_once(text: Path, tmp_path: Path) -> Non
 def test_damaged_text_is_a_problem_of_the_plan(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         run_doctor(command(tmp_path / "missing", tmp_path / "run"))
-    assert "is not a folder" in str(caught.value)
+    assert str(caught.value).count("is not a folder") == 1
 
 
 def test_a_resume_from_a_path_needs_a_checkpoint_there(text: Path, tmp_path: Path) -> None:

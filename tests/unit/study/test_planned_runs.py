@@ -160,7 +160,7 @@ def test_a_cause_is_said_once_with_the_arms_that_it_concerns(plan: StudyPlan, te
     with pytest.raises(ConfigError) as error:
         plan_runs(plan, STUDY, tmp_path / "nowhere")
     (problem,) = error.value.problems
-    assert problem.startswith(f"all 2 arms: {tmp_path / 'nowhere'} is not a folder")
+    assert problem.startswith(f"all 2 arms: `data`: {tmp_path / 'nowhere'} is not a folder")
 
     wrong = {"masking.ratoi": 0.3, "model.num_layers": 2}
     arms = [PlannedArm(f"{unit}s", "random-tiny", set={"model.num_layers": 2, "masking.unit": unit}) for unit in UNITS]
@@ -184,6 +184,14 @@ def test_budgets_in_tokens_and_flops(plan: StudyPlan, text: Path) -> None:
         assert abs(total - 1e13) < total / config.steps + 0.02 * 1e13  # whole steps; the probe learns less often later
     steps = [by_name[f"{arm}/flops=1e13/seed-1"].config.steps for arm in ("random", "probe")]
     assert steps[0] > steps[1]
+
+
+@pytest.mark.parametrize("budget", ["tokens=8191", "tokens=1e30", "flops=1", "flops=1e40"])
+def test_a_budget_of_less_than_a_step_or_without_end_is_refused(plan: StudyPlan, text: Path, budget: str) -> None:
+    with pytest.raises(ConfigError, match="must be worth 1 to 10,000,000 steps") as error:
+        plan_runs(replace(plan, budgets=(budget,)), STUDY, text)
+    assert all("`budgets` must be worth" in problem for problem in error.value.problems)
+    assert all(run.config.steps == 1 for run in plan_runs(replace(plan, budgets=("tokens=8192",)), STUDY, text))
 
 
 @pytest.fixture(scope="module")
