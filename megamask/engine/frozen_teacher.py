@@ -6,7 +6,8 @@ the ranks (teacher_shard.json), or offloaded to the host and copied to the devic
 of passes, with the same calls of inner modules.
 
 Costs: whole, all weights on each device; partitioned, a part of them, and an all-gather of each layer per pass;
-offloaded, a copy of each layer to the device per pass. Every rank first reads the whole module into host memory.
+offloaded, a copy of each layer to the device per pass. Parameters are converted and partitioned one by one, so a rank
+holds its share and one tensor if those of the given module are mapped from files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megamask.engine.meta_weights import materialise
 from megamask.runtime import private_api, ranks
 from megamask.runtime.accelerator import choose_accelerator
 
@@ -24,9 +26,9 @@ class FrozenEngine:
     """``module`` in ``dtype``, without dropout and gradients; whole if ``ds``, the DeepSpeed file, is None."""
 
     def __init__(self, module: nn.Module, ds: dict[str, Any] | None, dtype: torch.dtype):
-        module = module.eval().requires_grad_(False).to(dtype)
+        module = module.eval().requires_grad_(False)
         self._engine = None if ds is None else _partition(module, ds, dtype)
-        self._module = module.to(ranks.device()) if self._engine is None else self._engine
+        self._module = module.to(ranks.device(), dtype) if self._engine is None else self._engine
 
     @torch.no_grad()
     def __call__(self, *arguments: Any) -> Tensor:
@@ -54,6 +56,9 @@ def _partition(module: nn.Module, ds: dict[str, Any], dtype: torch.dtype) -> Any
         "bf16": {"enabled": dtype == torch.bfloat16},
         "steps_per_print": 10**9,
     }
+    read = dict(module.named_parameters())
+    materialise(module, read.pop, filled, dtype, ranks.device())
+    module.to(ranks.device(), dtype)  # what is not a parameter
     engine = deepspeed.initialize(model=module, config=filled, dist_init_required=False)[0]
     engine.eval()
     return engine

@@ -1,4 +1,4 @@
-"""Give the parameters of a model on the device ``meta`` memory and values, one tensor at a time.
+"""Replace the parameters of a model, such as those on the device ``meta``, one tensor at a time.
 
 At ZeRO stage 3, DeepSpeed partitions each tensor before the next one is made. So a rank holds its share of the model
 and one whole tensor, and not the whole model as when DeepSpeed receives one.
@@ -45,15 +45,19 @@ class _Parameters(nn.Module):
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         (model,) = self._model
-        users: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        users: dict[str, list[tuple[nn.Module, str]]] = {}
         for module in model.modules():
             for key, parameter in module.named_parameters(recurse=False):
-                users.setdefault(parameter, []).append((module, key))
-        for name, parameter in list(model.named_parameters()):
-            values = torch.zeros(parameter.shape, dtype=self._dtype, device=self._device)
-            made = nn.Parameter(values, parameter.requires_grad)
+                users.setdefault(names[parameter], []).append((module, key))
+        del names, parameter  # so that each value is freed when its successor is made
+        for name, places in users.items():
+            before = places[0][0].get_parameter(places[0][1])
+            made = nn.Parameter(torch.zeros_like(before, dtype=self._dtype, device=self._device), before.requires_grad)
+            del before
             if (value := self._first_value(name)) is not None:
                 made.data.copy_(value)
-            for module, key in users[parameter]:  # the token table is the decoder's weight, too
+            for module, key in places:  # the token table is the decoder's weight, too
                 setattr(module, key, made)
+            del value
             yield made

@@ -39,6 +39,6 @@ def to_hf_weights(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[st
 
 
 def from_hf_weights(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
-    """Weights of transformers under our names; missing tensors are left out."""
+    """Weights of transformers under our names; missing tensors are left out, and only joined ones are copied."""
     chunks = {ours: [weights[n] for n in hf_names if n in weights] for ours, hf_names in tensor_names(shape).items()}
-    return {ours: torch.cat(tensors) for ours, tensors in chunks.items() if tensors}
+    return {ours: torch.cat(parts) if len(parts) > 1 else parts[0] for ours, parts in chunks.items() if parts}

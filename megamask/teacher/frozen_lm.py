@@ -9,7 +9,8 @@ The path may name
 - a folder or Hub name of transformers: BERT and ModernBERT run in our own encoder, any other class in transformers
   (`hf.masked_lm`).
 
-Only safetensors are read, and code that comes with a model never runs. Needs the whole model in the host's memory.
+Only safetensors are read, and code that comes with a model never runs. Tensors are mapped from their
+files, except those that are joined or have another type; transformers reads a whole model into memory.
 """
 
 from __future__ import annotations
