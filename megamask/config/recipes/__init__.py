@@ -20,6 +20,7 @@ from megamask.errors import ConfigError, unknown
 
 STARTS: dict[str, Callable[[], PretrainConfig]] = {
     "tiny": bases.tiny, "small": bases.small, "bert": bases.bert, "roberta": bases.roberta, "albert": bases.albert,
+    "albert-tiny": bases.albert_tiny,
 }  # fmt: skip
 """Recipes that are bases without changes."""
 STRATEGIES = ("low", "middle", "both")
