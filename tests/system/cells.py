@@ -119,7 +119,7 @@ def few() -> list[Cell]:
 def recipes() -> list[Cell]:
     """Each recipe that a test can make small, the engines and the places to stop in turn."""
     cells: list[Cell] = []
-    for recipe in [*STARTS, *(recipe for recipe in RECIPES if recipe.endswith("-tiny"))]:
+    for recipe in (name for name in RECIPES if name in STARTS or name.endswith("-tiny")):
         config = find_recipe(recipe)
         suits = [engine for engine, ds in ENGINES.items() if not ds_problems(config.optimizer, ds)]
         # a test has two layers
