@@ -29,28 +29,15 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.doctor.settings import DoctorCommand
 from megamask.engine import ds_file
 from megamask.errors import MegamaskError
-from megamask.model.encoder import Encoder
-from megamask.model.head import MaskedLMHead
-from megamask.model.shape import EncoderShape
-from megamask.objectives import objective as objectives
-from megamask.objectives.mlm import MLM
 from megamask.runtime.precision import device_support
 from megamask.runtime.precision_choice import PrecisionSupport
 from megamask.storage import strict_json
 from megamask.teacher.frozen_lm import MaskedLM, read_masked_lm
 from megamask.teacher.teacher import teacher_misfits
 from megamask.training.entropy_sources import sidecar_facts
-from megamask.training.initial_weights import initial_weights
+from megamask.training.initial_weights import InitialModel, initial_model
 from megamask.training.run_text import RunText, open_sources
 from megamask.training.setup import open_stored_targets
-
-
-@dataclass(frozen=True)
-class PlannedModel:
-    """The model of a planned run, without memory for its weights (on the device `meta`)."""
-
-    shape: EncoderShape
-    objective: MLM
 
 
 @dataclass
@@ -61,7 +48,7 @@ class Examination:
     support: PrecisionSupport = field(default_factory=lambda: PrecisionSupport(False, ""))
     text: RunText | None = None
     """None: there is none yet, or it is damaged."""
-    model: PlannedModel | None = None
+    model: InitialModel | None = None
     teacher: MaskedLM | None = None
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -89,7 +76,8 @@ def examine(command: DoctorCommand) -> Examination:
         _check_parts(config, examination, examination.text)
         if not any(problem.startswith("`model.") for problem in problems):
             with examination.collect():
-                examination.model = planned_model(config, examination.text)
+                ids, tokenizer = examination.text.packs.token_ids, examination.text.train.folder / TOKENIZER
+                examination.model = initial_model(config, ids, tokenizer)
         _check_folder(command, ds, examination, examination.text)
     examination.problems += output_problems(config.output)
     return examination
@@ -121,18 +109,6 @@ def _read_text(config: PretrainConfig, examination: Examination) -> None:
             return
     with examination.collect():
         examination.text = open_sources(config, folders, store=False)
-
-
-def planned_model(config: PretrainConfig, text: RunText) -> PlannedModel:
-    """The objective of a run, on the device `meta`. Raises ConfigError and CheckpointError as a run does."""
-    shape, weights = initial_weights(config, text.packs.token_ids, text.train.folder / TOKENIZER)
-    with torch.device("meta"):
-        encoder = Encoder(shape, config.model)
-        head = MaskedLMHead(encoder, config.model)
-        objective = objectives.build_objective(config.objective, encoder, head, config.entropy.measure)
-    if weights:
-        objectives.load_objective_weights(objective, weights)  # compares names and shapes; `meta` has no values
-    return PlannedModel(shape, objective)
 
 
 def _check_parts(config: PretrainConfig, examination: Examination, text: RunText) -> None:

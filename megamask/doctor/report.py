@@ -16,7 +16,7 @@ from megamask.config.phases import phase_targets, run_phases, run_tokens
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.mixed_sources import MixedPacks
 from megamask.doctor import memory, step_memory
-from megamask.doctor.checks import Examination, PlannedModel, examine, existing_parent
+from megamask.doctor.checks import Examination, examine, existing_parent
 from megamask.doctor.measured_steps import MeasuredSteps, measure_steps, measured_lines
 from megamask.doctor.memory import ModelSize, PackSize
 from megamask.doctor.nodes import ask_nodes, node_facts, node_problems
@@ -37,6 +37,7 @@ from megamask.teacher.teacher import teacher_precision
 from megamask.training import summary
 from megamask.training.flop_counter import teacher_flops
 from megamask.training.flops import PackFlops
+from megamask.training.initial_weights import InitialModel
 from megamask.training.run_text import RunText
 
 
@@ -116,7 +117,7 @@ def _targets(config: PretrainConfig) -> str:
 
 
 def planned_memory(
-    command: DoctorCommand, examination: Examination, text: RunText, model: PlannedModel
+    command: DoctorCommand, examination: Examination, text: RunText, model: InitialModel
 ) -> PlannedMemory:
     """The numbers that memory depends on, with the first pack of each phase as the typical ones."""
     config = command.run
@@ -169,7 +170,7 @@ def _count(parameters: Iterable[torch.Tensor]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def model_facts(examination: Examination, model: PlannedModel, plan: PlannedMemory) -> list[str]:
+def model_facts(examination: Examination, model: InitialModel, plan: PlannedMemory) -> list[str]:
     """The shape of the model and its precision."""
     shape = model.shape
     lines = [

@@ -1,10 +1,12 @@
-"""The shape and the weights that a run begins with: random, or those that `init` names."""
+"""The model and the weights that a run begins with: random, or those that `init` names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from megamask.batch import TokenIds
@@ -17,8 +19,37 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import ConfigError, must, raise_all
 from megamask.hf.layer_subset import pick_layers
 from megamask.hf.weights import read_hf_tensors as read_safetensors
+from megamask.model.encoder import Encoder
+from megamask.model.head import MaskedLMHead
 from megamask.model.initialisation import initial_value
 from megamask.model.shape import EncoderShape
+from megamask.objectives.mlm import MLM
+from megamask.objectives.objective import build_objective, load_objective_weights
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """The model of a run before its first step, without memory for its weights (on the device `meta`)."""
+
+    shape: EncoderShape
+    objective: MLM
+    weights: Mapping[str, Tensor]
+    """Those of `init`, mapped from files; none if the first weights are random."""
+
+
+def initial_model(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> InitialModel:
+    """The model of a run with ``config``; the arguments are those of `initial_weights`.
+
+    Raises ConfigError, and CheckpointError if the weights of `init` are not those of this model.
+    """
+    shape, weights = initial_weights(config, ids, tokenizer)
+    with torch.device("meta"):
+        encoder = Encoder(shape, config.model)
+        head = MaskedLMHead(encoder, config.model)
+        objective = build_objective(config.objective, encoder, head, config.entropy.measure)
+    if weights:
+        load_objective_weights(objective, weights)  # compares names and shapes; `meta` has no values
+    return InitialModel(shape, objective, weights)
 
 
 def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> tuple[EncoderShape, dict[str, Tensor]]:

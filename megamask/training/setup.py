@@ -28,10 +28,7 @@ from megamask.masking.masker import Masker
 from megamask.metrics.logger import MetricsLogger
 from megamask.metrics.mask_metrics import MaskMetrics
 from megamask.metrics.meters import Meters
-from megamask.model.encoder import Encoder
-from megamask.model.head import MaskedLMHead
 from megamask.model.shape import EncoderShape
-from megamask.objectives import objective as objectives
 from megamask.runtime import ranks
 from megamask.teacher.stored_targets import StoredTargets
 from megamask.teacher.teacher import Teacher
@@ -41,7 +38,7 @@ from megamask.training.entropy_sources import build_entropy_sources
 from megamask.training.export import write_description
 from megamask.training.flop_counter import FlopCounter, teacher_flops
 from megamask.training.flops import PackFlops
-from megamask.training.initial_weights import first_values, initial_weights
+from megamask.training.initial_weights import first_values, initial_model
 from megamask.training.plateau import PlateauAlarm
 from megamask.training.progress import Progress
 from megamask.training.run_text import RunText
@@ -55,19 +52,13 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
     """
     ids = text.packs.token_ids
     torch.manual_seed(config.seed)
-    shape, weights = initial_weights(config, ids, text.train.folder / TOKENIZER)
-    with torch.device("meta"):
-        encoder = Encoder(shape, config.model)
-        objective = objectives.build_objective(
-            config.objective, encoder, MaskedLMHead(encoder, config.model), config.entropy.measure
-        )
-        if weights:
-            objectives.load_objective_weights(objective, weights)  # compares names and shapes
+    model = initial_model(config, ids, text.train.folder / TOKENIZER)
+    objective = model.objective
     # a weight and two moments, 4 bytes each
     resume.check_space(config.output, 12 * sum(p.numel() for p in objective.parameters()))
-    ranks.on_rank_zero(lambda: write_description(start.run, encoder.shape, text.train))
+    ranks.on_rank_zero(lambda: write_description(start.run, model.shape, text.train))
 
-    teacher = load_teacher(config, text, encoder.shape) if config.teacher.path is not None else None
+    teacher = load_teacher(config, text, model.shape) if config.teacher.path is not None else None
     stored = open_stored_targets(config, text) if config.distill.stored else None
     tags = pos_tagger.tag_names(text.train) if config.masking.score == "part_of_speech" else ()
     engine = Engine(
@@ -75,7 +66,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
         config.optimizer,
         ds,
         packs_per_step=config.packs.per_step,
-        first_value=first_values(objective, weights, config.seed, restored=start.checkpoint is not None),
+        first_value=first_values(objective, model.weights, config.seed, restored=start.checkpoint is not None),
     )
     state = states.read_train_state(start.checkpoint) if start.checkpoint else states.TrainState(0)
     loader = Loader(text.packs, ranks.device())
@@ -98,7 +89,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
     run = RunComponents(
         config=config,
         text=text,
-        shape=encoder.shape,
+        shape=model.shape,
         folder=start.run,
         engine=engine,
         trainer=trainer,
@@ -108,7 +99,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
         log=metrics_logger(config, start.run, start.step),
         plateau=PlateauAlarm(),
         flops=FlopCounter(
-            PackFlops.of(config, shape, teacher_flops(teacher.module, teacher.weight) if teacher else None),
+            PackFlops.of(config, model.shape, teacher_flops(teacher.module, teacher.weight) if teacher else None),
             state.flops,
         ),
         loader=loader,
@@ -121,7 +112,7 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
             run.log.say(f"{start.checkpoint} does not record FLOPs: the log counts them from step {start.step} on.")
         if start.checkpoint.parent == start.run.checkpoints:
             states.check_derived(run, start.step, state, start.checkpoint)
-    elif weights and not any(name.startswith("head.") for name in weights):
+    elif model.weights and not any(name.startswith("head.") for name in model.weights):
         run.log.say(f"{config.init} has no masked-language head: a new one is drawn from `seed`.")
     return run
 
