@@ -111,17 +111,25 @@ def results_problems(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
 
 
 def without_known(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
-    """The runs that are not in results.jsonl, or whose folders exist, so that they can continue."""
+    """The runs that are not in results.jsonl, or whose folders exist, so that they can continue.
+
+    A run whose model is the teacher of such a run is repeated if its folder is missing.
+    """
     known, cells, _ = read_results(folder / RESULTS)
-    return [
-        run
-        for run in runs
-        if (key := (run.arm.name, run.seed, run.budget)) not in known
-        or known[key].state != "finished"
-        or known[key].settings != run.settings
-        or (run.evaluations and key not in cells)
-        or run.run_folder.exists()
-    ]
+    left, teachers = list[PlannedRun](), set[tuple[str, int, str]]()
+    for run in reversed(runs):  # a teacher comes before the runs that it teaches
+        key = (run.arm.name, run.seed, run.budget)
+        if (
+            key in teachers
+            or key not in known
+            or known[key].state != "finished"
+            or known[key].settings != run.settings
+            or (run.evaluations and key not in cells)
+            or run.run_folder.exists()
+        ):
+            left.append(run)
+            teachers.add((run.arm.teacher, run.seed, run.budget))
+    return left[::-1]
 
 
 def run_jobs(runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str) -> list[str]:
@@ -139,7 +147,11 @@ def run_jobs(runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str)
             for run in queue.take_busy():
                 print(f"{run.name}: skipped, because another process works on it", flush=True)
             if blocked := queue.blocked():
-                failed += [f"{run.name} was not started: the run of its teacher is not finished." for run in blocked]
+                failed += [
+                    f"{run.name} was not started: the run of its teacher, {run.arm.teacher}/{run.budget}/"
+                    f"seed-{run.seed}, is not finished. With --only, name it too."
+                    for run in blocked
+                ]
                 break
             time.sleep(POLL)
     finally:

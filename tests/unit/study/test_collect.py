@@ -17,7 +17,7 @@ from megamask.evaluation.outcome import Cell, CellKey
 from megamask.storage import atomic_write, strict_json
 from megamask.study.collect import collect_results, read_results, write_results
 from megamask.study.jobs import CommandRecord
-from megamask.study.plan import StudyPlan
+from megamask.study.plan import PlannedArm, StudyPlan
 from megamask.study.planned_runs import PlannedRun, plan_runs
 from megamask.study.study import results_problems, without_known
 
@@ -162,6 +162,15 @@ def test_a_study_continues_from_its_results_file(
     assert again.runs == results.runs and again.cells.keys() == results.cells.keys()
     changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), copied, text)
     assert len(without_known(changed, copied)) == 4
+
+
+def test_a_known_run_is_repeated_for_its_pupil(plan: StudyPlan, text: Path, copied: Path) -> None:
+    pupil = PlannedArm("kd", "entropy-kd-complete-tiny", teacher="random")
+    with_pupil = plan_runs(replace(plan, arm=(*plan.arm, pupil)), copied, text)
+    names = [run.name for run in without_known(with_pupil, copied)]
+    assert names == [run.name for run in with_pupil] and "random/tokens=40960/seed-1" in names
+    alone = [run for run in with_pupil if run.arm.name == "random"]
+    assert "random/tokens=40960/seed-1" not in [run.name for run in without_known(alone, copied)]
 
 
 def test_results_that_the_plan_would_not_keep_are_named(plan: StudyPlan, text: Path, copied: Path) -> None:
