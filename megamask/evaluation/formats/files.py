@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from megamask.data.formats.compression import COMPRESSIONS, CORRUPT, open_compressed
 from megamask.data.formats.lines import BadDocument, read_lines
+from megamask.storage.strict_json import parse_json
 
 QUOTED = 80
 """Characters of a faulty line that a problem shows."""
@@ -48,8 +48,8 @@ def json_objects_of(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
             yield place, None
             continue
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(text)
+        except ValueError as error:
             yield f"{place} is not valid JSON: {error}. It begins with {text[:QUOTED]!r}.", None
             continue
         if isinstance(value, dict):

@@ -38,7 +38,7 @@ def read_json_line_task(path: Path, task: Task) -> Iterator[Row | str]:
             yield Row(place, str(record["split"]), record)
         else:
             text, start = record.get("answer_text"), record.get("answer_start")
-            if not isinstance(text, str) or not isinstance(start, int):
+            if not isinstance(text, str) or type(start) is not int:  # True is an int too
                 yield f"{place} must have a string `answer_text` and a number `answer_start`, in characters."
             else:
                 yield Row(place, str(record["split"]), record | {"answers": (Answer(text, start),)})

@@ -136,8 +136,9 @@ def _problems(task: Task, row: Row) -> list[str]:
     for name in (*task.fields, *needed[task.kind]):
         value = row.values.get(name)
         if value is None:
-            shown = ", ".join(map(repr, list(row.values)[:10])) or "none"
-            problems.append(f"{row.place} has no field {name!r}; its fields are {shown}.")
+            filled = [each for each in row.values if row.values[each] is not None]
+            shown = ", ".join(map(repr, filled[:10])) or "none"
+            problems.append(f"{row.place} has no value for the field {name!r}; its fields with a value are {shown}.")
         elif name in (*task.fields, "UID") and not isinstance(value, str):
             problems.append(f"{row.place}: the field {name!r} must be a string, but is {type(value).__name__}.")
         elif isinstance(value, str) and _SURROGATE.search(value):

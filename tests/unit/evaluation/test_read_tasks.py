@@ -84,9 +84,18 @@ def test_every_fault_is_named_with_its_line(tmp_path: Path) -> None:
     assert [f"{file}, line {first + i}" in sentence for i, sentence in enumerate(sentences)] == [True] * 8
     assert "the label must be one of 0, 1, but is 2" in sentences[0]
     assert "train, dev or test, but is 'eval'" in sentences[1]
-    assert "no field 'sentence'" in sentences[2] and "must be a string, but is list" in sentences[3]
+    assert "no value for the field 'sentence'" in sentences[2] and "must be a string, but is list" in sentences[3]
     assert "not public" in sentences[4] and "unpaired surrogate" in sentences[5]
     assert "not valid JSON" in sentences[6] and "is list" in sentences[7]
+
+
+def test_a_null_and_a_key_that_appears_twice_are_refused(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "sst2.jsonl", [*LINES, {"split": "train", "sentence": "x", "label": None}])
+    with file.open("a") as handle:
+        handle.write('{"split": "train", "sentence": "x", "label": 1, "label": 0}\n')
+    without, twice = problems(tmp_path, "sst2")
+    assert "no value for the field 'label'; its fields with a value are 'split', 'sentence'." in without
+    assert "it has the key 'label' twice" in twice
 
 
 def test_an_empty_split_and_a_single_class_are_refused(tmp_path: Path) -> None:
