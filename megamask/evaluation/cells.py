@@ -25,8 +25,9 @@ FOLDER = "cells"
 RESULTS_FILE = "results.jsonl"
 """The file within it with a line for each cell."""
 _LISTS = ("predictions", "labels")
-_NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
-"""Error numbers of the operating system if a part of a path is a file, or cannot be made."""
+_NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR)
+"""Error numbers of the operating system if a part of a path is a file, cannot be made, or if a folder has the name of
+the file."""
 
 
 @contextmanager
@@ -96,6 +97,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def check_output(output: Path) -> None:
     """Raise ConfigError if ``output`` has a results.jsonl that `megamask evaluate` did not write: it would be lost."""
     path = output / RESULTS_FILE
+    if path.is_dir():
+        rule = f"be a folder in which {path.name} is a file"
+        raise ConfigError(must("output", rule, str(output), "Choose another folder, or move the folder of that name."))
     lines = [line for line in path.read_text(errors="replace").split("\n") if line.strip()] if path.is_file() else []
     if lines and not any(map(_is_line_of_cell, lines)):
         rule = f"be a folder without the {path.name} of a study or of another program, which would be lost"

@@ -138,12 +138,14 @@ def write_results(results: StudyResults, path: Path) -> None:
 def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey, tuple[Cell, ...]], list[Cell]]:
     """The runs and cells in a ``results.jsonl``, by arm, seed and budget, and the references; none without the file.
 
-    Raises DataError with each line that is damaged, or if the file has the results of an evaluation.
+    Raises DataError with each line that is damaged, if the file has the results of an evaluation, or if it is a folder.
     """
     runs: dict[tuple[str, int, str], PretrainingRun] = {}
     cells: dict[tuple[str, int, str], list[Cell]] = {}
     references: list[Cell] = []
     problems: list[str] = []
+    if path.is_dir():
+        raise DataError(f"{path} must be a file, but is a folder. Choose another --output, or move the folder.")
     lines = path.read_text(errors="replace").split("\n") if path.exists() else []
     numbers: dict[str | RunKey, int] = {}  # of the first line with this text, or with this run
     for number, line in enumerate(lines, 1):

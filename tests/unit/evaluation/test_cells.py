@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from megamask.errors import DataError
-from megamask.evaluation.cells import cell_path, differences, read_cell, read_cells, results_lines, write_cell
+from megamask.errors import ConfigError, DataError
+from megamask.evaluation.cells import (
+    cell_path,
+    check_output,
+    differences,
+    read_cell,
+    read_cells,
+    results_lines,
+    write_cell,
+)
 from megamask.evaluation.outcome import Cell, CellKey
 from megamask.evaluation.table import comparability_note, results_table
 
@@ -75,6 +83,12 @@ def test_differences_name_both_values() -> None:
     assert differences(CELL.settings, {"max_length": 64, "rates": [0.1], "epochs": 3}) == [
         "`max_length` was 128 and is 64", "`epochs` was absent and is 3",
     ]  # fmt: skip
+
+
+def test_a_folder_in_place_of_the_results_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").mkdir()
+    with pytest.raises(ConfigError, match=r"`output` must be a folder in which results\.jsonl is a file"):
+        check_output(tmp_path)
 
 
 def test_results_have_no_lists_of_examples() -> None:

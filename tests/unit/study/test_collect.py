@@ -201,6 +201,11 @@ def test_all_damaged_lines_are_named(tmp_path: Path) -> None:
     assert places == [False, True, False, True, True, True, True]
 
 
+def test_a_folder_in_place_of_the_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must be a file, but is a folder"):
+        read_results(tmp_path)
+
+
 def test_the_results_of_an_evaluation_are_named_as_such(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text('{"key": {"task": "sst2"}}\n' * 2)
