@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from megamask.config.time_budget import parse_duration
-from megamask.errors import ConfigError, must, raise_all, unknown
+from megamask.errors import ConfigError, must, unknown
 from megamask.errors.setting_rules import field_problem, settings_problems
 from megamask.evaluation.settings import EvaluateConfig
 from megamask.evaluation.tasks import TASKS
@@ -34,7 +34,11 @@ OF_EVALUATE = ("model", "output", "data", "workers", "references", "list_tasks")
 """Settings of `megamask evaluate` that the study decides."""
 
 
-def find_plan(name: str) -> StudyPlan:
+MoreProblems = Callable[[StudyPlan], list[str]]
+"""Finds further problems of a plan that has some, so that all are reported together."""
+
+
+def find_plan(name: str, more: MoreProblems | None = None) -> StudyPlan:
     """The plan in the file ``name``, or the shipped one of that name. ConfigError with every problem of its form."""
     path = Path(name)
     if path.suffix != ".toml" and not path.is_file():
@@ -42,7 +46,7 @@ def find_plan(name: str) -> StudyPlan:
         if name not in shipped:
             raise ConfigError(unknown(name, shipped, "the plans that megamask ships, and is not a file"))
         path = shipped[name]
-    return read_plan(path)
+    return read_plan(path, more)
 
 
 def shipped_plans() -> dict[str, Path]:
@@ -50,7 +54,7 @@ def shipped_plans() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PLANS.glob("*.toml"))}
 
 
-def read_plan(path: Path) -> StudyPlan:
+def read_plan(path: Path, more: MoreProblems | None = None) -> StudyPlan:
     """The plan at ``path``. ConfigError with every unknown key, wrong type and rule that it breaks."""
     try:
         content = read_toml(path)
@@ -64,7 +68,8 @@ def read_plan(path: Path) -> StudyPlan:
     except ValidationError as error:
         raise ConfigError(*(_form_problem(each, str(path)) for each in error.errors(include_url=False))) from None
     plan = replace(plan, set=flatten(plan.set), arm=tuple(replace(arm, set=flatten(arm.set)) for arm in plan.arm))
-    raise_all(ConfigError, plan_problems(plan))
+    if problems := plan_problems(plan):
+        raise ConfigError(*problems, *(more(plan) if more else ()))
     return plan
 
 
@@ -159,7 +164,7 @@ def _evaluation_problems(plan: StudyPlan) -> list[str]:
         ]
         known_part = {name: value for name, value in each.set.items() if name in known}
         problems += [f"{place}: {line}" for line in _settings_problems(replace(each, set=known_part))]
-    evaluated = [task for each in plan.evaluations for task in _tasks_of(each)]
+    evaluated = [task for each in plan.evaluations for task in tasks_of(each)]
     problems += [
         must("mean_tasks", "name tasks of an evaluation, other than blimp", task)
         for task in plan.mean_tasks
@@ -168,7 +173,7 @@ def _evaluation_problems(plan: StudyPlan) -> list[str]:
     return problems
 
 
-def _tasks_of(evaluation: PlannedEvaluation) -> Sequence[str]:
+def tasks_of(evaluation: PlannedEvaluation) -> Sequence[str]:
     """The tasks that an evaluation names; all of them if it names none, or something other than a list of names."""
     tasks = evaluation.set.get("tasks")
     is_list = isinstance(tasks, list | tuple) and all(isinstance(task, str) for task in tasks)

@@ -14,11 +14,12 @@ from pathlib import Path
 from megamask.errors import ConfigError, DataError, MegamaskError, listed, must, raise_all
 from megamask.evaluation.cells import storage_errors
 from megamask.evaluation.read_tasks import find_tasks
+from megamask.evaluation.tasks import TASKS
 from megamask.study.collect import RESULTS, collect_results, read_results, write_results
 from megamask.study.dry_run import describe_study
 from megamask.study.jobs import POLL, JobQueue, Slot, describe_end, find_slots, unfinished_runs
 from megamask.study.plan import StudyPlan
-from megamask.study.plan_file import find_plan, shipped_plans
+from megamask.study.plan_file import find_plan, shipped_plans, tasks_of
 from megamask.study.planned_cost import planned_folders
 from megamask.study.planned_runs import PlannedRun, plan_runs, select_runs
 from megamask.study.settings import StudyConfig
@@ -33,12 +34,12 @@ def run_study(config: StudyConfig) -> int:
     """
     if config.list_plans:
         return print_plans()
-    plan = find_plan(config.plan)
+    plan = find_plan(
+        config.plan, lambda faulty: [] if config.report else task_problems(faulty, tasks_folder(config, faulty))
+    )
     folder = (config.output or Path("studies") / plan.name).absolute()
     text = [str(Path(word).absolute()) for word in planned_folders(config.data or plan.text)]
-    tasks_data = (
-        str(Path(config.tasks_data or plan.tasks_data).absolute()) if config.tasks_data or plan.tasks_data else ""
-    )
+    tasks_data = tasks_folder(config, plan)
     if config.data and any(axis.setting == "data" for axis in plan.axis):
         words = " ".join(map(str, config.data))
         raise ConfigError(must("data", "be left out for a plan with an axis over `data`", words))
@@ -66,13 +67,22 @@ def run_study(config: StudyConfig) -> int:
     return 1 if failed else 0
 
 
+def tasks_folder(config: StudyConfig, plan: StudyPlan) -> str:
+    """The absolute path of the folder of the tasks; empty if neither names one."""
+    folder = config.tasks_data or plan.tasks_data
+    return str(Path(folder).absolute()) if folder else ""
+
+
 def task_problems(plan: StudyPlan, tasks_data: str) -> list[str]:
-    """Sentences for tasks of the evaluations that have no files in ``tasks_data``. The files are not read."""
+    """Sentences for tasks of the evaluations that have no files in ``tasks_data``. The files are not read.
+
+    Names that are not tasks are problems of the plan, and are left out here.
+    """
     if plan.evaluations and tasks_data and not Path(tasks_data).is_dir():
         return [must("tasks_data", "be a folder with task files", tasks_data)]
     problems: list[str] = []
     for evaluation in plan.evaluations:
-        names = tuple(map(str, evaluation.set.get("tasks", ())))
+        names = tuple(name for name in tasks_of(evaluation) if name in TASKS) if "tasks" in evaluation.set else ()
         try:
             missing = find_tasks(Path(tasks_data) if tasks_data else None, names).missing if names else {}
             problems += [line.replace("`data`", "`tasks_data`") for line in missing.values()]

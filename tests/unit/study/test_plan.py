@@ -9,6 +9,8 @@ import pytest
 from megamask.errors import ConfigError
 from megamask.study.plan import amount_of
 from megamask.study.plan_file import find_plan, plan_problems, read_plan, shipped_plans
+from megamask.study.settings import StudyConfig
+from megamask.study.study import run_study
 
 PLAN = """
 name = "p"
@@ -161,6 +163,16 @@ def test_a_plan_that_does_not_exist_names_the_nearest() -> None:
         find_plan("frist")
     with pytest.raises(ConfigError, match="megamask ships, name `first`"):
         find_plan("first.toml")
+
+
+def test_missing_task_files_are_reported_with_the_problems_of_the_plan(write, tmp_path: Path) -> None:
+    text = PLAN.replace("[1, 2]", "[1, 1]").replace('["sst2"]', '["sst2", "sst22"]')
+    config = StudyConfig(plan=str(write(text=text)), tasks_data=tmp_path, output=tmp_path / "study")
+    with pytest.raises(ConfigError) as error:
+        run_study(config)
+    for words in ("`seeds` must name different", "`sst22` is not known", "sst2: put "):
+        assert words in str(error.value)
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize("content", ["name = ", "a = 1979-05-27", "[["])
