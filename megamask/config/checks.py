@@ -11,6 +11,7 @@ from megamask.config import time_budget
 from megamask.config.phases import late_phases, phase_problems
 from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
 from megamask.config.settings import PhaseConfig
+from megamask.config.sizes_of_init import init_problems
 from megamask.config.sources import data_folders, data_problems
 from megamask.engine import ds_file
 from megamask.errors import ConfigError, Removable, must, raise_all
@@ -59,6 +60,7 @@ def config_problems(config: PretrainConfig) -> list[str]:
         longest = config.model.shape(TokenIds(1, 0, 0, 0, 0, ())).max_positions
         if config.packs.length > longest:
             problems.append(must("packs.length", f"be at most `model.max_positions` ({longest})", config.packs.length))
+    problems += init_problems(config)
     if config.init and not (config.init / "model.safetensors").is_file() and not _is_run(config.init):
         problems.append(
             f"`init` names {config.init}, which holds neither model.safetensors nor checkpoints/. Make it with "

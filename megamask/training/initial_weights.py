@@ -14,6 +14,7 @@ from megamask.checkpoint.format import find_checkpoint, read_weights
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.phases import longest_sequence
 from megamask.config.pretrain_config import PretrainConfig
+from megamask.config.sizes_of_init import contradicting_sizes
 from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import ConfigError, must, raise_all
@@ -67,19 +68,7 @@ def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> t
     shape = EncoderShape.load(config.init)
     if config.init_layers is not None:
         shape, weights = pick_layers(weights, shape, config.init_layers)
-    problems = [
-        f"`model.{key}` is {value}, but the weights of `init` have {getattr(shape, key)}. Remove it."
-        for key in (
-            "num_layers",
-            "hidden_size",
-            "num_heads",
-            "intermediate_size",
-            "max_positions",
-            "layer_groups",
-            "embedding_size",
-        )
-        if (value := getattr(config.model, key)) not in (None, getattr(shape, key))
-    ]
+    problems: list[str] = [*contradicting_sizes(config.model, shape)]
     own = config.init / TOKENIZER
     if shape.vocab_size >= ids.size and own.is_dir():
         problems += tokenizer_differences(own, "init", tokenizer, "data's tokenizer")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megamask.basic_types import TokenIds
 from megamask.config.checks import check_config, config_problems
 from megamask.config.cli import parse_command
 from megamask.config.ineffective_settings import leave_out, typed
@@ -14,6 +15,7 @@ from megamask.config.overrides import override_settings
 from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
 from megamask.config.recipes import find_recipe
 from megamask.errors import ConfigError, Removable
+from megamask.model.shape import ModelConfig
 from megamask.storage.dotted import flatten
 
 CHANGES = [  # a recipe, what is typed on top, and what the recipe made that then has no effect
@@ -70,6 +72,24 @@ def test_what_somebody_typed_stays_and_is_refused(recipe, values, expected) -> N
     left, lines = leave_out(config, set(flatten(as_dict(config))), recipe)
     assert left == config and lines == []
     assert bool(removable(config)) == bool(expected)
+
+
+def test_init_overrides_sizes_of_a_recipe_and_refuses_typed_ones(tmp_path: Path) -> None:
+    shape = ModelConfig("roberta", "tiny", num_layers=2, hidden_size=128).shape(TokenIds(100, 0, 1, 2, 3, ()))
+    (tmp_path / "start").mkdir()
+    shape.save(tmp_path / "start")
+    (tmp_path / "start" / "model.safetensors").touch()
+    flags = ["--recipe", "albert-tiny", "--init", str(tmp_path / "start")]
+    command = parse_command(flags)
+    assert command.run.model.shape(TokenIds(100, 0, 1, 2, 3, ())).layer_groups is None
+    sizes = ("num_layers", "hidden_size", "num_heads", "layer_groups", "embedding_size")
+    assert [line.split()[0] for line in command.notes] == [f"`model.{size}`" for size in sizes]
+    assert not removable(command.run)
+    typed_groups = config_problems(parse_command([*flags, "--model.layer-groups", "2"]).run)
+    assert "`model.layer_groups` contradicts the weights of `init`, which have none, not 2. Remove it." in typed_groups
+    assert removable(parse_command([*flags, "--model.num-layers", "2"]).run) == []
+    cut = parse_command([*flags, "--init-layers", "0", "--model.num-layers", "1"]).run
+    assert removable(cut) == []
 
 
 def test_every_recipe_is_as_it_was() -> None:
