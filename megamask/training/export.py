@@ -67,7 +67,12 @@ def _card(run: Path, config: dict, steps: int) -> hf.Card:
         recipe=config.get("recipe") or "none",
         steps=steps,
         data=config.get("text", "unknown"),
-        facts=_size(run, config) | _validation(run, steps) | {"exported": f"{datetime.now(UTC):%Y-%m-%d}"},
+        facts={
+            **({"initial weights": Path(init).name} if (init := config.get("init")) else {}),
+            **_size(run, config),
+            **_validation(run, steps),
+            "exported": f"{datetime.now(UTC):%Y-%m-%d}",
+        },
         knows_mask=objective.get("kind") != "mae_lm" and objective.get("mask_vector", "shared") == "shared",
         run=_first_launch(run),
     )
