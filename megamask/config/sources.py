@@ -87,13 +87,14 @@ def _single_problems(data: Path | None, mixture: MixtureConfig) -> list[str]:
         problems.append(Removable("mixture.alpha_end", why, None))
     folder, _, share = str(data).rpartition("=")
     if data is not None and not data.is_dir():
-        is_share = folder and _is_finite(share)
+        is_share = folder and "=" not in folder and _is_finite(share)
         problems.append(f"`data` is {data}, and a share {why}. Name {folder} alone." if is_share else _no_folder(data))
     return problems
 
 
 def _no_folder(folder: Path) -> str:
-    return f"`data`: {folder} is not a folder. Prepare it with `megamask prepare`."
+    separate = ": separate several folders by spaces" * ("," in str(folder))
+    return f"`data`: {folder} is not a folder{separate}. Prepare it with `megamask prepare`."
 
 
 def _share_problems(data: tuple[Path, ...]) -> list[str]:

@@ -107,11 +107,11 @@ def empty_subsets_problem(split_by: str, split: Split, documents: Mapping[str, i
     # with such a share a split without documents is unlikely, but if it has happened, more is needed
     likely = math.ceil(500 / max(1, min(documents.values()))) / 100
     share = min(0.5, likely if likely > valid_share else 2 * valid_share)
-    rest = "Remove their documents, join them under another value, or give more text."
+    rest = "remove their documents, join them under another value, or give more text."
     if split == "valid" and share > valid_share and min(documents.values()) > 1:
-        cure = f"Try `--valid-share {share:g}`. Or: {rest}"
+        cure = f"Try `--valid-share {share:g}`, or {rest}"
         return f"{sentence} {must('valid_share', 'be larger', valid_share, cure)}"
-    return f"{sentence} {rest}"
+    return f"{sentence} {rest.capitalize()}"
 
 
 def tokenizer_quotas(train_bytes: Mapping[str, int], size: int, alpha: float) -> dict[str, int]:

@@ -241,9 +241,10 @@ def _vocabulary_problems(backend: Backend, path: Path) -> Iterator[str]:
 
 
 def _read_json(path: Path, folder: Path) -> dict:
-    missing = (
-        f"{folder} contains no {path.name}, so it is not a fast tokenizer. "
-        "Save one there with `save_pretrained` of a fast tokenizer of transformers."
+    missing = f"{folder} contains no {path.name}, so it is not a fast tokenizer. " + (
+        f"Name {folder / TOKENIZER} instead."
+        if (folder / TOKENIZER / path.name).is_file()
+        else "Save one there with `save_pretrained` of a fast tokenizer of transformers."
     )
     return strict_json.read_object(path, DataError, missing)
 

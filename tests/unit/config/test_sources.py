@@ -91,6 +91,13 @@ def test_a_setting_without_effect_is_an_error(folders: tuple[Path, Path]) -> Non
     assert "`data` has shares, and so has `mixture.shares`" in twice
 
 
+def test_folders_joined_by_a_comma_are_told_apart(folders: tuple[Path, Path]) -> None:
+    wiki, books = folders
+    for words in (f"{wiki}=0.5,{books}=0.5", f"{wiki},{books}"):
+        text = problems("--data", words)
+        assert "separate several folders by spaces" in text and "alone" not in text
+
+
 def test_names_of_sources_differ() -> None:
     assert source_names([Path("a/wiki"), Path("b/books")]) == ["wiki", "books"]
     assert source_names([Path("wiki/shards"), Path("books/shards")]) == ["wiki/shards", "books/shards"]

@@ -311,7 +311,7 @@ def test_a_language_without_text_in_a_split_is_refused(config: PrepareConfig, tm
     rare = [{"text": "δύο", "lang": "el-polyton"}, {"text": "τρία", "lang": "el-polyton"}]
     problem = refused(config, tmp_path, RECORDS + rare, valid_share=0.05)
     assert "The split 'valid' has no text of the value el-polyton (2 documents) of 'lang'" in problem
-    assert "`valid_share` must be larger, but is 0.05. Try `--valid-share 0.5`." in problem
+    assert "`valid_share` must be larger, but is 0.05. Try `--valid-share 0.5`, or remove their documents, " in problem
     file = write(tmp_path / "whole.jsonl", RECORDS + rare)
     output = prepare(replace(config, input=(str(file),), valid_share=0.0))
     assert len(prepared_folders(output)) == 4

@@ -219,6 +219,12 @@ def test_a_damaged_folder_is_refused(tiny_tokenizer, tmp_path, name, content, se
         load_tokenizer(tmp_path)
 
 
+def test_the_folder_around_a_tokenizer_is_refused(tiny_tokenizer, tmp_path):
+    tiny_tokenizer.save(tmp_path / "tokenizer")
+    with pytest.raises(DataError, match=rf"so it is not a fast tokenizer\. Name {tmp_path}/tokenizer instead\.$"):
+        load_tokenizer(tmp_path)
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(DataError, match=r"`tokenizer` must be 'wordpiece', .* but is 'wordpeice'\. Looking for"):
         load_tokenizer("wordpeice")
