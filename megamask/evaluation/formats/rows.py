@@ -145,6 +145,8 @@ def _problems(task: Task, row: Row) -> list[str]:
             problems.append(f"{row.place}: the field {name!r} has an unpaired surrogate. Remove it.")
     if not problems and "label" in needed[task.kind]:
         problems += _label_problem(task, row)
+    if not problems and task.kind == "spans" and not all(answer.text.strip() for answer in row.values["answers"]):
+        problems.append(f"{row.place}: an answer must have text, but is empty.")
     return problems
 
 

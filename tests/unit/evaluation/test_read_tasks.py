@@ -205,6 +205,8 @@ def test_squad_has_several_answers_at_their_places(tmp_path: Path) -> None:
     assert data.test.answers == ((Answer("The river", 0), Answer("river", 4)),)
     (tmp_path / "dev-v1.1.json").write_text(squad([{"text": "river", "answer_start": 5}]))
     assert "an answer must occur in the context at its `answer_start`" in problems(tmp_path, "squad")[0]
+    (tmp_path / "dev-v1.1.json").write_text(squad([{"text": "", "answer_start": 0}]))
+    assert "an answer must have text, but is empty" in problems(tmp_path, "squad")[0]
     (tmp_path / "dev-v1.1.json").write_text(json.dumps({"data": [{}]}))
     assert "is not a file of SQuAD 1.1" in problems(tmp_path, "squad")[0]
 
