@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from megamask.config.time_budget import parse_duration
-from megamask.errors import ConfigError, must, unknown
+from megamask.errors import ConfigError, must, raise_all, unknown
 from megamask.errors.setting_rules import field_problem, settings_problems
 from megamask.evaluation.settings import EvaluateConfig
 from megamask.evaluation.tasks import TASKS
@@ -34,19 +34,20 @@ OF_EVALUATE = ("model", "output", "data", "workers", "references", "list_tasks")
 """Settings of `megamask evaluate` that the study decides."""
 
 
-MoreProblems = Callable[[StudyPlan], list[str]]
-"""Finds further problems of a plan that has some, so that all are reported together."""
-
-
-def find_plan(name: str, more: MoreProblems | None = None) -> StudyPlan:
+def find_plan(name: str) -> StudyPlan:
     """The plan in the file ``name``, or the shipped one of that name. ConfigError with every problem of its form."""
+    return read_plan(plan_path(name))
+
+
+def plan_path(name: str) -> Path:
+    """The file ``name``, or that of the shipped plan of that name; ConfigError for another name."""
     path = Path(name)
     if path.suffix != ".toml" and not path.is_file():
         shipped = shipped_plans()
         if name not in shipped:
             raise ConfigError(unknown(name, shipped, "the plans that megamask ships, and is not a file"))
         path = shipped[name]
-    return read_plan(path, more)
+    return path
 
 
 def shipped_plans() -> dict[str, Path]:
@@ -54,8 +55,15 @@ def shipped_plans() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PLANS.glob("*.toml"))}
 
 
-def read_plan(path: Path, more: MoreProblems | None = None) -> StudyPlan:
+def read_plan(path: Path) -> StudyPlan:
     """The plan at ``path``. ConfigError with every unknown key, wrong type and rule that it breaks."""
+    plan = unchecked_plan(path)
+    raise_all(ConfigError, plan_problems(plan))
+    return plan
+
+
+def unchecked_plan(path: Path) -> StudyPlan:
+    """The plan at ``path``, for `plan_problems`. ConfigError with every unknown key and wrong type."""
     try:
         content = read_toml(path)
     except OSError as error:
@@ -67,10 +75,7 @@ def read_plan(path: Path, more: MoreProblems | None = None) -> StudyPlan:
         plan = _schema().validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise ConfigError(*(_form_problem(each, str(path)) for each in error.errors(include_url=False))) from None
-    plan = replace(plan, set=flatten(plan.set), arm=tuple(replace(arm, set=flatten(arm.set)) for arm in plan.arm))
-    if problems := plan_problems(plan):
-        raise ConfigError(*problems, *(more(plan) if more else ()))
-    return plan
+    return replace(plan, set=flatten(plan.set), arm=tuple(replace(arm, set=flatten(arm.set)) for arm in plan.arm))
 
 
 def plan_problems(plan: StudyPlan) -> list[str]:

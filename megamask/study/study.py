@@ -19,7 +19,7 @@ from megamask.study.collect import RESULTS, collect_results, read_results, write
 from megamask.study.dry_run import describe_study
 from megamask.study.jobs import POLL, JobQueue, Slot, describe_end, find_slots, unfinished_runs
 from megamask.study.plan import StudyPlan
-from megamask.study.plan_file import find_plan, shipped_plans, tasks_of
+from megamask.study.plan_file import find_plan, plan_path, plan_problems, shipped_plans, tasks_of, unchecked_plan
 from megamask.study.planned_cost import planned_folders
 from megamask.study.planned_runs import PlannedRun, plan_runs, select_runs
 from megamask.study.settings import StudyConfig
@@ -34,16 +34,16 @@ def run_study(config: StudyConfig) -> int:
     """
     if config.list_plans:
         return print_plans()
-    plan = find_plan(
-        config.plan, lambda faulty: [] if config.report else task_problems(faulty, tasks_folder(config, faulty))
-    )
+    plan = unchecked_plan(plan_path(config.plan))
+    tasks_data = tasks_folder(config, plan)
+    problems = [] if config.report else task_problems(plan, tasks_data)
+    if of_plan := plan_problems(plan):
+        raise ConfigError(*of_plan, *problems)
     folder = (config.output or Path("studies") / plan.name).absolute()
     text = [str(Path(word).absolute()) for word in planned_folders(config.data or plan.text)]
-    tasks_data = tasks_folder(config, plan)
     if config.data and any(axis.setting == "data" for axis in plan.axis):
         words = " ".join(map(str, config.data))
         raise ConfigError(must("data", "be left out for a plan with an axis over `data`", words))
-    problems = [] if config.report else task_problems(plan, tasks_data)
     try:
         runs = plan_runs(plan, folder, text)
         chosen = select_runs(runs, config.only)
