@@ -220,7 +220,7 @@ def _read_run(folder: Path) -> None:
 
 
 FEW = """steps = 12
-data = "x"
+data = "."
 export = false
 [optimizer.lr]
 peak = 0.01

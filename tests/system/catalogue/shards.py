@@ -12,7 +12,19 @@ import numpy as np
 from megamask.__main__ import main
 from megamask.training import loop
 from tests.hostile.targets import vouch
-from tests.system.catalogue.row import DATA, Command, Ground, Plant, Row, append, as_it_was, cut, missing, rows
+from tests.system.catalogue.row import (
+    CONFIG,
+    DATA,
+    Command,
+    Ground,
+    Plant,
+    Row,
+    append,
+    as_it_was,
+    cut,
+    missing,
+    rows,
+)
 from tests.system.commands import run
 
 TOKENS, OFFSETS = "train-00000.tokens.npy", "train-00000.offsets.npy"
@@ -110,9 +122,9 @@ BY_SIDECAR = {"masking__score": "entropy", "entropy__source": "sidecar"}
 STRAY = saved(TOKENS, lambda tokens: np.full_like(tokens, 60_000))
 NO_ID = (f"{TOKENS} contains the id 60000 at token", "but the vocabulary has 300")
 SHARDS = [
+    *rows(CONFIG, shards, ("no folder", shutil.rmtree, ["data is not a folder", "megamask prepare"])),
     *rows(
         DATA, shards,
-        ("no folder", shutil.rmtree, ["data is not a folder", "megamask prepare"]),
         ("no manifest", missing("manifest.json"), ["data contains no manifest.json", "megamask prepare"]),
         ("a manifest cut short", cut("manifest.json", -9), ["manifest.json is not valid JSON"]),
         ("a shard cut short", cut(TOKENS, -2), [f"{TOKENS} has", "were written", "Copy it again"]),
