@@ -107,7 +107,7 @@ def inclusion_probabilities(
     first = order.pieces.first
     end = torch.searchsorted(thresholds, ends).maximum(first)  # the place behind those that the score takes
     random = (explored / (until - order.tokens_before[end]).clamp(min=1)).clamp(max=1)
-    sequence = order.pieces.sequence[chosen]
+    sequence = order.pieces.sequence.index_select(0, chosen)
     end, random, chance = (of_sequence.index_select(1, sequence) for of_sequence in (end, random, chance))
     p = _by_score(draw, order, score, chosen, end)
     return (chance * (p + (1 - p) * random)).sum(0).clamp(LEAST, 1)
@@ -121,14 +121,14 @@ def _by_score(
     end: Int64[Tensor, "C M"],
 ) -> Float[Tensor, "C M"]:
     """The probability that the score takes each chosen piece, if it takes those of the same sequence before ``end``."""
-    inside = order.place[chosen] < end
+    inside = order.place.index_select(0, chosen) < end
     if not draw.noisy:
         return inside.double()
-    pieces, sequence = order.pieces, order.pieces.sequence[chosen]
-    first = pieces.first[sequence]
+    pieces, sequence = order.pieces, order.pieces.sequence.index_select(0, chosen)
+    first = pieces.first.index_select(0, sequence)
     # the k-th best of the others: the piece after the k best for one of them, the k-th best for any other piece
     at = (end - 1 + inside).clamp(0, len(order.order) - 1)
     threshold = order.priority[order.order[at]]
     threshold = threshold.masked_fill(inside & (end - first == pieces.count[sequence]), -torch.inf)  # no others
     threshold = threshold.masked_fill(end == first, torch.inf)
-    return -torch.expm1(-torch.exp((score[chosen] - threshold) / draw.temperature))
+    return -torch.expm1(-torch.exp((score.index_select(0, chosen) - threshold) / draw.temperature))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -123,7 +124,8 @@ def _check(entropy: Tensor | None, batch: PackedBatch) -> None:
             f"Pack {batch.number} has {batch.layout.rows} tokens, but the entropy given for it has the shape "
             f"{tuple(entropy.shape)}. It must have one number for each token."
         )
-    if entropy.device.type == "cpu" and not entropy.isfinite().all():
+    # NaN is lowest and highest wherever it is, so two numbers say whether all are finite
+    if entropy.device.type == "cpu" and not torch.stack(entropy.aminmax()).isfinite().all():
         raise NonFiniteError(
             f"The entropy given for pack {batch.number} is not finite at {int((~entropy.isfinite()).sum())} of "
             f"{batch.layout.rows} tokens. Its source is at fault: check the model that computed it."
