@@ -139,7 +139,7 @@ def steps_of_budget(config: PretrainConfig, kind: str, amount: float, texts: Tex
         rule = f"be worth 1 to {MOST_STEPS:,} steps of this arm, each of about {first:,.0f} {kind}"
         raise ConfigError(must("budgets", rule, f"{kind}={amount:g}"))
     if not config.phases:
-        return max(1, round(amount / mean(config.steps)))
+        return round(amount / first)
     # phases of a number of steps have a smaller share of a longer run
     enough = bisect_left(range(MOST_STEPS), amount, lo=1, key=lambda steps: steps * mean(steps))
     return min((max(1, enough - 1), enough), key=lambda steps: abs(steps * mean(steps) - amount))

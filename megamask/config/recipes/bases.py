@@ -108,7 +108,7 @@ def albert_tiny() -> PretrainConfig:
         packs=PacksConfig(tokens=2048, length=128, per_step=2 * launch_environment.world()),
         model=ModelConfig("bert", num_layers=4, hidden_size=256, num_heads=4, layer_groups=1, embedding_size=128),
         masking=MaskingConfig(Schedule(start=0.2)),
-        optimizer=replace(MUON, lr=LearningRate("cosine", peak=2e-3, warmup=0.1), weight_decay=0.1),
+        optimizer=replace(MUON, lr=replace(MUON.lr, warmup=0.1), weight_decay=0.1),
         validation=ValidationConfig(every=40, packs=8),
         checkpoint=CheckpointConfig(every=400),
     )
