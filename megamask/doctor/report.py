@@ -63,7 +63,7 @@ def report_lines(command: DoctorCommand, examination: Examination) -> list[str]:
     if examination.text is not None and examination.model is not None:
         plan = planned_memory(command, examination, examination.text, examination.model)
         lines += ["model", *indented(model_facts(examination, examination.model, plan)), ""]
-        lines += [*memory_report(command, plan), ""]
+        lines += [*memory_report(command, plan, examination.text), ""]
         examination.problems += memory_problems(plan, memory_limit(command))
         lines += ["time and disk", *indented(time_facts(command, examination, examination.text, plan)), ""]
     nodes, port = ask_nodes(), check_port()
@@ -185,7 +185,7 @@ def model_facts(examination: Examination, model: InitialModel, plan: PlannedMemo
     return [*lines, *summary.compiling_again(plan.config)]
 
 
-def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
+def memory_report(command: DoctorCommand, plan: PlannedMemory, text: RunText) -> list[str]:
     """Memory of a device by line for the requested placement, and the sums of all placements, with what fits."""
     config = command.run
     limit = memory_limit(command)
@@ -194,8 +194,11 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
         f"memory of one device in GB (10^9 bytes), {given.name}, {given.ranks} rank{'s' * (given.ranks != 1)}, "
         f"packs of {config.packs.tokens:,}"
     ]
-    with_and_without = [step_memory.device_lines(plan, given, checkpointing) for checkpointing in (False, True)]
-    rows: list[Sequence[str]] = [("", "plain", "with activation checkpointing")]
+    columns = (("plain", False), ("with activation checkpointing", True))
+    with_and_without = [step_memory.device_lines(plan, given, on) for _, on in columns]
+    rows: list[Sequence[str]] = [
+        ("", *(name + " (as given)" * (on == config.model.activation_checkpointing) for name, on in columns))
+    ]
     rows += [(name, *(in_gb(column[name]) for column in with_and_without)) for name in with_and_without[0]]
     rows.append(("sum", *(in_gb(math.fsum(column.values())) for column in with_and_without)))
     lines += indented(aligned_table(rows))
@@ -206,13 +209,29 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory) -> list[str]:
     if given.files:
         lines.append("  what is in files is counted as memory of the host, so a run with files needs less than stated")
     lines += ["", *indented(aligned_table(_stages(plan, limit)))]
+    if plan.gpu:
+        lines.append(f"  {_host_of_node(plan, command.machine.nodes)}")
     if limit is None:
         return [*lines, "  Without `gpu_memory` it is not known what fits."]
-    lines.append(
+    most = min(packs.shards.tokens for packs in text.held_out.values())
+    return [
+        *lines,
         f"  fits: at most {in_gb(limit)} GB, {1 - memory.RESERVE:.0%} of the memory; the rest is for CUDA, NCCL and "
-        "gaps of the allocator"
+        "gaps of the allocator",
+        f"  a pack can have at most {most:,} tokens, as many as the validation split of this text; packs of more than "
+        f"{step_memory.MOST_TOKENS:,} were not tried",
+        f"  {_advice(plan, limit)}",
+    ]
+
+
+def _host_of_node(plan: PlannedMemory, nodes: int) -> str:
+    """The memory that the ranks of a node need together on its host."""
+    ranks = plan.place.ranks // nodes
+    start, training, save = (in_gb(ranks * size) for size in step_memory.host_peaks(plan, plan.place).values())
+    return (
+        f"host of a node with {ranks} rank{'s' * (ranks != 1)}: {start} GB at the start, {training} in training, "
+        f"{save} at a save; in addition Python, its libraries and the text"
     )
-    return [*lines, f"  {_advice(plan, limit)}"]
 
 
 def memory_problems(plan: PlannedMemory, limit: float | None) -> list[str]:
@@ -294,7 +313,10 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
         lines.append(f"rate: {readable_number(time.rate)} tokens/s, {time.source}")
         lines.append(f"time: {duration(time.seconds)}, without validation and checkpoints")
         if time.jobs is not None:
-            lines.append(f"jobs of {machine.job_time}: {time.jobs:,}, one after the other")
+            lines.append(
+                f"jobs of {machine.job_time}: at least {time.jobs:,}, one after the other. Each also starts, and with "
+                "slurm/run.sh it saves and stops 300 s before its limit"
+            )
     lines.append(
         f"checkpoint: {in_gb(disk.checkpoint)} GB, {disk.written:,} in the run, {config.checkpoint.keep} kept; "
         f"disk: {in_gb(disk.most)} GB at most"

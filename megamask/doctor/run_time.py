@@ -21,7 +21,8 @@ class RunTime:
     source: str
     seconds: float
     jobs: int | None = None
-    """Jobs that the run needs, one after the other; None without a time limit, or after more than `LONGEST` seconds."""
+    """Jobs that the run needs at least, one after the other; None without a time limit, or after more than `LONGEST`
+    seconds. Each job also starts and saves."""
 
 
 def predict_time(
@@ -65,9 +66,10 @@ class DiskUse:
 
 
 def predict_disk(config: PretrainConfig, weights: int, muon: int) -> DiskUse:
-    """The disk that a run needs: fp32 weights and moments; `checkpoint.keep` checkpoints stay, and the next is written
-    before the oldest is deleted. ``muon``: how many of the ``weights`` Muon trains, with one moment instead of two."""
-    size = 12.0 * weights - 4.0 * muon
+    """The disk that a run needs: fp32 weights, their moving average if there is one, and moments; `checkpoint.keep`
+    checkpoints stay, and the next is written before the oldest is deleted. ``muon``: how many of the ``weights`` Muon
+    trains, with one moment instead of two."""
+    size = 12.0 * weights - 4.0 * muon + (0.0 if config.entropy.ema_decay is None else 4.0 * weights)
     written = math.ceil(config.steps / config.checkpoint.every)
     kept = min(written, config.checkpoint.keep + 1)
     return DiskUse(size, written, kept * size + (4.0 * weights if config.export else 0.0), 3 * 12.0 * weights)

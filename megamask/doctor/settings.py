@@ -27,7 +27,7 @@ class MachineConfig:
     """GPUs of the run, over all nodes, with one process each. Without it, the run is planned for the CPU of this
     machine."""
     nodes: Annotated[Count, OnlyFor("gpus")] = 1
-    """Nodes that the GPUs are in."""
+    """Nodes that the GPUs are in: the report adds up what the ranks of a node need on its host."""
     gpu_memory: Annotated[str | None, OnlyFor("gpus")] = None
     """Memory of a GPU, such as 80GB (10^9 bytes) or 40GiB. Without it, the report does not say what fits."""
     gpu_bf16: Annotated[bool, OnlyFor("gpus")] = True

@@ -78,7 +78,9 @@ class PlannedMemory:
         """The run with packs of ``tokens`` of the same kind of text."""
         packs = replace(self.config.packs, tokens=tokens)
         share = tokens / self.pack.tokens
-        pack = PackSize(tokens, round(self.pack.cells * share), round(self.pack.scores * share))
+        # the reference computes the scores of all pairs of a pack
+        of_scores = share**2 if self.config.model.attention == "reference" else share
+        pack = PackSize(tokens, round(self.pack.cells * share), round(self.pack.scores * of_scores))
         return replace(self, config=replace(self.config, packs=packs), pack=pack)
 
 

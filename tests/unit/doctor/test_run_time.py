@@ -12,6 +12,7 @@ from megamask.config.settings import CheckpointConfig
 from megamask.doctor.report_text import LONGEST, YEAR, duration, readable_number
 from megamask.doctor.run_time import disk_problems, predict_disk, predict_time
 from megamask.doctor.settings import MachineConfig, parse_memory
+from megamask.entropy.settings import EntropyConfig
 from megamask.errors.setting_rules import settings_problems
 
 CONFIG = PretrainConfig(steps=1000, checkpoint=CheckpointConfig(every=100, keep=3))
@@ -61,6 +62,13 @@ def test_disk_holds_the_kept_checkpoints_and_the_next() -> None:
     assert (disk.checkpoint, disk.written, disk.most) == (120, 10, 480)
     short = predict_disk(replace(CONFIG, steps=1, export=False), weights=10, muon=0)
     assert (short.written, short.most) == (1, 120)
+
+
+def test_a_checkpoint_holds_the_moving_average_of_the_weights() -> None:
+    averaged = replace(CONFIG, entropy=EntropyConfig("exact", ema_decay=0.99))
+    plain, larger = (predict_disk(config, weights=10, muon=4) for config in (CONFIG, averaged))
+    assert (plain.checkpoint, larger.checkpoint) == (104, 144)
+    assert larger.most - plain.most == 4 * 40
 
 
 def test_a_full_disk_is_one_problem_and_checkpoints_that_are_there_count(tmp_path: Path) -> None:
