@@ -12,11 +12,11 @@ from megamask.config.pretrain_config import PretrainConfig
 from megamask.doctor import memory
 from megamask.doctor.memory import LayerSize, Lines, ModelSize, PackSize, Placement, StateMemory
 from megamask.engine.ds_file import bucket_size, zero_stage
+from megamask.engine.offloads import offload_devices
 from megamask.engine.writers import MAX_WRITERS, WINDOW
 from megamask.model.shape import EncoderShape
 from megamask.runtime.cpu_memory import LARGE_MODEL
 
-OFFLOADS = ("offload_optimizer", "offload_param")
 MOST_TOKENS = 2**21
 """The largest pack that is tried."""
 
@@ -87,7 +87,7 @@ class PlannedMemory:
 def placement_of(ds: dict[str, Any], ranks: int, gpu: bool = True) -> Placement:
     """How a DeepSpeed file, with its `auto` resolved, keeps the state of a run, on GPUs or on a CPU."""
     zero, default = ds.get("zero_optimization", {}), Placement(zero_stage(ds), ranks, False)
-    offloads = {key: (zero.get(key) or {}).get("device", "none") for key in OFFLOADS}
+    offloads = offload_devices(zero)
 
     def stage_3(name: str, otherwise: int) -> int:
         return int(zero.get(f"stage3_{name}", zero.get(name, otherwise)))

@@ -7,14 +7,13 @@ that DeepSpeed would silently ignore.
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import redirect_stderr
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from megamask.engine.offloads import offload_problems
 from megamask.engine.settings import OptimizerConfig
 from megamask.errors import ConfigError, must, raise_all, unknown
 from megamask.errors.json_types import type_rule
@@ -168,6 +167,7 @@ def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     if name not in models:
         return _table_problems(path, name, SECTIONS[name], section)
     problems = _table_problems(path, name, _types_of(models[name]), section)
+    problems = problems or _old_names(path, name, models[name], section)
     if problems:
         return problems
     try:  # bounds, and keys that exclude each other
@@ -177,6 +177,16 @@ def _section_problems(path: Path, name: str, section: Any) -> list[str]:
     except AssertionError as error:
         return [f"`{path}`: `{name}`: {error}."]
     return []
+
+
+def _old_names(path: Path, name: str, model: type[BaseModel], section: dict[str, Any]) -> list[str]:
+    """Sentences for keys that DeepSpeed replaces by others: checks and predictions know only the new ones."""
+    extras = {key: field.json_schema_extra for key, field in model.model_fields.items() if key in section}
+    return [
+        f"`{name}.{key}` in `{path}` is an old name. Use `{extra['new_param']}`."
+        for key, extra in extras.items()
+        if isinstance(extra, dict) and extra.get("deprecated")
+    ]
 
 
 def _stage_alone(path: Path, section: Any) -> dict[str, Any]:
@@ -292,27 +302,7 @@ def ds_problems(config: OptimizerConfig, ds: dict[str, Any], name: str = "optimi
             f"`{name}.kind` 'muon' at ZeRO stage 3 needs `zero_optimization.reduce_scatter` false, but the DeepSpeed "
             "file says true. Remove the key."
         )
-    offloads = [str((section.get(key) or {}).get("device")) for key in ("offload_optimizer", "offload_param")]
-    if config.kind == "muon" and any(device in ("cpu", "nvme") for device in offloads):
-        problems.append(f"`{name}.kind` 'muon' does not support offloading. Use another DeepSpeed file, or 'adamw'.")
-    if offloads[0] == "nvme":
-        problems.append(
-            "The DeepSpeed file sets `zero_optimization.offload_optimizer.device` to 'nvme', which does not work: the "
-            "moments are still in their files when a step needs them. Use 'cpu'; `offload_param` may be 'nvme'."
-        )
-    if "nvme" in offloads and stage != 3:
-        problems.append(f"Offloading to NVMe needs ZeRO stage 3, but the DeepSpeed file says {stage}. Set stage 3.")
-    if "nvme" in offloads and not _has_async_io():
-        problems.append("Offloading to NVMe needs libaio (Debian: libaio-dev) and a C++ compiler, which are missing.")
-    return problems
-
-
-def _has_async_io() -> bool:
-    choose_accelerator()
-    from deepspeed.accelerator import get_accelerator
-
-    with redirect_stderr(sys.__stderr__):  # DeepSpeed needs its file descriptor; that of a notebook has none
-        return get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible()
+    return problems + offload_problems(section, stage, config.kind, name)
 
 
 def complete_ds_config(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 
-from megamask.engine import ds_file
+from megamask.engine import ds_file, offloads
 from megamask.runtime import versions
 from tests.system.catalogue.row import CONFIG, Command, Ground, Plant, Row, rows
 from tests.system.commands import flags
@@ -56,7 +56,7 @@ def pytorch(version: str) -> Plant:
 
 
 def no_libaio(ground: Ground) -> Command:
-    ground.patch.setattr(ds_file, "_has_async_io", lambda: False)
+    ground.patch.setattr(offloads, "has_async_io", lambda: False)
     return ground.train("--deepspeed", "ds_configs/zero3_nvme.json")
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import sys
 from enum import Enum
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -36,7 +33,6 @@ from megamask.runtime.precision import PrecisionSupport
 
 ROOT = Path(__file__).parent.parent.parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
-NVME = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}}}
 
 
 @pytest.fixture
@@ -156,29 +152,6 @@ def test_lamb_and_muon_have_their_stages(stage: int) -> None:
     assert bool(ds_problems(OptimizerConfig("muon"), ds)) == (stage == 0)
     assert ds_problems(OptimizerConfig("adamw"), ds) == []
     assert zero_stage({}) == 0
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_nvme_needs_libaio_and_stage_3(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ds_file, "_has_async_io", lambda: there)
-    assert bool(ds_problems(OptimizerConfig(), NVME)) != there
-    lower = {"zero_optimization": NVME["zero_optimization"] | {"stage": 2}}
-    assert "stage 3" in ds_problems(OptimizerConfig(), lower)[0]
-    moments = {"zero_optimization": NVME["zero_optimization"] | {"offload_optimizer": {"device": "nvme"}}}
-    assert "`offload_param` may be 'nvme'" in ds_problems(OptimizerConfig(), moments)[0]
-
-
-def test_libaio_is_looked_for_where_stderr_is_not_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed redirects its file descriptor, which the stderr of a notebook does not have."""
-
-    class Builder:
-        def is_compatible(self) -> bool:
-            return sys.stderr.fileno() >= 0
-
-    monkeypatch.setattr("deepspeed.accelerator.get_accelerator", lambda: SimpleNamespace(create_op_builder=builder))
-    builder = {"AsyncIOBuilder": Builder()}.get
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert ds_file._has_async_io()
 
 
 def test_settings_of_the_run_complete_the_file() -> None:
@@ -341,6 +314,14 @@ def test_all_completed_keys_are_refused_in_a_file(written) -> None:
     twice = {"zero_optimization": {"stage": 3, "reduce_scatter": True}}
     assert "`zero_optimization.reduce_scatter` false" in ds_problems(OptimizerConfig("muon"), twice)[0]
     assert ds_problems(OptimizerConfig("adamw"), twice) == []
+
+
+@pytest.mark.parametrize("key", ["cpu_offload", "cpu_offload_param"])
+def test_old_names_are_refused(key: str, written) -> None:
+    """DeepSpeed would offload, and no check would know."""
+    ds, sentences = parse_ds_config(written({"zero_optimization": {"stage": 3, key: True}}))
+    assert len(sentences) == 1 and f"`zero_optimization.{key}`" in sentences[0] and "Use `offload_" in sentences[0]
+    assert ds == {"zero_optimization": {"stage": 3}}
 
 
 def test_old_and_new_names_of_one_thing_are_refused(written) -> None:
