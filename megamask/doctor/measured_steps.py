@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import harmonic_mean, median
 
@@ -19,7 +21,7 @@ from megamask.doctor.checks import existing_parent
 from megamask.doctor.settings import DoctorCommand
 from megamask.errors import ConfigError
 from megamask.metrics.metrics_file import read_metrics
-from megamask.runtime.child_process import child_environment
+from megamask.runtime.child_process import child_environment, end_with_parent
 from megamask.training.run_text import RunText
 
 WINDOWS = 4
@@ -45,7 +47,8 @@ def measure_steps(command: DoctorCommand, text: RunText, steps: int) -> Measured
 
     The schedules of the run are compressed into them, so a masking rate that decays, a teacher that starts late or
     a phase with longer sequences counts with its share. Communication between devices is not measured. Writes a run
-    folder with one checkpoint beside `output` and deletes it. ConfigError if the process fails, with its last lines.
+    folder with one checkpoint beside `output` and deletes it, unless this process is killed. ConfigError if the process
+    fails, with its last lines.
     """
     config = probe_settings(command.run, command.num_ranks, steps)
     loader = _loader_rate(config, text, steps)
@@ -111,8 +114,9 @@ def _train(
     words += ["--deepspeed", str(command.deepspeed)] if command.deepspeed else []
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=child_environment()
-        )
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=child_environment(),
+            preexec_fn=partial(end_with_parent, signal.SIGKILL),
+        )  # fmt: skip
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:  # Ctrl-C: the run must not outlive its folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megamask.errors import DataError, MegamaskError, StorageError
+from megamask.runtime.child_process import end_with_parent
 from megamask.runtime.entry_point import full_disk, make_output_safe
 
 
@@ -120,7 +120,7 @@ def processes(count: int, start: Callable[..., None], *arguments: Any) -> Iterat
 
 
 def _start(parent: int, start: Callable[..., None], *arguments: Any) -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the kernel ends this process with its parent
+    end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # the parent ended before
     make_output_safe()

@@ -7,7 +7,6 @@ again and resumes by itself. The study itself only waits: it uses less than a th
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import secrets
@@ -25,7 +24,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from megamask.errors import REQUEUE, LockError
-from megamask.runtime.child_process import child_environment
+from megamask.runtime.child_process import child_environment, end_with_parent
 from megamask.storage import atomic_write, strict_json
 from megamask.storage.lock import Lock
 from megamask.study.planned_runs import PlannedRun
@@ -37,7 +36,6 @@ PATIENCE = 2.5
 """Seconds after a signal until commands that still run are killed. The study itself has 3 seconds."""
 POLL = 0.2
 """Seconds between two checks of the commands."""
-_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -243,7 +241,7 @@ def describe_end(command: RunningCommand, record: CommandRecord) -> str:
 def _begin(cores: tuple[int, ...]) -> None:
     """In the new process: use only the ``cores``, and receive SIGTERM when the study ends for any reason."""
     os.sched_setaffinity(0, cores)
-    _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    end_with_parent(signal.SIGTERM)
 
 
 def _environment(slot: Slot) -> dict[str, str]:

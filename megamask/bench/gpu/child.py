@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from megamask.runtime.child_process import child_environment
+from megamask.runtime.child_process import child_environment, end_with_parent
 
 PATIENCE = 2.0
 """Seconds that processes have to end after a signal."""
@@ -23,6 +24,7 @@ def run_limited(arguments: Sequence[str], log: Path, seconds: float) -> str:
         process = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=child_environment(), process_group=0,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )  # fmt: skip
         try:
             code = process.wait(seconds)

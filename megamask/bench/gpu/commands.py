@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import torch
@@ -18,9 +21,15 @@ from megamask.bench.gpu.figures import NEEDS_CUDA, Figure
 from megamask.bench.gpu.settings import GpuBenchConfig
 from megamask.bench.gpu.sizes import open_text
 from megamask.metrics.metrics_file import read_metrics
-from megamask.runtime.child_process import ROOT, child_environment
+from megamask.runtime.child_process import ROOT, child_environment, end_with_parent
 
 TESTS = Path("tests", "gpu")
+
+
+def _run(command: list[str], **where: Any) -> int:
+    """Run ``command`` to its end, or to that of this process, and return its exit code."""
+    begin = partial(end_with_parent, signal.SIGTERM)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False, preexec_fn=begin, **where).returncode
 
 
 # ---- tests
@@ -36,7 +45,7 @@ def gpu_tests(config: GpuBenchConfig) -> Iterator[Figure]:
         results = Path(scratch, "results.xml")
         options = ["-p", "no:cacheprovider", "-o", "minversion=7", f"--junitxml={results}", "-rs"]
         command = [sys.executable, "-m", "pytest", str(TESTS), *options]
-        subprocess.run(command, cwd=ROOT, env=child_environment() | checks, stdin=subprocess.DEVNULL, check=False)
+        _run(command, cwd=ROOT, env=child_environment() | checks)
         if not results.exists():
             yield Figure("passed", error="pytest wrote no results: see log.txt")
             return
@@ -70,12 +79,10 @@ def base_run(config: GpuBenchConfig) -> Iterator[Figure]:
         output = Path(scratch, "run")
         command = [sys.executable, "-m", "megamask", "pretrain", *run_flags(config), "--data", str(data)]
         begin = time.perf_counter()
-        done = subprocess.run(
-            [*command, "--output", str(output)], env=child_environment(), stdin=subprocess.DEVNULL, check=False
-        )
+        code = _run([*command, "--output", str(output)], env=child_environment())
         seconds = time.perf_counter() - begin
-        setting = {"flags": " ".join(run_flags(config)), "exit code": done.returncode}
-        error = f"`megamask pretrain` ended with exit code {done.returncode}: see log.txt" if done.returncode else ""
+        setting = {"flags": " ".join(run_flags(config)), "exit code": code}
+        error = f"`megamask pretrain` ended with exit code {code}: see log.txt" if code else ""
         yield Figure("whole command", None if error else seconds, "s", setting, error)
         metrics = output / "logs" / "metrics.jsonl"
         if metrics.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
@@ -120,9 +120,31 @@ def test_nothing_that_a_process_started_outlives_it(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     source = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
     assert run_limited(["-c", source], log, 60.0) == ""
-    state, patience = Path("/proc", log.read_text().strip(), "stat"), time.monotonic() + 60
-    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < patience  # the kernel ends it when it gets the core
+    _wait(lambda: not _runs(log.read_text().strip()))  # the kernel ends it when it gets the core
+
+
+def test_a_part_ends_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    """It would use the device while the next command measures."""
+    log = tmp_path / "log.txt"
+    part = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    source = "from pathlib import Path; from megamask.bench.gpu.child import run_limited\n"
+    source += f"run_limited(['-c', {part!r}], Path({str(log)!r}), 600.0)"
+    command = subprocess.Popen([sys.executable, "-c", source])
+    _wait(lambda: log.exists() and log.read_text().endswith("\n"))
+    command.kill()
+    command.wait()
+    _wait(lambda: not _runs(log.read_text().strip()))
+
+
+def _runs(process: str) -> bool:
+    state = Path("/proc", process, "stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def _wait(reached: Callable[[], bool]) -> None:
+    patience = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < patience
         time.sleep(0.01)
 
 
