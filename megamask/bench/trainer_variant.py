@@ -155,6 +155,18 @@ class CountingCollator:
 # ---- steps
 
 
+def one_device_arguments() -> Any:
+    """`TrainingArguments` of one GPU, as megamask in one process: the Trainer would use all that it sees."""
+    from transformers import TrainingArguments
+
+    class OneDeviceArguments(TrainingArguments):
+        @property
+        def n_gpu(self) -> int:
+            return min(1, super().n_gpu)
+
+    return OneDeviceArguments
+
+
 @dataclass(frozen=True)
 class TrainerSetup:
     """What a variant trains."""
@@ -177,7 +189,7 @@ class TrainerVariant:
     """Under Trainer. Every round is a call of ``train``, which keeps the weights but nothing else."""
 
     def __init__(self, setup: TrainerSetup):
-        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+        from transformers import PrinterCallback, Trainer, TrainerCallback
 
         self.name, self._setup, self._round = f"Trainer, {setup.name}", setup, 0
         self._folder = tempfile.TemporaryDirectory(prefix="megamask-bench-")
@@ -190,7 +202,7 @@ class TrainerVariant:
                 elif state.global_step == state.max_steps:
                     clock.stop()
 
-        arguments = TrainingArguments(
+        arguments = one_device_arguments()(
             self._folder.name,
             per_device_train_batch_size=setup.batch_size,
             bf16=setup.bf16,

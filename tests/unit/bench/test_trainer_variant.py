@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM
 
 from megamask.batch import TokenIds
 from megamask.bench.settings import BenchConfig
-from megamask.bench.trainer_variant import bert_config, concatenated, truncated
+from megamask.bench.trainer_variant import bert_config, concatenated, one_device_arguments, truncated
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives.mlm import MLM
@@ -46,3 +46,10 @@ def test_both_sides_have_the_same_weights(dropout):
     count = [sum(p.numel() for p in side.parameters()) for side in (trainer_model, megamask_model)]
     assert count[0] == count[1]
     assert trainer_model.config.hidden_dropout_prob == (0.1 if dropout is None else dropout)
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_the_trainer_uses_one_gpu_of_several(gpus, tmp_path) -> None:
+    arguments = one_device_arguments()(str(tmp_path), use_cpu=True, per_device_train_batch_size=32)
+    arguments._n_gpu = gpus  # as transformers finds them
+    assert arguments.n_gpu == min(gpus, 1) and arguments.train_batch_size == 32
