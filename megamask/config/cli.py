@@ -19,6 +19,7 @@ from megamask.config.flags import corrected_flags, flags_in
 from megamask.config.overrides import override_settings, read_settings
 from megamask.config.phase_flags import phase_flag_problems
 from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
+from megamask.config.sizes_of_init import decided_by_init
 from megamask.config.sources import has_shares
 from megamask.errors import ConfigError, must, raise_all
 from megamask.errors.setting_help import with_help
@@ -126,6 +127,7 @@ def parse_flags(kind: type[Flags], arguments: list[str]) -> Flags:
     run, notes = ineffective_settings.leave_out(command.run, typed, recipe)
     for name, sentence in late_settings(run).items():
         (problems if name in typed else notes).append(sentence)
+    problems += [sentence for name, sentence in decided_by_init(run).items() if name in typed]
     if has_shares(command.run.data) and "mixture.shares" in flags_in(arguments):
         problems.append("`data` has shares, and so has `mixture.shares`. Remove one of them.")
     problems += command.problems()

@@ -21,6 +21,7 @@ from megamask.config.overrides import override_settings
 from megamask.config.phase_flags import phase_word
 from megamask.config.phases import reading_phases
 from megamask.config.pretrain_config import PretrainConfig, as_dict, resolve_phases
+from megamask.config.sizes_of_init import decided_by_init
 from megamask.config.sources import data_folders, data_problems
 from megamask.data.mixed_sources import joined_fingerprint, one_tokenizer_problems
 from megamask.errors import ConfigError, DataError, MegamaskError, must, raise_all, unknown
@@ -280,7 +281,8 @@ def _resolve(arm: PlannedArm, values: Mapping[str, Any]) -> PretrainConfig:
         raise
     config = override_settings(recipe, _nested(values), "the plan")
     config, _ = ineffective_settings.leave_out(config, set(values), arm.recipe)
-    raise_all(ConfigError, [sentence for name, sentence in late_settings(config).items() if name in values])
+    without_effect = late_settings(config) | decided_by_init(config)
+    raise_all(ConfigError, [sentence for name, sentence in without_effect.items() if name in values])
     return resolve_phases(config)
 
 

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from megamask.batch import TokenIds
 from megamask.checkpoint.format import find_checkpoint, read_weights
 from megamask.checkpoint.run_folder import RunFolder
-from megamask.config.phases import longest_sequence
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.config.sizes_of_init import contradicting_sizes
 from megamask.data.compare_tokenizers import tokenizer_differences
 from megamask.data.tokenizer import TOKENIZER
-from megamask.errors import ConfigError, must, raise_all
+from megamask.errors import ConfigError, raise_all
 from megamask.hf.layer_subset import pick_layers
 from megamask.hf.weights import read_hf_tensors as read_safetensors
 from megamask.model.encoder import Encoder
@@ -56,8 +54,8 @@ def initial_model(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> Ini
 def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
     """The encoder's shape and weights: those of `init`, else the shape of `model` and no weights.
 
-    ``ids`` and ``tokenizer``, a folder, are those of the text. Raises ConfigError if `model`, `data` or `packs.length`
-    contradict `init`.
+    ``ids`` and ``tokenizer``, a folder, are those of the text. Raises ConfigError if they are not those of `init`.
+    `config.sizes_of_init` compares the settings with it.
     """
     if config.init is None:
         return config.model.shape(ids), {}
@@ -68,7 +66,7 @@ def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> t
     shape = EncoderShape.load(config.init)
     if config.init_layers is not None:
         shape, weights = pick_layers(weights, shape, config.init_layers)
-    problems: list[str] = [*contradicting_sizes(config.model, shape)]
+    problems: list[str] = []
     own = config.init / TOKENIZER
     if shape.vocab_size >= ids.size and own.is_dir():
         problems += tokenizer_differences(own, "init", tokenizer, "data's tokenizer")
@@ -77,9 +75,6 @@ def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> t
             f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}. "
             f"Prepare the text with their tokenizer: --tokenizer {config.init / TOKENIZER}."
         )
-    if longest_sequence(config) > shape.max_positions:
-        rule = f"be at most {shape.max_positions}, the positions of the weights of `init`"
-        problems.append(must("packs.length", rule, longest_sequence(config)))
     raise_all(ConfigError, problems)
     return shape, weights
 

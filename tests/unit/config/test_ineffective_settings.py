@@ -92,6 +92,40 @@ def test_init_overrides_sizes_of_a_recipe_and_refuses_typed_ones(tmp_path: Path)
     assert removable(cut) == []
 
 
+@pytest.mark.parametrize(
+    ("preset", "flags", "sentence"),
+    [
+        ("roberta", ["--model.preset", "bert"], "`model.preset` contradicts the weights of `init`, which have roberta"),
+        ("modern", ["--model.preset", "bert"], "`model.preset` contradicts the weights of `init`, which have modern"),
+        ("bert", ["--model.size", "base"], "`model.size` contradicts the weights of `init`, which have 2x128, not 12x"),
+        ("modern", ["--model.global-every", "2"], "`model.global_every` contradicts the weights of `init`, which have"),
+        ("modern", ["--model.local-window", "8"], "`model.local_window` contradicts the weights of `init`, which have"),
+    ],
+)  # fmt: skip
+def test_a_typed_setting_that_init_decides_is_refused_if_it_contradicts_init(
+    tmp_path: Path, preset: str, flags: list[str], sentence: str
+) -> None:
+    local = {"global_every": 3, "local_window": 16} if preset == "modern" else {}
+    shape = ModelConfig(preset, num_layers=2, hidden_size=128, **local).shape(TokenIds(100, 0, 1, 2, 3, ()))
+    shape.save(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    start = ["--recipe", "small", "--init", str(tmp_path)]
+    with pytest.raises(ConfigError) as error:
+        parse_command([*start, *flags])
+    assert sum(sentence in problem for problem in error.value.problems) == 1
+    own = [f"--model.{name.replace('_', '-')}={value}" for name, value in ({"preset": preset} | local).items()]
+    for accepted in ([], own):
+        check_config(parse_command([*start, *accepted]).run, None, 1)
+
+
+def test_sequences_longer_than_init_reads_are_a_problem_of_the_settings(tmp_path: Path) -> None:
+    ModelConfig("bert", max_positions=64).shape(TokenIds(100, 0, 1, 2, 3, ())).save(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    config = parse_command(["--recipe", "small", "--init", str(tmp_path)]).run
+    with pytest.raises(ConfigError, match=r"^`packs.length` must be at most 64, the positions of the weights of"):
+        check_config(config, None, 1)
+
+
 def test_every_recipe_is_as_it_was() -> None:
     for recipe in ("tiny", "bert", "mrd-ptw", "entropy-kd-after-init", "mae-lm"):
         assert leave_out(find_recipe(recipe), set(), recipe) == (find_recipe(recipe), [])
