@@ -11,6 +11,7 @@ import os
 from megamask.errors import LaunchError, raise_all
 
 CURE = "Start the ranks with `deepspeed`, `torchrun` or `srun`, which set it, or a single process without it."
+BOTH = "Start the ranks with `deepspeed`, `torchrun` or `srun`, which set both, or one process without either."
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID")
 """What a rank reads of the environment that `srun` gives it."""
 RANGES = {
@@ -27,14 +28,29 @@ def launch_variables() -> dict[str, str]:
     """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of this process.
 
     From the launcher if it sets them, else from Slurm, else those of a single process. LaunchError names each
-    variable that is missing or is not an integer in its range.
+    variable that is missing or is not an integer in its range, and a rank that is not below the number of processes.
     """
     variables = _given_variables()
-    problems = [
-        f"The environment variable {name} must be an integer {_bounds(least, most)}, but is {variables[name]!r}. {CURE}"
+    wrong = [
+        name
         for name, (least, most) in RANGES.items()
         if name in variables and not (variables[name].isdecimal() and least <= int(variables[name]) <= most)
     ]
+    problems = [
+        f"The environment variable {name} must be an integer {_bounds(*RANGES[name])}, but is {variables[name]!r}. "
+        f"{CURE}"
+        for name in wrong
+    ]
+    if "WORLD_SIZE" not in variables:
+        problems.append(
+            f"The environment variable RANK is {variables['RANK']!r}, but WORLD_SIZE, the number of processes, is not "
+            f"set. {BOTH}"
+        )
+    elif not {"RANK", "WORLD_SIZE"} & set(wrong) and int(variables["RANK"]) >= int(variables["WORLD_SIZE"]):
+        problems.append(
+            f"The environment variable RANK must be below WORLD_SIZE ({variables['WORLD_SIZE']}), because ranks are "
+            f"counted from 0, but is {variables['RANK']!r}. {CURE}"
+        )
     raise_all(LaunchError, problems)
     return variables
 
@@ -49,7 +65,7 @@ def _given_variables() -> dict[str, str]:
         variables = {name: os.environ[name] for name in names if name in os.environ}
         # the deepspeed launcher calls it LOCAL_SIZE
         variables.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
-        return {"LOCAL_RANK": "0", "WORLD_SIZE": "1"} | variables
+        return {"LOCAL_RANK": "0"} | variables
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
         slurm = os.environ
         if absent := [name for name in SLURM_VARIABLES if name not in slurm]:
@@ -69,7 +85,7 @@ def _given_variables() -> dict[str, str]:
     if (world_size := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise LaunchError(
             f"The environment variable WORLD_SIZE is {world_size!r}, but RANK, the number of this process, is not set. "
-            "Start the ranks with `deepspeed`, `torchrun` or `srun`, which set both, or one process without either."
+            f"{BOTH}"
         )
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 

@@ -55,5 +55,6 @@ def test_nothing_is_traced_without_steps_or_on_other_ranks(
     count: int, rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert not any(profiled(tmp_path, count, WARM_UP + 4))
     assert not list(tmp_path.iterdir())

@@ -114,6 +114,7 @@ def test_an_error_of_all_ranks_is_printed_once(
     def main() -> int:
         raise ConfigError("One.")
 
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         assert main() == ConfigError.exit_code

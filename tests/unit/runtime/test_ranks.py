@@ -88,7 +88,14 @@ def test_python_in_a_slurm_batch_script_is_one_process(read_environment) -> None
     [
         ({"RANK": "x", "WORLD_SIZE": "-1"}, ("RANK must .*'x'", "WORLD_SIZE must .*'-1'")),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, ("MASTER_PORT must .* 0 to 65535, .*'70000'",)),
-        ({"RANK": "-1", "MASTER_PORT": "65536"}, ("RANK must .*'-1'", "MASTER_PORT must .*'65536'")),
+        (
+            {"RANK": "-1", "MASTER_PORT": "65536"},
+            ("RANK must .*'-1'", "MASTER_PORT must .*'65536'", "RANK is '-1', but WORLD_SIZE, .* is not set"),
+        ),
+        ({"RANK": "0"}, ("RANK is '0', but WORLD_SIZE, .* is not set",)),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, (r"RANK must be below WORLD_SIZE \(2\), .*'3'",)),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, (r"RANK must be below WORLD_SIZE \(2\), .*'2'",)),
+        (SLURM | {"SLURM_PROCID": "8"}, (r"RANK must be below WORLD_SIZE \(8\), .*'8'",)),
         ({"WORLD_SIZE": "2"}, ("WORLD_SIZE is '2', but RANK, .* is not set",)),
         ({"WORLD_SIZE": "two", "LOCAL_RANK": "0"}, ("WORLD_SIZE is 'two', but RANK, .* is not set",)),
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, ("SLURM_LOCALID, SLURM_NTASKS, .* not set",)),
