@@ -21,7 +21,7 @@ from megamask.doctor.measured_steps import MeasuredSteps, measure_steps, measure
 from megamask.doctor.memory import ModelSize, PackSize
 from megamask.doctor.nodes import ask_nodes, node_facts, node_problems
 from megamask.doctor.report_text import duration, in_gb, indented, readable_number
-from megamask.doctor.run_time import disk_problems, predict_disk, predict_time
+from megamask.doctor.run_time import disk_problems, packs_of_a_step, predict_disk, predict_time
 from megamask.doctor.settings import DoctorCommand, parse_memory
 from megamask.doctor.step_memory import PlannedMemory, TeacherSize
 from megamask.doctor.this_machine import check_port, machine_facts, port_facts, port_problems
@@ -298,6 +298,7 @@ def time_facts(command: DoctorCommand, examination: Examination, text: RunText, 
     most = " at most" if config.time_budget else ""
     lines = [
         f"{config.steps:,} steps of {summary.tokens_per_step(config)} tokens, {tokens:,} tokens{most}",
+        packs_of_a_step(config, command.num_ranks),
         f"{step * config.steps / tokens:.3e} FLOPs a token, {step * config.steps:.3e} in all{most} ({shares})",
     ]
     disk = predict_disk(config, plan.size.weights, plan.size.muon)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from megamask.config.phases import run_tokens
+from megamask.config.phases import run_phases, run_tokens
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.time_budget import parse_duration
 from megamask.doctor.report_text import LONGEST
@@ -52,6 +52,20 @@ def predict_time(
     seconds = budget or (tokens / rate if rate else math.inf)  # a tiny peak gives a rate of 0
     limit = machine.job_time and parse_duration(machine.job_time)
     return RunTime(rate, source, seconds, math.ceil(seconds / limit) if limit and seconds <= LONGEST else None)
+
+
+def packs_of_a_step(config: PretrainConfig, num_ranks: int) -> str:
+    """The packs of a step and the micro-steps of each rank, as words; of phases that differ, the fewest and the most.
+
+    Packs that the ranks cannot share evenly, which is a problem of the plan, give no micro-steps.
+    """
+    sizes = sorted({phase.per_step for phase in run_phases(config).phases})
+    ends = [sizes[0], sizes[-1]] if len(sizes) > 1 else sizes
+    line = "packs of a step: " + " to ".join(f"{size:,}" for size in ends)
+    if any(size % num_ranks for size in sizes):
+        return line
+    micro = " to ".join(f"{size // num_ranks:,}" for size in ends)
+    return f"{line}; micro-steps of each of {num_ranks:,} rank{'s' * (num_ranks != 1)}: {micro}"
 
 
 @dataclass(frozen=True)

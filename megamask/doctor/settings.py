@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -84,7 +85,16 @@ class DoctorCommand(Command):
 
 def parse_doctor_command(arguments: list[str]) -> DoctorCommand:
     """The command `megamask doctor`; ConfigError with all problems of flags, recipe and file."""
-    return parse_flags(DoctorCommand, arguments)
+    with launch_environment.planned_world(_planned_gpus(arguments)):
+        return parse_flags(DoctorCommand, arguments)
+
+
+def _planned_gpus(arguments: list[str]) -> int | None:
+    """The value of `--gpus`, which decides how many packs a step of some recipes has; None if it is not a count."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--gpus", nargs="?")
+    given = first.parse_known_args(arguments)[0].gpus or ""
+    return int(given) if given.isdecimal() and int(given) > 0 else None
 
 
 def parse_memory(amount: str) -> float | None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from megamask.errors import LaunchError, raise_all
 
@@ -22,6 +25,7 @@ RANGES = {
     "MASTER_PORT": (0, 65535),
 }
 """The least and the largest value of each variable that is an integer."""
+_planned: ContextVar[int | None] = ContextVar("planned", default=None)
 
 
 def launch_variables() -> dict[str, str]:
@@ -101,8 +105,22 @@ def rank() -> int:
 
 
 def world() -> int:
-    """The number of processes."""
-    return int(launch_variables()["WORLD_SIZE"])
+    """The number of processes; inside `planned_world`, that of the planned run."""
+    planned = _planned.get()
+    return int(launch_variables()["WORLD_SIZE"]) if planned is None else planned
+
+
+@contextmanager
+def planned_world(count: int | None) -> Iterator[None]:
+    """Read the settings of a run of ``count`` processes that this process plans and does not belong to.
+
+    Recipes take a number of packs for each process, so they must know the processes of the run. None changes nothing.
+    """
+    token = _planned.set(count)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
 
 
 def is_main() -> bool:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from megamask.config.cli import parse_command
 from megamask.config.pretrain_config import as_dict
 from megamask.doctor import step_memory
 from megamask.doctor.checks import examine
@@ -86,6 +87,24 @@ def test_everything_wrong_is_reported_at_once(text: Path, tmp_path: Path) -> Non
     for part in ("`packs.per_step` must", "`teacher.path` is", "`output` is"):
         assert sum(part in problem for problem in caught.value.problems) == 1
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "albert-tiny", "random-tiny", "bert"])
+def test_planned_ranks_get_the_packs_of_a_run_with_as_many(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = parse_doctor_command(["--recipe", recipe, "--gpus", "8"])
+    for name, value in {"RANK": "0", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert planned.run == parse_command(["--recipe", recipe]).run
+
+
+def test_each_planned_rank_needs_a_pack(text: Path, tmp_path: Path) -> None:
+    flags = ("--gpus", "8", "--phases", "until=0.5,per_step=12")
+    rules = [problem.split(",")[0] for problem in examine(command(text, tmp_path / "run", *flags)).problems]
+    assert rules == [
+        f"`{name}` must be a multiple of the number of ranks (8)" for name in ("packs.per_step", "phases.0.per_step")
+    ]
+    divided = report_of(text, tmp_path / "run", "--gpus", "2", "--phases", "until=0.5,per_step=12")
+    assert "  packs of a step: 4 to 12; micro-steps of each of 2 ranks: 2 to 6" in divided
 
 
 def test_damaged_text_is_a_problem_of_the_plan(tmp_path: Path) -> None:
