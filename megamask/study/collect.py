@@ -22,7 +22,14 @@ from megamask.config.pretrain_config import as_dict
 from megamask.config.sources import data_folders
 from megamask.data import manifest
 from megamask.errors import DataError, raise_all
-from megamask.evaluation.cells import cell_from_record, is_of_evaluation, read_cells, short_record, without_nan
+from megamask.evaluation.cells import (
+    RESULTS_FILE,
+    cell_from_record,
+    is_of_evaluation,
+    read_cells,
+    short_record,
+    without_nan,
+)
 from megamask.evaluation.outcome import Cell
 from megamask.metrics.metrics_file import read_metrics
 from megamask.storage import atomic_write, strict_json
@@ -30,32 +37,30 @@ from megamask.storage.dotted import flatten
 from megamask.study.jobs import PRETRAIN, CommandRecord, read_record
 from megamask.study.plan import StudyPlan, plan_record
 from megamask.study.planned_runs import PlannedRun
-from megamask.study.results import Arm, CurvePoint, PretrainingRun, StudyResults
+from megamask.study.results import Arm, CurvePoint, PretrainingRun, RunKey, StudyResults
 from megamask.training.flops import PARTS
 
-RESULTS = "results.jsonl"
 MASK_METRICS = ("mask_ratio", "masking/", "masks/", "entropy/", "audit/")
 """Metrics of a run whose means show what was masked, by the beginning of their names."""
 
 
 def collect_results(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -> StudyResults:
     """The results of the ``runs`` that have begun, failed ones too. Raises DataError for a damaged file."""
-    known_runs, known_cells, known_references = read_results(folder / RESULTS)
+    known_runs, known_cells, known_references = read_results(folder / RESULTS_FILE)
     references = {cell.key: cell for cell in known_references}
     folders = {shards for run in runs for shards in data_folders(run.config.data)}
     texts = {shards: _text_facts(shards) for shards in folders}
-    measured, cells = list[PretrainingRun](), dict[tuple[str, int, str], tuple[Cell, ...]]()
+    measured, cells = list[PretrainingRun](), dict[RunKey, tuple[Cell, ...]]()
     for run in runs:
-        key = (run.arm.name, run.seed, run.budget)
         record = read_record(run)
         if PRETRAIN in record:
             measured.append(read_run(run, record[PRETRAIN], texts))
-        elif key in known_runs and known_runs[key].settings == run.settings:
-            measured.append(known_runs[key])
+        elif run.key in known_runs and known_runs[run.key].settings == run.settings:
+            measured.append(known_runs[run.key])
         computed = tuple(cells_of_run(run))
         references |= {cell.key: cell for cell in computed if cell.key.mode == "reference"}
-        if own := tuple(cell for cell in computed if cell.key.mode != "reference") or known_cells.get(key, ()):
-            cells[key] = own
+        if own := tuple(cell for cell in computed if cell.key.mode != "reference") or known_cells.get(run.key, ()):
+            cells[run.key] = own
     return StudyResults(
         name=plan.name,
         question=plan.question,
@@ -140,8 +145,8 @@ def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey,
 
     Raises DataError with each line that is damaged, if the file has the results of an evaluation, or if it is a folder.
     """
-    runs: dict[tuple[str, int, str], PretrainingRun] = {}
-    cells: dict[tuple[str, int, str], list[Cell]] = {}
+    runs: dict[RunKey, PretrainingRun] = {}
+    cells: dict[RunKey, list[Cell]] = {}
     references: list[Cell] = []
     problems: list[str] = []
     if path.is_dir():
@@ -161,12 +166,12 @@ def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey,
             kind = content.pop("kind")
             if kind == "run":
                 run = _RUN.validate_python(content)
-                first = numbers.setdefault((run.arm, run.seed, run.budget), number)
+                first = numbers.setdefault(run.key, number)
                 if first != number:
                     problems.append(
                         f"{path}, line {number}, has another result of the run in line {first}. Delete one of them."
                     )
-                runs[run.arm, run.seed, run.budget] = run
+                runs[run.key] = run
             elif kind == "reference":
                 references.append(cell_from_record({"predictions": [], "labels": []} | content))
             elif kind == "cell":
@@ -182,8 +187,6 @@ def read_results(path: Path) -> tuple[dict[RunKey, PretrainingRun], dict[RunKey,
     return runs, {key: tuple(some) for key, some in cells.items()}, references
 
 
-RunKey = tuple[str, int, str]
-"""Arm, seed of the plan, budget."""
 _RUN: TypeAdapter[PretrainingRun] = TypeAdapter(PretrainingRun)
 
 

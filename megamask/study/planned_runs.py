@@ -29,6 +29,7 @@ from megamask.storage.dotted import flatten, is_under, names_in
 from megamask.storage.old_setting_names import ADDED
 from megamask.study.plan import PlannedArm, PlannedEvaluation, StudyPlan, amount_of
 from megamask.study.planned_cost import MOST_STEPS, Texts, folders_of_words, planned_folders, steps_of_budget
+from megamask.study.results import RunKey
 
 PAIRED = ("packs", "phases", "mixture", "model", "init", "init_layers", "validation", "data")
 """Settings that must equal those of the baseline, so that runs of one seed are paired and curves comparable."""
@@ -55,6 +56,16 @@ class PlannedRun:
     evaluations: tuple[PlannedEvaluation, ...]
     references: bool = False
     """Whether its evaluations compute the references too: the first run of the plan does."""
+
+    @property
+    def key(self) -> RunKey:
+        """What identifies the run within its study."""
+        return self.arm.name, self.seed, self.budget
+
+    @property
+    def teacher_key(self) -> RunKey | None:
+        """The key of the run whose model is the teacher of this one; None without such a teacher."""
+        return (self.arm.teacher, self.seed, self.budget) if self.arm.teacher else None
 
     @property
     def name(self) -> str:

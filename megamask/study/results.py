@@ -8,6 +8,8 @@ from typing import Literal
 
 from megamask.evaluation.outcome import Cell, Mode
 
+RunKey = tuple[str, int, str]
+"""Arm, seed of the plan, budget."""
 RunState = Literal["finished", "stopped", "failed"]
 
 
@@ -53,6 +55,11 @@ class PretrainingRun:
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Versions, machine, commit, and the text: its hash, and how it was prepared."""
 
+    @property
+    def key(self) -> RunKey:
+        """What identifies the run within its study."""
+        return self.arm, self.seed, self.budget
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -81,8 +88,7 @@ class StudyResults:
     references: tuple[Cell, ...]
     """Cells without a pretrained model."""
     runs: tuple[PretrainingRun, ...]
-    cells: Mapping[tuple[str, int, str], tuple[Cell, ...]]
-    """By arm, pretraining seed and budget."""
+    cells: Mapping[RunKey, tuple[Cell, ...]]
     mean_mode: Mode | None = None
     """How the tasks of the mean are evaluated; None: as in the first evaluation that covers them all."""
     mean_variant: str | None = None

@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megamask.errors import ConfigError, DataError, MegamaskError, listed, must, raise_all
-from megamask.evaluation.cells import storage_errors
+from megamask.evaluation.cells import RESULTS_FILE, storage_errors
 from megamask.evaluation.read_tasks import find_tasks
 from megamask.evaluation.tasks import TASKS
-from megamask.study.collect import RESULTS, collect_results, read_results, write_results
+from megamask.study.collect import collect_results, read_results, write_results
 from megamask.study.dry_run import describe_study
 from megamask.study.jobs import POLL, JobQueue, Slot, describe_end, find_slots, unfinished_runs
 from megamask.study.plan import StudyPlan
 from megamask.study.plan_file import find_plan, plan_path, plan_problems, shipped_plans, tasks_of, unchecked_plan
 from megamask.study.planned_cost import planned_folders
 from megamask.study.planned_runs import PlannedRun, plan_runs, select_runs
+from megamask.study.results import RunKey
 from megamask.study.settings import StudyConfig
 from megamask.study.study_folder import open_study
 from megamask.study.time_left import describe_left
@@ -104,10 +105,10 @@ def results_problems(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
 
     A run with a folder of its own is compared by the command that continues it.
     """
-    path, cure = folder / RESULTS, "They would be lost. Choose another --output, or move the file."
+    path, cure = folder / RESULTS_FILE, "They would be lost. Choose another --output, or move the file."
     known, _, _ = read_results(path)
-    planned = {(run.arm.name, run.seed, run.budget): run for run in runs}
-    strange = [f"{arm}/{budget}/seed-{seed}" for arm, seed, budget in known if (arm, seed, budget) not in planned]
+    planned = {run.key: run for run in runs}
+    strange = [f"{arm}/{budget}/seed-{seed}" for arm, seed, budget in sorted(known.keys() - planned.keys())]
     others = [
         run.name
         for key, run in planned.items()
@@ -125,20 +126,19 @@ def without_known(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
 
     A run whose model is the teacher of such a run is repeated if its folder is missing.
     """
-    known, cells, _ = read_results(folder / RESULTS)
-    left, teachers = list[PlannedRun](), set[tuple[str, int, str]]()
+    known, cells, _ = read_results(folder / RESULTS_FILE)
+    left, teachers = list[PlannedRun](), set[RunKey | None]()
     for run in reversed(runs):  # a teacher comes before the runs that it teaches
-        key = (run.arm.name, run.seed, run.budget)
         if (
-            key in teachers
-            or key not in known
-            or known[key].state != "finished"
-            or known[key].settings != run.settings
-            or (run.evaluations and key not in cells)
+            run.key in teachers
+            or run.key not in known
+            or known[run.key].state != "finished"
+            or known[run.key].settings != run.settings
+            or (run.evaluations and run.key not in cells)
             or run.run_folder.exists()
         ):
             left.append(run)
-            teachers.add((run.arm.teacher, run.seed, run.budget))
+            teachers.add(run.teacher_key)
     return left[::-1]
 
 
@@ -172,8 +172,8 @@ def run_jobs(runs: Sequence[PlannedRun], slots: Sequence[Slot], tasks_data: str)
 def publish(plan: StudyPlan, runs: Sequence[PlannedRun], folder: Path) -> None:
     """Write results.jsonl and the report of everything that has been computed."""
     results = collect_results(plan, runs, folder)
-    write_results(results, folder / RESULTS)
-    print(f"results: {folder / RESULTS} ({len(results.runs)} of {len(runs)} runs)")
+    write_results(results, folder / RESULTS_FILE)
+    print(f"results: {folder / RESULTS_FILE} ({len(results.runs)} of {len(runs)} runs)")
     if results.runs:
         from megamask.study.report import write_report  # takes a second to import
 

@@ -160,6 +160,7 @@ def test_a_study_continues_from_its_results_file(
     assert [run.name for run in without_known(moved, copied)] == [run.name for run in runs[1:]]
     again = collect_results(plan, moved, copied)
     assert again.runs == results.runs and again.cells.keys() == results.cells.keys()
+    assert {run.key for run in again.runs} <= {run.key for run in moved}
     changed = plan_runs(replace(plan, set={"masking.ratio.start": 0.3}), copied, text)
     assert len(without_known(changed, copied)) == 4
 

@@ -299,6 +299,8 @@ def test_a_teacher_is_the_run_with_the_same_seed(plan: StudyPlan, text: Path) ->
     arm = PlannedArm("kd", "entropy-kd-complete-tiny", teacher="random")
     runs = plan_runs(replace(plan, arm=(*plan.arm, arm)), STUDY, text)
     assert [run.config.teacher.path for run in runs[2::3]] == [str(run.run_folder) for run in runs[::3]]
+    assert [run.teacher_key for run in runs[2::3]] == [run.key for run in runs[::3]]
+    assert len({run.key for run in runs}) == len(runs) and not any(run.teacher_key for run in runs[::3])
     assert runs[2].settings == runs[5].settings
 
 
