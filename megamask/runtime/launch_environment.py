@@ -76,6 +76,11 @@ def _given_variables() -> dict[str, str]:
             raise LaunchError(
                 f"`srun` gives a task the environment variables {', '.join(absent)}, but they are not set. {CURE}"
             )
+        if (size := slurm.get("WORLD_SIZE", slurm["SLURM_NTASKS"])) != slurm["SLURM_NTASKS"]:
+            raise LaunchError(
+                f"The environment variable WORLD_SIZE is {size!r}, but `srun` started {slurm['SLURM_NTASKS']} tasks "
+                "(SLURM_NTASKS), which are the ranks. Unset it, or start as many tasks with `srun --ntasks`."
+            )
         job = slurm["SLURM_JOB_ID"]
         return {
             "RANK": slurm["SLURM_PROCID"],
@@ -92,6 +97,14 @@ def _given_variables() -> dict[str, str]:
             f"{BOTH}"
         )
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+
+
+def port_taken_problem(address: str | None, port: str | None) -> str:
+    """The sentence for a port of rank 0 that another process has opened."""
+    return (
+        f"MASTER_PORT {port} is taken on {address}. Choose another one with `deepspeed --master_port N`, `torchrun "
+        "--master-port N` or the variable MASTER_PORT of a Slurm job."
+    )
 
 
 def launched() -> bool:

@@ -20,6 +20,7 @@ from megamask.runtime import private_api
 from megamask.runtime.entry_point import end_process
 from megamask.runtime.launch_environment import is_main as is_main
 from megamask.runtime.launch_environment import launch_variables as environment
+from megamask.runtime.launch_environment import port_taken_problem
 from megamask.runtime.launch_environment import rank as rank
 from megamask.runtime.launch_environment import world as world
 
@@ -51,10 +52,7 @@ def init_process_group(timeout: timedelta = timedelta(hours=24)) -> None:
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         if "EADDRINUSE" not in str(error) and "in use" not in str(error):
             raise
-        raise ConfigError(
-            f"MASTER_PORT {os.environ.get('MASTER_PORT')} is taken on {os.environ.get('MASTER_ADDR')} "
-            "by another run. Choose another one with `deepspeed --master_port N` or `torchrun --master-port N`."
-        ) from None
+        raise ConfigError(port_taken_problem(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))) from None
 
 
 def set_collective_timeout(timeout: timedelta) -> None:

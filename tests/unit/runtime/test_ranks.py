@@ -68,6 +68,8 @@ def test_srun(read_environment) -> None:
         "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4",
         "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": str(12000 + 20007 % 20000),
     }  # fmt: skip
+    assert read_environment(WORLD_SIZE="8") == combined
+    del os.environ["WORLD_SIZE"]
     chosen = read_environment(MASTER_ADDR="node1", MASTER_PORT="4321")
     assert (chosen["MASTER_ADDR"], chosen["MASTER_PORT"]) == ("node1", "4321")
 
@@ -100,6 +102,7 @@ def test_python_in_a_slurm_batch_script_is_one_process(read_environment) -> None
         ({"WORLD_SIZE": "two", "LOCAL_RANK": "0"}, ("WORLD_SIZE is 'two', but RANK, .* is not set",)),
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, ("SLURM_LOCALID, SLURM_NTASKS, .* not set",)),
         (SLURM | {"SLURM_JOB_ID": "a"}, ("MASTER_PORT must .*'a'",)),
+        (SLURM | {"WORLD_SIZE": "2"}, ("WORLD_SIZE is '2', but `srun` started 8 tasks",)),
         (SLURM | {"SLURM_NTASKS": ""}, ("WORLD_SIZE must .*''",)),
     ],
 )
