@@ -1,4 +1,4 @@
-"""Compare two tokenizers: whether they give the same ids for every text.
+"""Compare two tokenizers: whether they give the same ids for every text. Compare a tokenizer with rows of weights.
 
 Compares the contents of ``tokenizer.json`` after the library has read and written them, so that files of different
 versions can be compared. Truncation, padding, decoding and the special tokens around a text do not matter.
@@ -14,6 +14,10 @@ from megamask.data.tokenizer import Tokenizer, load_tokenizer, token_ids
 
 SAME = "both must be the same tokenizer."
 SHOWN = 5
+MOST_PADDING = 128
+"""Vocabularies are padded to multiples of at most this, so weights have fewer rows than this without a token."""
+MOST_SPARE = 0.1
+"""Share of rows without a token up to which weights are accepted without a note."""
 
 
 def tokenizer_differences(one: Path, name: str, two: Path, other: str) -> list[str]:
@@ -33,6 +37,26 @@ def tokenizer_differences(one: Path, name: str, two: Path, other: str) -> list[s
     if not problems:
         problems = _rules(left, right, f"{one / 'tokenizer.json'} and {two / 'tokenizer.json'}")
     return problems
+
+
+def tokenizer_cure(folder: Path, name: str) -> str:
+    """How to prepare text with the tokenizer in ``folder``, that of the model that the setting ``name`` names."""
+    return (
+        f"Prepare the text with the tokenizer of `{name}`: `megamask prepare --input TEXT --tokenizer {folder} "
+        "--output FOLDER`. Then set `data` to the new folder."
+    )
+
+
+def spare_rows_note(where: Path, rows: int, tokens: int) -> str:
+    """A note if the weights in ``where`` have far more ``rows`` than the tokenizer has ``tokens``; else ""."""
+    spare = rows - tokens
+    if spare < MOST_PADDING or spare <= MOST_SPARE * rows:
+        return ""
+    return (
+        f"{where} has weights for {rows:,} tokens, but its tokenizer has only {tokens:,}. Padding explains a few rows "
+        "more, not so many. If the tokenizer is that of another model, tokens get the embeddings of other tokens: put "
+        f"the right one there. If it is the right one, {spare:,} rows are never used, and cost memory and time."
+    )
 
 
 def _vocabularies(left: Tokenizer, right: Tokenizer, name: str, other: str) -> list[str]:

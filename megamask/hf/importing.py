@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from megamask.batch import TokenIds
+from megamask.data.compare_tokenizers import spare_rows_note
 from megamask.data.tokenizer import TOKENIZER, load_tokenizer, token_ids
 from megamask.errors import CheckpointError, ConfigError, must, raise_all
 from megamask.hf.config_json import is_tied, read_shape
@@ -61,19 +63,20 @@ def save_start(source: str | Path, output: Path, *, new_head: bool = False) -> I
     model = import_model(source, new_head=new_head)
     with new_model_folder(output.absolute()) as temporary:
         notes = import_tokenizer(model.folder, temporary / TOKENIZER, model.shape.vocab_size)
-        raise_all(CheckpointError, _padding_problems(model, temporary / TOKENIZER))
+        ids = token_ids(load_tokenizer(temporary / TOKENIZER))
+        raise_all(CheckpointError, _padding_problems(model, ids))
         model.shape.save(temporary)
         save_weights(model.weights, temporary)
-    return replace(model, notes=(*model.notes, *notes))
+    spare = spare_rows_note(model.folder, model.shape.vocab_size, ids.size)
+    return replace(model, notes=(*model.notes, *notes, *([spare] if spare else [])))
 
 
-def _padding_problems(model: Imported, tokenizer: Path) -> list[str]:
+def _padding_problems(model: Imported, ids: TokenIds) -> list[str]:
     """A sentence if transformers would not count the positions of a text as training does."""
-    pad = token_ids(load_tokenizer(tokenizer)).pad
-    if not model.shape.position_offset or pad == model.shape.pad_id:
+    if not model.shape.position_offset or ids.pad == model.shape.pad_id:
         return []
     return [
         f"{model.folder / 'config.json'} says that the padding token, from which positions count, has the id "
-        f"{model.shape.pad_id}, but its tokenizer says {pad}: transformers would not count the tokens with the id "
+        f"{model.shape.pad_id}, but its tokenizer says {ids.pad}: transformers would not count the tokens with the id "
         f"{model.shape.pad_id} of a text. Put the tokenizer of these weights there."
     ]

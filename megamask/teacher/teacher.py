@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from megamask.batch import Layout, MaskPlan, Measure, PackedBatch, SoftTargets, TokenIds
-from megamask.data.compare_tokenizers import tokenizer_differences
+from megamask.data.compare_tokenizers import tokenizer_cure, tokenizer_differences
 from megamask.engine.frozen_teacher import FrozenEngine
 from megamask.engine.teacher_ds_file import teacher_ds_problems
 from megamask.entropy import exact
@@ -216,6 +216,9 @@ def teacher_misfits(model: MaskedLM, path: str, tokenizer: Path, ids: TokenIds, 
     """Sentences for why ``model``, the teacher at ``path``, does not fit a run; the arguments of `Teacher.load`."""
     different = tokenizer_differences(model.tokenizer, "teacher.path", tokenizer, "data's tokenizer")
     problems = list(different)
+    if different:
+        cure = tokenizer_cure(model.tokenizer, "teacher.path")
+        problems.append(f"{cure} Or choose a teacher with the tokenizer of the text.")
     if model.other_modules:
         problems.append(
             f"`teacher.path` is {path}, a run whose encoder has never seen [MASK]: only its "

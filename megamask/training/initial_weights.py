@@ -13,7 +13,7 @@ from megamask.batch import TokenIds
 from megamask.checkpoint.format import find_checkpoint, read_weights
 from megamask.checkpoint.run_folder import RunFolder
 from megamask.config.pretrain_config import PretrainConfig
-from megamask.data.compare_tokenizers import tokenizer_differences
+from megamask.data.compare_tokenizers import spare_rows_note, tokenizer_cure, tokenizer_differences
 from megamask.data.tokenizer import TOKENIZER
 from megamask.errors import ConfigError, raise_all
 from megamask.hf.layer_subset import pick_layers
@@ -68,15 +68,28 @@ def initial_weights(config: PretrainConfig, ids: TokenIds, tokenizer: Path) -> t
         shape, weights = pick_layers(weights, shape, config.init_layers)
     problems: list[str] = []
     own = config.init / TOKENIZER
-    if shape.vocab_size >= ids.size and own.is_dir():
+    if own.is_dir():
         problems += tokenizer_differences(own, "init", tokenizer, "data's tokenizer")
-    if shape.vocab_size < ids.size:
+    if not problems and shape.vocab_size < ids.size:
         problems.append(
-            f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}. "
-            f"Prepare the text with their tokenizer: --tokenizer {config.init / TOKENIZER}."
+            f"`data` has a vocabulary of {ids.size} tokens, but the weights of `init` have {shape.vocab_size}."
         )
+    if problems:
+        problems.append(tokenizer_cure(own, "init"))
     raise_all(ConfigError, problems)
     return shape, weights
+
+
+def initial_notes(config: PretrainConfig, model: InitialModel, ids: TokenIds) -> list[str]:
+    """A sentence for everything that is unusual in the weights of `init`; none for random weights."""
+    if config.init is None:
+        return []
+    notes = []
+    if not any(name.startswith("head.") for name in model.weights):
+        notes.append(f"{config.init} has no masked-language head: a new one is drawn from `seed`.")
+    if spare := spare_rows_note(config.init, model.shape.vocab_size, ids.size):
+        notes.append(spare)
+    return notes
 
 
 def first_values(

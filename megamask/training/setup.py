@@ -38,7 +38,7 @@ from megamask.training.entropy_sources import build_entropy_sources
 from megamask.training.export import write_description
 from megamask.training.flop_counter import FlopCounter, teacher_flops
 from megamask.training.flops import PackFlops
-from megamask.training.initial_weights import first_values, initial_model
+from megamask.training.initial_weights import first_values, initial_model, initial_notes
 from megamask.training.plateau import PlateauAlarm
 from megamask.training.progress import Progress
 from megamask.training.run_text import RunText
@@ -112,8 +112,9 @@ def build_run(config: PretrainConfig, ds: dict[str, Any], text: RunText, start: 
             run.log.say(f"{start.checkpoint} does not record FLOPs: the log counts them from step {start.step} on.")
         if start.checkpoint.parent == start.run.checkpoints:
             states.check_derived(run, start.step, state, start.checkpoint)
-    elif model.weights and not any(name.startswith("head.") for name in model.weights):
-        run.log.say(f"{config.init} has no masked-language head: a new one is drawn from `seed`.")
+    else:
+        for note in initial_notes(config, model, ids):
+            run.log.say(note)
     return run
 
 

@@ -84,7 +84,7 @@ TEACHERS = [
         CONFIG, teacher,
         (
             "another vocabulary", of_another_vocabulary,
-            ["`teacher.path` has a vocabulary of", "tokens, but data's tokenizer has 300"],
+            ["`teacher.path` has a vocabulary of", "tokens, but data's tokenizer has 300", "megamask prepare"],
         ),
         (
             "the same words in another order", of_another_order,
@@ -106,6 +106,6 @@ TEACHERS = [
     ),
     Row(
         "initial weights of another tokenizer", first_weights, CONFIG,
-        ("`init` has", "at the id 100, but data's tokenizer has"),
+        ("`init` has", "at the id 100, but data's tokenizer has", "prepare --input TEXT --tokenizer"),
     ),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from megamask.__main__ import main
 from megamask.data import tokenizer as tokenizers
+from megamask.data.compare_tokenizers import MOST_PADDING
 from megamask.errors import CheckpointError, ConfigError, MegamaskError
 from megamask.hf import export_model as export
 from megamask.hf import import_model, save_start
@@ -192,3 +193,11 @@ def test_initial_weights_contain_all_that_pretraining_needs(saved, tmp_path):
     assert tokenizers.load_tokenizer(out / "tokenizer").hash() == tokenizers.load_tokenizer(folder).hash()
     with pytest.raises(ConfigError, match="must be a new or empty folder"):
         save_start(folder, out)
+
+
+@pytest.mark.parametrize(("more", "noted"), [(0, False), (MOST_PADDING - 1, False), (MOST_PADDING, True)])
+def test_a_vocabulary_far_larger_than_the_tokenizer_is_noted(saved, tokenizer, tmp_path, more: int, noted: bool):
+    size = tokenizers.load_tokenizer(tokenizer).size
+    folder = saved(transformers_model("bert", vocab_size=size + more))
+    notes = save_start(folder, tmp_path / "start").notes
+    assert any(f"weights for {size + more:,} tokens" in note and f"only {size:,}" in note for note in notes) == noted
