@@ -12,7 +12,7 @@ import torch
 
 from megamask.bench import megamask_variant, objectives, overheads, table, trainer_variant
 from megamask.bench.measure import Medians, Round, measure_in_turn
-from megamask.bench.settings import BenchConfig
+from megamask.bench.settings import COMPILED, BenchConfig
 from megamask.data import prepare
 from megamask.data.shards import Shards
 from megamask.engine.ds_file import read_ds_config, resolve_auto
@@ -60,9 +60,11 @@ def bench_trainer(config: BenchConfig) -> Results:
     precisions = config.measured(support)
     # the Trainer first: accelerate would take the single rank that our engine announces for one of several
     variants = trainer_variant.trainer_variants(config, shards, texts, precisions)
-    bases = [variant.name for variant in variants[:3]]
+    names = [variant.name for variant in variants]
+    bases = list(dict.fromkeys(names[:3] + [name for name in names if name.endswith(COMPILED)]))
     files = {"fp32": read_ds_config(Path("fp32")), "bf16": resolve_auto(read_ds_config(Path("zero1")), BF16)}
-    variants += megamask_variant.megamask_variants(config, shards, {name: files[name] for name in precisions})
+    builders = megamask_variant.megamask_variants(config, shards, {name: files[name] for name in precisions})
+    variants += [build() for build in builders.values()]
     print(*conditions(config, shards), *sides(config, raw is not None), sep="\n")
     if "bf16" not in precisions and config.precisions is None:
         print(f"- bf16 is not measured: {support.reason}; `--precisions fp32 bf16` measures it all the same")

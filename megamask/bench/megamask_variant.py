@@ -7,7 +7,8 @@ which shows what DeepSpeed costs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
-from megamask.bench.measure import Clock, Round, Variant, text_token_mask
-from megamask.bench.settings import BenchConfig
+from megamask.bench.measure import Clock, Round, text_token_mask
+from megamask.bench.settings import COMPILED, BenchConfig
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.config.settings import PacksConfig
 from megamask.data.loader import Loader
@@ -55,23 +56,26 @@ def ds_config() -> DsFile:
     return resolve_auto(read_ds_config(Path(name)), precision.common_support())
 
 
-def megamask_variants(config: BenchConfig, shards: Shards, files: Mapping[Precision, DsFile]) -> list[Variant]:
-    """Every preset in the precisions of ``files``, `bert` in bf16 also in plain PyTorch; if set, compiled as well."""
+def megamask_variants(
+    config: BenchConfig, shards: Shards, files: Mapping[Precision, DsFile]
+) -> dict[str, Callable[[], MegamaskVariant]]:
+    """What builds every preset in the precisions of ``files``, by its name.
+
+    `bert` in bf16 also in plain PyTorch; if set, each compiled as well.
+    """
     packs = PacksConfig(tokens=config.pack_tokens, length=config.length, per_step=1)
     masking = MaskingConfig(Schedule(start=config.ratio))
     engines: dict[str, DsFile | None] = {str(name): ds for name, ds in files.items()}
     plain: dict[str, DsFile | None] = {"bf16, plain PyTorch": None} if "bf16" in files else {}
-    return [
-        MegamaskVariant(
-            f"megamask {preset}, {kind}" + ", compiled" * compiled,
-            PretrainConfig(packs=packs, masking=masking, model=config.model(preset, compiled=compiled), seed=0),
-            shards,
-            ds,
-        )
-        for preset in config.preset
-        for compiled in ((False, True) if config.compile else (False,))
-        for kind, ds in (engines | plain if preset == "bert" else engines).items()
-    ]
+    builders: dict[str, Callable[[], MegamaskVariant]] = {}
+    for preset in config.preset:
+        for compiled in (False, True) if config.compile else (False,):
+            model = config.model(preset, compiled=compiled)
+            run = PretrainConfig(packs=packs, masking=masking, model=model, seed=0)
+            for kind, ds in (engines | plain if preset == "bert" else engines).items():
+                name = f"megamask {preset}, {kind}" + COMPILED * compiled
+                builders[name] = partial(MegamaskVariant, name, run, shards, ds)
+    return builders
 
 
 class MegamaskVariant:

@@ -13,6 +13,9 @@ from megamask.errors.setting_rules import Count, Positive, ShareBelowOne, ShareI
 from megamask.model.shape import ModelConfig
 from megamask.runtime.precision_choice import Precision, PrecisionSupport
 
+COMPILED = ", compiled"
+"""What the name of a compiled variant ends with."""
+
 
 @dataclass(frozen=True)
 class BenchConfig:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from megamask.batch import TokenIds
 from megamask.bench.measure import Clock, Round, Variant, text_token_mask
-from megamask.bench.settings import BenchConfig
+from megamask.bench.settings import COMPILED, BenchConfig
 from megamask.data import tokenizer
 from megamask.data.formats.lines import BadDocument, FileWarning
 from megamask.data.inputs import find_inputs
@@ -52,7 +52,7 @@ def trainer_variants(
     variants: list[Variant] = []
     for form, precision, compiled in kinds:
         setup = TrainerSetup(
-            f"{form}, {precision}" + ", compiled" * compiled,
+            f"{form}, {precision}" + COMPILED * compiled,
             BertForMaskedLM(bert_config(config.model("bert").shape(ids), config.dropout)),
             examples[form],
             CountingCollator(shards.folder / "tokenizer", config.ratio),
@@ -139,7 +139,7 @@ class CountingCollator:
         self._collate = DataCollatorForLanguageModeling(fast_tokenizer, mlm_probability=ratio)
         self._counts: list[tuple[int, int, int]] = []
 
-    def __call__(self, examples: list[Example]) -> dict[str, Tensor]:
+    def __call__(self, examples: list[Example]) -> Any:
         tokens = sum(len(example["input_ids"]) - sum(example["special_tokens_mask"]) for example in examples)
         batch = self._collate([dict(example) for example in examples])
         self._counts.append((tokens, batch["input_ids"].numel(), int((batch["labels"] != -100).sum())))
@@ -186,7 +186,11 @@ class TrainerSetup:
 
 
 class TrainerVariant:
-    """Under Trainer. Every round is a call of ``train``, which keeps the weights but nothing else."""
+    """Under Trainer. Every round is a call of ``train``, which keeps the weights but nothing else.
+
+    accelerate has one state in a process, with the precision of the newest Trainer and whether it is compiled, and
+    reads it when ``train`` begins. So each variant puts its own state back before each round.
+    """
 
     def __init__(self, setup: TrainerSetup):
         from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -207,6 +211,7 @@ class TrainerVariant:
             per_device_train_batch_size=setup.batch_size,
             bf16=setup.bf16,
             torch_compile=setup.compiled,
+            tf32=False,  # `torch_compile` would turn it on for all variants of this process
             use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             logging_strategy="no",
@@ -218,9 +223,11 @@ class TrainerVariant:
             setup.model, arguments, data_collator=setup.collate, train_dataset=setup.examples, callbacks=[Stopwatch()]
         )
         self._trainer.remove_callback(PrinterCallback)
+        self._state = dict(vars(self._trainer.accelerator.state))
 
     def run(self, steps: int) -> Round:
         return_freed_memory()  # a run of megamask keeps it, and the Trainer in a process of its own would not
+        vars(self._trainer.accelerator.state).update(self._state)
         self._trainer.args.max_steps = steps + 1
         self._trainer.train_dataset = self._setup.examples_of(self._round, steps + 1)
         self._round += 1

@@ -12,12 +12,13 @@ import torch
 
 from megamask.bench import objectives, overheads
 from megamask.bench.gpu.figures import Figure
-from megamask.bench.gpu.goals import BESIDE_PLAIN, BESIDE_PREDICTED, BESIDE_TRAINER
+from megamask.bench.gpu.goals import BESIDE_PLAIN, BESIDE_PREDICTED
 from megamask.bench.gpu.settings import GpuBenchConfig
 from megamask.bench.gpu.sizes import bench_config, open_text, sizes
 from megamask.bench.gpu.timing import each
 from megamask.bench.measure import Round, Variant, measure_in_turn
 from megamask.bench.megamask_variant import MegamaskVariant, ds_config, megamask_variants
+from megamask.bench.settings import COMPILED
 from megamask.engine.ds_file import read_ds_config, resolve_auto
 from megamask.runtime import precision
 from megamask.runtime.precision import Precision
@@ -92,7 +93,9 @@ def _savings(config: GpuBenchConfig, ratio: float) -> Iterator[Figure]:
 def beside_trainer(config: GpuBenchConfig) -> Iterator[Figure]:
     """Tokens per second beside the Trainer's example: same text, model, precision and dropout (none).
 
-    The Trainer's attention is the default of transformers: torch's, which is flash attention where no token is padding.
+    First both as they are, then both compiled, then padded texts in the Trainer and megamask in plain PyTorch, so that
+    a cut costs the least of them. The Trainer's attention is the default of transformers: torch's, which is flash
+    attention where no token is padding.
     """
     from megamask.bench import trainer_variant  # needs a transformers that works, as nothing else here does
 
@@ -100,15 +103,44 @@ def beside_trainer(config: GpuBenchConfig) -> Iterator[Figure]:
     kind: Precision = "bf16" if torch.cuda.is_available() else "fp32"
     texts = trainer_variant.bench_documents(shards)
     # the Trainer first: accelerate would take the single rank that our engine announces for one of several
-    variants: list[Variant] = trainer_variant.trainer_variants(settings, shards, texts, [kind])
-    base = variants[0].name
+    trainers = {one.name: one for one in trainer_variant.trainer_variants(settings, shards, texts, [kind])}
     file = resolve_auto(read_ds_config(Path("zero1" if kind == "bf16" else "fp32")), precision.common_support())
-    variants += megamask_variants(settings, shards, {kind: file})
-    chosen = sizes(config)
-    rounds = measure_in_turn(variants, chosen.rounds, chosen.steps)
+    builders = megamask_variants(settings, shards, {kind: file})
+    base, ours = f"Trainer, concatenated, {kind}", f"megamask bert, {kind}"
+    pairs = [(base, ours)] + ([(base + COMPILED, ours + COMPILED)] if settings.compile else [])
+    others = [name for name in trainers if name not in dict(pairs)]
+    plain = [name for name in builders if name not in dict(pairs).values() and not name.endswith(COMPILED)]
+    yield from each(
+        [
+            *((mine, partial(_beside, config, [trainers[theirs]], [builders[mine]])) for theirs, mine in pairs),
+            (
+                "padded, plain PyTorch",
+                partial(_beside, config, [trainers[name] for name in (base, *others)], [builders[n] for n in plain], 1),
+            ),
+        ]
+    )
+
+
+def _beside(
+    config: GpuBenchConfig,
+    trainers: Sequence[Variant],
+    builders: Sequence[Callable[[], MegamaskVariant]],
+    known: int = 0,
+) -> Iterator[Figure]:
+    """The first of ``trainers``, the other ones and those of megamask in turn; the speeds of all but the first
+    ``known``, and how many times as fast as the first the others are."""
+    built: list[MegamaskVariant] = []
+    try:
+        for build in builders:
+            built.append(build())
+        rounds = measure_in_turn([*trainers, *built], sizes(config).rounds, sizes(config).steps)
+    finally:
+        for variant in built:
+            variant.close()
     speeds = {name: 1 / seconds_per_token(of_variant) for name, of_variant in rounds.items()}
-    for name, speed in speeds.items():
+    base = next(iter(speeds))
+    for name in list(speeds)[known:]:
         text = statistics.median(r.tokens / r.rows for r in rounds[name])
-        yield Figure(f"{name}, tokens/s", speed, "tokens/s", {"positions that are text": text})
+        yield Figure(f"{name}, tokens/s", speeds[name], "tokens/s", {"positions that are text": text})
         if name != base:
-            yield Figure(f"{name}, {BESIDE_TRAINER}", speed / speeds[base], "x")
+            yield Figure(f"{name}, x {base}", speeds[name] / speeds[base], "x")

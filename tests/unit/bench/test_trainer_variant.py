@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertForMaskedLM
 
 from megamask.batch import TokenIds
 from megamask.bench.settings import BenchConfig
-from megamask.bench.trainer_variant import bert_config, concatenated, one_device_arguments, truncated
+from megamask.bench.trainer_variant import (
+    bench_documents,
+    bert_config,
+    concatenated,
+    one_device_arguments,
+    trainer_variants,
+    truncated,
+)
+from megamask.data.shards import Shards
 from megamask.model.encoder import Encoder
 from megamask.model.head import MaskedLMHead
 from megamask.objectives.mlm import MLM
@@ -53,3 +64,17 @@ def test_the_trainer_uses_one_gpu_of_several(gpus, tmp_path) -> None:
     arguments = one_device_arguments()(str(tmp_path), use_cpu=True, per_device_train_batch_size=32)
     arguments._n_gpu = gpus  # as transformers finds them
     assert arguments.n_gpu == min(gpus, 1) and arguments.train_batch_size == 32
+
+
+def test_each_trainer_keeps_its_precision_and_only_one_is_compiled(text: Path) -> None:
+    """accelerate has one state for all of them."""
+    config = BenchConfig(size="tiny", length=32, pack_tokens=64, rounds=1, steps=1, compile=True)
+    shards = Shards.open(text)
+    variants = trainer_variants(config, shards, bench_documents(shards), ["bf16", "fp32"])
+    compiled = type(torch.compile(torch.nn.Identity()))
+    with torch.compiler.set_stance("force_eager"):
+        for variant in [*variants, *variants]:
+            variant.run(1)
+            trainer = variant._trainer
+            assert isinstance(trainer.model_wrapped, compiled) == variant.name.endswith(", compiled")
+            assert (trainer.accelerator.state.mixed_precision == "bf16") == ("bf16" in variant.name)

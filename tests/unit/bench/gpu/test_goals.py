@@ -42,6 +42,18 @@ def test_of_variants_the_best_counts_and_of_several_things_the_worst() -> None:
     assert verdicts(narrow, wide) == {"statistics kernel beside eager": ("missed", 2.0)}
 
 
+def test_compiled_steps_are_compared_with_a_compiled_trainer_only() -> None:
+    base = "x Trainer, concatenated, bf16"
+    eager = record("trainer", f"megamask bert, bf16, {base}", 1.7)
+    compiled = record("trainer", f"megamask bert, bf16, compiled, {base}, compiled", 1.9)
+    mixed = record("trainer", f"megamask bert, bf16, compiled, {base}", 9.0)
+    plain = record("trainer", f"megamask bert, bf16, plain PyTorch, {base}", 9.0)
+    assert verdicts(eager, compiled, mixed, plain) == {
+        "tokens/s beside the Trainer": ("missed", 1.7),
+        "tokens/s beside the Trainer, both compiled": ("reached", 1.9),
+    }
+
+
 @pytest.mark.parametrize(("value", "verdict"), [(1.019, "reached"), (1.02, "reached"), (1.021, "missed")])
 def test_a_bound_counts_as_reached(value: float, verdict: str) -> None:
     found = verdicts(record("entropy-base", f"probe, {BESIDE_PLAIN}", value))

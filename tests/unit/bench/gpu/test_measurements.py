@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from megamask.bench.gpu import commands, kernels
+from megamask.bench.gpu import commands, compared, kernels, sizes
 from megamask.bench.gpu.figures import NEEDS_CUDA, Figure
+from megamask.bench.gpu.goals import GOALS
 from megamask.bench.gpu.settings import GpuBenchConfig
 from megamask.bench.gpu.sizes import FULL, TINY, bench_config
 from megamask.bench.gpu.timing import each, seconds_of
+from megamask.bench.megamask_variant import MegamaskVariant
+from megamask.bench.settings import COMPILED
 from megamask.errors.setting_rules import settings_problems
 from megamask.model.shape import SIZES
 from megamask.model.statistics import token_stats
@@ -75,6 +79,30 @@ def test_only_the_comparison_with_the_trainer_compiles() -> None:
     assert bench_config(full, "base", compiled=True).compile and not bench_config(full, "large").compile
     assert not bench_config(CONFIG, "base", compiled=True).compile
     assert not settings_problems(bench_config(full, "large")) + settings_problems(bench_config(CONFIG, "base"))
+
+
+def test_the_trainer_is_compared_with_steps_of_the_same_kind(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the speeds of a comparison are there before the next begins."""
+    monkeypatch.setattr(sizes, "TINY", replace(TINY, compile=True))
+    taken: list[str] = []
+    run = MegamaskVariant.run
+    monkeypatch.setattr(MegamaskVariant, "run", lambda self, steps: taken.append(self.name) or run(self, steps))
+    pairs = {}
+    with torch.compiler.set_stance("force_eager"):
+        for figure in compared.beside_trainer(replace(CONFIG, data=text)):
+            assert not figure.failed
+            ours, _, theirs = figure.name.partition(", x ")
+            if theirs and ours.startswith("megamask"):
+                pairs[ours] = theirs, taken[-1]
+    assert list(pairs.items()) == [
+        (f"megamask bert, fp32{how}", (f"Trainer, concatenated, fp32{how}", f"megamask bert, fp32{how}"))
+        for how in ("", COMPILED)
+    ]
+    patterns = [goal.pattern for goal in GOALS if goal.part == "trainer"]
+    names = [f"{ours}, x {theirs}".replace("fp32", "bf16") for ours, (theirs, _) in pairs.items()]
+    assert [[bool(re.fullmatch(pattern, name)) for name in names] for pattern in patterns] == [
+        [True, False], [False, True],
+    ]  # fmt: skip
 
 
 RESULTS = """<?xml version="1.0"?><testsuites><testsuite tests="4">
