@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -62,10 +63,18 @@ class BenchConfig:
     """File for the results of every round."""
 
     def problems(self, name: str) -> list[str]:
-        """Sentences for what two settings cannot do together."""
+        """Sentences for what two settings cannot do together, and for paths that would fail after minutes."""
+        problems = []
         if self.length >= 8 and (self.pack_tokens < self.length or self.pack_tokens % self.length):
-            return [must("pack_tokens", f"be a multiple of `length` ({self.length})", self.pack_tokens)]
-        return []
+            problems.append(must("pack_tokens", f"be a multiple of `length` ({self.length})", self.pack_tokens))
+        if self.data is not None and not self.data.is_dir():
+            rule = "be a folder of token shards, which `megamask prepare` makes"
+            problems.append(must("data", rule, str(self.data)))
+        if self.text is not None and not self.text.exists():
+            problems.append(must("text", "be a file or folder of text that exists", str(self.text)))
+        if self.json is not None and (self.json.is_dir() or not os.access(self.json.parent, os.W_OK)):
+            problems.append(must("json", "be a file in a folder that exists and can be written", str(self.json)))
+        return problems
 
     def model(self, preset: Literal["bert", "modern"], *, compiled: bool = False) -> ModelConfig:
         """The same layers, width and longest sequence for all."""

@@ -6,11 +6,9 @@ for the index of packs unless it is stored beside the shards), of the initial we
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from megamask.data.tokenizer import TOKENIZER
 from megamask.doctor.settings import DoctorCommand
 from megamask.engine import ds_file
 from megamask.errors import MegamaskError
+from megamask.runtime.output_folder import output_problems
 from megamask.runtime.precision import device_support
 from megamask.runtime.precision_choice import PrecisionSupport
 from megamask.storage import strict_json
@@ -79,7 +78,7 @@ def examine(command: DoctorCommand) -> Examination:
                 ids, tokenizer = examination.text.packs.token_ids, examination.text.train.folder / TOKENIZER
                 examination.model = initial_model(config, ids, tokenizer)
         _check_folder(command, ds, examination, examination.text)
-    examination.problems += output_problems(config.output)
+    examination.problems += output_problems(config.output, "checkpoints")
     return examination
 
 
@@ -154,19 +153,3 @@ def _check_folder(command: DoctorCommand, ds: dict[str, Any], examination: Exami
     with examination.collect():
         report = inspect_folder(run.path, hashes=False)
         (examination.problems if report.exit_code else examination.notes).extend(report.resume)
-
-
-def existing_parent(path: Path) -> Path:
-    """``path``, or the nearest folder above it that exists."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def output_problems(output: Path) -> list[str]:
-    """A sentence if ``output`` cannot be written; writes nothing."""
-    folder = existing_parent(output / "checkpoints")
-    if not folder.is_dir():
-        return [f"`output` is {output}, but {folder} is not a folder. Choose another output folder."]
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return [f"`output` is {output}, but {folder} cannot be written. Choose another output folder."]
-    return []

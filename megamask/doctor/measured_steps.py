@@ -17,11 +17,11 @@ from statistics import harmonic_mean, median
 from megamask.config.phases import phase_ends, run_phases
 from megamask.config.pretrain_config import PretrainConfig, as_dict
 from megamask.data.loader import Loader
-from megamask.doctor.checks import existing_parent
 from megamask.doctor.settings import DoctorCommand
 from megamask.errors import ConfigError
 from megamask.metrics.metrics_file import read_metrics
 from megamask.runtime.child_process import child_environment, end_with_parent
+from megamask.runtime.output_folder import existing_parent
 from megamask.training.run_text import RunText
 
 WINDOWS = 4

@@ -16,7 +16,7 @@ from megamask.config.phases import phase_targets, run_phases, run_tokens
 from megamask.config.pretrain_config import PretrainConfig
 from megamask.data.mixed_sources import MixedPacks
 from megamask.doctor import memory, step_memory
-from megamask.doctor.checks import Examination, examine, existing_parent
+from megamask.doctor.checks import Examination, examine
 from megamask.doctor.measured_steps import MeasuredSteps, measure_steps, measured_lines
 from megamask.doctor.memory import ModelSize, PackSize
 from megamask.doctor.nodes import ask_nodes, node_facts, node_problems
@@ -30,6 +30,7 @@ from megamask.engine.optimizer import parameter_groups
 from megamask.engine.teacher_ds_file import teacher_ds_problems
 from megamask.errors import ConfigError, raise_all
 from megamask.model.padded_grids import PaddedGrids
+from megamask.runtime.output_folder import existing_parent
 from megamask.runtime.text_table import aligned_table
 from megamask.study.planned_cost import Texts, mean_step_flops
 from megamask.teacher.frozen_lm import MaskedLM

@@ -3,6 +3,7 @@
 settings.py   the flags and the names of the parts
 parts.py      the parts in their order, their time limits and their functions
 run_parts.py  runs the parts, each in a process of its own, until the time limit
+preparation.py  what is checked, held and prepared before anything is measured
 child.py      the processes of the parts
 machine.py    the machine and its versions
 figures.py    the file of figures: one JSON line for each, written as soon as it is measured

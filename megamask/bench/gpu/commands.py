@@ -19,7 +19,7 @@ import torch
 
 from megamask.bench.gpu.figures import NEEDS_CUDA, Figure
 from megamask.bench.gpu.settings import GpuBenchConfig
-from megamask.bench.gpu.sizes import open_text
+from megamask.bench.gpu.sizes import open_text, sizes
 from megamask.metrics.metrics_file import read_metrics
 from megamask.runtime.child_process import ROOT, child_environment, end_with_parent
 
@@ -98,8 +98,8 @@ def run_flags(config: GpuBenchConfig) -> list[str]:
         flags |= {"time-budget": config.run_time, "validation.every": 100}
     else:
         flags |= {
-            "deepspeed": "fp32", "model.size": "tiny", "steps": 4, "packs.tokens": 256, "packs.length": 64,
-            "packs.per-step": 2, "validation.packs": 2, "log.every": 1,
+            "deepspeed": "fp32", "model.size": "tiny", "steps": 4, "packs.tokens": sizes(config).run_pack,
+            "packs.length": 64, "packs.per-step": 2, "validation.packs": 2, "log.every": 1,
         }  # fmt: skip
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 

@@ -23,6 +23,8 @@ class BenchPart:
     most: int
     """Seconds after which it is stopped."""
     argument: str = ""
+    text: bool = True
+    """Whether it reads text."""
 
     def bounds(self, config: GpuBenchConfig) -> tuple[float, float]:
         """``least`` and ``most``, with the time of the run if it is one."""
@@ -31,10 +33,10 @@ class BenchPart:
 
 
 PARTS: dict[PartName, BenchPart] = {
-    "ceilings": BenchPart("Ceilings of the device", "kernels:ceilings", 15, 120),
-    "tests": BenchPart("Tests that need a GPU", "commands:gpu_tests", 30, 300),
-    "attention": BenchPart("Attention without padding", "kernels:attention_backends", 20, 180),
-    "statistics": BenchPart("Statistics of predictions", "kernels:prediction_statistics", 20, 180),
+    "ceilings": BenchPart("Ceilings of the device", "kernels:ceilings", 15, 120, text=False),
+    "tests": BenchPart("Tests that need a GPU", "commands:gpu_tests", 30, 300, text=False),
+    "attention": BenchPart("Attention without padding", "kernels:attention_backends", 20, 180, text=False),
+    "statistics": BenchPart("Statistics of predictions", "kernels:prediction_statistics", 20, 180, text=False),
     "steps-base": BenchPart("A training step, base", "steps:training_steps", 40, 360, "base"),
     "steps-large": BenchPart("A training step, large", "steps:training_steps", 40, 420, "large"),
     "entropy-base": BenchPart("Entropy sources and a teacher, base", "compared:entropy_sources", 60, 420, "base"),

@@ -11,41 +11,54 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megamask.bench.gpu import page
+from megamask.bench.gpu import page, preparation
 from megamask.bench.gpu.child import run_limited
 from megamask.bench.gpu.figures import END, Figure, FigureFile, end_of_part
 from megamask.bench.gpu.parts import PARTS, error_text, figures_of
 from megamask.bench.gpu.settings import GpuBenchConfig, PartName
-from megamask.errors import REQUEUE, ConfigError, StorageError
+from megamask.errors import REQUEUE, ConfigError, raise_all
 from megamask.runtime.child_process import child_environment
+from megamask.runtime.output_folder import output_problems
 
 FILE, PAGE, LOG = "figures.jsonl", "report.html", "log.txt"
 DESCRIBE = "import json; from megamask.bench.gpu.machine import this_machine; print(json.dumps(this_machine()))"
 
 
 def bench_gpu(config: GpuBenchConfig) -> int:
-    """Measure the parts that are missing; returns the exit code. Raises ConfigError, StorageError."""
+    """Measure the parts that are missing; returns the exit code.
+
+    Raises ConfigError with everything that is wrong, LockError, DataError, StorageError, before anything is measured.
+    """
     deadline = time.monotonic() + config.limit_seconds
-    machine = _machine(config)
-    if config.size == "full" and not machine["gpu"]:
-        raise ConfigError("`size` 'full' needs a CUDA device, and torch finds none. `--size tiny` tries every part.")
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{config.output} cannot be written: {error.strerror}.") from None
-    file = FigureFile(config.output / FILE, machine, config)
     wanted = [name for name in PARTS if config.parts is None or name in config.parts]
+    problems = output_problems(config.output)
+    problems += preparation.text_problems(config) if preparation.reads_text(wanted) else []
+    try:
+        machine = _machine(config)
+    except ConfigError as error:
+        raise_all(ConfigError, [*problems, *error.problems])
+        raise
+    if config.size == "full" and not machine["gpu"]:
+        problems.append("`size` 'full' needs a CUDA device, and torch finds none. `--size tiny` tries every part.")
+    raise_all(ConfigError, problems)
+    with preparation.held_folder(config.output):
+        return _measure_parts(config, wanted, FigureFile(config.output / FILE, machine, config), deadline)
+
+
+def _measure_parts(config: GpuBenchConfig, wanted: Sequence[PartName], file: FigureFile, deadline: float) -> int:
     finished = set() if config.again else file.finished()
     if skipped := [name for name in wanted if name in finished]:
         print(f"Finished before: {', '.join(skipped)}. `--again` measures them again.", flush=True)
+    rest = [name for name in wanted if name not in finished]
+    if preparation.reads_text(rest):
+        preparation.prepare_text(config)
     in_time = True
-    for name in wanted:
-        if name not in finished:
-            in_time &= measure_part(name, config, file, deadline - time.monotonic())
-            page.write_page(config.output / PAGE, file)
+    for name in rest:
+        in_time &= measure_part(name, config, file, deadline - time.monotonic())
+        page.write_page(config.output / PAGE, file)
     page.write_page(config.output / PAGE, file)
     print(f"Figures: {file.path}; beside the goals: {config.output / PAGE}", flush=True)
     missing = [name for name in wanted if name not in file.finished()]

@@ -40,6 +40,8 @@ class Sizes:
     """Tokens of a pack by the size of a model."""
     compared_pack: int
     """Tokens of a pack where variants take turns."""
+    run_pack: int
+    """Tokens of a pack of the run."""
     compile: bool
 
 
@@ -58,6 +60,7 @@ FULL = Sizes(
     ratios=(0.15, 0.3, 0.5),
     packs={"base": 32_768, "large": 32_768, "xl": 16_384},
     compared_pack=16_384,
+    run_pack=16_384,
     compile=True,
 )
 TINY = Sizes(
@@ -75,6 +78,7 @@ TINY = Sizes(
     ratios=(0.3,),
     packs={"base": 128, "large": 128, "xl": 128},
     compared_pack=128,
+    run_pack=256,
     compile=False,
 )
 

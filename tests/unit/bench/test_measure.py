@@ -96,3 +96,10 @@ def test_the_benchmark_uses_no_network() -> None:
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     done = subprocess.run([sys.executable, "-c", source], env=env, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_paths_are_checked_before_anything_is_measured(tmp_path):
+    missing = tmp_path / "missing"
+    problems = settings_problems(BenchConfig(data=missing, text=missing, json=missing / "found.json"))
+    assert [problem.split()[0] for problem in problems] == ["`data`", "`text`", "`json`"]
+    assert not settings_problems(BenchConfig(data=tmp_path, text=tmp_path, json=tmp_path / "found.json"))

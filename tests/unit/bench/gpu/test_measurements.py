@@ -143,3 +143,4 @@ def test_the_flags_of_the_run_are_flags_of_pretrain(tmp_path: Path) -> None:
         run = cli.parse_command(words).run
         assert run.model.dropout == 0 and run.time_budget == ("7m" if config.size == "full" else None)
         assert replace(run, time_budget=None).steps > 0
+        assert run.packs.tokens == sizes.sizes(config).run_pack

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,12 +14,12 @@ from typing import get_args
 
 import pytest
 
-from megamask.bench.gpu import run_parts
+from megamask.bench.gpu import preparation, run_parts
 from megamask.bench.gpu.child import run_limited
 from megamask.bench.gpu.figures import END, Figure, FigureFile
 from megamask.bench.gpu.parts import PARTS, figures_of
 from megamask.bench.gpu.settings import GpuBenchConfig, PartName
-from megamask.errors import REQUEUE, ConfigError
+from megamask.errors import REQUEUE, ConfigError, LockError
 from megamask.errors.setting_rules import settings_problems
 
 MACHINE = {"gpu": None, "cpu": "x"}
@@ -54,6 +56,8 @@ class Measured:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.prepared: list[list[str]] = []
+        """What had been measured whenever the text was prepared."""
         self.broken = True
 
     def __call__(self, name: PartName, config: GpuBenchConfig) -> Iterator[Figure]:
@@ -67,6 +71,7 @@ class Measured:
 def parts(monkeypatch: pytest.MonkeyPatch) -> Measured:
     measured = Measured()
     monkeypatch.setattr(run_parts, "figures_of", measured)
+    monkeypatch.setattr(preparation, "open_text", lambda config: measured.prepared.append(list(measured.names)))
     monkeypatch.setattr(run_parts, "_machine", lambda config: MACHINE)
     return measured
 
@@ -84,6 +89,41 @@ def test_a_failure_costs_one_part_and_a_second_call_repeats_only_that(tmp_path: 
     parts.broken = False
     assert run_parts.bench_gpu(config) == 0
     assert parts.names == ["zero"] and "illegal" not in (tmp_path / run_parts.PAGE).read_text()
+
+
+def test_text_is_prepared_before_anything_is_measured_and_only_if_it_is_read(tmp_path: Path, parts: Measured) -> None:
+    for names, prepared in ((("zero", "ceilings"), [[]]), (("ceilings", "tests"), [])):
+        parts.names.clear()
+        parts.prepared.clear()
+        run_parts.bench_gpu(GpuBenchConfig(tmp_path, parts=names, size="tiny", in_process=True, again=True))
+        assert (parts.prepared, len(parts.names)) == (prepared, 2)
+
+
+def test_output_text_and_device_are_checked_together(tmp_path: Path, text: Path, parts: Measured) -> None:
+    (tmp_path / "file").touch()
+    config = GpuBenchConfig(tmp_path / "file" / "out", data=tmp_path / "missing")
+    with pytest.raises(ConfigError) as caught:
+        run_parts.bench_gpu(config)
+    rules = ("`output` is .* is not a folder", "`data` must be a folder", "`size` 'full' needs a CUDA device")
+    assert all(re.search(rule, each) for rule, each in zip(rules, caught.value.problems, strict=True))
+    assert not preparation.text_problems(GpuBenchConfig(data=text, size="tiny"))
+    few = preparation.text_problems(GpuBenchConfig(data=text))
+    assert [re.findall(r"in the split '(\w+)'", each) for each in few] == [["train"], ["valid"]]
+    copy = Path(shutil.copytree(text, tmp_path / "copy"))
+    (copy / "train-00000.tokens.npy").unlink()
+    (damaged,) = preparation.text_problems(GpuBenchConfig(data=copy, size="tiny"))
+    assert "train-00000.tokens.npy" in damaged and not parts.names
+
+
+def test_two_commands_do_not_measure_into_one_folder(tmp_path: Path, parts: Measured) -> None:
+    config = GpuBenchConfig(tmp_path, parts=("ceilings",), size="tiny", in_process=True, again=True)
+    with preparation.held_folder(tmp_path):
+        with pytest.raises(LockError, match="is being written by process"):
+            run_parts.bench_gpu(config)
+        source = "from pathlib import Path; from megamask.bench.gpu import preparation\n"
+        source += f"with preparation.held_folder(Path({str(tmp_path)!r})): pass"
+        assert subprocess.run([sys.executable, "-c", source]).returncode == 0  # a part of this command
+    assert not parts.names and run_parts.bench_gpu(config) == 0
 
 
 def test_named_parts_keep_the_usual_order_and_again_repeats_them(tmp_path: Path, parts: Measured) -> None:
