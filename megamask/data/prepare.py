@@ -33,7 +33,7 @@ from megamask.data.corpus import CUT, EMPTY, REASONS, Corpus, print_warning
 from megamask.data.input_file import InputFile
 from megamask.data.inputs import find_inputs
 from megamask.data.lost_text.coverage import lost_share_problem, removal_warning, sum_coverage
-from megamask.data.manifest import Split, read_shard_manifest
+from megamask.data.manifest import Manifest, Split, read_shard_manifest
 from megamask.data.pos_tagger import Tagger
 from megamask.data.read_documents import ReadOptions, option_problems
 from megamask.data.settings import VOCAB_SIZE, PrepareConfig, TokenizerKind
@@ -42,6 +42,7 @@ from megamask.data.shards import INPUT_FILES, Shards
 from megamask.data.subsets import empty_subsets_problem
 from megamask.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer, token_ids
 from megamask.data.tokenizer_training import train_tokenizer
+from megamask.data.validation_share import LARGEST, MEASURABLE, validation_share
 from megamask.data.word_boundaries import WordLengths
 from megamask.errors import ConfigError, DataError, StorageError, must, raise_all
 from megamask.errors.setting_rules import settings_problems
@@ -220,22 +221,23 @@ def _publish(config: PrepareConfig, tokenizer: Tokenizer, work: Path, *, facts: 
             if empty and config.split_by:
                 raise DataError(empty_subsets_problem(config.split_by, split, empty, config.valid_share))
             if empty:
-                raise DataError(_empty_split(split, empty[""], config))
+                raise DataError(_empty_split(split, empty[""], config, read_shard_manifest(output)))
         for split in splits if tags else ():
             sizes = [shard["tokens"] for shard in written[""][split]["shards"]]
             shard_writer.write_sidecar(output, "tags", split, encoding.tags_of(units[""], split, sizes), tags)
 
 
-def _empty_split(split: Split, documents: int, config: PrepareConfig) -> str:
-    """The sentence for a split without documents."""
+def _empty_split(split: Split, documents: int, config: PrepareConfig, manifest: Manifest) -> str:
+    """The sentence for a split without documents, of the text in ``manifest``."""
     if documents == 1:
         return (
             "The text is one document, and two splits need two. Split it into documents (`--documents`: blocks between "
             "blank lines, or lines), or set `--valid-share 0`."
         )
     rule = "be larger, or 0" if split == "valid" else "be smaller"
-    # with such a large share, a split without documents is unlikely
-    cure = f"Try `--valid-share {min(0.5, math.ceil(500 / documents) / 100):g}`." if split == "valid" else ""
+    # with such a large share, a split without documents is unlikely, and one that is too small for a run
+    share = max(min(0.5, math.ceil(500 / documents) / 100), validation_share(manifest, MEASURABLE) or LARGEST)
+    cure = f"Try `--valid-share {share:g}`." if split == "valid" else ""
     return f"None of the {documents} documents fell into the split {split!r}: " + must(
         "valid_share", rule, config.valid_share, cure
     )

@@ -101,13 +101,13 @@ def subset_lines(output: Path, subsets: Sequence[Shards], config: PrepareConfig)
 
 def small_subsets_warning(subsets: Sequence[Shards]) -> str:
     """The warning for validation splits that are too small; "" if none is."""
-    sizes = {shards.folder.name: shards.manifest["splits"].get("valid", {}).get("tokens") for shards in subsets}
-    small = [f"{name} ({size:,} tokens)" for name, size in sizes.items() if size and size < validation_share.MEASURABLE]
+    small = [shards for shards in subsets if validation_share.validation_warning(shards.manifest)]
     if not small:
         return ""
+    names = (f"{shards.folder.name} ({shards.manifest['splits']['valid']['tokens']:,} tokens)" for shards in small)
     return (
-        f"The validation split of {listed(small, 'value')} is small. A reliable loss takes about "
-        f"{validation_share.MEASURABLE:,} tokens: raise `--valid-share`, or expect noise."
+        f"The validation split of {listed(names, 'value')} is small. {validation_share.NEEDED}. "
+        f"{validation_share.validation_advice([shards.manifest for shards in small])}"
     )
 
 

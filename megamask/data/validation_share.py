@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from megamask.data.manifest import Manifest
 
 MEASURABLE = 16_384
 """Tokens that a validation split should have: one pack of the largest recipes. The losses of 15 % of them have a
 standard deviation of about 3 nats, so their mean has a standard error of 0.06 nats."""
+NEEDED = f"A run needs a full pack of it (`packs.tokens`), and a reliable loss takes about {MEASURABLE:,} tokens"
+"""The rule of `data.packs` and of this module, as a sentence."""
 MARGIN = 1.25
 """Factor of the share: documents are drawn by hash, so a split has slightly more or fewer tokens than its share."""
 LARGEST = 0.2
@@ -32,10 +35,29 @@ def validation_warning(manifest: Manifest) -> str:
     split = manifest["splits"].get("valid")
     if split is None or split["tokens"] >= MEASURABLE:
         return ""
+    documents = f"{split['documents']:,} document{'s' * (split['documents'] != 1)}"
     return (
-        f"The validation split has {split['documents']:,} documents with {split['tokens']:,} tokens. A "
-        f"reliable loss takes about {MEASURABLE:,} tokens. "
-        f"{validation_cure(manifest, MEASURABLE)}"
+        f"The validation split has {documents} with {split['tokens']:,} tokens. {NEEDED}. "
+        f"{validation_advice([manifest])}"
+    )
+
+
+def validation_advice(manifests: Sequence[Manifest]) -> str:
+    """How to get validation splits with ``MEASURABLE`` tokens, or else the largest, and which packs a run may have.
+
+    ``manifests`` are those of one preparation.
+    """
+    shares = [validation_share(manifest, MEASURABLE) for manifest in manifests]
+    enough = [share for share in shares if share is not None]
+    if len(enough) == len(shares):
+        return f"Delete the output and prepare the text again with `--valid-share {max(enough):g}`."
+    least = min(map(_total, manifests))
+    of = "The whole text" if len(manifests) == 1 else "The smallest of them"
+    if max(map(_share, manifests)) >= LARGEST:
+        return f"{of} has {least:,} tokens: give more text, or set smaller packs than the split."
+    return (
+        f"{of} has {least:,} tokens: give more text. Or delete the output and prepare the text again with "
+        f"`--valid-share {LARGEST:g}`, about {LARGEST * least:,.0f} tokens, and set smaller packs than that."
     )
 
 

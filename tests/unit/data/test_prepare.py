@@ -296,7 +296,7 @@ def test_the_command_line(corpus, tmp_path):
     done = command("--input", corpus, "--output", out, "--vocab-size", 600, "--valid-share", 0.1, "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert f"{Shards.open(out).tokens} tokens" in done.stdout
-    assert "The validation split has" in done.stderr and "Give more text" in done.stderr
+    assert "The validation split has" in done.stderr and "give more text" in done.stderr
     missing = command("--input", corpus / "c.txt", corpus / "d.pdf", "--output", tmp_path / "o")
     assert missing.returncode == DataError.exit_code
     assert missing.stderr == f"{corpus / 'c.txt'} does not exist.\n{corpus / 'd.pdf'} does not exist.\n"

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import re
+from pathlib import Path
+
 import pytest
 
+from megamask.__main__ import main
+from megamask.data.packs import Packs
+from megamask.data.shards import Shards
 from megamask.data.validation_share import LARGEST, MEASURABLE, validation_cure, validation_share, validation_warning
 
 
@@ -33,6 +40,27 @@ def test_a_text_that_is_too_short_for_any_share_is_reported():
     )
     # not again what was done
     assert "--valid-share" not in validation_cure(manifest(1200, 300, 0.2), 2048)
+
+
+@pytest.mark.parametrize("documents", [400, 4000, 9000])
+@pytest.mark.parametrize("share", [1e-9, 0.01, 0.1])
+def test_training_accepts_what_a_preparation_advises(tmp_path: Path, capsys, documents: int, share: float) -> None:
+    draws = random.Random(documents)
+    lines = [" ".join("".join(draws.choices("abc", k=3)) for _ in range(20)) for _ in range(documents)]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    same = ["--input", tmp_path / "text.txt", "--documents", "lines", "--tokenizer", "wordpiece", "--vocab-size", 60]
+
+    def warning(output: Path, share: str) -> str:
+        main(["prepare", *map(str, same), "--output", str(output), "--valid-share", share])
+        return capsys.readouterr().err
+
+    folder, text = tmp_path / "first", warning(tmp_path / "first", f"{share:g}")
+    if advised := re.search(r"`--valid-share ([0-9.]+)`", text):
+        folder, text = tmp_path / "second", warning(tmp_path / "second", advised[1])
+        assert "--valid-share" not in text
+    # too little text: half of what the largest share gives, because hashes of few documents may choose fewer
+    size = int(LARGEST * 20 * documents / 2) if "packs.tokens" in text else MEASURABLE
+    assert len(Packs(Shards.open(folder, "valid"), tokens=size, length=128, seed=1)) > 0
 
 
 def test_a_large_enough_or_absent_split_gives_no_warning():
