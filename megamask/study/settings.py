@@ -45,8 +45,10 @@ class StudyConfig:
             problems.append(
                 f"`plan` must name a TOML file or a plan that megamask ships: --list-plans prints them.{cure}"
             )
-        if self.output is not None and self.output.exists() and not self.output.is_dir():
-            problems.append(must("output", "be a folder, or a path where nothing is yet", self.output))
+        if self.output is not None:
+            there = next((path for path in (self.output, *self.output.parents) if path.exists()), None)
+            if there and not there.is_dir():
+                problems.append(must("output", "be a folder, or a path where nothing is yet", str(there)))
         if self.dry_run and self.report:
             problems.append(must("report", "be left out with `dry_run`", self.report))
         return problems

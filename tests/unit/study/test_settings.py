@@ -17,3 +17,5 @@ def test_the_folder_of_a_study_is_not_a_file(tmp_path: Path, dry_run: bool) -> N
     (problem,) = settings_problems(StudyConfig(plan="first", output=file, dry_run=dry_run))
     assert "`output` must be a folder" in problem and str(file) in problem
     assert settings_problems(StudyConfig(plan="first", output=tmp_path, dry_run=dry_run)) == []
+    (below,) = settings_problems(StudyConfig(plan="first", output=file / "study", dry_run=dry_run))
+    assert below == problem
