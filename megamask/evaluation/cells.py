@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,8 @@ FOLDER = "cells"
 """The folder of the cells within the output folder."""
 RESULTS_FILE = "results.jsonl"
 """The file within it with a line for each cell."""
+FINISHED = (f"{FOLDER}/**/[!.]*.json",)
+"""The files of finished work in the folder of an evaluation, as patterns."""
 _LISTS = ("predictions", "labels")
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR)
 """Error numbers of the operating system if a part of a path is a file, cannot be made, or if a folder has the name of
@@ -31,8 +34,13 @@ the file."""
 
 
 @contextmanager
-def storage_errors(output: Path) -> Iterator[None]:
-    """Raise StorageError, with a sentence about ``output``, if the block cannot write there."""
+def storage_errors(output: Path, finished: Sequence[str] = FINISHED) -> Iterator[None]:
+    """Raise StorageError, with a sentence about ``output``, if the block cannot write there.
+
+    The sentence says that finished work stays if a file matches one of the patterns ``finished``. Otherwise a new
+    folder is removed again.
+    """
+    new = not output.exists()
     try:
         yield
     except OSError as error:
@@ -41,9 +49,12 @@ def storage_errors(output: Path) -> Iterator[None]:
         what = f"{error.filename or output} cannot be written: {error.strerror}."
         if error.errno in _NOT_A_FOLDER:
             raise StorageError(f"{what} Choose another output folder.") from None
+        stays = any(any(output.glob(pattern)) for pattern in finished)
+        if new and not stays:
+            shutil.rmtree(output, ignore_errors=True)
         raise StorageError(
-            f"{what} Finished work stays in {output}. Free some space, or get the permission to write there, then "
-            "run the same command to continue."
+            f"{what}{f' Finished work stays in {output}.' * stays} Free some space, or get the permission to write "
+            f"there, then run the same command {'to continue' if stays else 'again'}."
         ) from None
 
 

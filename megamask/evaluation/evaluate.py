@@ -1,7 +1,7 @@
 """`megamask evaluate`: find the tasks, compute the cells that are not there yet, write the results and the table.
 
 All settings, files and earlier cells are checked before anything is computed. A cell that fails is recorded, and the
-other cells are still computed; the exit code is then 1.
+other cells are still computed; the exit code is then 1. Several processes may share a folder (`shared_jobs`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import sys
 import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megamask.errors import CheckpointError, ConfigError, DataError, StorageError, raise_all
@@ -21,6 +23,7 @@ from megamask.evaluation.cells import (
     cell_path,
     check_output,
     differences,
+    read_cell,
     read_cells,
     results_lines,
     storage_errors,
@@ -41,6 +44,7 @@ from megamask.evaluation.jobs import (
 from megamask.evaluation.outcome import Cell, CellKey
 from megamask.evaluation.read_tasks import FoundTasks, find_tasks, hash_task
 from megamask.evaluation.settings import EvaluateConfig
+from megamask.evaluation.shared_jobs import SharedJobs, alone
 from megamask.evaluation.table import results_table
 from megamask.evaluation.tasks import TASKS
 from megamask.runtime.accelerator import choose_accelerator
@@ -72,11 +76,10 @@ def run_evaluation(config: EvaluateConfig) -> int:
     cells = read_cells(config.output)
     missing = missing_jobs(jobs, cells, encoder, config)
     raise_all(DataError, _file_problems(missing, config.max_train))
-    with storage_errors(config.output):
-        (config.output / FOLDER).mkdir(parents=True, exist_ok=True)
     if len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} results are in {config.output} already.", file=sys.stderr)
     with storage_errors(config.output):
+        (config.output / FOLDER).mkdir(parents=True, exist_ok=True)
         _compute(missing, {key for key, cell in cells.items() if cell.state != "failed"}, encoder, config)
         return _report(config, jobs, encoder, 3 if config.tasks and available.missing else 0)
 
@@ -166,33 +169,55 @@ def _file_problems(jobs: Sequence[Job], max_train: int | None) -> list[str]:
 def _compute(
     jobs: Sequence[Job], done: Collection[CellKey], encoder: EncoderFolder | None, config: EvaluateConfig
 ) -> None:
-    """Compute and write the cells of ``jobs``, except those that an interrupted job has written before."""
+    """Compute and write the cells of ``jobs``, except those that an interrupted job has written before, or another
+    process meanwhile."""
     sizes = {job: _size(job, config) for job in jobs}
-    with ProgressBar("evaluate", sum(sizes.values()), "example") as bar:
-        for job, cells in _results(jobs, encoder, config, bar):
+
+    def cell_of(job: Job) -> Path:
+        return cell_path(config.output, job_keys(job, encoder.label if encoder else "", config)[0])
+
+    def is_done(job: Job) -> bool:
+        return cell_of(job).exists() and read_cell(cell_of(job)).state != "failed"
+
+    with (
+        ProgressBar("evaluate", sum(sizes.values()), "example") as bar,
+        closing(SharedJobs(jobs, cell_of, is_done)) as shared,
+    ):
+        for job, cells in _results(shared, encoder, config, bar):
             for cell in reversed(cells):  # the first variant, which makes the job done, last
                 if cell.key not in done:
                     write_cell(config.output, cell)
+            shared.finish(job)
             print(_line(job, cells), flush=True)
             bar.update(sizes[job])
+        bar.update(sum(sizes[job] for job in shared.of_others))
 
 
 def _results(
-    jobs: Sequence[Job], encoder: EncoderFolder | None, config: EvaluateConfig, bar: ProgressBar
+    jobs: SharedJobs, encoder: EncoderFolder | None, config: EvaluateConfig, bar: ProgressBar
 ) -> Iterator[tuple[Job, list[Cell]]]:
-    """Each job with its cells as it ends, in this process or in several."""
-    workers = min(config.workers, len(jobs))
+    """Each job of this command with its cells as it ends, in this process or in several."""
+    workers = min(config.workers, jobs.left)
     if workers <= 1:
-        for job in jobs:
-            with elapsed(job.name):
-                cells = compute_cells(job, encoder, config)
-            yield job, cells
+        while jobs.left:
+            if job := jobs.take():
+                with elapsed(job.name):
+                    cells = compute_cells(job, encoder, config)
+                yield job, cells
+            elif jobs.left:
+                jobs.wait()
         return
     number = workdir.SPAWN.Value("i", 0)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     with workdir.processes(workers, _start_worker, number, threads) as pool:
-        running = {pool.submit(compute_cells, job, encoder, config): job for job in jobs}
-        while running:
+        running: dict[Future[list[Cell]], Job] = {}
+        while running or jobs.left:
+            while len(running) < workers and (job := jobs.take()):
+                running[pool.submit(compute_cells, job, encoder, config)] = job
+            if not running:
+                if jobs.left:
+                    jobs.wait()
+                continue
             finished, _ = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
             bar.update(0)
             for future in finished:
@@ -234,10 +259,11 @@ def compute_cells(job: Job, encoder: EncoderFolder | None, config: EvaluateConfi
 
 def _report(config: EvaluateConfig, jobs: Sequence[Job], encoder: EncoderFolder | None, code: int) -> int:
     """Write results.jsonl and the table of all cells in the folder, print the table, and return the exit code."""
-    cells = read_cells(config.output)
-    table = results_table(list(cells.values()))
-    write_atomic(config.output / RESULTS_FILE, results_lines(cells.values()))
-    write_atomic(config.output / "results.md", table)
+    with alone(config.output):
+        cells = read_cells(config.output)
+        table = results_table(list(cells.values()))
+        write_atomic(config.output / RESULTS_FILE, results_lines(cells.values()))
+        write_atomic(config.output / "results.md", table)
     print(f"\n{table}", end="")
     keys = {key for job in jobs for key in job_keys(job, encoder.label if encoder else "", config)}
     return 1 if any(cells[key].state == "failed" for key in keys & cells.keys()) else code

@@ -64,8 +64,10 @@ def folder(work: Path, identity: str, output: Path) -> Iterator[Path]:
 
 def _something_finished(work: Path) -> bool:
     """Whether there is a finished file: not the lock, the request or a file that was being written."""
-    inside = (file.relative_to(work) for file in work.rglob("*") if file.is_file())
-    return any(not file.parts[0].startswith(".tmp-") and file.parts[0] not in ("lock", "request") for file in inside)
+    inside = (file.relative_to(work).parts for file in work.rglob("*") if file.is_file())
+    return any(
+        parts[0] not in ("lock", "request") and not any(part.startswith(".tmp-") for part in parts) for parts in inside
+    )
 
 
 @contextmanager

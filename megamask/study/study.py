@@ -24,7 +24,7 @@ from megamask.study.planned_cost import planned_folders
 from megamask.study.planned_runs import PlannedRun, plan_runs, select_runs
 from megamask.study.results import RunKey
 from megamask.study.settings import StudyConfig
-from megamask.study.study_folder import open_study
+from megamask.study.study_folder import FINISHED, open_study
 from megamask.study.time_left import describe_left
 
 
@@ -60,7 +60,7 @@ def run_study(config: StudyConfig) -> int:
         print(line)
     if config.dry_run:
         return 0
-    with storage_errors(folder):
+    with storage_errors(folder, FINISHED):
         failed = [] if config.report else run_jobs(left, slots, tasks_data)
         publish(plan, runs, folder)
     for line in failed:

@@ -17,13 +17,15 @@ from typing import Any
 from megamask.data.mixed_sources import joined_fingerprint
 from megamask.data.shards import Shards
 from megamask.errors import ConfigError, DataError
-from megamask.evaluation.cells import storage_errors
+from megamask.evaluation import cells
 from megamask.storage import atomic_write, strict_json
 from megamask.storage.dotted import flatten
 from megamask.study.plan import StudyPlan, plan_record
 from megamask.study.planned_cost import folders_of_words, planned_folders
 
 PLAN = "plan.json"
+FINISHED = (*cells.FINISHED, "runs/**/step-*/MANIFEST.json")
+"""The files of finished work in the folder of a study, as patterns: cells and checkpoints."""
 MAY_DIFFER = (
     "question",
     "notes",
@@ -48,7 +50,7 @@ def open_study(folder: Path, plan: StudyPlan, text: Path | Sequence[str], *, wri
     record = _record(plan, text)
     if not write:
         return check_plan(folder, record)
-    with storage_errors(folder):
+    with cells.storage_errors(folder, FINISHED):
         folder.mkdir(parents=True, exist_ok=True)
         additions = check_plan(folder, record)
         atomic_write.write_atomic(folder / PLAN, json.dumps(record, indent=1) + "\n")

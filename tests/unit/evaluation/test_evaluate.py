@@ -7,9 +7,11 @@ import errno
 import json
 import os
 import shlex
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import tyro
@@ -17,8 +19,9 @@ import tyro
 from megamask.errors import CheckpointError, ConfigError, DataError, StorageError
 from megamask.errors.setting_rules import settings_problems
 from megamask.evaluation import evaluate as command
-from megamask.evaluation import jobs
+from megamask.evaluation import jobs, shared_jobs
 from megamask.evaluation.cells import read_cells, write_cell
+from megamask.evaluation.jobs import Job
 from megamask.evaluation.outcome import Cell, Outcome
 from megamask.evaluation.settings import EvaluateConfig, FineTuningConfig
 from megamask.evaluation.tasks import TASKS, TaskData
@@ -242,6 +245,52 @@ def test_a_full_disk_is_named_and_the_same_command_continues(
     evaluations.calls.clear()
     assert command.run_evaluation(both) == 0
     assert evaluations.calls == [("subj", "fine_tuned", 1)]
+
+
+def test_a_full_disk_before_the_first_result_leaves_nothing(
+    data: Path, evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(output: Path, cell: Cell) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(command, "write_cell", full)
+    one = config(data, tasks=("sst2",))
+    with pytest.raises(StorageError, match="then run the same command again") as error:
+        command.run_evaluation(one)
+    assert "Finished work" not in str(error.value) and not one.output.exists()
+
+
+def test_commands_that_share_a_folder_compute_each_result_once(
+    data: Path, evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one begins while the first one computes, takes the other task, and waits for the first one."""
+    both, compute, codes = config(data, tasks=("sst2", "subj")), command.compute_cells, []
+    second = Thread(target=lambda: codes.append(command.run_evaluation(both)))
+
+    def compute_slowly(job: Job, *rest: object) -> list[Cell]:
+        if second.ident is None:
+            second.start()
+            deadline = time.monotonic() + 60
+            while "Waiting for the result of sst2" not in capsys.readouterr().err and time.monotonic() < deadline:
+                time.sleep(0.01)
+        return compute(job, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shared_jobs, "POLL", 0.05)
+    monkeypatch.setattr(command, "compute_cells", compute_slowly)
+    assert command.run_evaluation(both) == 0
+    second.join()
+    assert codes == [0] and sorted(evaluations.calls) == [("sst2", "fine_tuned", 1), ("subj", "fine_tuned", 1)]
+    assert not [*both.output.rglob(".*.lock")]
+
+
+def test_a_job_of_a_process_that_was_killed_is_taken_over(data: Path, evaluations: Evaluations) -> None:
+    one = config(data, tasks=("sst2",))
+    command.run_evaluation(one)
+    (cell,) = (one.output / "cells" / "model").glob("*.json")
+    cell.unlink()
+    cell.with_name(f".{cell.stem}.lock").write_text(json.dumps({"launch": "gone", "pid": 1, "host": "gone"}))
+    evaluations.calls.clear()
+    assert command.run_evaluation(one) == 0 and evaluations.calls == [("sst2", "fine_tuned", 1)]
 
 
 def test_a_named_task_without_files_is_in_the_exit_code(
