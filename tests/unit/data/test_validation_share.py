@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 
 from megamask.__main__ import main
+from megamask.config.recipes import RECIPES, find_recipe
 from megamask.data.packs import Packs
 from megamask.data.shards import Shards
-from megamask.data.validation_share import LARGEST, MEASURABLE, validation_cure, validation_share, validation_warning
+from megamask.data.validation_share import (
+    LARGEST,
+    MEASURABLE,
+    SMALLEST,
+    validation_cure,
+    validation_share,
+    validation_warning,
+)
 
 
 def manifest(train: int, valid: int, share: float) -> dict:
@@ -61,6 +69,19 @@ def test_training_accepts_what_a_preparation_advises(tmp_path: Path, capsys, doc
     # too little text: half of what the largest share gives, because hashes of few documents may choose fewer
     size = int(LARGEST * 20 * documents / 2) if "packs.tokens" in text else MEASURABLE
     assert len(Packs(Shards.open(folder, "valid"), tokens=size, length=128, seed=1)) > 0
+
+
+def test_a_share_takes_into_account_that_most_documents_are_short() -> None:
+    """A long document makes most of the text, so the validation split has less than its share."""
+    even, uneven = manifest(1_000_000 - 10_000, 10_000, 0.01), manifest(1_000_000 - 2_000, 2_000, 0.01)
+    share, larger = validation_share(even, 4096), validation_share(uneven, 4096)
+    assert share is not None and larger is not None
+    assert share * 10_000 / 0.01 > 4096 and larger * 2_000 / 0.01 > 4096
+
+
+def test_the_sentence_names_the_packs_of_the_recipes() -> None:
+    sizes = [find_recipe(name).packs.tokens for name in RECIPES]
+    assert (min(sizes), max(sizes)) == (SMALLEST, MEASURABLE)
 
 
 def test_a_large_enough_or_absent_split_gives_no_warning():
