@@ -28,6 +28,7 @@ from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine.ds_file import complete_ds_config, precision, zero_stage
 from megamask.engine.full_tensors import FullTensors
 from megamask.engine.meta_weights import FirstValue, materialise
+from megamask.engine.nvme import check_locked_memory, in_own_folders
 from megamask.engine.optimizer import OptimizerConfig, build_optimizer
 from megamask.engine.replicas import check_replicas
 from megamask.engine.stopwatch import Stopwatch
@@ -71,6 +72,9 @@ class Engine:
         choose_accelerator()
         import deepspeed
 
+        dtype = torch.bfloat16 if ds.get("bf16", {}).get("enabled") else torch.float32
+        check_locked_memory(ds, dtype.itemsize)
+        ds, self._folders = in_own_folders(ds)
         private_api.hide_step_messages()
         private_api.skip_shm_extension(deepspeed.ops)
         ranks.init_process_group()
@@ -91,7 +95,6 @@ class Engine:
             first_value = start.pop
             objective.to(ranks.device())
         else:
-            dtype = torch.bfloat16 if ds.get("bf16", {}).get("enabled") else torch.float32
             materialise(objective, first_value, ds_config, dtype, ranks.device())
         self._engine = deepspeed.initialize(
             model=objective,
@@ -121,6 +124,8 @@ class Engine:
         private_api.free_memory(self._engine.optimizer, self.stage, self._parameters.values())
         del self._engine, self._tensors, self._parameters
         gc.collect()  # DeepSpeed's objects refer to each other
+        for folder in self._folders:
+            folder.close()
 
     # ---- steps
 

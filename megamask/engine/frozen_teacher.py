@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from megamask.engine.meta_weights import materialise
+from megamask.engine.nvme import check_locked_memory, in_own_folders
 from megamask.runtime import private_api, ranks
 from megamask.runtime.accelerator import choose_accelerator
+from megamask.storage.scratch_folder import ScratchFolder
 
 
 class FrozenEngine:
@@ -27,6 +29,10 @@ class FrozenEngine:
 
     def __init__(self, module: nn.Module, ds: dict[str, Any] | None, dtype: torch.dtype):
         module = module.eval().requires_grad_(False)
+        self._folders: list[ScratchFolder] = []
+        if ds is not None:
+            check_locked_memory(ds, dtype.itemsize)
+            ds, self._folders = in_own_folders(ds)
         self._engine = None if ds is None else _partition(module, ds, dtype)
         self._module = module.to(ranks.device(), dtype) if self._engine is None else self._engine
 
@@ -39,6 +45,8 @@ class FrozenEngine:
         """Release the memory of DeepSpeed."""
         if self._engine is not None:
             self._engine.destroy()
+        for folder in self._folders:
+            folder.close()
 
 
 def _partition(module: nn.Module, ds: dict[str, Any], dtype: torch.dtype) -> Any:

@@ -36,9 +36,22 @@ def offload_problems(section: dict[str, Any], stage: int, optimizer: str, name: 
                 f"`zero_optimization.{key}` has an effect only at ZeRO stage {', '.join(map(str, stages))}, but the "
                 f"DeepSpeed file says {stage}. Remove the key, or set stage 3."
             )
-    if "nvme" in devices.values() and stage != 3:
+    return problems + nvme_problems(section, stage)
+
+
+def nvme_problems(section: dict[str, Any], stage: int) -> list[str]:
+    """Sentences for what is missing if the `zero_optimization` of a DeepSpeed file keeps something on NVMe."""
+    devices = offload_devices(section)
+    if "nvme" not in devices.values():
+        return []
+    problems = [
+        f"`zero_optimization.{key}.device` 'nvme' needs `nvme_path`, a folder on a local disk. Set it."
+        for key, device in devices.items()
+        if device == "nvme" and not section[key].get("nvme_path")
+    ]
+    if stage != 3:
         problems.append(f"Offloading to NVMe needs ZeRO stage 3, but the DeepSpeed file says {stage}. Set stage 3.")
-    if "nvme" in devices.values() and not has_async_io():
+    if not has_async_io():
         problems.append("Offloading to NVMe needs libaio (Debian: libaio-dev) and a C++ compiler, which are missing.")
     return problems
 

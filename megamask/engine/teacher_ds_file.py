@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megamask.engine.ds_file import parse_ds_config, stage_is_known, zero_stage
+from megamask.engine.offloads import nvme_problems
 
 PRECISION_KEYS = ("bf16", "torch_autocast", "data_types")
 """Keys that a teacher's DeepSpeed file must not set, because `teacher.precision` decides them."""
@@ -26,6 +27,7 @@ def teacher_ds_problems(name: str, path: Path) -> tuple[dict[str, Any], list[str
             f"`{name}` needs ZeRO stage 3, the only one that DeepSpeed runs without an optimizer, but {path} says "
             f"{zero_stage(ds)}. Use teacher_shard, or remove `{name}` to hold the whole teacher on each device."
         )
-    if "offload_optimizer" in ds.get("zero_optimization", {}):
+    section = ds.get("zero_optimization", {})
+    if "offload_optimizer" in section:
         problems.append(f"`{path}` has `offload_optimizer`, but a teacher has no optimizer. Remove it.")
-    return ds, problems
+    return ds, problems + nvme_problems({"offload_param": section.get("offload_param")}, 3)

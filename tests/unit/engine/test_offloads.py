@@ -35,6 +35,13 @@ def test_nvme_needs_libaio_and_stage_3(there: bool, monkeypatch: pytest.MonkeyPa
     assert "`offload_param` may be 'nvme'" in ds_problems(OptimizerConfig(), moments)[0]
 
 
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_nvme_needs_a_path(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offloads, "has_async_io", lambda: True)
+    problems = offloads.nvme_problems({key: {"device": "nvme"}}, 3)
+    assert len(problems) == 1 and f"`zero_optimization.{key}.device` 'nvme' needs `nvme_path`" in problems[0]
+
+
 def test_libaio_is_looked_for_where_stderr_is_not_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed redirects its file descriptor, which the stderr of a notebook does not have."""
 
