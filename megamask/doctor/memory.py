@@ -12,6 +12,7 @@ for them). Tensors that never exist at the same time are counted as if they did.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,18 +60,26 @@ class Placement:
     """`stage3_prefetch_bucket_size`, in elements."""
     sub_group: int = 1_000_000_000
     """`sub_group_size`: weights that the optimizer moves at once at stage 3."""
-    files: bool = False
-    """Whether what is offloaded is in files, which are counted as memory of the host: what DeepSpeed keeps of them in
-    memory was not measured."""
+    moment_buffers: int = 0
+    """Buffers, each of the largest flat partition, between masters and moments and their files; 0: they are in memory.
+    """
+    weight_buffers: float = 0.0
+    """Elements of the buffers between weights and their files; 0: they are in memory."""
+    weights_in_memory: float = math.inf
+    """`max_in_cpu`: the most weights of a rank that are in memory although they could be in files."""
     gpu: bool = True
     """Whether the memory of the device is not that of its host."""
 
     @property
     def name(self) -> str:
         """The stage and what is offloaded, as words."""
-        parts = [what for what, there in (("moments", self.offload_state), ("weights", self.offload_weights)) if there]
-        where = "in files" if self.files else "on the host"
-        return f"ZeRO {self.stage}" + (f", {' and '.join(parts)} {where}" if parts else "")
+        places = {
+            "moments": ("in files" if self.moment_buffers else "on the host") if self.offload_state else "",
+            "weights": ("in files" if self.weight_buffers else "on the host") if self.offload_weights else "",
+        }
+        if len({*places.values()} - {""}) == 1:  # together
+            places = {" and ".join(what for what, where in places.items() if where): max(places.values())}
+        return ", ".join([f"ZeRO {self.stage}", *(f"{what} {where}" for what, where in places.items() if where)])
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,9 @@ def state_memory(size: ModelSize, place: Placement) -> StateMemory:
     moved = place.offload_state and place.gpu and not (sharded and place.offload_weights)
     optimizer = {"fp32 masters": 4.0 * size.weights * share} if place.bits16 or moved else {}
     optimizer["moments"] = moments * share
+    if place.moment_buffers:
+        partition = min(place.sub_group, size.weights * share)
+        optimizer = {"buffers of moments in files": 4.0 * place.moment_buffers * partition}
     if size.muon:
         optimizer["Muon's gradients in fp32"] = 4.0 * size.muon * share
     if size.muon and not sharded:
@@ -103,7 +115,9 @@ def state_memory(size: ModelSize, place: Placement) -> StateMemory:
     device, host = Lines(), Lines()
     weights = width * size.weights * (share if sharded else 1.0)
     if sharded and place.offload_weights:
-        host["weights"] = weights
+        host["weights"] = min(weights, width * place.weights_in_memory)
+        if place.weight_buffers:
+            host["buffers of weights in files"] = width * place.weight_buffers
     else:
         device["weights"] = weights
     if place.offload_state:

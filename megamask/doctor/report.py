@@ -207,8 +207,6 @@ def memory_report(command: DoctorCommand, plan: PlannedMemory, text: RunText) ->
     lines.append(f"  the start, which makes one tensor after the other, needs {in_gb(startup)}")
     if before := step_memory.entropy_pass(plan, given):
         lines.append(f"  the pass that finds entropies needs {in_gb(before)} before a step, at another time")
-    if given.files:
-        lines.append("  what is in files is counted as memory of the host, so a run with files needs less than stated")
     lines += ["", *indented(aligned_table(_stages(plan, limit)))]
     if plan.gpu:
         lines.append(f"  {_host_of_node(plan, command.machine.nodes)}")
@@ -237,7 +235,7 @@ def _host_of_node(plan: PlannedMemory, nodes: int) -> str:
 
 def memory_problems(plan: PlannedMemory, limit: float | None) -> list[str]:
     """A sentence if the run fits into ``limit`` bytes of a device in no stage and with no offload to the host."""
-    if limit is None or plan.place.files or step_memory.fastest_placement(plan, limit) is not None:
+    if limit is None or step_memory.fastest_placement(plan, limit) is not None:
         return []
     peaks = {place: step_memory.peak_memory(plan, place, True) for place in step_memory.placements(plan)}
     place, least = min(peaks.items(), key=lambda pair: pair[1])

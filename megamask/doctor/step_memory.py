@@ -12,7 +12,7 @@ from megamask.config.pretrain_config import PretrainConfig
 from megamask.doctor import memory
 from megamask.doctor.memory import LayerSize, Lines, ModelSize, PackSize, Placement, StateMemory
 from megamask.engine.ds_file import bucket_size, zero_stage
-from megamask.engine.offloads import offload_devices
+from megamask.engine.offloads import moment_buffers, offload_devices, weight_buffers
 from megamask.engine.writers import MAX_WRITERS, WINDOW
 from megamask.model.shape import EncoderShape
 from megamask.runtime.cpu_memory import LARGE_MODEL
@@ -88,6 +88,7 @@ def placement_of(ds: dict[str, Any], ranks: int, gpu: bool = True) -> Placement:
     """How a DeepSpeed file, with its `auto` resolved, keeps the state of a run, on GPUs or on a CPU."""
     zero, default = ds.get("zero_optimization", {}), Placement(zero_stage(ds), ranks, False)
     offloads = offload_devices(zero)
+    weights_in_files = offloads["offload_param"] == "nvme"
 
     def stage_3(name: str, otherwise: int) -> int:
         return int(zero.get(f"stage3_{name}", zero.get(name, otherwise)))
@@ -97,7 +98,9 @@ def placement_of(ds: dict[str, Any], ranks: int, gpu: bool = True) -> Placement:
         bits16=ds.get("bf16", {}).get("enabled") is True,
         offload_state=offloads["offload_optimizer"] != "none",
         offload_weights=offloads["offload_param"] != "none",
-        files="nvme" in offloads.values(),
+        moment_buffers=moment_buffers(zero),
+        weight_buffers=weight_buffers(zero),
+        weights_in_memory=zero["offload_param"].get("max_in_cpu", 1e9) if weights_in_files else math.inf,
         bucket=bucket_size(ds),
         overlap=bool(zero.get("overlap_comm")) and default.stage < 3,
         max_live=stage_3("max_live_parameters", default.max_live),
@@ -117,13 +120,14 @@ def _placements(plan: PlannedMemory) -> Iterator[Placement]:
     kind, own = plan.config.optimizer.kind, plan.place
     bits16 = plan.bf16 and (own.bits16 or own.stage == 0)
     stages = {"lamb": [0], "muon": [1, 2, 3]}.get(kind, [0, 1, 2, 3])
+    in_memory = replace(own, moment_buffers=0, weight_buffers=0.0, weights_in_memory=math.inf)
     for stage in stages:
         yield replace(
-            own, stage=stage, bits16=bits16 and stage > 0, offload_state=False, offload_weights=False, files=False,
+            in_memory, stage=stage, bits16=bits16 and stage > 0, offload_state=False, offload_weights=False,
             overlap=own.overlap and stage < 3,
         )  # fmt: skip
     if kind == "adamw":
-        host = replace(own, bits16=bits16, offload_state=True, files=False)
+        host = replace(in_memory, bits16=bits16, offload_state=True)
         yield replace(host, stage=2, offload_weights=False)
         yield replace(host, stage=3, offload_weights=True, overlap=False)
 

@@ -28,7 +28,7 @@ from megamask.batch import Losses, MaskPlan, PackedBatch, SoftTargets
 from megamask.engine.ds_file import complete_ds_config, precision, zero_stage
 from megamask.engine.full_tensors import FullTensors
 from megamask.engine.meta_weights import FirstValue, materialise
-from megamask.engine.nvme import check_locked_memory, in_own_folders
+from megamask.engine.nvme import check_buffers, check_locked_memory, in_own_folders
 from megamask.engine.optimizer import OptimizerConfig, build_optimizer
 from megamask.engine.replicas import check_replicas
 from megamask.engine.stopwatch import Stopwatch
@@ -73,7 +73,10 @@ class Engine:
         import deepspeed
 
         dtype = torch.bfloat16 if ds.get("bf16", {}).get("enabled") else torch.float32
-        check_locked_memory(ds, dtype.itemsize)
+        sizes = [parameter.numel() for parameter in objective.parameters()]
+        num_weights = sum(sizes)
+        check_buffers(ds, max(sizes))
+        check_locked_memory(ds, num_weights, dtype.itemsize)
         ds, self._folders = in_own_folders(ds)
         private_api.hide_step_messages()
         private_api.skip_shm_extension(deepspeed.ops)
@@ -86,7 +89,6 @@ class Engine:
         self._micros = 0
         self._forward = Stopwatch(ranks.device())
         names = {name for name, _ in objective.named_parameters()}
-        num_weights = sum(parameter.numel() for parameter in objective.parameters())
         ds_config = complete_ds_config(ds, config, self.accumulate, packs_per_step, num_weights)
         # DeepSpeed rounds weights into new memory and makes its fp32 masters from that; then they are set once more
         rounds = self.precision == "bf16" or "data_types" in ds
@@ -136,7 +138,9 @@ class Engine:
 
         DeepSpeed takes the mean over micro-steps and ranks; the factor turns it into the mean over targets.
         """
-        if self._micros:
+        if not self._micros:
+            self._tensors.store()
+        else:
             self._engine.step()  # DeepSpeed counts micro-steps here; it moves nothing before the last
         self._micros += 1
         self._engine.train()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from megamask.engine.meta_weights import materialise
-from megamask.engine.nvme import check_locked_memory, in_own_folders
+from megamask.engine.nvme import check_buffers, check_locked_memory, in_own_folders
 from megamask.runtime import private_api, ranks
 from megamask.runtime.accelerator import choose_accelerator
 from megamask.storage.scratch_folder import ScratchFolder
@@ -31,7 +31,8 @@ class FrozenEngine:
         module = module.eval().requires_grad_(False)
         self._folders: list[ScratchFolder] = []
         if ds is not None:
-            check_locked_memory(ds, dtype.itemsize)
+            check_buffers(ds, max(parameter.numel() for parameter in module.parameters()))
+            check_locked_memory(ds, 0, dtype.itemsize)
             ds, self._folders = in_own_folders(ds)
         self._engine = None if ds is None else _partition(module, ds, dtype)
         self._module = module.to(ranks.device(), dtype) if self._engine is None else self._engine

@@ -25,6 +25,11 @@ class FullTensors:
     def __init__(self, zero: Any, stage: int, kind: str, parameters: Mapping[str, nn.Parameter]):
         """``zero`` is DeepSpeed's optimizer. Creates the moments as zeros; the optimizers would in their first step."""
         self._zero, self._stage, self._kind, self._parameters = zero, stage, kind, parameters
+        self._loaded: int | None = None
+        self._changed = False
+        if stage == 3:  # what goes to files together is read together
+            order = {name: private_api.sub_group_of(zero, parameter) for name, parameter in parameters.items()}
+            self._parameters = {name: parameters[name] for name in sorted(parameters, key=order.__getitem__)}
         self._optimizer = private_api.inner_optimizer(zero, stage)
         self._create_moments()
 
@@ -42,6 +47,12 @@ class FullTensors:
             for name, parameter in self._parameters.items()
             for kind in ("weights", *self._moments(parameter))
         }
+
+    def store(self) -> None:
+        """Put back into files what was read from them: a step needs the memory."""
+        if self._loaded is not None:
+            private_api.store_sub_group(self._zero, self._loaded, changed=self._changed)
+            self._loaded, self._changed = None, False
 
     @torch.no_grad()
     def nonfinite(self) -> list[str]:
@@ -65,6 +76,7 @@ class FullTensors:
                 value = read(f"{moment}/{name}")
                 if value is not None:
                     self._set(parameter, value, moment)
+        self.store()
         if self._stage in (1, 2):
             private_api.update_weights_from_masters(self._zero)
         # AdamW counts its steps with each tensor, LAMB with each group
@@ -101,30 +113,37 @@ class FullTensors:
 
         if self._stage == 0:
             return (parameter if moment is None else self._optimizer.state[parameter][moment]).detach().float()
+        if self._stage == 3:
+            part = self._own_part(parameter, moment).to(ranks.device())
+            return private_api.gather_partitions(self._zero, parameter, part)
         if moment is None:
             return safe_get_full_fp32_param(parameter).detach()
-        if moment == MOMENTUM and self._stage < 3:
+        if moment == MOMENTUM:
             momentum = torch.zeros(parameter.shape, device=ranks.device())
             buffer, is_first = self._momentum(parameter)
             if buffer is not None and is_first:  # of two ranks that keep it, one adds it
                 momentum += buffer.view(parameter.shape)
             return ranks.sum(momentum)
-        tensor = safe_get_full_optimizer_state(parameter, moment)
-        return tensor.detach().view(private_api.full_shape(parameter))
+        return safe_get_full_optimizer_state(parameter, moment).detach().view(parameter.shape)
 
     def _partition(self, parameter: nn.Parameter, moment: str | None) -> Tensor | None:
         """What this rank keeps of a weight or moment in fp32; None if that is nothing."""
-        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
         if self._stage == 0:
             return (parameter if moment is None else self._optimizer.state[parameter][moment]).detach()
         if self._stage == 3:
-            if moment is None:
-                return safe_get_local_fp32_param(parameter).detach()
-            return safe_get_local_optimizer_state(parameter, moment).detach()
+            return self._own_part(parameter, moment)
         if moment == MOMENTUM:
             return self._momentum(parameter)[0]
         return private_api.fragment(parameter, moment)
+
+    def _own_part(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+        """Stage 3: this rank's part, with padding, as a view. If it is in a file, it is in memory until `store`."""
+        index = private_api.sub_group_of(self._zero, parameter)
+        if index != self._loaded:
+            self.store()
+            private_api.load_sub_group(self._zero, index)
+            self._loaded = index
+        return private_api.partition(self._zero, parameter, moment)
 
     def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         if self._stage == 3:
@@ -143,7 +162,11 @@ class FullTensors:
             with torch.no_grad():
                 (parameter if moment is None else self._optimizer.state[parameter][moment]).copy_(value)
         elif self._stage == 3:
-            self._set_partition(parameter, value, moment)
+            part = self._own_part(parameter, moment)
+            begin = ranks.rank() * part.numel()
+            values = value.flatten()[begin : begin + part.numel()]
+            part.zero_()[: values.numel()].copy_(values)  # the last rank's part ends in padding
+            self._changed = True
         elif moment == MOMENTUM:
             buffer, _ = self._momentum(parameter)
             if buffer is not None:
@@ -152,18 +175,6 @@ class FullTensors:
             safe_set_full_fp32_param(parameter, value)
         else:
             safe_set_full_optimizer_state(parameter, value, moment)
-
-    def _set_partition(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
-        """Stage 3: set this rank's partition; the last ends in padding, which the full setters do not expect."""
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        size = private_api.partition_size(parameter)
-        partition = value.flatten()[ranks.rank() * size : (ranks.rank() + 1) * size]
-        partition = nn.functional.pad(partition, (0, size - partition.numel()))
-        if moment is None:
-            safe_set_local_fp32_param(parameter, partition)
-        else:
-            safe_set_local_optimizer_state(parameter, partition, moment)
 
     def _momentum(self, parameter: nn.Parameter) -> tuple[Tensor | None, bool]:
         """This rank's momentum of ``parameter`` at stages 1 and 2, and whether its partition has the first part."""

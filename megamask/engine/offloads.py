@@ -25,11 +25,12 @@ def offload_problems(section: dict[str, Any], stage: int, optimizer: str, name: 
     devices, problems = offload_devices(section), []
     if optimizer == "muon" and set(devices.values()) != {"none"}:
         problems.append(f"`{name}.kind` 'muon' does not support offloading. Use another DeepSpeed file, or 'adamw'.")
-    if devices["offload_optimizer"] == "nvme":
-        problems.append(
-            "The DeepSpeed file sets `zero_optimization.offload_optimizer.device` to 'nvme', which does not work: the "
-            "moments are still in their files when a step needs them. Use 'cpu'; `offload_param` may be 'nvme'."
-        )
+    for flag in ("pipeline_read", "pipeline_write"):
+        if (section.get("offload_optimizer") or {}).get(flag):
+            problems.append(
+                f"`zero_optimization.offload_optimizer.{flag}` is not supported: DeepSpeed ran out of its buffers with "
+                "it. Remove the key."
+            )
     for key, stages in OFFLOADS.items():
         if devices[key] == "cpu" and stage not in stages:
             problems.append(
@@ -54,6 +55,19 @@ def nvme_problems(section: dict[str, Any], stage: int) -> list[str]:
     if not has_async_io():
         problems.append("Offloading to NVMe needs libaio (Debian: libaio-dev) and a C++ compiler, which are missing.")
     return problems
+
+
+def moment_buffers(section: dict[str, Any]) -> int:
+    """DeepSpeed's buffers between moments and their files, each of the largest flat partition in fp32; 0: no files."""
+    in_files = offload_devices(section)["offload_optimizer"] == "nvme"
+    return int(section["offload_optimizer"].get("buffer_count", 4)) if in_files else 0
+
+
+def weight_buffers(section: dict[str, Any]) -> float:
+    """Elements of DeepSpeed's buffers between weights and their files; 0: no files."""
+    weights = section.get("offload_param") or {}
+    in_files = offload_devices(section)["offload_param"] == "nvme"
+    return float(weights.get("buffer_count", 5) * weights.get("buffer_size", 1e8)) if in_files else 0.0
 
 
 def has_async_io() -> bool:

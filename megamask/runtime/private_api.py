@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -147,6 +147,8 @@ def discard_step(engine: Any, stage: int) -> None:
     finally:
         delattr(zero, check)
         zero.check_grad_overflow = enabled
+    if stage == 3 and zero.swap_optimizer:
+        zero.optimizer_swapper.flush_gradients()  # else these and the next ones are written to the same files at once
 
 
 def restart_micro_steps(engine: Any) -> None:
@@ -170,25 +172,58 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def partition_size(parameter: nn.Parameter) -> int:
-    """At stage 3: the numbers of this parameter on each rank, with padding, which DeepSpeed's full setters reject."""
-    return parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-
-
 def inner_optimizer(zero: Any, stage: int) -> torch.optim.Optimizer:
     """The optimizer inside of ZeRO's, or of the one that DeepSpeed wraps around it at stage 0."""
     return zero.optimizer if stage else getattr(zero, "optimizer", zero)
 
 
-def state_tensors(zero: Any, stage: int, group: int) -> list[Tensor]:
+def state_tensors(zero: Any, stage: int, group: int) -> Iterator[Tensor]:
     """The tensors that are the keys of the inner optimizer's state of parameter group number ``group``.
 
-    At stage 3 these are flat partitions; before its first step DeepSpeed does not put them into the groups.
+    At stage 3 these are flat partitions; before its first step DeepSpeed does not put them into the groups. One that is
+    in a file is in memory, and may get a state, until the next is taken.
     """
-    if stage == 3:
-        flat = enumerate(zero.fp32_partitioned_groups_flat)
-        return [tensor for index, tensor in flat if zero.sub_group_to_group_id[index] == group]
-    return inner_optimizer(zero, stage).param_groups[group]["params"]
+    if stage != 3:
+        yield from inner_optimizer(zero, stage).param_groups[group]["params"]
+        return
+    for index, tensor in enumerate(zero.fp32_partitioned_groups_flat):
+        if zero.sub_group_to_group_id[index] == group:
+            load_sub_group(zero, index)
+            yield tensor
+            store_sub_group(zero, index, changed=True)
+
+
+def sub_group_of(zero: Any, parameter: nn.Parameter) -> int:
+    """At stage 3: which of the flat partitions, which go to files as a whole, has this rank's part of a parameter."""
+    return zero.grad_position[zero.get_param_id(parameter)][0]
+
+
+def load_sub_group(zero: Any, index: int) -> None:
+    """At stage 3: bring the masters and moments of a flat partition into memory, if they are in files."""
+    if zero._swappable_optimizer_subgroup(index):
+        zero._optimizer_states_and_gradient_swap_in(index)
+
+
+def store_sub_group(zero: Any, index: int, *, changed: bool) -> None:
+    """Free the memory of what `load_sub_group` read; write it to its files first if it was ``changed``."""
+    if zero._swappable_optimizer_subgroup(index):
+        (zero._optimizer_states_and_gradient_swap_out if changed else zero._release_swap_buffers)(index)
+
+
+def partition(zero: Any, parameter: nn.Parameter, moment: str | None) -> Tensor:
+    """At stage 3: this rank's part, with padding, of an fp32 weight or moment that is in memory, as a view.
+
+    The documented getters read a whole flat partition from its files for each parameter, and write it back.
+    """
+    index, begin, size = zero.grad_position[zero.get_param_id(parameter)]
+    master = zero.fp32_partitioned_groups_flat[index]
+    tensor = master if moment is None else zero.optimizer.state[master][moment]
+    return tensor.detach().narrow(0, begin, size)
+
+
+def gather_partitions(zero: Any, parameter: nn.Parameter, part: Tensor) -> Tensor:
+    """At stage 3: the whole tensor of which every rank has a `partition`. Collective."""
+    return zero._fp32_state_allgather(parameter, part)
 
 
 def share_memory(zero: Any, stage: int) -> None:

@@ -18,7 +18,7 @@ from megamask.doctor import step_memory
 from megamask.doctor.checks import examine
 from megamask.doctor.measured_steps import probe_settings
 from megamask.doctor.memory import ModelSize
-from megamask.doctor.report import _advice, memory_problems, planned_memory, report_lines, run_doctor
+from megamask.doctor.report import _advice, planned_memory, report_lines, run_doctor
 from megamask.doctor.settings import DoctorCommand, parse_doctor_command
 from megamask.doctor.step_memory import PlannedMemory, TeacherSize, placement_of
 from megamask.errors import ConfigError
@@ -322,14 +322,37 @@ def test_the_report_says_how_many_tokens_of_a_pack_are_predicted(text: Path, tmp
         assert any(words in line for line in report_of(text, tmp_path / "run", *flags))
 
 
-def test_a_run_with_state_in_files_is_not_refused(text: Path, tmp_path: Path) -> None:
-    """The doctor does not know how much of the files DeepSpeed keeps in memory."""
+def test_state_in_files_takes_the_memory_of_its_buffers(text: Path, tmp_path: Path) -> None:
     plan = memory_of(text, tmp_path / "run")
-    files = {"stage": 3, "offload_optimizer": {"device": "nvme"}, "offload_param": {"device": "cpu"}}
-    place = placement_of({"zero_optimization": files}, 1, gpu=False)
-    assert place.files and place.name.endswith("in files")
-    assert memory_problems(plan, 1.0) and not memory_problems(replace(plan, place=place), 1.0)
-    assert [listed.files for listed in step_memory.placements(replace(plan, place=place))].count(True) == 1
+    plan = replace(plan, size=replace(plan.size, muon=0))  # Muon has no offload
+    cpu, disk = {"device": "cpu"}, {"device": "nvme", "nvme_path": "/tmp", "buffer_count": 4}
+
+    def state(moments: dict[str, object], weights: dict[str, object], **more: object) -> float:
+        section = {"stage": 3, "offload_optimizer": moments, "offload_param": weights, **more}
+        place = placement_of({"zero_optimization": section}, 1, gpu=False)
+        return sum(step_memory.state_memory_of(plan, place).device.values())
+
+    memory = state(cpu, cpu)
+    # fp32: two moments go, and four buffers for a flat partition come
+    assert state(disk, cpu, sub_group_size=1000) == pytest.approx(memory - 8 * plan.size.weights + 4 * 4 * 1000)
+    assert state(disk, cpu) == pytest.approx(memory + 8 * plan.size.weights)
+    weights = disk | {"max_in_cpu": 0, "buffer_size": 1000}
+    assert state(cpu, weights) == pytest.approx(memory - 4 * plan.size.weights + 4 * 4 * 1000)
+    assert state(cpu, weights | {"max_in_cpu": 1e9}) == pytest.approx(memory + 4 * 4 * 1000)
+
+
+def test_a_placement_says_what_is_where() -> None:
+    cpu, disk = {"device": "cpu"}, {"device": "nvme", "nvme_path": "/tmp"}
+    names = [
+        placement_of(
+            {"zero_optimization": {"stage": 3, "offload_optimizer": moments, "offload_param": weights}}, 1
+        ).name
+        for moments, weights in ((cpu, cpu), (disk, disk), (cpu, disk), ({}, disk), ({}, {}))
+    ]
+    assert names == [
+        "ZeRO 3, moments and weights on the host", "ZeRO 3, moments and weights in files",
+        "ZeRO 3, moments on the host, weights in files", "ZeRO 3, weights in files", "ZeRO 3",
+    ]  # fmt: skip
 
 
 def test_the_report_mentions_missing_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,6 @@ def test_nvme_needs_libaio_and_stage_3(there: bool, monkeypatch: pytest.MonkeyPa
     assert bool(ds_problems(OptimizerConfig(), NVME)) != there
     lower = {"zero_optimization": NVME["zero_optimization"] | {"stage": 2}}
     assert "stage 3" in ds_problems(OptimizerConfig(), lower)[0]
-    moments = {"zero_optimization": NVME["zero_optimization"] | {"offload_optimizer": {"device": "nvme"}}}
-    assert "`offload_param` may be 'nvme'" in ds_problems(OptimizerConfig(), moments)[0]
 
 
 @pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
@@ -53,3 +51,9 @@ def test_libaio_is_looked_for_where_stderr_is_not_a_file(monkeypatch: pytest.Mon
     builder = {"AsyncIOBuilder": Builder()}.get
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert offloads.has_async_io()
+
+
+@pytest.mark.parametrize("flag", ["pipeline_read", "pipeline_write"])
+def test_a_pipeline_of_moments_is_refused(flag: str) -> None:
+    problems = offloads.offload_problems({"offload_optimizer": {"device": "cpu", flag: True}}, 3, "adamw", "optimizer")
+    assert len(problems) == 1 and f"`zero_optimization.offload_optimizer.{flag}`" in problems[0]

@@ -17,6 +17,7 @@ STAGE_0 = "deepspeed.runtime.bf16_optimizer"
 STAGE_1_2 = "deepspeed.runtime.zero.stage_1_and_2"
 STAGE_3 = "deepspeed.runtime.zero.stage3"
 ENGINE = "deepspeed.runtime.engine"
+SWAPPER = "deepspeed.runtime.swap_tensor.partitioned_optimizer_swapper"
 PARTITION = "deepspeed.runtime.zero.partition_parameters"
 
 ATTRIBUTES = {
@@ -35,8 +36,10 @@ ATTRIBUTES = {
     "zero.fp16_partitioned_groups_flat_numel": [STAGE_3],
     "zero.fp32_partitioned_groups_flat": [STAGE_3],
     "zero.grad_partitions_flat_buffer": [STAGE_3],
+    "zero.grad_position": [STAGE_1_2, STAGE_3],
     "zero.norm_for_param_grads": [STAGE_1_2, STAGE_3],
     "zero.offload_optimizer": [STAGE_3],
+    "zero.optimizer_swapper": [STAGE_3],
     "zero.optimizer": [STAGE_0, STAGE_1_2, STAGE_3],
     "zero.overflow": [STAGE_1_2, STAGE_3],
     "zero.parallel_partitioned_bit16_groups": [STAGE_1_2],
@@ -50,9 +53,15 @@ ATTRIBUTES = {
 METHODS = {
     "engine.step": {ENGINE: "self, lr_kwargs=None"},
     "engine.zero_grad": {ENGINE: "self"},
+    "optimizer_swapper.flush_gradients": {SWAPPER: "self"},
+    "zero._fp32_state_allgather": {STAGE_3: "self, param, fp32_state_partition"},
     "zero._lazy_init_hp_params_optimizer_state": {STAGE_1_2: "self"},
     "zero._link_all_hp_params": {STAGE_1_2: "self", STAGE_3: "self"},
+    "zero._optimizer_states_and_gradient_swap_in": {STAGE_3: "self, sub_group_id, timer_names=None"},
+    "zero._optimizer_states_and_gradient_swap_out": {STAGE_3: "self, sub_group_id, timer_names=None"},
     "zero._overflow_check_and_loss_scale_update": {STAGE_3: "self, update_scale=True"},
+    "zero._release_swap_buffers": {STAGE_3: "self, sub_group_id"},
+    "zero._swappable_optimizer_subgroup": {STAGE_3: "self, sub_group_id"},
     "zero.check_overflow": {STAGE_1_2: "self, partition_gradients=True"},
     "zero.get_param_id": {STAGE_1_2: "self, param", STAGE_3: "self, param"},
     "zero.update_lp_params": {STAGE_1_2: "self"},
