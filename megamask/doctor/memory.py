@@ -21,9 +21,9 @@ RESERVE = 0.08
 LIBRARIES = 5.6e8
 """Resident bytes of a process on a CPU that trains a model of almost no size: Python, torch, DeepSpeed, and what a
 first step loads. Measured: 0.51 GB at stage 0, 0.56 GB at stages 1 to 3."""
-GAPS = 0.5
+GAPS, GAPS_WITH_OFFLOAD = 0.5, 1.0
 """What the heap of a process on a CPU keeps at stages 1 to 3 between blocks in use, below `LARGE_MODEL` weights, as a
-share of the memory that only a step needs. Measured: 0.1 to 1.0."""
+share of the memory that only a step needs; more if state and weights are offloaded. Measured: 0.1 to 1.2."""
 ALL_REDUCED = 500_000_000
 """Gradients that DeepSpeed copies into one message at stage 0, in elements."""
 BLOCK = 2**25
@@ -184,7 +184,10 @@ def optimizer_copies(size: ModelSize, place: Placement) -> float:
     elements = size.weights / place.ranks
     if place.stage == 3:
         elements = min(elements, place.sub_group)
-    return elements * (6 if place.bits16 else 4)
+    copies = elements * (6 if place.bits16 else 4)
+    if place.stage == 1 and not size.muon:  # before, DeepSpeed frees the gradients of other ranks
+        copies -= (2 if place.bits16 else 4) * (size.weights - elements)
+    return max(0.0, copies)
 
 
 Attention = Literal["varlen", "fused", "products"]

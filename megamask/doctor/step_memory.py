@@ -213,12 +213,15 @@ def device_lines(plan: PlannedMemory, place: Placement, checkpointing: bool) -> 
         "backward pass": memory.backward_working_set(layer, plan.pack),
     }
     copies = memory.optimizer_copies(plan.size, place)
-    if plan.gpu:  # they take the memory that the backward pass freed
-        copies = max(0.0, copies - sum(compute.values()))
+    small = plan.size.weights < LARGE_MODEL
+    if plan.gpu or not small:  # they take the memory that the backward pass freed
+        freed = compute | (memory.gathered_weights(plan.size, place) if place.stage == 3 else {})
+        copies = max(0.0, copies - sum(freed.values()))
     transient |= compute | {"copies for the optimizer": copies}
     lines |= transient
-    if not plan.gpu and place.stage > 0 and plan.size.weights < LARGE_MODEL:
-        lines["gaps of the heap"] = memory.GAPS * sum(transient.values())
+    if not plan.gpu and place.stage > 0 and small:
+        share = memory.GAPS_WITH_OFFLOAD if place.offload_state and place.offload_weights else memory.GAPS
+        lines["gaps of the heap"] = share * sum(transient.values())
     return lines
 
 
