@@ -70,7 +70,7 @@ def test_a_changed_evaluation_is_computed_again(runs: list[PlannedRun], script) 
 
 
 def test_a_failure_is_recorded_with_the_last_line_and_tried_again(runs: list[PlannedRun], script) -> None:
-    script("import sys; print('first'); sys.exit('the reason' if sys.argv[1] == 'evaluate' else 0)")
+    script("import sys; print('first', flush=True); sys.exit('the reason' if sys.argv[1] == 'evaluate' else 0)")
     assert work(JobQueue(runs[:1], SLOTS, ""))[-1].endswith("frozen failed")
     record = read_record(runs[0])["frozen"]
     assert record.reason == "the reason (exit code 1)"
